@@ -1,0 +1,45 @@
+# `make run` and `make test` need nothing but Python 3.11 or newer with venv; they keep what they install in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: run test lint types bench docs clean help
+
+help:
+	@echo "make run     start the exporter; ARGS='--target vllm=http://127.0.0.1:8000' passes options"
+	@echo "make test    lint, types and every test"
+	@echo "make bench   measure against prometheus_client, httpx and vmagent"
+	@echo "make docs    regenerate METRICS.md"
+
+$(VENV)/.run: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+run: $(VENV)/.run
+	$(BIN)/llm-headroom run $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/run.py
+
+docs: $(VENV)/.run
+	$(BIN)/python -m llm_headroom.docs
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,178 @@
+"""The values that flow through the pipeline. All are immutable; this module imports none of its siblings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+"""Label names and values, sorted by name, none of them empty: an empty label is an absent one."""
+
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Kind(StrEnum):
+    """What a metric's values mean; the text is the one of Prometheus' TYPE lines."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+class Across(StrEnum):
+    """How the series of one target's data-parallel replicas combine into the target's own value."""
+
+    SUM = "sum"
+    """Extensive: requests, tokens, bytes, and histograms of equal bounds."""
+    MAX = "max"
+    """The worst replica speaks for the target."""
+    CAPACITY_WEIGHTED = "capacity_weighted"
+    """A share of the KV pool: the mean weighted by each replica's capacity (`Across.MAX` belongs beside it)."""
+    NONE = "none"
+    """Not to be combined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One canonical metric.
+
+    `unit` is a UCUM code (`s`, `By`, `J`, `W`, `Cel`, `Hz`, `1` on ratios, `{token}`, `{request}`, … elsewhere),
+    `labels` are the names that its series may carry, `help` is one line for every engine alike.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+    across: Across = Across.NONE
+
+
+class Series:
+    """A metric with label values: the identity of a point. Hashed once, since every poll looks it up."""
+
+    __slots__ = ("_hash", "labels", "metric")
+
+    metric: Metric
+    labels: Labels
+
+    def __init__(self, metric: Metric, labels: Mapping[str, str]) -> None:
+        """Drops empty label values: Prometheus takes them for absent ones."""
+        self.metric = metric
+        self.labels = tuple(sorted((name, value) for name, value in labels.items() if value))
+        self._hash = hash((metric.name, self.labels))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Series):
+            return NotImplemented
+        return self._hash == other._hash and self.metric is other.metric and self.labels == other.labels
+
+    def __repr__(self) -> str:
+        inside = ",".join(f'{name}="{value}"' for name, value in self.labels)
+        return f"{self.metric.name}{{{inside}}}"
+
+    def label(self, name: str) -> str:
+        """The value of a label, empty if the series does not carry it."""
+        return next((value for key, value in self.labels if key == name), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """A histogram as a value, like a float.
+
+    `bounds` are the upper bounds, ascending, the last one +Inf; `counts` are cumulative, one for each bound;
+    `sum` is the sum of the observations in the metric's unit.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[float, ...]
+    sum: float
+
+    @property
+    def count(self) -> float:
+        """The number of observations."""
+        return self.counts[-1]
+
+
+class Point(NamedTuple):
+    """What we say: a series, its value, and the upstream name or field that the value came from."""
+
+    series: Series
+    value: float | Histogram
+    origin: str
+
+
+class SampleState(StrEnum):
+    """What became of what an engine exposes."""
+
+    MAPPED = "mapped"
+    IGNORED = "ignored"
+    UNKNOWN = "unknown"
+    INVALID = "invalid"
+
+
+class Cause(StrEnum):
+    """Why a collection failed: a closed set, since it is a label value."""
+
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    AUTH = "auth"
+    STATUS = "status"
+    REDIRECT = "redirect"
+    TOO_LARGE = "too_large"
+    TRUNCATED = "truncated"
+    PROTOCOL = "protocol"
+    FORMAT = "format"
+    NOT_THIS_ENGINE = "not_this_engine"
+    CREDENTIALS = "credentials"
+    LIBRARY = "library"
+    DRIVER = "driver"
+    DEVICE = "device"
+    INTERNAL = "internal"
+
+
+class Failure(NamedTuple):
+    """Why a source, or a part of it, gave nothing; `message` is written for the operator and holds no secrets."""
+
+    cause: Cause
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How a collection went, apart from what it gave. Times are unix seconds, durations seconds."""
+
+    up: bool
+    error: Failure | None = None
+    warnings: tuple[Failure, ...] = ()
+    duration_seconds: float = 0.0
+    last_success: float | None = None
+    samples: Mapping[SampleState, int] = field(default_factory=dict)
+    unmapped: tuple[str, ...] = ()
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """One collection of one source. A failed collection carries health and no points.
+
+    `taken` is the unix time at which the collection began, `engine` is empty as long as nobody knows it.
+    """
+
+    target: str
+    engine: str
+    taken: float
+    points: tuple[Point, ...] = ()
+    health: Health

@@ -1,0 +1,331 @@
+"""Every canonical metric, once: the only place where names, kinds, units, help texts and labels exist.
+
+Units are UCUM codes as OpenTelemetry wants them. `1` stands on ratios alone, so that a translation from OTLP to
+Prometheus leaves each name as it is (open-telemetry/opentelemetry-specification,
+specification/compatibility/prometheus_and_openmetrics.md).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llm_headroom.model import Across, Kind, Metric
+
+_ENGINE = ("engine", "model", "target", "replica")
+_SOURCE = ("engine", "target")
+_GPU = ("gpu", "uuid")
+
+
+def _gauge(name: str, unit: str, text: str, *labels: str, across: Across = Across.SUM) -> Metric:
+    return Metric(f"llm_{name}", Kind.GAUGE, unit, text, (*_ENGINE, *labels), across)
+
+
+def _counter(name: str, unit: str, text: str, *labels: str) -> Metric:
+    return Metric(f"llm_{name}", Kind.COUNTER, unit, text, (*_ENGINE, *labels), Across.SUM)
+
+
+def _histogram(name: str, unit: str, text: str) -> Metric:
+    return Metric(f"llm_{name}", Kind.HISTOGRAM, unit, text, _ENGINE, Across.SUM)
+
+
+def _gpu(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
+    return Metric(f"llm_gpu_{name}", kind, unit, text, (*_GPU, *labels))
+
+
+def _source(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
+    return Metric(f"llm_{name}", kind, unit, text, (*_SOURCE, *labels))
+
+
+# Traffic -------------------------------------------------------------------------------------------------------------
+REQUESTS_RUNNING: Final = _gauge("requests_running", "{request}", "Requests in the running batch.")
+REQUESTS_WAITING: Final = _gauge("requests_waiting", "{request}", "Requests that wait to be scheduled.")
+REQUESTS_RUNNING_LIMIT: Final = _gauge(
+    "requests_running_limit", "{request}", "The most requests that the engine runs at once."
+)
+REQUESTS_FINISHED: Final = _counter(
+    "requests_finished_total",
+    "{request}",
+    "Requests that ended with an answer, by the reason why generation ended.",
+    "reason",
+)
+REQUESTS_FAILED: Final = _counter(
+    "requests_failed_total",
+    "{request}",
+    "Requests that ended without a whole answer: aborted, failed or rejected.",
+    "reason",
+)
+HTTP_RESPONSES: Final = _counter(
+    "http_responses_total", "{response}", "HTTP responses of the inference endpoints by class of status code.", "code"
+)
+PREEMPTIONS: Final = _counter(
+    "preemptions_total",
+    "{preemption}",
+    "Running requests that were put back for want of KV cache (preempted, retracted).",
+)
+PROMPT_TOKENS: Final = _counter("prompt_tokens_total", "{token}", "Prompt tokens, cached ones included.")
+GENERATION_TOKENS: Final = _counter("generation_tokens_total", "{token}", "Generated tokens.")
+PROMPT_TOKENS_CACHED: Final = _counter(
+    "prompt_tokens_cached_total", "{token}", "Prompt tokens that were found in a cache and needed no prefill."
+)
+PROCESSED_TOKENS: Final = _counter(
+    "processed_tokens_total",
+    "{token}",
+    "Tokens as the engine works them off step by step, cached ones excluded, by phase (prefill, decode).",
+    "phase",
+)
+WAITING_TOKENS: Final = _gauge("waiting_tokens", "{token}", "Uncached prompt tokens of the waiting requests.")
+ENGINE_STEPS: Final = _counter(
+    "engine_steps_total", "{step}", "Forward passes (engine steps). Flat while requests run means stalled."
+)
+ENGINE_STEP_TOKENS: Final = _histogram("engine_step_tokens", "{token}", "Tokens in one engine step.")
+BATCH_TOKENS: Final = _gauge("batch_tokens", "{token}", "Tokens in the last engine step.")
+FORWARD_SECONDS: Final = _gauge("forward_seconds", "s", "Duration of the last forward pass.", across=Across.MAX)
+PREFILL_THROUGHPUT: Final = _gauge(
+    "prefill_tokens_per_second",
+    "{token}/s",
+    "Prefill throughput as the engine averages it; prefer rates of the token counters.",
+)
+DECODE_THROUGHPUT: Final = _gauge(
+    "decode_tokens_per_second",
+    "{token}/s",
+    "Decode throughput as the engine averages it; prefer rates of the token counters.",
+)
+
+# Latency -------------------------------------------------------------------------------------------------------------
+TIME_TO_FIRST_TOKEN: Final = _histogram(
+    "time_to_first_token_seconds", "s", "From a request's arrival to its first token, the time in the queue included."
+)
+INTER_TOKEN_LATENCY: Final = _histogram("inter_token_latency_seconds", "s", "Between successive tokens of one request.")
+TIME_PER_OUTPUT_TOKEN: Final = _histogram(
+    "time_per_output_token_seconds",
+    "s",
+    "Mean time per token after the first one, one observation for each finished request.",
+)
+REQUEST_DURATION: Final = _histogram("request_duration_seconds", "s", "From a request's arrival to its end.")
+REQUEST_QUEUE: Final = _histogram("request_queue_seconds", "s", "From a request's arrival to its first scheduling.")
+REQUEST_PREFILL: Final = _histogram(
+    "request_prefill_seconds", "s", "From a request's first scheduling to its first token."
+)
+REQUEST_DECODE: Final = _histogram("request_decode_seconds", "s", "From a request's first token to its last one.")
+REQUEST_PROMPT_TOKENS: Final = _histogram("request_prompt_tokens", "{token}", "Prompt tokens of one request.")
+REQUEST_GENERATION_TOKENS: Final = _histogram(
+    "request_generation_tokens", "{token}", "Generated tokens of one request."
+)
+
+# Speculative decoding ------------------------------------------------------------------------------------------------
+SPEC_DECODE_DRAFT_TOKENS: Final = _counter(
+    "spec_decode_draft_tokens_total", "{token}", "Tokens that the draft proposed."
+)
+SPEC_DECODE_ACCEPTED_TOKENS: Final = _counter(
+    "spec_decode_accepted_tokens_total", "{token}", "Draft tokens that the model accepted."
+)
+SPEC_DECODE_ACCEPTANCE: Final = _gauge(
+    "spec_decode_acceptance_ratio",
+    "1",
+    "Accepted share of the draft tokens as the engine averages it; prefer rates of the token counters.",
+    across=Across.MAX,
+)
+
+# KV cache ------------------------------------------------------------------------------------------------------------
+KV_CACHE_CAPACITY: Final = _gauge("kv_cache_capacity_tokens", "{token}", "Tokens that the KV cache can hold.")
+KV_CACHE_USED: Final = _gauge(
+    "kv_cache_used_tokens", "{token}", "KV cache held by requests: tokens that cannot be reclaimed."
+)
+KV_CACHE_EVICTABLE: Final = _gauge(
+    "kv_cache_evictable_tokens", "{token}", "KV cache kept only for reuse: tokens that are reclaimed when needed."
+)
+KV_CACHE_USAGE: Final = _gauge(
+    "kv_cache_usage_ratio",
+    "1",
+    "Share of the KV cache that is held by requests and cannot be reclaimed.",
+    across=Across.CAPACITY_WEIGHTED,
+)
+PREFIX_CACHE_QUERIES: Final = _counter(
+    "prefix_cache_queries_total", "{token}", "Prompt tokens looked up in the prefix cache."
+)
+PREFIX_CACHE_HITS: Final = _counter("prefix_cache_hits_total", "{token}", "Prompt tokens found in the prefix cache.")
+PREFIX_CACHE_HIT_RATIO: Final = _gauge(
+    "prefix_cache_hit_ratio",
+    "1",
+    "Hit ratio as the engine averages it, over a window of its own; prefer rates of hits and queries.",
+    across=Across.NONE,
+)
+
+# Model and engine ----------------------------------------------------------------------------------------------------
+MODEL_INFO: Final = _gauge(
+    "model_info",
+    "{info}",
+    "Always 1; what is known of the model in its labels.",
+    "architecture",
+    "parameters",
+    "quantization",
+    "format",
+    "digest",
+    across=Across.NONE,
+)
+MODEL_CONTEXT: Final = _gauge(
+    "model_context_tokens", "{token}", "The longest prompt plus answer of one request.", across=Across.NONE
+)
+MODEL_MEMORY: Final = _gauge(
+    "model_memory_bytes",
+    "By",
+    "Memory of the model by kind, as the engine tells it: weights, kv_cache, graph, total (wherever it lies), "
+    "device (the part on GPUs).",
+    "kind",
+)
+MODEL_LOADED: Final = _gauge("model_loaded", "{model}", "1 while the model is in memory.", across=Across.NONE)
+MODEL_EXPIRY: Final = _gauge(
+    "model_expiry_timestamp_seconds",
+    "s",
+    "Unix time at which an idle model is unloaded; absent if never.",
+    across=Across.NONE,
+)
+MODEL_OFFLOAD: Final = _gauge(
+    "model_offload_ratio",
+    "1",
+    "Share of the model's memory that lies on GPUs; below 1 it has spilled to the CPU.",
+    across=Across.NONE,
+)
+MODELS_LOADED: Final = Metric("llm_models_loaded", Kind.GAUGE, "{model}", "Models in memory.", _SOURCE)
+ENGINE_INFO: Final = Metric(
+    "llm_engine_info", Kind.GAUGE, "{info}", "Always 1; the engine's version in a label.", (*_SOURCE, "version")
+)
+ENGINE_START: Final = _gauge(
+    "engine_start_time_seconds", "s", "Unix time at which the engine's server process started.", across=Across.NONE
+)
+
+# Router (gateway) ----------------------------------------------------------------------------------------------------
+ROUTER_REQUESTS: Final = _counter("router_requests_total", "{request}", "Requests that the router took in.")
+ROUTER_RESPONSE_HEAD: Final = _histogram(
+    "router_response_head_seconds", "s", "From a request's arrival at the router to the head of its response."
+)
+ROUTER_WORKERS: Final = _gauge("router_workers", "{worker}", "Workers that the router knows.")
+ROUTER_WORKER_HEALTHY: Final = _gauge(
+    "router_worker_healthy",
+    "{worker}",
+    "1 if the router holds the worker for healthy, else 0.",
+    "worker",
+    across=Across.NONE,
+)
+ROUTER_WORKER_REQUESTS: Final = _gauge(
+    "router_worker_requests_active", "{request}", "Requests that the router has under way at the worker.", "worker"
+)
+ROUTER_CIRCUIT_OPEN: Final = _gauge(
+    "router_worker_circuit_open",
+    "{worker}",
+    "1 while the router's circuit breaker keeps requests from the worker.",
+    "worker",
+    across=Across.NONE,
+)
+ROUTER_RETRIES: Final = _counter("router_retries_total", "{request}", "Requests that the router sent again.")
+ROUTER_REJECTED: Final = _counter(
+    "router_rejected_total", "{request}", "Requests that the router turned away (rate limit, overload).", "reason"
+)
+
+# GPU -----------------------------------------------------------------------------------------------------------------
+GPU_INFO: Final = _gpu(
+    "info",
+    Kind.GAUGE,
+    "{info}",
+    "Always 1; name, driver and place of the device in its labels.",
+    "name",
+    "driver",
+    "cuda",
+    "vbios",
+    "pci_bus_id",
+    "mig_parent",
+    "mig_profile",
+)
+GPU_MEMORY_TOTAL: Final = _gpu("memory_total_bytes", Kind.GAUGE, "By", "Memory of the device.")
+GPU_MEMORY_USED: Final = _gpu(
+    "memory_used_bytes", Kind.GAUGE, "By", "Memory allocated by processes; what the driver reserves is apart."
+)
+GPU_MEMORY_FREE: Final = _gpu("memory_free_bytes", Kind.GAUGE, "By", "Memory that can still be allocated.")
+GPU_MEMORY_RESERVED: Final = _gpu(
+    "memory_reserved_bytes", Kind.GAUGE, "By", "Memory that the driver and firmware keep."
+)
+GPU_PROCESS_MEMORY: Final = _gpu(
+    "process_memory_bytes", Kind.GAUGE, "By", "Memory that one process holds on the device.", "pid", "process"
+)
+GPU_UTILIZATION: Final = _gpu(
+    "utilization_ratio", Kind.GAUGE, "1", "Share of the last sample period in which a kernel ran."
+)
+GPU_MEMORY_CONTROLLER: Final = _gpu(
+    "memory_controller_utilization_ratio",
+    Kind.GAUGE,
+    "1",
+    "Share of the last sample period in which device memory was read or written: bandwidth, not occupancy.",
+)
+GPU_POWER: Final = _gpu("power_watts", Kind.GAUGE, "W", "Power draw.")
+GPU_POWER_LIMIT: Final = _gpu("power_limit_watts", Kind.GAUGE, "W", "Power limit in force.")
+GPU_ENERGY: Final = _gpu("energy_joules_total", Kind.COUNTER, "J", "Energy used since the driver was loaded.")
+GPU_TEMPERATURE: Final = _gpu(
+    "temperature_celsius", Kind.GAUGE, "Cel", "Temperature by sensor (gpu, memory).", "sensor"
+)
+GPU_FAN: Final = _gpu("fan_speed_ratio", Kind.GAUGE, "1", "Fan speed as a share of the largest one.", "fan")
+GPU_CLOCK: Final = _gpu("clock_hertz", Kind.GAUGE, "Hz", "Clock by domain (graphics, sm, memory, video).", "domain")
+GPU_CLOCK_MAX: Final = _gpu("clock_max_hertz", Kind.GAUGE, "Hz", "Highest clock by domain.", "domain")
+GPU_THROTTLE: Final = _gpu(
+    "throttle_active", Kind.GAUGE, "{flag}", "1 while the reason holds the clocks down, else 0.", "reason"
+)
+GPU_ECC_ERRORS: Final = _gpu(
+    "ecc_errors_total", Kind.COUNTER, "{error}", "ECC memory errors over the device's life by severity.", "severity"
+)
+GPU_ROW_REMAP_ROWS: Final = _gpu(
+    "row_remap_rows", Kind.GAUGE, "{row}", "Rows remapped over the device's life by severity.", "severity"
+)
+GPU_ROW_REMAP_PENDING: Final = _gpu(
+    "row_remap_pending", Kind.GAUGE, "{flag}", "1 if a row is to be remapped at the next reset."
+)
+GPU_ROW_REMAP_FAILURE: Final = _gpu("row_remap_failure", Kind.GAUGE, "{flag}", "1 if a row could not be remapped.")
+GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "PCIe packets sent again.")
+GPU_PCIE_LINK_GENERATION: Final = _gpu("pcie_link_generation", Kind.GAUGE, "{generation}", "PCIe generation in use.")
+GPU_PCIE_LINK_WIDTH: Final = _gpu("pcie_link_width", Kind.GAUGE, "{lane}", "PCIe lanes in use.")
+GPU_NVLINK_BYTES: Final = _gpu(
+    "nvlink_bytes_total", Kind.COUNTER, "By", "Data sent or received over all NVLinks.", "direction"
+)
+GPUS: Final = Metric("llm_gpus", Kind.GAUGE, "{gpu}", "GPUs that NVML lists, lost ones included.", ())
+
+# Exporter ------------------------------------------------------------------------------------------------------------
+UP: Final = _source("up", Kind.GAUGE, "{source}", "1 if the last collection of the source succeeded, else 0.")
+SOURCE_LAST_SUCCESS: Final = _source(
+    "source_last_success_timestamp_seconds", Kind.GAUGE, "s", "Unix time of the last collection that succeeded."
+)
+SOURCE_DURATION: Final = _source("source_duration_seconds", Kind.GAUGE, "s", "Duration of the last collection.")
+SOURCE_ERRORS: Final = _source(
+    "source_errors_total", Kind.COUNTER, "{error}", "Collections that failed, and parts of others, by cause.", "cause"
+)
+SOURCE_SAMPLES: Final = _source(
+    "source_samples", Kind.GAUGE, "{sample}", "Samples of the last collection by what became of them.", "state"
+)
+LABEL_VALUES_CAPPED: Final = _source(
+    "label_values_capped_total",
+    Kind.COUNTER,
+    "{value}",
+    "Label values beyond the cap, reported as `other`, by label.",
+    "label",
+)
+BUILD_INFO: Final = Metric(
+    "llm_build_info", Kind.GAUGE, "{info}", "Always 1; the version of llm-headroom in a label.", ("version", "python")
+)
+CONFIG_RELOAD_SUCCESS: Final = Metric(
+    "llm_config_last_reload_success",
+    Kind.GAUGE,
+    "{flag}",
+    "1 if the last reading of the configuration succeeded, else 0.",
+)
+CONFIG_RELOAD_TIME: Final = Metric(
+    "llm_config_last_reload_success_timestamp_seconds",
+    Kind.GAUGE,
+    "s",
+    "Unix time of the last reading of the configuration that succeeded.",
+)
+PROCESS_CPU: Final = Metric("llm_exporter_cpu_seconds_total", Kind.COUNTER, "s", "CPU time of llm-headroom itself.")
+PROCESS_MEMORY: Final = Metric(
+    "llm_exporter_resident_memory_bytes", Kind.GAUGE, "By", "Resident memory of llm-headroom itself."
+)
+
+ALL: Final[tuple[Metric, ...]] = tuple(value for value in vars().values() if isinstance(value, Metric))
+"""Every metric in the order in which it is defined, which is the order of the exposition and of METRICS.md."""
+
+BY_NAME: Final[dict[str, Metric]] = {metric.name: metric for metric in ALL}
