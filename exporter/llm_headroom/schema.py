@@ -166,6 +166,10 @@ MODEL_INFO: Final = _gauge(
 MODEL_CONTEXT: Final = _gauge(
     "model_context_tokens", "{token}", "The longest prompt plus answer of one request.", across=Across.NONE
 )
+MODEL_TRAINED_CONTEXT: Final = _gauge(
+    "model_trained_context_tokens", "{token}", "The longest context that the model was trained for.", across=Across.NONE
+)
+MODEL_PARAMETERS: Final = _gauge("model_parameters", "{parameter}", "Parameters of the model.", across=Across.NONE)
 MODEL_MEMORY: Final = _gauge(
     "model_memory_bytes",
     "By",
@@ -196,8 +200,19 @@ ENGINE_START: Final = _gauge(
 
 # Router (gateway) ----------------------------------------------------------------------------------------------------
 ROUTER_REQUESTS: Final = _counter("router_requests_total", "{request}", "Requests that the router took in.")
+ROUTER_ERRORS: Final = _counter(
+    "router_errors_total", "{request}", "Requests that the router could not have answered, by reason.", "reason"
+)
+ROUTER_REJECTED: Final = _counter(
+    "router_rejected_total", "{request}", "Requests that the router turned away (rate limit, overload).", "reason"
+)
+ROUTER_RETRIES: Final = _counter("router_retries_total", "{request}", "Requests that the router sent again.")
 ROUTER_RESPONSE_HEAD: Final = _histogram(
     "router_response_head_seconds", "s", "From a request's arrival at the router to the head of its response."
+)
+ROUTER_REQUESTS_ACTIVE: Final = _gauge("router_requests_active", "{request}", "Requests that the router has under way.")
+ROUTER_REQUESTS_WAITING: Final = _gauge(
+    "router_requests_waiting", "{request}", "Requests that wait in the router for admission."
 )
 ROUTER_WORKERS: Final = _gauge("router_workers", "{worker}", "Workers that the router knows.")
 ROUTER_WORKER_HEALTHY: Final = _gauge(
@@ -210,16 +225,12 @@ ROUTER_WORKER_HEALTHY: Final = _gauge(
 ROUTER_WORKER_REQUESTS: Final = _gauge(
     "router_worker_requests_active", "{request}", "Requests that the router has under way at the worker.", "worker"
 )
-ROUTER_CIRCUIT_OPEN: Final = _gauge(
-    "router_worker_circuit_open",
-    "{worker}",
-    "1 while the router's circuit breaker keeps requests from the worker.",
+ROUTER_CIRCUIT_STATE: Final = _gauge(
+    "router_worker_circuit_state",
+    "{state}",
+    "The router's circuit breaker for the worker: 0 closed, 1 open (no requests are sent), 2 half open.",
     "worker",
     across=Across.NONE,
-)
-ROUTER_RETRIES: Final = _counter("router_retries_total", "{request}", "Requests that the router sent again.")
-ROUTER_REJECTED: Final = _counter(
-    "router_rejected_total", "{request}", "Requests that the router turned away (rate limit, overload).", "reason"
 )
 
 # GPU -----------------------------------------------------------------------------------------------------------------
@@ -227,7 +238,7 @@ GPU_INFO: Final = _gpu(
     "info",
     Kind.GAUGE,
     "{info}",
-    "Always 1; name, driver and place of the device in its labels.",
+    "Always 1; name, versions and place of the device in its labels; of a MIG instance its parent's uuid and profile.",
     "name",
     "driver",
     "cuda",
@@ -238,7 +249,10 @@ GPU_INFO: Final = _gpu(
 )
 GPU_MEMORY_TOTAL: Final = _gpu("memory_total_bytes", Kind.GAUGE, "By", "Memory of the device.")
 GPU_MEMORY_USED: Final = _gpu(
-    "memory_used_bytes", Kind.GAUGE, "By", "Memory allocated by processes; what the driver reserves is apart."
+    "memory_used_bytes",
+    Kind.GAUGE,
+    "By",
+    "Memory that processes hold; with a driver that tells no reserved memory, that too.",
 )
 GPU_MEMORY_FREE: Final = _gpu("memory_free_bytes", Kind.GAUGE, "By", "Memory that can still be allocated.")
 GPU_MEMORY_RESERVED: Final = _gpu(
@@ -262,17 +276,31 @@ GPU_ENERGY: Final = _gpu("energy_joules_total", Kind.COUNTER, "J", "Energy used 
 GPU_TEMPERATURE: Final = _gpu(
     "temperature_celsius", Kind.GAUGE, "Cel", "Temperature by sensor (gpu, memory).", "sensor"
 )
-GPU_FAN: Final = _gpu("fan_speed_ratio", Kind.GAUGE, "1", "Fan speed as a share of the largest one.", "fan")
+GPU_FAN: Final = _gpu(
+    "fan_speed_ratio", Kind.GAUGE, "1", "Intended fan speed as a share of the loudest; may exceed 1.", "fan"
+)
 GPU_CLOCK: Final = _gpu("clock_hertz", Kind.GAUGE, "Hz", "Clock by domain (graphics, sm, memory, video).", "domain")
 GPU_CLOCK_MAX: Final = _gpu("clock_max_hertz", Kind.GAUGE, "Hz", "Highest clock by domain.", "domain")
 GPU_THROTTLE: Final = _gpu(
-    "throttle_active", Kind.GAUGE, "{flag}", "1 while the reason holds the clocks down, else 0.", "reason"
+    "throttle_active",
+    Kind.GAUGE,
+    "{flag}",
+    "1 while the reason holds the clocks below their maximum, else 0; idle and application_clocks are no trouble.",
+    "reason",
 )
 GPU_ECC_ERRORS: Final = _gpu(
-    "ecc_errors_total", Kind.COUNTER, "{error}", "ECC memory errors over the device's life by severity.", "severity"
+    "ecc_errors_total",
+    Kind.COUNTER,
+    "{error}",
+    "ECC memory errors over the device's life (corrected, uncorrected).",
+    "severity",
 )
 GPU_ROW_REMAP_ROWS: Final = _gpu(
-    "row_remap_rows", Kind.GAUGE, "{row}", "Rows remapped over the device's life by severity.", "severity"
+    "row_remap_rows",
+    Kind.GAUGE,
+    "{row}",
+    "Rows remapped after errors over the device's life (correctable, uncorrectable).",
+    "severity",
 )
 GPU_ROW_REMAP_PENDING: Final = _gpu(
     "row_remap_pending", Kind.GAUGE, "{flag}", "1 if a row is to be remapped at the next reset."
@@ -282,7 +310,11 @@ GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "
 GPU_PCIE_LINK_GENERATION: Final = _gpu("pcie_link_generation", Kind.GAUGE, "{generation}", "PCIe generation in use.")
 GPU_PCIE_LINK_WIDTH: Final = _gpu("pcie_link_width", Kind.GAUGE, "{lane}", "PCIe lanes in use.")
 GPU_NVLINK_BYTES: Final = _gpu(
-    "nvlink_bytes_total", Kind.COUNTER, "By", "Data sent or received over all NVLinks.", "direction"
+    "nvlink_bytes_total",
+    Kind.COUNTER,
+    "By",
+    "Data moved over all NVLinks by direction (transmit, receive).",
+    "direction",
 )
 GPUS: Final = Metric("llm_gpus", Kind.GAUGE, "{gpu}", "GPUs that NVML lists, lost ones included.", ())
 

@@ -1,0 +1,160 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+import click
+
+from llm_headroom import __version__
+from llm_headroom.config import Config, ConfigError, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SOME_SOURCE_FAILED: Final = 1
+USAGE: Final = 2
+
+
+class _Targets(click.ParamType[str]):
+    """A target; the environment variable separates several by commas."""
+
+    name = "[ENGINE=]URL"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """The targets of a comma-separated list."""
+        return [part.strip() for part in rv.split(",") if part.strip()]
+
+
+def _common(command: Callable[P, R]) -> Callable[P, R]:
+    """The options of everything that collects."""
+    for option in (
+        click.option(
+            "--discover/--no-discover",
+            default=None,
+            envvar="LLM_HEADROOM_DISCOVER",
+            help="Look for engines on this host's usual ports.  [default: if no target is named]",
+        ),
+        click.option(
+            "--gpu/--no-gpu", default=None, envvar="LLM_HEADROOM_GPU", help="Read GPUs.  [default: if NVML is there]"
+        ),
+        click.option(
+            "--log-format",
+            envvar="LLM_HEADROOM_LOG_FORMAT",
+            metavar="logfmt|json",
+            help="How to log.  [default: logfmt]",
+        ),
+        click.option(
+            "--log-level",
+            envvar="LLM_HEADROOM_LOG_LEVEL",
+            metavar="LEVEL",
+            help="debug, info, warning or error.  [default: info]",
+        ),
+        click.option(
+            "--config",
+            "path",
+            type=click.Path(path_type=Path),
+            envvar="LLM_HEADROOM_CONFIG",
+            metavar="FILE",
+            help="Configuration file (YAML).",
+        ),
+        click.option(
+            "--target",
+            "targets",
+            type=_Targets(),
+            multiple=True,
+            envvar="LLM_HEADROOM_TARGETS",
+            help="An engine to watch, such as vllm=http://127.0.0.1:8000; may be given several times. "
+            "Without ENGINE= the engine is found out.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _loaded(path: Path | None, **flags: Any) -> Config:  # noqa: ANN401 - click's values
+    from llm_headroom.engines import BUILT_IN  # noqa: PLC0415 - `--help` needs no engines
+
+    return load(path, **flags, engine_names=BUILT_IN)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"llm-headroom: {message}", err=True)
+    sys.exit(USAGE)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="llm-headroom")
+def main() -> None:
+    """Metrics, headroom and alerts for vLLM, SGLang and Ollama in one schema."""
+
+
+@main.command()
+@_common
+@click.option(
+    "--listen",
+    multiple=True,
+    envvar="LLM_HEADROOM_LISTEN",
+    metavar="[HOST]:PORT",
+    help="Address to serve on; may be given several times.  [default: :9836]",
+)
+@click.option("--interval", envvar="LLM_HEADROOM_INTERVAL", metavar="DURATION", help="Between polls.  [default: 5s]")
+@click.option(
+    "--web-config",
+    type=click.Path(path_type=Path),
+    envvar="LLM_HEADROOM_WEB_CONFIG",
+    metavar="FILE",
+    help="TLS and basic authentication, in the format of Prometheus' exporter-toolkit.",
+)
+def run(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Watch engines and GPUs and serve /metrics.
+
+    With no configuration it looks for vLLM (port 8000), SGLang (30000), its router (29000), Ollama (11434) and
+    llama.cpp (8080) on this host and for NVIDIA GPUs, and says what it found.
+    """
+    from llm_headroom import logs  # noqa: PLC0415 - `--help` needs none of it
+    from llm_headroom import run as service  # noqa: PLC0415
+    from llm_headroom.web.config import WebConfigError  # noqa: PLC0415
+    from llm_headroom.web.server import ListenError  # noqa: PLC0415
+
+    def read() -> Config:
+        return _loaded(path, **flags)
+
+    try:
+        config = read()
+        logs.set_up(config.log.level, config.log.format)
+        asyncio.run(service.run(config, path=path, read=read))
+    except (ConfigError, WebConfigError, ListenError) as error:
+        _fail(str(error))
+
+
+@main.command()
+@_common
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def check(path: Path | None, form: str, **flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Collect everything once and report each signal, where it came from, and what is missing and why.
+
+    Exit status: 0 all sources are fine, 1 some source failed, 2 the usage or the configuration is wrong.
+    """
+    from llm_headroom import check as checking  # noqa: PLC0415 - `--help` needs none of it
+    from llm_headroom import logs  # noqa: PLC0415
+
+    try:
+        config = _loaded(path, **flags)
+    except ConfigError as error:
+        _fail(str(error))
+        return
+    logs.set_up("error", config.log.format)
+    reports, absent = asyncio.run(checking.collect(config))
+    if form == "json":
+        click.echo(json.dumps({"version": __version__, "sources": reports, "not_found": absent}, allow_nan=False))
+    else:
+        click.echo(checking.text(reports, absent) or "Nothing to check: no engine and no GPU was found.")
+    sys.exit(SOME_SOURCE_FAILED if any(not report["up"] for report in reports) else 0)

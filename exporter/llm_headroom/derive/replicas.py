@@ -1,0 +1,69 @@
+"""A target's own value out of those of its data-parallel replicas, as each metric's `across` says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_headroom import schema
+from llm_headroom.model import Across, Histogram, Point, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from llm_headroom.model import Labels
+
+
+def _without_replica(series: Series) -> Labels:
+    return tuple((name, value) for name, value in series.labels if name != "replica")
+
+
+def combined(points: Iterable[Point]) -> Iterator[Point]:
+    """Points with one for all replicas of a series.
+
+    A metric that does not combine is kept if the replicas agree, and left out if they do not; so are histograms whose
+    bounds differ. A capacity-weighted ratio without known capacities is the plain mean.
+    """
+    groups: dict[tuple[str, Labels], list[Point]] = {}
+    capacities: dict[Labels, float] = {}
+    for point in points:
+        groups.setdefault((point.series.metric.name, _without_replica(point.series)), []).append(point)
+        if point.series.metric is schema.KV_CACHE_CAPACITY and isinstance(point.value, float):
+            capacities[point.series.labels] = point.value
+    for (_, labels), group in groups.items():
+        metric = group[0].series.metric
+        value = _value(metric.across, group, capacities)
+        if value is not None:
+            yield Point(Series(metric, dict(labels)), value, group[0].origin)
+
+
+def highest(points: Iterable[Point]) -> dict[tuple[str, Labels], float]:
+    """The greatest value among the replicas of each series that is no histogram, by metric name and labels."""
+    found: dict[tuple[str, Labels], float] = {}
+    for point in points:
+        if isinstance(point.value, float):
+            key = (point.series.metric.name, _without_replica(point.series))
+            found[key] = max(point.value, found.get(key, point.value))
+    return found
+
+
+def _value(across: Across, group: Sequence[Point], capacities: dict[Labels, float]) -> float | Histogram | None:
+    first = group[0].value
+    if len(group) == 1:
+        return first
+    if isinstance(first, Histogram):
+        histograms = [point.value for point in group if isinstance(point.value, Histogram)]
+        if len({histogram.bounds for histogram in histograms}) != 1:
+            return None
+        counts = tuple(sum(column) for column in zip(*(each.counts for each in histograms), strict=True))
+        return Histogram(first.bounds, counts, sum(each.sum for each in histograms))
+    values = [point.value for point in group if isinstance(point.value, float)]
+    if across is Across.SUM:
+        return sum(values)
+    if across is Across.MAX:
+        return max(values)
+    if across is Across.CAPACITY_WEIGHTED:
+        weights = [capacities.get(point.series.labels, 0.0) for point in group]
+        if not all(weights):
+            return sum(values) / len(values)
+        return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+    return values[0] if len(set(values)) == 1 else None

@@ -1,0 +1,57 @@
+"""What the engines' HTTP front ends have in common: the paths that cause inference, status codes, model lists."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_headroom.mapping import Absent, Document
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+INFERENCE_PATHS: Final = (
+    r"/(v\d+|api|inference)/(?!models|loads|version|ps|tags|show).*"
+    r"|/(generate|encode|embed|classify|score|rerank|pooling|invocations)"
+)
+"""Paths whose responses say how inference goes; health checks, model lists and metrics are not among them."""
+
+SLOWLY: Final = 300.0
+"""Seconds between fetches of what only changes when an engine starts anew."""
+
+
+def status_class(code: str) -> str:
+    """`503` → `5xx`; a class stays as it is."""
+    return f"{code[0]}xx" if code[:1].isdigit() else code
+
+
+def _models(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+    return [
+        {"id": str(entry["id"]), "max_model_len": entry.get("max_model_len"), "parent": entry.get("parent")}
+        for entry in document["data"]
+    ]
+
+
+MODELS: Final = Document(
+    key="models", path="/v1/models", every=SLOWLY, optional=True, tolerated=(401, 403, 404, 501), read=_models
+)
+"""The model list of the OpenAI API, LoRA adapters (those with a parent) included."""
+
+
+def base_models(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The models that `/v1/models` lists, without adapters."""
+    models = documents.get("models")
+    if models is None or isinstance(models, Absent):
+        return []
+    return [model for model in models if not model["parent"]]
+
+
+def only_model(documents: Mapping[str, Any]) -> str:
+    """The model's name, if the engine serves just one."""
+    names = {model["id"] for model in base_models(documents)}
+    return names.pop() if len(names) == 1 else ""
+
+
+def present(documents: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - JSON
+    """What has been read of a document, None if it has not come or the engine does not serve it."""
+    document = documents.get(key)
+    return None if isinstance(document, Absent) else document

@@ -1,0 +1,204 @@
+"""NVML → points. The only module that imports pynvml; `nvml` says what is asked.
+
+Devices and labels: a GPU has `gpu` = its NVML index and its `uuid`. In MIG mode each instance is a device of its own,
+`gpu` = "<index>:<MIG index>" (the notation of NVIDIA_VISIBLE_DEVICES) and `uuid` = "MIG-…", with memory and, if asked
+for, processes; the parent keeps what NVML tells of the whole board. `llm_gpu_info` of an instance names its parent and
+its profile.
+
+What a device does not support is absent, and not asked again until NVML is initialised anew. So is a value that cannot
+be. Memory: `used` is what processes hold and `reserved` what the driver and firmware keep (nvmlDeviceGetMemoryInfo_v2);
+where only the first version answers (drivers before 510) there is no `reserved`, and `used` includes it. Headroom is
+`free`, never total less used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import nvml, schema
+from llm_headroom.gpu_device import Card, Refused, call, loss, optional, text
+from llm_headroom.model import Cause, Failure, Point, Series
+from llm_headroom.nvml import Code
+
+if TYPE_CHECKING:
+    from llm_headroom.gpu_device import Nvml
+
+_SONAME: Final = "libnvidia-ml.so.1"
+_CONTAINER: Final = (
+    "in a container, use the NVIDIA runtime (Docker: --gpus all; Kubernetes: runtimeClassName: nvidia) with "
+    "NVIDIA_VISIBLE_DEVICES=all and NVIDIA_DRIVER_CAPABILITIES=utility"
+)
+_GPUS: Final = Series(schema.GPUS, {})
+_LONGEST_PATIENCE: Final = 64
+
+
+class GpuError(Exception):
+    """No GPU could be read; `failure` says why and what to do.
+
+    Its cause is LIBRARY (NVML or its Python package is missing), DRIVER (not loaded, of another version, without
+    answer) or DEVICE (NVML lists no GPU, or every GPU is lost).
+    """
+
+    failure: Failure
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One reading of all GPUs; `warnings` name the devices and values that gave nothing, `driver` is its version."""
+
+    points: tuple[Point, ...]
+    warnings: tuple[Failure, ...]
+    driver: str
+
+
+class Gpus:
+    """Every GPU that NVML lists. Blocks; to be used from one thread.
+
+    With `processes` the memory of each compute process is read too. `library` is the path of NVML where the dynamic
+    loader does not find libnvidia-ml.so.1 by itself.
+    """
+
+    def __init__(self, *, processes: bool = False, library: Path | None = None) -> None:
+        """Loads nothing yet."""
+        self._processes = processes
+        self._library = library
+        self._pynvml: Nvml | None = None
+        self._running = False
+        self._driver = ""
+        self._cards: list[Card] = []
+        self._lossy_readings = 0
+        self._patience = 1
+
+    def read(self) -> Reading:
+        """Reads every GPU. A lost one gives no points but a warning, and is tried again by each reading.
+
+        NVML is initialised by the first reading, and anew after a failure, when its list of GPUs has changed, and
+        while a GPU is lost: by the next reading at first, then ever more rarely, since it costs the other GPUs' drivers
+        work and a GPU that fell off the bus stays away until somebody resets it.
+
+        Raises:
+            GpuError: there is nothing to read.
+        """
+        try:
+            pynvml = self._load()
+            if self._lossy_readings >= self._patience:
+                self.close()
+                self._patience = min(2 * self._patience, _LONGEST_PATIENCE)
+            if self._running and self._list_changed(pynvml):
+                self.close()
+            if not self._running:
+                self._start(pynvml)
+            return self._read()
+        except Refused as refused:
+            self.close()
+            raise GpuError(_explained(refused, self._library)) from refused
+
+    def close(self) -> None:
+        """Shuts NVML down; a later reading initialises it anew."""
+        self._cards = []
+        self._lossy_readings = 0
+        if self._running and self._pynvml is not None:
+            self._running = False
+            try:
+                self._pynvml.nvmlShutdown()
+            except self._pynvml.NVMLError:
+                return  # a driver that is gone has nothing left to shut down
+
+    def _load(self) -> Nvml:
+        if self._pynvml is None:
+            if self._library is not None:
+                try:
+                    # pynvml then finds this one, since the loader knows libraries by their soname.
+                    ctypes.CDLL(str(self._library), mode=ctypes.RTLD_GLOBAL)
+                except OSError as error:
+                    raise GpuError(Failure(Cause.LIBRARY, f"cannot load NVML: {error}")) from error
+            try:
+                import pynvml  # noqa: PLC0415 (four megabytes that a machine without GPUs need not spend)
+            except ImportError as error:
+                why = f"the Python package nvidia-ml-py cannot be imported ({error}): install it to read GPUs"
+                raise GpuError(Failure(Cause.LIBRARY, why)) from error
+            self._pynvml = pynvml
+        return self._pynvml
+
+    def _start(self, pynvml: Nvml) -> None:
+        call(pynvml, "nvmlInit")
+        self._running = True
+        self._driver = text(pynvml, "nvmlSystemGetDriverVersion")
+        cuda = optional(pynvml, "nvmlSystemGetCudaDriverVersion_v2")
+        versions = {"driver": self._driver, "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else ""}
+        count = call(pynvml, "nvmlDeviceGetCount")
+        if not count:
+            self.close()
+            why = f"NVML runs (driver {self._driver}) but lists no GPU: look for errors of the driver in dmesg; "
+            raise GpuError(Failure(Cause.DEVICE, why + _CONTAINER))
+        self._cards = [Card(pynvml, index, versions) for index in range(count)]
+
+    def _list_changed(self, pynvml: Nvml) -> bool:
+        count = call(pynvml, "nvmlDeviceGetCount")
+        return count != len(self._cards) or any(card.replaced() for card in self._cards)
+
+    def _read(self) -> Reading:
+        points = [Point(_GPUS, float(len(self._cards)), "nvmlDeviceGetCount_v2")]
+        warnings: list[Failure] = []
+        lost = []
+        for card in self._cards:
+            before = len(points)
+            try:
+                card.read(points, warnings, processes=self._processes)
+            except Refused as refused:
+                if refused.code in nvml.NVML_LOST:
+                    raise
+                del points[before:]
+                lost.append(loss(card.name, refused))
+        if len(lost) == len(self._cards):
+            self.close()
+            raise GpuError(Failure(Cause.DEVICE, "; ".join(loss.message for loss in lost)))
+        if lost:
+            self._lossy_readings += 1
+        else:
+            self._patience = 1
+        return Reading(tuple(points), (*lost, *warnings), self._driver)
+
+
+def why_no_gpu(library: Path | None = None) -> Failure | None:
+    """Why NVML gives no GPU here and what to do about it, in words for the operator; None if it gives one."""
+    gpus = Gpus(library=library)
+    try:
+        gpus.read()
+    except GpuError as error:
+        return error.failure
+    finally:
+        gpus.close()
+    return None
+
+
+def _explained(refused: Refused, library: Path | None) -> Failure:
+    """Why NVML as a whole gives nothing."""
+    code, name = refused.code, library or _SONAME
+    if code == Code.LIBRARY_NOT_FOUND:
+        loaded = Path("/proc/driver/nvidia/version").exists()
+        driver = "is loaded, but its library is hidden from this process" if loaded else "seems not to be installed"
+        why = f"{name} not found: the NVIDIA driver {driver}; on a host, install the driver; {_CONTAINER}"
+        return Failure(Cause.LIBRARY, why)
+    if code == Code.FUNCTION_NOT_FOUND:
+        why = f"{name} lacks {refused.origin}: it is too old, or not NVML; install a current NVIDIA driver"
+        return Failure(Cause.LIBRARY, why)
+    if code in nvml.DEVICE_LOST and code != Code.TIMEOUT:
+        return loss("NVML", refused)
+    advice: dict[int, str] = {
+        Code.DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded, or its devices (/dev/nvidiactl, /dev/nvidia0, …) are "
+        f"hidden from this process: on a host, load it (modprobe nvidia); {_CONTAINER}",
+        Code.LIB_RM_VERSION_MISMATCH: f"the kernel module and {name} are of different versions, as after an upgrade of "
+        "the driver: reboot or reload the module, then restart llm-headroom (recreate its container)",
+        Code.NO_PERMISSION: f"this user may not open /dev/nvidiactl, /dev/nvidia0, …; {_CONTAINER}",
+        Code.UNINITIALIZED: "the driver was reloaded; the next reading initialises NVML anew",
+    }
+    what = advice.get(code, "the NVIDIA driver does not respond: look for its messages in dmesg")
+    return Failure(Cause.DRIVER, f"{refused.origin} failed ({refused.text}): {what}")

@@ -1,0 +1,273 @@
+"""What is asked of NVML: calls and fields, the metrics that they give, and what its return codes mean for a reading.
+
+Data alone: `gpu` does the asking. Functions, fields, units and codes are those of nvml.h as the Python package
+nvidia-ml-py (module `pynvml`) declares them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from llm_headroom import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llm_headroom.model import Metric
+
+
+class Code(IntEnum):
+    """nvmlReturn_t. pynvml is imported only when GPUs are read, so its constants cannot be used here."""
+
+    UNINITIALIZED = 1
+    INVALID_ARGUMENT = 2
+    NOT_SUPPORTED = 3
+    NO_PERMISSION = 4
+    NOT_FOUND = 6
+    INSUFFICIENT_SIZE = 7
+    INSUFFICIENT_POWER = 8
+    DRIVER_NOT_LOADED = 9
+    TIMEOUT = 10
+    IRQ_ISSUE = 11
+    LIBRARY_NOT_FOUND = 12
+    FUNCTION_NOT_FOUND = 13
+    GPU_IS_LOST = 15
+    RESET_REQUIRED = 16
+    LIB_RM_VERSION_MISMATCH = 18
+    IN_USE = 19
+    NO_DATA = 21
+    VGPU_ECC_NOT_SUPPORTED = 22
+    ARGUMENT_VERSION_MISMATCH = 25
+    DEPRECATED = 26
+    NOT_READY = 27
+    GPU_NOT_FOUND = 28
+    UNKNOWN = 999
+
+
+NVML_LOST: Final = frozenset({Code.UNINITIALIZED, Code.DRIVER_NOT_LOADED, Code.LIB_RM_VERSION_MISMATCH})
+"""NVML as a whole is gone, whichever device was asked."""
+DEVICE_LOST: Final = frozenset(
+    {
+        *(Code.TIMEOUT, Code.IRQ_ISSUE, Code.INSUFFICIENT_POWER),
+        *(Code.GPU_IS_LOST, Code.RESET_REQUIRED, Code.GPU_NOT_FOUND),
+    }
+)
+"""The device is gone, whichever quantity was asked."""
+LOST: Final = NVML_LOST | DEVICE_LOST
+UNSUPPORTED: Final = frozenset(
+    {
+        *(Code.NOT_SUPPORTED, Code.FUNCTION_NOT_FOUND, Code.NO_PERMISSION, Code.NOT_FOUND, Code.INVALID_ARGUMENT),
+        *(Code.ARGUMENT_VERSION_MISMATCH, Code.DEPRECATED, Code.VGPU_ECC_NOT_SUPPORTED),
+    }
+)
+"""This device never answers this call: an older driver, another product, a container without the right."""
+NOT_NOW: Final = frozenset({Code.NO_DATA, Code.NOT_READY, Code.IN_USE, Code.INSUFFICIENT_SIZE})
+"""No trouble, but no answer in this reading either (INSUFFICIENT_SIZE: processes came while they were listed)."""
+
+BLANK: Final = frozenset({2**32 - 1, 2**64 - 1, *range(2**31 - 16, 2**31), *range(2**63 - 16, 2**63)})
+"""Stand-ins for "not available": NVML_VALUE_NOT_AVAILABLE (nvml.h) and the blanks of dcgm_structs.h, which leak out."""
+_NAN: Final = float("nan")
+
+
+class Value(NamedTuple):
+    """One number of an answer: its metric, the least and most that it can be in NVML's unit, and the way to ours.
+
+    `blank` is a number by which devices say that they have none.
+    """
+
+    metric: Metric
+    most: float
+    label: tuple[str, str] = ("", "")
+    times: int = 1
+    per: int = 1
+    least: float = 0
+    blank: float = _NAN
+
+
+class Call(NamedTuple):
+    """One NVML function: `ask` takes the pynvml module and a handle and gives a number for each of `values`."""
+
+    origin: str
+    ask: Callable[[Any, Any], Sequence[float]]
+    values: tuple[Value, ...]
+    constant: bool = False
+
+
+class Fields(NamedTuple):
+    """Fields of nvmlDeviceGetFieldValues, by pynvml's names; all that a device supports are read in one call."""
+
+    origins: tuple[str, ...]
+    values: tuple[Value, ...]
+    scope: int = 0
+
+
+Way = Call | Fields
+Question = tuple[Way, ...]
+"""Ways to one and the same set of values, the best first: the first that the device supports is used."""
+
+
+def _memory(memory: Any) -> tuple[float, ...]:  # noqa: ANN401 (pynvml has no types)
+    parts = (memory.used, memory.free, memory.reserved) if hasattr(memory, "reserved") else (memory.used, memory.free)
+    return (memory.total, *(part if part <= memory.total else _NAN for part in parts))
+
+
+def _signed(word: int) -> int:
+    """A temperature below zero, out of the unsigned int that nvmlDeviceGetTemperature gives."""
+    return word if word in BLANK or word < 2**31 else word - 2**32
+
+
+def _bits(reasons: int) -> tuple[float, ...]:
+    return tuple(reasons if reasons in BLANK else reasons >> bit & 1 for bit in range(len(_REASONS)))
+
+
+# nvmlClocksEventReason…: bit n is the n-th name.
+_REASONS: Final = (
+    *("idle", "application_clocks", "sw_power_cap", "hw_slowdown", "sync_boost"),
+    *("sw_thermal", "hw_thermal", "hw_power_brake", "display_clock"),
+)
+PEBIBYTE: Final = 2**50
+_COUNT: Final = 2**48
+_MILLIWATTS: Final = 10_000_000
+_MILLIJOULES: Final = 10**16  # 10 kW for thirty years
+_MEMORY_VALUES: Final = (
+    Value(schema.GPU_MEMORY_TOTAL, PEBIBYTE, least=1),
+    Value(schema.GPU_MEMORY_USED, PEBIBYTE),
+    Value(schema.GPU_MEMORY_FREE, PEBIBYTE),
+    Value(schema.GPU_MEMORY_RESERVED, PEBIBYTE),
+)
+_ENERGY: Final = (Value(schema.GPU_ENERGY, _MILLIJOULES, per=1000),)
+_CELSIUS: Final = (Value(schema.GPU_TEMPERATURE, 200, ("sensor", "gpu"), least=-50),)
+_MEMORY_CELSIUS: Final = (Value(schema.GPU_TEMPERATURE, 200, ("sensor", "memory"), blank=0),)
+_THROTTLE: Final = tuple(Value(schema.GPU_THROTTLE, 1, ("reason", reason)) for reason in _REASONS)
+_ECC: Final = tuple(
+    Value(schema.GPU_ECC_ERRORS, _COUNT, ("severity", severity)) for severity in ("corrected", "uncorrected")
+)
+_ROWS: Final = (
+    Value(schema.GPU_ROW_REMAP_ROWS, _COUNT, ("severity", "correctable")),
+    Value(schema.GPU_ROW_REMAP_ROWS, _COUNT, ("severity", "uncorrectable")),
+    Value(schema.GPU_ROW_REMAP_PENDING, 1),
+    Value(schema.GPU_ROW_REMAP_FAILURE, 1),
+)
+_REPLAYS: Final = (Value(schema.GPU_PCIE_REPLAYS, _COUNT),)
+_NVLINK: Final = tuple(
+    Value(schema.GPU_NVLINK_BYTES, PEBIBYTE, ("direction", direction), times=1024)
+    for direction in ("transmit", "receive")
+)
+_ALL_LINKS: Final = 2**32 - 1
+
+
+def _number(origin: str, metric: Metric, most: float, per: int = 1) -> Call:
+    return Call(origin, lambda pynvml, handle: (getattr(pynvml, origin)(handle),), (Value(metric, most, per=per),))
+
+
+def _clock(origin: str, metric: Metric, number: int, domain: str, *, constant: bool) -> Call:
+    return Call(
+        origin,
+        lambda pynvml, handle: (getattr(pynvml, origin)(handle, number),),
+        (Value(metric, 100_000, ("domain", domain), times=1_000_000),),
+        constant,
+    )
+
+
+def fans(count: int | None) -> list[Question]:
+    """The speed of each fan; of the first one alone on a device that does not tell their count."""
+
+    def fan(origin: str, number: int, *argument: int) -> Question:
+        # It "may exceed 100% in certain cases" (nvml.h, nvmlDeviceGetFanSpeed).
+        value = Value(schema.GPU_FAN, 300, ("fan", str(number)), per=100)
+        return (Call(origin, lambda pynvml, handle: (getattr(pynvml, origin)(handle, *argument),), (value,)),)
+
+    if count is None:
+        return [fan("nvmlDeviceGetFanSpeed", 0)]
+    return [fan("nvmlDeviceGetFanSpeed_v2", number, number) for number in range(count)]
+
+
+MEMORY: Final[Question] = (
+    Call(
+        "nvmlDeviceGetMemoryInfo_v2",
+        lambda pynvml, handle: _memory(pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2)),
+        _MEMORY_VALUES,
+    ),
+    Call(
+        "nvmlDeviceGetMemoryInfo",
+        lambda pynvml, handle: _memory(pynvml.nvmlDeviceGetMemoryInfo(handle)),
+        _MEMORY_VALUES[:3],
+    ),
+)
+BOARD: Final[tuple[Question, ...]] = (
+    MEMORY,
+    (
+        Call(
+            "nvmlDeviceGetUtilizationRates",
+            lambda pynvml, handle: ((rates := pynvml.nvmlDeviceGetUtilizationRates(handle)).gpu, rates.memory),
+            (Value(schema.GPU_UTILIZATION, 100, per=100), Value(schema.GPU_MEMORY_CONTROLLER, 100, per=100)),
+        ),
+    ),
+    (_number("nvmlDeviceGetPowerUsage", schema.GPU_POWER, _MILLIWATTS, 1000),),
+    (_number("nvmlDeviceGetEnforcedPowerLimit", schema.GPU_POWER_LIMIT, _MILLIWATTS, 1000),),
+    (
+        Fields(("NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION",), _ENERGY),
+        Call(
+            "nvmlDeviceGetTotalEnergyConsumption",
+            lambda pynvml, handle: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle),),
+            _ENERGY,
+        ),
+    ),
+    (
+        Call(
+            "nvmlDeviceGetTemperature",
+            lambda pynvml, handle: (_signed(pynvml.nvmlDeviceGetTemperature(handle, 0)),),
+            _CELSIUS,
+        ),
+        # nvml.h announces the end of nvmlDeviceGetTemperature with CUDA 14.
+        Call(
+            "nvmlDeviceGetTemperatureV",
+            # pynvml before 12.570 lacks it, and then says of the older one what it said before.
+            lambda pynvml, handle: (
+                getattr(pynvml, "nvmlDeviceGetTemperatureV", pynvml.nvmlDeviceGetTemperature)(handle, 0),
+            ),
+            _CELSIUS,
+        ),
+    ),
+    (Fields(("NVML_FI_DEV_MEMORY_TEMP",), _MEMORY_CELSIUS),),
+    *(
+        (_clock(f"nvmlDeviceGet{name}ClockInfo", metric, number, domain, constant=bool(name)),)
+        for name, metric in (("", schema.GPU_CLOCK), ("Max", schema.GPU_CLOCK_MAX))
+        for number, domain in enumerate(("graphics", "sm", "memory", "video"))
+    ),
+    (
+        Call(
+            "nvmlDeviceGetCurrentClocksEventReasons",
+            lambda pynvml, handle: _bits(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
+            _THROTTLE,
+        ),
+        Call(
+            "nvmlDeviceGetCurrentClocksThrottleReasons",
+            lambda pynvml, handle: _bits(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
+            _THROTTLE,
+        ),
+    ),
+    (
+        Fields(("NVML_FI_DEV_ECC_SBE_AGG_TOTAL", "NVML_FI_DEV_ECC_DBE_AGG_TOTAL"), _ECC),
+        Call(
+            "nvmlDeviceGetTotalEccErrors",
+            lambda pynvml, handle: tuple(
+                pynvml.nvmlDeviceGetTotalEccErrors(handle, severity, 1) for severity in (0, 1)
+            ),
+            _ECC,
+        ),
+    ),
+    (
+        Fields(tuple(f"NVML_FI_DEV_REMAPPED_{part}" for part in ("COR", "UNC", "PENDING", "FAILURE")), _ROWS),
+        Call("nvmlDeviceGetRemappedRows", lambda pynvml, handle: pynvml.nvmlDeviceGetRemappedRows(handle), _ROWS),
+    ),
+    (
+        Fields(("NVML_FI_DEV_PCIE_REPLAY_COUNTER",), _REPLAYS),
+        _number("nvmlDeviceGetPcieReplayCounter", schema.GPU_PCIE_REPLAYS, _COUNT),
+    ),
+    (_number("nvmlDeviceGetCurrPcieLinkGeneration", schema.GPU_PCIE_LINK_GENERATION, 20),),
+    (_number("nvmlDeviceGetCurrPcieLinkWidth", schema.GPU_PCIE_LINK_WIDTH, 64),),
+    (Fields(("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX"), _NVLINK, _ALL_LINKS),),
+)
+PROCESS_LISTS: Final = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2")

@@ -1,0 +1,450 @@
+"""The loop that polls every source in the background, and the only place where readings are kept.
+
+Sources are polled by a clock of our own, not by the scrapes of Prometheus: derived signals need an even window, spikes
+between scrapes must be seen, and every output must show the same reading. A hung engine cannot hang `/metrics`, which
+renders what was read last and says how old it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from llm_headroom import catalog, schema
+from llm_headroom.collect import Collector
+from llm_headroom.config import Target
+from llm_headroom.fetch import Endpoint, FetchError
+from llm_headroom.identify import identify
+from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+
+    from llm_headroom.config import Config
+    from llm_headroom.mapping import Engine
+    from llm_headroom.model import Metric
+
+log = logging.getLogger("llm_headroom")
+
+T = TypeVar("T")
+
+LOOK_AGAIN: Final = 30.0
+"""Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
+LOOK_TIMEOUT: Final = 2.0
+GPU_TARGET: Final = "nvml"
+LOCAL: Final = ("localhost", "127.0.0.1", "::1")
+
+
+class Source(Protocol):
+    """Something that is collected: an engine or this host's GPUs."""
+
+    @property
+    def capped(self) -> Mapping[str, int]:
+        """Label values that were reported as `other`, by label."""
+        ...
+
+    @property
+    def interval(self) -> float:
+        """Seconds between collections."""
+        ...
+
+    async def collect(self) -> Snapshot:
+        """One collection; failures are told in its health, never raised."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and libraries."""
+        ...
+
+
+class EngineSource:
+    """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it."""
+
+    def __init__(self, target: Target, engines: Mapping[str, Engine], config: Config) -> None:
+        self.target = target
+        self._engines = engines
+        self._config = config
+        self._collector: Collector | None = None
+        if target.engine is not None:
+            self._collector = self._made(engines[target.engine])
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine, as soon as it is known."""
+        return None if self._collector is None else self._collector.engine
+
+    @property
+    def capped(self) -> Mapping[str, int]:
+        """Label values that were reported as `other`, by label."""
+        return {} if self._collector is None else self._collector.cap.capped()
+
+    @property
+    def interval(self) -> float:
+        """Seconds between collections; never shorter than the engine bears."""
+        wanted = self._config.interval if self.target.interval is None else self.target.interval
+        return wanted if self.engine is None else max(wanted, self.engine.interval)
+
+    def _made(self, engine: Engine) -> Collector:
+        return Collector(self.target, engine, timeout=self._config.timeout, label_limit=self._config.label_limit)
+
+    async def collect(self) -> Snapshot:
+        """One collection; failures are told in its health, never raised."""
+        if self._collector is None:
+            taken, started = time.time(), time.monotonic()
+            timeout = self._config.timeout if self.target.timeout is None else self.target.timeout
+            try:
+                engine = await identify(self.target.endpoint, self._engines, timeout=timeout)
+            except FetchError as failed:
+                return _failed(self.target.name, "", taken, started, failed.failure)
+            log.info("identified", extra={"target": self.target.name, "engine": engine.name})
+            self._collector = self._made(engine)
+        return await self._collector.collect()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._collector is not None:
+            await self._collector.close()
+
+
+class GpuSource:
+    """This host's GPUs. NVML blocks, so it has a thread of its own; a call that hangs costs only the GPUs."""
+
+    capped: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, *, processes: bool, interval: float, timeout: float) -> None:
+        from llm_headroom.gpu import Gpus  # noqa: PLC0415 - NVML's bindings are loaded only where GPUs are read
+
+        self.interval = interval
+        self._gpus = Gpus(processes=processes)
+        self._timeout = timeout
+        self._pending: asyncio.Future[Snapshot] | None = None
+        self._pending_since = 0.0
+        self._last_success: float | None = None
+
+    async def collect(self) -> Snapshot:
+        """One collection; failures are told in its health, never raised."""
+        taken, started = time.time(), time.monotonic()
+        if self._pending is None or self._pending.done():
+            self._pending_since = started
+            self._pending = _in_thread(self._read)
+        try:
+            snapshot = await asyncio.wait_for(asyncio.shield(self._pending), self._timeout)
+        except TimeoutError:
+            waited = time.monotonic() - self._pending_since
+            failure = Failure(Cause.TIMEOUT, f"NVML has not answered for {waited:.1f} s: the driver may hang")
+            return _failed(GPU_TARGET, GPU_TARGET, taken, started, failure, self._last_success)
+        self._last_success = snapshot.health.last_success
+        return snapshot
+
+    def _read(self) -> Snapshot:
+        from llm_headroom.gpu import GpuError  # noqa: PLC0415 - see above
+
+        taken, started = time.time(), time.monotonic()
+        try:
+            reading = self._gpus.read()
+        except GpuError as error:
+            return _failed(GPU_TARGET, GPU_TARGET, taken, started, error.failure, self._last_success)
+        return Snapshot(
+            target=GPU_TARGET,
+            engine=GPU_TARGET,
+            taken=taken,
+            points=reading.points,
+            health=Health(
+                up=True,
+                warnings=reading.warnings,
+                duration_seconds=time.monotonic() - started,
+                last_success=taken,
+                samples={SampleState.MAPPED: len(reading.points)},
+                version=reading.driver,
+            ),
+        )
+
+    async def close(self) -> None:
+        """Unload NVML, unless it hangs."""
+        if self._pending is None or self._pending.done():
+            await _in_thread(self._gpus.close)
+
+
+def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a blocking call in a daemon thread: one that never returns must not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # T may include None
+
+    def run() -> None:
+        try:
+            result, error = work(), None
+        except BaseException as raised:  # noqa: BLE001 - handed to whoever awaits the future
+            result, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="nvml", daemon=True).start()
+    return future
+
+
+def _failed(  # noqa: PLR0913, PLR0917 - a snapshot's fields
+    target: str, engine: str, taken: float, started: float, failure: Failure, last_success: float | None = None
+) -> Snapshot:
+    return Snapshot(
+        target=target,
+        engine=engine,
+        taken=taken,
+        health=Health(up=False, error=failure, duration_seconds=time.monotonic() - started, last_success=last_success),
+    )
+
+
+def health_points(
+    snapshot: Snapshot, errors: Mapping[Cause, int], capped: Mapping[str, int], extra: Mapping[str, str]
+) -> Iterable[Point]:
+    """The exporter's own series about a source: up, age, duration, errors, samples."""
+    health = snapshot.health
+    base = {**extra, "target": snapshot.target, "engine": snapshot.engine}
+
+    def series(metric: Metric, **labels: str) -> Series:
+        return Series(metric, base | labels)
+
+    yield Point(series(schema.UP), float(health.up), "collection")
+    yield Point(series(schema.SOURCE_DURATION), health.duration_seconds, "collection")
+    if health.last_success is not None:
+        yield Point(series(schema.SOURCE_LAST_SUCCESS), health.last_success, "collection")
+    for cause, count in errors.items():
+        yield Point(series(schema.SOURCE_ERRORS, cause=cause), float(count), "collection")
+    for state, samples in health.samples.items():
+        yield Point(series(schema.SOURCE_SAMPLES, state=state), float(samples), "collection")
+    for label, values in capped.items():
+        yield Point(series(schema.LABEL_VALUES_CAPPED, label=label), float(values), "collection")
+
+
+class Slot:
+    """A source that is being polled, and what it said last."""
+
+    def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
+        self.name = name
+        self.source = source
+        self.extra = extra
+        self.snapshot: Snapshot | None = None
+        self.errors: Counter[Cause] = Counter()
+        self.task: asyncio.Task[None] | None = None
+        self._told: tuple[object, ...] = ()
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Make a snapshot the latest one, count its failures, and log what changed since the one before."""
+        self.snapshot = snapshot
+        health = snapshot.health
+        if health.error is not None:
+            self.errors[health.error.cause] += 1
+        for part in health.warnings:
+            self.errors[part.cause] += 1
+        told = (health.up, health.error and health.error.cause, tuple(health.warnings), health.version)
+        if told == self._told:
+            return
+        fields = {"target": snapshot.target, "engine": snapshot.engine or "unknown"}
+        if health.error is not None:
+            log.warning("source down", extra={**fields, "cause": health.error.cause, "error": health.error.message})
+        elif not self._told or not self._told[0] or self._told[3] != health.version:
+            log.info("source up", extra={**fields, "version": health.version, "points": len(snapshot.points)})
+        known = self._told[2] if self._told else ()
+        for warning in health.warnings:
+            if not isinstance(known, tuple) or warning not in known:
+                log.warning("source incomplete", extra={**fields, "cause": warning.cause, "error": warning.message})
+        self._told = told
+
+    def points(self) -> list[Point]:
+        """Everything to export of this source: what it said, and how it goes."""
+        if self.snapshot is None:
+            return []
+        own = health_points(self.snapshot, self.errors, self.source.capped, self.extra)
+        return [*self.snapshot.points, *own]
+
+
+class Poller:
+    """Polls the sources of a configuration until it is stopped; holds the latest snapshot of each."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.engines = catalog.engines(config)
+        self.slots: dict[str, Slot] = {}
+        self._changed: Callable[[], None] = lambda: None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._looked: dict[str, str] = {}
+        self._gpu_told = ""
+        self._round = asyncio.Event()
+
+    def on_change(self, told: Callable[[], None]) -> None:
+        """Have a function called after each publication, so that renderings can be thrown away."""
+        self._changed = told
+
+    def start(self) -> None:
+        """Begin to poll; returns at once."""
+        self._start_targets(self.config.targets)
+        if self._discovers():
+            self._spawn(self._discover())
+        if self.config.gpu.enabled is not False:
+            self._spawn(self._watch_gpus())
+        if not self.config.targets:
+            self._round.set()
+
+    async def stop(self) -> None:
+        """End all polling and close every source."""
+        tasks = [*self._tasks, *(slot.task for slot in self.slots.values() if slot.task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for slot in self.slots.values():
+            await slot.source.close()
+        self.slots.clear()
+
+    async def apply(self, config: Config) -> None:
+        """Take over a new configuration: sources that it does not change go on undisturbed."""
+        old = self.config
+        same = replace(old, targets=(), gpu=config.gpu, probe=config.probe) == replace(
+            config, targets=(), gpu=config.gpu, probe=config.probe
+        )
+        if not same or old.gpu != config.gpu or self._discovers(old) != self._discovers(config):
+            await self.stop()
+            self._tasks.clear()
+            self.config, self.engines = config, catalog.engines(config)
+            self.start()
+        else:
+            self.config = config
+            kept = {target.name: target for target in config.targets}
+            for target in old.targets:
+                if kept.get(target.name) != target:
+                    await self._drop(target.name)
+            self._start_targets(target for target in config.targets if target.name not in self.slots)
+        self._changed()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every configured source has been collected once, successfully or not."""
+        return self._round.is_set()
+
+    async def first_round(self) -> None:
+        """Wait until `ready`."""
+        await self._round.wait()
+
+    def snapshots(self) -> list[Snapshot]:
+        """The latest snapshot of each source."""
+        return [slot.snapshot for slot in self.slots.values() if slot.snapshot is not None]
+
+    def _discovers(self, config: Config | None = None) -> bool:
+        config = config or self.config
+        return not config.targets if config.discover is None else config.discover
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_targets(self, targets: Iterable[Target]) -> None:
+        targets = list(targets)
+        for index, target in enumerate(targets):
+            source = EngineSource(target, self.engines, self.config)
+            self._start(Slot(target.name, source, target.labels), index / len(targets))
+
+    def _start(self, slot: Slot, phase: float) -> None:
+        self.slots[slot.name] = slot
+        slot.task = asyncio.get_running_loop().create_task(self._poll(slot, phase), name=slot.name)
+
+    async def _drop(self, name: str) -> None:
+        slot = self.slots.pop(name, None)
+        if slot is None:
+            return
+        if slot.task is not None:
+            slot.task.cancel()
+            await asyncio.gather(slot.task, return_exceptions=True)
+        await slot.source.close()
+
+    async def _poll(self, slot: Slot, phase: float) -> None:
+        """Collect at an even pace. `phase` in [0, 1) spreads the sources over the interval."""
+        loop = asyncio.get_running_loop()
+        await self._collect(slot)
+        due = loop.time() + slot.source.interval * (1.0 + phase)
+        while True:
+            await asyncio.sleep(due - loop.time())
+            await self._collect(slot)
+            step = slot.source.interval
+            due += step
+            if due < loop.time():  # late: skip what was missed instead of catching up in a burst
+                due = loop.time() + step - (loop.time() - due) % step
+
+    async def _collect(self, slot: Slot) -> None:
+        taken, started = time.time(), time.monotonic()
+        try:
+            snapshot = await slot.source.collect()
+        except Exception as error:
+            log.exception("collection failed by a defect of llm-headroom", extra={"target": slot.name})
+            failure = Failure(Cause.INTERNAL, f"{type(error).__name__} in llm-headroom; see its log")
+            snapshot = _failed(slot.name, "", taken, started, failure)
+        slot.publish(snapshot)
+        if not self._round.is_set() and all(
+            target.name in self.slots and self.slots[target.name].snapshot is not None for target in self.config.targets
+        ):
+            self._round.set()
+        self._changed()
+
+    async def _discover(self) -> None:
+        """Look for engines on this host's usual ports, again and again; say what is found, and what is not and why."""
+        while True:
+            taken = {
+                urlsplit(target.endpoint.url).port
+                for target in self.config.targets
+                if urlsplit(target.endpoint.url).hostname in LOCAL
+            }
+            ports = {engine.port for engine in self.engines.values() if engine.port} - taken
+            missing = [port for port in sorted(ports) if f"127.0.0.1:{port}" not in self.slots]
+            await asyncio.gather(*(self._look(port) for port in missing))
+            await asyncio.sleep(LOOK_AGAIN)
+
+    async def _look(self, port: int) -> None:
+        address = f"127.0.0.1:{port}"
+        titles = ", ".join(engine.title for engine in self.engines.values() if engine.port == port)
+        endpoint = Endpoint(url=f"http://{address}")
+        try:
+            engine = await identify(endpoint, self.engines, timeout=LOOK_TIMEOUT)
+        except FetchError as failed:
+            if self._looked.get(address) != failed.failure.cause:
+                self._looked[address] = failed.failure.cause
+                log.info(
+                    "no engine found", extra={"address": address, "usual": titles, "reason": failed.failure.message}
+                )
+            return
+        self._looked.pop(address, None)
+        log.info("engine found", extra={"address": address, "engine": engine.name})
+        target = Target(name=address, endpoint=endpoint, engine=engine.name)
+        self._start_targets([target])
+
+    async def _watch_gpus(self) -> None:
+        """Poll the GPUs; where NVML is optional and absent, look for it again and again instead."""
+        config = self.config.gpu
+        interval = self.config.interval if config.interval is None else config.interval
+        source = GpuSource(processes=config.processes, interval=interval, timeout=self.config.timeout)
+        try:
+            while config.enabled is None:
+                error = (await source.collect()).health.error
+                if error is None:
+                    break
+                if self._gpu_told != error.message:
+                    self._gpu_told = error.message
+                    log.info("no GPU found", extra={"cause": error.cause, "reason": error.message})
+                await asyncio.sleep(LOOK_AGAIN)
+        except asyncio.CancelledError:
+            await source.close()
+            raise
+        self._start(Slot(GPU_TARGET, source, {}), 0.0)

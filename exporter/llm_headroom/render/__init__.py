@@ -1,0 +1,1 @@
+"""Renderers: snapshots in, an output format out. Nothing else knows these formats."""

@@ -1,0 +1,149 @@
+"""Snapshots as Prometheus text 0.0.4 and OpenMetrics 1.0.
+
+Both formats share their sample lines, which are kept for each snapshot; only the lines about a family differ, since
+OpenMetrics names a counter's family without `_total` and has units.
+Spec: https://prometheus.io/docs/instrumenting/exposition_formats/, https://prometheus.io/docs/specs/om/open_metrics_spec/
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import schema
+from llm_headroom.model import Histogram, Kind, Metric, Point, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+UNIT_WORDS: Final[Mapping[str, str]] = {
+    "s": "seconds",
+    "By": "bytes",
+    "1": "ratio",
+    "J": "joules",
+    "W": "watts",
+    "Cel": "celsius",
+    "Hz": "hertz",
+}
+"""UCUM code → the word that stands for it in metric names."""
+
+_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+_MOST_PREFIXES: Final = 200_000
+
+
+class Format(StrEnum):
+    """The content types that `/metrics` answers with."""
+
+    TEXT = "text/plain; version=0.0.4; charset=utf-8"
+    OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+
+def negotiate(accept: str) -> Format:
+    """The format to answer with: OpenMetrics 1.0 or 0.0.1 if the Accept header prefers it, else text."""
+    best, found = 0.0, Format.TEXT
+    for part in accept.split(","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        options = dict(piece.split("=", 1) for piece in parameters if "=" in piece)
+        try:
+            quality = float(options.get("q", "1"))
+        except ValueError:
+            continue
+        if kind == "application/openmetrics-text" and options.get("version", "1.0.0") in ("1.0.0", "0.0.1"):
+            candidate = Format.OPENMETRICS
+        elif kind in ("text/plain", "text/*", "*/*"):
+            candidate = Format.TEXT
+        else:
+            continue
+        if quality > best:
+            best, found = quality, candidate
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The sample lines of some points by metric."""
+
+    by_metric: Mapping[str, str]
+
+
+class Renderer:
+    """Renders points to lines; remembers what stands before each series' value."""
+
+    def __init__(self) -> None:
+        self._scalars: dict[Series, str] = {}
+        self._histograms: dict[tuple[Series, tuple[float, ...]], tuple[str, ...]] = {}
+
+    def lines(self, points: Iterable[Point]) -> Lines:
+        """The sample lines of points, those of one metric together."""
+        if len(self._scalars) + len(self._histograms) > _MOST_PREFIXES:
+            self._scalars.clear()
+            self._histograms.clear()
+        parts: dict[str, list[str]] = {}
+        scalars = self._scalars
+        for series, value, _ in points:
+            out = parts.get(series.metric.name)
+            if out is None:
+                out = parts[series.metric.name] = []
+            if isinstance(value, Histogram):
+                key = (series, value.bounds)
+                prefixes = self._histograms.get(key)
+                if prefixes is None:
+                    prefixes = self._histograms[key] = _histogram_prefixes(series, value.bounds)
+                for prefix, count in zip(prefixes, (*value.counts, value.counts[-1], value.sum), strict=True):
+                    out.append(f"{prefix}{count!r}\n")
+            else:
+                known = scalars.get(series)
+                if known is None:
+                    known = scalars[series] = f"{series.metric.name}{_braces(series)} "
+                out.append(f"{known}{value!r}\n")
+        return Lines({name: "".join(lines) for name, lines in parts.items()})
+
+
+def _braces(series: Series, bound: str = "") -> str:
+    pairs = [f'{name}="{value.translate(_ESCAPES)}"' for name, value in series.labels]
+    if bound:
+        pairs.append(f'le="{bound}"')
+    return f"{{{','.join(pairs)}}}" if pairs else ""
+
+
+def _histogram_prefixes(series: Series, bounds: tuple[float, ...]) -> tuple[str, ...]:
+    name = series.metric.name
+    return (
+        *(f"{name}_bucket{_braces(series, '+Inf' if math.isinf(bound) else repr(bound))} " for bound in bounds),
+        f"{name}_count{_braces(series)} ",
+        f"{name}_sum{_braces(series)} ",
+    )
+
+
+def _heading(metric: Metric, form: Format) -> str:
+    text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
+    if form is Format.TEXT:
+        return f"# HELP {metric.name} {text}\n# TYPE {metric.name} {metric.kind}\n"
+    family = metric.name.removesuffix("_total") if metric.kind is Kind.COUNTER else metric.name
+    word = UNIT_WORDS.get(metric.unit, "")
+    unit = f"# UNIT {family} {word}\n" if word and family.endswith(f"_{word}") else ""
+    escaped = text.replace('"', r"\"")
+    return f"# TYPE {family} {metric.kind}\n{unit}# HELP {family} {escaped}\n"
+
+
+_HEADINGS: Final = {form: {metric.name: _heading(metric, form) for metric in schema.ALL} for form in Format}
+
+
+def exposition(sources: Iterable[Lines], form: Format) -> bytes:
+    """An exposition of several snapshots' lines, in the order of the schema, each family once."""
+    gathered: dict[str, list[str]] = {}
+    for lines in sources:
+        for name, text in lines.by_metric.items():
+            gathered.setdefault(name, []).append(text)
+    headings = _HEADINGS[form]
+    pieces: list[str] = []
+    for metric in schema.ALL:
+        found = gathered.get(metric.name)
+        if found is not None:
+            pieces.append(headings[metric.name])
+            pieces += found
+    if form is Format.OPENMETRICS:
+        pieces.append("# EOF\n")
+    return "".join(pieces).encode()

@@ -1,0 +1,104 @@
+"""The exporter as a service: poll, serve, reload, end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import __version__
+from llm_headroom.config import Config, ConfigError
+from llm_headroom.poll import Poller
+from llm_headroom.web.app import App, Reload
+from llm_headroom.web.server import Server, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+log = logging.getLogger("llm_headroom")
+
+LOOK_AT_FILE: Final = 5.0
+"""Seconds between looks at the configuration file."""
+NOT_RELOADED: Final = ("listen", "web_config", "log")
+
+
+async def run(config: Config, *, path: Path | None, read: Callable[[], Config]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    `path` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
+
+    Raises:
+        web.server.ListenError: an address cannot be listened on.
+        web.config.WebConfigError: the web configuration is wrong.
+    """
+    poller = Poller(config)
+    app = App(poller)
+    poller.on_change(app.changed)
+    server = await serve(app.handle, config.listen, web_config=config.web_config)
+    loop = asyncio.get_running_loop()
+    ended, reload = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
+    poller.start()
+    watching = loop.create_task(_watch(path, reload)) if path is not None else None
+    reloading = loop.create_task(_reload(app, read, reload))
+    try:
+        await ended.wait()
+    finally:
+        log.info("ending")
+        for task in (watching, reloading):
+            if task is not None:
+                task.cancel()
+        await _end(server, poller, app)
+
+
+async def _end(server: Server, poller: Poller, app: App) -> None:
+    await server.close()
+    await poller.stop()
+    await app.close()
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does, through the symbolic links of a mounted ConfigMap too."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - the path may be watched on every look
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+async def _watch(path: Path, reload: asyncio.Event) -> None:
+    known = _identity(path)
+    while True:
+        await asyncio.sleep(LOOK_AT_FILE)
+        now = _identity(path)
+        if now is not None and now != known:
+            known = now
+            reload.set()
+
+
+async def _reload(app: App, read: Callable[[], Config], reload: asyncio.Event) -> None:
+    while True:
+        await reload.wait()
+        reload.clear()
+        try:
+            config = read()
+        except ConfigError as error:
+            log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
+            app.reload = app.reload._replace(succeeded=False)
+            app.changed()
+            continue
+        old = app.poller.config
+        fixed = [name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)]
+        if fixed:
+            log.warning("changes that need a restart were left out", extra={"keys": ",".join(fixed)})
+        await app.poller.apply(config)
+        app.reload = Reload(succeeded=True, last_success=time.time())
+        app.changed()
+        log.info("configuration reloaded", extra={"targets": len(config.targets)})

@@ -1,0 +1,1 @@
+"""The web server: HTTP, TLS and access to the exporter's pages."""

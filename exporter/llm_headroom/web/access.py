@@ -1,0 +1,204 @@
+"""What a client passes on its way to a page: the configuration in force, basic authentication, the rate limit."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from llm_headroom.web import config as web_config
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+_VERIFIED_LIMIT = 256
+_CHECKS_LIMIT = 16
+
+
+class TooManyChecksError(Exception):
+    """So many passwords wait to be checked that this one is not: somebody is trying many, or far too many ask."""
+
+
+class Access:
+    """One web configuration, ready for use. A changed file makes a new one, and with it an empty password cache."""
+
+    __slots__ = ("config", "rate", "tls", "users")
+
+    def __init__(self, config: web_config.WebConfig) -> None:
+        """Raises WebConfigError if the certificates are unusable."""
+        self.config = config
+        self.tls: ssl.SSLContext | None = None
+        if config.tls is not None:
+            from llm_headroom.web.tls import server_context  # noqa: PLC0415 - only a configuration with TLS pays for it
+
+            self.tls = server_context(config.tls)
+        self.users = Users(config.users) if config.users else None
+        self.rate = TokenBucket(config.rate_limit) if config.rate_limit else None
+
+    def admits_certificate(self, certificate: Mapping[str, object] | None) -> bool:
+        """Whether the client's certificate, if it gave one, bears an allowed name."""
+        tls = self.config.tls
+        if tls is None or not tls.client_allowed_sans or not certificate:
+            return True
+        from llm_headroom.web.tls import names_one_of  # noqa: PLC0415 - only a configuration with TLS pays for it
+
+        return names_one_of(certificate, tls.client_allowed_sans)
+
+
+class Watched:
+    """The web configuration in force: read anew when one of its files changes, kept as it is when that fails."""
+
+    __slots__ = ("_access", "_path", "_stamps", "_watched")
+
+    def __init__(self, path: Path | None) -> None:
+        """Raises WebConfigError if the file is unusable; without a path nothing is configured or watched."""
+        self._path = path
+        self._watched: tuple[Path, ...] = ()
+        self._stamps: tuple[_Stamp, ...] = ()
+        self._access = Access(web_config.WebConfig()) if path is None else self._read(path)
+
+    def current(self) -> Access:
+        """The configuration in force, after a look at whether the files are still those that were read."""
+        if self._path is not None and tuple(map(_stamp, self._watched)) != self._stamps:
+            try:
+                self._access = self._read(self._path)
+            except web_config.WebConfigError as error:
+                _log.error("The web configuration was changed and cannot be used; the former one stays: %s", error)
+            else:
+                _log.info("Read the web configuration anew: %s", self._path)
+        return self._access
+
+    def _read(self, path: Path) -> Access:
+        # Stamps are taken before the files are read: a write in between is found as a change by the next look.
+        self._watched = (path,)
+        self._stamps = (_stamp(path),)
+        config = web_config.parse(path)
+        self._watched += config.pem_files
+        self._stamps += tuple(map(_stamp, config.pem_files))
+        access = Access(config)
+        for note in config.notes:
+            _log.warning("%s: %s", path, note)
+        return access
+
+
+_Stamp = tuple[int, int, int, int] | None
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What changes when a file does: also when a symbolic link on the way is turned, as Kubernetes does."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - the hot path: half the cost of Path.stat
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+class Users:
+    """Basic authentication against bcrypt hashes.
+
+    A bcrypt check takes some 50 to 100 ms by design. It runs in a thread, one at a time, and what has proved right
+    is remembered as a salted digest, never as the password.
+    """
+
+    __slots__ = ("_checks", "_hashes", "_one_at_a_time", "_salt", "_verified")
+
+    def __init__(self, hashes: Mapping[str, str]) -> None:
+        """`hashes` are bcrypt hashes by user name, at least one."""
+        self._hashes = hashes
+        self._salt = os.urandom(32)
+        self._verified: dict[bytes, None] = {}
+        self._checks = 0
+        self._one_at_a_time = asyncio.Lock()
+
+    async def admit(self, authorization: str) -> bool:
+        """Whether the value of an Authorization header names a user and the user's password.
+
+        Raises:
+            TooManyChecksError: too many other checks are waiting. One that was right before never waits.
+        """
+        credentials = _credentials(authorization)
+        if credentials is None:
+            return False
+        user, password = credentials
+        known = self._hashes.get(user)
+        # An unknown name is checked against some user's hash, so that it takes as long as a wrong password.
+        hashed = known or next(iter(self._hashes.values()))
+        digest = self._digest(user, hashed, password)
+        if known and digest in self._verified:
+            return True
+        if self._checks >= _CHECKS_LIMIT:
+            raise TooManyChecksError
+        self._checks += 1
+        try:
+            async with self._one_at_a_time:
+                if known and digest in self._verified:
+                    return True
+                right = await asyncio.to_thread(_matches, password, hashed.encode())
+        finally:
+            self._checks -= 1
+        if not (right and known):
+            return False
+        if len(self._verified) >= _VERIFIED_LIMIT:
+            del self._verified[next(iter(self._verified))]
+        self._verified[digest] = None
+        return True
+
+    def _digest(self, user: str, hashed: str, password: bytes) -> bytes:
+        from hashlib import blake2b  # noqa: PLC0415 - only a server with users pays for it
+
+        name = user.encode()
+        digest = blake2b(len(name).to_bytes(8, "big"), key=self._salt, digest_size=32)
+        digest.update(name)
+        digest.update(hashed.encode())  # always 60 characters
+        digest.update(password)
+        return digest.digest()
+
+
+def _matches(password: bytes, hashed: bytes) -> bool:
+    import bcrypt  # noqa: PLC0415 - only a server with users pays for it
+
+    try:
+        # bcrypt has never looked at more than 72 bytes; its newer versions refuse longer ones instead.
+        return bcrypt.checkpw(password[:72], hashed)
+    except ValueError:
+        return False
+
+
+def _credentials(authorization: str) -> tuple[str, bytes] | None:
+    scheme, _, encoded = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, colon, password = binascii.a2b_base64(encoded.strip(), strict_mode=True).partition(b":")
+        return (user.decode(), password) if colon else None
+    except ValueError:
+        return None
+
+
+class TokenBucket:
+    """The rate limit: a token every `interval` seconds, at most `burst` of them saved up."""
+
+    __slots__ = ("_burst", "_interval", "_tokens", "_when")
+
+    def __init__(self, limit: web_config.RateLimit) -> None:
+        """Starts full."""
+        self._interval = limit.interval
+        self._burst = limit.burst
+        self._tokens = float(limit.burst)
+        self._when: float | None = None
+
+    def take(self, now: float) -> bool:
+        """Takes a token at a moment of a monotonic clock (seconds), if there is one."""
+        if self._when is not None:
+            self._tokens = min(self._burst, self._tokens + (now - self._when) / self._interval)
+        self._when = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True

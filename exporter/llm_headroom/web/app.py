@@ -1,0 +1,234 @@
+"""What the exporter answers over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import platform
+import resource
+import time
+from collections import Counter, OrderedDict
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import __version__, schema
+from llm_headroom.config import ConfigError, Module, parse_target
+from llm_headroom.model import Point, Series
+from llm_headroom.poll import EngineSource, health_points
+from llm_headroom.render import json as as_json
+from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
+from llm_headroom.web.page import PAGE_HEADERS, page
+from llm_headroom.web.server import Request, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from llm_headroom.config import Target
+    from llm_headroom.model import Snapshot
+    from llm_headroom.poll import Poller, Slot
+
+log = logging.getLogger("llm_headroom")
+
+MOST_PROBED: Final = 256
+"""Targets of `/probe` whose connections and plans are kept."""
+TIMEOUT_MARGIN: Final = 0.5
+"""Seconds that are left to Prometheus of the timeout that it announces."""
+JSON: Final = "application/json; charset=utf-8"
+_BUILD: Final = Series(schema.BUILD_INFO, {"version": __version__, "python": platform.python_version()})
+_RELOADED: Final = Series(schema.CONFIG_RELOAD_SUCCESS, {})
+_RELOAD_TIME: Final = Series(schema.CONFIG_RELOAD_TIME, {})
+_CPU: Final = Series(schema.PROCESS_CPU, {})
+_MEMORY: Final = Series(schema.PROCESS_MEMORY, {})
+
+
+class Reload(NamedTuple):
+    """How the last reading of the configuration went, and the unix time of the last one that succeeded."""
+
+    succeeded: bool
+    last_success: float
+
+
+class App:
+    """Answers requests from what a poller holds; keeps renderings until something new is published."""
+
+    def __init__(self, poller: Poller) -> None:
+        self.poller = poller
+        self.reload = Reload(succeeded=True, last_success=time.time())
+        self._renderer = Renderer()
+        self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
+        self._bodies: dict[tuple[Format, bool], bytes] = {}
+        self._probed: OrderedDict[tuple[str, str], tuple[EngineSource, asyncio.Lock]] = OrderedDict()
+
+    def changed(self) -> None:
+        """Throw away what was rendered: a source has published, or the configuration has changed."""
+        self._bodies.clear()
+
+    async def close(self) -> None:
+        """Close the connections of `/probe`."""
+        for source, _ in self._probed.values():
+            await source.close()
+        self._probed.clear()
+
+    async def handle(self, request: Request) -> Response:
+        """Answer a request."""
+        match request.path:
+            case "/metrics":
+                return self._metrics(request)
+            case "/probe":
+                return await self._probe(request)
+            case "/api/v1/snapshot":
+                return Response(self._snapshot(), content_type=JSON)
+            case "/-/healthy":
+                return Response(b"llm-headroom is running.\n")
+            case "/-/ready":
+                if self.poller.ready:
+                    return Response(b"llm-headroom is ready.\n")
+                return Response(b"Not every configured source has been collected once.\n", status=503)
+            case "/":
+                body = page(self.poller.snapshots(), time.time(), self.poller.ready)
+                return Response(body, content_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+            case _:
+                return Response(b"Not found. See / for what is here.\n", status=404)
+
+    def _metrics(self, request: Request) -> Response:
+        form = negotiate(request.headers.get("accept", ""))
+        compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
+        body = self._bodies.get((form, compressed))
+        if body is None:
+            plain = self._bodies.get((form, False))
+            if plain is None:
+                plain = self._bodies[form, False] = exposition([*self._gathered(), self._own()], form)
+            body = plain
+            if compressed:
+                body = self._bodies[form, True] = _gzip(plain)
+        return _exposed(body, form, compressed=compressed)
+
+    def _gathered(self) -> Iterable[Lines]:
+        kept: dict[Slot, tuple[Snapshot, Lines]] = {}
+        for slot in self.poller.slots.values():
+            if slot.snapshot is None:
+                continue
+            known = self._lines.get(slot)
+            if known is None or known[0] is not slot.snapshot:
+                known = (slot.snapshot, self._renderer.lines(slot.points()))
+            kept[slot] = known
+            yield known[1]
+        self._lines = kept
+
+    def _own(self) -> Lines:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        points = [
+            Point(_BUILD, 1.0, ""),
+            Point(_RELOADED, float(self.reload.succeeded), ""),
+            Point(_RELOAD_TIME, self.reload.last_success, ""),
+            Point(_CPU, usage.ru_utime + usage.ru_stime, ""),
+        ]
+        resident = resident_bytes()
+        if resident is not None:
+            points.append(Point(_MEMORY, resident, ""))
+        return self._renderer.lines(points)
+
+    def _snapshot(self) -> bytes:
+        sources = [as_json.source(snapshot) for snapshot in self.poller.snapshots()]
+        return json.dumps({"version": __version__, "time": time.time(), "sources": sources}, allow_nan=False).encode()
+
+    async def _probe(self, request: Request) -> Response:
+        settings = self.poller.config.probe
+        if not settings.allow:
+            return Response(b"/probe is off: list what it may reach under probe.allow.\n", status=403)
+        text, name = request.query.get("target", ""), request.query.get("module", "")
+        if not text:
+            return Response(b"Parameter target is missing: /probe?target=HOST:PORT[&module=NAME]\n", status=400)
+        module = settings.modules.get(name)
+        if name and module is None:
+            known = ", ".join(settings.modules) or "none"
+            return Response(f"Unknown module {name!r}; known: {known}.\n".encode(), status=400)
+        try:
+            target = _target(text, module)
+        except ConfigError as error:
+            return Response(f"{error}\n".encode(), status=400)
+        if target.engine is not None and target.engine not in self.poller.engines:
+            return Response(f"Unknown engine {target.engine!r}.\n".encode(), status=400)
+        address = target.endpoint.url.split("://", 1)[1].split("/", 1)[0]
+        if not any(fnmatchcase(address, pattern) for pattern in settings.allow):
+            return Response(f"{address} is not among probe.allow.\n".encode(), status=403)
+        source, lock = self._source(target, name)
+        limit = _scrape_timeout(request.headers)
+        try:
+            async with asyncio.timeout(limit), lock:
+                snapshot = await source.collect()
+        except TimeoutError:
+            return Response(f"{address} has not answered within {limit:g} s.\n".encode(), status=504)
+        errors = Counter([] if snapshot.health.error is None else [snapshot.health.error.cause])
+        points = [*snapshot.points, *health_points(snapshot, errors, source.capped, {})]
+        form = negotiate(request.headers.get("accept", ""))
+        compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
+        body = exposition([Renderer().lines(points)], form)
+        return _exposed(_gzip(body) if compressed else body, form, compressed=compressed)
+
+    def _source(self, target: Target, module: str) -> tuple[EngineSource, asyncio.Lock]:
+        key = (target.endpoint.url, f"{target.engine}/{module}")
+        found = self._probed.get(key)
+        if found is None or found[0].target != target:
+            found = (EngineSource(target, self.poller.engines, self.poller.config), asyncio.Lock())
+            self._probed[key] = found
+        self._probed.move_to_end(key)
+        if len(self._probed) > MOST_PROBED:
+            _, (oldest, lock) = self._probed.popitem(last=False)
+            if not lock.locked():
+                task = asyncio.get_running_loop().create_task(oldest.close())
+                task.add_done_callback(lambda _: None)
+        return found
+
+
+def _target(text: str, module: Module | None) -> Target:
+    target = parse_target(text)
+    if module is None:
+        return target
+    endpoint = replace(
+        target.endpoint,
+        tls=module.tls,
+        credentials=module.credentials,
+        max_bytes=module.max_bytes,
+        gzip=module.gzip,
+    )
+    return replace(target, endpoint=endpoint, engine=target.engine or module.engine, timeout=module.timeout)
+
+
+def _scrape_timeout(headers: Mapping[str, str]) -> float | None:
+    try:
+        announced = float(headers["x-prometheus-scrape-timeout-seconds"])
+    except (KeyError, ValueError):
+        return None
+    return max(announced - TIMEOUT_MARGIN, announced / 2)
+
+
+def accepts_gzip(encodings: str) -> bool:
+    """Whether an Accept-Encoding header allows gzip."""
+    for part in encodings.split(","):
+        coding, _, parameters = part.partition(";")
+        if coding.strip().lower() in ("gzip", "*"):
+            return parameters.replace(" ", "").lower() not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+def _gzip(body: bytes) -> bytes:
+    import gzip  # noqa: PLC0415 - only for scrapers that ask for it
+
+    return gzip.compress(body, compresslevel=1, mtime=0)
+
+
+def _exposed(body: bytes, form: Format, *, compressed: bool) -> Response:
+    vary = ("Vary", "Accept, Accept-Encoding")
+    return Response(body, content_type=form, headers=(vary, ("Content-Encoding", "gzip")) if compressed else (vary,))
+
+
+def resident_bytes() -> float | None:
+    """Resident memory of this process in bytes, None where the kernel does not tell (proc(5), /proc/self/statm)."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - one line of procfs
+            return float(statm.read().split()[1]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return None

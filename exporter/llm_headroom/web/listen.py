@@ -1,0 +1,96 @@
+"""Listen addresses as Prometheus' exporters write them, and the sockets bound to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import re
+import socket
+from typing import Final
+
+
+class ListenError(Exception):
+    """A listen address is malformed or cannot be bound; the message names it."""
+
+
+_ADDRESS: Final = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+_BACKLOG: Final = 256
+_NO_SUCH_FAMILY: Final = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
+
+
+async def bind(address: str) -> list[socket.socket]:
+    """Listens on `:PORT` (every address), `HOST:PORT` or `[IPV6]:PORT`; a name gives a socket for each address it has.
+
+    Raises:
+        ListenError: the address is malformed, unknown, in use, or not to be had.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match["port"]) > 65535:  # noqa: PLR2004 - the largest port there is
+        raise ListenError(f"{address!r} is no listen address: :PORT, HOST:PORT or [IPV6]:PORT")
+    host, port = match["bracketed"] or match["host"], int(match["port"])
+    try:
+        if not host:
+            return [_every_address(port)]
+        return await _each_address(host, port)
+    except socket.gaierror as error:
+        raise ListenError(f"cannot listen on {address}: the host name is unknown ({error.strerror})") from error
+    except OSError as error:
+        reason = errno.errorcode.get(error.errno or 0, "")
+        text = "the address is in use" if error.errno == errno.EADDRINUSE else f"{error.strerror} ({reason})"
+        raise ListenError(f"cannot listen on {address}: {text}") from error
+
+
+def bound_address(listener: socket.socket) -> str:
+    """`host:port` of a bound socket, an IPv6 host in brackets."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _every_address(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        try:
+            return _listen(socket.AF_INET6, ("::", port), dual_stack=True)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_FAMILY:
+                raise
+    return _listen(socket.AF_INET, ("0.0.0.0", port))
+
+
+async def _each_address(host: str, port: int) -> list[socket.socket]:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    absent: OSError | None = None
+    with contextlib.ExitStack() as on_failure:
+        for family, _, _, _, where in dict.fromkeys(found):
+            try:
+                listener = _listen(family, where, dual_stack=host == "::" and socket.has_dualstack_ipv6())
+            except OSError as error:
+                # `localhost` names ::1 also on hosts without IPv6.
+                if error.errno not in _NO_SUCH_FAMILY:
+                    raise
+                absent = error
+                continue
+            on_failure.callback(listener.close)
+            listeners.append(listener)
+        if absent is not None and not listeners:
+            raise absent
+        on_failure.pop_all()
+    return listeners
+
+
+def _listen(family: int, where: tuple[object, ...], *, dual_stack: bool = False) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A restart must not wait for the connections of the process before it.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+        listener.bind(where)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,262 @@
+"""The web configuration file: what it accepts, and how it says what is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from llm_headroom.web.config import ClientAuth, RateLimit, WebConfigError, load, parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
+TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def directory(tmp_path: Path, authority: trustme.CA) -> Path:
+    """A directory with server.crt, server.key, ca.crt and another.key."""
+    server = authority.issue_cert("localhost")
+    server.cert_chain_pems[0].write_to_path(tmp_path / "server.crt")
+    server.private_key_pem.write_to_path(tmp_path / "server.key")
+    authority.issue_cert("localhost").private_key_pem.write_to_path(tmp_path / "another.key")
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    return tmp_path
+
+
+def written(directory: Path, text: str) -> Path:
+    file = directory / "web.yml"
+    file.write_text(text)
+    return file
+
+
+def test_an_empty_file_configures_nothing(tmp_path: Path) -> None:
+    config = load(written(tmp_path, "# nothing yet\n"))
+    assert (config.tls, config.headers, dict(config.users), config.rate_limit) == (None, (), {}, None)
+
+
+def test_sections_without_a_value_configure_nothing(tmp_path: Path) -> None:
+    config = load(written(tmp_path, "tls_server_config:\nhttp_server_config:\nbasic_auth_users:\nrate_limit:\n"))
+    assert (config.tls, config.headers, dict(config.users), config.rate_limit) == (None, (), {}, None)
+
+
+def test_every_entry_of_the_format_is_read(directory: Path) -> None:
+    text = f"""\
+tls_server_config:
+  cert_file: server.crt
+  key_file: server.key
+  client_auth_type: RequireAndVerifyClientCert
+  client_ca_file: ca.crt
+  client_allowed_sans:
+    - prometheus.example
+    - 10.0.0.7
+  min_version: TLS12
+  max_version: TLS13
+  cipher_suites:
+    - TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+    - TLS_AES_128_GCM_SHA256
+  prefer_server_cipher_suites: false
+  curve_preferences: [X25519]
+http_server_config:
+  http2: false
+  headers:
+    Strict-Transport-Security: max-age=31536000
+    X-Frame-Options: deny
+    X-XSS-Protection: 0
+    Content-Security-Policy: ""
+basic_auth_users:
+  alice: {HASH}
+  7: {HASH}
+rate_limit:
+  interval: 1m0.5s
+  burst: 20
+"""
+    config = load(written(directory, text))
+    assert config.tls is not None
+    assert config.tls.cert.file == directory / "server.crt"
+    assert config.tls.client_auth is ClientAuth.REQUIRE_AND_VERIFY
+    assert config.tls.client_allowed_sans == ("prometheus.example", "10.0.0.7")
+    assert config.tls.ciphers == ("ECDHE-RSA-AES128-GCM-SHA256",)
+    assert config.tls.curves == ("X25519",)
+    assert not config.tls.prefer_server_ciphers
+    assert config.headers == (
+        ("Strict-Transport-Security", "max-age=31536000"),
+        ("X-Frame-Options", "deny"),
+        ("X-XSS-Protection", "0"),
+    )
+    assert config.users == {"alice": HASH, "7": HASH}
+    assert config.rate_limit == RateLimit(60.5, 20)
+    assert config.notes == ("http_server_config.http2 has no effect: this server speaks HTTP/1.1",)
+    assert config.pem_files == (directory / "server.crt", directory / "server.key", directory / "ca.crt")
+
+
+def test_certificates_may_stand_in_the_file_itself(directory: Path) -> None:
+    def block(name: str) -> str:
+        return "".join(f"    {line}\n" for line in (directory / name).read_text().splitlines())
+
+    text = (
+        f"tls_server_config:\n  cert: |\n{block('server.crt')}  key: |\n{block('server.key')}"
+        f"  client_ca: |\n{block('ca.crt')}  client_auth_type: VerifyClientCertIfGiven\n"
+    )
+    config = load(written(directory, text))
+    assert config.tls is not None
+    assert config.pem_files == ()
+
+
+def test_neither_a_key_nor_a_hash_shows_in_a_printed_configuration(directory: Path) -> None:
+    key = (directory / "server.key").read_text()
+    text = f"tls_server_config:\n  cert_file: server.crt\n  key: {key!r}\nbasic_auth_users:\n  alice: {HASH}\n"
+    config = parse(written(directory, text.replace("'", '"')))
+    assert config.tls is not None
+    assert config.tls.key.text == key
+    assert "PRIVATE" not in repr(config)
+    assert HASH not in repr(config)
+
+
+def test_suites_of_tls_1_3_alone_leave_no_older_version(directory: Path) -> None:
+    text = TLS + "  cipher_suites: [TLS_AES_128_GCM_SHA256]\n"
+    config = load(written(directory, text))
+    assert config.tls is not None
+    assert config.tls.ciphers == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (TLS + "  client_auth_type: RequestClientCert\n", "client_auth_type: RequestClientCert keeps nobody out"),
+        (TLS + "  curve_preferences: [X25519, CurveP256]\n", "curve_preferences: more than one curve"),
+        ("http_server_config:\n  http2: true\n", "http2 has no effect"),
+    ],
+)
+def test_entries_without_effect_are_noted(directory: Path, text: str, note: str) -> None:
+    notes = load(written(directory, text)).notes
+    assert len(notes) == 1
+    assert note in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("interval", "seconds"), [("500ms", 0.5), ("2h", 7200.0), ("1m30s", 90.0), (".5s", 0.5), ("250us", 0.00025)]
+)
+def test_durations_are_those_of_go(tmp_path: Path, interval: str, seconds: float) -> None:
+    limit = load(written(tmp_path, f"rate_limit: {{interval: {interval}, burst: 1}}")).rate_limit
+    assert limit is not None
+    assert limit.interval == pytest.approx(seconds)
+
+
+def test_an_interval_of_zero_is_no_rate_limit(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "rate_limit:\n  interval: 0\n  burst: 0\n")).rate_limit is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("tls_config: {}\n", 1, "tls_config: unknown key"),
+        ("- 1\n", 1, "must be a mapping of keys to values, not a list"),
+        (TLS + "  cert_flie: x\n", 4, "tls_server_config.cert_flie: unknown key"),
+        (TLS + "  key_file: other\n", 4, "tls_server_config.key_file: is given twice, first in line 3"),
+        ("tls_server_config: [1]\n", 1, "tls_server_config: must be a mapping of keys to values, not a list"),
+        ("tls_server_config:\n  cert_file: [a]\n", 2, "tls_server_config.cert_file: must be a string, not a list"),
+        ("tls_server_config:\n  cert_file: 12\n", 2, "tls_server_config.cert_file: must be a string, not an integer"),
+        ("\ntls_server_config:\n  min_version: TLS13\n", 2, "tls_server_config: cert_file (or cert) is missing"),
+        ("tls_server_config:\n  cert_file: server.crt\n", 1, "tls_server_config: key_file (or key) is missing"),
+        (TLS + "  key: abc\n", 4, "tls_server_config.key: excludes key_file"),
+        (TLS + "  client_auth_type: Require\n", 4, "client_auth_type: 'Require' is not one of NoClientCert"),
+        (TLS + "  client_auth_type: RequireAnyClientCert\n", 4, "RequireAnyClientCert is not supported"),
+        (TLS + "  client_ca_file: ca.crt\n", 4, "tls_server_config.client_ca_file: needs a client_auth_type"),
+        (TLS + "  client_allowed_sans:\n    - a\n", 5, "client_allowed_sans: needs a client_auth_type that verifies"),
+        (TLS + "  client_allowed_sans: a\n", 4, "client_allowed_sans: must be a list of strings, not a str"),
+        (TLS + "  min_version: TLS14\n", 4, "'TLS14' is not one of TLS10, TLS11, TLS12, TLS13"),
+        (TLS + "  min_version: 1.2\n", 4, "min_version: must be a string, not a float"),
+        (TLS + "  max_version: TLS11\n", 4, "max_version: TLS11 is below min_version, TLS12"),
+        (TLS + "  cipher_suites:\n    - TLS_NULL\n", 5, "cipher_suites: 'TLS_NULL' is not one of"),
+        (TLS + "  max_version: TLS12\n  cipher_suites: [TLS_AES_128_GCM_SHA256]\n", 5, "suites of TLS 1.3 alone"),
+        (TLS + "  curve_preferences: [P256]\n", 4, "curve_preferences: 'P256' is not one of CurveP256"),
+        (TLS + "  prefer_server_cipher_suites: 1\n", 4, "must be true or false, not an integer"),
+        ("http_server_config:\n  http2: maybe\n", 2, "http_server_config.http2: must be true or false"),
+        ("http_server_config:\n  http3: true\n", 2, "http_server_config.http3: unknown key"),
+        ("http_server_config:\n  headers:\n    Server: x\n", 3, "headers.Server: this header cannot be set"),
+        ("http_server_config:\n  headers:\n    X-Frame-Options: allow\n", 3, "'allow' is not one of deny, sameorigin"),
+        ("http_server_config:\n  headers:\n    X-XSS-Protection: [0]\n", 3, "must be a string, not a list"),
+        (
+            'http_server_config:\n  headers:\n    Content-Security-Policy: "a\\r\\nSet-Cookie: b"\n',
+            3,
+            "headers.Content-Security-Policy: a header's value must be one line",
+        ),
+        ("basic_auth_users:\n  alice: secret\n", 2, "basic_auth_users.alice: must be the bcrypt hash"),
+        ("basic_auth_users:\n  alice:\n", 2, "basic_auth_users.alice: must be the bcrypt hash"),
+        (f"basic_auth_users:\n  'a:b': {HASH}\n", 2, "basic_auth_users.a:b: a user name cannot contain a colon"),
+        (f"basic_auth_users:\n  a: {HASH}\n  a: {HASH}\n", 3, "basic_auth_users.a: is given twice, first in line 2"),
+        ("rate_limit:\n  interval: 5\n  burst: 1\n", 2, "rate_limit.interval: must be a duration with a unit"),
+        ("rate_limit:\n  interval: 1s\n  burst: -1\n", 3, "rate_limit.burst: must be a count"),
+        ("rate_limit:\n  interval: 1s\n  burst: 0\n", 3, "rate_limit.burst: burst must be at least 1"),
+        ("rate_limit:\n  per: 1s\n", 2, "rate_limit.per: unknown key"),
+        ("a: b: c\n", 1, "is not YAML"),
+        ("a: *unknown\n", 1, "is not YAML"),
+        ("a: 1\n---\nb: 2\n", 2, "is not YAML"),
+        ("a: 1\nb: \x07\n", 2, "is not YAML"),
+        ("[" * 5000, 1, "is nested too deeply"),
+    ],
+)
+def test_an_error_names_file_line_and_key(directory: Path, text: str, line: int, problem: str) -> None:
+    file = written(directory, text)
+    with pytest.raises(WebConfigError) as raised:
+        load(file)
+    assert str(raised.value).startswith(f"{file}:{line}: ")
+    assert problem in str(raised.value)
+
+
+def test_an_error_does_not_quote_what_may_be_secret(tmp_path: Path) -> None:
+    for text in ("basic_auth_users:\n  alice: hunter2\n", "basic_auth_users:\n  alice: hunter2: x\n"):
+        with pytest.raises(WebConfigError) as raised:
+            load(written(tmp_path, text))
+        assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (TLS.replace("server.crt", "absent.crt"), "2: tls_server_config.cert_file: {0}/absent.crt cannot be read"),
+        (TLS.replace("server.key", "absent.key"), "3: tls_server_config.key_file: {0}/absent.key cannot be read"),
+        (TLS.replace("server.key", "another.key"), "3: tls_server_config.key_file: {0}/another.key does not belong"),
+        (
+            TLS.replace("server.crt", "server.key"),
+            "2: tls_server_config.cert_file: {0}/server.key holds no certificate",
+        ),
+        (TLS.replace("server.key", "server.crt"), "3: tls_server_config.key_file: {0}/server.crt holds no private key"),
+        (TLS.replace("server.key", "torn.key"), "3: tls_server_config.key_file: certificate ({0}/server.crt) and key"),
+        (TLS.replace("server.key", "locked.key"), "3: tls_server_config.key_file: {0}/locked.key is encrypted"),
+        (
+            TLS + "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: server.key\n",
+            "5: tls_server_config.client_ca_file: {0}/server.key holds no usable certificate",
+        ),
+    ],
+)
+def test_unusable_certificates_are_found_before_serving(directory: Path, text: str, problem: str) -> None:
+    key = (directory / "server.key").read_text()
+    (directory / "torn.key").write_text(key[: len(key) // 2])
+    (directory / "locked.key").write_text(
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
+    )
+    file = written(directory, text)
+    with pytest.raises(WebConfigError) as raised:
+        load(file)
+    assert str(raised.value).startswith(f"{file}:" + problem.format(directory))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WebConfigError, match=r"absent\.yml: cannot be read: No such file"):
+        load(tmp_path / "absent.yml")
+
+
+def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "web.yml").write_bytes(b"# fine\n\xff\n")
+    with pytest.raises(WebConfigError, match=r"web\.yml:2: is not UTF-8"):
+        load(tmp_path / "web.yml")
