@@ -130,7 +130,9 @@ def test_a_value_in_an_alias_is_reported_where_it_is_used(tmp_path: Path) -> Non
 
 
 # What is accepted ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "~", "\ufeff", "targets:\nlog:\nprobe:\n"])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "---\n", "{}", "~", "\ufeff", "\ufefftimeout: 5s", "targets:\nlog:\nprobe:\n"]
+)
 def test_a_file_that_says_nothing_means_the_defaults(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text) == Config() == load(None, engine_names=ENGINES)
 

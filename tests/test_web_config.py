@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import trustme
 
 from llm_headroom.web.config import ClientAuth, RateLimit, WebConfigError, load, parse
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
 TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
@@ -249,6 +246,15 @@ def test_unusable_certificates_are_found_before_serving(directory: Path, text: s
     with pytest.raises(WebConfigError) as raised:
         load(file)
     assert str(raised.value).startswith(f"{file}:" + problem.format(directory))
+
+
+def test_the_example_of_the_documentation_is_accepted(tmp_path: Path) -> None:
+    document = Path(__file__).parent.parent / "docs" / "web-configuration.md"
+    example = document.read_text().split("```yaml\n")[1].partition("```")[0]
+    config = parse(written(tmp_path, example))
+    assert config.tls is not None
+    assert list(config.users) == ["prometheus"]
+    assert config.rate_limit == RateLimit(0.1, 20)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_headroom import schema
 from llm_headroom.engines import BUILT_IN
-from llm_headroom.mapping import Combine, Document, Engine, Rule
+from llm_headroom.rules import Combine, Document, Engine, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

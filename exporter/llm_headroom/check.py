@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import catalog, schema
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.config import Config
-    from llm_headroom.mapping import Engine
     from llm_headroom.model import Failure, Metric, Snapshot
+    from llm_headroom.rules import Engine
 
 EXPORTER_METRICS: Final = (
     schema.UP,
@@ -81,6 +82,13 @@ def _reason(metric: Metric, engine: Engine | None) -> str:
     return "; ".join(parts)
 
 
+def report(snapshot: Snapshot, engine: Engine | None) -> dict[str, Any]:
+    """A source as `check --format json` prints it; its points in the order of the schema."""
+    order = {metric.name: index for index, metric in enumerate(schema.ALL)}
+    points = sorted(snapshot.points, key=lambda point: order[point.series.metric.name])
+    return as_json.source(replace(snapshot, points=tuple(points))) | {"missing": missing(snapshot, engine)}
+
+
 async def collect(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Every source collected once: reports, and what was looked for on this host and not found."""
     engines = catalog.engines(config)
@@ -92,15 +100,15 @@ async def collect(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, 
     snapshots = await asyncio.gather(*(source.collect() for source in sources))
     reports = []
     for source, snapshot in zip(sources, snapshots, strict=True):
-        reports.append(as_json.source(snapshot) | {"missing": missing(snapshot, source.engine)})
+        reports.append(report(snapshot, source.engine))
         await source.close()
     if config.gpu.enabled is not False:
-        gpus = GpuSource(processes=config.gpu.processes, interval=config.interval, timeout=config.timeout)
+        gpus = GpuSource(config)
         snapshot = await gpus.collect()
         await gpus.close()
         error = snapshot.health.error
         if error is None or config.gpu.enabled:
-            reports.append(as_json.source(snapshot) | {"missing": missing(snapshot, None)})
+            reports.append(report(snapshot, None))
         else:
             absent.append({"address": GPU_TARGET, "usual": "GPUs", "error": as_json.failure(error)})
     return reports, absent
@@ -117,7 +125,7 @@ async def _discovered(
         url = f"http://127.0.0.1:{port}"
         if engine is not None and url not in known:
             target = Target(name=f"127.0.0.1:{port}", endpoint=Endpoint(url=url), engine=engine.name)
-            discovered.append(replace(target))
+            discovered.append(target)
         elif failure is not None:
             usual = ", ".join(each.title for each in engines.values() if each.port == port)
             absent.append({"address": f"127.0.0.1:{port}", "usual": usual, "error": as_json.failure(failure)})
@@ -162,14 +170,24 @@ def _source_lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"    {_series(point):<{width}}  {_value(point):>14}  {point['source']}"
     if report["up"] and report["missing"]:
         yield "  missing"
-        width = max(len(entry["metric"]) for entry in report["missing"])
+        by_reason: dict[str, list[str]] = {}
         for entry in report["missing"]:
-            yield f"    {entry['metric']:<{width}}  {entry['reason']}"
+            by_reason.setdefault(entry["reason"], []).append(entry["metric"])
+        for reason, names in by_reason.items():
+            yield from _wrapped(f"{reason}:", names)
     if report["unmapped"]:
         yield "  unmapped upstream names"
         for name in report["unmapped"]:
             yield f"    {name}"
     yield ""
+
+
+def _wrapped(reason: str, names: Sequence[str]) -> Iterator[str]:
+    if len(names) == 1:
+        yield f"    {names[0]}: {reason.removesuffix(':')}"
+        return
+    yield f"    {reason}"
+    yield from wrap(", ".join(names), width=100, initial_indent="      ", subsequent_indent="      ")
 
 
 def _series(point: Mapping[str, Any]) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from llm_headroom import schema
 from llm_headroom.derive import kv_cache
 from llm_headroom.fetch import Client, FetchError
-from llm_headroom.mapping import Absent, Fact, LabelCap, Mapper
+from llm_headroom.mapping import LabelCap, Mapper
 from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
+from llm_headroom.rules import Absent, Fact
 from llm_headroom.text import Parser
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from llm_headroom.config import Target
     from llm_headroom.fetch import Response
-    from llm_headroom.mapping import Document, Engine
+    from llm_headroom.rules import Document, Engine
     from llm_headroom.text import Exposition
 
 TEXT: Final = "text/plain;version=0.0.4"

@@ -765,7 +765,7 @@ def _read(path: Path, document: _Document) -> dict[str, Any]:
     if len(data) > LARGEST_FILE:
         raise ConfigError(f"{path}: is larger than {LARGEST_FILE} bytes")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode()
         root = yaml.compose(text, yaml.SafeLoader)
         read = _Value(document, root, 1).attempt(lambda top: top.fields(_ROOT)) if root else None
     except UnicodeDecodeError as error:

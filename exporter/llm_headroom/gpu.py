@@ -13,7 +13,6 @@ where only the first version answers (drivers before 510) there is no `reserved`
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -114,13 +113,15 @@ class Gpus:
     def _load(self) -> Nvml:
         if self._pynvml is None:
             if self._library is not None:
+                import ctypes  # noqa: PLC0415 (as below)
+
                 try:
                     # pynvml then finds this one, since the loader knows libraries by their soname.
                     ctypes.CDLL(str(self._library), mode=ctypes.RTLD_GLOBAL)
                 except OSError as error:
                     raise GpuError(Failure(Cause.LIBRARY, f"cannot load NVML: {error}")) from error
             try:
-                import pynvml  # noqa: PLC0415 (four megabytes that a machine without GPUs need not spend)
+                import pynvml  # noqa: PLC0415 (megabytes that a machine without GPUs need not spend)
             except ImportError as error:
                 why = f"the Python package nvidia-ml-py cannot be imported ({error}): install it to read GPUs"
                 raise GpuError(Failure(Cause.LIBRARY, why)) from error

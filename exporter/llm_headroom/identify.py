@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from llm_headroom.fetch import Endpoint, Response
-    from llm_headroom.mapping import Engine
+    from llm_headroom.rules import Engine
 
 OK: Final = 200
 

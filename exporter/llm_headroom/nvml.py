@@ -2,6 +2,10 @@
 
 Data alone: `gpu` does the asking. Functions, fields, units and codes are those of nvml.h as the Python package
 nvidia-ml-py (module `pynvml`) declares them.
+
+Left out on purpose: nvmlDeviceGetPcieThroughput blocks for 20 ms per direction (utkuozdemir/nvidia_gpu_exporter,
+docs/CONFIGURE.md), and the PCIe byte counters (fields 197 and 198) wrap at a width that is not documented, so that no
+rate can be told from them.
 """
 
 from __future__ import annotations
@@ -65,7 +69,8 @@ UNSUPPORTED: Final = frozenset(
 NOT_NOW: Final = frozenset({Code.NO_DATA, Code.NOT_READY, Code.IN_USE, Code.INSUFFICIENT_SIZE})
 """No trouble, but no answer in this reading either (INSUFFICIENT_SIZE: processes came while they were listed)."""
 
-BLANK: Final = frozenset({2**32 - 1, 2**64 - 1, *range(2**31 - 16, 2**31), *range(2**63 - 16, 2**63)})
+_NOT_AVAILABLE: Final = 2**64 - 1
+BLANK: Final = frozenset({2**32 - 1, _NOT_AVAILABLE, *range(2**31 - 16, 2**31), *range(2**63 - 16, 2**63)})
 """Stand-ins for "not available": NVML_VALUE_NOT_AVAILABLE (nvml.h) and the blanks of dcgm_structs.h, which leak out."""
 _NAN: Final = float("nan")
 
@@ -109,7 +114,9 @@ Question = tuple[Way, ...]
 
 def _memory(memory: Any) -> tuple[float, ...]:  # noqa: ANN401 (pynvml has no types)
     parts = (memory.used, memory.free, memory.reserved) if hasattr(memory, "reserved") else (memory.used, memory.free)
-    return (memory.total, *(part if part <= memory.total else _NAN for part in parts))
+    if not memory.total:
+        return (_NOT_AVAILABLE,) * (1 + len(parts))
+    return (memory.total, *(part if part <= memory.total or part in BLANK else _NAN for part in parts))
 
 
 def _signed(word: int) -> int:

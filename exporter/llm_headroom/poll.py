@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from llm_headroom.config import Config
-    from llm_headroom.mapping import Engine
     from llm_headroom.model import Metric
+    from llm_headroom.rules import Engine
 
 log = logging.getLogger("llm_headroom")
 
@@ -119,12 +119,12 @@ class GpuSource:
 
     capped: Mapping[str, int] = MappingProxyType({})
 
-    def __init__(self, *, processes: bool, interval: float, timeout: float) -> None:
+    def __init__(self, config: Config) -> None:
         from llm_headroom.gpu import Gpus  # noqa: PLC0415 - NVML's bindings are loaded only where GPUs are read
 
-        self.interval = interval
-        self._gpus = Gpus(processes=processes)
-        self._timeout = timeout
+        self.interval = config.interval if config.gpu.interval is None else config.gpu.interval
+        self._gpus = Gpus(processes=config.gpu.processes)
+        self._timeout = config.timeout
         self._pending: asyncio.Future[Snapshot] | None = None
         self._pending_since = 0.0
         self._last_success: float | None = None
@@ -432,11 +432,9 @@ class Poller:
 
     async def _watch_gpus(self) -> None:
         """Poll the GPUs; where NVML is optional and absent, look for it again and again instead."""
-        config = self.config.gpu
-        interval = self.config.interval if config.interval is None else config.interval
-        source = GpuSource(processes=config.processes, interval=interval, timeout=self.config.timeout)
+        source = GpuSource(self.config)
         try:
-            while config.enabled is None:
+            while self.config.gpu.enabled is None:
                 error = (await source.collect()).health.error
                 if error is None:
                     break

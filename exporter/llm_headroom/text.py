@@ -223,7 +223,12 @@ def _share(lines: _Lines, last: _Lines | None) -> _Lines:
             layout = replace(layout, families=other.layout.families)
         if _same_layout(layout, other.layout):
             layout = other.layout
-        if layout is other.layout and lines.heads == other.heads and lines.plain is other.plain:
+        if layout is other.layout and (lines.heads, lines.samples, lines.openmetrics, lines.plain) == (
+            other.heads,
+            other.samples,
+            other.openmetrics,
+            other.plain,
+        ):
             return other
         lines = replace(lines, layout=layout, heads=tuple([held.get(head, head) for head in lines.heads]))
     _latest[comments] = lines

@@ -10,7 +10,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.mapping import Engine
+from llm_headroom.rules import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
 from llm_headroom.engines.openai_api import MODELS, SLOWLY, base_models, only_model, present
-from llm_headroom.mapping import Document, Engine, Fact, Rule
+from llm_headroom.rules import Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
 from llm_headroom.engines.openai_api import SLOWLY, present
-from llm_headroom.mapping import Absent, Document, Engine, Fact, Rule
+from llm_headroom.rules import Absent, Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -17,7 +17,7 @@ from llm_headroom.engines.openai_api import (
     present,
     status_class,
 )
-from llm_headroom.mapping import Absent, Document, Engine, Fact, Rule
+from llm_headroom.rules import Absent, Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

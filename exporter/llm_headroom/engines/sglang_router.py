@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
 from llm_headroom.engines.openai_api import INFERENCE_PATHS, status_class
-from llm_headroom.mapping import Document, Engine, Rule
+from llm_headroom.rules import Document, Engine, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -186,7 +186,8 @@ class Connection:
         http.send_with_data_passthrough(h11.Data(data=body))
         http.send(h11.EndOfMessage())
         if len(body) <= _WRITE_BYTES:
-            writer.writelines((head, body))
+            # Never an empty part: Python 3.12 and later keep it in the buffer, and the connection never closes.
+            writer.writelines((head, body) if body else (head,))
             await self._flush(writer)
             return
         writer.write(head)
