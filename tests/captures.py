@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CAPTURES = Path(__file__).parent / "fixtures" / "captures"
 ROUTERS = ("smg-",)
+OTHER_ENDPOINTS = (".openmetrics.", ".engine_metrics.", ".v1_loads_")
 
 
 class Capture(NamedTuple):
@@ -50,7 +51,7 @@ class Capture(NamedTuple):
 def _all() -> Iterator[Capture]:
     for path in sorted(CAPTURES.glob("*/*/*.prom")):
         engine, version = path.parent.parent.name, path.parent.name
-        if ".openmetrics." in path.name or ".engine_metrics." in path.name:
+        if any(part in path.name for part in OTHER_ENDPOINTS):
             continue
         if version.startswith(ROUTERS):
             engine = "sglang_router"

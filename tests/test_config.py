@@ -38,7 +38,7 @@ from llm_headroom.fetch import Basic, Bearer, Endpoint, Secret, Tls
 ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"
 PAGE = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
-PASSWORD = "hunter2"  # noqa: S105 - what the wrong configurations give away
+PASSWORD = "hunter2"
 
 
 def read(directory: Path, text: str | bytes, **flags: Any) -> Config:  # noqa: ANN401 - whatever load takes

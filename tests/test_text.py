@@ -224,6 +224,9 @@ MALFORMED = [
     b"# TYPE 1a gauge",
     b"# HELP",
     b'# TYPE "\xff" gauge',
+    b'# TYPE "" gauge',
+    b'# TYPE "a gauge',
+    b'# HELP "a b c',
 ]
 
 
@@ -364,6 +367,24 @@ def test_parsers_of_like_endpoints_do_not_disturb_one_another() -> None:
             assert same(parse(one, parser), parse(one))
     for parser in parsers:
         assert same(parse(bodies[2], parser), parse(bodies[2]))
+
+
+def test_a_parser_may_be_told_another_format_for_the_same_body() -> None:
+    body = b"# TYPE a counter\na_total 1\n# EOF\n"
+    parser = Parser()
+    for openmetrics, kind in [(False, "untyped"), (True, "counter"), (True, "counter"), (False, "untyped")]:
+        got = parser.parse(body, openmetrics=openmetrics)
+        assert rows(got) == [("a_total", (), kind, "1.0")]
+
+
+@pytest.mark.parametrize("family", [b"# TYPE a gauge\n%s# TYPE a counter\n", b"# HELP a x\n%s# TYPE a counter\n"])
+def test_a_series_that_appears_ahead_of_its_type_line_has_that_type(family: bytes) -> None:
+    rest = b'a{x="1"} 1\n' + b"".join(b"# TYPE g%d gauge\ng%d 1\n" % (number, number) for number in range(20))
+    for body in (rest, b"# TYPE z gauge\nz 1\n" + rest):
+        parser = Parser()
+        for appearing in (b"", b'a{x="0"} 0\n', b'a{x="0"} 0\na{x="2"} 2\n'):
+            got = parse(body.replace(b"a{", family % appearing + b"a{", 1), parser)
+            assert {key.type for key in got.layout.keys if key.name == "a"} == {"counter"}
 
 
 def test_series_that_are_gone_are_forgotten() -> None:

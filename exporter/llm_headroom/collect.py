@@ -30,6 +30,8 @@ LARGE_BODY: Final = 1 << 20
 """Bytes from which on a body is parsed in a thread, so that it delays no other target."""
 RETRY_OPTIONAL: Final = 60.0
 """Seconds until an optional document that failed is asked for again."""
+MOST_LINES: Final = 250_000
+"""Lines of an exposition: more would take seconds to read, whoever sends them."""
 MOST_WARNINGS: Final = 10
 OK: Final = 200
 
@@ -180,6 +182,13 @@ class Collector:
         return Failure(Cause.STATUS, f"{url} answered {response.status}{hint.get(response.status, '')}")
 
     async def _exposition(self, document: Document, response: Response) -> Exposition:
+        lines = response.body.count(b"\n")
+        if lines > MOST_LINES:
+            raise FetchError(
+                Failure(
+                    Cause.TOO_LARGE, f"{self._url(document)} has {lines} lines; {MOST_LINES} are the most that are read"
+                )
+            )
         parser = self._parsers.setdefault(document.key, Parser())
         openmetrics = response.headers.get("content-type", "").startswith("application/openmetrics-text")
         if len(response.body) < LARGE_BODY:

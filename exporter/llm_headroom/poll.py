@@ -282,8 +282,7 @@ class Poller:
         self.slots: dict[str, Slot] = {}
         self._changed: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._looked: dict[str, str] = {}
-        self._gpu_told = ""
+        self._absent: dict[str, Failure] = {}
         self._round = asyncio.Event()
 
     def on_change(self, told: Callable[[], None]) -> None:
@@ -338,6 +337,11 @@ class Poller:
     async def first_round(self) -> None:
         """Wait until `ready`."""
         await self._round.wait()
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """What was looked for on this host and not found, and why."""
+        return {what: failure.message for what, failure in self._absent.items()}
 
     def snapshots(self) -> list[Snapshot]:
         """The latest snapshot of each source."""
@@ -419,16 +423,19 @@ class Poller:
         try:
             engine = await identify(endpoint, self.engines, timeout=LOOK_TIMEOUT)
         except FetchError as failed:
-            if self._looked.get(address) != failed.failure.cause:
-                self._looked[address] = failed.failure.cause
-                log.info(
-                    "no engine found", extra={"address": address, "usual": titles, "reason": failed.failure.message}
-                )
+            self._tell_absent(f"{address} ({titles})", failed.failure)
             return
-        self._looked.pop(address, None)
+        self._absent.pop(f"{address} ({titles})", None)
         log.info("engine found", extra={"address": address, "engine": engine.name})
         target = Target(name=address, endpoint=endpoint, engine=engine.name)
         self._start_targets([target])
+
+    def _tell_absent(self, what: str, failure: Failure) -> None:
+        """Log once what was looked for and not found, and once more when the reason changes."""
+        known = self._absent.get(what)
+        self._absent[what] = failure
+        if known is None or known.cause != failure.cause:
+            log.info("not found", extra={"what": what, "cause": failure.cause, "reason": failure.message})
 
     async def _watch_gpus(self) -> None:
         """Poll the GPUs; where NVML is optional and absent, look for it again and again instead."""
@@ -438,11 +445,10 @@ class Poller:
                 error = (await source.collect()).health.error
                 if error is None:
                     break
-                if self._gpu_told != error.message:
-                    self._gpu_told = error.message
-                    log.info("no GPU found", extra={"cause": error.cause, "reason": error.message})
+                self._tell_absent("GPUs", error)
                 await asyncio.sleep(LOOK_AGAIN)
         except asyncio.CancelledError:
             await source.close()
             raise
+        self._absent.pop("GPUs", None)
         self._start(Slot(GPU_TARGET, source, {}), 0.0)

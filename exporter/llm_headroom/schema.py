@@ -262,7 +262,11 @@ GPU_PROCESS_MEMORY: Final = _gpu(
     "process_memory_bytes", Kind.GAUGE, "By", "Memory that one process holds on the device.", "pid", "process"
 )
 GPU_UTILIZATION: Final = _gpu(
-    "utilization_ratio", Kind.GAUGE, "1", "Share of the last sample period in which a kernel ran."
+    "utilization_ratio",
+    Kind.GAUGE,
+    "1",
+    "Share of the last sample period in which a kernel ran.",
+    *_SOURCE,  # an engine that tells it itself cannot name the device
 )
 GPU_MEMORY_CONTROLLER: Final = _gpu(
     "memory_controller_utilization_ratio",
@@ -274,7 +278,7 @@ GPU_POWER: Final = _gpu("power_watts", Kind.GAUGE, "W", "Power draw.")
 GPU_POWER_LIMIT: Final = _gpu("power_limit_watts", Kind.GAUGE, "W", "Power limit in force.")
 GPU_ENERGY: Final = _gpu("energy_joules_total", Kind.COUNTER, "J", "Energy used since the driver was loaded.")
 GPU_TEMPERATURE: Final = _gpu(
-    "temperature_celsius", Kind.GAUGE, "Cel", "Temperature by sensor (gpu, memory).", "sensor"
+    "temperature_celsius", Kind.GAUGE, "Cel", "Temperature by sensor (gpu, memory).", "sensor", *_SOURCE
 )
 GPU_FAN: Final = _gpu(
     "fan_speed_ratio", Kind.GAUGE, "1", "Intended fan speed as a share of the loudest; may exceed 1.", "fan"

@@ -36,7 +36,7 @@ from llm_headroom.text_lines import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from llm_headroom.model import Labels
+    from llm_headroom.text_lines import LineLabels
 
 _PROBLEMS_KEPT: Final = 5
 _PROBLEM_TEXT: Final = 80
@@ -54,7 +54,7 @@ class SampleKey(NamedTuple):
     """
 
     name: str
-    labels: Labels
+    labels: LineLabels
     type: str
 
 
@@ -250,7 +250,7 @@ class _Reader:
         self._suffixes = OPENMETRICS_SUFFIXES if openmetrics else TEXT_SUFFIXES
         self._strings: dict[str, str] = {}
         self._pairs: dict[tuple[str, str], tuple[str, str]] = {}
-        self._label_sets: dict[Labels, Labels] = {}
+        self._label_sets: dict[LineLabels, LineLabels] = {}
         self._keys: list[SampleKey] = []
         self._heads: list[bytes] = []
         # Indices of lines: of those that are no samples, and of those that begin a family.
@@ -436,7 +436,7 @@ class _Reader:
         self._keys.append(key if key is not None and key.type == kind else SampleKey(name, labels, kind))
         self.values.append(value)
 
-    def _parse_series(self, head: bytes) -> tuple[str, Labels]:
+    def _parse_series(self, head: bytes) -> tuple[str, LineLabels]:
         """Name and labels, made of strings and tuples that earlier lines made."""
         name, labels = parse_series(head)
         strings, pairs = self._strings, self._pairs

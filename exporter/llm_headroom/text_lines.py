@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from llm_headroom.model import Labels
+LineLabels: TypeAlias = tuple[tuple[str, str], ...]
+"""Label names and values in the order of a line, empty values included."""
 
 UNTYPED: Final = "untyped"
 
@@ -66,6 +67,7 @@ _VALUE: Final = re.compile(
 )
 _QUOTED_METADATA: Final = re.compile(rf"#\s++(\w++)\s++({_QUOTED})(?:\s++(.*))?+".encode(), re.DOTALL)
 _FAMILY: Final = re.compile(_NAME.encode())
+_QUOTED_FAMILY: Final = re.compile(_QUOTED.encode(), re.DOTALL)
 _ESCAPE: Final = re.compile(r'\\([\\n"])')
 
 
@@ -76,7 +78,7 @@ def split_sample(line: bytes) -> tuple[bytes, bytes]:
     return line[:end], line[end:]
 
 
-def parse_series(prefix: bytes) -> tuple[str, Labels]:
+def parse_series(prefix: bytes) -> tuple[str, LineLabels]:
     """Name and labels of a sample, the labels in the order of the line."""
     series = _SERIES.fullmatch(prefix.decode())
     if series is None:
@@ -121,7 +123,7 @@ def parse_family(token: bytes) -> str:
     """The name of the family that a TYPE, HELP or UNIT line speaks of."""
     if _FAMILY.fullmatch(token):
         return token.decode()
-    if token.startswith(b'"'):
+    if _QUOTED_FAMILY.fullmatch(token) and token != b'""':
         return _unquoted(token.decode())
     raise ValueError("it names no valid metric")
 

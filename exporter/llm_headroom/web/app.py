@@ -87,7 +87,7 @@ class App:
                     return Response(b"llm-headroom is ready.\n")
                 return Response(b"Not every configured source has been collected once.\n", status=503)
             case "/":
-                body = page(self.poller.snapshots(), time.time(), self.poller.ready)
+                body = page(self.poller.snapshots(), self.poller.absent, time.time())
                 return Response(body, content_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
             case _:
                 return Response(b"Not found. See / for what is here.\n", status=404)

@@ -10,7 +10,7 @@ from llm_headroom.derive import replicas
 from llm_headroom.model import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llm_headroom.model import Metric, Point, Snapshot
 
@@ -19,6 +19,7 @@ PAGE_HEADERS: Final = (
     ("Cache-Control", "no-store"),
     ("Referrer-Policy", "no-referrer"),
 )
+DASH: Final = '<span class="dim">–</span>'
 REFRESH: Final = 5
 """Seconds after which the page loads itself again."""
 
@@ -30,14 +31,14 @@ _STYLE: Final = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--text);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:76rem;margin:0 auto;padding:1.5rem 1rem 3rem}
+main{max-width:80rem;margin:0 auto;padding:1.5rem 1rem 3rem}
 header{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;align-items:baseline;margin-bottom:1.2rem}
 h1{font-size:1.35rem;margin:0}h2{font-size:1.02rem;margin:1.8rem 0 .5rem}
 nav a{margin-right:.9rem}a{color:var(--bar);text-decoration:none}a:hover{text-decoration:underline}
 .dim{color:var(--dim)}.good{color:var(--good)}.bad{color:var(--bad)}.warn{color:var(--warn)}
 .table{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:.6rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.5rem .75rem;text-align:left;border-top:1px solid var(--line);vertical-align:top;white-space:nowrap}
+th,td{padding:.5rem .65rem;text-align:left;border-top:1px solid var(--line);vertical-align:top;white-space:nowrap}
 thead th{border-top:0;font-weight:600;font-size:.82rem;color:var(--dim)}
 td.n,th.n{text-align:right}td.text{white-space:normal;min-width:16rem}
 .meter{display:inline-block;width:5rem;height:.5rem;border-radius:.25rem;background:var(--track);overflow:hidden;
@@ -47,8 +48,8 @@ p.empty{padding:1rem;margin:0}
 """
 
 
-def page(snapshots: Sequence[Snapshot], now: float, ready: bool) -> bytes:  # noqa: FBT001 - three facts to show
-    """The page as HTML, `now` in unix seconds."""
+def page(snapshots: Sequence[Snapshot], absent: Mapping[str, str], now: float) -> bytes:
+    """The page as HTML. `absent` is what was looked for and not found, with the reason; `now` is in unix seconds."""
     engines = [snapshot for snapshot in snapshots if snapshot.engine != "nvml"]
     gpus = [snapshot for snapshot in snapshots if snapshot.engine == "nvml"]
     up = sum(snapshot.health.up for snapshot in snapshots)
@@ -60,19 +61,25 @@ def page(snapshots: Sequence[Snapshot], now: float, ready: bool) -> bytes:  # no
             f'<meta http-equiv="refresh" content="{REFRESH}"><title>llm-headroom</title>',
             f"<style>{_STYLE}</style></head><body><main>",
             f'<header><h1>llm-headroom</h1><span class="dim">{__version__}</span>',
-            f'<span class="{"good" if ready and up == len(snapshots) else "warn"}">{state}</span>',
+            f'<span class="{"good" if snapshots and up == len(snapshots) else "warn"}">{state}</span>',
             '<nav><a href="/metrics">Metrics</a><a href="/api/v1/snapshot">JSON</a></nav></header>',
             "<h2>Engines</h2>",
             _sources(engines, now)
-            or '<p class="table empty">No engine found yet. Looking on this host’s usual ports; '
-            "name one with <code>--target vllm=http://HOST:8000</code>.</p>",
+            or '<p class="table empty">No engine yet. Name one with <code>--target vllm=http://HOST:8000</code>.</p>',
             _models(engines),
             "<h2>GPUs</h2>",
-            _sources(gpus, now) or '<p class="table empty">No GPU found: NVML is not there, or has no device.</p>',
+            _sources(gpus, now) or '<p class="table empty">No GPU.</p>',
             _devices(gpus),
+            _absent(absent),
             "</main></body></html>",
         )
     ).encode()
+
+
+def _absent(absent: Mapping[str, str]) -> str:
+    rows = [(_cell(escape(what)), _cell(escape(why), "text dim")) for what, why in sorted(absent.items())]
+    table = _table([_head("Where"), _head("Why")], rows)
+    return f"<h2>Looked for and not found</h2>{table}" if table else ""
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -133,9 +140,8 @@ def _models(snapshots: Sequence[Snapshot]) -> str:
     for snapshot in snapshots:
         models: dict[str, dict[str, float | Histogram]] = {}
         for point in replicas.combined(snapshot.points):
-            name = point.series.label("model")
-            kind = point.series.label("kind")
-            if name:
+            name, kind = point.series.label("model"), point.series.label("kind")
+            if name and not point.series.metric.name.startswith("llm_router_"):
                 models.setdefault(name, {}).setdefault(f"{point.series.metric.name}{kind and '/'}{kind}", point.value)
         rows += [_model_row(snapshot.target, name, said) for name, said in sorted(models.items())]
     table = _table(heads, rows)
@@ -145,24 +151,25 @@ def _models(snapshots: Sequence[Snapshot]) -> str:
 def _model_row(target: str, model: str, said: dict[str, float | Histogram]) -> tuple[str, ...]:
     def number(metric: Metric, form: Callable[[float], str], kind: str = "") -> str:
         value = said.get(f"{metric.name}{kind and '/'}{kind}")
-        return form(value) if isinstance(value, float) else '<span class="dim">–</span>'
+        return form(value) if isinstance(value, float) else DASH
 
     ttft = said.get(schema.TIME_TO_FIRST_TOKEN.name)
-    mean = f"{ttft.sum / ttft.count:.2f} s" if isinstance(ttft, Histogram) and ttft.count else "–"
-    used, capacity = number(schema.KV_CACHE_USED, _count), number(schema.KV_CACHE_CAPACITY, _count)
+    mean = f"{ttft.sum / ttft.count:.2f} s" if isinstance(ttft, Histogram) and ttft.count else DASH
+    capacity = number(schema.KV_CACHE_CAPACITY, lambda tokens: f' <span class="dim">of {_count(tokens)}</span>')
+    state = "" if said.get(schema.MODEL_LOADED.name, 1.0) else ' <span class="dim">not loaded</span>'
     running, limit = number(schema.REQUESTS_RUNNING, _count), said.get(schema.REQUESTS_RUNNING_LIMIT.name)
     most = f' <span class="dim">of {limit:.0f}</span>' if isinstance(limit, float) else ""
     return (
         _cell(escape(target)),
-        _cell(escape(model)),
+        _cell(escape(model) + state),
         _cell(running + most, "n"),
         _cell(number(schema.REQUESTS_WAITING, _count), "n"),
-        _cell(number(schema.KV_CACHE_USAGE, _share), "n"),
-        _cell(f'{used} <span class="dim">of {capacity}</span>', "n"),
+        _cell(number(schema.KV_CACHE_USAGE, _meter), "n"),
+        _cell(number(schema.KV_CACHE_USED, _count) + (capacity if capacity != DASH else ""), "n"),
         _cell(mean, "n"),
         _cell(number(schema.GENERATION_TOKENS, _count), "n"),
         _cell(number(schema.MODEL_MEMORY, _bytes, "total"), "n"),
-        _cell(number(schema.MODEL_OFFLOAD, _share), "n"),
+        _cell(number(schema.MODEL_OFFLOAD, "{:.0%}".format), "n"),
     )
 
 
@@ -188,14 +195,14 @@ def _devices(snapshots: Sequence[Snapshot]) -> str:
     rows = []
     for key, said in sorted(devices.items()):
         total, used = said.get(schema.GPU_MEMORY_TOTAL.name), said.get(schema.GPU_MEMORY_USED.name)
-        share = _share(used / total) if total and used is not None else "–"
+        share = _meter(used / total) if total and used is not None else DASH
         rows.append(
             (
                 _cell(escape(key[0])),
                 _cell(f'{escape(names.get(key, ""))} <span class="dim">{escape(key[1])}</span>'),
                 _cell(share, "n"),
                 _cell(_or_dash(said.get(schema.GPU_MEMORY_FREE.name), _bytes), "n"),
-                _cell(_or_dash(said.get(schema.GPU_UTILIZATION.name), _share), "n"),
+                _cell(_or_dash(said.get(schema.GPU_UTILIZATION.name), _meter), "n"),
                 _cell(_or_dash(said.get(schema.GPU_POWER.name), lambda watts: f"{watts:.0f} W"), "n"),
                 _cell(_or_dash(said.get(schema.GPU_TEMPERATURE.name), lambda degrees: f"{degrees:.0f} °C"), "n"),
             )
@@ -208,14 +215,14 @@ def _points(snapshots: Sequence[Snapshot]) -> Iterable[Point]:
 
 
 def _or_dash(value: float | None, form: Callable[[float], str]) -> str:
-    return '<span class="dim">–</span>' if value is None else form(value)
+    return DASH if value is None else form(value)
 
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _share(value: float) -> str:
+def _meter(value: float) -> str:
     level = "bad" if value >= 0.98 else "warn" if value >= 0.9 else ""  # noqa: PLR2004 - only a colour
     width = min(max(value, 0.0), 1.0) * 100
     return f'{value:.0%}<span class="meter"><i class="{level}" style="width:{width:.0f}%"></i></span>'

@@ -1,0 +1,311 @@
+"""What a whole poll costs: the exporter beside vmagent, Prometheus, and httpx with prometheus_client.
+
+    python bench/poll.py [seconds]
+
+All run at the same time over the same window against the same capture server, so that whatever else the machine does
+hits all of them. The CPU of a process is that of all its threads, kernel time included; it is divided by the scrapes
+that the capture server has counted. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+BENCH: Final = Path(__file__).parent
+SECONDS: Final = 20.0
+EXPORTER: Final = "llm-headroom"
+VMAGENT: Final = "vmagent"
+PROMETHEUS: Final = "prometheus"
+HTTPX: Final = "httpx + prometheus_client"
+MISSING: Final = {
+    VMAGENT: "install Debian's package victoria-metrics",
+    PROMETHEUS: "install Debian's package prometheus",
+    HTTPX: "run `pip install httpx` in the virtual environment",
+}
+"""How to get a peer that is not there."""
+SCRAPER: Final = {"User-Agent": "Prometheus/2.42.0", "Accept": "text/plain;version=0.0.4", "Accept-Encoding": "gzip"}
+_TOO_FEW: Final = 0.5
+_START_SECONDS: Final = 20.0
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+class Case(NamedTuple):
+    """What is polled: so many targets of each capture, all of them every `interval` seconds."""
+
+    title: str
+    targets: Mapping[str, int]
+    interval: float
+
+
+CASES: Final = (
+    Case("1 vLLM target every 100 ms", {"vllm/0.32.0": 1}, 0.1),
+    Case("1 SGLang target every 100 ms", {"sglang/0.5.23": 1}, 0.1),
+    Case("50 targets (25 vLLM, 25 SGLang) every 2 s", {"vllm/0.32.0": 25, "sglang/0.5.23": 25}, 2.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one contender used: `cpu` in seconds per scrape of one target, `resident` in bytes at the window's end."""
+
+    name: str
+    scrapes: int
+    cpu: float
+    resident: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A case with what each contender used in it."""
+
+    case: Case
+    usages: tuple[Usage, ...]
+
+    def of(self, name: str) -> Usage | None:
+        """A contender's usage, None if it was not there."""
+        return next((usage for usage in self.usages if usage.name == name), None)
+
+
+class NotMeasuredError(Exception):
+    """A contender did not do what it was to be measured at."""
+
+
+class _Contender(NamedTuple):
+    name: str
+    agent: str
+    process: subprocess.Popen[bytes]
+
+
+def missing() -> tuple[str, ...]:
+    """The peers that are not installed."""
+    absent = [name for name in (VMAGENT, PROMETHEUS) if shutil.which(name) is None]
+    return (*absent, *([] if importlib.util.find_spec("httpx") else [HTTPX]))
+
+
+def measure(case: Case, seconds: float = SECONDS) -> Result:
+    """What the exporter and the installed peers use in a window of so many seconds.
+
+    Raises:
+        NotMeasuredError: a contender did not start, died, or polled too little or without success.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        command = [sys.executable, str(BENCH / "capture_server.py"), *(f"{k}={n}" for k, n in case.targets.items())]
+        server = _start(stack, command, stdout=subprocess.PIPE)
+        if server.stdout is None:
+            raise NotMeasuredError("the capture server has no output")
+        targets = [(engine, f"127.0.0.1:{port}") for engine, port in json.loads(server.stdout.readline() or b"[]")]
+        if not targets:
+            raise NotMeasuredError("the capture server has not started")
+        exporter, address = _exporter(stack, case, targets, folder)
+        contenders = [exporter, *_peers(stack, case, [address for _, address in targets], folder)]
+        reader = stack.enter_context(_Reader(address, case.interval))
+        time.sleep(max(3.0, 2.5 * case.interval))
+        usages = _window(contenders, targets[0][1], seconds)
+        _check(reader.body, len(targets))
+    expected = seconds / case.interval * len(targets)
+    for usage in usages:
+        if usage.scrapes < _TOO_FEW * expected:
+            raise NotMeasuredError(f"{usage.name} has made {usage.scrapes} scrapes, not {expected:.0f}")
+    return Result(case, usages)
+
+
+def _window(contenders: Sequence[_Contender], server: str, seconds: float) -> tuple[Usage, ...]:
+    def reading() -> tuple[list[float], dict[str, int]]:
+        for contender in contenders:
+            if contender.process.poll() is not None:
+                raise NotMeasuredError(f"{contender.name} has ended with status {contender.process.returncode}")
+        return [_cpu(contender.process.pid) for contender in contenders], _get_json(server, "/-/counts")
+
+    before, counted_before = reading()
+    time.sleep(seconds)
+    after, counted = reading()
+    usages = []
+    for contender, begin, end in zip(contenders, before, after, strict=True):
+        scrapes = sum(
+            number - counted_before.get(agent, 0)
+            for agent, number in counted.items()
+            if agent.startswith(contender.agent)
+        )
+        resident = _resident(contender.process.pid)
+        usages.append(Usage(contender.name, scrapes, (end - begin) / max(scrapes, 1), resident))
+    return tuple(usages)
+
+
+def _start(stack: ExitStack, command: Sequence[str], stdout: int = subprocess.DEVNULL, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    stack.callback(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def _exporter(
+    stack: ExitStack, case: Case, targets: Sequence[tuple[str, str]], folder: Path
+) -> tuple[_Contender, str]:
+    """The exporter, and the address that it listens on."""
+    program = Path(sys.executable).with_name(EXPORTER)
+    command = [str(program), "run", "--listen", "127.0.0.1:0", "--no-gpu", "--log-format", "json"]
+    command += ["--interval", f"{case.interval * 1000:.0f}ms"]
+    for engine, address in targets:
+        command += ["--target", f"{engine}=http://{address}"]
+    path = folder / "exporter.log"
+    with path.open("wb") as log:
+        process = _start(stack, command, stderr=log.fileno())
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if event["msg"] == "listening":
+                    return _Contender(EXPORTER, "llm-headroom/", process), event["addresses"].split(",")[0]
+        time.sleep(0.1)
+    raise NotMeasuredError(f"{EXPORTER} has not started: {path.read_text(encoding='utf-8')[-500:]}")
+
+
+def _peers(stack: ExitStack, case: Case, addresses: Sequence[str], folder: Path) -> list[_Contender]:
+    absent = missing()
+    interval = f"{case.interval * 1000:.0f}ms"
+    # Both read JSON, which is YAML.
+    scrapes = folder / "scrapes.json"
+    job = {"job_name": "engines", "static_configs": [{"targets": list(addresses)}]}
+    scrapes.write_text(json.dumps({"global": {"scrape_interval": interval}, "scrape_configs": [job]}), "utf-8")
+    found = []
+    if VMAGENT not in absent:
+        command = [
+            VMAGENT,
+            f"-promscrape.config={scrapes}",
+            f"-remoteWrite.url=http://{addresses[0]}/api/v1/write",
+            f"-remoteWrite.tmpDataPath={folder / 'vmagent'}",
+            "-httpListenAddr=127.0.0.1:0",
+            "-loggerLevel=ERROR",
+        ]
+        found.append(_Contender(VMAGENT, "vm_promscrape", _start(stack, command)))
+    if PROMETHEUS not in absent:
+        command = [
+            PROMETHEUS,
+            f"--config.file={scrapes}",
+            f"--storage.tsdb.path={folder / 'prometheus'}",
+            "--web.listen-address=127.0.0.1:0",
+            "--log.level=error",
+        ]
+        found.append(_Contender(PROMETHEUS, "Prometheus/", _start(stack, command)))
+    if HTTPX not in absent:
+        urls = [f"http://{address}/metrics" for address in addresses]
+        command = [sys.executable, str(BENCH / "httpx_poll.py"), str(case.interval), *urls]
+        found.append(_Contender(HTTPX, "python-httpx/", _start(stack, command)))
+    return found
+
+
+class _Reader:
+    """Reads the exporter's `/metrics` once per interval over one connection, as Prometheus does."""
+
+    def __init__(self, address: str, interval: float) -> None:
+        self.body = b""
+        self._connection = http.client.HTTPConnection(address, timeout=10)
+        self._interval = interval
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._connection.close()
+
+    def _read(self) -> None:
+        while not self._ended.wait(self._interval):
+            self._connection.request("GET", "/metrics", headers=SCRAPER)
+            self.body = self._connection.getresponse().read()
+
+
+def _check(body: bytes, targets: int) -> None:
+    """Refuses to report on an exporter that polls in vain."""
+    import gzip  # noqa: PLC0415 - told apart from zlib's other uses by its name
+
+    lines = gzip.decompress(body).decode().splitlines()
+    up = [line for line in lines if line.startswith("llm_up{")]
+    if len(up) != targets or not all(line.endswith(" 1.0") for line in up):
+        raise NotMeasuredError(f"{EXPORTER} does not reach its targets: {up[:3]}")
+    invalid = [line for line in lines if line.startswith("llm_source_samples{") and 'state="invalid"' in line]
+    if not all(line.endswith((" 0", " 0.0")) for line in invalid):
+        raise NotMeasuredError(f"{EXPORTER} drops samples: {invalid[:3]}")
+
+
+def _get_json(address: str, path: str) -> dict[str, int]:
+    connection = http.client.HTTPConnection(address, timeout=10)
+    try:
+        connection.request("GET", path)
+        counts: dict[str, int] = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    return counts
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds of a process and its threads, ended ones included: exact, where /proc/PID/stat counts ticks."""
+    clock = ctypes.c_int()
+    if error := _libc.clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise NotMeasuredError(f"process {pid} has no CPU clock (error {error})")
+    return time.clock_gettime(clock.value)
+
+
+def _resident(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise NotMeasuredError(f"process {pid} has no resident memory")
+
+
+def table(result: Result) -> str:
+    """A case's usages, each with its ratio to the exporter's."""
+    own = result.of(EXPORTER)
+    lines = [f"{result.case.title:42} {'scrapes':>8} {'CPU ms/scrape':>14} {'ratio':>7} {'RSS MB':>7}"]
+    for usage in result.usages:
+        ratio = usage.cpu / own.cpu if own is not None else 0.0
+        lines.append(
+            f"  {usage.name:40} {usage.scrapes:8} {usage.cpu * 1e3:14.3f} {ratio:7.2f} {usage.resident / 1e6:7.1f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the tables."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    for name in missing():
+        print(f"without {name}: {MISSING[name]}")
+    for case in CASES:
+        print(table(measure(case, seconds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What is wrong with a configuration, as the operator is told: where it stands, what it is, what may have been meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+MOST_PROBLEMS: Final = 20
+"""Problems that one error message lists."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `str(error)` is the whole message for the operator, one problem a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something stands in a file: `line` counts from 1, `key` is the path of keys, empty at the top."""
+
+    file: Path
+    line: int
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def told(self, problem: str) -> str:
+        """The line for the operator about a problem here."""
+        return f"{self}: {self.key}{': ' if self.key else ''}{problem}"
+
+    def error(self, problem: str) -> ConfigError:
+        """The error to raise about a problem here, if it is to be the only one."""
+        return ConfigError(self.told(problem))
+
+
+class Problems:
+    """All that was found wrong so far, so that the operator hears of it at once."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        self._found: list[tuple[float, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, text: str, line: float = float("inf")) -> None:
+        """Adds a problem; problems are told in the order of their lines, those without one last."""
+        self._found.append((line, text))
+
+    def check(self) -> None:
+        """Raises all problems as one ConfigError, if there is any."""
+        if self._found:
+            lines = [text for _, text in sorted(self._found, key=lambda found: found[0])]
+            more = len(lines) - MOST_PROBLEMS
+            raise ConfigError("\n".join(lines[:MOST_PROBLEMS] + ([f"… and {more} more"] if more > 0 else [])))
+
+
+def shown(text: str) -> str:
+    """A text of the operator's, quoted and cut to what fits a log line."""
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")  # noqa: PLR2004 - what fits a log line
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """What the operator may have meant; the words that exist if they are few."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only errors need it
+
+    words = sorted(known)
+    if matches := get_close_matches(word[:100], words, n=3):
+        return f"; did you mean {' or '.join(matches)}?"
+    return f"; known: {', '.join(words)}" if len(words) <= 15 else ""  # noqa: PLR2004 - more is no help

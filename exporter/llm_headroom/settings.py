@@ -1,0 +1,123 @@
+"""The values that a configuration consists of. Equal ones ask for the same behaviour; none can be changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from llm_headroom.fetch import Basic, Bearer, Endpoint, Tls
+from llm_headroom.model import NOTHING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One engine to poll.
+
+    `name` is the value of the label `target`. `engine` None: find out which one it is. `interval` and `timeout` are
+    seconds, None: those of the configuration. `labels` are extra labels on its series. `requests_running_limit` is the
+    operator's word for what some engines do not tell (vLLM's max_num_seqs).
+    """
+
+    name: str
+    endpoint: Endpoint
+    engine: str | None = None
+    interval: float | None = None
+    timeout: float | None = None
+    labels: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
+    requests_running_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSettings:
+    """How a metric of the schema is found among an engine's own.
+
+    `names` are upstream names, newest first. `where` are regular expressions which whole label values must match.
+    `labels` maps upstream labels to ours. `combine` (sum, max, first) says what becomes of several upstream series that
+    fall on one of ours.
+    """
+
+    metric: str
+    names: tuple[str, ...]
+    where: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
+    labels: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
+    scale: float = 1.0
+    combine: str = "sum"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """An engine that is not built in. `prefixes` are how its metrics begin, `ignored` are globs of upstream names."""
+
+    name: str
+    path: str = "/metrics"
+    port: int | None = None
+    prefixes: tuple[str, ...] = ()
+    model_label: str | None = None
+    replica_label: str | None = None
+    rules: tuple[RuleSettings, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """How `/probe?module=NAME` speaks to a target; `timeout` in seconds, None: that of the configuration."""
+
+    name: str
+    engine: str | None = None
+    timeout: float | None = None
+    tls: Tls = field(default_factory=Tls)
+    credentials: Bearer | Basic | None = None
+    max_bytes: int = Endpoint(url="").max_bytes
+    gzip: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSettings:
+    """Which targets `/probe` may reach: globs of their host:port. None means that `/probe` is off."""
+
+    allow: tuple[str, ...] = ()
+    modules: Mapping[str, Module] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSettings:
+    """Whether GPUs are read (None: if NVML is there), each process too, and every how many seconds."""
+
+    enabled: bool | None = None
+    processes: bool = False
+    interval: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What is logged, and how."""
+
+    level: str = "info"
+    format: str = "logfmt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration. Equal configurations ask for the same behaviour; durations are seconds.
+
+    `discover` None: look for engines on this host if no target is configured. `mappings` are extra rules by engine.
+    `label_limit` is how many different values of one label a target may have.
+    """
+
+    listen: tuple[str, ...] = (":9836",)
+    interval: float = 5.0
+    timeout: float = 5.0
+    targets: tuple[Target, ...] = ()
+    discover: bool | None = None
+    gpu: GpuSettings = field(default_factory=GpuSettings)
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    mappings: Mapping[str, tuple[RuleSettings, ...]] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    engines: tuple[EngineSettings, ...] = ()
+    label_limit: int = 200
+    web_config: Path | None = None
+    log: Log = field(default_factory=Log)

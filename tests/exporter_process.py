@@ -1,0 +1,129 @@
+"""The exporter as its users run it: a process of its own, spoken to over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, Self
+
+from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+DEADLINE = 30.0
+"""Seconds after which what a test waits for is held not to come."""
+COMMAND = (sys.executable, "-W", "error", "-m", "llm_headroom")
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process' environment without any setting of the exporter's, plus some variables."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLM_HEADROOM_")}
+    return kept | dict(extra or {})
+
+
+def check(*arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """`llm-headroom check` with some arguments."""
+    return subprocess.run(
+        [*COMMAND, "check", *arguments], env=environment(extra), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+class Exporter:
+    """`llm-headroom run` with some arguments, on a port of its own. Its log is JSON, to be read by `logged`."""
+
+    def __init__(self, *arguments: str, extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        self.arguments = arguments
+        self.extra = extra
+        self.cwd = cwd
+        self.log: list[dict[str, Any]] = []
+        self._news = threading.Condition()
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            [*COMMAND, "run", "--listen", "127.0.0.1:0", "--log-format", "json", *self.arguments],
+            env=environment(self.extra),
+            cwd=self.cwd,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = f"http://{self.logged('listening')['addresses']}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(DEADLINE)
+        self._reader.join()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.log.append(json.loads(line) if line.startswith("{") else {"msg": line})
+                self._news.notify_all()
+
+    def logged(self, message: str, **fields: object) -> dict[str, Any]:
+        """The first line of the log with this message and these fields; waits for it."""
+
+        def found() -> dict[str, Any] | None:
+            for line in self.log:
+                if line["msg"] == message and fields.items() <= line.items():
+                    return line
+            return None
+
+        with self._news:
+            assert self._news.wait_for(lambda: found() is not None, DEADLINE), (message, fields, self.log)
+            line = found()
+            assert line is not None
+            return line
+
+    def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers (lower case) and body of an answer."""
+        request = urllib.request.Request(  # noqa: S310 - our own server
+            self.url + path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE) as response:  # noqa: S310 - our own server
+                return response.status, _lower(response.headers), response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, _lower(error.headers), error.read()
+
+    def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        """The samples of `/metrics`: name → labels → value."""
+        found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+        for family in text_string_to_metric_families(self.get("/metrics")[2].decode()):
+            for sample in family.samples:
+                key = tuple(sorted(sample.labels.items()))
+                assert key not in found.setdefault(sample.name, {}), (sample.name, key)
+                found[sample.name][key] = sample.value
+        return found
+
+    def value(self, metric: str, **labels: str) -> float | None:
+        """The value of the only sample of a metric that has these labels among others; None if there is none."""
+        found = [value for key, value in self.metrics().get(metric, {}).items() if labels.items() <= dict(key).items()]
+        assert len(found) <= 1, (metric, labels, found)
+        return found[0] if found else None
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds that the exporter's answers show."""
+        end = time.monotonic() + DEADLINE
+        while not holds():
+            assert time.monotonic() < end, (self.get("/metrics")[2].decode(), self.log)
+
+
+def _lower(headers: Any) -> dict[str, str]:  # noqa: ANN401 - email.message.Message
+    return {name.lower(): value for name, value in headers.items()}
