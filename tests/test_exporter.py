@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from engine_server import Behaviour
+
 VLLM = Capture("vllm", "0.32.0", "saturated")
 SGLANG = Capture("sglang", "0.5.23", "saturated")
 ROUTER = Capture("sglang_router", "smg-1.13.0", "saturated")
@@ -106,7 +108,7 @@ def test_snapshot_pages_and_unknown_paths(vllm: EngineServer) -> None:
 # One source never costs another one ----------------------------------------------------------------------------------
 def test_broken_engines_cost_only_themselves(vllm: EngineServer) -> None:
     body = VLLM.exposition.read_bytes()
-    broken = {
+    broken: dict[str, dict[str, Reply | Behaviour]] = {
         "timeout": {"/metrics": hang},
         "protocol": {"/metrics": garbage},
         "truncated": {"/metrics": half(body)},

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as the operator is told: where it stands, what it is, what may have been meant."""
+"""What is wrong with a configuration, as the operator is told: the place, the problem, and what may have been meant."""
 
 from __future__ import annotations
 

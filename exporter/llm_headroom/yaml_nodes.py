@@ -7,7 +7,7 @@ raises ConfigError if it is of no use; all problems of a file are found before a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeAlias, TypeVar
 
@@ -42,6 +42,16 @@ _KINDS: Final = {
     ("scalar", f"{_YAML}null"): "nothing",
     ("scalar", f"{_YAML}timestamp"): "date",
 }
+_KIND_NAMES: Final = {
+    "mapping": "a mapping",
+    "list": "a list",
+    "string": "a string",
+    "integer": "a number",
+    "float": "a number",
+    "boolean": "true or false",
+    "nothing": "nothing",
+    "date": "a date",
+}
 _IN_QUOTES: Final = frozenset({"integer", "float", "boolean", "date"})
 """What a scalar without quotes may be taken for, where a string was meant."""
 
@@ -65,18 +75,7 @@ class Style:
     twice_at_key: bool = False
     mapping: str = "a mapping"
     list: str = "a list"
-    kinds: Mapping[str, str] = MappingProxyType(
-        {
-            "mapping": "a mapping",
-            "list": "a list",
-            "string": "a string",
-            "integer": "a number",
-            "float": "a number",
-            "boolean": "true or false",
-            "nothing": "nothing",
-            "date": "a date",
-        }
-    )
+    kinds: Mapping[str, str] = field(default_factory=lambda: _KIND_NAMES)
 
 
 class _ReportedError(Exception):
@@ -219,7 +218,7 @@ class Value(Generic[C]):
                 there.reject(f"expected strings as keys, got {there.told_kind}: put it in quotes")
             key = str(name.value)
             told = "" if visible is not None and key not in visible else _told(key, style)
-            path = f"{self.place.key}.{told}".strip(".") if told else self.place.key
+            path = f"{self.place.key}.{told}".lstrip(".") if told else self.place.key
             place = replace(there.place, key=path)
             if key in own:
                 named = f"the key {told}" if told else "a key"
@@ -238,7 +237,7 @@ class Value(Generic[C]):
         entries = self.entries(table if instead else None)
         for key, value in entries.items():
             if key not in table:
-                value.report(f"unknown key{f'; known: {", ".join(sorted(instead))}' if instead else near(key, table)}")
+                value.report("unknown key" + (f"; known: {', '.join(instead)}" if instead else near(key, table)))
         entries = {key: value for key, value in entries.items() if value.kind != "nothing"}
         for key in required:
             if key not in entries:
