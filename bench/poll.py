@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import http.client
+import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,38 +27,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 BENCH: Final = Path(__file__).parent
-SECONDS: Final = 20.0
+SECONDS: Final = 24.0
 EXPORTER: Final = "llm-headroom"
 VMAGENT: Final = "vmagent"
 PROMETHEUS: Final = "prometheus"
 HTTPX: Final = "httpx + prometheus_client"
+PACKAGES: Final = {VMAGENT: "victoria-metrics", PROMETHEUS: "prometheus"}
+"""Debian's packages."""
 MISSING: Final = {
-    VMAGENT: "install Debian's package victoria-metrics",
-    PROMETHEUS: "install Debian's package prometheus",
+    **{program: f"install Debian's package {package}" for program, package in PACKAGES.items()},
     HTTPX: "run `pip install httpx` in the virtual environment",
 }
 """How to get a peer that is not there."""
 SCRAPER: Final = {"User-Agent": "Prometheus/2.42.0", "Accept": "text/plain;version=0.0.4", "Accept-Encoding": "gzip"}
 _TOO_FEW: Final = 0.5
-_START_SECONDS: Final = 20.0
+_START_SECONDS: Final = 24.0
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class Case(NamedTuple):
-    """What is polled: so many targets of each capture, all of them every `interval` seconds."""
+    """What is polled: so many targets of each capture, all of them every `interval` seconds.
+
+    `fair`: vmagent sends what it has scraped on once a second (its default), so that only from that interval on each
+    poll of both has its output.
+    """
 
     title: str
     targets: Mapping[str, int]
     interval: float
 
+    @property
+    def fair(self) -> bool:
+        """Whether the exporter and vmagent do the same for a poll, so that a goal can be set."""
+        return self.interval >= 1.0
+
 
 CASES: Final = (
+    Case("1 vLLM target every second", {"vllm/0.32.0": 1}, 1.0),
+    Case("1 SGLang target every second", {"sglang/0.5.23": 1}, 1.0),
+    Case("50 targets (half vLLM, half SGLang) every 2 s", {"vllm/0.32.0": 25, "sglang/0.5.23": 25}, 2.0),
     Case("1 vLLM target every 100 ms", {"vllm/0.32.0": 1}, 0.1),
-    Case("1 SGLang target every 100 ms", {"sglang/0.5.23": 1}, 0.1),
-    Case("50 targets (25 vLLM, 25 SGLang) every 2 s", {"vllm/0.32.0": 25, "sglang/0.5.23": 25}, 2.0),
 )
 
 
@@ -96,6 +109,30 @@ def missing() -> tuple[str, ...]:
     """The peers that are not installed."""
     absent = [name for name in (VMAGENT, PROMETHEUS) if shutil.which(name) is None]
     return (*absent, *([] if importlib.util.find_spec("httpx") else [HTTPX]))
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """What is measured, with its versions."""
+    yield EXPORTER, importlib.metadata.version("llm-headroom")
+    yield "prometheus_client", importlib.metadata.version("prometheus-client")
+    absent = missing()
+    if HTTPX not in absent:
+        yield "httpx", importlib.metadata.version("httpx")
+    for program, flag in ((VMAGENT, "-version"), (PROMETHEUS, "--version")):
+        if program not in absent:
+            yield program, _version(program, flag)
+
+
+def _version(program: str, flag: str) -> str:
+    # Debian's vmagent does not know its own version.
+    package = f"{shutil.which('dpkg-query')}", "-W", "-f", "${Version}", PACKAGES[program]
+    for command in ((program, flag), package):
+        with suppress(OSError):
+            said = subprocess.run(command, capture_output=True, text=True, check=False)
+            found = re.search(r"\d+\.\d+\.\d+", said.stdout + said.stderr)
+            if found is not None:
+                return found[0]
+    return "of unknown version"
 
 
 def measure(case: Case, seconds: float = SECONDS) -> Result:
@@ -148,7 +185,9 @@ def _window(contenders: Sequence[_Contender], server: str, seconds: float) -> tu
     return tuple(usages)
 
 
-def _start(stack: ExitStack, command: Sequence[str], stdout: int = subprocess.DEVNULL, stderr: int | None = None) -> subprocess.Popen[bytes]:
+def _start(
+    stack: ExitStack, command: Sequence[str], stdout: int = subprocess.DEVNULL, stderr: int | None = None
+) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
     stack.callback(_end, process)
     return process
@@ -166,9 +205,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def _exporter(
-    stack: ExitStack, case: Case, targets: Sequence[tuple[str, str]], folder: Path
-) -> tuple[_Contender, str]:
+def _exporter(stack: ExitStack, case: Case, targets: Sequence[tuple[str, str]], folder: Path) -> tuple[_Contender, str]:
     """The exporter, and the address that it listens on."""
     program = Path(sys.executable).with_name(EXPORTER)
     command = [str(program), "run", "--listen", "127.0.0.1:0", "--no-gpu", "--log-format", "json"]
@@ -289,11 +326,11 @@ def _resident(pid: int) -> int:
 def table(result: Result) -> str:
     """A case's usages, each with its ratio to the exporter's."""
     own = result.of(EXPORTER)
-    lines = [f"{result.case.title:42} {'scrapes':>8} {'CPU ms/scrape':>14} {'ratio':>7} {'RSS MB':>7}"]
+    lines = [f"{result.case.title:48} {'scrapes':>8} {'CPU ms/scrape':>14} {'ratio':>7} {'RSS MB':>7}"]
     for usage in result.usages:
         ratio = usage.cpu / own.cpu if own is not None else 0.0
         lines.append(
-            f"  {usage.name:40} {usage.scrapes:8} {usage.cpu * 1e3:14.3f} {ratio:7.2f} {usage.resident / 1e6:7.1f}"
+            f"  {usage.name:46} {usage.scrapes:8} {usage.cpu * 1e3:14.3f} {ratio:7.2f} {usage.resident / 1e6:7.1f}"
         )
     return "\n".join(lines)
 

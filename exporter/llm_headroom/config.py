@@ -63,7 +63,7 @@ _OWN: Final = (
 ENGINE_METRICS: Final = frozenset(
     metric.name for metric in schema.ALL if "target" in metric.labels and metric not in _OWN
 )
-"""Names that a rule may give values to: an engine tells nothing of GPUs, nor of how its collection went."""
+"""Names that a rule may give values to: neither what NVML alone tells of GPUs, nor how the collection went."""
 
 
 class _Names:

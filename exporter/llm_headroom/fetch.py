@@ -422,7 +422,7 @@ class Client:
                     raise _Refusal(Cause.TRUNCATED, f"the connection was closed too early: {error}") from None
                 raise _Refusal(Cause.PROTOCOL, f"the answer is not valid HTTP/1.1: {error}") from None
             if event is h11.NEED_DATA:
-                piece = await _read(link.reader, begun=begun)
+                piece = await _read(link.reader, begun=begun, encrypted=self._origin.scheme == "https")
                 begun, ended = True, not piece
                 link.http.receive_data(piece)
             elif isinstance(event, h11.Data):
@@ -530,7 +530,8 @@ def _unconnected(error: OSError | UnicodeError, *, encrypted: bool) -> _Refusal:
     if isinstance(error, UnicodeError | socket.gaierror):
         return _Refusal(Cause.UNREACHABLE, f"the host name cannot be resolved: {error}")
     if encrypted and isinstance(error, ConnectionError) and error.errno is None:
-        return _Refusal(Cause.TLS, "the server closed the connection during the TLS handshake; does it speak TLS?")
+        hint = "it may not speak TLS (http://), or ask for a client certificate (TLS cert_file)"
+        return _Refusal(Cause.TLS, f"the server closed the connection during the TLS handshake; {hint}")
     # Of a name with several addresses asyncio gives all errors as one text. One refusal means that the host is there.
     if f"[Errno {errno.ECONNREFUSED}]" in str(error):
         return _Refusal(Cause.REFUSED, "the connection was refused; is the engine running and is the port right?")
@@ -549,7 +550,7 @@ def _tls_reason(error: ssl.SSLError) -> str:
     return f"TLS failed: {reason}"
 
 
-async def _read(reader: asyncio.StreamReader, *, begun: bool) -> bytes:
+async def _read(reader: asyncio.StreamReader, *, begun: bool, encrypted: bool) -> bytes:
     """The next piece of an answer, empty at its end if it has begun."""
     failed = _Refusal if begun else _Died
     try:
@@ -561,7 +562,14 @@ async def _read(reader: asyncio.StreamReader, *, begun: bool) -> bytes:
     if begun:
         return piece
     if not piece:
-        raise _Died(Cause.TRUNCATED, "the connection was closed before any answer")
+        if encrypted:
+            # With TLS 1.3 a server judges the client's certificate after the client's side of the handshake is done,
+            # and one on asyncio, such as uvicorn, then closes the connection without the alert that would say so.
+            hint = "the server may ask for a client certificate (TLS cert_file)"
+            raise _Died(Cause.TLS, f"the connection was closed after the TLS handshake, before any answer; {hint}")
+        raise _Died(
+            Cause.TRUNCATED, "the connection was closed before any answer; does the server speak TLS (https://)?"
+        )
     if piece.startswith(b"\x15\x03"):  # a TLS alert: RFC 8446, section 5.1
         raise _Refusal(Cause.TLS, "the server speaks TLS on this port; the target's URL should begin with https://")
     if not piece.startswith(b"HTTP/"[: len(piece)]):

@@ -175,10 +175,10 @@ class Value(Generic[C]):
         return str(self.node.value)
 
     def scalar(self) -> str:
-        """A scalar as it is written, whatever type YAML takes it for."""
+        """A scalar as it is written, whatever type YAML takes it for; nothing, however it is written, is empty."""
         if not self.is_scalar:
             raise self._mismatch("a string")
-        return str(self.node.value)
+        return "" if self.kind == "nothing" else str(self.node.value)
 
     def items(self) -> list[Value[C]]:
         """The values of a list."""

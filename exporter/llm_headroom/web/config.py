@@ -10,17 +10,22 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from llm_headroom.web.section import Section, WebConfigError, read
+from llm_headroom import yaml_nodes
+from llm_headroom.config_error import ConfigError, Problems
+from llm_headroom.yaml_nodes import Style, Value, from_scalar, from_string, list_of, mapping_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from llm_headroom.web.section import Place
+    from llm_headroom.config_error import Place
 
 __all__ = ["ClientAuth", "Pem", "RateLimit", "TlsServer", "WebConfig", "WebConfigError", "load", "parse"]
+
+WebConfigError: TypeAlias = ConfigError
+"""The web configuration cannot be used; each problem names the file, the line and the key."""
 
 
 class ClientAuth(StrEnum):
@@ -109,27 +114,73 @@ def parse(path: Path) -> WebConfig:
     Raises:
         WebConfigError: the file cannot be read or is not of this format.
     """
-    root = read(path)
-    tls_section = root.section("tls_server_config")
-    http = root.section("http_server_config")
-    users = root.section("basic_auth_users")
-    rate = root.section("rate_limit")
-    root.nothing_else()
-
-    notes: list[str] = []
-    tls = _tls(tls_section, path.parent, notes)
+    problems = Problems()
+    given = yaml_nodes.read(path, _ROOT, None, problems, _STYLE)
+    problems.check()
+    tls, http = given.get("tls_server_config"), given.get("http_server_config", {})
+    notes = _notes(tls) if tls else []
     if "http2" in http:
-        http.boolean("http2", default=True)
         notes.append("http_server_config.http2 has no effect: this server speaks HTTP/1.1")
-    headers = _headers(http.section("headers"))
-    http.nothing_else()
     return WebConfig(
         tls=tls,
-        headers=headers,
-        users=MappingProxyType(_users(users)),
-        rate_limit=_rate_limit(rate),
+        headers=http.get("headers", ()),
+        users=given.get("basic_auth_users", MappingProxyType({})),
+        rate_limit=given.get("rate_limit"),
         notes=tuple(notes),
     )
+
+
+def _notes(tls: TlsServer) -> list[str]:
+    notes = []
+    if tls.client_auth is ClientAuth.REQUEST:
+        notes.append(
+            f"{tls.place.key}.client_auth_type: RequestClientCert keeps nobody out, and has the effect of NoClientCert"
+        )
+    if len(tls.curves) > 1:
+        notes.append(
+            f"{tls.place.key}.curve_preferences: "
+            "more than one curve can be set from Python 3.15 on; before, OpenSSL's apply"
+        )
+    return notes
+
+
+_Value: TypeAlias = Value[None]
+_Read: TypeAlias = "yaml_nodes.Read[None]"
+
+_STYLE: Final = Style(
+    plain_keys=True,
+    bare_keys=r"[ -~]{1,60}",
+    item="",
+    unreadable="{file}: cannot be read: {reason}",
+    malformed="is not YAML: {reason}",
+    too_deep="{file}:1: is nested too deeply, or its aliases expand to too much",
+    mismatch="must be {expected}, not {kind}",
+    twice="is given twice, first in line {line}",
+    twice_at_key=True,
+    mapping="a mapping of keys to values",
+    list="a list of strings",
+    kinds=MappingProxyType(
+        {
+            "mapping": "a mapping",
+            "list": "a list",
+            "string": "a str",
+            "integer": "an integer",
+            "float": "a float",
+            "boolean": "a boolean",
+            "nothing": "nothing",
+            "date": "a timestamp",
+        }
+    ),
+)
+
+
+def _one_of(allowed: Collection[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ConfigError(f"{text!r} is not one of {', '.join(allowed)}")
+        return text
+
+    return parse
 
 
 _VERSIONS: Final = ("TLS10", "TLS11", "TLS12", "TLS13")
@@ -158,83 +209,74 @@ _CURVES: Final = MappingProxyType(
 )
 
 
-def _tls(section: Section, directory: Path, notes: list[str]) -> TlsServer | None:
-    cert = _pem(section, "cert", directory)
-    key = _pem(section, "key", directory)
-    client_ca = _pem(section, "client_ca", directory)
-    auth_place, auth_name = section.text("client_auth_type")
-    client_auth = _client_auth(auth_place, auth_name)
-    sans = section.texts("client_allowed_sans")
-    min_place, min_version = section.text("min_version")
-    min_version = _one_of(min_place, min_version or "TLS12", _VERSIONS)
-    max_place, max_version = section.text("max_version")
-    max_version = _one_of(max_place, max_version or "TLS13", _VERSIONS)
-    suites = section.texts("cipher_suites")
-    curves = section.texts("curve_preferences")
-    prefer_server = section.boolean("prefer_server_cipher_suites", default=True)
-    section.nothing_else()
+def _client_auth(name: str) -> ClientAuth:
+    if name in {"RequireAnyClientCert", "RequireClientCert"}:
+        raise ConfigError(f"{name} is not supported: Python verifies each certificate; use RequireAndVerifyClientCert")
+    return ClientAuth(_one_of(tuple(ClientAuth))(name or ClientAuth.NONE))
 
-    if section.is_empty:
+
+_version: Final = _one_of(_VERSIONS)
+_TLS: Final[Mapping[str, _Read]] = {
+    "cert": Value.string,
+    "cert_file": Value.string,
+    "key": Value.string,
+    "key_file": Value.string,
+    "client_ca": Value.string,
+    "client_ca_file": Value.string,
+    "client_auth_type": from_string(_client_auth),
+    "client_allowed_sans": list_of(Value.string),
+    "min_version": from_string(lambda text: _version(text or "TLS12")),
+    "max_version": from_string(lambda text: _version(text or "TLS13")),
+    "cipher_suites": list_of(from_string(lambda text: _CIPHERS[_one_of(_CIPHERS)(text)])),
+    "curve_preferences": list_of(from_string(lambda text: _CURVES[_one_of(_CURVES)(text)])),
+    "prefer_server_cipher_suites": Value.boolean,
+}
+
+
+def _tls(value: _Value) -> TlsServer | None:
+    entries, given = value.entries(), value.fields(_TLS)
+    if not entries:
         return None
+    cert, key, client_ca = (_pem(value, entries, given, name) for name in ("cert", "key", "client_ca"))
     if cert is None:
-        raise section.place.error("cert_file (or cert) is missing")
+        raise ConfigError("cert_file (or cert) is missing")
     if key is None:
-        raise section.place.error("key_file (or key) is missing")
-    if min_version > max_version:
-        raise max_place.error(f"{max_version} is below min_version, {min_version}")
-    verifies = client_auth in {ClientAuth.VERIFY_IF_GIVEN, ClientAuth.REQUIRE_AND_VERIFY}
-    if client_ca is not None and client_auth is ClientAuth.NONE:
-        raise client_ca.place.error("needs a client_auth_type: RequireAndVerifyClientCert, say")
-    if sans and not verifies:
-        raise sans[0][0].error("needs a client_auth_type that verifies certificates: RequireAndVerifyClientCert, say")
-    if client_auth is ClientAuth.REQUEST:
-        notes.append(f"{auth_place.key}: RequestClientCert keeps nobody out, and has the effect of NoClientCert")
-    if len(curves) > 1:
-        notes.append(f"{curves[0][0].key}: more than one curve can be set from Python 3.15 on; before, OpenSSL's apply")
-    return TlsServer(
-        place=section.place,
+        raise ConfigError("key_file (or key) is missing")
+    tls = TlsServer(
+        place=value.place,
         cert=cert,
         key=key,
         client_ca=client_ca,
-        client_auth=client_auth,
-        client_allowed_sans=tuple(name for _, name in sans),
-        min_version=min_version,
-        max_version=max_version,
-        ciphers=_ciphers(suites, max_version),
-        curves=tuple(_CURVES[_one_of(at, name, _CURVES)] for at, name in curves),
-        prefer_server_ciphers=prefer_server,
+        client_auth=given.get("client_auth_type", ClientAuth.NONE),
+        client_allowed_sans=given.get("client_allowed_sans", ()),
+        min_version=given.get("min_version", "TLS12"),
+        max_version=given.get("max_version", "TLS13"),
+        ciphers=tuple(filter(None, given["cipher_suites"])) if given.get("cipher_suites") else None,
+        curves=given.get("curve_preferences", ()),
+        prefer_server_ciphers=given.get("prefer_server_cipher_suites", True),
     )
+    if tls.min_version > tls.max_version:
+        entries["max_version"].reject(f"{tls.max_version} is below min_version, {tls.min_version}")
+    if client_ca is not None and tls.client_auth is ClientAuth.NONE:
+        value.reject("needs a client_auth_type: RequireAndVerifyClientCert, say", client_ca.place)
+    if tls.client_allowed_sans and tls.client_auth not in {ClientAuth.VERIFY_IF_GIVEN, ClientAuth.REQUIRE_AND_VERIFY}:
+        entries["client_allowed_sans"].items()[0].reject(
+            "needs a client_auth_type that verifies certificates: RequireAndVerifyClientCert, say"
+        )
+    if tls.ciphers == () and tls.max_version != "TLS13":
+        entries["cipher_suites"].items()[0].reject(
+            f"lists suites of TLS 1.3 alone, but max_version is {tls.max_version}"
+        )
+    return tls
 
 
-def _ciphers(suites: tuple[tuple[Place, str], ...], max_version: str) -> tuple[str, ...] | None:
-    if not suites:
-        return None
-    ciphers = tuple(filter(None, (_CIPHERS[_one_of(place, name, _CIPHERS)] for place, name in suites)))
-    if not ciphers and max_version != "TLS13":
-        raise suites[0][0].error(f"lists suites of TLS 1.3 alone, but max_version is {max_version}")
-    return ciphers
-
-
-def _pem(section: Section, name: str, directory: Path) -> Pem | None:
-    inline_place, inline = section.text(name)
-    file_place, file = section.text(f"{name}_file")
+def _pem(value: _Value, entries: Mapping[str, _Value], given: Mapping[str, str], name: str) -> Pem | None:
+    inline, file = given.get(name), given.get(f"{name}_file")
     if inline and file:
-        raise inline_place.error(f"excludes {name}_file: give one of the two")
+        entries[name].reject(f"excludes {name}_file: give one of the two")
     if inline:
-        return Pem(inline_place, text=inline)
-    return Pem(file_place, file=directory / file) if file else None
-
-
-def _client_auth(place: Place, name: str) -> ClientAuth:
-    if name in {"RequireAnyClientCert", "RequireClientCert"}:
-        raise place.error(f"{name} is not supported: Python verifies each certificate; use RequireAndVerifyClientCert")
-    return ClientAuth(_one_of(place, name or ClientAuth.NONE, tuple(ClientAuth)))
-
-
-def _one_of(place: Place, value: str, allowed: Mapping[str, str] | tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise place.error(f"{value!r} is not one of {', '.join(allowed)}")
-    return value
+        return Pem(entries[name].place, text=inline)
+    return Pem(entries[f"{name}_file"].place, file=value.directory / file) if file else None
 
 
 # What exporter-toolkit's web/handler.go lets through, and the values where it restricts them.
@@ -250,34 +292,30 @@ _HEADERS: Final = MappingProxyType(
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]+")
 
 
-def _headers(section: Section) -> tuple[tuple[str, str], ...]:
-    headers: list[tuple[str, str]] = []
-    for place, name, written in section.scalars():
-        if name not in _HEADERS:
-            raise place.error(f"this header cannot be set; those that can are {', '.join(_HEADERS)}")
-        value = written.strip()
-        if not value:
-            continue
-        if not _HEADER_VALUE.fullmatch(value):
-            raise place.error("a header's value must be one line of printable ASCII")
-        if allowed := _HEADERS[name]:
-            _one_of(place, value, allowed)
-        headers.append((name, value))
-    return tuple(headers)
+def _header(value: _Value) -> str:
+    if value.key not in _HEADERS:
+        raise ConfigError(f"this header cannot be set; those that can are {', '.join(_HEADERS)}")
+    text = value.scalar().strip()
+    if text and not _HEADER_VALUE.fullmatch(text):
+        raise ConfigError("a header's value must be one line of printable ASCII")
+    if text and (allowed := _HEADERS[value.key]):
+        _one_of(allowed)(text)
+    return text
+
+
+def _headers(value: _Value) -> tuple[tuple[str, str], ...]:
+    return tuple((name, text) for name, text in mapping_of(_header)(value).items() if text)
 
 
 _BCRYPT: Final = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
 
 
-def _users(section: Section) -> dict[str, str]:
-    users: dict[str, str] = {}
-    for place, name, hashed in section.scalars():
-        if ":" in name:
-            raise place.error("a user name cannot contain a colon")
-        if not _BCRYPT.fullmatch(hashed):
-            raise place.error("must be the bcrypt hash of a password ($2y$10$… or the like, 60 characters)")
-        users[name] = hashed
-    return users
+def _password_hash(value: _Value) -> str:
+    if ":" in value.key:
+        raise ConfigError("a user name cannot contain a colon")
+    if not _BCRYPT.fullmatch(value.scalar()):
+        raise ConfigError("must be the bcrypt hash of a password ($2y$10$… or the like, 60 characters)")
+    return value.scalar()
 
 
 _DURATION_PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -286,30 +324,46 @@ _SECONDS: Final = MappingProxyType(
 )
 
 
-def _rate_limit(section: Section) -> RateLimit | None:
-    interval, burst = 0.0, 0
-    burst_place = section.place
-    for place, name, value in section.scalars():
-        if name == "interval":
-            interval = _duration(place, value)
-        elif name == "burst":
-            burst_place = place
-            if not re.fullmatch(r"\d{1,9}", value):
-                raise place.error("must be a count of requests, 0 or more")
-            burst = int(value)
-        else:
-            raise place.error("unknown key")
-    if not interval:
-        return None
-    if not burst:
-        raise burst_place.error("burst must be at least 1 beside an interval: every request would be refused")
-    return RateLimit(interval, burst)
-
-
-def _duration(place: Place, text: str) -> float:
+def _duration(text: str) -> float:
     """Seconds of a duration as Go writes it: `1s`, `500ms`, `1m30s`, `0`."""
     if text in {"", "0"}:
         return 0.0
     if re.sub(_DURATION_PART, "", text):
-        raise place.error("must be a duration with a unit: 500ms, 1s, 1m30s, or 0 for no limit")
+        raise ConfigError("must be a duration with a unit: 500ms, 1s, 1m30s, or 0 for no limit")
     return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise ConfigError("must be a count of requests, 0 or more")
+    return int(text)
+
+
+_RATE: Final[Mapping[str, _Read]] = {"interval": from_scalar(_duration), "burst": from_scalar(_count)}
+
+
+def _rate_limit(value: _Value) -> RateLimit | None:
+    given = value.fields(_RATE)
+    burst = value.entries().get("burst", value)
+    if burst.kind == "nothing":  # unlike other keys, since a limit that somebody began to write is none without it
+        burst.reject("must be a count of requests, 0 or more")
+    if not given.get("interval"):
+        return None
+    if not given.get("burst"):
+        burst.reject("burst must be at least 1 beside an interval: every request would be refused")
+    return RateLimit(given["interval"], given["burst"])
+
+
+_HTTP: Final[Mapping[str, _Read]] = {"http2": Value.boolean, "headers": _headers}
+
+
+def _http(value: _Value) -> dict[str, Any]:
+    return value.fields(_HTTP)
+
+
+_ROOT: Final[Mapping[str, _Read]] = {
+    "tls_server_config": _tls,
+    "http_server_config": _http,
+    "basic_auth_users": mapping_of(_password_hash),
+    "rate_limit": _rate_limit,
+}

@@ -1,0 +1,82 @@
+"""What the reader of YAML files does for a file with plain keys, the web configuration; test_config has the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llm_headroom.web.config import WebConfigError, parse
+from llm_headroom.yaml_nodes import LARGEST_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
+
+
+def complaint(directory: Path, text: str) -> list[str]:
+    file = directory / "web.yml"
+    file.write_text(text)
+    with pytest.raises(WebConfigError) as error:
+        parse(file)
+    return str(error.value).replace(f"{directory}/", "").split("\n")
+
+
+def test_all_problems_are_told_in_the_order_of_their_lines(tmp_path: Path) -> None:
+    text = """\
+http_server_config: {http2: maybe}
+tls_server_config:
+  cert_file: 12
+  min_versoin: TLS12
+rate_limit: {burst: many}
+"""
+    assert complaint(tmp_path, text) == [
+        "web.yml:1: http_server_config.http2: must be true or false, not a str",
+        "web.yml:3: tls_server_config.cert_file: must be a string, not an integer: put it in quotes",
+        "web.yml:4: tls_server_config.min_versoin: unknown key; did you mean min_version or max_version?",
+        "web.yml:5: rate_limit.burst: must be a count of requests, 0 or more",
+    ]
+
+
+@pytest.mark.parametrize("nothing", ["", "~", "null"])
+def test_a_scalar_that_is_nothing_is_empty(tmp_path: Path, nothing: str) -> None:
+    file = tmp_path / "web.yml"
+    file.write_text(f"http_server_config: {{headers: {{Content-Security-Policy: {nothing}, X-Frame-Options: deny}}}}")
+    assert parse(file).headers == (("X-Frame-Options", "deny"),)
+
+
+def test_a_rate_limit_of_nothing_is_a_mistake(tmp_path: Path) -> None:
+    assert complaint(tmp_path, "rate_limit:\n  interval: 0\n  burst:\n") == [
+        "web.yml:3: rate_limit.burst: must be a count of requests, 0 or more"
+    ]
+
+
+def test_a_merge_key_is_a_key_like_others(tmp_path: Path) -> None:
+    [problem] = complaint(tmp_path, "tls_server_config:\n  <<: {cert_file: a, key_file: b}\n")
+    assert problem.startswith("web.yml:2: tls_server_config.<<: unknown key")
+    file = tmp_path / "users.yml"
+    file.write_text(f"basic_auth_users: {{<<: {HASH!r}, on: {HASH!r}}}")
+    assert parse(file).users == {"<<": HASH, "on": HASH}
+
+
+def test_a_mapping_is_no_key(tmp_path: Path) -> None:
+    assert complaint(tmp_path, "basic_auth_users: {{a: b}: c}") == [
+        "web.yml:1: basic_auth_users: expected strings as keys, got a mapping: put it in quotes"
+    ]
+
+
+@pytest.mark.parametrize("text", ["a: *hunter2", "a: !hunter2!x y", "tls_server_config: {cert_file: !hunter2 x}"])
+def test_names_of_aliases_and_tags_are_not_repeated(tmp_path: Path, text: str) -> None:
+    [problem] = complaint(tmp_path, text)
+    assert problem.startswith("web.yml:1: ")
+    assert "hunter2" not in problem
+
+
+def test_a_file_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
+    assert complaint(tmp_path, "#" * (LARGEST_FILE + 1)) == ["web.yml: is larger than 1048576 bytes"]
+
+
+def test_an_escape_beyond_unicode_is_a_problem_of_the_file(tmp_path: Path) -> None:
+    [problem] = complaint(tmp_path, 'tls_server_config: {cert_file: "\\Uffffffff"}')
+    assert problem == "web.yml: is not YAML: an escape in a string means no character"
