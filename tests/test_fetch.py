@@ -364,6 +364,11 @@ def test_the_deadline_cuts_a_slow_answer_and_the_connection(answer: Answer, doin
     with_client(server, use)
 
 
+def test_the_deadline_cuts_even_a_body_that_is_all_there_but_takes_too_long_to_take_apart() -> None:
+    server = EngineServer({"/metrics": reply(bytes(20_000), chunk=1)})
+    assert failure_of(server, timeout=0.01).failure.cause is Cause.TIMEOUT
+
+
 def test_the_deadline_covers_the_tls_handshake() -> None:
     async def main() -> None:
         async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -422,7 +422,8 @@ def quoted(value: str) -> str:
 
 # A name is quoted with something before and after whatever is nasty in it: prometheus_client strips a quoted name.
 quoted_names = nasty.map(lambda inner: f"q.{inner}.")
-label_names = st.from_regex(r"[a-zA-Z][a-zA-Z0-9_]{0,4}", fullmatch=True)
+# `le` is what buckets have of their own.
+label_names = st.from_regex(r"[a-zA-Z][a-zA-Z0-9_]{0,4}", fullmatch=True).filter(lambda name: name != "le")
 
 
 @st.composite

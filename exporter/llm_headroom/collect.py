@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llm_headroom.config import Target
     from llm_headroom.fetch import Response
     from llm_headroom.rules import Document, Engine
-    from llm_headroom.text import Exposition
+    from llm_headroom.text import Exposition, Layout
 
 TEXT: Final = "text/plain;version=0.0.4"
 ANYTHING: Final = "*/*"
@@ -34,6 +34,10 @@ MOST_LINES: Final = 250_000
 """Lines of an exposition: more would take seconds to read, whoever sends them."""
 MOST_WARNINGS: Final = 10
 OK: Final = 200
+
+
+def _optional(document: Document) -> bool:
+    return document.optional
 
 
 class _Reading(NamedTuple):
@@ -59,6 +63,8 @@ class Collector:
         self._documents: dict[str, Any] = {}
         self._due: dict[str, float] = {}
         self._warnings: dict[str, Failure] = {}
+        self._accepted: Layout | None = None
+        self._version_series: Series | None = None
         self._last_success: float | None = None
 
     async def collect(self) -> Snapshot:
@@ -76,10 +82,7 @@ class Collector:
             self._forget()
         version = self._version()
         if reading is not None and version:
-            base = {"engine": self.engine.name, "target": self.target.name}
-            reading.points.append(
-                Point(Series(schema.ENGINE_INFO, {**self.target.labels, **base, "version": version}), 1.0, "version")
-            )
+            reading.points.append(Point(self._info(version), 1.0, "version"))
         return Snapshot(
             target=self.target.name,
             engine=self.engine.name,
@@ -101,6 +104,13 @@ class Collector:
         """Close the connection."""
         await self._client.close()
 
+    def _info(self, version: str) -> Series:
+        known = self._version_series
+        if known is None or known.label("version") != version:
+            labels = {**self.target.labels, "engine": self.engine.name, "target": self.target.name, "version": version}
+            known = self._version_series = Series(schema.ENGINE_INFO, labels)
+        return known
+
     def _forget(self) -> None:
         """After a failure the next answer may be another version's: nothing that was read before holds."""
         self._documents.clear()
@@ -114,20 +124,19 @@ class Collector:
         """
         asked: set[str] = set()
         while True:
+            documents = tuple(self.engine.documents(self._documents))
             now = time.monotonic()
-            wanted = [
+            due = [
                 document
-                for document in self.engine.documents(self._documents)
+                for document in documents
                 if document.key not in asked and self._due.get(document.key, -math.inf) <= now
             ]
-            if not wanted:
+            if not due:
                 break
-            wanted.sort(key=lambda document: document.optional)
-            document = wanted[0]
-            asked.add(document.key)
-            await self._fetch_one(document, deadline)
-        stale = self._documents.keys() - {document.key for document in self.engine.documents(self._documents)}
-        for key in stale:
+            first = min(due, key=_optional)
+            asked.add(first.key)
+            await self._fetch_one(first, deadline)
+        for key in self._documents.keys() - {document.key for document in documents}:
             del self._documents[key]
             self._due.pop(key, None)
             self._warnings.pop(key, None)
@@ -182,13 +191,9 @@ class Collector:
         return Failure(Cause.STATUS, f"{url} answered {response.status}{hint.get(response.status, '')}")
 
     async def _exposition(self, document: Document, response: Response) -> Exposition:
-        lines = response.body.count(b"\n")
-        if lines > MOST_LINES:
-            raise FetchError(
-                Failure(
-                    Cause.TOO_LARGE, f"{self._url(document)} has {lines} lines; {MOST_LINES} are the most that are read"
-                )
-            )
+        if len(response.body) > MOST_LINES and (lines := response.body.count(b"\n")) > MOST_LINES:
+            message = f"{self._url(document)} has {lines} lines; {MOST_LINES} are the most that are read"
+            raise FetchError(Failure(Cause.TOO_LARGE, message))
         parser = self._parsers.setdefault(document.key, Parser())
         openmetrics = response.headers.get("content-type", "").startswith("application/openmetrics-text")
         if len(response.body) < LARGE_BODY:
@@ -199,8 +204,10 @@ class Collector:
         if not layout.keys and (layout.invalid or not layout.families):
             found = layout.problems[0] if layout.problems else "an empty body"
             raise FetchError(Failure(Cause.FORMAT, f"{self._url(document)} is no metrics exposition: {found}"))
-        if complaint := self.engine.refuse(layout):
-            raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{self._url(document)}: {complaint}"))
+        if layout is not self._accepted:
+            if complaint := self.engine.refuse(layout):
+                raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{self._url(document)}: {complaint}"))
+            self._accepted = layout
         return exposition
 
     def _json(self, document: Document, body: bytes) -> Any:  # noqa: ANN401 - JSON
@@ -233,7 +240,7 @@ class Collector:
                 samples[state] += count
             samples[SampleState.INVALID] += mapped.invalid
             unmapped += plan.unmapped
-            self._remark(plan.problems, silent=not any(self.engine.owns(each.name) for each in document.layout.keys))
+            self._remark(plan.problems, silent=not plan.owned)
         facts = self._mapper.place(self._facts(), points)
         samples[SampleState.MAPPED] += len(facts)
         points += facts

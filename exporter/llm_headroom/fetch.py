@@ -167,7 +167,7 @@ class _Link:
             async with asyncio.timeout(0):
                 await self.reader.read(1)
         except TimeoutError:
-            return not self.reader.at_eof()
+            return True
         except OSError:
             return False
         return False

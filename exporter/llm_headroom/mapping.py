@@ -12,13 +12,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
+from operator import itemgetter, le
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.model import Histogram, Kind, Point, SampleState, Series
 from llm_headroom.rules import Combine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llm_headroom.rules import Engine, Fact, Reader, Rule
     from llm_headroom.text import Exposition, Layout
@@ -70,10 +71,12 @@ class _Scalar(NamedTuple):
 
 
 class _Buckets(NamedTuple):
+    """A histogram of ours; each of `parts` picks an upstream one's cumulative counts, `sums` are their sums."""
+
     series: Series
     origin: str
     bounds: tuple[float, ...]
-    counts: tuple[tuple[int, ...], ...]
+    parts: tuple[Callable[[Sequence[float]], tuple[float, ...]], ...]
     sums: tuple[int, ...]
     scale: float
 
@@ -87,7 +90,10 @@ class Mapped(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A layout's mapping, resolved: which positions make which points."""
+    """A layout's mapping, resolved: which positions make which points.
+
+    `owned` says whether any sample can only be this kind of engine's.
+    """
 
     scalars: tuple[_Scalar, ...]
     histograms: tuple[_Buckets, ...]
@@ -95,6 +101,7 @@ class Plan:
     states: Mapping[SampleState, int]
     unmapped: tuple[str, ...]
     problems: tuple[str, ...]
+    owned: bool
 
     def apply(self, values: Sequence[float]) -> Mapped:
         """Points from the values of a scrape. Values that cannot be (NaN, ±Inf, negative) are dropped and counted."""
@@ -111,23 +118,27 @@ class Plan:
                 points.append(Point(series, value * scale if scale != 1.0 else value, origin))
             else:
                 invalid += len(indices)
-        for series, origin, bounds, counts, sums, scale in self.histograms:
-            cumulative = tuple([sum([values[index] for index in bucket]) for bucket in counts])
+        for series, origin, bounds, parts, sums, scale in self.histograms:
+            counts = parts[0](values)
+            if len(parts) > 1:
+                counts = tuple(map(sum, zip(*[part(values) for part in parts], strict=True)))
             total = sum([values[index] for index in sums])
-            if _ascending(cumulative) and math.isfinite(total):
-                points.append(Point(series, Histogram(bounds, cumulative, total * scale), origin))
+            if _cumulative(counts) and math.isfinite(total):
+                points.append(Point(series, Histogram(bounds, counts, total * scale), origin))
             else:
-                invalid += len(counts)
+                invalid += len(bounds) * len(parts)
         return Mapped(points, invalid)
 
 
-def _ascending(counts: tuple[float, ...]) -> bool:
-    previous = 0.0
-    for count in counts:
-        if not previous <= count < math.inf:
-            return False
-        previous = count
-    return True
+def _cumulative(counts: tuple[float, ...]) -> bool:
+    return counts[0] >= 0.0 and counts[-1] < math.inf and all(map(le, counts, counts[1:]))
+
+
+def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+    if len(indices) == 1:
+        (only,) = indices
+        return lambda values: (values[only],)
+    return itemgetter(*indices)
 
 
 def family(name: str, kind: str) -> str:
@@ -301,6 +312,7 @@ class Mapper:
             states,
             unmapped,
             (*layout.problems, *problems),
+            any(self.engine.owns(key.name) for key in layout.keys),
         )
 
     def _found(
@@ -440,7 +452,7 @@ class Mapper:
                     series,
                     origin,
                     tuple(bound * rule.scale for bound in bounds),
-                    tuple(tuple(by_bound[bound]) for bound in bounds),
+                    tuple(map(_picker, zip(*[by_bound[bound] for bound in bounds], strict=True))),
                     tuple(sums[series]),
                     rule.scale,
                 )

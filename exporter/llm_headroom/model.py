@@ -37,9 +37,9 @@ class Across(StrEnum):
     """Not to be combined."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One canonical metric.
+    """One canonical metric, defined once and so the same as itself only.
 
     `unit` is a UCUM code (`s`, `By`, `J`, `W`, `Cel`, `Hz`, `1` on ratios, `{token}`, `{request}`, … elsewhere),
     `labels` are the names that its series may carry, `help` is one line for every engine alike.

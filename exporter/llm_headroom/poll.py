@@ -26,7 +26,7 @@ from llm_headroom.identify import identify
 from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 
     from llm_headroom.config import Config
     from llm_headroom.model import Metric
@@ -209,26 +209,35 @@ def _failed(  # noqa: PLR0913, PLR0917 - a snapshot's fields
     )
 
 
-def health_points(
-    snapshot: Snapshot, errors: Mapping[Cause, int], capped: Mapping[str, int], extra: Mapping[str, str]
-) -> Iterable[Point]:
-    """The exporter's own series about a source: up, age, duration, errors, samples."""
-    health = snapshot.health
-    base = {**extra, "target": snapshot.target, "engine": snapshot.engine}
+class HealthSeries:
+    """The exporter's own series about one source: up, age, duration, errors, samples. Made once, used at each poll."""
 
-    def series(metric: Metric, **labels: str) -> Series:
-        return Series(metric, base | labels)
+    def __init__(self, extra: Mapping[str, str]) -> None:
+        self._extra = dict(extra)
+        self._made: dict[tuple[str, Metric, str], Series] = {}
 
-    yield Point(series(schema.UP), float(health.up), "collection")
-    yield Point(series(schema.SOURCE_DURATION), health.duration_seconds, "collection")
-    if health.last_success is not None:
-        yield Point(series(schema.SOURCE_LAST_SUCCESS), health.last_success, "collection")
-    for cause, count in errors.items():
-        yield Point(series(schema.SOURCE_ERRORS, cause=cause), float(count), "collection")
-    for state, samples in health.samples.items():
-        yield Point(series(schema.SOURCE_SAMPLES, state=state), float(samples), "collection")
-    for label, values in capped.items():
-        yield Point(series(schema.LABEL_VALUES_CAPPED, label=label), float(values), "collection")
+    def points(self, snapshot: Snapshot, errors: Mapping[Cause, int], capped: Mapping[str, int]) -> Iterator[Point]:
+        """How the source goes: its errors so far by cause, its capped label values by label."""
+        health = snapshot.health
+        series = self._series
+        yield Point(series(snapshot, schema.UP), float(health.up), "collection")
+        yield Point(series(snapshot, schema.SOURCE_DURATION), health.duration_seconds, "collection")
+        if health.last_success is not None:
+            yield Point(series(snapshot, schema.SOURCE_LAST_SUCCESS), health.last_success, "collection")
+        for cause, count in errors.items():
+            yield Point(series(snapshot, schema.SOURCE_ERRORS, "cause", cause), float(count), "collection")
+        for state, samples in health.samples.items():
+            yield Point(series(snapshot, schema.SOURCE_SAMPLES, "state", state), float(samples), "collection")
+        for label, values in capped.items():
+            yield Point(series(snapshot, schema.LABEL_VALUES_CAPPED, "label", label), float(values), "collection")
+
+    def _series(self, snapshot: Snapshot, metric: Metric, label: str = "", value: str = "") -> Series:
+        key = (snapshot.engine, metric, value)
+        made = self._made.get(key)
+        if made is None:
+            labels = {**self._extra, "target": snapshot.target, "engine": snapshot.engine, label: value}
+            made = self._made[key] = Series(metric, labels)
+        return made
 
 
 class Slot:
@@ -237,7 +246,7 @@ class Slot:
     def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
         self.name = name
         self.source = source
-        self.extra = extra
+        self._health = HealthSeries(extra)
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
@@ -269,8 +278,7 @@ class Slot:
         """Everything to export of this source: what it said, and how it goes."""
         if self.snapshot is None:
             return []
-        own = health_points(self.snapshot, self.errors, self.source.capped, self.extra)
-        return [*self.snapshot.points, *own]
+        return [*self.snapshot.points, *self._health.points(self.snapshot, self.errors, self.source.capped)]
 
 
 class Poller:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.model import Point, Series
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from llm_headroom.model import Labels
 
-_PARTS = frozenset((schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.KV_CACHE_USAGE))
+_PARTS: Final = frozenset((schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.KV_CACHE_USAGE))
 
 
 def implied(points: Iterable[Point]) -> Iterator[Point]:

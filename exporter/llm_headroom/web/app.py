@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llm_headroom import __version__, schema
 from llm_headroom.config import ConfigError, Module, parse_target
 from llm_headroom.model import Point, Series
-from llm_headroom.poll import EngineSource, health_points
+from llm_headroom.poll import EngineSource, HealthSeries
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web.page import PAGE_HEADERS, page
@@ -162,7 +162,7 @@ class App:
         except TimeoutError:
             return Response(f"{address} has not answered within {limit:g} s.\n".encode(), status=504)
         errors = Counter([] if snapshot.health.error is None else [snapshot.health.error.cause])
-        points = [*snapshot.points, *health_points(snapshot, errors, source.capped, {})]
+        points = [*snapshot.points, *HealthSeries({}).points(snapshot, errors, source.capped)]
         form = negotiate(request.headers.get("accept", ""))
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
         body = exposition([Renderer().lines(points)], form)
