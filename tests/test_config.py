@@ -33,7 +33,7 @@ from llm_headroom.config import (
     load,
     parse_target,
 )
-from llm_headroom.fetch import Basic, Bearer, Endpoint, Secret, Tls
+from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 
 ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"

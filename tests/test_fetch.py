@@ -20,7 +20,8 @@ import pytest
 import trustme
 
 from llm_headroom import __version__
-from llm_headroom.fetch import Basic, Bearer, Client, Endpoint, FetchError, Response, Secret, Tls
+from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
+from llm_headroom.fetch import Client, FetchError, Response
 from llm_headroom.model import Cause
 from scripted_server import EngineServer, Request, hang, head, in_turn, pour, raw, reply, running, trickle
 

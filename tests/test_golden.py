@@ -13,8 +13,8 @@ from captures import Capture
 from engine_server import EngineServer, replayed
 from llm_headroom.collect import Collector
 from llm_headroom.config import Target
+from llm_headroom.endpoint import Endpoint
 from llm_headroom.engines import BUILT_IN
-from llm_headroom.fetch import Endpoint
 from llm_headroom.render.prometheus import Format, Renderer, exposition
 
 OLLAMA = tuple(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import catalog, schema
 from llm_headroom.config import Target
-from llm_headroom.fetch import Endpoint, FetchError
+from llm_headroom.endpoint import Endpoint
+from llm_headroom.fetch import FetchError
 from llm_headroom.identify import identify
 from llm_headroom.poll import GPU_TARGET, LOOK_TIMEOUT, EngineSource, GpuSource
 from llm_headroom.render import json as as_json

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
 
 from llm_headroom import schema, settings_text, yaml_nodes
 from llm_headroom.config_error import ConfigError, Problems, near, shown
-from llm_headroom.fetch import Basic, Bearer, Endpoint, Secret, Tls
+from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.settings import (
     Config,
     EngineSettings,

@@ -10,24 +10,25 @@ import asyncio
 import base64
 import errno
 import io
-import ipaddress
 import os
-import re
 import socket
 import ssl  # asyncio has loaded it already
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
-from urllib.parse import urljoin, urlsplit
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import urljoin
 
 import h11
 
 from llm_headroom import __version__
+from llm_headroom.endpoint import VISIBLE, Basic, Bearer, check, parse_target, parse_url, without_query
 from llm_headroom.model import Cause, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from llm_headroom.endpoint import Endpoint, Tls
 
 _READ_BYTES: Final = 256 * 1024
 """As much as asyncio's transports take from a socket at once: an engine's whole body in one piece."""
@@ -39,7 +40,6 @@ _AS_GET: Final = frozenset({301, 302, 303})
 _HAPPY_EYEBALLS_SECONDS: Final = 0.25  # RFC 8305, section 5: the recommended connection attempt delay
 _EVENTS_PER_TURN: Final = 256
 """A body in one-byte chunks is this many events long before other tasks, and the deadline, get their turn."""
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _VERIFY_HINTS: Final = {
     10: "renew it on the engine",
     62: "set the target's TLS server_name to a name that is in it",
@@ -47,56 +47,6 @@ _VERIFY_HINTS: Final = {
 }
 """By OpenSSL's X509_V_ERR codes: expired, host name mismatch, IP address mismatch."""
 _NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"})
-_VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """Where a secret lies: a file (read anew at each use, so that it may be rotated) or an environment variable."""
-
-    file: Path | None = None
-    env: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bearer:
-    """`Authorization: Bearer …`."""
-
-    token: Secret
-
-
-@dataclass(frozen=True, slots=True)
-class Basic:
-    """`Authorization: Basic …`."""
-
-    username: str
-    password: Secret
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """TLS towards an engine: without a CA file the system's certificates are trusted."""
-
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    server_name: str | None = None
-    insecure_skip_verify: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """An engine's address and how to speak to it.
-
-    `url` is `http(s)://host[:port][/prefix]`, `max_bytes` caps a body after decompression, `gzip` asks for
-    compressed bodies (off by default: compressing costs the engine more than the bytes cost a local network).
-    """
-
-    url: str
-    tls: Tls = field(default_factory=Tls)
-    credentials: Bearer | Basic | None = None
-    max_bytes: int = 16 * 1024 * 1024
-    gzip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,23 +78,6 @@ class _Refusal(Exception):  # noqa: N818 - no error to the outside: Client turns
 
 class _Died(_Refusal):
     """The connection ended before any byte of an answer: where it was an idle one, the request is sent once more."""
-
-
-class _Origin(NamedTuple):
-    """RFC 9110, section 4.3.1: what the URLs of one server have in common."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @property
-    def authority(self) -> str:
-        """The value of a Host header: no default port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}"
 
 
 _Stamp: TypeAlias = tuple[int, int, int]
@@ -225,8 +158,8 @@ class Client:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._origin, self._host, self._prefix = _parse_target(endpoint.url)
-        _check(endpoint)
+        self._origin, self._host, self._prefix = parse_target(endpoint.url)
+        check(endpoint)
         self._link: _Link | None = None
         self._tls: tuple[tuple[_Stamp | None, ...], ssl.SSLContext] | None = None
         self._authorization: tuple[_Stamp, str] | None = None
@@ -255,7 +188,7 @@ class Client:
             RuntimeError: another request of this client is under way.
             ValueError: `path` is not an absolute path in visible ASCII characters.
         """
-        if not path.startswith("/") or not _VISIBLE.fullmatch(path):
+        if not path.startswith("/") or not VISIBLE.fullmatch(path):
             raise ValueError(f"{path!r} is not a path: it must begin with '/' and be percent-encoded")
         if self._busy:
             raise RuntimeError(f"a request to {self._origin} is already under way")
@@ -314,17 +247,17 @@ class Client:
                 moved = target
             if response.status in _AS_GET and method != "HEAD":
                 method, body = "GET", None
-        raise _Refusal(Cause.REDIRECT, f"more than {_MAX_REDIRECTS} redirects, the last one to {_shown(target)}")
+        raise _Refusal(Cause.REDIRECT, f"more than {_MAX_REDIRECTS} redirects, the last one to {without_query(target)}")
 
     def _redirected(self, target: str, location: str) -> str:
         """The path and query to ask next."""
         try:
-            origin, _, moved = _parse(urljoin(f"{self._origin}{target}", location))
+            origin, _, moved = parse_url(urljoin(f"{self._origin}{target}", location))
         except ValueError as error:
             raise _Refusal(Cause.REDIRECT, f"redirects to an address that cannot be followed: {error}") from None
         if origin != self._origin:
             hint = "set the target's URL to the address that answers (a login page means missing credentials)"
-            raise _Refusal(Cause.REDIRECT, f"redirects to another origin, {_shown(f'{origin}{moved}')}; {hint}")
+            raise _Refusal(Cause.REDIRECT, f"redirects to another origin, {without_query(f'{origin}{moved}')}; {hint}")
         return moved or "/"
 
     async def _exchange(self, method: str, target: str, accept: str, body: bytes | None) -> Response:
@@ -440,52 +373,6 @@ class Client:
                 await asyncio.sleep(0)
 
 
-def _parse(url: str) -> tuple[_Origin, str, str]:
-    """A URL's origin, its host as it is to be connected to, its path and query."""
-    if "@" in url.partition("?")[0]:
-        raise ValueError("a target's URL must not hold a user name or password; set the target's credentials instead")
-    shown = repr(_shown(url))
-    if not _VISIBLE.fullmatch(url):
-        raise ValueError(f"{shown} is not a URL: it holds characters other than visible ASCII ones")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-        plain = host.partition("%")[0].rstrip(".")
-        if ":" in plain:
-            plain = ipaddress.IPv6Address(plain).compressed
-    except ValueError:
-        raise ValueError(f"{shown} is not a URL: its host or port is malformed") from None
-    if parts.scheme not in _DEFAULT_PORTS or not plain or port == 0:
-        raise ValueError(f"{shown} is not a URL of the form http(s)://host[:port][/prefix]")
-    origin = _Origin(parts.scheme, plain, port or _DEFAULT_PORTS[parts.scheme])
-    return origin, host.replace("%25", "%"), f"{parts.path}?{parts.query}" if parts.query else parts.path
-
-
-def _parse_target(url: str) -> tuple[_Origin, str, str]:
-    origin, host, path = _parse(url)
-    if "?" in url or "#" in url:
-        raise ValueError(f"{_shown(url)!r}: a target's URL must not hold a query or a fragment")
-    return origin, host, path.rstrip("/")
-
-
-def _shown(url: str) -> str:
-    """A URL for a message: without its query, which may hold keys and tokens, and not too long."""
-    return url.partition("?")[0][:200]
-
-
-def _check(endpoint: Endpoint) -> None:
-    credentials = endpoint.credentials
-    if endpoint.tls.key_file is not None and endpoint.tls.cert_file is None:
-        raise ValueError(f"{endpoint.url}: a TLS key file is of no use without a certificate file")
-    if credentials is None:
-        return
-    secret = credentials.token if isinstance(credentials, Bearer) else credentials.password
-    if (secret.file is None) == (not secret.env):
-        raise ValueError(f"{endpoint.url}: a secret needs either a file or an environment variable")
-    if isinstance(credentials, Basic) and (":" in credentials.username or not credentials.username.isprintable()):
-        raise ValueError(f"{endpoint.url}: a user name must hold neither colons nor control characters")
-
-
 def _stamp(path: Path) -> _Stamp:
     status = path.stat()
     return status.st_mtime_ns, status.st_ino, status.st_size
@@ -500,7 +387,7 @@ def _authorization(credentials: Bearer | Basic, text: str, place: str) -> str:
     if isinstance(credentials, Basic):
         pair = f"{credentials.username}:{secret}".encode(errors="surrogateescape")
         return f"Basic {base64.b64encode(pair).decode()}"
-    if not _VISIBLE.fullmatch(secret):
+    if not VISIBLE.fullmatch(secret):
         raise _Refusal(Cause.CREDENTIALS, f"{place} holds blanks or other characters that a token cannot have")
     return f"Bearer {secret}"
 

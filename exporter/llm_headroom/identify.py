@@ -13,7 +13,8 @@ from llm_headroom.text import Parser
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llm_headroom.fetch import Endpoint, Response
+    from llm_headroom.endpoint import Endpoint
+    from llm_headroom.fetch import Response
     from llm_headroom.rules import Engine
 
 OK: Final = 200

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from llm_headroom import catalog, schema
 from llm_headroom.collect import Collector
 from llm_headroom.config import Target
-from llm_headroom.fetch import Endpoint, FetchError
+from llm_headroom.endpoint import Endpoint
+from llm_headroom.fetch import FetchError
 from llm_headroom.identify import identify
 from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llm_headroom.fetch import Basic, Bearer, Endpoint, Tls
+from llm_headroom.endpoint import Basic, Bearer, Endpoint, Tls
 from llm_headroom.model import NOTHING
 
 if TYPE_CHECKING:

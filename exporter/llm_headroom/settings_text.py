@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.config_error import ConfigError, shown
-from llm_headroom.fetch import Endpoint
+from llm_headroom.endpoint import Endpoint
 from llm_headroom.settings import Target
 
 if TYPE_CHECKING:
