@@ -84,26 +84,37 @@ _Stamp: TypeAlias = tuple[int, int, int]
 """Time, inode and size of a file: one of them changes when it is rewritten or, as by Kubernetes, replaced."""
 
 
+class _Reader(asyncio.StreamReader):
+    """A stream that knows what has come without having been asked for."""
+
+    unread = 0
+
+    def feed_data(self, data: Any) -> None:  # noqa: ANN401 - as the class above has it
+        """Called by the event loop."""
+        self.unread += len(data)
+        super().feed_data(data)
+
+    async def take(self) -> bytes:
+        """The next piece, empty at the end."""
+        piece = await self.read(_READ_BYTES)
+        self.unread -= len(piece)
+        return piece
+
+
 class _Link:
     """An open connection."""
 
     __slots__ = ("http", "reader", "writer")
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: _Reader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
         self.http = h11.Connection(h11.CLIENT)
 
-    async def is_idle(self) -> bool:
+    @property
+    def idle(self) -> bool:
         """False if the server has closed the connection or said something unasked, such as a 408 while it was idle."""
-        try:
-            async with asyncio.timeout(0):
-                await self.reader.read(1)
-        except TimeoutError:
-            return True
-        except OSError:
-            return False
-        return False
+        return not (self.reader.unread or self.reader.at_eof() or self.writer.is_closing())
 
 
 class _Body:
@@ -302,17 +313,21 @@ class Client:
         """A connection, and whether it has served before."""
         context = self._context() if self._origin.scheme == "https" else None
         if self._link is not None:
-            if await self._link.is_idle():
+            if self._link.idle:
                 return self._link, True
             self._drop()
         self._doing = "connecting"
-        options: dict[str, Any] = {"happy_eyeballs_delay": _HAPPY_EYEBALLS_SECONDS, "limit": _READ_BYTES}
+        loop = asyncio.get_running_loop()
+        reader = _Reader(limit=_READ_BYTES, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        options: dict[str, Any] = {"happy_eyeballs_delay": _HAPPY_EYEBALLS_SECONDS}
         if context is not None:
             options |= {"ssl": context, "server_hostname": self._endpoint.tls.server_name or self._origin.host}
         try:
-            self._link = _Link(*await asyncio.open_connection(self._host, self._origin.port, **options))
+            transport, _ = await loop.create_connection(lambda: protocol, self._host, self._origin.port, **options)
         except (OSError, UnicodeError) as error:
             raise _unconnected(error, encrypted=context is not None) from None
+        self._link = _Link(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
         return self._link, False
 
     def _context(self) -> ssl.SSLContext:
@@ -437,11 +452,11 @@ def _tls_reason(error: ssl.SSLError) -> str:
     return f"TLS failed: {reason}"
 
 
-async def _read(reader: asyncio.StreamReader, *, begun: bool, encrypted: bool) -> bytes:
+async def _read(reader: _Reader, *, begun: bool, encrypted: bool) -> bytes:
     """The next piece of an answer, empty at its end if it has begun."""
     failed = _Refusal if begun else _Died
     try:
-        piece = await reader.read(_READ_BYTES)
+        piece = await reader.take()
     except ssl.SSLError as error:
         raise failed(Cause.TLS, _tls_reason(error)) from None
     except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -40,6 +41,9 @@ T = TypeVar("T")
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
+BURSTS: Final = 4
+"""Times in an interval at which sources are polled. Many at a time cost half as much CPU as one by one (measured at 50
+targets: caches stay warm), all at once would make the last ones late."""
 GPU_TARGET: Final = "nvml"
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -369,7 +373,7 @@ class Poller:
         targets = list(targets)
         for index, target in enumerate(targets):
             source = EngineSource(target, self.engines, self.config)
-            self._start(Slot(target.name, source, target.labels), index / len(targets))
+            self._start(Slot(target.name, source, target.labels), index * BURSTS // len(targets) / BURSTS)
 
     def _start(self, slot: Slot, phase: float) -> None:
         self.slots[slot.name] = slot
@@ -385,17 +389,14 @@ class Poller:
         await slot.source.close()
 
     async def _poll(self, slot: Slot, phase: float) -> None:
-        """Collect at an even pace. `phase` in [0, 1) spreads the sources over the interval."""
+        """Collect at an even pace, `phase` of an interval (from 0 to below 1) behind a beat that all sources share."""
         loop = asyncio.get_running_loop()
         await self._collect(slot)
-        due = loop.time() + slot.source.interval * (1.0 + phase)
         while True:
-            await asyncio.sleep(due - loop.time())
-            await self._collect(slot)
             step = slot.source.interval
-            due += step
-            if due < loop.time():  # late: skip what was missed instead of catching up in a burst
-                due = loop.time() + step - (loop.time() - due) % step
+            beats = math.floor(loop.time() / step - phase) + 1  # what was missed is skipped, not caught up in a burst
+            await asyncio.sleep((beats + phase) * step - loop.time())
+            await self._collect(slot)
 
     async def _collect(self, slot: Slot) -> None:
         taken, started = time.time(), time.monotonic()
