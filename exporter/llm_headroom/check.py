@@ -67,6 +67,8 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> list[dict[str, str]]:
 
 
 def _reason(metric: Metric, engine: Engine | None) -> str:
+    if metric in schema.DERIVED:
+        return "derived: needs traffic over some polls, or something that the engine does not tell"
     if engine is None:
         return "not supported by these devices or this driver"
     rules = [rule for rule in engine.rules if rule.metric is metric]

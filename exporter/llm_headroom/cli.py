@@ -128,9 +128,10 @@ def run(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's valu
         return _loaded(path, **flags)
 
     try:
+        file = None if path is None else service.watched(path)
         config = read()
         logs.set_up(config.log.level, config.log.format)
-        asyncio.run(service.run(config, path=path, read=read))
+        asyncio.run(service.run(config, file=file, read=read))
     except (ConfigError, WebConfigError, ListenError) as error:
         _fail(str(error))
 

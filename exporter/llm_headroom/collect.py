@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_headroom import schema
 from llm_headroom.derive import kv_cache
+from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.fetch import Client, FetchError
 from llm_headroom.mapping import LabelCap, Mapper
 from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
@@ -58,7 +59,8 @@ class Collector:
         self.cap = LabelCap(label_limit)
         self._timeout = max(timeout, engine.timeout) if target.timeout is None else target.timeout
         self._client = Client(target.endpoint)
-        self._mapper = Mapper(engine, {**target.labels, "engine": engine.name, "target": target.name}, cap=self.cap)
+        self._base = {**target.labels, "engine": engine.name, "target": target.name}
+        self._mapper = Mapper(engine, self._base, cap=self.cap)
         self._parsers: dict[str, Parser] = {}
         self._documents: dict[str, Any] = {}
         self._due: dict[str, float] = {}
@@ -66,6 +68,7 @@ class Collector:
         self._accepted: Layout | None = None
         self._version_series: Series | None = None
         self._last_success: float | None = None
+        self._memory = Memory()
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
@@ -76,6 +79,8 @@ class Collector:
         try:
             await self._fetch(started + self._timeout)
             reading = self._read()
+            self._memory, derived = advance(self._memory, reading.points, started, base=self._base)
+            reading.points.extend(derived)
             self._last_success = taken
         except FetchError as failed:
             error = failed.failure
@@ -107,8 +112,7 @@ class Collector:
     def _info(self, version: str) -> Series:
         known = self._version_series
         if known is None or known.label("version") != version:
-            labels = {**self.target.labels, "engine": self.engine.name, "target": self.target.name, "version": version}
-            known = self._version_series = Series(schema.ENGINE_INFO, labels)
+            known = self._version_series = Series(schema.ENGINE_INFO, {**self._base, "version": version})
         return known
 
     def _forget(self) -> None:

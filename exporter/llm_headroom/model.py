@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -84,6 +85,12 @@ class Series:
     def label(self, name: str) -> str:
         """The value of a label, empty if the series does not carry it."""
         return next((value for key, value in self.labels if key == name), "")
+
+
+@lru_cache(maxsize=100_000)
+def series_of(metric: Metric, labels: Labels) -> Series:
+    """The series with these labels, in any order; remembered, since each poll asks for the same ones."""
+    return Series(metric, dict(labels))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
 from llm_headroom.config import Config, ConfigError
@@ -29,10 +29,22 @@ YOUNG_OBJECTS: Final = 20_000
 NOT_RELOADED: Final = ("listen", "web_config", "log")
 
 
-async def run(config: Config, *, path: Path | None, read: Callable[[], Config]) -> None:
+class Watched(NamedTuple):
+    """A configuration file, and how it was before it was read: a change in between must not be missed."""
+
+    path: Path
+    identity: tuple[int, int, int] | None
+
+
+def watched(path: Path) -> Watched:
+    """A file to watch from now on."""
+    return Watched(path, _identity(path))
+
+
+async def run(config: Config, *, file: Watched | None, read: Callable[[], Config]) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    `path` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
+    `file` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
 
     Raises:
         web.server.ListenError: an address cannot be listened on.
@@ -52,7 +64,7 @@ async def run(config: Config, *, path: Path | None, read: Callable[[], Config]) 
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
     poller.start()
-    watching = loop.create_task(_watch(path, reload)) if path is not None else None
+    watching = loop.create_task(_watch(file, reload)) if file is not None else None
     reloading = loop.create_task(_reload(app, read, reload))
     try:
         await ended.wait()
@@ -79,11 +91,11 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-async def _watch(path: Path, reload: asyncio.Event) -> None:
-    known = _identity(path)
+async def _watch(file: Watched, reload: asyncio.Event) -> None:
+    known = file.identity
     while True:
         await asyncio.sleep(LOOK_AT_FILE)
-        now = _identity(path)
+        now = _identity(file.path)
         if now is not None and now != known:
             known = now
             reload.set()

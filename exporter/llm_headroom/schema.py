@@ -198,6 +198,106 @@ ENGINE_START: Final = _gauge(
     "engine_start_time_seconds", "s", "Unix time at which the engine's server process started.", across=Across.NONE
 )
 
+# Derived by the exporter ---------------------------------------------------------------------------------------------
+KV_CACHE_HEADROOM_TOKENS: Final = _gauge(
+    "kv_cache_headroom_tokens",
+    "{token}",
+    "KV cache that can still be given to new requests: free and evictable tokens less what already waits.",
+)
+KV_CACHE_HEADROOM_RATIO: Final = _gauge(
+    "kv_cache_headroom_ratio",
+    "1",
+    "Headroom of the KV cache as a share of its capacity.",
+    across=Across.CAPACITY_WEIGHTED,
+)
+KV_CACHE_HEADROOM_REQUESTS: Final = _gauge(
+    "kv_cache_headroom_requests",
+    "{request}",
+    "Requests of the recent mean size that can still be admitted and end without running out of KV cache.",
+)
+KV_CACHE_EXHAUSTION: Final = _gauge(
+    "kv_cache_exhaustion_seconds",
+    "s",
+    "Time until the KV cache is full if demand stays as it is; absent if it does not fill up so.",
+    across=Across.NONE,
+)
+KV_CACHE_USAGE_PEAK: Final = _gauge(
+    "kv_cache_usage_peak_ratio",
+    "1",
+    "Highest usage of the KV cache among the polls of the last minute.",
+    across=Across.MAX,
+)
+TTFT_SLOW: Final = _gauge(
+    "ttft_slow_ratio",
+    "1",
+    "Share of first tokens slower than the TTFT objective in a sliding window; absent without traffic.",
+    "window",
+    across=Across.NONE,
+)
+TTFT_WINDOW_REQUESTS: Final = _gauge(
+    "ttft_window_requests", "{request}", "First tokens in the sliding window of llm_ttft_slow_ratio.", "window"
+)
+SATURATION_RISK: Final = _gauge(
+    "saturation_risk_ratio",
+    "1",
+    "Probability of KV cache trouble or first tokens slower than the objective within five minutes.",
+    across=Across.MAX,
+)
+KV_SATURATION_RISK: Final = _gauge(
+    "kv_saturation_risk_ratio",
+    "1",
+    "Probability that requests are preempted or blocked for want of KV cache within five minutes.",
+    across=Across.MAX,
+)
+ENGINE_STALLED: Final = _gauge(
+    "engine_stalled",
+    "{flag}",
+    "1 if requests are there but neither steps nor tokens have moved for a minute.",
+    across=Across.MAX,
+)
+ENGINE_RESTARTS: Final = _counter("engine_restarts_total", "{restart}", "Times that the engine's counters began anew.")
+SLO_REQUESTS: Final = _counter(
+    "slo_requests_total",
+    "{request}",
+    "Requests that count for an objective (tokens, for inter-token latency); goes on over restarts of the engine.",
+    "slo",
+)
+SLO_REQUESTS_GOOD: Final = _counter(
+    "slo_requests_good_total", "{request}", "Requests (tokens) within the threshold of an objective.", "slo"
+)
+SLO_THRESHOLD: Final = _gauge(
+    "slo_threshold_seconds",
+    "s",
+    "Threshold of an objective, moved to the next bucket boundary that the engine has.",
+    "slo",
+    across=Across.NONE,
+)
+SLO_OBJECTIVE: Final = _gauge(
+    "slo_objective_ratio",
+    "1",
+    "Share of requests that an objective wants within the threshold.",
+    "slo",
+    across=Across.NONE,
+)
+DERIVED: Final = (
+    KV_CACHE_HEADROOM_TOKENS,
+    KV_CACHE_HEADROOM_RATIO,
+    KV_CACHE_HEADROOM_REQUESTS,
+    KV_CACHE_EXHAUSTION,
+    KV_CACHE_USAGE_PEAK,
+    TTFT_SLOW,
+    TTFT_WINDOW_REQUESTS,
+    SATURATION_RISK,
+    KV_SATURATION_RISK,
+    ENGINE_STALLED,
+    ENGINE_RESTARTS,
+    SLO_REQUESTS,
+    SLO_REQUESTS_GOOD,
+    SLO_THRESHOLD,
+    SLO_OBJECTIVE,
+)
+"""What no engine tells: it follows from several polls."""
+
 # Router (gateway) ----------------------------------------------------------------------------------------------------
 ROUTER_REQUESTS: Final = _counter("router_requests_total", "{request}", "Requests that the router took in.")
 ROUTER_ERRORS: Final = _counter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import Point, Series
+from llm_headroom.model import Point, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,13 +31,13 @@ def implied(points: Iterable[Point]) -> Iterator[Point]:
             continue
         if used is None and usage is not None and isinstance(usage.value, float):
             yield Point(
-                Series(schema.KV_CACHE_USED, dict(labels)),
+                series_of(schema.KV_CACHE_USED, labels),
                 usage.value * capacity.value,
                 f"{usage.origin} * {capacity.origin}",
             )
         elif usage is None and used is not None and isinstance(used.value, float):
             yield Point(
-                Series(schema.KV_CACHE_USAGE, dict(labels)),
+                series_of(schema.KV_CACHE_USAGE, labels),
                 used.value / capacity.value,
                 f"{used.origin} / {capacity.origin}",
             )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_headroom import schema
-from llm_headroom.model import Across, Histogram, Point, Series
+from llm_headroom.model import Across, Histogram, Point, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from llm_headroom.model import Labels
+    from llm_headroom.model import Labels, Series
 
 
 def _without_replica(series: Series) -> Labels:
@@ -33,7 +33,7 @@ def combined(points: Iterable[Point]) -> Iterator[Point]:
         metric = group[0].series.metric
         value = _value(metric.across, group, capacities)
         if value is not None:
-            yield Point(Series(metric, dict(labels)), value, group[0].origin)
+            yield Point(series_of(metric, labels), value, group[0].origin)
 
 
 def highest(points: Iterable[Point]) -> dict[tuple[str, Labels], float]:

@@ -1,0 +1,100 @@
+"""Rates, sizes and dispersion of the traffic as decayed means, from which demand on KV cache and prefill follows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.derive.observation import growth, histogram_growth
+
+if TYPE_CHECKING:
+    from llm_headroom.derive.observation import Observation
+
+WARM_SECONDS: Final = 60.0
+WARM_REQUESTS: Final = 20.0
+LEAST_DISPERSION: Final = 1.0
+MOST_DISPERSION: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A decayed sum over a decayed sum, which uneven polls do not bias. `seconds` is the time constant."""
+
+    seconds: float
+    above: float = 0.0
+    below: float = 0.0
+
+    def add(self, above: float, below: float, elapsed: float) -> Mean:
+        """The mean with one more interval of `elapsed` seconds."""
+        kept = math.exp(-elapsed / self.seconds)
+        return Mean(self.seconds, self.above * kept + above, self.below * kept + below)
+
+    @property
+    def value(self) -> float | None:
+        """The mean, None before there is anything."""
+        return self.above / self.below if self.below > 1e-9 else None  # noqa: PLR2004 - decayed to nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimates:
+    """What the recent past says of the next minutes.
+
+    Means: `arrivals` in requests/s, `prompt` and `output` in tokens per request, `inter_token` in seconds, `held` in KV
+    tokens per running request, `residence` in seconds of running per request, `dispersion` as variance over mean of
+    arrivals in a poll, `prefill` in uncached prompt tokens per second while prefilling. `seconds` and `requests` say
+    how much has been seen.
+    """
+
+    arrivals: Mean = field(default_factory=lambda: Mean(90.0))
+    prompt: Mean = field(default_factory=lambda: Mean(600.0))
+    output: Mean = field(default_factory=lambda: Mean(900.0))
+    inter_token: Mean = field(default_factory=lambda: Mean(60.0))
+    held: Mean = field(default_factory=lambda: Mean(180.0))
+    residence: Mean = field(default_factory=lambda: Mean(300.0))
+    dispersion: Mean = field(default_factory=lambda: Mean(900.0))
+    prefill: Mean = field(default_factory=lambda: Mean(900.0))
+    seconds: float = 0.0
+    requests: float = 0.0
+
+    @property
+    def warm(self) -> bool:
+        """Whether enough has been seen to speak of risks."""
+        return self.seconds >= WARM_SECONDS and self.requests >= WARM_REQUESTS
+
+    @property
+    def burstiness(self) -> float:
+        """The dispersion within what is believable; 1 is a Poisson process."""
+        return min(max(self.dispersion.value or LEAST_DISPERSION, LEAST_DISPERSION), MOST_DISPERSION)
+
+    def after(self, before: Observation, now: Observation, elapsed: float) -> Estimates:
+        """The estimates with the interval between two polls of one life of the engine, `elapsed` seconds long."""
+        running, waiting = now.running or 0.0, now.waiting or 0.0
+        finished = growth(before.finished, now.finished)
+        # Engines count no arrivals; this identity holds but for requests that were aborted.
+        queued = running - (before.running or 0.0) + waiting - (before.waiting or 0.0)
+        arrived = max(0.0, finished + queued)
+        expected = (self.arrivals.value or arrived / elapsed) * elapsed
+        firsts = histogram_growth(before.ttft, now.ttft)
+        queues = histogram_growth(before.queue, now.queue)
+        tokens = histogram_growth(before.inter_token, now.inter_token)
+        sizes = histogram_growth(before.generation_sizes, now.generation_sizes)
+        prompts = growth(before.prompt_tokens, now.prompt_tokens)
+        computed = max(0.0, prompts - growth(before.cached_tokens, now.cached_tokens))
+        prefilling = max(0.0, firsts.sum - (queues.sum if queues else 0.0)) if firsts else 0.0
+        first_count = firsts.count if firsts else 0.0
+        return replace(
+            self,
+            arrivals=self.arrivals.add(arrived, elapsed, elapsed),
+            prompt=self.prompt.add(prompts, first_count, elapsed) if first_count else self.prompt,
+            output=self.output.add(sizes.sum, sizes.count, elapsed) if sizes else self.output,
+            inter_token=self.inter_token.add(tokens.sum, tokens.count, elapsed) if tokens else self.inter_token,
+            held=self.held.add((now.used or 0.0) * elapsed, running * elapsed, elapsed) if running else self.held,
+            residence=self.residence.add(running * elapsed, finished, elapsed),
+            dispersion=self.dispersion.add((arrived - expected) ** 2, expected, elapsed)
+            if expected
+            else self.dispersion,
+            prefill=self.prefill.add(computed, prefilling, elapsed) if prefilling else self.prefill,
+            seconds=self.seconds + elapsed,
+            requests=self.requests + finished,
+        )

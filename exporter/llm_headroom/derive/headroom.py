@@ -1,0 +1,78 @@
+"""How much more the KV cache can take in: in tokens, as a ratio and in typical requests, and for how long."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import schema
+from llm_headroom.model import Point, series_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from llm_headroom.derive.estimates import Estimates
+    from llm_headroom.derive.observation import Observation
+    from llm_headroom.model import Labels, Metric
+
+_PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.REQUESTS_WAITING)
+
+
+def kv_headroom(points: Iterable[Point], prompts: Mapping[str, float]) -> Iterator[Point]:
+    """Tokens and ratio for each replica: what is not held by requests, less what already waits.
+
+    Evictable cache counts as headroom. `prompts` is a typical prompt in tokens by model; where it is not known,
+    waiting requests are left out, since nobody knows what they will need.
+    """
+    told: dict[Labels, dict[Metric, float]] = {}
+    for series, value, _ in points:
+        if series.metric in _PARTS and isinstance(value, float):
+            told.setdefault(series.labels, {})[series.metric] = value
+    for labels, parts in told.items():
+        capacity, used = parts.get(schema.KV_CACHE_CAPACITY), parts.get(schema.KV_CACHE_USED)
+        if not capacity or used is None:
+            continue
+        waiting = parts.get(schema.REQUESTS_WAITING, 0.0) * prompts.get(dict(labels).get("model", ""), 0.0)
+        tokens = max(0.0, capacity - used - waiting)
+        origin = "capacity - used - waiting * prompt"
+        yield Point(series_of(schema.KV_CACHE_HEADROOM_TOKENS, labels), tokens, origin)
+        yield Point(series_of(schema.KV_CACHE_HEADROOM_RATIO, labels), tokens / capacity, origin)
+
+
+def requests(now: Observation, estimates: Estimates) -> float | None:
+    """Typical requests (prompt and answer) that can still be admitted and end without running out of KV cache.
+
+    Never more than the engine's limit of running requests leaves, where that is known.
+    """
+    prompt, output = estimates.prompt.value, estimates.output.value
+    if now.capacity is None or now.used is None or prompt is None or output is None or prompt + output <= 0:
+        return None
+    tokens = max(0.0, now.capacity - now.used - (now.waiting or 0.0) * prompt)
+    admitted = tokens / (prompt + output)
+    if now.limit is not None and now.running is not None:
+        admitted = min(admitted, max(0.0, now.limit - now.running - (now.waiting or 0.0)))
+    return admitted
+
+
+def steady_demand(estimates: Estimates) -> float | None:
+    """KV tokens that the present arrivals will hold once the engine has settled (Little's law)."""
+    arrivals, residence, held = estimates.arrivals.value, estimates.residence.value, estimates.held.value
+    if arrivals is None or residence is None or held is None:
+        return None
+    return arrivals * residence * held
+
+
+def exhaustion_seconds(now: Observation, estimates: Estimates) -> float | None:
+    """Seconds until the KV cache is full if demand stays as it is; None where it never fills up so, or is unknown.
+
+    Occupancy approaches the steady demand exponentially, with the time that a request stays.
+    """
+    demand, residence = steady_demand(estimates), estimates.residence.value
+    if demand is None or residence is None or now.capacity is None or now.used is None or not estimates.warm:
+        return None
+    begin = now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
+    if begin >= now.capacity:
+        return 0.0
+    if demand <= now.capacity:
+        return None
+    return residence * math.log((demand - begin) / (demand - now.capacity))

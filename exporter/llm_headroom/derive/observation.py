@@ -1,0 +1,113 @@
+"""What the derived signals need of a snapshot, for each model: the replicas of a target taken together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import schema
+from llm_headroom.derive import replicas
+from llm_headroom.model import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from llm_headroom.model import Metric, Point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One poll of one model. None is what the engine did not tell.
+
+    Gauges: `running`, `waiting`, `limit` in requests, `capacity`, `used` in tokens, `usage` as a ratio. Counters since
+    the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`. Histograms
+    since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds, `prompt_sizes`,
+    `generation_sizes` in tokens.
+    """
+
+    running: float | None = None
+    waiting: float | None = None
+    limit: float | None = None
+    capacity: float | None = None
+    used: float | None = None
+    usage: float | None = None
+    prompt_tokens: float | None = None
+    cached_tokens: float | None = None
+    generation_tokens: float | None = None
+    finished: float | None = None
+    steps: float | None = None
+    ttft: Histogram | None = None
+    inter_token: Histogram | None = None
+    duration: Histogram | None = None
+    queue: Histogram | None = None
+    prompt_sizes: Histogram | None = None
+    generation_sizes: Histogram | None = None
+
+
+_FIELDS: Final[Mapping[Metric, str]] = {
+    schema.REQUESTS_RUNNING: "running",
+    schema.REQUESTS_WAITING: "waiting",
+    schema.REQUESTS_RUNNING_LIMIT: "limit",
+    schema.KV_CACHE_CAPACITY: "capacity",
+    schema.KV_CACHE_USED: "used",
+    schema.KV_CACHE_USAGE: "usage",
+    schema.PROMPT_TOKENS: "prompt_tokens",
+    schema.PROMPT_TOKENS_CACHED: "cached_tokens",
+    schema.GENERATION_TOKENS: "generation_tokens",
+    schema.REQUESTS_FINISHED: "finished",
+    schema.ENGINE_STEPS: "steps",
+    schema.TIME_TO_FIRST_TOKEN: "ttft",
+    schema.INTER_TOKEN_LATENCY: "inter_token",
+    schema.REQUEST_DURATION: "duration",
+    schema.REQUEST_QUEUE: "queue",
+    schema.REQUEST_PROMPT_TOKENS: "prompt_sizes",
+    schema.REQUEST_GENERATION_TOKENS: "generation_sizes",
+}
+COUNTERS: Final = ("prompt_tokens", "generation_tokens", "finished", "steps")
+HISTOGRAMS: Final = tuple(field.name for field in fields(Observation) if "Histogram" in str(field.type))
+
+
+def observe(points: Iterable[Point]) -> dict[str, Observation]:
+    """An observation for each model that the points speak of."""
+    told: dict[str, dict[str, float | Histogram]] = {}
+    for series, value, _ in replicas.combined(point for point in points if point.series.metric in _FIELDS):
+        name = _FIELDS[series.metric]
+        known = told.setdefault(series.label("model"), {})
+        if isinstance(value, float):  # finished requests come by reason
+            before = known.get(name, 0.0)
+            known[name] = value + (before if isinstance(before, float) else 0.0)
+        else:
+            known[name] = value
+    return {model: replace(Observation(), **values) for model, values in told.items()}  # type: ignore[arg-type]
+
+
+def restarted(before: Observation, now: Observation) -> bool:
+    """Whether the engine has begun anew: a counter that both observations have has fallen."""
+    for name in COUNTERS:
+        was, is_now = getattr(before, name), getattr(now, name)
+        if was is not None and is_now is not None and is_now < was:
+            return True
+    for name in HISTOGRAMS:
+        had, has = getattr(before, name), getattr(now, name)
+        if had is not None and has is not None and has.count < had.count:
+            return True
+    return False
+
+
+def growth(before: float | None, now: float | None) -> float:
+    """What a counter has grown by, 0 if it is not known at both ends; after a fall, what it has grown to."""
+    if now is None or before is None:
+        return 0.0
+    return now - before if now >= before else now
+
+
+def histogram_growth(before: Histogram | None, now: Histogram | None) -> Histogram | None:
+    """The observations between two readings; None without any, or if the bounds have changed."""
+    if now is None or before is None or now.bounds != before.bounds:
+        return None
+    if now.count < before.count:
+        return now if now.count else None
+    if now.count == before.count:
+        return None
+    counts = tuple(has - had for has, had in zip(now.counts, before.counts, strict=True))
+    return Histogram(now.bounds, counts, now.sum - before.sum)

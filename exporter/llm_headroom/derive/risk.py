@@ -1,0 +1,95 @@
+"""Probabilities of trouble within five minutes: KV cache saturation, and first tokens that come too late.
+
+The constants are few and were fitted on replayed production traffic that the figures in the documentation were not
+taken from; physics does the rest: occupancy is shot noise around the steady demand, queues have exponential tails.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.derive.headroom import steady_demand
+
+if TYPE_CHECKING:
+    from llm_headroom.derive.estimates import Estimates
+    from llm_headroom.derive.observation import Observation
+
+HORIZON_SECONDS: Final = 300.0
+_LOOK_AHEAD: Final = (15.0, 30.0, 60.0, 120.0, 300.0)
+_MEASUREMENT_ERROR: Final = 0.01  # of the capacity: gauges are rounded and some seconds old
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+def _logit(p: float) -> float:
+    """Clipped, so that certainty in one part does not silence the other."""
+    limit = 11.5
+    if p <= 0.0:
+        return -limit
+    return limit if p >= 1.0 else min(max(math.log(p / (1.0 - p)), -limit), limit)
+
+
+def kv_distance(now: Observation, estimates: Estimates) -> float | None:
+    """By how many standard deviations the expected KV demand misses the capacity (negative) at its worst moment."""
+    demand, residence, held = steady_demand(estimates), estimates.residence.value, estimates.held.value
+    arrivals = estimates.arrivals.value
+    if not demand or not residence or not held or arrivals is None or not now.capacity or now.used is None:
+        return None
+    begin = now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
+    distances = []
+    for ahead in _LOOK_AHEAD:
+        fading = math.exp(-ahead / residence)
+        expected = demand * (1.0 - fading) + begin * fading
+        variance = 2.0 * held**2 * arrivals * residence * estimates.burstiness * (1.0 - fading**2)
+        deviation = math.sqrt(variance + (_MEASUREMENT_ERROR * now.capacity) ** 2)
+        distances.append((expected - now.capacity) / deviation)
+    return max(distances)
+
+
+def kv_saturation(now: Observation, estimates: Estimates) -> float | None:
+    """The probability that requests are preempted or blocked for want of KV cache within the horizon."""
+    distance = kv_distance(now, estimates)
+    if distance is None or not estimates.warm:
+        return None
+    return _sigmoid(1.464 + 0.859 * min(max(distance, -8.0), 3.0))
+
+
+def _kv_chance(distance: float, estimates: Estimates) -> float:
+    """The chance of an excursion beyond the capacity within the horizon, after Rice."""
+    if distance > 0:
+        return 1.0
+    decay = min(max((estimates.output.value or 1.0) * (estimates.inter_token.value or 0.05), 1.0), 600.0)
+    rate = abs(distance) / math.sqrt(2.0 * math.pi) * math.exp(-(distance**2) / 2.0)
+    return 1.0 - math.exp(-HORIZON_SECONDS / decay * rate)
+
+
+def _queue_chance(now: Observation, estimates: Estimates, slo_seconds: float) -> float | None:
+    """The chance that a first token within the horizon is slower than the SLO, from the load on prefill."""
+    arrivals, prompt, capacity = estimates.arrivals.value, estimates.prompt.value, estimates.prefill.value
+    if arrivals is None or not prompt or not capacity:
+        return None
+    service = prompt / capacity
+    load = arrivals * service
+    slack = slo_seconds - service - (now.waiting or 0.0) * service
+    if load >= 1.0 or slack <= 0.0:
+        return 1.0
+    late = math.exp(-2.0 * (1.0 - load) * slack / (service * (estimates.burstiness + 1.0)))
+    return float(1.0 - (1.0 - late) ** (arrivals * HORIZON_SECONDS))
+
+
+def saturation(now: Observation, estimates: Estimates, slo_seconds: float) -> float | None:
+    """The probability of KV trouble or first tokens slower than the SLO within the horizon.
+
+    None until enough traffic was seen, or where the engine tells too little.
+    """
+    if not estimates.warm:
+        return None
+    queue = _queue_chance(now, estimates, slo_seconds)
+    if queue is None:
+        return None
+    distance = kv_distance(now, estimates)
+    chance = 0.0 if distance is None else _kv_chance(distance, estimates)
+    return _sigmoid(-1.542 + 0.112 * _logit(chance) + 0.119 * _logit(queue))

@@ -1,0 +1,95 @@
+"""Service levels: requests within a threshold, counted so that they add up across engines whose buckets differ.
+
+A threshold is moved to the next bucket boundary that the engine really has; there its histogram counts exactly. The
+boundary is exported, so that a reader sees what was counted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.derive.observation import histogram_growth
+
+if TYPE_CHECKING:
+    from llm_headroom.derive.observation import Observation
+    from llm_headroom.model import Histogram
+
+WINDOWS: Final = (60.0, 300.0)
+"""Seconds of the sliding windows of slow first tokens."""
+LONGEST_GAP: Final = 30.0
+"""Seconds between two polls beyond which their difference belongs to no window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A service level: `field` of the observation (ttft, inter_token, duration), seconds, and the share to reach."""
+
+    name: str
+    field: str
+    seconds: float
+    ratio: float
+
+
+OBJECTIVES: Final = (
+    Objective("ttft", "ttft", 2.5, 0.95),
+    Objective("inter_token_latency", "inter_token", 0.2, 0.95),
+    Objective("request_duration", "duration", 30.0, 0.95),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Requests (for inter-token latency: tokens) so far, those within the boundary, and the boundary in seconds."""
+
+    total: float = 0.0
+    good: float = 0.0
+    boundary: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Firsts:
+    """First tokens between two polls: when (seconds), how many, how many of them slower than the SLO's boundary."""
+
+    at: float
+    total: float
+    slow: float
+
+
+def boundary(seconds: float, histogram: Histogram) -> int | None:
+    """Which of the histogram's bounds the threshold is moved to: the first one that is not below it."""
+    for index, bound in enumerate(histogram.bounds):
+        if bound >= seconds * (1.0 - 1e-9):
+            return index if math.isfinite(bound) else None
+    return None
+
+
+def tallied(tally: Tally, objective: Objective, before: Observation | None, now: Observation) -> Tally:
+    """The tally with what came between two polls. An engine's restart takes nothing back."""
+    reading: Histogram | None = getattr(now, objective.field)
+    if reading is None:
+        return tally
+    index = boundary(objective.seconds, reading)
+    if index is None:
+        return tally
+    grown = None if before is None else histogram_growth(getattr(before, objective.field), reading)
+    if grown is None:
+        return Tally(tally.total, tally.good, reading.bounds[index])
+    return Tally(tally.total + grown.count, tally.good + grown.counts[index], reading.bounds[index])
+
+
+def first_tokens(objective: Objective, before: Observation, now: Observation, at: float) -> Firsts | None:
+    """First tokens between two polls; None if there were none."""
+    grown = histogram_growth(before.ttft, now.ttft)
+    if grown is None:
+        return None
+    index = boundary(objective.seconds, grown)
+    return None if index is None else Firsts(at, grown.count, grown.count - grown.counts[index])
+
+
+def slow_share(recent: tuple[Firsts, ...], window: float, now: float) -> tuple[float, float] | None:
+    """The share of slow first tokens within a window's seconds, and of how many; None without any."""
+    within = [each for each in recent if each.at > now - window]
+    total = sum(each.total for each in within)
+    return (sum(each.slow for each in within) / total, total) if total else None
