@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 CAPTURES: Final = Path(__file__).parents[1] / "tests" / "fixtures" / "captures"
 SCRAPE: Final = "saturated.prom"
-BODIES: Final = 20
+BODIES: Final = 100
+"""Scrapes until the numbers begin anew, which looks like a restart of the engine: more than a window has."""
 DOCUMENTS: Final = {"/version": "version.json", "/v1/models": "models.json", "/server_info": "server_info.json"}
 _SAMPLE: Final = re.compile(r"^([^#\s{][^{\s]*)(\{.*\})? (\S+)$")
 _BOUND: Final = re.compile(r'le="[^"]*",?')

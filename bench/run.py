@@ -63,8 +63,8 @@ def poll_goals(results: Sequence[poll.Result]) -> Iterator[Goal]:
         own, peer = result.of(poll.EXPORTER), result.of(poll.VMAGENT)
         if own is None:
             continue
-        if result.case.fair:
-            text = f"{result.case.title}: CPU at most vmagent's"
+        if result.case.goal:
+            text = f"{result.case.title}, /metrics not read: CPU at most vmagent's with its remote write"
             ratio = None if peer is None else own.cpu / peer.cpu
             yield Goal(
                 text, "no vmagent" if ratio is None else f"{ratio:.2f} of it", None if ratio is None else ratio <= 1

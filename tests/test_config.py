@@ -26,6 +26,7 @@ from llm_headroom.config import (
     EngineSettings,
     GpuSettings,
     Log,
+    ModelMemory,
     Module,
     ProbeSettings,
     RuleSettings,
@@ -184,6 +185,10 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
                 timeout=3.0,
                 labels={"team": "search"},
                 requests_running_limit=256,
+                pid=4711,
+                gpus=("0", "1"),
+                cgroup=Path("/sys/fs/cgroup/system.slice/vllm.service"),
+                model_memory=ModelMemory(weights=15 * 2**30, kv_bytes_per_token=131072),
             ),
             Target(
                 name="10.0.0.7:30000",
@@ -290,12 +295,45 @@ def test_scales(tmp_path: Path, written: str, scale: float) -> None:
         ("true", GpuSettings(enabled=True)),
         ("off", GpuSettings(enabled=False)),
         ("{processes: yes}", GpuSettings(processes=True)),
+        ("{pcie: true}", GpuSettings(pcie=True)),
         ("{interval: 250ms}", GpuSettings(interval=0.25)),
         ("", GpuSettings()),
     ],
 )
 def test_gpu_is_a_switch_or_a_mapping(tmp_path: Path, written: str, expected: GpuSettings) -> None:
     assert read(tmp_path, f"gpu: {written}").gpu == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("[0]", ("0",)),
+        ("[0, 1, 10]", ("0", "1", "10")),
+        ("[0:1, '1:2']", ("0:1", "1:2")),
+        ("[GPU-1f0f6a3c-7c3b-4d52, MIG-6f1d2a33]", ("GPU-1f0f6a3c-7c3b-4d52", "MIG-6f1d2a33")),
+    ],
+)
+def test_gpus_of_a_target(tmp_path: Path, written: str, expected: tuple[str, ...]) -> None:
+    (target,) = read(tmp_path, f"targets: [{{url: 'http://h:1', gpus: {written}}}]").targets
+    assert target.gpus == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "word"),
+    [
+        ("gpus: 0", "list"),
+        ("gpus: []", "gpus"),
+        ("gpus: [-1]", "GPU's index"),
+        ("gpus: [all]", "GPU's index"),
+        ("pid: 0", "whole number"),
+        ("pid: me", "number"),
+        ("cgroup: system.slice/vllm.service", "begins with /"),
+        ("model_memory: {weights: much}", "15GiB"),
+        ("model_memory: {layers: 32}", "layers"),
+    ],
+)
+def test_where_an_engine_runs_is_checked(tmp_path: Path, written: str, word: str) -> None:
+    assert word in complaint(tmp_path, f"targets: [{{url: 'http://h:1', {written}}}]")
 
 
 @pytest.mark.parametrize(
@@ -569,6 +607,7 @@ HEADINGS = {
     "targets": "Targets",
     "tls": "TLS",
     "auth": "Authentication",
+    "model_memory": "Model memory",
     "gpu": "GPU",
     "probe": "Probe",
     "probe.modules": "Modules",

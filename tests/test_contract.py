@@ -131,7 +131,8 @@ def exposition(rule: Rule, name: str) -> bytes:
         labels[label] = next(example for example in EXAMPLES if re.fullmatch(pattern, example))
     labels |= dict.fromkeys(rule.labels.keys() - labels.keys(), "x")
     if rule.read is not None:
-        labels |= {"kv_cache_size_tokens": "4"}
+        labels |= {"kv_cache_size_tokens": "4", "gpu_memory_utilization": "0.9"}
+        labels |= {"kv_cache_memory_bytes": "4"} if rule.fixed else {}
     inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
     if rule.metric.kind is not Kind.HISTOGRAM:
         return f"{name}{{{inside}}} 4\n".encode()
@@ -193,7 +194,7 @@ def test_every_metric_of_engines_is_told_by_some_engine_and_the_reverse() -> Non
         metric.name
         for metric in schema.ALL
         if not metric.name.startswith(
-            ("llm_gpu", "llm_source_", "llm_label_", "llm_build_", "llm_config_", "llm_exporter_")
+            ("llm_gpu", "llm_host_", "llm_source_", "llm_label_", "llm_build_", "llm_config_", "llm_exporter_")
         )
     }
 

@@ -15,6 +15,7 @@ import pytest
 import nvml_library
 from llm_headroom import schema
 from llm_headroom.gpu import GpuError, Gpus, why_no_gpu
+from llm_headroom.gpu.device import DeviceProcesses, GpuProcess
 from llm_headroom.model import Cause
 
 if TYPE_CHECKING:
@@ -148,6 +149,13 @@ def test_every_value_of_an_h100(gpus: Gpus) -> None:
         "throttle_active hw_thermal": 0.0,
         "throttle_active hw_power_brake": 0.0,
         "throttle_active display_clock": 0.0,
+        "throttle_seconds_total power": 5.5,
+        "throttle_seconds_total thermal": 0.25,
+        "throttle_seconds_total sync_boost": 0.0,
+        "throttle_seconds_total board_limit": 0.0,
+        "throttle_seconds_total low_utilization": 9.0,
+        "throttle_seconds_total reliability": 0.0,
+        "recovery_action": 0.0,
         "ecc_errors_total corrected": 3.0,
         "ecc_errors_total uncorrected": 1.0,
         "row_remap_rows correctable": 2.0,
@@ -256,6 +264,7 @@ def test_functions_step_in_for_fields(gpus: Gpus, machine: nvml_library.Descript
     reading = gpus.read()
 
     only_fields = {
+        "recovery_action",
         *("temperature_celsius memory", "nvlink_bytes_total transmit", "nvlink_bytes_total receive"),
     }
     assert values(reading, "0") == {name: with_fields[name] for name in with_fields.keys() - only_fields}
@@ -805,10 +814,13 @@ def gpus_with_processes(library: Path, machine: nvml_library.Description) -> Ite
     gpus.close()
 
 
-def test_processes_are_listed_only_if_asked_for(gpus: Gpus, machine: nvml_library.Description, log: Path) -> None:
-    machine.say("gpu 0", "nvmlDeviceGetComputeRunningProcesses_v3", "1234 8589934592 0 0")
-    assert processes(gpus.read()) == {}
-    assert "RunningProcesses" not in log.read_text(encoding="utf-8")
+def test_processes_have_series_only_if_asked_for(gpus: Gpus, machine: nvml_library.Description) -> None:
+    machine.say("gpu 0", "nvmlDeviceGetComputeRunningProcesses_v3", "1234 8589934592 0 0 1235 0xFFFFFFFFFFFFFFFF 0 0")
+
+    reading = gpus.read()
+
+    assert processes(reading) == {}
+    assert reading.processes == (DeviceProcesses("0", H100, (GpuProcess(1234, 8589934592), GpuProcess(1235, None))),)
 
 
 def test_the_memory_of_each_process(gpus_with_processes: Gpus, machine: nvml_library.Description) -> None:

@@ -66,7 +66,8 @@ def test_families_without_samples_are_absent_not_zero() -> None:
 def test_a_v0_engine_that_has_not_logged_yet_tells_its_capacity_and_nothing_else() -> None:
     points = mapped("vllm", "vllm/0.8.5-V0/idle_startup")
 
-    assert {point.series.metric.name for point in points} == {"llm_kv_cache_capacity_tokens"}
+    reserved = "llm_engine_gpu_memory_reservation_ratio"
+    assert {point.series.metric.name for point in points} == {"llm_kv_cache_capacity_tokens", reserved}
     assert value(points, "llm_kv_cache_capacity_tokens") == 2048  # 128 blocks of 16
 
 

@@ -11,14 +11,17 @@ from llm_headroom import catalog, schema
 from llm_headroom.config import Target
 from llm_headroom.endpoint import Endpoint
 from llm_headroom.fetch import FetchError
+from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.identify import identify
-from llm_headroom.poll import GPU_TARGET, LOOK_TIMEOUT, EngineSource, GpuSource
+from llm_headroom.local import GPU_TARGET, GpuSource, HostWatch, runs_here
+from llm_headroom.poll import LOOK_TIMEOUT, EngineSource
 from llm_headroom.render import json as as_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.config import Config
+    from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Failure, Metric, Snapshot
     from llm_headroom.rules import Engine
 
@@ -35,6 +38,18 @@ EXPORTER_METRICS: Final = (
     schema.PROCESS_CPU,
     schema.PROCESS_MEMORY,
 )
+_NO_ENGINE: Final = "no engine is known to hold memory of these devices"
+_UNTOLD: Final = {
+    schema.GPU_MEMORY_ENGINE: _NO_ENGINE,
+    schema.GPU_MEMORY_RESERVATION: _NO_ENGINE,
+    schema.GPU_ATTRIBUTION_INFO: _NO_ENGINE,
+    schema.GPU_PROCESS_MEMORY: "off (gpu.processes), or no process is listed",
+    schema.GPU_PCIE_THROUGHPUT: "off (gpu.pcie), since it takes 40 ms for each GPU",
+    schema.GPU_XID_ERRORS: "counted while the exporter runs; none has come",
+    schema.GPU_XID_LAST: "counted while the exporter runs; none has come",
+    schema.GPU_XID_WATCHED: "counted while the exporter runs",
+}
+"""Why a metric of GPUs is missing, if not for the devices' sake."""
 
 
 def expected(engine: str) -> Iterator[Metric]:
@@ -69,8 +84,10 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> list[dict[str, str]]:
 def _reason(metric: Metric, engine: Engine | None) -> str:
     if metric in schema.DERIVED:
         return "derived: needs traffic over some polls, or something that the engine does not tell"
+    if metric.name.startswith("llm_host_"):
+        return "the engine runs elsewhere, or this host does not show it"
     if engine is None:
-        return "not supported by these devices or this driver"
+        return _UNTOLD.get(metric, "not supported by these devices or this driver")
     rules = [rule for rule in engine.rules if rule.metric is metric]
     where = engine.fact_sources.get(metric.name)
     if not rules and where is None:
@@ -101,20 +118,49 @@ async def collect(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, 
         targets += await _discovered(engines, targets, absent)
     sources = [EngineSource(target, engines, config) for target in targets]
     snapshots = await asyncio.gather(*(source.collect() for source in sources))
+    finder = Finder()
+    watched = [
+        Watched(source.target, snapshot)
+        for source, snapshot in zip(sources, snapshots, strict=True)
+        if snapshot.engine not in ROUTERS
+    ]
+    gpus = await _gpus(config, watched, finder) if config.gpu.enabled is not False else None
+    host = await _host(config, watched, finder)
     reports = []
     for source, snapshot in zip(sources, snapshots, strict=True):
-        reports.append(report(snapshot, source.engine))
+        reports.append(report(_with_host(snapshot, host.get(snapshot.target)), source.engine))
         await source.close()
-    if config.gpu.enabled is not False:
-        gpus = GpuSource(config)
-        snapshot = await gpus.collect()
-        await gpus.close()
-        error = snapshot.health.error
+    if gpus is not None:
+        error = gpus.health.error
         if error is None or config.gpu.enabled:
-            reports.append(report(snapshot, None))
+            reports.append(report(gpus, None))
         else:
             absent.append({"address": GPU_TARGET, "usual": "GPUs", "error": as_json.failure(error)})
     return reports, absent
+
+
+async def _gpus(config: Config, watched: Sequence[Watched], finder: Finder) -> Snapshot:
+    source = GpuSource(config, lambda: watched, finder, explain=True)
+    snapshot = await source.collect()
+    await source.close()
+    return snapshot
+
+
+async def _host(config: Config, watched: Sequence[Watched], finder: Finder) -> Mapping[str, HostReading]:
+    if not config.host or not watched:
+        return {}
+    readings = await HostWatch(finder, timeout=config.timeout).read(watched)
+    elsewhere = {each.target.name for each in watched if not runs_here(each.target)}
+    return {name: each._replace(hidden=None) if name in elsewhere else each for name, each in readings.items()}
+
+
+def _with_host(snapshot: Snapshot, host: HostReading | None) -> Snapshot:
+    """An engine that is up, with what this host tells of it, or why it does not."""
+    if host is None or not snapshot.health.up:
+        return snapshot
+    warnings = (*snapshot.health.warnings, *([host.hidden] if host.hidden else []))
+    health = replace(snapshot.health, warnings=warnings)
+    return replace(snapshot, points=(*snapshot.points, *host.points), health=health)
 
 
 async def _discovered(

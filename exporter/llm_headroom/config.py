@@ -19,13 +19,23 @@ from llm_headroom.settings import (
     EngineSettings,
     GpuSettings,
     Log,
+    ModelMemory,
     Module,
     ProbeSettings,
     RuleSettings,
     Target,
 )
 from llm_headroom.settings_text import parse_target
-from llm_headroom.yaml_nodes import LARGEST_FILE, Value, from_number, from_string, list_of, mapping_of, some
+from llm_headroom.yaml_nodes import (
+    LARGEST_FILE,
+    Value,
+    from_number,
+    from_scalar,
+    from_string,
+    list_of,
+    mapping_of,
+    some,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -40,6 +50,7 @@ __all__ = [
     "EngineSettings",
     "GpuSettings",
     "Log",
+    "ModelMemory",
     "Module",
     "ProbeSettings",
     "RuleSettings",
@@ -61,9 +72,11 @@ _OWN: Final = (
     schema.LABEL_VALUES_CAPPED,
 )
 ENGINE_METRICS: Final = frozenset(
-    metric.name for metric in schema.ALL if "target" in metric.labels and metric not in _OWN
+    metric.name
+    for metric in schema.ALL
+    if "target" in metric.labels and metric not in _OWN and not metric.name.startswith(("llm_gpu_memory_", "llm_host_"))
 )
-"""Names that a rule may give values to: neither what NVML alone tells of GPUs, nor how the collection went."""
+"""Names that a rule may give values to: neither what NVML or /proc alone tell, nor how the collection went."""
 
 
 class _Names:
@@ -108,6 +121,14 @@ def _existing(path: Path, called: str = "") -> Path:
 
 def _file(value: _Value) -> Path:
     return _existing(value.directory.absolute() / settings_text.word(value.string()))
+
+
+def _directory(value: _Value) -> Path:
+    """A directory that may come and go, as that of a control group does."""
+    path = Path(settings_text.word(value.string()))
+    if not path.is_absolute():
+        raise ConfigError("expected a path that begins with /")
+    return path
 
 
 def _secret_file(value: _Value) -> Secret:
@@ -187,6 +208,10 @@ _CONNECTION: Final[Mapping[str, _Read]] = {
     "max_bytes": from_number(settings_text.size),
     "gzip": Value.boolean,
 }
+_MODEL_MEMORY: Final[Mapping[str, _Read]] = {
+    "weights": from_scalar(settings_text.memory),
+    "kv_bytes_per_token": from_number(settings_text.memory),
+}
 _TARGET: Final[Mapping[str, _Read]] = {
     "url": from_string(settings_text.url),
     "name": from_string(settings_text.word),
@@ -194,6 +219,10 @@ _TARGET: Final[Mapping[str, _Read]] = {
     "interval": from_number(settings_text.interval),
     "labels": mapping_of(_target_label),
     "requests_running_limit": from_number(settings_text.integer(1, 10**9)),
+    "pid": from_number(settings_text.integer(1, 2**22)),
+    "gpus": some(list_of(from_scalar(settings_text.gpu))),
+    "cgroup": _directory,
+    "model_memory": lambda value: ModelMemory(**value.fields(_MODEL_MEMORY)),
 }
 
 
@@ -297,6 +326,7 @@ _PROBE: Final[Mapping[str, _Read]] = {
 _GPU: Final[Mapping[str, _Read]] = {
     "enabled": Value.boolean,
     "processes": Value.boolean,
+    "pcie": Value.boolean,
     "interval": from_number(settings_text.interval),
 }
 _LOG: Final[Mapping[str, _Read]] = {
@@ -319,6 +349,7 @@ _ROOT: Final[Mapping[str, _Read]] = {
     "targets": list_of(_target),
     "discover": Value.boolean,
     "gpu": _gpu,
+    "host": Value.boolean,
     "probe": lambda value: ProbeSettings(**value.fields(_PROBE)),
     "mappings": mapping_of(_mapping),
     "label_limit": from_number(settings_text.integer(1, 100_000)),
@@ -333,6 +364,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "targets": _TARGET,
         "tls": _TLS,
         "auth": _AUTH,
+        "model_memory": _MODEL_MEMORY,
         "gpu": _GPU,
         "probe": _PROBE,
         "probe.modules": _CONNECTION,

@@ -113,11 +113,12 @@ def _groups() -> Iterator[tuple[str, tuple[Metric, ...]]]:
         return tuple(metric for metric in schema.ALL if metric.name.removeprefix("llm_").startswith(prefixes))
 
     own = named("up", "source_", "label_values_", "build_", "config_", "exporter_")
-    gpus = named("gpu")
+    gpus, host = named("gpu"), named("host_")
     routers = named("router_")
-    yield "Engines", tuple(metric for metric in schema.ALL if metric not in (*own, *gpus, *routers))
+    yield "Engines", tuple(metric for metric in schema.ALL if metric not in (*own, *gpus, *host, *routers))
     yield "Routers", routers
     yield "GPUs", gpus
+    yield "Engines' host memory", host
     yield "The exporter itself", own
 
 

@@ -8,14 +8,11 @@ renders what was read last and says how old it is.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import threading
 import time
 from collections import Counter
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,13 +21,16 @@ from llm_headroom.collect import Collector
 from llm_headroom.config import Target
 from llm_headroom.endpoint import Endpoint
 from llm_headroom.fetch import FetchError
+from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.identify import identify
-from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
+from llm_headroom.local import GPU_TARGET, GpuSource, HostWatch, runs_here
+from llm_headroom.model import Cause, Failure, Health, Point, Series, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.config import Config
+    from llm_headroom.local import GpuReader
     from llm_headroom.model import Metric
     from llm_headroom.rules import Engine
 
@@ -44,7 +44,6 @@ LOOK_TIMEOUT: Final = 2.0
 BURSTS: Final = 4
 """Times in an interval at which sources are polled. Many at a time cost half as much CPU as one by one (measured at 50
 targets: caches stay warm), all at once would make the last ones late."""
-GPU_TARGET: Final = "nvml"
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -61,6 +60,11 @@ class Source(Protocol):
         """Seconds between collections."""
         ...
 
+    @property
+    def kept(self) -> Sequence[Point]:
+        """What the source has counted itself and is told while it fails, too."""
+        ...
+
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
         ...
@@ -71,10 +75,14 @@ class Source(Protocol):
 
 
 class EngineSource:
-    """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it."""
+    """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
+
+    `kept` is what this host tells of the engine's process and memory, if it runs here.
+    """
 
     def __init__(self, target: Target, engines: Mapping[str, Engine], config: Config) -> None:
         self.target = target
+        self.kept: Sequence[Point] = ()
         self._engines = engines
         self._config = config
         self._collector: Collector | None = None
@@ -111,96 +119,13 @@ class EngineSource:
                 return _failed(self.target.name, "", taken, started, failed.failure)
             log.info("identified", extra={"target": self.target.name, "engine": engine.name})
             self._collector = self._made(engine)
-        return await self._collector.collect()
+        snapshot = await self._collector.collect()
+        return replace(snapshot, points=(*snapshot.points, *self.kept)) if snapshot.health.up else snapshot
 
     async def close(self) -> None:
         """Close the connection."""
         if self._collector is not None:
             await self._collector.close()
-
-
-class GpuSource:
-    """This host's GPUs. NVML blocks, so it has a thread of its own; a call that hangs costs only the GPUs."""
-
-    capped: Mapping[str, int] = MappingProxyType({})
-
-    def __init__(self, config: Config) -> None:
-        from llm_headroom.gpu import Gpus  # noqa: PLC0415 - NVML's bindings are loaded only where GPUs are read
-
-        self.interval = config.interval if config.gpu.interval is None else config.gpu.interval
-        self._gpus = Gpus(processes=config.gpu.processes)
-        self._timeout = config.timeout
-        self._pending: asyncio.Future[Snapshot] | None = None
-        self._pending_since = 0.0
-        self._last_success: float | None = None
-
-    async def collect(self) -> Snapshot:
-        """One collection; failures are told in its health, never raised."""
-        taken, started = time.time(), time.monotonic()
-        if self._pending is None or self._pending.done():
-            self._pending_since = started
-            self._pending = _in_thread(self._read)
-        try:
-            snapshot = await asyncio.wait_for(asyncio.shield(self._pending), self._timeout)
-        except TimeoutError:
-            waited = time.monotonic() - self._pending_since
-            failure = Failure(Cause.TIMEOUT, f"NVML has not answered for {waited:.1f} s: the driver may hang")
-            return _failed(GPU_TARGET, GPU_TARGET, taken, started, failure, self._last_success)
-        self._last_success = snapshot.health.last_success
-        return snapshot
-
-    def _read(self) -> Snapshot:
-        from llm_headroom.gpu import GpuError  # noqa: PLC0415 - see above
-
-        taken, started = time.time(), time.monotonic()
-        try:
-            reading = self._gpus.read()
-        except GpuError as error:
-            return _failed(GPU_TARGET, GPU_TARGET, taken, started, error.failure, self._last_success)
-        return Snapshot(
-            target=GPU_TARGET,
-            engine=GPU_TARGET,
-            taken=taken,
-            points=reading.points,
-            health=Health(
-                up=True,
-                warnings=reading.warnings,
-                duration_seconds=time.monotonic() - started,
-                last_success=taken,
-                samples={SampleState.MAPPED: len(reading.points)},
-                version=reading.driver,
-            ),
-        )
-
-    async def close(self) -> None:
-        """Unload NVML, unless it hangs."""
-        if self._pending is None or self._pending.done():
-            await _in_thread(self._gpus.close)
-
-
-def _in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Run a blocking call in a daemon thread: one that never returns must not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # T may include None
-
-    def run() -> None:
-        try:
-            result, error = work(), None
-        except BaseException as raised:  # noqa: BLE001 - handed to whoever awaits the future
-            result, error = None, raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name="nvml", daemon=True).start()
-    return future
 
 
 def _failed(  # noqa: PLR0913, PLR0917 - a snapshot's fields
@@ -283,20 +208,26 @@ class Slot:
         """Everything to export of this source: what it said, and how it goes."""
         if self.snapshot is None:
             return []
-        return [*self.snapshot.points, *self._health.points(self.snapshot, self.errors, self.source.capped)]
+        kept = () if self.snapshot.health.up else self.source.kept
+        return [*self.snapshot.points, *kept, *self._health.points(self.snapshot, self.errors, self.source.capped)]
 
 
 class Poller:
-    """Polls the sources of a configuration until it is stopped; holds the latest snapshot of each."""
+    """Polls the sources of a configuration until it is stopped; holds the latest snapshot of each.
 
-    def __init__(self, config: Config) -> None:
+    `gpus` is what GPUs are read through instead of NVML.
+    """
+
+    def __init__(self, config: Config, *, gpus: GpuReader | None = None) -> None:
         self.config = config
+        self._gpus = gpus
         self.engines = catalog.engines(config)
         self.slots: dict[str, Slot] = {}
         self._changed: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[None]] = set()
         self._absent: dict[str, Failure] = {}
         self._round = asyncio.Event()
+        self._finder = Finder()
 
     def on_change(self, told: Callable[[], None]) -> None:
         """Have a function called after each publication, so that renderings can be thrown away."""
@@ -309,6 +240,8 @@ class Poller:
             self._spawn(self._discover())
         if self.config.gpu.enabled is not False:
             self._spawn(self._watch_gpus())
+        if self.config.host:
+            self._spawn(self._watch_host())
         if not self.config.targets:
             self._round.set()
 
@@ -359,6 +292,37 @@ class Poller:
     def snapshots(self) -> list[Snapshot]:
         """The latest snapshot of each source."""
         return [slot.snapshot for slot in self.slots.values() if slot.snapshot is not None]
+
+    def _watched(self) -> list[Watched]:
+        """Engines with their latest collections, for what is read of them on this host."""
+        sources = ((slot.source, slot.snapshot) for slot in self.slots.values())
+        return [
+            Watched(source.target, snapshot)
+            for source, snapshot in sources
+            if isinstance(source, EngineSource) and (source.engine is None or source.engine.name not in ROUTERS)
+        ]
+
+    async def _watch_host(self) -> None:
+        """Read the processes and host memory of engines, at the pace of the polls, as long as any may run here."""
+        host: HostWatch | None = None
+        here: dict[Target, bool] = {}
+        told: dict[str, Failure | None] = {}
+        while True:
+            sources = [slot.source for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
+            targets = [each.target for each in sources]
+            here = {target: here[target] if target in here else runs_here(target) for target in targets}
+            # Where GPUs are read, engines may run in containers of this host, with addresses of their own.
+            if any(here.values()) or (sources and GPU_TARGET in self.slots):
+                host = host or HostWatch(self._finder, timeout=self.config.timeout)
+                readings = await host.read(self._watched())
+                for source in sources:
+                    name, reading = source.target.name, readings.get(source.target.name)
+                    source.kept = reading.points if reading else ()
+                    hidden = reading.hidden if reading and here[source.target] else None
+                    if hidden and told.get(name) != hidden:
+                        log.info("not seen", extra={"target": name, "reason": hidden.message})
+                    told[name] = hidden
+            await asyncio.sleep(self.config.interval)
 
     def _discovers(self, config: Config | None = None) -> bool:
         config = config or self.config
@@ -449,7 +413,7 @@ class Poller:
 
     async def _watch_gpus(self) -> None:
         """Poll the GPUs; where NVML is optional and absent, look for it again and again instead."""
-        source = GpuSource(self.config)
+        source = GpuSource(self.config, self._watched, self._finder, events=True, reader=self._gpus)
         try:
             while self.config.gpu.enabled is None:
                 error = (await source.collect()).health.error

@@ -32,6 +32,16 @@ def _gpu(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
     return Metric(f"llm_gpu_{name}", kind, unit, text, (*_GPU, *labels))
 
 
+def _held(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
+    """Of one engine on one GPU."""
+    return Metric(f"llm_gpu_{name}", kind, unit, text, (*_GPU, *_SOURCE, *labels))
+
+
+def _host(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
+    """Of one engine on this host."""
+    return Metric(f"llm_host_{name}", kind, unit, text, (*_SOURCE, *labels))
+
+
 def _source(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
     return Metric(f"llm_{name}", kind, unit, text, (*_SOURCE, *labels))
 
@@ -176,6 +186,12 @@ MODEL_MEMORY: Final = _gauge(
     "Memory of the model by kind, as the engine tells it: weights, kv_cache, graph, total (wherever it lies), "
     "device (the part on GPUs).",
     "kind",
+)
+ENGINE_GPU_RESERVATION: Final = _gauge(
+    "engine_gpu_memory_reservation_ratio",
+    "1",
+    "Share of each of its GPUs' memory that the engine was told to reserve at its start.",
+    across=Across.MAX,
 )
 MODEL_LOADED: Final = _gauge("model_loaded", "{model}", "1 while the model is in memory.", across=Across.NONE)
 MODEL_EXPIRY: Final = _gauge(
@@ -358,6 +374,49 @@ GPU_MEMORY_FREE: Final = _gpu("memory_free_bytes", Kind.GAUGE, "By", "Memory tha
 GPU_MEMORY_RESERVED: Final = _gpu(
     "memory_reserved_bytes", Kind.GAUGE, "By", "Memory that the driver and firmware keep."
 )
+GPU_MEMORY_HEADROOM: Final = _gpu(
+    "memory_headroom_bytes",
+    Kind.GAUGE,
+    "By",
+    "Memory that can still be allocated on a device that engines may use: its free memory, never total less used.",
+)
+GPU_MEMORY_HEADROOM_RATIO: Final = _gpu(
+    "memory_headroom_ratio", Kind.GAUGE, "1", "Headroom as a share of the device's memory."
+)
+GPU_MEMORY_ENGINE: Final = _held(
+    "memory_engine_bytes",
+    Kind.GAUGE,
+    "By",
+    "Memory that an engine's processes hold, by what it is used for (weights, kv_used, kv_evictable, kv_free, kv_cache "
+    "where its use is unknown, graph, model where the engine tells no parts, other). The kinds add up to what it has.",
+    "kind",
+)
+GPU_MEMORY_UNATTRIBUTED: Final = _gpu(
+    "memory_unattributed_bytes",
+    Kind.GAUGE,
+    "By",
+    "Used memory that no engine is known to hold. Engines, unattributed, reserved and free add up to total.",
+)
+GPU_MEMORY_RESERVATION: Final = _held(
+    "memory_engine_reservation_bytes",
+    Kind.GAUGE,
+    "By",
+    "Memory that an engine takes or was told to take, whichever is more.",
+)
+GPU_MEMORY_OVERCOMMITTED: Final = _gpu(
+    "memory_overcommitted_bytes",
+    Kind.GAUGE,
+    "By",
+    "By how much the engines' reservations, unattributed and reserved memory together exceed the device's; else 0.",
+)
+GPU_ATTRIBUTION_INFO: Final = _held(
+    "memory_attribution_info",
+    Kind.GAUGE,
+    "{info}",
+    "Always 1; how it was found out that the engine holds memory of the device (pid, configured_pid, container, "
+    "process_group, cgroup, gpus, elimination).",
+    "method",
+)
 GPU_PROCESS_MEMORY: Final = _gpu(
     "process_memory_bytes", Kind.GAUGE, "By", "Memory that one process holds on the device.", "pid", "process"
 )
@@ -392,6 +451,34 @@ GPU_THROTTLE: Final = _gpu(
     "1 while the reason holds the clocks below their maximum, else 0; idle and application_clocks are no trouble.",
     "reason",
 )
+GPU_THROTTLE_TIME: Final = _gpu(
+    "throttle_seconds_total",
+    Kind.COUNTER,
+    "s",
+    "Time for which a policy has held the clocks down (power, thermal, sync_boost, board_limit, low_utilization, "
+    "reliability).",
+    "policy",
+)
+GPU_XID_ERRORS: Final = _gpu(
+    "xid_errors_total",
+    Kind.COUNTER,
+    "{error}",
+    "Errors that the driver reported (Xid messages) by number since llm-headroom watches. Absent until the first one.",
+    "xid",
+)
+GPU_XID_LAST: Final = _gpu(
+    "xid_last_timestamp_seconds", Kind.GAUGE, "s", "Unix time at which the latest Xid error of a number came.", "xid"
+)
+GPU_XID_WATCHED: Final = _gpu(
+    "xid_watched", Kind.GAUGE, "{flag}", "1 if Xid errors of the device are counted, 0 if the driver does not allow it."
+)
+GPU_RECOVERY_ACTION: Final = _gpu(
+    "recovery_action",
+    Kind.GAUGE,
+    "{action}",
+    "What the driver asks for: 0 nothing, 1 reset the GPU, 2 reboot the node, 3 end peer-to-peer work, 4 drain and "
+    "reset, and so on as nvmlDeviceGpuRecoveryAction_t counts.",
+)
 GPU_ECC_ERRORS: Final = _gpu(
     "ecc_errors_total",
     Kind.COUNTER,
@@ -413,6 +500,13 @@ GPU_ROW_REMAP_FAILURE: Final = _gpu("row_remap_failure", Kind.GAUGE, "{flag}", "
 GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "PCIe packets sent again.")
 GPU_PCIE_LINK_GENERATION: Final = _gpu("pcie_link_generation", Kind.GAUGE, "{generation}", "PCIe generation in use.")
 GPU_PCIE_LINK_WIDTH: Final = _gpu("pcie_link_width", Kind.GAUGE, "{lane}", "PCIe lanes in use.")
+GPU_PCIE_THROUGHPUT: Final = _gpu(
+    "pcie_bytes_per_second",
+    Kind.GAUGE,
+    "By/s",
+    "PCIe throughput over 20 ms by direction (transmit, receive); opt-in.",
+    "direction",
+)
 GPU_NVLINK_BYTES: Final = _gpu(
     "nvlink_bytes_total",
     Kind.COUNTER,
@@ -421,6 +515,60 @@ GPU_NVLINK_BYTES: Final = _gpu(
     "direction",
 )
 GPUS: Final = Metric("llm_gpus", Kind.GAUGE, "{gpu}", "GPUs that NVML lists, lost ones included.", ())
+
+# Host ----------------------------------------------------------------------------------------------------------------
+HOST_MEMORY_LIMIT: Final = _host(
+    "memory_limit_bytes",
+    Kind.GAUGE,
+    "By",
+    "Memory limit of the engine's control group: the lowest of those that can be seen. Absent if there is none.",
+)
+HOST_MEMORY_USED: Final = _host(
+    "memory_used_bytes",
+    Kind.GAUGE,
+    "By",
+    "Working set of the engine's control group: its memory less inactive file cache.",
+)
+HOST_MEMORY_PRESSURE: Final = _host(
+    "memory_pressure_seconds_total",
+    Kind.COUNTER,
+    "s",
+    "Time for which some or all (full) tasks of the engine's control group waited for memory (PSI).",
+    "severity",
+)
+HOST_OOM_KILLS: Final = _host(
+    "memory_oom_kills_total",
+    Kind.COUNTER,
+    "{kill}",
+    "Processes of the engine's control group that were killed for want of memory.",
+)
+HOST_MEMORY_INFO: Final = _host(
+    "memory_info",
+    Kind.GAUGE,
+    "{info}",
+    "Always 1; the version of the engine's control group (v1, v2), how it was found (listener, configured, container) "
+    "and whose it is (engine, shared with other targets or this exporter).",
+    "cgroup",
+    "method",
+    "scope",
+)
+HOST_PROCESS_MEMORY: Final = _host(
+    "process_resident_bytes",
+    Kind.GAUGE,
+    "By",
+    "Resident memory of the engine's processes by kind (anonymous, file, shared). Pages that several of them map are "
+    "counted for each.",
+    "kind",
+)
+HOST_PROCESSES: Final = _host(
+    "processes", Kind.GAUGE, "{process}", "The engine's processes: the one that listens and those below it."
+)
+HOST_PROCESS_START: Final = _host(
+    "process_start_time_seconds",
+    Kind.GAUGE,
+    "s",
+    "Unix time at which the engine's process started; another one means a restart.",
+)
 
 # Exporter ------------------------------------------------------------------------------------------------------------
 UP: Final = _source("up", Kind.GAUGE, "{source}", "1 if the last collection of the source succeeded, else 0.")

@@ -15,12 +15,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMemory:
+    """What the operator knows of a model's memory and the engine does not tell; None for unknown.
+
+    `weights` are bytes of one replica on all of its GPUs together. `kv_bytes_per_token` are bytes of KV cache for one
+    token, all layers and GPUs together: 2 (key and value) * layers * KV heads * head size * bytes of an element.
+    """
+
+    weights: int | None = None
+    kv_bytes_per_token: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One engine to poll.
 
     `name` is the value of the label `target`. `engine` None: find out which one it is. `interval` and `timeout` are
     seconds, None: those of the configuration. `labels` are extra labels on its series. `requests_running_limit` is the
-    operator's word for what some engines do not tell (vLLM's max_num_seqs).
+    operator's word for what some engines do not tell (vLLM's max_num_seqs). `pid`, `gpus` (NVML indexes, MIG ones as
+    "0:1", or uuids) and `cgroup` (the directory of its memory control group) say where the engine runs, if that cannot
+    be found out.
     """
 
     name: str
@@ -30,6 +44,10 @@ class Target:
     timeout: float | None = None
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
     requests_running_limit: int | None = None
+    pid: int | None = None
+    gpus: tuple[str, ...] = ()
+    cgroup: Path | None = None
+    model_memory: ModelMemory = field(default_factory=ModelMemory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +104,14 @@ class ProbeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSettings:
-    """Whether GPUs are read (None: if NVML is there), each process too, and every how many seconds."""
+    """Whether GPUs are read (None: if NVML is there), and every how many seconds.
+
+    `processes`: a series for each process. `pcie`: PCIe throughput, which takes 40 ms for each GPU and reading.
+    """
 
     enabled: bool | None = None
     processes: bool = False
+    pcie: bool = False
     interval: float | None = None
 
 
@@ -106,7 +128,8 @@ class Config:
     """The whole configuration. Equal configurations ask for the same behaviour; durations are seconds.
 
     `discover` None: look for engines on this host if no target is configured. `mappings` are extra rules by engine.
-    `label_limit` is how many different values of one label a target may have.
+    `label_limit` is how many different values of one label a target may have. `host`: whether the memory and processes
+    of engines on this host are read.
     """
 
     listen: tuple[str, ...] = (":9836",)
@@ -115,6 +138,7 @@ class Config:
     targets: tuple[Target, ...] = ()
     discover: bool | None = None
     gpu: GpuSettings = field(default_factory=GpuSettings)
+    host: bool = True
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     mappings: Mapping[str, tuple[RuleSettings, ...]] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     engines: tuple[EngineSettings, ...] = ()

@@ -83,6 +83,11 @@ def scale(text: str) -> float:
     return number
 
 
+def memory(text: str) -> int:
+    """Bytes of a device's or a model's memory, such as `15GiB`."""
+    return int(_memory(text))
+
+
 def size(text: str) -> int:
     """Bytes of a size such as `16MiB`."""
     return int(_bytes(text))
@@ -91,6 +96,7 @@ def size(text: str) -> int:
 _SECONDS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _bytes: Final = _quantity("a size such as 16MiB", _BYTES, "1KiB", "1GiB")
+_memory: Final = _quantity("a size such as 15GiB", _BYTES, "1B", "100000GiB")
 
 interval: Final = _quantity("a duration such as 5s", _SECONDS, "100ms", "1h")
 """Seconds between two polls."""
@@ -104,6 +110,10 @@ label: Final = _shaped(r"[a-zA-Z_][a-zA-Z0-9_]*", "a Prometheus label name")
 metric: Final = _shaped(r"[a-zA-Z_:][a-zA-Z0-9_:]*", "a Prometheus metric name")
 metric_glob: Final = _shaped(r"[a-zA-Z0-9_:*?\[\]!-]+", "a glob of metric names")
 engine_name: Final = _shaped(r"[a-z][a-z0-9_]*", "an engine's name of small letters, digits and _")
+gpu: Final = _shaped(
+    r"[0-9]{1,4}(:[0-9]{1,4})?|(GPU|MIG)-[A-Za-z0-9/-]+", "a GPU's index, `0:1` for a MIG instance, or uuid"
+)
+"""A GPU as NVML numbers or names it."""
 url_path: Final = _shaped(r"/[!-\"$-~]*", "a path that begins with /")
 address_glob: Final = _shaped(r"[^\s/@]+", "a glob of host:port, with neither scheme nor path", show=False)
 

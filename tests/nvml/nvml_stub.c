@@ -17,14 +17,20 @@
  *     field 82 = 61                               nvmlDeviceGetFieldValues: the field, its value and, unless the value
  *     field 138 4294967295 = 1024 3               is an unsigned int (1), its nvmlValueType_t; a scope follows the field
  *     * = !15                                     every call on this device fails
+ *     events = 79 13                              every Xid error so far: those that are added while a program waits for
+ *                                                 events come to it, those from before its registration do not
  *     [mig 1 0]                                   MIG instance 0 of GPU 1
  *
- * What is not described is NVML_ERROR_NOT_SUPPORTED. Prototypes and structs follow nvml.h as the Python package
+ * What is not described is NVML_ERROR_NOT_SUPPORTED. It may be used by several threads, but nvmlShutdown while one of
+ * them waits for events ends the program, since with the real library everything could happen. Prototypes and structs follow nvml.h as the Python package
  * nvidia-ml-py declares them.
  */
+#define _DEFAULT_SOURCE
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     SUCCESS = 0,
@@ -34,6 +40,7 @@ enum {
     NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7,
     DRIVER_NOT_LOADED = 9,
+    TIMEOUT = 10,
     VERSION_MISMATCH = 25,
     UNKNOWN = 999
 };
@@ -45,13 +52,14 @@ typedef unsigned long long u64;
 
 enum { SYSTEM = -1, CARD = -1, TEXT = 2048, VALUES = 512 };
 
-static char description[1 << 18];
+static _Thread_local char description[1 << 18];
 static int references;
+static atomic_int waiting;
 static char session[TEXT];
 static unsigned sessions;
 
 static int read_description(void) {
-    static int kept;
+    static _Thread_local int kept;
     if (kept) return 1;
     const char *path = getenv("NVML_STUB_FILE");
     FILE *file = path ? fopen(path, "r") : NULL;
@@ -163,7 +171,7 @@ static Return text(Return code, const Answer *answer, char *out, u32 size) {
 }
 
 static const char *with_argument(const char *function, u32 argument) {
-    static char key[128];
+    static _Thread_local char key[128];
     snprintf(key, sizeof key, "%s %u", function, argument);
     return key;
 }
@@ -184,6 +192,10 @@ Return nvmlInitWithFlags(u32 flags) {
 Return nvmlShutdown(void) {
     log_call("nvmlShutdown", SYSTEM, CARD);
     if (!references) return UNINITIALIZED;
+    if (waiting && references == 1) {
+        fprintf(stderr, "nvml_stub: nvmlShutdown while a thread waits for events\n");
+        abort();
+    }
     references--;
     return SUCCESS;
 }
@@ -367,6 +379,87 @@ Return nvmlDeviceGetComputeRunningProcesses_v3(Device device, u32 *count, Proces
 }
 Return nvmlDeviceGetComputeRunningProcesses_v2(Device device, u32 *count, Process *out) {
     return processes(device, "nvmlDeviceGetComputeRunningProcesses_v2", count, out);
+}
+
+typedef struct { u64 reference, violation; } Violation;
+Return nvmlDeviceGetViolationStatus(Device device, int policy, Violation *out) {
+    u64 value;
+    Return code = numbers(device, with_argument("nvmlDeviceGetViolationStatus", (u32)policy), &value, 1);
+    if (!code) *out = (Violation){0, value};
+    return code;
+}
+
+Return nvmlDeviceGetPcieThroughput(Device device, int direction, u32 *out) {
+    u64 value;
+    Return code = numbers(device, with_argument("nvmlDeviceGetPcieThroughput", (u32)direction), &value, 1);
+    if (!code) *out = (u32)value;
+    return code;
+}
+
+/* Events ------------------------------------------------------------------------------------------------------ */
+enum { GPUS = 64, STEP_MILLISECONDS = 5, XID_CRITICAL = 8, GPU_IS_LOST = 15 };
+typedef struct { char session[TEXT]; Device devices[GPUS]; int delivered[GPUS]; int count; } EventSet;
+typedef struct { Device device; u64 type, data; u32 gpu_instance, compute_instance; } Event;
+
+static int events_of(Device device, u64 *xids, Answer *answer) {
+    if (!look_up((int)((size_t)device >> 8 & 255) - 1, CARD, "events", answer)) return 0;
+    return parse(answer->value, xids, VALUES);
+}
+
+Return nvmlEventSetCreate(EventSet **out) {
+    Answer answer;
+    Return code = ask_place(SYSTEM, CARD, "nvmlEventSetCreate", &answer);
+    if (code && (answer.described || code != NOT_SUPPORTED)) return code;
+    *out = calloc(1, sizeof **out);
+    strcpy((*out)->session, session);
+    return SUCCESS;
+}
+
+Return nvmlEventSetFree(EventSet *set) {
+    log_call("nvmlEventSetFree", SYSTEM, CARD);
+    free(set);
+    return SUCCESS;
+}
+
+Return nvmlDeviceRegisterEvents(Device device, u64 types, EventSet *set) {
+    Answer answer;
+    u64 xids[VALUES];
+    Return code = ask(device, "nvmlDeviceRegisterEvents", &answer);
+    if (code) return code;
+    if (types != XID_CRITICAL || set->count == GPUS) return INVALID_ARGUMENT;
+    set->devices[set->count] = device;
+    set->delivered[set->count++] = events_of(device, xids, &answer);
+    return SUCCESS;
+}
+
+static Return next_event(EventSet *set, Event *out) {
+    Answer answer;
+    u64 xids[VALUES];
+    Return code = TIMEOUT;
+    if (!look_up(SYSTEM, CARD, "nvmlEventSetWait_v2", &answer)) return UNINITIALIZED;
+    if (strcmp(answer.session, set->session)) return UNINITIALIZED;
+    if (answer.described && *answer.value == '!') return atoi(answer.value + 1);
+    for (int i = 0; i < set->count; i++) {
+        int known = events_of(set->devices[i], xids, &answer);
+        if (known > set->delivered[i]) {
+            *out = (Event){set->devices[i], XID_CRITICAL, xids[set->delivered[i]++], ~0u, ~0u};
+            return SUCCESS;
+        }
+        if (answer.all) code = GPU_IS_LOST;
+    }
+    return code;
+}
+
+Return nvmlEventSetWait_v2(EventSet *set, Event *out, u32 milliseconds) {
+    Return code;
+    waiting++;
+    for (u32 waited = 0;; waited += STEP_MILLISECONDS) {
+        code = next_event(set, out);
+        if (code != TIMEOUT || waited >= milliseconds) break;
+        usleep(STEP_MILLISECONDS * 1000);
+    }
+    waiting--;
+    return code;
 }
 
 /* MIG --------------------------------------------------------------------------------------------------------- */

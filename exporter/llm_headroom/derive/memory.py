@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from llm_headroom.model import Labels, Metric
 
 PEAK_SECONDS: Final = 60.0
+FINEST_SECONDS: Final = 1.0
+"""Polls that follow one another faster are remembered as one, so that memory does not grow with their rate."""
 STALLED_SECONDS: Final = 60.0
 """Longer than the longest chunk of prefill, and than the 30 s for which an idle SGLang may show stale gauges."""
 FORGOTTEN_SECONDS: Final = 600.0
@@ -98,7 +100,7 @@ def _remembered(
     ttft = next((each for each in objectives if each.field == "ttft"), None)
     if ttft is not None and elapsed <= slo.LONGEST_GAP:
         fresh = slo.first_tokens(ttft, before, now, at)
-        firsts = firsts if fresh is None else (*firsts, fresh)
+        firsts = _with(firsts, fresh)
     return replace(
         known,
         at=at,
@@ -108,6 +110,15 @@ def _remembered(
         tallies=tallies,
         moved=at if moving else known.moved,
     )
+
+
+def _with(firsts: tuple[slo.Firsts, ...], fresh: slo.Firsts | None) -> tuple[slo.Firsts, ...]:
+    if fresh is None:
+        return firsts
+    if firsts and fresh.at - firsts[-1].at < FINEST_SECONDS:
+        *before, last = firsts
+        return (*before, slo.Firsts(last.at, last.total + fresh.total, last.slow + fresh.slow))
+    return (*firsts, fresh)
 
 
 def _busy(now: Observation) -> bool:
@@ -123,6 +134,11 @@ def _usage(
     for series, value, _ in points:
         if series.metric is schema.KV_CACHE_USAGE and isinstance(value, float):
             recent = [each for each in known.get(series.labels, ()) if at - PEAK_SECONDS < each[0] < at]
+            if recent and at - recent[-1][0] < FINEST_SECONDS and recent[-1][1] <= value:
+                recent.pop()  # the higher one of two polls in quick succession speaks for both
+            elif recent and at - recent[-1][0] < FINEST_SECONDS:
+                usage[series.labels] = tuple(recent)
+                continue
             usage[series.labels] = (*recent, (at, value))
     return usage
 

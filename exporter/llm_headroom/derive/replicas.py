@@ -30,6 +30,9 @@ def combined(points: Iterable[Point]) -> Iterator[Point]:
         if point.series.metric is schema.KV_CACHE_CAPACITY and isinstance(point.value, float):
             capacities[point.series.labels] = point.value
     for (_, labels), group in groups.items():
+        if len(group) == 1 and group[0].series.labels == labels:
+            yield group[0]
+            continue
         metric = group[0].series.metric
         value = _value(metric.across, group, capacities)
         if value is not None:

@@ -37,16 +37,23 @@ def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
         "capacity": document.get("max_total_num_tokens"),
         "context": document.get("context_length"),
         "limit": document.get("max_running_requests"),
+        "reservation": document.get("mem_fraction_static"),
         "replicas": [
             {
                 "limit": state.get("effective_max_running_requests_per_dp"),
                 "capacity": (state.get("memory_usage") or {}).get("token_capacity"),
                 "weights": (state.get("memory_usage") or {}).get("weight"),
                 "kv_cache": (state.get("memory_usage") or {}).get("kvcache"),
+                "graph": _graph((state.get("memory_usage") or {}).get("graph")),
             }
             for state in states
         ],
     }
+
+
+def _graph(memory: Any) -> float | None:  # noqa: ANN401 - JSON
+    """GiB of CUDA graphs; newer releases tell them by phase."""
+    return sum(memory.values()) if isinstance(memory, dict) else memory
 
 
 _LOAD_FIELDS: Final = (
@@ -130,11 +137,18 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
             yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(limit), "/server_info max_running_requests")
         if capacity is not None:
             yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), "/server_info max_total_num_tokens")
-        for kind in ("weights", "kv_cache"):
+        for kind in ("weights", "kv_cache", "graph"):
             if replica[kind] is not None:
                 yield Fact(
                     schema.MODEL_MEMORY, labels | {"kind": kind}, replica[kind] * GIB, "/server_info memory_usage"
                 )
+    if info.get("reservation") is not None:
+        yield Fact(
+            schema.ENGINE_GPU_RESERVATION,
+            {"model": name},
+            float(info["reservation"]),
+            "/server_info mem_fraction_static",
+        )
     if info.get("context") is not None:
         yield Fact(schema.MODEL_CONTEXT, {"model": name}, float(info["context"]), "/server_info context_length")
 
@@ -174,6 +188,7 @@ ENGINE: Final = Engine(
         "llm_model_context_tokens": "`/v1/models` max_model_len, `/server_info` context_length",
         "llm_model_loaded": "`/v1/models`",
         "llm_model_memory_bytes": "`/server_info` memory_usage",
+        "llm_engine_gpu_memory_reservation_ratio": "`/server_info` mem_fraction_static",
         "llm_requests_running": "`/v1/loads` if the metrics are off",
         "llm_requests_waiting": "`/v1/loads` if the metrics are off",
         "llm_kv_cache_used_tokens": "`/v1/loads` if the metrics are off",

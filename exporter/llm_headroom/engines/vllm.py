@@ -54,6 +54,20 @@ def _capacity(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
         yield tokens
 
 
+def _kv_cache_memory(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
+    """Bytes of KV cache on each GPU where the operator gave them (--kv-cache-memory-bytes); 0 stands for not given."""
+    return (_number(info.get("kv_cache_memory_bytes")) or None for info in infos)
+
+
+def _reservation(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
+    """The share of each GPU that vLLM fills; --kv-cache-memory-bytes puts it out of force."""
+    given = _kv_cache_memory(infos)
+    return (
+        None if memory else _number(info.get("gpu_memory_utilization"))
+        for info, memory in zip(infos, given, strict=True)
+    )
+
+
 def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     config = document["vllm_config"]
     scheduler, parallel = config.get("scheduler_config") or {}, config.get("parallel_config") or {}
@@ -271,6 +285,20 @@ ENGINE: Final = Engine(
             needs="V0; -1 stands for prefix caching that is off",
         ),
         Rule(metric=schema.MODEL_LOADED, names=("vllm:engine_sleep_state",), where={"sleep_state": "awake"}),
+        Rule(
+            metric=schema.MODEL_MEMORY,
+            names=("vllm:cache_config_info",),
+            fixed={"kind": "kv_cache"},
+            read=_kv_cache_memory,
+            needs="--kv-cache-memory-bytes",
+            note="Of each GPU.",
+        ),
+        Rule(
+            metric=schema.ENGINE_GPU_RESERVATION,
+            names=("vllm:cache_config_info",),
+            read=_reservation,
+            note="gpu_memory_utilization, which --kv-cache-memory-bytes puts out of force.",
+        ),
         Rule(metric=schema.ENGINE_START, names=("process_start_time_seconds",), needs="one API server process"),
     ),
     ignored={

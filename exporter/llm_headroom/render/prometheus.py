@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 UNIT_WORDS: Final[Mapping[str, str]] = {
     "s": "seconds",
     "By": "bytes",
+    "By/s": "bytes_per_second",
     "1": "ratio",
     "J": "joules",
     "W": "watts",

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom import nvml, schema
-from llm_headroom.gpu_device import Card, Refused, call, loss, optional, text
+from llm_headroom import schema
+from llm_headroom.gpu import nvml
+from llm_headroom.gpu.device import Card, Refused, call, loss, optional, text
+from llm_headroom.gpu.events import XidWatcher
+from llm_headroom.gpu.nvml import Code
 from llm_headroom.model import Cause, Failure, Point, Series
-from llm_headroom.nvml import Code
 
 if TYPE_CHECKING:
-    from llm_headroom.gpu_device import Nvml
+    from llm_headroom.gpu.device import DeviceProcesses, Nvml
 
 _SONAME: Final = "libnvidia-ml.so.1"
 _CONTAINER: Final = (
@@ -50,26 +52,37 @@ class GpuError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One reading of all GPUs; `warnings` name the devices and values that gave nothing, `driver` is its version."""
+    """One reading of all GPUs.
+
+    `warnings` name the devices and values that gave nothing, `driver` is its version, `processes` are those of each
+    device whose processes can be listed.
+    """
 
     points: tuple[Point, ...]
     warnings: tuple[Failure, ...]
     driver: str
+    processes: tuple[DeviceProcesses, ...] = ()
 
 
 class Gpus:
     """Every GPU that NVML lists. Blocks; to be used from one thread.
 
-    With `processes` the memory of each compute process is read too. `library` is the path of NVML where the dynamic
-    loader does not find libnvidia-ml.so.1 by itself.
+    With `processes` there is a point for each compute process, with `pcie` PCIe throughput, at the cost of 40 ms for
+    each GPU, with `events` Xid errors are counted from the first reading on. `library` is the path of NVML where the
+    dynamic loader does not find libnvidia-ml.so.1 by itself.
     """
 
-    def __init__(self, *, processes: bool = False, library: Path | None = None) -> None:
+    def __init__(
+        self, *, processes: bool = False, pcie: bool = False, events: bool = False, library: Path | None = None
+    ) -> None:
         """Loads nothing yet."""
         self._processes = processes
+        self._questions = (nvml.PCIE,) if pcie else ()
+        self._xids = XidWatcher() if events else None
         self._library = library
         self._pynvml: Nvml | None = None
         self._running = False
+        self._watching: tuple[str, ...] = ()
         self._driver = ""
         self._cards: list[Card] = []
         self._lossy_readings = 0
@@ -101,6 +114,9 @@ class Gpus:
 
     def close(self) -> None:
         """Shuts NVML down; a later reading initialises it anew."""
+        if self._xids is not None:
+            self._xids.stop()
+        self._watching = ()
         self._cards = []
         self._lossy_readings = 0
         if self._running and self._pynvml is not None:
@@ -139,7 +155,7 @@ class Gpus:
             self.close()
             why = f"NVML runs (driver {self._driver}) but lists no GPU: look for errors of the driver in dmesg; "
             raise GpuError(Failure(Cause.DEVICE, why + _CONTAINER))
-        self._cards = [Card(pynvml, index, versions) for index in range(count)]
+        self._cards = [Card(pynvml, index, versions, self._questions) for index in range(count)]
 
     def _list_changed(self, pynvml: Nvml) -> bool:
         count = call(pynvml, "nvmlDeviceGetCount")
@@ -148,15 +164,16 @@ class Gpus:
     def _read(self) -> Reading:
         points = [Point(_GPUS, float(len(self._cards)), "nvmlDeviceGetCount_v2")]
         warnings: list[Failure] = []
+        processes: list[DeviceProcesses] = []
         lost = []
         for card in self._cards:
-            before = len(points)
+            before, before_listed = len(points), len(processes)
             try:
-                card.read(points, warnings, processes=self._processes)
+                card.read(points, warnings, processes, series=self._processes)
             except Refused as refused:
                 if refused.code in nvml.NVML_LOST:
                     raise
-                del points[before:]
+                del points[before:], processes[before_listed:]
                 lost.append(loss(card.name, refused))
         if len(lost) == len(self._cards):
             self.close()
@@ -165,7 +182,20 @@ class Gpus:
             self._lossy_readings += 1
         else:
             self._patience = 1
-        return Reading(tuple(points), (*lost, *warnings), self._driver)
+        self._watch()
+        return Reading((*points, *self.xids()), (*lost, *warnings), self._driver, tuple(processes))
+
+    def xids(self) -> list[Point]:
+        """Xid errors so far: known without NVML too, since they are counted here."""
+        return [] if self._xids is None else self._xids.points()
+
+    def _watch(self) -> None:
+        """Begin to wait for Xid errors: after NVML's initialisation, and anew when the driver has ended the waiting."""
+        boards = [card.board for card in self._cards if card.board is not None]
+        uuids = tuple(board.labels["uuid"] for board in boards)
+        if self._xids is not None and (uuids != self._watching or self._xids.broken):
+            self._xids.start(self._pynvml, [(board.handle, board.labels) for board in boards])
+            self._watching = uuids
 
 
 def why_no_gpu(library: Path | None = None) -> Failure | None:

@@ -3,9 +3,9 @@
 Data alone: `gpu` does the asking. Functions, fields, units and codes are those of nvml.h as the Python package
 nvidia-ml-py (module `pynvml`) declares them.
 
-Left out on purpose: nvmlDeviceGetPcieThroughput blocks for 20 ms per direction (utkuozdemir/nvidia_gpu_exporter,
-docs/CONFIGURE.md), and the PCIe byte counters (fields 197 and 198) wrap at a width that is not documented, so that no
-rate can be told from them.
+Left out on purpose: the PCIe byte counters (fields 197 and 198) wrap at a width that is not documented, so that no rate
+can be told from them; and the times in the reasons sw_thermal, hw_thermal and hw_power_brake, whose fields are 251 to
+253 in some releases of nvml.h and 269 to 271 in later ones, where 251 and 252 mean power smoothing.
 """
 
 from __future__ import annotations
@@ -136,6 +136,7 @@ _REASONS: Final = (
 PEBIBYTE: Final = 2**50
 _COUNT: Final = 2**48
 _MILLIWATTS: Final = 10_000_000
+_NANOSECONDS: Final = 10**18  # thirty years
 _MILLIJOULES: Final = 10**16  # 10 kW for thirty years
 _MEMORY_VALUES: Final = (
     Value(schema.GPU_MEMORY_TOTAL, PEBIBYTE, least=1),
@@ -161,6 +162,12 @@ _NVLINK: Final = tuple(
     Value(schema.GPU_NVLINK_BYTES, PEBIBYTE, ("direction", direction), times=1024)
     for direction in ("transmit", "receive")
 )
+# The fields NVML_FI_DEV_PERF_POLICY_… and the numbers of nvmlPerfPolicyType_t.
+_POLICIES: Final = (*("power", "thermal", "sync_boost", "board_limit", "low_utilization", "reliability"),)
+_POLICY_TIME: Final = tuple(
+    Value(schema.GPU_THROTTLE_TIME, _NANOSECONDS, ("policy", policy), per=10**9) for policy in _POLICIES
+)
+_RECOVERY: Final = (Value(schema.GPU_RECOVERY_ACTION, 100),)
 _ALL_LINKS: Final = 2**32 - 1
 
 
@@ -256,6 +263,17 @@ BOARD: Final[tuple[Question, ...]] = (
         ),
     ),
     (
+        Fields(tuple(f"NVML_FI_DEV_PERF_POLICY_{policy.upper()}" for policy in _POLICIES), _POLICY_TIME),
+        Call(
+            "nvmlDeviceGetViolationStatus",
+            lambda pynvml, handle: tuple(
+                pynvml.nvmlDeviceGetViolationStatus(handle, number).violationTime for number in range(len(_POLICIES))
+            ),
+            _POLICY_TIME,
+        ),
+    ),
+    (Fields(("NVML_FI_DEV_GET_GPU_RECOVERY_ACTION",), _RECOVERY),),
+    (
         Fields(("NVML_FI_DEV_ECC_SBE_AGG_TOTAL", "NVML_FI_DEV_ECC_DBE_AGG_TOTAL"), _ECC),
         Call(
             "nvmlDeviceGetTotalEccErrors",
@@ -277,4 +295,16 @@ BOARD: Final[tuple[Question, ...]] = (
     (_number("nvmlDeviceGetCurrPcieLinkWidth", schema.GPU_PCIE_LINK_WIDTH, 64),),
     (Fields(("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX"), _NVLINK, _ALL_LINKS),),
 )
+PCIE: Final[Question] = (
+    Call(
+        "nvmlDeviceGetPcieThroughput",
+        lambda pynvml, handle: tuple(pynvml.nvmlDeviceGetPcieThroughput(handle, direction) for direction in (0, 1)),
+        tuple(
+            # "KB/s" (nvml.h) leaves open whether 1000 or 1024 bytes are meant.
+            Value(schema.GPU_PCIE_THROUGHPUT, 10**9, ("direction", direction), times=1000)
+            for direction in ("transmit", "receive")
+        ),
+    ),
+)
+"""Asked only on demand: it takes 20 ms for each direction (utkuozdemir/nvidia_gpu_exporter, docs/CONFIGURE.md)."""
 PROCESS_LISTS: Final = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from llm_headroom import nvml, schema
+from llm_headroom import schema
+from llm_headroom.gpu import nvml
+from llm_headroom.gpu.nvml import Code
+from llm_headroom.host.proc import Proc
 from llm_headroom.model import Cause, Failure, Point, Series
-from llm_headroom.nvml import Code
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 # pynvml has no types.
 Nvml: TypeAlias = Any
@@ -18,7 +19,6 @@ Handle: TypeAlias = Any
 Answer: TypeAlias = Any
 NvmlError: TypeAlias = Any
 
-_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC  # PROC_PID_INIT_INO (linux/proc_ns.h)
 _FIELD_MEMBERS: Final = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 """Members of nvmlValue_t in the order of nvmlValueType_t."""
 _NAN: Final = float("nan")
@@ -57,6 +57,21 @@ def optional(pynvml: Nvml, origin: str, *arguments: object) -> Answer:
 def text(pynvml: Nvml, origin: str, *arguments: object) -> str:
     """A text for a label, empty if the device does not tell it; raises Refused if the device is lost."""
     return str(optional(pynvml, origin, *arguments) or "")
+
+
+class GpuProcess(NamedTuple):
+    """A process on a device as NVML lists it; `memory` in bytes, None if NVML does not tell it."""
+
+    pid: int
+    memory: int | None
+
+
+class DeviceProcesses(NamedTuple):
+    """The compute processes of a device, `gpu` and `uuid` as in its labels."""
+
+    gpu: str
+    uuid: str
+    processes: tuple[GpuProcess, ...]
 
 
 class _Asked:
@@ -112,7 +127,7 @@ class Device:
         """For messages."""
         return f"GPU {self.labels['gpu']} ({self.labels['uuid']})"
 
-    def read(self, points: list[Point], warnings: list[Failure], *, processes: bool) -> None:
+    def read(self, points: list[Point], warnings: list[Failure]) -> None:
         """Raises Refused if the device is lost."""
         points.append(self._info)
         self._read_fields(points, warnings)
@@ -122,14 +137,13 @@ class Device:
             else:
                 self._read_call(asked, points, warnings)
         self._asked = [asked for asked in self._asked if asked.ways]
-        if processes:
-            self._read_processes(points, warnings)
 
     def _read_fields(self, points: list[Point], warnings: list[Failure]) -> None:
+        self._drop_unknown_fields()
         batch = [
             (asked, way, place)
             for asked in self._asked
-            if isinstance(way := asked.ways[0], nvml.Fields)
+            if asked.ways and isinstance(way := asked.ways[0], nvml.Fields)
             for place, series in enumerate(asked.series)
             if series
         ]
@@ -156,6 +170,16 @@ class Device:
                 number = getattr(answer.value, _FIELD_MEMBERS[kind]) if kind in range(len(_FIELD_MEMBERS)) else _NAN
                 self._add(number, way.values[place], asked.series[place], origin, points, warnings)
 
+    def _drop_unknown_fields(self) -> None:
+        """Leave out what an older pynvml does not know."""
+        for asked in self._asked:
+            if asked.ways and isinstance(way := asked.ways[0], nvml.Fields):
+                for place, origin in enumerate(way.origins):
+                    if asked.series[place] and not hasattr(self._pynvml, origin):
+                        asked.unsupported_field(place)
+                        if asked.ways[:1] != (way,):
+                            break
+
     def _read_call(self, asked: _Asked, points: list[Point], warnings: list[Failure]) -> None:
         while asked.ways and isinstance(way := asked.ways[0], nvml.Call):
             try:
@@ -173,7 +197,8 @@ class Device:
                 asked.kept = tuple(points[before:])
             return
 
-    def _read_processes(self, points: list[Point], warnings: list[Failure]) -> None:
+    def processes(self, warnings: list[Failure]) -> DeviceProcesses | None:
+        """The processes on the device; None if they cannot be listed. Raises Refused if the device is lost."""
         while self._process_lists:
             origin = self._process_lists[0]
             try:
@@ -181,21 +206,27 @@ class Device:
             except self._pynvml.NVMLError as error:
                 if error.value not in nvml.UNSUPPORTED:
                     self._trouble(error, origin, warnings)
-                    return
+                    return None
                 self._process_lists = self._process_lists[1:]
                 continue
-            memory: dict[int, int] = {}
+            memory: dict[int, int | None] = {}
             for process in found:
-                used = process.usedGpuMemory
-                if used is not None and used not in nvml.BLANK and used <= nvml.PEBIBYTE:
-                    memory[process.pid] = memory.get(process.pid, 0) + used
-            known, self._processes = self._processes, {}
-            for pid, used in memory.items():
+                used, known = process.usedGpuMemory, memory.get(process.pid, 0)
+                told = used is not None and used not in nvml.BLANK and used <= nvml.PEBIBYTE
+                memory[process.pid] = known + used if told and known is not None else None
+            listed = tuple(GpuProcess(pid, used) for pid, used in memory.items())
+            return DeviceProcesses(self.labels["gpu"], self.labels["uuid"], listed)
+        return None
+
+    def process_points(self, listed: DeviceProcesses) -> Iterator[Point]:
+        """A point for each process whose memory is known."""
+        known, self._processes = self._processes, {}
+        for pid, used in listed.processes:
+            if used is not None:
                 key = (str(pid), _process_name(pid))
                 labels = {**self.labels, "pid": key[0], "process": key[1]}
                 self._processes[key] = known.get(key) or Series(schema.GPU_PROCESS_MEMORY, labels)
-                points.append(Point(self._processes[key], float(used), origin))
-            return
+                yield Point(self._processes[key], float(used), self._process_lists[0])
 
     def _add(  # noqa: PLR0913, PLR0917 (the parts of one value)
         self,
@@ -225,8 +256,11 @@ class Device:
 class Card:
     """One place in NVML's list of GPUs, with the device that was found there and its MIG instances."""
 
-    def __init__(self, pynvml: Nvml, index: int, versions: Mapping[str, str]) -> None:
+    def __init__(
+        self, pynvml: Nvml, index: int, versions: Mapping[str, str], further: Iterable[nvml.Question] = ()
+    ) -> None:
         self._pynvml = pynvml
+        self._further = tuple(further)
         self._index = index
         self._versions = versions
         self._device: Device | None = None
@@ -245,21 +279,33 @@ class Card:
         except Refused:
             return False  # lost, as the reading will find
 
-    def read(self, points: list[Point], warnings: list[Failure], *, processes: bool) -> None:
-        """Raises Refused if the GPU is lost."""
+    @property
+    def board(self) -> Device | None:
+        """The whole GPU, None if it has not been read yet."""
+        return self._device
+
+    def read(
+        self, points: list[Point], warnings: list[Failure], listed: list[DeviceProcesses], *, series: bool
+    ) -> None:
+        """Reads the GPU and its MIG instances; `series`: with a point for each process.
+
+        Raises Refused if the GPU is lost.
+        """
         if self._device is None:
             self._device = self._found()
         instances = self._mig_instances(self._device, warnings)
-        # In MIG mode the parent lists the processes of its instances once more.
-        self._device.read(points, warnings, processes=processes and instances is None)
+        self._device.read(points, warnings)
+        if instances is None:  # in MIG mode the parent lists the processes of its instances once more
+            _read_processes(self._device, points, warnings, listed, series=series)
         for instance in instances or ():
-            before = len(points)
+            before, before_listed = len(points), len(listed)
             try:
-                instance.read(points, warnings, processes=processes)
+                instance.read(points, warnings)
+                _read_processes(instance, points, warnings, listed, series=series)
             except Refused as refused:
                 if refused.code in nvml.NVML_LOST:
                     raise
-                del points[before:]
+                del points[before:], listed[before_listed:]
                 warnings.append(loss(instance.name, refused))
 
     def _uuid(self, handle: Handle) -> str:
@@ -277,7 +323,7 @@ class Card:
             "pci_bus_id": pci.busId if pci else "",
         }
         fans = nvml.fans(optional(pynvml, "nvmlDeviceGetNumFans", handle))
-        return Device(pynvml, handle, labels, info, (*nvml.BOARD, *fans))
+        return Device(pynvml, handle, labels, info, (*nvml.BOARD, *fans, *self._further))
 
     def _mig_instances(self, parent: Device, warnings: list[Failure]) -> list[Device] | None:
         """None if the GPU is not in MIG mode. Instances come and go, so they are listed for each reading."""
@@ -318,17 +364,22 @@ class Card:
         return list(self._instances.values())
 
 
+def _read_processes(
+    device: Device, points: list[Point], warnings: list[Failure], listed: list[DeviceProcesses], *, series: bool
+) -> None:
+    if (found := device.processes(warnings)) is not None:
+        listed.append(found)
+        if series:
+            points.extend(device.process_points(found))
+
+
 def _process_name(pid: int) -> str:
     """The process' name as the kernel keeps it, never its command line, which can hold secrets; empty if unknown.
 
-    NVML gives the PIDs of the host: looked up in another PID namespace they would name other processes.
+    Older drivers give the PIDs of the host: looked up in another PID namespace they would name other processes.
     """
-    try:
-        if Path("/proc/self/ns/pid").stat().st_ino != _INITIAL_PID_NAMESPACE:
-            return ""
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+    proc = Proc()
+    return proc.name(pid) if proc.initial_namespace else ""
 
 
 def loss(device: str, refused: Refused) -> Failure:

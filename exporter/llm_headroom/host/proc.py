@@ -1,0 +1,232 @@
+"""/proc, as far as engines are looked for in it (proc_pid_stat(5), proc_net(5) and so on of the Linux man-pages).
+
+Processes end at any moment and other users' are partly hidden, so what cannot be read is None or left out, never an
+error. Nothing here reads a command line but that of Docker's port proxy: command lines can hold keys.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+Address: TypeAlias = IPv4Address | IPv6Address
+
+_INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"  # PROC_PID_INIT_INO (linux/proc_ns.h)
+_LISTEN: Final = "0A"  # TCP_LISTEN (linux/tcp_states.h)
+_DEEPEST: Final = 64
+_STATUS: Final = {"RssAnon": "anonymous", "RssFile": "file", "RssShmem": "shared"}
+_IPV4_DIGITS: Final = 8
+
+
+class Stat(NamedTuple):
+    """A process: `start` is in clock ticks since the boot, and tells it from a later one of the same PID."""
+
+    pid: int
+    parent: int
+    group: int
+    start: int
+
+
+class Listener(NamedTuple):
+    """A TCP socket that takes connections in; `inode` names it among a process' descriptors."""
+
+    address: Address
+    port: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proc:
+    """A proc file system; `root` is another one than /proc in tests, or where the host's is mounted."""
+
+    root: Path = Path("/proc")
+
+    def pids(self) -> list[int]:
+        """Every process that is visible."""
+        try:
+            return [int(name) for name in os.listdir(self.root) if name.isdigit()]  # noqa: PTH208 - much faster
+        except OSError:
+            return []
+
+    def stat(self, pid: int | str) -> Stat | None:
+        """None if there is no such process."""
+        try:
+            # The name, in parentheses, may hold anything, parentheses included.
+            text = self._text(f"{pid}/stat")
+            fields = text.rpartition(")")[2].split()
+            return Stat(int(text.partition(" ")[0]), int(fields[1]), int(fields[2]), int(fields[19]))
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def lineage(self, pid: int) -> list[Stat]:
+        """The process, its parent, and so on to the first process of the namespace; empty if there is none."""
+        found: list[Stat] = []
+        while pid > 0 and len(found) < _DEEPEST and (stat := self.stat(pid)) is not None:
+            found.append(stat)
+            pid = stat.parent
+        return found
+
+    def tree(self, pid: int) -> list[int]:
+        """The process and its descendants, by one look at every process."""
+        children: dict[int, list[int]] = {}
+        for each in self.pids():
+            if (stat := self.stat(each)) is not None:
+                children.setdefault(stat.parent, []).append(each)
+        found = [pid]
+        for each in found:
+            found += children.get(each, ())
+        return found
+
+    def name(self, pid: int) -> str:
+        """The process' name as the kernel keeps it; empty if unknown."""
+        try:
+            return self._text(f"{pid}/comm").strip()
+        except OSError:
+            return ""
+
+    def resident(self, pid: int) -> dict[str, float]:
+        """Resident bytes by kind: anonymous, file, shared; empty if unknown."""
+        found: dict[str, float] = {}
+        try:
+            for line in self._text(f"{pid}/status").splitlines():
+                key, _, rest = line.partition(":")
+                if key in _STATUS:
+                    found[_STATUS[key]] = float(rest.split()[0]) * 1024
+        except (OSError, ValueError, IndexError):
+            return {}
+        return found
+
+    def started(self, stat: Stat) -> float | None:
+        """Unix seconds at which the process started; None if the time of the boot is unknown."""
+        try:
+            boot = re.search(r"^btime (\d+)$", self._text("stat"), re.MULTILINE)
+        except OSError:
+            return None
+        return int(boot[1]) + stat.start / os.sysconf("SC_CLK_TCK") if boot else None
+
+    def cgroups(self, pid: int | str) -> dict[str, str]:
+        """The process' control groups: path by controller, that of version 2 under the empty name."""
+        try:
+            lines = self._text(f"{pid}/cgroup").splitlines()
+        except OSError:
+            return {}
+        parts = [line.split(":", 2) for line in lines if line.count(":") > 1]
+        return {controller: path for _, controllers, path in parts for controller in controllers.split(",")}
+
+    def mounted_group(self, pid: int | str, controller: str) -> str:
+        """Which control group of version 1 a process sees at the root of a controller's files; empty if unknown."""
+        try:
+            lines = self._text(f"{pid}/mountinfo").splitlines()
+        except OSError:
+            return ""
+        for line in lines:
+            fields = line.split()
+            if "cgroup" in fields and controller in fields[-1].split(","):
+                return fields[3]
+        return ""
+
+    @property
+    def initial_namespace(self) -> bool:
+        """Whether this process sees the PIDs of the whole machine."""
+        try:
+            return os.readlink(self.root / "self/ns/pid") == _INITIAL_PID_NAMESPACE  # noqa: PTH115 - a text, no path
+        except OSError:
+            return False
+
+    def listeners(self, ports: Collection[int], pid: int | str = "self") -> list[Listener]:
+        """The sockets of a process' network namespace that listen on one of these ports."""
+        found = []
+        for table in ("tcp", "tcp6"):
+            try:
+                lines = self._text(f"{pid}/net/{table}").splitlines()[1:]
+            except OSError:
+                continue
+            for line in lines:
+                fields = line.split()
+                if len(fields) > 9 and fields[3] == _LISTEN:  # noqa: PLR2004 - up to the inode
+                    digits, _, port = fields[1].partition(":")
+                    if int(port, 16) in ports:
+                        found.append(Listener(_address(digits), int(port, 16), int(fields[9])))
+        return found
+
+    def addresses(self, pid: int | str = "self") -> set[Address]:
+        """The addresses of a process' network namespace."""
+        found: set[Address] = set()
+        try:
+            last = ""
+            for line in self._text(f"{pid}/net/fib_trie").splitlines():
+                if line.endswith("/32 host LOCAL"):
+                    found.add(IPv4Address(last))
+                last = line.rpartition(" ")[2]
+        except (OSError, ValueError):
+            pass
+        try:
+            for line in self._text(f"{pid}/net/if_inet6").splitlines():
+                found.add(IPv6Address(bytes.fromhex(line.split()[0])))
+        except (OSError, ValueError, IndexError):
+            pass
+        return found
+
+    def sockets(self, pid: int) -> Iterator[int]:
+        """Inodes of a process' sockets; none if this user has no right to look."""
+        try:
+            names = os.listdir(self.root / f"{pid}/fd")  # noqa: PTH208 - much faster
+        except OSError:
+            return
+        for name in names:
+            try:
+                link = os.readlink(f"{self.root}/{pid}/fd/{name}")  # noqa: PTH115 - a text, no path
+            except OSError:
+                continue
+            if link.startswith("socket:["):
+                yield int(link[8:-1])
+
+    def behind_docker_proxy(self, pid: int) -> tuple[Address, int] | None:
+        """Where Docker's port proxy forwards to (moby, cmd/docker-proxy); None if the process is none."""
+        if self.name(pid) != "docker-proxy":
+            return None
+        try:
+            words = self._text(f"{pid}/cmdline").split("\0")
+            given = dict(pairwise(words))
+            return ip_address(given["-container-ip"]), int(given["-container-port"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _text(self, name: str) -> str:
+        with open(f"{self.root}/{name}", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - much faster
+            return file.read()
+
+
+def addresses_of(host: str) -> tuple[Address, ...]:
+    """The addresses that a URL's host stands for, without asking a name server."""
+    if host == "localhost":
+        return (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+    if host and host == socket.gethostname():
+        return (IPv4Address("127.0.0.1"),)
+    try:
+        return (ip_address(host),)
+    except ValueError:
+        return ()
+
+
+def reaches(address: Address, listener: Listener) -> bool:
+    """Whether a connection to the address, on the listener's port, ends at the listener."""
+    there = listener.address
+    if isinstance(there, IPv6Address) and there.ipv4_mapped is not None:
+        there = there.ipv4_mapped
+    return there.is_unspecified or there == address or (there.is_loopback and address.is_loopback)
+
+
+def _address(digits: str) -> Address:
+    """An address as proc_net writes it: 32-bit words in the machine's byte order."""
+    words = [bytes.fromhex(digits[at : at + _IPV4_DIGITS])[::-1] for at in range(0, len(digits), _IPV4_DIGITS)]
+    return IPv4Address(words[0]) if len(words) == 1 else IPv6Address(b"".join(words))

@@ -1,0 +1,132 @@
+"""Processes and host memory of the engines on this host, as points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import schema
+from llm_headroom.host import cgroup
+from llm_headroom.host.engines import LOOK_AGAIN
+from llm_headroom.model import Cause, Failure, Point, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from llm_headroom.host.engines import EngineProcess, Finder, Watched
+
+_SYS: Final = Path("/sys")
+
+
+class Reading(NamedTuple):
+    """What was found of one engine; `hidden`: why its process or its memory was not, and what would help."""
+
+    points: tuple[Point, ...]
+    hidden: Failure | None
+
+
+class _Group(NamedTuple):
+    """Where an engine's memory control group is, and how that is known."""
+
+    directory: Path
+    method: str
+
+
+class HostMemory:
+    """Reads what /proc and /sys tell of engines. Blocks; to be used from one thread.
+
+    A control group is remembered after its engine's death, for as long as it exists: who was killed for want of memory
+    is told by its counters.
+    """
+
+    def __init__(self, finder: Finder, sys: Path = _SYS) -> None:
+        self._finder = finder
+        self._proc = finder.proc
+        self._sys = sys
+        self._groups: dict[str, _Group] = {}
+        self._trees: dict[str, tuple[EngineProcess, float, list[int]]] = {}
+
+    def read(self, watched: Sequence[Watched], now: float) -> dict[str, Reading]:
+        """What is found of each target; `now` is monotonic, in seconds."""
+        processes = self._finder.find(watched)
+        groups = {each.target.name: self._group(each, processes) for each in watched}
+        self._groups = {name: group for name, group in groups.items() if group is not None}
+        own = {directory for directory in cgroup.directories(self._proc, self._sys, "self") if directory.is_dir()}
+        readings = {}
+        for each in watched:
+            name = each.target.name
+            labels = {**each.target.labels, "target": name, "engine": each.engine}
+            process, group = processes.get(name), groups[name]
+            points = [] if process is None else list(self._of_process(process, labels, name, now))
+            if group is not None:
+                others = own.union(other.directory for key, other in self._groups.items() if key != name)
+                points += _of_group(group, labels, shared=group.directory in others)
+            hidden = _hidden(each, process) if group is None and each.up else None
+            readings[name] = Reading(tuple(points), hidden)
+        self._trees = {name: tree for name, tree in self._trees.items() if name in processes}
+        return readings
+
+    def _group(self, each: Watched, processes: Mapping[str, EngineProcess]) -> _Group | None:
+        name = each.target.name
+        if each.target.cgroup is not None:
+            return _Group(each.target.cgroup, "configured") if cgroup.memory(each.target.cgroup) else None
+        process = processes.get(name)
+        if process is not None:
+            for directory in cgroup.directories(self._proc, self._sys, process.stat.pid):
+                if cgroup.memory(directory):
+                    return _Group(directory, process.how)
+        known = self._groups.get(name)
+        return known if known and known.directory.is_dir() else None
+
+    def _of_process(self, process: EngineProcess, labels: Mapping[str, str], name: str, now: float) -> Iterator[Point]:
+        known, looked, pids = self._trees.get(name, (None, 0.0, []))
+        if known != process or now - looked >= LOOK_AGAIN:
+            pids, looked = self._proc.tree(process.stat.pid), now
+        resident: dict[str, float] = {}
+        alive = []
+        for pid in pids:
+            if said := self._proc.resident(pid):
+                alive.append(pid)
+                for kind, size in said.items():
+                    resident[kind] = resident.get(kind, 0.0) + size
+        self._trees[name] = (process, looked, alive)
+        for kind, size in resident.items():
+            yield Point(Series(schema.HOST_PROCESS_MEMORY, {**labels, "kind": kind}), size, "/proc/<pid>/status Rss")
+        if alive:
+            yield Point(Series(schema.HOST_PROCESSES, labels), float(len(alive)), "/proc/<pid>/stat")
+        if (started := self._proc.started(process.stat)) is not None:
+            yield Point(Series(schema.HOST_PROCESS_START, labels), started, "/proc/<pid>/stat starttime")
+
+
+def _of_group(group: _Group, labels: Mapping[str, str], *, shared: bool) -> Iterable[Point]:
+    memory = cgroup.memory(group.directory)
+    if memory is None:
+        return
+    info = {"cgroup": f"v{memory.version}", "method": group.method, "scope": "shared" if shared else "engine"}
+    yield Point(Series(schema.HOST_MEMORY_INFO, {**labels, **info}), 1.0, "cgroup")
+    yield Point(Series(schema.HOST_MEMORY_USED, labels), memory.used, "cgroup memory less inactive_file")
+    if memory.limit is not None:
+        yield Point(Series(schema.HOST_MEMORY_LIMIT, labels), memory.limit, "cgroup memory limit")
+    for severity, seconds in memory.pressure.items():
+        yield Point(
+            Series(schema.HOST_MEMORY_PRESSURE, {**labels, "severity": severity}), seconds, "cgroup memory.pressure"
+        )
+    if memory.oom_kills is not None:
+        yield Point(Series(schema.HOST_OOM_KILLS, labels), memory.oom_kills, "cgroup oom_kill")
+
+
+def _hidden(each: Watched, process: EngineProcess | None) -> Failure:
+    name, configured = each.target.name, each.target.cgroup
+    if configured is not None:
+        why = f"{configured} is no control group with memory, or hidden from this process"
+    elif process is None:
+        why = (
+            "its process cannot be seen: let this exporter share the engine's PID namespace and run as its user, or "
+            "give the target a pid or cgroup"
+        )
+    else:
+        why = (
+            f"no memory control group of its process {process.stat.pid} can be seen: it has none, or the host's "
+            "/sys/fs/cgroup is hidden; the target's cgroup names one"
+        )
+    return Failure(Cause.UNREACHABLE, f"host memory of {name}: {why}")

@@ -1,0 +1,445 @@
+"""Engines on this host: their processes and the memory of their control groups, in file trees and in the real /proc."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llm_headroom import schema
+from llm_headroom.endpoint import Endpoint
+from llm_headroom.host import cgroup
+from llm_headroom.host.engines import LOOK_AGAIN, EngineProcess, Finder, How, Watched
+from llm_headroom.host.proc import Proc
+from llm_headroom.host.reading import HostMemory
+from llm_headroom.model import Health, Snapshot
+from llm_headroom.settings import Target
+from proc_tree import BOOT, FIXTURES, ProcTree, free_port, ticks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from llm_headroom.host.reading import Reading
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> ProcTree:
+    return ProcTree(tmp_path)
+
+
+def watched(
+    url: str, name: str = "a", *, up: bool = True, pid: int | None = None, cgroup: Path | None = None
+) -> Watched:
+    target = Target(name=name, endpoint=Endpoint(url=url), pid=pid, cgroup=cgroup)
+    return Watched(target, Snapshot(target=name, engine="vllm", taken=0.0, health=Health(up=up)))
+
+
+def pids(found: dict[str, EngineProcess]) -> dict[str, int]:
+    return {name: process.stat.pid for name, process in found.items()}
+
+
+# The process of a target ---------------------------------------------------------------------------------------------
+def test_the_process_that_listens_where_the_url_points_to(tree: ProcTree) -> None:
+    tree.listen(8000, 700)
+    tree.listen(8001, 701, "0.0.0.0")
+    tree.listen(8002, 702, "::")
+    tree.listen(8003, 703, "::ffff:192.0.2.2")
+    tree.process(100, sockets=(5, 700))
+    tree.process(101, sockets=(701,))
+    tree.process(102, sockets=(702,))
+    tree.process(103, sockets=(703,))
+    targets = [
+        watched("http://127.0.0.1:8000", "loopback"),
+        watched("http://192.0.2.2:8001", "own address"),
+        watched("http://localhost:8002", "name"),
+        watched("http://192.0.2.2:8003", "mapped"),
+        watched("http://127.0.0.1:8004", "nobody"),
+        watched("http://198.51.100.9:8000", "elsewhere"),
+        watched("http://vllm.example:8000", "unresolved"),
+    ]
+
+    found = Finder(tree.proc).find(targets)
+
+    assert pids(found) == {"loopback": 100, "own address": 101, "name": 102, "mapped": 103}
+    assert {process.how for process in found.values()} == {How.LISTENER}
+
+
+def test_of_processes_that_inherited_the_socket_the_ancestor_of_all(tree: ProcTree) -> None:
+    tree.listen(8000, 700)
+    tree.process(90, sockets=(9,), name="shell")
+    tree.process(100, 90, sockets=(700,))
+    tree.process(101, 100, sockets=(700,))
+
+    assert pids(Finder(tree.proc).find([watched("http://127.0.0.1:8000")], likely=[101])) == {"a": 100}
+
+
+def test_a_supervisor_that_keeps_the_socket_is_not_taken_for_the_engine(tree: ProcTree) -> None:
+    tree.listen(8000, 700)
+    tree.process(1, 0, sockets=(700,), name="systemd")
+    tree.process(100, 1, sockets=(700,))
+    assert pids(Finder(tree.proc).find([watched("http://127.0.0.1:8000")], likely=[100])) == {"a": 100}
+
+
+def test_an_engine_may_be_the_first_process_of_its_namespace(tree: ProcTree) -> None:
+    tree.listen(8000, 700)
+    tree.process(1, 0, sockets=(700,))
+    assert pids(Finder(tree.proc).find([watched("http://127.0.0.1:8000")])) == {"a": 1}
+
+
+def test_a_connection_from_or_to_the_port_is_no_listener(tree: ProcTree) -> None:
+    tree.listen(8000, 700, state="01")
+    tree.process(100, sockets=(700,))
+    assert Finder(tree.proc).find([watched("http://127.0.0.1:8000")]) == {}
+
+
+def test_a_process_is_remembered_until_it_ends_and_its_pid_is_not_taken_for_it(tree: ProcTree) -> None:
+    tree.listen(8000, 700)
+    tree.process(100, sockets=(700,), start=1000)
+    finder = Finder(tree.proc)
+    engine = [watched("http://127.0.0.1:8000")]
+    assert pids(finder.find(engine)) == {"a": 100}
+
+    tree.hide_descriptors(100)
+    assert pids(finder.find(engine)) == {"a": 100}
+    assert pids(finder.find([watched("http://127.0.0.1:8000", up=False)])) == {"a": 100}
+    tree.end(100)
+    tree.process(100, start=2000, name="another")
+    assert finder.find(engine) == {}
+
+
+def test_an_engine_that_was_not_found_is_looked_for_again_when_it_comes_back_or_later(tree: ProcTree) -> None:
+    now = [0.0]
+    finder = Finder(tree.proc, lambda: now[0])
+    engine = [watched("http://127.0.0.1:8000")]
+    assert finder.find(engine) == {}
+    tree.listen(8000, 700)
+    tree.process(100, sockets=(700,))
+
+    assert finder.find(engine) == {}
+    now[0] = LOOK_AGAIN
+    assert pids(finder.find(engine)) == {"a": 100}
+
+    tree.end(100)
+    assert finder.find(engine) == {}
+    tree.process(101, sockets=(700,))
+    finder.find([watched("http://127.0.0.1:8000", up=False)])
+    assert pids(finder.find(engine)) == {"a": 101}
+
+
+def test_an_engine_that_does_not_answer_is_not_looked_for(tree: ProcTree) -> None:
+    tree.listen(8000, 700)
+    tree.process(100, sockets=(700,))
+    assert Finder(tree.proc).find([watched("http://127.0.0.1:8000", up=False)]) == {}
+
+
+def test_a_configured_pid_goes_before_what_listens(tree: ProcTree) -> None:
+    tree.listen(8000, 700)
+    tree.process(100, sockets=(700,))
+    tree.process(200)
+    finder = Finder(tree.proc)
+
+    (process,) = finder.find([watched("http://127.0.0.1:8000", pid=200)]).values()
+
+    assert (process.stat.pid, process.how) == (200, How.CONFIGURED)
+    assert finder.find([watched("http://127.0.0.1:8000", pid=201)]) == {}
+
+
+def container(tree: ProcTree, group: str = "0::/docker/" + "ab" * 32) -> None:
+    """A container at 172.17.0.2 with a shell, an engine below it that listens on 8000, and a worker."""
+    tree.process(300, name="containerd-shim")
+    for pid, parent in ((310, 300), (311, 310), (312, 311)):
+        tree.process(pid, parent, cgroup=group)
+        tree.network(pid, ["127.0.0.1", "172.17.0.2"])
+        tree.listen(8000, 800, "0.0.0.0", whose=pid)
+        tree.hide_descriptors(pid)
+
+
+def test_a_container_is_found_by_the_network_of_a_process_that_holds_gpu_memory(tree: ProcTree) -> None:
+    container(tree)
+
+    (process,) = Finder(tree.proc).find([watched("http://172.17.0.2:8000")], likely=[312]).values()
+
+    assert (process.stat.pid, process.how) == (310, How.CONTAINER)
+    assert Finder(tree.proc).find([watched("http://172.17.0.2:8000")]) == {}
+    assert Finder(tree.proc).find([watched("http://172.17.0.2:8001")], likely=[312]) == {}
+    assert Finder(tree.proc).find([watched("http://172.17.0.3:8000")], likely=[312]) == {}
+
+
+def test_docker_s_port_proxy_is_not_taken_for_the_engine_behind_it(tree: ProcTree) -> None:
+    container(tree)
+    tree.listen(18000, 900, "0.0.0.0")
+    words = (
+        "docker-proxy",
+        "-proto",
+        "tcp",
+        "-host-port",
+        "18000",
+        "-container-ip",
+        "172.17.0.2",
+        "-container-port",
+        "8000",
+    )
+    tree.process(400, sockets=(900,), name="docker-proxy", command=words)
+
+    assert pids(Finder(tree.proc).find([watched("http://127.0.0.1:18000")], likely=[312])) == {"a": 310}
+    assert Finder(tree.proc).find([watched("http://127.0.0.1:18000")]) == {}
+
+
+def test_a_proc_that_is_not_there_gives_nothing(tmp_path: Path) -> None:
+    proc = Proc(tmp_path / "none")
+    assert Finder(proc).find([watched("http://127.0.0.1:8000")], likely=[1]) == {}
+    assert not proc.initial_namespace
+    assert proc.tree(1) == [1]
+    assert (proc.name(1), proc.resident(1), proc.cgroups(1), proc.addresses()) == ("", {}, {}, set())
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+def values(readings: dict[str, Reading], name: str = "a") -> dict[str, object]:
+    """Values by metric and labels, without prefix, engine and target."""
+    found: dict[str, object] = {}
+    for series, value, _ in readings[name].points:
+        assert {key for key, _ in series.labels} <= set(series.metric.labels)
+        labels = " ".join(text for key, text in series.labels if key not in {"engine", "target"})
+        found[f"{series.metric.name.removeprefix('llm_host_')} {labels}".strip()] = value
+    return found
+
+
+def read(tree: ProcTree, engines: Iterable[Watched], *, now: float = 0.0) -> dict[str, Reading]:
+    return HostMemory(Finder(tree.proc), tree.sys).read(tuple(engines), now)
+
+
+def test_everything_of_an_engine_in_a_group_of_version_2(tree: ProcTree) -> None:
+    group = "system.slice/vllm.service"
+    tree.memory_group("system.slice", memory_max="max\n")
+    shutil.copytree(FIXTURES / "cgroup/v2", tree.memory_group(group), dirs_exist_ok=True)
+    tree.listen(8000, 700)
+    tree.process(100, sockets=(700,), cgroup=f"0::/{group}", start=ticks(60))
+    tree.process(101, 100, cgroup=f"0::/{group}")
+    tree.process(102, 101, cgroup=f"0::/{group}")
+    tree.process(103, 1)
+
+    assert values(read(tree, [watched("http://127.0.0.1:8000")])) == {
+        "memory_limit_bytes": 67108864.0,
+        "memory_used_bytes": 41943040.0 - 20971520.0,
+        "memory_pressure_seconds_total some": 2.5,
+        "memory_pressure_seconds_total full": 0.75,
+        "memory_oom_kills_total": 2.0,
+        "memory_info v2 listener engine": 1.0,
+        "process_resident_bytes anonymous": 3 * 1024 * 1024.0,
+        "process_resident_bytes file": 3 * 512 * 1024.0,
+        "process_resident_bytes shared": 3 * 256 * 1024.0,
+        "processes": 3.0,
+        "process_start_time_seconds": BOOT + 60.0,
+    }
+
+
+def test_the_lowest_limit_of_the_groups_above_counts(tree: ProcTree) -> None:
+    pod = tree.memory_group("kubepods/pod1", memory_current="9\n", memory_max="5000\n")
+    inner = tree.memory_group("kubepods/pod1/c1", memory_current="9\n", memory_max="max\n")
+    for folder, limit in ((inner, 5000.0), (pod, 5000.0)):
+        said = cgroup.memory(folder)
+        assert said is not None
+        assert said.limit == limit
+
+
+def test_a_group_of_version_1_as_recorded(tree: ProcTree) -> None:
+    shutil.copytree(FIXTURES / "cgroup/v1", tree.memory_group("memory/engines/a"), dirs_exist_ok=True)
+    tree.process(100, cgroup="9:name=systemd:/\n4:memory,hugetlb:/engines/a\n0::/")
+
+    found = values(read(tree, [watched("http://127.0.0.1:8000", pid=100)]))
+
+    assert {name: value for name, value in found.items() if name.startswith("memory_")} == {
+        "memory_used_bytes": 113934336.0 - 30441472.0,
+        "memory_oom_kills_total": 0.0,
+        "memory_info v1 configured engine": 1.0,
+    }
+
+
+def test_a_limit_of_version_1_and_its_parents(tree: ProcTree) -> None:
+    files = {"memory_usage_in_bytes": "5000\n", "memory_limit_in_bytes": "9223372036854771712\n"}
+    folder = tree.memory_group(
+        "memory/a", **files, memory_stat="hierarchical_memory_limit 8000\ntotal_inactive_file 6000\n"
+    )
+
+    said = cgroup.memory(folder)
+
+    assert said is not None
+    assert (said.limit, said.used, said.oom_kills, said.pressure) == (8000.0, 0.0, None, {})
+
+
+def test_the_engine_s_own_view_of_a_group_that_is_hidden_here(tree: ProcTree) -> None:
+    tree.process(100, cgroup="0::/../3f2a")
+    view = tree.root / "100/root/sys/fs/cgroup"
+    view.mkdir(parents=True)
+    (view / "memory.current").write_text("700\n")
+    (view / "memory.max").write_text("900\n")
+
+    found = values(read(tree, [watched("http://127.0.0.1:8000", pid=100)]))
+
+    assert (found["memory_used_bytes"], found["memory_limit_bytes"]) == (700.0, 900.0)
+
+
+def test_the_root_of_version_1_is_not_taken_for_a_container_s_group(tree: ProcTree) -> None:
+    tree.process(100, cgroup="4:memory:/docker/3f2a")
+    view = tree.root / "100/root/sys/fs/cgroup/memory"
+    view.mkdir(parents=True)
+    (view / "memory.usage_in_bytes").write_text("700\n")
+    mounted = tree.root / "100/mountinfo"
+
+    mounted.write_text("35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n")
+    assert "memory_used_bytes" not in values(read(tree, [watched("http://127.0.0.1:8000", pid=100)]))
+    mounted.write_text("35 31 0:32 /docker/3f2a /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n")
+    assert values(read(tree, [watched("http://127.0.0.1:8000", pid=100)]))["memory_used_bytes"] == 700.0
+
+
+def test_a_configured_group(tree: ProcTree, tmp_path: Path) -> None:
+    folder = tree.memory_group("somewhere", memory_current="300\n")
+
+    readings = read(tree, [watched("http://198.51.100.9:8000", cgroup=folder)])
+    missing = read(tree, [watched("http://198.51.100.9:8000", cgroup=tmp_path / "gone")])
+
+    assert values(readings) == {"memory_used_bytes": 300.0, "memory_info v2 configured engine": 1.0}
+    assert readings["a"].hidden is None
+    assert missing["a"].points == ()
+    assert missing["a"].hidden is not None
+    assert str(tmp_path / "gone") in missing["a"].hidden.message
+
+
+def test_a_group_that_is_shared_says_so(tree: ProcTree) -> None:
+    tree.memory_group("exporter", memory_current="300\n")
+    tree.memory_group("both", memory_current="400\n")
+    tree.memory_group("alone", memory_current="500\n")
+    for pid, group in ((100, "exporter"), (101, "both"), (102, "both"), (103, "alone")):
+        tree.process(pid, cgroup=f"0::/{group}")
+
+    readings = read(tree, [watched("http://127.0.0.1:8000", str(pid), pid=pid) for pid in (100, 101, 102, 103)])
+
+    scopes = {
+        name: series.label("scope")
+        for name, reading in readings.items()
+        for series, _, _ in reading.points
+        if series.metric is schema.HOST_MEMORY_INFO
+    }
+    assert scopes == {"100": "shared", "101": "shared", "102": "shared", "103": "engine"}
+
+
+def test_what_cannot_be_seen_is_absent_with_the_reason(tree: ProcTree) -> None:
+    tree.process(100)
+
+    readings = read(
+        tree,
+        [
+            watched("http://127.0.0.1:8000", "hidden"),
+            watched("http://127.0.0.1:8001", "no group", pid=100),
+            watched("http://127.0.0.1:8002", "down", up=False),
+        ],
+    )
+
+    assert readings["hidden"].points == ()
+    assert readings["hidden"].hidden is not None
+    assert "PID namespace" in readings["hidden"].hidden.message
+    assert [name for name in values(readings, "no group") if name.startswith("memory")] == []
+    assert readings["no group"].hidden is not None
+    assert "process 100" in readings["no group"].hidden.message
+    assert readings["down"] == ((), None)
+
+
+def test_kills_are_still_told_when_they_have_ended_the_engine(tree: ProcTree) -> None:
+    group = tree.memory_group("vllm.service", memory_current="300\n", memory_events="oom_kill 0\n")
+    tree.listen(8000, 700)
+    tree.process(100, sockets=(700,), cgroup="0::/vllm.service")
+    memory = HostMemory(Finder(tree.proc), tree.sys)
+    memory.read([watched("http://127.0.0.1:8000")], 0.0)
+
+    tree.end(100)
+    (group / "memory.events").write_text("oom_kill 1\n")
+    dead = memory.read([watched("http://127.0.0.1:8000", up=False)], 5.0)
+    shutil.rmtree(group)
+    gone = memory.read([watched("http://127.0.0.1:8000", up=False)], 10.0)
+
+    found = values(dead)
+    assert found["memory_oom_kills_total"] == 1.0
+    assert "processes" not in found
+    assert gone["a"].points == ()
+
+
+def test_a_restart_shows_in_the_start_time_and_new_children_are_found_in_time(tree: ProcTree) -> None:
+    tree.process(100, start=ticks(10))
+    memory = HostMemory(Finder(tree.proc), tree.sys)
+    engine = [watched("http://127.0.0.1:8000", pid=100)]
+    first = values(memory.read(engine, 0.0))
+    tree.process(101, 100)
+
+    assert values(memory.read(engine, 5.0))["processes"] == 1.0
+    assert values(memory.read(engine, LOOK_AGAIN))["processes"] == 2.0
+    tree.end(101)
+    assert values(memory.read(engine, LOOK_AGAIN + 5.0))["processes"] == 1.0
+    tree.end(100)
+    tree.process(100, start=ticks(70))
+    again = values(memory.read(engine, LOOK_AGAIN + 10.0))
+    assert (first["process_start_time_seconds"], again["process_start_time_seconds"]) == (BOOT + 10.0, BOOT + 70.0)
+
+
+# The real /proc ------------------------------------------------------------------------------------------------------
+ENGINE = """
+import socket, subprocess, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+worker = subprocess.Popen([sys.executable, "-c", "import sys; print('ready', flush=True); sys.stdin.read()"],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+worker.stdout.readline()
+print(worker.pid, flush=True)
+sys.stdin.read()
+worker.communicate()
+"""
+
+
+@pytest.fixture
+def engine() -> Iterator[tuple[int, int, int]]:
+    """PID and port of a process that listens, and the PID of a worker of its own."""
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, "-c", ENGINE, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.pid, port, int(process.stdout.readline())
+        process.communicate()
+
+
+def test_a_real_process_and_its_child(engine: tuple[int, int, int]) -> None:
+    pid, port, worker = engine
+    finder = Finder()
+    target = watched(f"http://127.0.0.1:{port}")
+
+    (process,) = finder.find([target]).values()
+    readings = HostMemory(finder).read([target], 0.0)
+
+    assert (process.stat.pid, process.how, process.stat.parent) == (pid, How.LISTENER, os.getpid())
+    assert finder.proc.tree(pid) == [pid, worker]
+    found = values(readings)
+    assert found["processes"] == 2.0
+    anonymous, started = found["process_resident_bytes anonymous"], found["process_start_time_seconds"]
+    assert isinstance(anonymous, float)
+    assert isinstance(started, float)
+    assert 2**20 < anonymous < 2**28
+    assert time.time() - 600 < started < time.time() + 60
+
+
+def own_group() -> Path | None:
+    return next((each for each in cgroup.directories(Proc(), Path("/sys"), "self") if cgroup.memory(each)), None)
+
+
+@pytest.mark.skipif(own_group() is None, reason="this process' memory control group cannot be seen")
+def test_the_real_group_of_this_process() -> None:
+    readings = HostMemory(Finder()).read([watched("http://127.0.0.1:1", pid=os.getpid())], 0.0)
+
+    found = values(readings)
+    used = found["memory_used_bytes"]
+    assert isinstance(used, float)
+    assert 2**20 < used < 2**50
+    assert [name for name in found if name.endswith("shared") and name.startswith("memory_info")]
