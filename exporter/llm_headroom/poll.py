@@ -44,6 +44,9 @@ LOOK_TIMEOUT: Final = 2.0
 BURSTS: Final = 4
 """Times in an interval at which sources are polled. Many at a time cost half as much CPU as one by one (measured at 50
 targets: caches stay warm), all at once would make the last ones late."""
+HOST_SECONDS: Final = 15.0
+HOST_POLLS: Final = 10
+"""Host memory is read every `HOST_SECONDS`, or every so many polls where these are faster."""
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -303,18 +306,24 @@ class Poller:
         ]
 
     async def _watch_host(self) -> None:
-        """Read the processes and host memory of engines, at the pace of the polls, as long as any may run here."""
+        """Read the processes and host memory of engines as long as any may run here.
+
+        Less often than engines are polled: it costs about as much as a poll, and what it tells moves slowly.
+        """
         host: HostWatch | None = None
         here: dict[Target, bool] = {}
         told: dict[str, Failure | None] = {}
         while True:
+            settled = False
             sources = [slot.source for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
             targets = [each.target for each in sources]
             here = {target: here[target] if target in here else runs_here(target) for target in targets}
             # Where GPUs are read, engines may run in containers of this host, with addresses of their own.
             if any(here.values()) or (sources and GPU_TARGET in self.slots):
                 host = host or HostWatch(self._finder, timeout=self.config.timeout)
-                readings = await host.read(self._watched())
+                watched = self._watched()
+                settled = all(each.snapshot is not None for each in watched)
+                readings = await host.read(watched)
                 for source in sources:
                     name, reading = source.target.name, readings.get(source.target.name)
                     source.kept = reading.points if reading else ()
@@ -322,7 +331,8 @@ class Poller:
                     if hidden and told.get(name) != hidden:
                         log.info("not seen", extra={"target": name, "reason": hidden.message})
                     told[name] = hidden
-            await asyncio.sleep(self.config.interval)
+            interval = self.config.interval
+            await asyncio.sleep(max(interval, min(HOST_SECONDS, HOST_POLLS * interval)) if settled else interval)
 
     def _discovers(self, config: Config | None = None) -> bool:
         config = config or self.config
