@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run test lint types bench docs clean help
+.PHONY: run demo test lint types bench docs clean help
 
 help:
 	@echo "make run     start the exporter; ARGS='--target vllm=http://127.0.0.1:8000' passes options"
+	@echo "make demo    simulated engines, traffic and incidents, and the status page over them; no GPU needed"
 	@echo "make test    lint, types and every test"
 	@echo "make bench   measure against prometheus_client, httpx and vmagent"
 	@echo "make docs    regenerate METRICS.md"
@@ -24,6 +25,9 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 
 run: $(VENV)/.run
 	$(BIN)/llm-headroom run $(ARGS)
+
+demo: $(VENV)/.run
+	$(BIN)/llm-headroom demo $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -159,3 +159,86 @@ def check(path: Path | None, form: str, **flags: Any) -> None:  # noqa: ANN401 -
     else:
         click.echo(checking.text(reports, absent) or "Nothing to check: no engine and no GPU was found.")
     sys.exit(SOME_SOURCE_FAILED if any(not report["up"] for report in reports) else 0)
+
+
+@main.command()
+@click.option("--engine", type=click.Choice(["vllm", "sglang", "ollama"]), default="vllm", show_default=True)
+@click.option("--version", metavar="VERSION", help="Whose metrics it serves.  [default: the newest that is known]")
+@click.option("--model", default="llama-3-8b", show_default=True, help="What it runs.")
+@click.option("--gpu", default="a100-80gb", show_default=True, help="On what: a100-80gb, h100, l4 or rtx4090.")
+@click.option("--listen", metavar="[HOST]:PORT", help="[default: 127.0.0.1 and the engine's usual port]")
+@click.option("--speed", type=float, default=1.0, show_default=True, help="Virtual seconds per real second.")
+@click.option(
+    "--trace", metavar="NAME|FILE", help="Requests: azure_conv, azure_code, or a CSV file; repeated for ever."
+)
+@click.option("--rate", type=float, help="Factor on the trace's rate; without a trace, requests per second.")
+@click.option("--clients", type=int, default=0, help="Clients that each send one request after the other.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option("--scenario", type=click.Path(path_type=Path), metavar="FILE", help="What goes wrong, and when (YAML).")
+def simulate(**flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Serve one simulated engine: its metrics, its API at a simulated pace, and POST /-/misbehave."""
+    from llm_headroom.simulate import command  # noqa: PLC0415 - only this command needs the simulator
+    from llm_headroom.web.listen import ListenError  # noqa: PLC0415
+
+    try:
+        asyncio.run(command.run(command.Settings(**flags), click.echo))
+    except (ValueError, OSError, ListenError) as error:
+        _fail(str(error))
+
+
+@main.command()
+@click.option("--listen", default="127.0.0.1:9836", show_default=True, metavar="[HOST]:PORT", help="Of the exporter.")
+@click.option("--speed", type=float, default=1.0, show_default=True, help="Virtual seconds per real second.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything random.")
+@click.option(
+    "--prometheus/--no-prometheus",
+    "stack",
+    default=True,
+    help="Start Prometheus, Alertmanager and Grafana too, where they are installed.  [default: --prometheus]",
+)
+def demo(**flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Show llm-headroom without a GPU: simulated engines, their traffic and incidents, and the status page."""
+    from llm_headroom import logs  # noqa: PLC0415 - only this command needs the simulator
+    from llm_headroom.simulate import demo as showing  # noqa: PLC0415
+    from llm_headroom.web.server import ListenError  # noqa: PLC0415
+
+    logs.set_up("error", "logfmt")
+    try:
+        asyncio.run(showing.run(showing.Settings(**flags), click.echo))
+    except (ValueError, ListenError) as error:
+        _fail(str(error))
+
+
+@main.command()
+@_common
+@click.option(
+    "--url",
+    envvar="LLM_HEADROOM_URL",
+    metavar="URL",
+    help="A running exporter.  [default: http://localhost:9836 if one is there and no target is named]",
+)
+@click.option("--once", is_flag=True, help="Print once and exit, as it does where the output is no terminal.")
+def top(path: Path | None, url: str | None, *, once: bool, **flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Show engines and GPUs in the terminal, from a running exporter or by polling them itself. `q` quits.
+
+    Exit status: 0 it was shown, 1 there was nothing to show, 2 the usage or the configuration is wrong.
+    """
+    from llm_headroom import logs, top as terminal  # noqa: I001, PLC0415 - `--help` needs none of it
+
+    named = path is not None or bool(flags["targets"])
+    if url is None and not named and terminal.running():
+        url = terminal.USUAL
+    try:
+        config = None if url is not None else _loaded(path, **flags)
+    except ConfigError as error:
+        _fail(str(error))
+        return
+    logs.set_up("error", "logfmt")
+    try:
+        terminal.run(
+            lambda latest: terminal.follow(url or "", latest) if config is None else terminal.poll(config, latest),
+            once=once,
+        )
+    except terminal.Unusable as error:
+        click.echo(f"llm-headroom: {error}", err=True)
+        sys.exit(SOME_SOURCE_FAILED)

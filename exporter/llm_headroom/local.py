@@ -95,7 +95,9 @@ class GpuSource:
             watched = tuple(self._engines())
             self._pending = in_thread(lambda: self._read(watched), "nvml")
         try:
-            snapshot = await asyncio.wait_for(asyncio.shield(self._pending), self._timeout)
+            # wait_for of Python 3.11 drops a cancellation that comes together with the result; timeout does not
+            async with asyncio.timeout(self._timeout):
+                snapshot = await asyncio.shield(self._pending)
         except TimeoutError:
             waited = time.monotonic() - self._pending_since
             failure = Failure(Cause.TIMEOUT, f"NVML has not answered for {waited:.1f} s: the driver may hang")
@@ -172,7 +174,8 @@ class HostWatch:
         if self._pending is None or self._pending.done():
             self._pending = in_thread(lambda: self._memory.read(watched, time.monotonic()), "host")
         try:
-            return await asyncio.wait_for(asyncio.shield(self._pending), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.shield(self._pending)
         except TimeoutError:
             log.warning("host memory not read", extra={"reason": f"/proc has not answered within {self._timeout:g} s"})
             return {}

@@ -19,8 +19,9 @@ from llm_headroom.model import Point, Series
 from llm_headroom.poll import EngineSource, HealthSeries
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
-from llm_headroom.web.page import PAGE_HEADERS, page
+from llm_headroom.web import page
 from llm_headroom.web.server import Request, Response
+from llm_headroom.web.stream import Feed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -56,6 +57,7 @@ class App:
     def __init__(self, poller: Poller) -> None:
         self.poller = poller
         self.reload = Reload(succeeded=True, last_success=time.time())
+        self._feed = Feed(poller)
         self._renderer = Renderer()
         self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
@@ -64,6 +66,7 @@ class App:
     def changed(self) -> None:
         """Throw away what was rendered: a source has published, or the configuration has changed."""
         self._bodies.clear()
+        self._feed.changed()
 
     async def close(self) -> None:
         """Close the connections of `/probe`."""
@@ -83,14 +86,20 @@ class App:
             case "/-/healthy":
                 return Response(b"llm-headroom is running.\n")
             case "/-/ready":
-                if self.poller.ready:
-                    return Response(b"llm-headroom is ready.\n")
-                return Response(b"Not every configured source has been collected once.\n", status=503)
+                return self._ready()
             case "/":
-                body = page(self.poller.snapshots(), self.poller.absent, time.time())
-                return Response(body, content_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+                return page.page(self._feed.view())
+            case "/api/v1/stream":
+                return self._feed.subscribe(request.query.get("form", "json"))
+            case path if path.startswith("/static/"):
+                return page.static(path.removeprefix("/static/"))
             case _:
                 return Response(b"Not found. See / for what is here.\n", status=404)
+
+    def _ready(self) -> Response:
+        if self.poller.ready:
+            return Response(b"llm-headroom is ready.\n")
+        return Response(b"Not every configured source has been collected once.\n", status=503)
 
     def _metrics(self, request: Request) -> Response:
         form = negotiate(request.headers.get("accept", ""))

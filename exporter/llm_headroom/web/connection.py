@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from urllib.parse import parse_qsl, unquote
 
 import h11
@@ -36,14 +36,30 @@ class Request:
     headers: Mapping[str, str]
 
 
+class Stream(Protocol):
+    """A body that comes in parts, over as long as it takes. `aclose` is called once, whatever becomes of the client."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The parts, none of them empty."""
+        ...
+
+    async def aclose(self) -> None:
+        """No part is wanted any more."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response; the server adds Content-Length and headers of its own, and leaves the body out where HTTP does."""
+    """A response; the server adds Content-Length and headers of its own, and leaves the body out where HTTP does.
+
+    With a `stream` the body is what that gives: it ends when the stream, the client or the server does.
+    """
 
     body: bytes
     status: int = 200
     content_type: str = "text/plain; charset=utf-8"
     headers: tuple[tuple[str, str], ...] = ()
+    stream: Stream | None = None
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -80,10 +96,12 @@ class Connection:
     `answer` must not raise.
     """
 
-    __slots__ = ("_answer", "_head_only", "_limits", "ending", "waiting_since")
+    __slots__ = ("_answer", "_head_only", "_limits", "ending", "streaming", "waiting_since")
 
     ending: bool
     """Set to end the connection after the response under way."""
+    streaming: bool
+    """Whether the response under way is a stream, which may be cut off at any time."""
     waiting_since: float | None
     """Since when (of the loop's clock) no whole request has come; None while one is being answered."""
 
@@ -92,6 +110,7 @@ class Connection:
         self._answer = answer
         self._head_only = False
         self.ending = False
+        self.streaming = False
         self.waiting_since = asyncio.get_running_loop().time()
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -104,6 +123,9 @@ class Connection:
         while True:
             response = await self._exchange(http, reader, deadline)
             if response is None:
+                return
+            if response.stream is not None:
+                await self._stream(http, reader, writer, response)
                 return
             await self._send(http, writer, response)
             if self.ending or http.our_state is not h11.DONE or http.their_state is not h11.DONE:
@@ -168,20 +190,43 @@ class Connection:
             received += len(event.data)
         raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request's body is too large.")
 
+    async def _stream(
+        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, response: Response
+    ) -> None:
+        """Sends a stream, and stops as soon as the client closes its side; the connection ends with it."""
+        assert response.stream is not None  # noqa: S101 - the caller has looked
+        self.ending = True
+        self.streaming = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                gone = group.create_task(_closed(reader))
+                sending = group.create_task(self._parts(http, writer, response))
+                await asyncio.wait((gone, sending), return_when=asyncio.FIRST_COMPLETED)
+                gone.cancel()
+                sending.cancel()
+        except* OSError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await response.stream.aclose()
+
+    async def _parts(self, http: h11.Connection, writer: asyncio.StreamWriter, response: Response) -> None:
+        head = http.send(_head(response, ("Connection", "close")))
+        writer.write(head or b"")
+        await self._flush(writer)
+        if response.stream is not None and not self._head_only:
+            async for part in response.stream:
+                writer.write(http.send(h11.Data(data=part)) or b"")
+                await self._flush(writer)
+        if end := http.send(h11.EndOfMessage()):
+            writer.write(end)
+        await self._flush(writer)
+
     async def _send(self, http: h11.Connection, writer: asyncio.StreamWriter, response: Response) -> None:
-        status = response.status
-        headers = [("Content-Type", response.content_type)]
-        bodiless = status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
-        if not bodiless:
-            headers.append(("Content-Length", str(len(response.body))))
-        headers += response.headers
-        if all(name.lower() != "x-content-type-options" for name, _ in response.headers):
-            headers.append(("X-Content-Type-Options", "nosniff"))
+        bodiless = response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
+        extra = [] if bodiless else [("Content-Length", str(len(response.body)))]
         if self.ending or http.their_state is h11.ERROR:
-            headers.append(("Connection", "close"))
-        raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
-        phrase = HTTPStatus(status).phrase.encode()
-        head = http.send(h11.Response(status_code=status, headers=raw, reason=phrase))
+            extra.append(("Connection", "close"))
+        head = http.send(_head(response, *extra))
         body = b"" if bodiless or self._head_only else response.body
         http.send_with_data_passthrough(h11.Data(data=body))
         http.send(h11.EndOfMessage())
@@ -202,6 +247,21 @@ class Connection:
         if writer.transport.get_write_buffer_size():
             async with asyncio.timeout(self._limits.write_seconds):
                 await writer.drain()
+
+
+def _head(response: Response, *extra: tuple[str, str]) -> h11.Response:
+    headers = [("Content-Type", response.content_type), *response.headers, *extra]
+    if all(name.lower() != "x-content-type-options" for name, _ in response.headers):
+        headers.append(("X-Content-Type-Options", "nosniff"))
+    raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
+    phrase = HTTPStatus(response.status).phrase.encode()
+    return h11.Response(status_code=response.status, headers=raw, reason=phrase)
+
+
+async def _closed(reader: asyncio.StreamReader) -> None:
+    """Waits until the client closes its side; what it still sends is of no use, since its connection ends anyway."""
+    while await reader.read(READ_BYTES):
+        pass
 
 
 async def _event(http: h11.Connection, reader: asyncio.StreamReader) -> object:

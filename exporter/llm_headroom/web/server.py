@@ -97,7 +97,7 @@ class Server:
         self._accepting = [asyncio.create_task(self._accept(listener)) for listener in listeners]
 
     async def close(self) -> None:
-        """Stops accepting, lets requests under way finish for up to the grace period, then cuts them off."""
+        """Stops accepting, cuts streams off, and other requests under way after the grace period."""
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
@@ -107,7 +107,7 @@ class Server:
         await asyncio.sleep(0)
         for task, connection in self._connections.items():
             connection.ending = True
-            if connection.waiting_since is not None:
+            if connection.waiting_since is not None or connection.streaming:
                 task.cancel()
         if self._connections:
             await asyncio.wait(self._connections, timeout=self._limits.grace_seconds)

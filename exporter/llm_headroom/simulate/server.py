@@ -1,0 +1,223 @@
+"""A simulated engine as a server: its HTTP, its misbehaviour, and the GPU memory that it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from dataclasses import replace
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.simulate.batching import EngineConfig
+from llm_headroom.simulate.exposition import Exposition
+from llm_headroom.simulate.hardware import Roofline, plan_memory
+from llm_headroom.simulate.http_server import HttpServer, Reply, Request
+from llm_headroom.simulate.live import LiveEngine, LiveOllama
+from llm_headroom.simulate.misbehave import Misbehaviour, parsed
+from llm_headroom.simulate.ollama_http import OllamaApi
+from llm_headroom.simulate.openai_http import OpenAiApi
+
+if TYPE_CHECKING:
+    from llm_headroom.simulate.clock import Clock
+    from llm_headroom.simulate.engine_state import Scheduler
+    from llm_headroom.simulate.hardware import Gpu, Model
+    from llm_headroom.simulate.ollama_model import OllamaConfig
+
+_log = logging.getLogger("llm_headroom.simulate")
+
+MISBEHAVE: Final = "/-/misbehave"
+_TICK: Final = 5.0
+"""Real seconds after which an engine that nobody asks does what was due, so that no question waits for long."""
+
+
+class EngineServer:
+    """One simulated engine that answers HTTP.
+
+    Attributes:
+        name: for messages.
+        live: the engine.
+    """
+
+    def __init__(self, name: str, live: LiveEngine | LiveOllama, api: OpenAiApi | OllamaApi, memory: int = 0) -> None:
+        """``memory``: bytes of GPU memory that it holds from its start on, apart from Ollama's models."""
+        self.name = name
+        self.live = live
+        self._api = api
+        self._memory = memory
+        self._http = HttpServer(self._handle)
+        self._leaked, self._leak_rate, self._leak_since = 0.0, 0.0, 0.0
+        self._seeds = itertools.count(1)
+        self._back = 0.0
+        self._down: asyncio.Task[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """``host:port`` where it listens."""
+        return self._http.address
+
+    async def start(self, listen: str) -> None:
+        """Listen on ``[HOST]:PORT``.
+
+        Raises:
+            llm_headroom.web.listen.ListenError: the address cannot be listened on.
+        """
+        await self._http.start(listen)
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+
+    async def close(self) -> None:
+        """End."""
+        for task in (self._down, self._ticking):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        await self._http.close()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            self.live.catch_up()
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    def gpu_memory(self) -> int:
+        """Return the bytes of GPU memory that it holds now; none while it is down."""
+        if not self.live.alive:
+            return 0
+        models = self.live.read().vram_used if isinstance(self.live, LiveOllama) else 0
+        return self._memory + models + round(self._leak())
+
+    def _leak(self) -> float:
+        now = self.live.clock.now()
+        self._leaked += self._leak_rate * (now - self._leak_since)
+        self._leak_since = now
+        return self._leaked
+
+    # -- misbehaviour --------------------------------------------------------------------------------------------------
+
+    def misbehave(self, how: Misbehaviour) -> None:
+        """Begin to misbehave.
+
+        Raises:
+            ValueError: this kind of engine cannot; nothing has changed then.
+        """
+        if isinstance(self.live, LiveOllama):
+            _check_ollama(how, self.live)
+        live = self.live
+        if how.burst is not None:
+            live.feed.add(how.burst.requests(next(self._seeds)), live.clock.now(), how.burst.model)
+        if how.leak_bytes_per_second is not None:
+            self._leak()
+            self._leak_rate = how.leak_bytes_per_second
+        if isinstance(live, LiveEngine) and how.slowdown is not None:
+            live.slow_down(how.slowdown)
+        if isinstance(live, LiveEngine) and how.stall_seconds is not None:
+            live.stall(how.stall_seconds)
+        if how.rename and isinstance(self._api, OpenAiApi):
+            self._api.renames |= how.rename
+        if how.crash_seconds is not None:
+            self._crash(how.crash_seconds, refuse=how.refuse)
+
+    def _crash(self, seconds: float, *, refuse: bool) -> None:
+        self.live.crash(seconds)
+        self._leaked = self._leak_rate = 0.0
+        self._back = self.live.clock.now() + seconds
+        if refuse and (self._down is None or self._down.done()):
+            self._down = asyncio.get_running_loop().create_task(self._refuse())
+
+    async def _refuse(self) -> None:
+        await self._http.refuse()
+        # a crash while it is down makes it stay down for longer
+        while (wait := self.live.clock.seconds_until(self._back)) > 0:  # noqa: ASYNC110 - time passes, nothing is set
+            await asyncio.sleep(wait)
+        await self._http.resume()
+
+    # -- HTTP ----------------------------------------------------------------------------------------------------------
+
+    async def _handle(self, request: Request, reply: Reply) -> None:
+        if request.path == MISBEHAVE:
+            await self._admin(request, reply)
+        elif not self.live.alive:
+            await reply.json({"error": "the simulated engine is starting"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        else:
+            await self._api.handle(request, reply)
+
+    async def _admin(self, request: Request, reply: Reply) -> None:
+        if request.method != "POST":
+            await reply.json({"error": "POST a JSON object"}, HTTPStatus.METHOD_NOT_ALLOWED)
+            return
+        try:
+            self.misbehave(parsed(request.json()))
+        except ValueError as error:
+            await reply.json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
+            return
+        _log.info("told to misbehave", extra={"engine": self.name, "how": request.body.decode("utf-8", "replace")})
+        await reply.json({"accepted": True})
+
+
+def _check_ollama(how: Misbehaviour, live: LiveOllama) -> None:
+    if how.stall_seconds is not None or how.slowdown is not None or how.rename:
+        raise ValueError("the simulated Ollama can neither stall nor slow down, and has no metrics to rename")
+    if how.burst is not None and how.burst.model not in live.server.config.models:
+        raise ValueError(f"burst.model must be one of {', '.join(live.server.config.models)}")
+
+
+def batching_server(  # noqa: PLR0913 - what an engine is started with
+    scheduler: Scheduler,
+    clock: Clock,
+    *,
+    version: str,
+    model: Model,
+    gpu: Gpu,
+    utilisation: float = 0.9,
+    max_num_seqs: int = 256,
+    seed: int = 0,
+) -> EngineServer:
+    """Return a vLLM or SGLang server, as started with default flags.
+
+    Args:
+        scheduler: ``vllm`` or ``sglang``.
+        clock: that it follows.
+        version: whose metrics it serves, one of ``exposition.versions()`` with one replica.
+        model: what it runs.
+        gpu: on what.
+        utilisation: share of the GPU's memory that it takes (vLLM's --gpu-memory-utilization).
+        max_num_seqs: most running requests.
+        seed: of everything random.
+
+    Raises:
+        ValueError: the model does not fit, or the version is unknown.
+    """
+    plan = plan_memory(model, gpu, utilisation=utilisation)
+    block = 16 if scheduler == "vllm" else 1
+    config = EngineConfig(
+        cost=Roofline(model, gpu),
+        scheduler=scheduler,
+        total_blocks=plan.kv_tokens // block,
+        block_tokens=block,
+        max_num_seqs=max_num_seqs,
+        max_step_tokens=8192,
+        step_jitter=0.05,
+    )
+    exposition = Exposition(
+        f"{scheduler}/{version}",
+        model=model.name,
+        config=config,
+        start=clock.started,
+        memory=plan,
+        utilisation=utilisation,
+    )
+    if exposition.ranks != 1:
+        raise ValueError(f"{scheduler} {version} has {exposition.ranks} replicas; a server simulates one")
+    live = LiveEngine(replace(config, bounds=exposition.bounds), clock, seed)
+    memory = plan.weights + plan.activations + plan.graphs + plan.kv_pool
+    return EngineServer(scheduler, live, OpenAiApi(live, exposition, model.name), memory)
+
+
+def ollama_server(config: OllamaConfig, clock: Clock, *, seed: int = 0) -> EngineServer:
+    """Return an Ollama server."""
+    live = LiveOllama(config, clock, seed)
+    return EngineServer("ollama", live, OllamaApi(live))

@@ -1,0 +1,125 @@
+"""The view over time: the history, and the cards of sources that have said nothing new since they were made."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from llm_headroom import __version__
+from llm_headroom.view import engines, gpus
+from llm_headroom.view.history import History
+from llm_headroom.view.values import Absent, Missing, Source, View
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeAlias
+
+    from llm_headroom.model import Snapshot
+    from llm_headroom.poll import Poller
+    from llm_headroom.rules import Engine
+    from llm_headroom.view.values import EngineCard, GpuCard
+
+    Cards: TypeAlias = tuple[EngineCard, ...] | tuple[GpuCard, ...]
+
+GPUS = "nvml"
+"""The engine of snapshots that tell of GPUs."""
+
+
+def view(  # noqa: PLR0913 - everything that is shown
+    snapshots: Sequence[Snapshot],
+    history: History,
+    *,
+    titles: Mapping[str, str],
+    absent: Mapping[str, str],
+    missing: Callable[[Snapshot], tuple[Missing, ...]],
+    now: float,
+) -> View:
+    """What to show. `titles` names engines for people, `absent` says what was not found and why, `missing` what a
+    source does not tell.
+    """  # noqa: D205 - the line is one sentence too long
+    made = [(snapshot, cards(snapshot, history, titles, missing)) for snapshot in snapshots]
+    return assembled(made, absent, now)
+
+
+def cards(
+    snapshot: Snapshot,
+    history: History,
+    titles: Mapping[str, str],
+    missing: Callable[[Snapshot], tuple[Missing, ...]],
+) -> Cards:
+    """The cards of one source."""
+    health = snapshot.health
+    source = Source(
+        target=snapshot.target,
+        engine=snapshot.engine,
+        title=titles.get(snapshot.engine, snapshot.engine or "Unknown engine"),
+        version=health.version,
+        up=health.up,
+        taken=snapshot.taken,
+        duration=health.duration_seconds,
+        last_success=health.last_success,
+        cause="" if health.error is None else str(health.error.cause),
+        error="" if health.error is None else health.error.message,
+        warnings=tuple(warning.message for warning in health.warnings),
+    )
+    lacking = missing(snapshot) if health.up else ()
+    make = gpus.cards if snapshot.engine == GPUS else engines.cards
+    return make(snapshot, source, history, lacking)
+
+
+def assembled(made: Sequence[tuple[Snapshot, Cards]], absent: Mapping[str, str], now: float) -> View:
+    """The view of cards that are made already, in the order of their sources."""
+    return View(
+        version=__version__,
+        time=now,
+        sources=len(made),
+        up=sum(snapshot.health.up for snapshot, _ in made),
+        engines=tuple(card for snapshot, found in made if snapshot.engine != GPUS for card in found),  # type: ignore[misc]
+        gpus=tuple(card for snapshot, found in made if snapshot.engine == GPUS for card in found),  # type: ignore[misc]
+        absent=tuple(Absent(what, why) for what, why in sorted(absent.items())),
+    )
+
+
+class Board:
+    """The view of a poller: `record` after each of its changes, `view` whenever somebody looks."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._history = History()
+        self._cards: dict[str, tuple[Snapshot, Cards]] = {}
+        self._missing: dict[tuple[str, frozenset[str]], tuple[Missing, ...]] = {}
+
+    def record(self) -> None:
+        """Take the poller's latest snapshots into the history."""
+        self._history.record(self._poller.snapshots())
+
+    def view(self) -> View:
+        """What to show now."""
+        titles = {name: engine.title for name, engine in self._poller.engines.items()} | {GPUS: "NVML"}
+        made: dict[str, tuple[Snapshot, Cards]] = {}
+        for snapshot in self._poller.snapshots():
+            known = self._cards.get(snapshot.target)
+            if known is None or known[0] is not snapshot:
+                known = (snapshot, cards(snapshot, self._history, titles, self._lacking))
+            made[snapshot.target] = known
+        self._cards = made
+        return assembled(list(made.values()), self._poller.absent, time.time())
+
+    def _lacking(self, snapshot: Snapshot) -> tuple[Missing, ...]:
+        told = frozenset(point.series.metric.name for point in snapshot.points)
+        key = (snapshot.target, told)
+        found = self._missing.get(key)
+        if found is None:
+            self._missing = {kept: value for kept, value in self._missing.items() if kept[0] != snapshot.target}
+            found = self._missing[key] = lacking(snapshot, self._poller.engines.get(snapshot.engine))
+        return found
+
+
+def lacking(snapshot: Snapshot, engine: Engine | None) -> tuple[Missing, ...]:
+    """What a source does not tell, by reason."""
+    from llm_headroom import check  # noqa: PLC0415 - only where somebody looks
+
+    by_reason: dict[str, list[str]] = {}
+    for entry in check.missing(snapshot, engine):
+        by_reason.setdefault(entry["reason"], []).append(entry["metric"])
+    return tuple(Missing(reason, tuple(metrics)) for reason, metrics in by_reason.items())

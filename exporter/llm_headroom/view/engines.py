@@ -1,0 +1,196 @@
+"""Cards of engines: one for each model of a target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import schema
+from llm_headroom.derive import replicas
+from llm_headroom.view.history import key_of, rate, rates
+from llm_headroom.view.quantiles import latency
+from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
+from llm_headroom.view.values import EngineCard, KvCache, Level, Objective, Router, Share, Slow, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_headroom.model import Point, Snapshot
+    from llm_headroom.view.history import History, Reading
+    from llm_headroom.view.values import Latency, Missing, Source
+
+RATE_WINDOW: Final = 30.0
+"""Seconds over which tokens per second are taken."""
+KV_FULL: Final = 0.95
+"""Usage from which on the KV cache is named as the reason why requests wait."""
+_KINDS: Final = ("weights", "kv_cache", "graph", "total", "device")
+
+
+def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[Missing, ...]) -> tuple[EngineCard, ...]:
+    """The cards of a target. One that is down has a single card with the error, and no value from before."""
+    if not source.up:
+        down = (Trouble(Level.BAD, "down"),)
+        return (EngineCard(id=_id(source.target, ""), source=source, level=Level.BAD, troubles=down),)
+    by_model: dict[str, list[Point]] = {}
+    for point in snapshot.points:
+        by_model.setdefault(key_of(point), []).append(point)
+    whole = by_model.pop("", [])
+    if not by_model or source.engine == "sglang_router":
+        every = [*whole, *(point for points in by_model.values() for point in points)]
+        if source.engine == "sglang_router":
+            return (_router(every, source, [history.readings(source.target, key) for key in ("", *by_model)], missing),)
+        return (_card("", every, source, history.readings(source.target, ""), missing),)
+    # Models that are in memory first; the order of the engine otherwise.
+    models = sorted(by_model, key=lambda name: Said(by_model[name]).get(schema.MODEL_LOADED) == 0.0)
+    # What an engine tells of itself and of no model is of the only model, where there is only one.
+    shared = whole if len(models) == 1 else []
+    return tuple(
+        _card(name, [*by_model[name], *shared], source, history.readings(source.target, name), missing)
+        for name in models
+    )
+
+
+def _id(target: str, model: str) -> str:
+    return f"engine/{target}/{model}"
+
+
+def _card(
+    model: str, points: Sequence[Point], source: Source, readings: Sequence[Reading], missing: tuple[Missing, ...]
+) -> EngineCard:
+    said = Said(replicas.combined(points))
+    waiting, running = said.get(schema.REQUESTS_WAITING), said.get(schema.REQUESTS_RUNNING)
+    kv = _kv_cache(said, points)
+    offload, loaded, risks = said.get(schema.MODEL_OFFLOAD), said.get(schema.MODEL_LOADED), said.risks()
+    troubles = [*_troubles(said, kv, source), *risk_troubles(risks)]
+    memory = said.by(schema.MODEL_MEMORY, "kind")
+    return EngineCard(
+        id=_id(source.target, model),
+        source=source,
+        level=worst(troubles),
+        troubles=ordered(troubles),
+        model=model,
+        replicas=len({replica for point in points if (replica := point.series.label("replica"))}),
+        running=running,
+        waiting=waiting,
+        limit=said.get(schema.REQUESTS_RUNNING_LIMIT),
+        prompt_rate=rate(readings, schema.PROMPT_TOKENS, RATE_WINDOW),
+        generation_rate=rate(readings, schema.GENERATION_TOKENS, RATE_WINDOW),
+        latencies=_latencies(readings),
+        kv=kv,
+        loaded=None if loaded is None else bool(loaded),
+        memory=tuple(Share(kind, memory[kind]) for kind in _KINDS if kind in memory),
+        offload=offload,
+        expires=said.get(schema.MODEL_EXPIRY),
+        slow=tuple(Slow(window, ratio) for window, ratio in said.by(schema.TTFT_SLOW, "window").items()),
+        objectives=_objectives(points, said),
+        risks=risks,
+        ages=ages(readings),
+        lines=(
+            *gauge_line("running", readings, schema.REQUESTS_RUNNING),
+            *gauge_line("waiting", readings, schema.REQUESTS_WAITING),
+            *line("prompt_rate", rates(readings, schema.PROMPT_TOKENS)),
+            *line("generation_rate", rates(readings, schema.GENERATION_TOKENS)),
+            *gauge_line("kv_usage", readings, schema.KV_CACHE_USAGE),
+        ),
+        missing=missing,
+    )
+
+
+def _latencies(readings: Sequence[Reading]) -> tuple[Latency, ...]:
+    first = latency(readings, schema.TIME_TO_FIRST_TOKEN)
+    between = latency(readings, schema.INTER_TOKEN_LATENCY) or latency(readings, schema.TIME_PER_OUTPUT_TOKEN)
+    return tuple(each for each in (first, between) if each is not None)
+
+
+def _objectives(points: Sequence[Point], said: Said) -> tuple[Objective, ...]:
+    """Objectives that anything has counted for, all replicas together."""
+    counted: dict[str, dict[str, float]] = {}
+    for series, value, _ in points:
+        if series.metric in (schema.SLO_REQUESTS, schema.SLO_REQUESTS_GOOD) and isinstance(value, float):
+            sums = counted.setdefault(series.label("slo"), {})
+            sums[series.metric.name] = sums.get(series.metric.name, 0.0) + value
+    thresholds, wanted = said.by(schema.SLO_THRESHOLD, "slo"), said.by(schema.SLO_OBJECTIVE, "slo")
+    return tuple(
+        Objective(
+            name, thresholds.get(name), wanted.get(name), sums.get(schema.SLO_REQUESTS_GOOD.name, 0.0) / total, total
+        )
+        for name, sums in counted.items()
+        if (total := sums.get(schema.SLO_REQUESTS.name, 0.0)) > 0
+    )
+
+
+def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
+    capacity, used = said.get(schema.KV_CACHE_CAPACITY), said.get(schema.KV_CACHE_USED)
+    usage, evictable = said.get(schema.KV_CACHE_USAGE), said.get(schema.KV_CACHE_EVICTABLE)
+    if usage is None and used is None:
+        return None
+    usages = [point.value for point in points if point.series.metric is schema.KV_CACHE_USAGE]
+    free = None
+    if capacity is not None and used is not None:
+        free = max(capacity - used - (evictable or 0.0), 0.0)
+    return KvCache(
+        capacity=capacity,
+        used=used,
+        evictable=evictable,
+        free=free,
+        usage=usage,
+        worst=max((each for each in usages if isinstance(each, float)), default=None) if len(usages) > 1 else None,
+        peak=said.get(schema.KV_CACHE_USAGE_PEAK),
+        headroom_tokens=said.get(schema.KV_CACHE_HEADROOM_TOKENS),
+        headroom_ratio=said.get(schema.KV_CACHE_HEADROOM_RATIO),
+        headroom_requests=said.get(schema.KV_CACHE_HEADROOM_REQUESTS),
+        exhaustion_seconds=said.get(schema.KV_CACHE_EXHAUSTION),
+    )
+
+
+def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
+    found = []
+    if said.get(schema.ENGINE_STALLED):
+        found.append(Trouble(Level.BAD, "stalled"))
+    waiting, running = said.get(schema.REQUESTS_WAITING), said.get(schema.REQUESTS_RUNNING)
+    limit, offload = said.get(schema.REQUESTS_RUNNING_LIMIT), said.get(schema.MODEL_OFFLOAD)
+    usage = None if kv is None else kv.worst if kv.worst is not None else kv.usage
+    if waiting:
+        if usage is not None and usage >= KV_FULL:
+            found.append(Trouble(Level.WARN, "saturated: KV cache full"))
+        elif limit and running is not None and running >= limit:
+            found.append(Trouble(Level.WARN, "saturated: at the running limit"))
+    if offload is not None and offload < 1.0:
+        found.append(Trouble(Level.WARN, "on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU"))
+    if source.warnings:
+        found.append(Trouble(Level.WARN, "incomplete"))
+    return found
+
+
+def _router(
+    points: Sequence[Point], source: Source, histories: Sequence[Sequence[Reading]], missing: tuple[Missing, ...]
+) -> EngineCard:
+    said = Said(points)
+    healthy = said.by(schema.ROUTER_WORKER_HEALTHY, "worker")
+    workers = said.get(schema.ROUTER_WORKERS)
+    up = sum(1.0 for value in healthy.values() if value) if healthy else None
+    troubles = []
+    if healthy and up is not None and up < len(healthy):
+        level = Level.WARN if up else Level.BAD
+        troubles.append(Trouble(level, f"{len(healthy) - up:.0f} of {len(healthy)} workers unhealthy"))
+    if source.warnings:
+        troubles.append(Trouble(Level.WARN, "incomplete"))
+    taken_in = [
+        each for readings in histories if (each := rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW)) is not None
+    ]
+    own = histories[0]
+    return EngineCard(
+        id=_id(source.target, ""),
+        source=source,
+        level=worst(troubles),
+        troubles=ordered(troubles),
+        router=Router(
+            active=said.get(schema.ROUTER_REQUESTS_ACTIVE),
+            waiting=said.get(schema.ROUTER_REQUESTS_WAITING),
+            workers=float(len(healthy)) if workers is None and healthy else workers,
+            healthy=up,
+            request_rate=sum(taken_in) if taken_in else None,
+        ),
+        ages=ages(own),
+        lines=gauge_line("active", own, schema.ROUTER_REQUESTS_ACTIVE),
+        missing=missing,
+    )

@@ -1,0 +1,101 @@
+"""Cards of GPUs: one for each device and MIG instance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import schema
+from llm_headroom.view.history import key_of
+from llm_headroom.view.signals import Said, ages, gauge_line, ordered, risk_troubles, worst
+from llm_headroom.view.values import GpuCard, Level, Share, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_headroom.model import Point, Snapshot
+    from llm_headroom.view.history import History, Reading
+    from llm_headroom.view.values import Missing, Source
+
+HARMLESS_THROTTLES: Final = frozenset(("idle", "application_clocks"))
+"""Reasons that hold clocks down without any trouble (see `schema.GPU_THROTTLE`)."""
+
+
+def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[Missing, ...]) -> tuple[GpuCard, ...]:
+    """The cards of this host's GPUs; one with the error if they cannot be read."""
+    if not source.up:
+        down = (Trouble(Level.BAD, "down"),)
+        return (GpuCard(id=f"gpu/{source.target}", source=source, level=Level.BAD, troubles=down),)
+    devices: dict[str, list[Point]] = {}
+    for point in snapshot.points:
+        if point.series.label("uuid"):
+            devices.setdefault(key_of(point), []).append(point)
+    return tuple(
+        _card(uuid, points, source, history.readings(source.target, uuid), missing) for uuid, points in devices.items()
+    )
+
+
+def _card(
+    uuid: str, points: Sequence[Point], source: Source, readings: Sequence[Reading], missing: tuple[Missing, ...]
+) -> GpuCard:
+    said = Said(points)
+    info = next((point.series for point in points if point.series.metric is schema.GPU_INFO), None)
+    total, risks = said.get(schema.GPU_MEMORY_TOTAL), said.risks()
+    throttles = tuple(
+        reason
+        for reason, active in said.by(schema.GPU_THROTTLE, "reason").items()
+        if active and reason not in HARMLESS_THROTTLES
+    )
+    troubles = [*_troubles(said), *risk_troubles(risks)]
+    if throttles:
+        troubles.append(Trouble(Level.WARN, "throttled: " + ", ".join(each.replace("_", " ") for each in throttles)))
+    temperatures = said.by(schema.GPU_TEMPERATURE, "sensor")
+    return GpuCard(
+        id=f"gpu/{uuid}",
+        source=source,
+        level=worst(troubles),
+        troubles=ordered(troubles),
+        gpu=points[0].series.label("gpu"),
+        uuid=uuid,
+        name="" if info is None else info.label("name"),
+        profile="" if info is None else info.label("mig_profile"),
+        total=total,
+        used=said.get(schema.GPU_MEMORY_USED),
+        free=said.get(schema.GPU_MEMORY_FREE),
+        reserved=said.get(schema.GPU_MEMORY_RESERVED),
+        engines=_held(points, "target"),
+        parts=_held(points, "kind"),
+        unattributed=said.get(schema.GPU_MEMORY_UNATTRIBUTED),
+        utilization=said.get(schema.GPU_UTILIZATION),
+        power=said.get(schema.GPU_POWER),
+        power_limit=said.get(schema.GPU_POWER_LIMIT),
+        temperature=temperatures.get("gpu"),
+        throttles=throttles,
+        risks=risks,
+        ages=ages(readings),
+        lines=(
+            *gauge_line("utilization", readings, schema.GPU_UTILIZATION),
+            *gauge_line("memory_used", readings, schema.GPU_MEMORY_USED),
+            *gauge_line("power", readings, schema.GPU_POWER),
+        ),
+        missing=missing,
+    )
+
+
+def _held(points: Sequence[Point], label: str) -> tuple[Share, ...]:
+    """The memory that engines hold by the value of a label."""
+    sums: dict[str, float] = {}
+    for series, value, _ in points:
+        if series.metric is schema.GPU_MEMORY_ENGINE and isinstance(value, float):
+            sums[series.label(label)] = sums.get(series.label(label), 0.0) + value
+    return tuple(Share(name, size) for name, size in sums.items())
+
+
+def _troubles(said: Said) -> list[Trouble]:
+    found = []
+    if said.get(schema.GPU_MEMORY_OVERCOMMITTED):
+        found.append(Trouble(Level.WARN, "engines were promised more memory than there is"))
+    if said.get(schema.GPU_ROW_REMAP_FAILURE):
+        found.append(Trouble(Level.BAD, "a memory row could not be remapped"))
+    if said.get(schema.GPU_ROW_REMAP_PENDING):
+        found.append(Trouble(Level.WARN, "needs a reset: a memory row is to be remapped"))
+    return found

@@ -1,0 +1,241 @@
+"""What is remembered of each source for rates, percentiles and history lines: a short ring of small readings.
+
+Counters and histograms are kept as what they have grown by since they were first seen, series by series, so that a
+reset (of a whole engine, or of one replica) adds what was counted since, as in Prometheus' `increase`, and nothing is
+ever negative.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from itertools import pairwise
+from math import isfinite
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import schema
+from llm_headroom.derive import replicas
+from llm_headroom.model import Histogram, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from llm_headroom.model import Metric, Point, Series, Snapshot
+
+SPAN: Final = 300.0
+"""Seconds that are remembered."""
+SPACING: Final = 4.0
+"""Seconds between the readings that are kept; of faster ones the latest is kept too."""
+MOST_READINGS: Final = int(SPAN / SPACING) + 2
+MOST_TRACKS: Final = 16
+"""Models of one target, or GPUs, that have a history."""
+
+ENGINE_GAUGES: Final = (
+    schema.REQUESTS_RUNNING,
+    schema.REQUESTS_WAITING,
+    schema.KV_CACHE_USAGE,
+    schema.ROUTER_REQUESTS_ACTIVE,
+    schema.MODEL_OFFLOAD,
+)
+GPU_GAUGES: Final = (schema.GPU_UTILIZATION, schema.GPU_MEMORY_USED, schema.GPU_POWER)
+COUNTERS: Final = (schema.PROMPT_TOKENS, schema.GENERATION_TOKENS, schema.ROUTER_REQUESTS, schema.PREEMPTIONS)
+HISTOGRAMS: Final = (schema.TIME_TO_FIRST_TOKEN, schema.INTER_TOKEN_LATENCY, schema.TIME_PER_OUTPUT_TOKEN)
+_GAUGES: Final = frozenset((*ENGINE_GAUGES, *GPU_GAUGES))
+_GROWING: Final = frozenset((*COUNTERS, *HISTOGRAMS))
+_KEPT: Final = _GAUGES | _GROWING | {schema.KV_CACHE_CAPACITY}
+
+
+class Grown(NamedTuple):
+    """By how much a histogram has grown: `counts` are cumulative over the `bounds`, like the histogram's."""
+
+    bounds: tuple[float, ...]
+    counts: array[float]
+
+
+class Reading(NamedTuple):
+    """One collection: gauges as they were, counters and histograms as what they have grown by since first seen.
+
+    All are keyed by name of metric. A failed collection is a reading without values.
+    """
+
+    at: float
+    gauges: Mapping[str, float]
+    grown: Mapping[str, float | Grown]
+
+
+def key_of(point: Point) -> str:
+    """What a point is about within its source: a model, or a GPU by its uuid."""
+    return point.series.label("uuid") or point.series.label("model")
+
+
+class _Track:
+    """The readings of one model or GPU, oldest first."""
+
+    __slots__ = ("_last", "_totals", "readings")
+
+    def __init__(self) -> None:
+        self.readings: deque[Reading] = deque(maxlen=MOST_READINGS)
+        self._last: dict[Series, float | Histogram] = {}
+        self._totals: dict[str, float | Grown] = {}
+
+    def add(self, at: float, points: Sequence[Point]) -> None:
+        """Append a reading, or put it in the place of the latest one where readings come faster than they are kept."""
+        gauges = {
+            point.series.metric.name: point.value
+            for point in replicas.combined(point for point in points if point.series.metric.kind is Kind.GAUGE)
+            if isinstance(point.value, float) and isfinite(point.value) and point.series.metric in _GAUGES
+        }
+        self._grow([point for point in points if point.series.metric in _GROWING])
+        reading = Reading(at, gauges, dict(self._totals) if points else {})
+        readings = self.readings
+        if points and len(readings) > 1 and readings[-1].gauges and at - readings[-2].at < SPACING:
+            readings.pop()
+        readings.append(reading)
+        while readings[0].at < at - SPAN:
+            readings.popleft()
+
+    def _grow(self, points: Sequence[Point]) -> None:
+        last, totals = self._last, self._totals
+        seen: dict[Series, float | Histogram] = {}
+        sums: dict[str, float] = {}
+        histograms: dict[str, list[tuple[Histogram, Histogram | None]]] = {}
+        for series, value, _ in points:
+            name = series.metric.name
+            before = last.get(series)
+            seen[series] = value
+            if isinstance(value, Histogram):
+                histograms.setdefault(name, []).append((value, before if isinstance(before, Histogram) else None))
+            elif isfinite(value):
+                sums[name] = sums.get(name, 0.0) + _growth(value, before)
+        for name, growth in sums.items():
+            known = totals.get(name)
+            totals[name] = growth + (known if isinstance(known, float) else 0.0)
+        for name, pairs in histograms.items():
+            grown = _histogram_growth(totals.get(name), pairs)
+            if grown is None:
+                totals.pop(name, None)
+            else:
+                totals[name] = grown
+        if points:
+            self._last = seen
+            for name in totals.keys() - sums.keys() - histograms.keys():
+                del totals[name]
+
+
+def _growth(value: float, before: float | Histogram | None) -> float:
+    if not isinstance(before, float):
+        return 0.0
+    return value - before if value >= before else value
+
+
+def _histogram_growth(known: float | Grown | None, pairs: Sequence[tuple[Histogram, Histogram | None]]) -> Grown | None:
+    """The total so far plus what the replicas' histograms have grown by; None if their bounds differ."""
+    bounds = pairs[0][0].bounds
+    if any(now.bounds != bounds for now, _ in pairs):
+        return None
+    counts = (
+        known.counts[:] if isinstance(known, Grown) and known.bounds == bounds else array("d", bytes(8 * len(bounds)))
+    )
+    for now, before in pairs:
+        if before is None or before.bounds != bounds:
+            continue
+        reset = any(new < old for new, old in zip(now.counts, before.counts, strict=True))
+        for index, new in enumerate(now.counts):
+            counts[index] += new if reset else new - before.counts[index]
+    return Grown(bounds, counts)
+
+
+class History:
+    """The readings of every source: the only state behind the status page."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, float] = {}
+        self._tracks: dict[str, dict[str, _Track]] = {}
+
+    def record(self, snapshots: Iterable[Snapshot]) -> None:
+        """Remember what is new of the latest snapshots, and forget sources that are no longer among them."""
+        present = set()
+        for snapshot in snapshots:
+            present.add(snapshot.target)
+            if self._taken.get(snapshot.target) == snapshot.taken:
+                continue
+            self._taken[snapshot.target] = snapshot.taken
+            self._add(self._tracks.setdefault(snapshot.target, {}), snapshot)
+        for gone in self._taken.keys() - present:
+            del self._taken[gone]
+            self._tracks.pop(gone, None)
+
+    def readings(self, target: str, key: str) -> Sequence[Reading]:
+        """The readings of a model or GPU (see `key_of`) within `SPAN`, oldest first."""
+        track = self._tracks.get(target, {}).get(key)
+        return () if track is None else tuple(track.readings)
+
+    @staticmethod
+    def _add(tracks: dict[str, _Track], snapshot: Snapshot) -> None:
+        by_key: dict[str, list[Point]] = {}
+        for point in snapshot.points:
+            if point.series.metric in _KEPT:
+                by_key.setdefault(key_of(point), []).append(point)
+        for key in by_key:
+            if key not in tracks and len(tracks) < MOST_TRACKS:
+                tracks[key] = _Track()
+        for key, track in list(tracks.items()):
+            track.add(snapshot.taken, by_key.get(key, ()))
+            if not any(reading.gauges or reading.grown for reading in track.readings):
+                del tracks[key]  # nothing left within the span: a model that is gone makes room for another
+
+
+def value_at(reading: Reading, metric: Metric) -> float | None:
+    """A gauge of a reading."""
+    return reading.gauges.get(metric.name)
+
+
+def rate(readings: Sequence[Reading], metric: Metric, window: float) -> float | None:
+    """The growth of a counter per second over up to the last `window` seconds; None without two readings of it."""
+    told = _told(readings, metric, window)
+    if len(told) < 2:  # noqa: PLR2004 - a rate needs two
+        return None
+    (start, first), (end, last) = told[0], told[-1]
+    if not isinstance(first, float) or not isinstance(last, float) or end <= start:
+        return None
+    return max(last - first, 0.0) / (end - start)
+
+
+def rates(readings: Sequence[Reading], metric: Metric) -> tuple[float | None, ...]:
+    """The growth of a counter per second between each reading and the one before; None where either is missing."""
+    found: list[float | None] = [None] * min(len(readings), 1)
+    for before, after in pairwise(readings):
+        found.append(rate((before, after), metric, SPAN))
+    return tuple(found)
+
+
+def grown(readings: Sequence[Reading], metric: Metric, window: float) -> tuple[float, Grown] | None:
+    """By how much a histogram has grown over up to the last `window` seconds, and over how many; None if unknown."""
+    told = _told(readings, metric, window)
+    if len(told) < 2:  # noqa: PLR2004 - growth needs two
+        return None
+    (start, first), (end, last) = told[0], told[-1]
+    if not isinstance(first, Grown) or not isinstance(last, Grown) or first.bounds != last.bounds:
+        return None
+    counts = (max(new - old, 0.0) for new, old in zip(last.counts, first.counts, strict=True))
+    return end - start, Grown(last.bounds, array("d", counts))
+
+
+def _told(readings: Sequence[Reading], metric: Metric, window: float) -> list[tuple[float, float | Grown]]:
+    """The totals of a metric in the window that are one unbroken run up to the latest reading."""
+    found: list[tuple[float, float | Grown]] = []
+    for reading in reversed(readings):
+        total = reading.grown.get(metric.name)
+        if total is None:
+            if reading.gauges or reading.grown:
+                break  # the metric vanished while the source was up: what came before is another run
+            continue  # a failed collection: the growth over the gap is counted
+        if found:
+            earlier, later = total, found[-1][1]
+            if isinstance(earlier, Grown) and isinstance(later, Grown) and earlier.bounds != later.bounds:
+                break
+            if readings[-1].at - reading.at > window:
+                break
+        found.append((reading.at, total))
+    found.reverse()
+    return found

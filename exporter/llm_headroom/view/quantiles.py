@@ -1,0 +1,49 @@
+"""Quantiles of a histogram's growth, no more exact than its buckets are."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.view.history import grown
+from llm_headroom.view.values import Latency, Quantile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_headroom.model import Metric
+    from llm_headroom.view.history import Reading
+
+RANKS: Final = (0.5, 0.95, 0.99)
+WINDOW: Final = 120.0
+"""Seconds over which latencies are shown."""
+
+
+def latency(readings: Sequence[Reading], metric: Metric) -> Latency | None:
+    """A latency over the last `WINDOW` seconds; None where the histogram has not been told twice."""
+    found = grown(readings, metric, WINDOW)
+    if found is None:
+        return None
+    seconds, growth = found
+    quantiles = tuple(each for rank in RANKS if (each := quantile(rank, growth.bounds, growth.counts)) is not None)
+    return Latency(metric.name, seconds, growth.counts[-1], quantiles)
+
+
+def quantile(rank: float, bounds: Sequence[float], counts: Sequence[float]) -> Quantile | None:
+    """The bucket that holds a quantile, out of cumulative counts; None if nothing was counted.
+
+    Buckets begin at 0, since durations do.
+    """
+    total = counts[-1]
+    if total <= 0:
+        return None
+    wanted = rank * total
+    index = next(at for at, count in enumerate(counts) if count >= wanted and count > 0)
+    low = bounds[index - 1] if index else min(0.0, bounds[0])
+    high = bounds[index]
+    if not isfinite(high):
+        return Quantile(rank, low, None, None)
+    below = counts[index - 1] if index else 0.0
+    inside = counts[index] - below
+    share = (wanted - below) / inside if inside > 0 else 1.0
+    return Quantile(rank, low, high, low + (high - low) * min(max(share, 0.0), 1.0))

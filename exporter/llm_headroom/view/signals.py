@@ -1,0 +1,104 @@
+"""A model's or GPU's points by name, and the signals that engines and GPUs share: risks and history lines."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.model import Kind
+from llm_headroom.view.values import Level, Line, Risk, Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llm_headroom.model import Metric, Point
+    from llm_headroom.view.history import Reading
+
+RISKS: Final = {
+    "llm_saturation_risk_ratio": "saturation",
+    "llm_kv_saturation_risk_ratio": "KV cache saturation",
+}
+"""Metrics that are probabilities of a trouble, and what a person calls the trouble."""
+RISK_BAD: Final = 0.5
+RISK_WARN: Final = 0.1
+ORDER: Final = {Level.BAD: 0, Level.WARN: 1, Level.GOOD: 2}
+"""Of levels, the worst first."""
+
+
+class Said:
+    """Gauges of one model or GPU, replicas combined, by name of metric and the value of one further label."""
+
+    def __init__(self, points: Iterable[Point]) -> None:
+        self._points = [
+            point
+            for point in points
+            if point.series.metric.kind is Kind.GAUGE and isinstance(point.value, float) and isfinite(point.value)
+        ]
+        self._first: dict[str, float] = {}
+        for point in self._points:
+            if isinstance(point.value, float):
+                self._first.setdefault(point.series.metric.name, point.value)
+
+    def get(self, metric: Metric | str) -> float | None:
+        """The value of a metric by itself or by its name; None if it was not told."""
+        return self._first.get(metric if isinstance(metric, str) else metric.name)
+
+    def by(self, metric: Metric | str, label: str) -> dict[str, float]:
+        """The values of a metric by the value of a label, those without the label left out."""
+        name = metric if isinstance(metric, str) else metric.name
+        return {
+            value: point.value
+            for point in self._points
+            if point.series.metric.name == name
+            and isinstance(point.value, float)
+            and (value := point.series.label(label))
+        }
+
+    def risks(self) -> tuple[Risk, ...]:
+        """Every risk that was told, the greatest first."""
+        found = [
+            Risk(point.series.metric.name, point.value)
+            for point in self._points
+            if point.series.metric.name in RISKS and isinstance(point.value, float)
+        ]
+        return tuple(sorted(found, key=lambda risk: -risk.value))
+
+
+def risk_name(risk: Risk) -> str:
+    """What a person calls a risk."""
+    return RISKS.get(risk.metric, risk.metric)
+
+
+def risk_troubles(risks: Iterable[Risk]) -> list[Trouble]:
+    """The risks that are worth a word."""
+    return [
+        Trouble(Level.BAD if risk.value >= RISK_BAD else Level.WARN, f"{risk.value:.0%} risk of {risk_name(risk)}")
+        for risk in risks
+        if risk.value >= RISK_WARN
+    ]
+
+
+def ordered(troubles: Iterable[Trouble]) -> tuple[Trouble, ...]:
+    """Troubles with the worst first."""
+    return tuple(sorted(troubles, key=lambda trouble: ORDER[trouble.level]))
+
+
+def worst(troubles: Sequence[Trouble]) -> Level:
+    """The level of the worst trouble."""
+    return min((trouble.level for trouble in troubles), key=ORDER.__getitem__, default=Level.GOOD)
+
+
+def ages(readings: Sequence[Reading]) -> tuple[float, ...]:
+    """Seconds from each reading to the latest one."""
+    return tuple(round(readings[-1].at - reading.at, 1) for reading in readings)
+
+
+def line(name: str, values: Iterable[float | None]) -> tuple[Line, ...]:
+    """A history line of four digits, or nothing where there are no two values to draw between."""
+    short = tuple(None if value is None else float(f"{value:.4g}") for value in values)
+    return (Line(name, short),) if sum(value is not None for value in short) > 1 else ()
+
+
+def gauge_line(name: str, readings: Sequence[Reading], metric: Metric) -> tuple[Line, ...]:
+    """The history line of a gauge."""
+    return line(name, (reading.gauges.get(metric.name) for reading in readings))

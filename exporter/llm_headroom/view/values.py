@@ -1,0 +1,280 @@
+"""The values that the status page, its stream and `top` show. All are immutable, and plain enough to become JSON.
+
+Times are unix seconds, durations seconds, rates per second, ratios in [0, 1]; what is None is not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import StrEnum
+from functools import cache
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+class Level(StrEnum):
+    """How much a card wants to be looked at."""
+
+    GOOD = "good"
+    WARN = "warn"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """One reason to look: `text` is a few words for people."""
+
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quantile:
+    """What a histogram can say of a quantile: it lies in (`low`, `high`], the bucket's bounds in seconds.
+
+    `estimate` is the linear interpolation inside the bucket, as Prometheus' histogram_quantile makes it. In the last
+    bucket, which has no upper bound, `high` and `estimate` are None.
+    """
+
+    rank: float
+    low: float
+    high: float | None
+    estimate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A latency over the last `window` seconds: `count` observations, and no quantiles if there were none."""
+
+    metric: str
+    window: float
+    count: float
+    quantiles: tuple[Quantile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvCache:
+    """The KV cache of all replicas, in tokens; `worst` is the usage of the fullest replica where there are several."""
+
+    capacity: float | None = None
+    used: float | None = None
+    evictable: float | None = None
+    free: float | None = None
+    usage: float | None = None
+    worst: float | None = None
+    peak: float | None = None
+    headroom_tokens: float | None = None
+    headroom_ratio: float | None = None
+    headroom_requests: float | None = None
+    exhaustion_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A history line: one value for each of the card's `ages`, None where there was none."""
+
+    name: str
+    values: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """A probability of trouble within five minutes, by the name of its metric."""
+
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """The share of first tokens slower than the objective in a sliding window, such as `5m`."""
+
+    window: str
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """An objective by its name: of `count` requests (tokens) since the exporter began, `attained` were within it.
+
+    `threshold` is in seconds, `wanted` the share that the objective wants; both are None where they are not told.
+    """
+
+    name: str
+    threshold: float | None
+    wanted: float | None
+    attained: float
+    count: float
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Canonical metrics that the source does not tell for one and the same reason."""
+
+    reason: str
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A part of a memory in bytes by its name."""
+
+    name: str
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a card comes from and how its last collection went; `taken` is when that began."""
+
+    target: str
+    engine: str
+    title: str
+    version: str
+    up: bool
+    taken: float
+    duration: float
+    last_success: float | None = None
+    cause: str = ""
+    error: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """What a router tells in place of an engine's values."""
+
+    active: float | None = None
+    waiting: float | None = None
+    workers: float | None = None
+    healthy: float | None = None
+    request_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCard:
+    """One model of one target; a target that is down, or has no model, has one card without a model.
+
+    `lines` share `ages`, seconds before `source.taken`, oldest first. `offload` is the share of the model's memory on
+    GPUs, `expires` the unix time at which an idle model is unloaded.
+    """
+
+    id: str
+    source: Source
+    level: Level
+    troubles: tuple[Trouble, ...] = ()
+    model: str = ""
+    replicas: int = 0
+    running: float | None = None
+    waiting: float | None = None
+    limit: float | None = None
+    prompt_rate: float | None = None
+    generation_rate: float | None = None
+    latencies: tuple[Latency, ...] = ()
+    kv: KvCache | None = None
+    loaded: bool | None = None
+    memory: tuple[Share, ...] = ()
+    offload: float | None = None
+    expires: float | None = None
+    router: Router | None = None
+    slow: tuple[Slow, ...] = ()
+    objectives: tuple[Objective, ...] = ()
+    risks: tuple[Risk, ...] = ()
+    ages: tuple[float, ...] = ()
+    lines: tuple[Line, ...] = ()
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuCard:
+    """One GPU or MIG instance; GPUs that cannot be read have one card without a uuid. Memory in bytes.
+
+    `engines` is what each target's engine holds, `parts` what all of them hold it for; `unattributed` is used memory
+    that no engine is known to hold.
+    """
+
+    id: str
+    source: Source
+    level: Level
+    troubles: tuple[Trouble, ...] = ()
+    gpu: str = ""
+    uuid: str = ""
+    name: str = ""
+    profile: str = ""
+    total: float | None = None
+    used: float | None = None
+    free: float | None = None
+    reserved: float | None = None
+    engines: tuple[Share, ...] = ()
+    parts: tuple[Share, ...] = ()
+    unattributed: float | None = None
+    utilization: float | None = None
+    power: float | None = None
+    power_limit: float | None = None
+    temperature: float | None = None
+    throttles: tuple[str, ...] = ()
+    risks: tuple[Risk, ...] = ()
+    ages: tuple[float, ...] = ()
+    lines: tuple[Line, ...] = ()
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Something that was looked for on this host and not found."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that is shown. `sources` and `up` count the sources that have been collected at least once."""
+
+    version: str
+    time: float
+    sources: int
+    up: int
+    engines: tuple[EngineCard, ...]
+    gpus: tuple[GpuCard, ...]
+    absent: tuple[Absent, ...]
+
+
+def as_json(view: View) -> dict[str, Any]:
+    """The view as plain values, under the names of its fields."""
+    return asdict(view)
+
+
+def from_json(data: object) -> View:
+    """The view out of what `as_json` made of it; fields that this version does not know are left out.
+
+    Raises:
+        ValueError: it is no view.
+    """
+    try:
+        view = _value(View, data)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a view of llm-headroom: {error}") from error
+    if not isinstance(view, View):
+        raise ValueError("not a view of llm-headroom")  # noqa: TRY004 - the input is wrong, not the call
+    return view
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _value(kind: Any, data: Any) -> Any:  # noqa: ANN401 - any field's type, and JSON
+    if get_origin(kind) is tuple:
+        return tuple(_value(get_args(kind)[0], each) for each in data)
+    if isinstance(kind, UnionType):
+        return None if data is None else _value(get_args(kind)[0], data)
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = _hints(kind)
+        return kind(**{each.name: _value(hints[each.name], data[each.name]) for each in fields(kind)})
+    if kind is Level:
+        return Level(data)
+    if not isinstance(data, (int, float) if kind is float else kind):
+        raise TypeError(f"{data!r} is no {kind.__name__}")
+    return data

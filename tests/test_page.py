@@ -1,0 +1,409 @@
+"""The status page in a browser, and the stream behind it over sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import pytest
+
+import nvml_library
+from captures import Capture
+from chromium import Chromium
+from engine_server import EngineServer, Reply, replayed
+from exporter_process import Exporter
+from llm_headroom.config import Config
+from llm_headroom.model import Health, Point, Series, Snapshot
+from llm_headroom.poll import Poller, Slot
+from llm_headroom.schema import REQUESTS_RUNNING
+from llm_headroom.view.values import from_json
+from llm_headroom.web.server import Limits, Request, Response, Server, serve
+from llm_headroom.web.stream import Feed, Pace
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+    from pathlib import Path
+    from typing import Any
+
+SATURATED = Capture("vllm", "0.32.0", "saturated")
+STARTING = Capture("vllm", "0.32.0", "idle_startup")
+SGLANG = Capture("sglang", "0.5.23", "saturated")
+OLLAMA = Capture("ollama", "0.33.0-rc2", "ps_loaded")
+NOWHERE = "http://127.0.0.1:9"
+"""The port of the discard service, which nobody runs."""
+FAST = ("--interval", "200ms", "--no-discover")
+LIVE = "document.getElementById('live').textContent === 'live'"
+
+
+@pytest.fixture
+def vllm() -> Iterator[EngineServer]:
+    with EngineServer(replayed(SATURATED)) as server:
+        yield server
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chromium]:
+    with Chromium(tmp_path / "profile") as chromium:
+        yield chromium
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+def test_the_page_follows_the_engines_without_being_loaded_again(vllm: EngineServer, browser: Chromium) -> None:
+    with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
+        browser.open(f"{exporter.url}/")
+        browser.until("document.body.innerText.includes('saturated: KV cache full')")
+        browser.until(LIVE)
+        browser.evaluate("document.querySelector('details').open = true; window.same = true")
+        vllm.routes = replayed(STARTING)
+        browser.until("document.querySelector('.card.good') && !document.querySelector('.troubles')")
+        kept = browser.evaluate("[window.same, document.querySelector('details').open]")
+        vllm.routes = {}
+        browser.until("document.querySelector('.card.bad')?.innerText.includes('404')")
+        down = browser.evaluate("document.querySelector('main').innerText")
+
+    assert kept == [True, True]
+    assert "KV cache" not in down
+    assert browser.requests.count(f"{exporter.url}/") == 1
+    assert all(url.startswith(exporter.url) for url in browser.requests)
+    assert browser.log == []
+
+
+def test_the_page_says_when_the_exporter_is_gone_and_returns_with_it(vllm: EngineServer, browser: Chromium) -> None:
+    with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
+        browser.open(f"{exporter.url}/")
+        browser.until(LIVE)
+        address = exporter.url.removeprefix("http://")
+    browser.until("document.getElementById('live').textContent === 'connection lost'")
+    with Exporter("--listen", address, f"--target=vllm={vllm.url}", "--no-gpu", *FAST):
+        browser.until(LIVE)
+
+
+def test_without_scripts_the_page_is_whole(vllm: EngineServer, tmp_path: Path) -> None:
+    with (
+        Chromium(tmp_path / "profile", scripts=False) as browser,
+        EngineServer(replayed(OLLAMA)) as ollama,
+        Exporter(
+            *(f"--target=vllm={vllm.url}", f"--target=ollama={ollama.url}", f"--target=vllm={NOWHERE}"),
+            *("--no-gpu", *FAST),
+        ) as exporter,
+    ):
+        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        exporter.until(lambda: b"no traffic" in exporter.get("/")[2])
+        browser.open(f"{exporter.url}/")
+        shown = browser.evaluate("document.body.innerText")
+        live = browser.evaluate("document.getElementById('live').textContent")
+
+    for text in ("tiny-llama", "vLLM 0.32.0", "saturated: KV cache full", "98% of 2,048 tokens", "no traffic"):
+        assert text in shown
+    for text in ("small:latest", "on the CPU", "not loaded", "the connection was refused", "2 of 3 sources up"):
+        assert text in shown
+    assert live == ""
+    assert browser.log == []
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_need_not_scroll_sideways(width: int, vllm: EngineServer, browser: Chromium, tmp_path: Path) -> None:
+    machine = nvml_library.Description(tmp_path / "gpus", nvml_library.fixture("h100"))
+    with (
+        EngineServer(replayed(SGLANG)) as sglang,
+        Exporter(
+            *(f"--target=vllm={vllm.url}", f"--target=sglang={sglang.url}", f"--target=vllm={NOWHERE}"),
+            *FAST,
+            extra=machine.environment(nvml_library.build(tmp_path)),
+        ) as exporter,
+    ):
+        browser.size(width, 800)
+        browser.open(f"{exporter.url}/")
+        browser.until(f"{LIVE} && document.body.innerText.includes('NVIDIA H100')")
+        browser.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+        found = browser.evaluate("[document.documentElement.scrollWidth, document.querySelectorAll('.card').length]")
+        columns = browser.evaluate("new Set([...document.querySelectorAll('.card')].map(c => c.offsetLeft)).size")
+
+    assert found == [width, 4]
+    assert columns == 1
+
+
+def test_names_that_engines_make_up_are_text_and_nothing_else(browser: Chromium) -> None:
+    name = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
+    text = f'vllm:num_requests_running{{model_name="{name}"}} 1.0\n'
+    with (
+        EngineServer({"/metrics": Reply(text.encode())}) as hostile,
+        Exporter(f"--target=vllm={hostile.url}", "--no-gpu", *FAST) as exporter,
+    ):
+        browser.open(f"{exporter.url}/")
+        browser.until(f"{LIVE} && document.querySelector('h3').innerText.includes('onerror')")
+        found = browser.evaluate("[document.querySelectorAll('main img, main script').length, window.hacked ?? 0]")
+
+    assert found == [0, 0]
+    assert browser.log == []
+
+
+def test_the_policy_of_the_page_forbids_what_it_does_not_need(vllm: EngineServer, browser: Chromium) -> None:
+    with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
+        _, headers, page = exporter.get("/")
+        browser.open(f"{exporter.url}/")
+        browser.until(LIVE)
+        browser.evaluate("document.body.append(Object.assign(document.createElement('script'), {text: 'hacked = 1'}))")
+        browser.evaluate("document.body.setAttribute('style', 'opacity: 0')")
+        browser.until("getComputedStyle(document.body).opacity === '1' && !window.hacked")
+
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+    assert b"style=" not in page
+    refused = [text for _, text in browser.log if "Content Security Policy" in text]
+    assert len(refused) == 2, browser.log
+
+
+def test_the_page_has_its_own_files_and_no_others(vllm: EngineServer) -> None:
+    with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
+        kinds = {name: exporter.get(f"/static/{name}") for name in ("page.css", "page.js", "icon.svg")}
+        missing = [exporter.get(f"/static/{name}")[0] for name in ("", "page.py", "../page.py", "..%2fpage.py")]
+
+    assert [(status, headers["content-type"]) for status, headers, _ in kinds.values()] == [
+        (200, "text/css; charset=utf-8"),
+        (200, "text/javascript; charset=utf-8"),
+        (200, "image/svg+xml"),
+    ]
+    assert missing == [404, 404, 404, 404]
+
+
+# The stream ----------------------------------------------------------------------------------------------------------
+def run(test: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test
+
+    asyncio.run(bounded())
+
+
+class Engine:
+    """A poller with one engine that publishes what a test says, and the server of its streams."""
+
+    def __init__(self, pace: Pace) -> None:
+        config = Config()
+        self.poller = Poller(config)
+        self.feed = Feed(self.poller, pace)
+        self._slot = Slot("t", _Silent(), {})
+        self.poller.slots["t"] = self._slot
+
+    def publish(self, running: float) -> None:
+        """The engine has so many requests, at a time of its own."""
+        points = (Point(Series(REQUESTS_RUNNING, {"model": "m"}), running, "test"),)
+        self._slot.publish(Snapshot(target="t", engine="vllm", taken=running, points=points, health=Health(up=True)))
+        self.feed.changed()
+
+    async def handle(self, request: Request) -> Response:
+        """What the exporter does with its stream's path."""
+        return self.feed.subscribe(request.query.get("form", "json"))
+
+
+class _Silent:
+    """A source that is never asked."""
+
+    capped: Mapping[str, int] = MappingProxyType({})
+    interval = 1.0
+    kept: tuple[Point, ...] = ()
+
+    async def collect(self) -> Snapshot:
+        raise AssertionError("nobody starts the poller")
+
+    async def close(self) -> None:
+        pass
+
+
+class Client:
+    """One reader of a stream."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def line(self, start: str) -> str:
+        """The rest of the next line that starts so."""
+        while line := (await self.reader.readline()).decode():
+            if line.startswith(start):
+                return line.removeprefix(start).strip()
+        raise EOFError(start)
+
+    async def running(self) -> float | None:
+        """The running requests of the next event."""
+        return from_json(json.loads(await self.line("data: "))).engines[0].running
+
+
+@contextlib.asynccontextmanager
+async def served(pace: Pace) -> AsyncIterator[tuple[Engine, Server]]:
+    engine = Engine(pace)
+    engine.publish(1.0)
+    # Whatever is under way for so long would hold the test up until it fails.
+    server = await serve(engine.handle, ["127.0.0.1:0"], limits=Limits(grace_seconds=1000))
+    try:
+        yield engine, server
+    finally:
+        await server.close()
+
+
+@contextlib.asynccontextmanager
+async def client(server: Server, query: str = "", method: str = "GET") -> AsyncIterator[Client]:
+    host, _, port = server.addresses[0].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(f"{method} /api/v1/stream{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        yield Client(reader, writer)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def test_every_client_hears_of_every_change() -> None:
+    async def test() -> None:
+        async with served(Pace(spacing=0.0)) as (engine, server), client(server) as first, client(server) as second:
+            assert [await each.running() for each in (first, second)] == [1.0, 1.0]
+            for value in (2.0, 3.0):
+                engine.publish(value)
+                assert [await each.running() for each in (first, second)] == [value, value]
+
+    run(test())
+
+
+def test_a_stream_says_what_it_is_and_when_to_come_back() -> None:
+    async def test() -> None:
+        async with served(Pace()) as (_, server), client(server) as one:
+            assert await one.line("HTTP/1.1 ") == "200 OK"
+            assert await one.line("Content-Type: ") == "text/event-stream; charset=utf-8"
+            assert await one.line("Cache-Control: ") == "no-store"
+            assert await one.line("retry: ") == "2000"
+
+    run(test())
+
+
+def test_changes_that_come_too_fast_are_told_as_one() -> None:
+    async def test() -> None:
+        async with served(Pace(spacing=0.3)) as (engine, server), client(server) as one:
+            assert await one.running() == 1.0
+            for value in range(2, 50):
+                engine.publish(float(value))
+                await asyncio.sleep(0)  # the stream has its turn after each of them
+            told = [await one.running()]
+            while told[-1] != 49.0:
+                told.append(await one.running())
+            assert len(told) < 10
+
+    run(test())
+
+
+def test_a_stream_without_news_beats_and_ends_after_its_time() -> None:
+    async def test() -> None:
+        async with served(Pace(heartbeat=0.05, lifetime=0.5)) as (_, server), client(server) as one:
+            assert await one.running() == 1.0
+            rest = await one.reader.read()
+            assert b":\n\n" in rest
+            assert rest.endswith(b"0\r\n\r\n")
+
+    run(test())
+
+
+def test_a_stream_with_news_ends_after_its_time_too() -> None:
+    async def test() -> None:
+        async with served(Pace(spacing=0.01, lifetime=0.3)) as (engine, server), client(server) as one:
+
+            async def publish() -> None:
+                value = 1.0
+                while True:
+                    value += 1
+                    engine.publish(value)
+                    await asyncio.sleep(0.01)
+
+            publishing = asyncio.create_task(publish())
+            assert (await one.reader.read()).endswith(b"0\r\n\r\n")
+            publishing.cancel()
+
+    run(test())
+
+
+def test_no_more_streams_than_the_limit_and_a_client_that_leaves_makes_room() -> None:
+    async def test() -> None:
+        async with served(Pace(streams=2)) as (_, server), client(server) as first:
+            async with client(server) as second:
+                assert [await each.running() for each in (first, second)] == [1.0, 1.0]
+                async with client(server) as third:
+                    assert (await third.line("HTTP/1.1 ")).startswith("503")
+            status = "503"
+            while status.startswith("503"):  # until the server has seen the second one leave
+                async with client(server) as fourth:
+                    status = await fourth.line("HTTP/1.1 ")
+            assert status == "200 OK"
+
+    run(test())
+
+
+def test_a_head_request_takes_no_stream() -> None:
+    async def test() -> None:
+        async with served(Pace(streams=1)) as (_, server):
+            async with client(server, method="HEAD") as one:
+                assert (await one.reader.read()).startswith(b"HTTP/1.1 200 OK")
+            async with client(server) as two:
+                assert await two.running() == 1.0
+
+    run(test())
+
+
+def test_a_client_that_reads_nothing_holds_nobody_up() -> None:
+    async def test() -> None:
+        async with (
+            served(Pace(spacing=0.0)) as (engine, server),
+            client(server, "?form=page") as _,
+            client(server) as two,
+        ):
+            for value in range(1, 200):
+                engine.publish(float(value))
+                while await two.running() != float(value):
+                    pass
+
+    run(test())
+
+
+def test_the_end_of_the_server_is_the_end_of_its_streams() -> None:
+    async def test() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            _, server = await stack.enter_async_context(served(Pace()))
+            clients = [await stack.enter_async_context(client(server)) for _ in range(2)]
+            assert [await each.running() for each in clients] == [1.0, 1.0]
+            await server.close()
+            for each in clients:
+                with contextlib.suppress(ConnectionResetError):
+                    await each.reader.read()
+
+    run(test())
+
+
+def test_the_page_s_form_is_html_and_an_unknown_form_is_refused() -> None:
+    async def test() -> None:
+        async with served(Pace()) as (_, server):
+            async with client(server, "?form=page") as one:
+                assert '<article class="card good"' in json.loads(await one.line("data: "))["body"]
+            async with client(server, "?form=xml") as two:
+                assert (await two.line("HTTP/1.1 ")).startswith("400")
+
+    run(test())
+
+
+def test_the_exporter_streams_what_it_polls_and_ends_at_once(vllm: EngineServer) -> None:
+    with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
+        host = exporter.url.removeprefix("http://")
+        connection = http.client.HTTPConnection(host, timeout=20)
+        connection.request("GET", "/api/v1/stream")
+        response = connection.getresponse()
+        model = ""
+        while model != "tiny-llama":
+            line = response.readline()
+            if line.startswith(b"data: "):
+                engines = from_json(json.loads(line[6:])).engines
+                model = engines[0].model if engines else ""
+    assert exporter.process.returncode == 0
+    response.close()
+    connection.close()

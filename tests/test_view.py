@@ -1,0 +1,385 @@
+"""What the status page and `top` show: values out of snapshots and a short history."""
+
+from __future__ import annotations
+
+import json
+from math import inf
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import captures
+from llm_headroom import schema
+from llm_headroom.model import Cause, Failure, Health, Histogram, Point, Series, Snapshot
+from llm_headroom.view import board, text
+from llm_headroom.view.history import MOST_READINGS, History
+from llm_headroom.view.quantiles import RANKS, quantile
+from llm_headroom.view.values import Absent, Level, Missing, Objective, Share, Slow, as_json, from_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_headroom.model import Metric
+    from llm_headroom.view.values import EngineCard, GpuCard, View
+
+GIB = 2.0**30
+BOUNDS = (0.1, 1.0, inf)
+
+
+def point(metric: Metric, value: float | Histogram, **labels: str) -> Point:
+    return Point(Series(metric, labels), value, "test")
+
+
+def of_model(metric: Metric, value: float | Histogram, **labels: str) -> Point:
+    return point(metric, value, **{"model": "m", "engine": "vllm", "target": "t", **labels})
+
+
+def snapshot(at: float, *points: Point, engine: str = "vllm", target: str = "t") -> Snapshot:
+    return Snapshot(
+        target=target, engine=engine, taken=at, points=points, health=Health(up=True, last_success=at, version="1.2")
+    )
+
+
+def failed(at: float, target: str = "t") -> Snapshot:
+    error = Failure(Cause.REFUSED, "http://t: the connection was refused")
+    return Snapshot(target=target, engine="vllm", taken=at, health=Health(up=False, error=error, last_success=90.0))
+
+
+def shown(*rounds: Sequence[Snapshot]) -> View:
+    """The view after some rounds of polls."""
+    history = History()
+    for snapshots in rounds:
+        history.record(snapshots)
+    return board.view(
+        rounds[-1],
+        history,
+        titles={"vllm": "vLLM"},
+        absent={"GPUs": "libnvidia-ml.so.1 not found"},
+        missing=lambda _: (Missing("does not tell it", ("llm_x",)),),
+        now=200.0,
+    )
+
+
+def engine(*snapshots: Snapshot) -> EngineCard:
+    """The only card after one snapshot after the other."""
+    (card,) = shown(*([each] for each in snapshots)).engines
+    return card
+
+
+def gpu(*points: Point) -> GpuCard:
+    (card,) = shown([snapshot(100.0, *points, engine="nvml", target="gpus")]).gpus
+    return card
+
+
+# Engines -------------------------------------------------------------------------------------------------------------
+def test_an_engine_shows_its_traffic_and_what_it_does_not_tell() -> None:
+    card = engine(
+        snapshot(100.0, of_model(schema.GENERATION_TOKENS, 1000.0), of_model(schema.PROMPT_TOKENS, 50.0)),
+        snapshot(
+            110.0,
+            of_model(schema.GENERATION_TOKENS, 1500.0),
+            of_model(schema.PROMPT_TOKENS, 50.0),
+            of_model(schema.REQUESTS_RUNNING, 3.0),
+            of_model(schema.REQUESTS_WAITING, 0.0),
+        ),
+    )
+
+    assert (card.running, card.waiting, card.limit) == (3.0, 0.0, None)
+    assert (card.generation_rate, card.prompt_rate) == (50.0, 0.0)
+    assert (card.source.title, card.source.version, card.model) == ("vLLM", "1.2", "m")
+    assert (card.level, card.troubles) == (Level.GOOD, ())
+    assert card.missing == (Missing("does not tell it", ("llm_x",)),)
+    assert card.ages == (10.0, 0.0)
+
+
+def test_after_one_poll_no_rate_and_no_latency_is_made_up() -> None:
+    ttft = of_model(schema.TIME_TO_FIRST_TOKEN, Histogram(BOUNDS, (5.0, 5.0, 5.0), 0.2))
+    card = engine(snapshot(100.0, of_model(schema.GENERATION_TOKENS, 1000.0), ttft))
+
+    assert (card.generation_rate, card.latencies, card.lines) == (None, (), ())
+
+
+def test_a_restart_of_the_engine_makes_no_rate_negative() -> None:
+    card = engine(
+        snapshot(100.0, of_model(schema.GENERATION_TOKENS, 9000.0)),
+        snapshot(110.0, of_model(schema.GENERATION_TOKENS, 200.0)),
+    )
+
+    assert card.generation_rate == 20.0
+
+
+def test_latencies_are_those_of_the_window_and_not_those_since_the_engine_began() -> None:
+    def ttft(*counts: float) -> Point:
+        return of_model(schema.TIME_TO_FIRST_TOKEN, Histogram(BOUNDS, counts, 0.0))
+
+    card = engine(snapshot(100.0, ttft(1000.0, 1000.0, 1000.0)), snapshot(110.0, ttft(1000.0, 1010.0, 1010.0)))
+
+    (latency,) = card.latencies
+    assert (latency.count, latency.window) == (10.0, 10.0)
+    assert [(each.rank, each.low, each.high) for each in latency.quantiles] == [(rank, 0.1, 1.0) for rank in RANKS]
+    assert latency.quantiles[0].estimate == pytest.approx(0.55)
+
+
+def test_without_traffic_a_latency_has_no_quantiles() -> None:
+    quiet = of_model(schema.TIME_TO_FIRST_TOKEN, Histogram(BOUNDS, (7.0, 7.0, 7.0), 0.0))
+
+    (latency,) = engine(snapshot(100.0, quiet), snapshot(110.0, quiet)).latencies
+
+    assert (latency.count, latency.quantiles) == (0.0, ())
+
+
+def test_the_kv_cache_of_replicas_adds_up_and_the_fullest_one_is_named() -> None:
+    kv = engine(
+        snapshot(
+            100.0,
+            *(of_model(schema.KV_CACHE_CAPACITY, 100.0, replica=each) for each in "01"),
+            *(of_model(schema.KV_CACHE_USED, used, replica=each) for each, used in (("0", 80.0), ("1", 20.0))),
+            *(of_model(schema.KV_CACHE_EVICTABLE, 10.0, replica=each) for each in "01"),
+            *(of_model(schema.KV_CACHE_USAGE, usage, replica=each) for each, usage in (("0", 0.8), ("1", 0.2))),
+            *(of_model(schema.KV_CACHE_USAGE_PEAK, peak, replica=each) for each, peak in (("0", 0.9), ("1", 0.3))),
+            *(of_model(schema.KV_CACHE_HEADROOM_TOKENS, 45.0, replica=each) for each in "01"),
+            of_model(schema.KV_CACHE_HEADROOM_REQUESTS, 4.0, replica="0"),
+            of_model(schema.KV_CACHE_EXHAUSTION, 60.0, replica="0"),
+        )
+    ).kv
+
+    assert kv is not None
+    assert (kv.capacity, kv.used, kv.evictable, kv.free) == (200.0, 100.0, 20.0, 80.0)
+    assert (kv.usage, kv.worst, kv.peak) == (0.5, 0.8, 0.9)
+    assert (kv.headroom_tokens, kv.headroom_requests, kv.exhaustion_seconds) == (90.0, 4.0, 60.0)
+
+
+def test_an_engine_that_tells_no_kv_cache_has_none() -> None:
+    assert engine(snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 1.0))).kv is None
+
+
+def test_risks_objectives_and_slow_first_tokens_are_shown_as_derived() -> None:
+    card = engine(
+        snapshot(
+            100.0,
+            of_model(schema.SATURATION_RISK, 0.6),
+            of_model(schema.KV_SATURATION_RISK, 0.05),
+            of_model(schema.TTFT_SLOW, 0.25, window="60s"),
+            of_model(schema.SLO_REQUESTS, 200.0, slo="ttft"),
+            of_model(schema.SLO_REQUESTS_GOOD, 150.0, slo="ttft"),
+            of_model(schema.SLO_THRESHOLD, 2.5, slo="ttft"),
+            of_model(schema.SLO_OBJECTIVE, 0.95, slo="ttft"),
+            of_model(schema.SLO_REQUESTS, 0.0, slo="request_duration"),
+            of_model(schema.SLO_REQUESTS_GOOD, 0.0, slo="request_duration"),
+        )
+    )
+
+    assert [(risk.metric, risk.value) for risk in card.risks] == [
+        ("llm_saturation_risk_ratio", 0.6),
+        ("llm_kv_saturation_risk_ratio", 0.05),
+    ]
+    assert [(trouble.level, trouble.text) for trouble in card.troubles] == [(Level.BAD, "60% risk of saturation")]
+    assert card.slow == (Slow("60s", 0.25),)
+    assert card.objectives == (Objective("ttft", 2.5, 0.95, 0.75, 200.0),)
+
+
+@pytest.mark.parametrize(
+    ("points", "level", "said"),
+    [
+        ([(schema.ENGINE_STALLED, 1.0)], Level.BAD, "stalled"),
+        ([(schema.ENGINE_STALLED, 0.0)], Level.GOOD, None),
+        ([(schema.REQUESTS_WAITING, 1.0), (schema.KV_CACHE_USAGE, 0.99)], Level.WARN, "saturated: KV cache full"),
+        ([(schema.REQUESTS_WAITING, 0.0), (schema.KV_CACHE_USAGE, 0.99)], Level.GOOD, None),
+        (
+            [(schema.REQUESTS_WAITING, 1.0), (schema.REQUESTS_RUNNING, 8.0), (schema.REQUESTS_RUNNING_LIMIT, 8.0)],
+            Level.WARN,
+            "saturated: at the running limit",
+        ),
+        ([(schema.MODEL_OFFLOAD, 0.75)], Level.WARN, "25% spilled to the CPU"),
+        ([(schema.MODEL_OFFLOAD, 0.0)], Level.WARN, "on the CPU"),
+        ([(schema.MODEL_OFFLOAD, 1.0)], Level.GOOD, None),
+    ],
+)
+def test_a_trouble_is_named(points: list[tuple[Metric, float]], level: Level, said: str | None) -> None:
+    card = engine(snapshot(100.0, *(of_model(metric, value) for metric, value in points)))
+
+    assert card.level == level
+    assert [trouble.text for trouble in card.troubles] == ([] if said is None else [said])
+
+
+def test_a_source_that_is_down_shows_its_error_and_no_value_from_before() -> None:
+    busy = snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 3.0), of_model(schema.KV_CACHE_USAGE, 0.5))
+    view = shown([busy], [failed(105.0)])
+
+    (card,) = view.engines
+    assert (view.sources, view.up) == (1, 0)
+    assert (card.level, card.source.error, card.source.cause) == (
+        Level.BAD,
+        "http://t: the connection was refused",
+        "refused",
+    )
+    assert card.source.last_success == 90.0
+    assert (card.model, card.running, card.kv, card.lines, card.missing) == ("", None, None, (), ())
+
+
+def test_a_history_line_has_a_gap_while_the_source_was_down() -> None:
+    def busy(at: float, value: float) -> Snapshot:
+        return snapshot(at, of_model(schema.REQUESTS_RUNNING, value))
+
+    card = engine(busy(100.0, 1.0), busy(105.0, 2.0), failed(110.0), busy(115.0, 3.0), busy(120.0, 4.0))
+
+    (line,) = card.lines
+    assert (line.name, line.values) == ("running", (1.0, 2.0, None, 3.0, 4.0))
+    assert card.ages == (20.0, 15.0, 10.0, 5.0, 0.0)
+
+
+def test_each_model_of_a_target_has_a_card_those_in_memory_first() -> None:
+    view = shown(
+        [
+            snapshot(
+                100.0,
+                of_model(schema.MODEL_LOADED, 0.0, model="cold"),
+                of_model(schema.MODEL_LOADED, 1.0, model="warm"),
+                of_model(schema.MODEL_MEMORY, 2 * GIB, model="warm", kind="total"),
+            )
+        ]
+    )
+
+    assert [(card.model, card.loaded) for card in view.engines] == [("warm", True), ("cold", False)]
+    assert view.engines[0].memory == (Share("total", 2 * GIB),)
+    assert len({card.id for card in view.engines}) == 2
+
+
+def test_what_was_not_found_is_listed() -> None:
+    assert shown([]).absent == (Absent("GPUs", "libnvidia-ml.so.1 not found"),)
+
+
+def test_a_history_stays_short_and_forgets_sources_that_are_gone() -> None:
+    history = History()
+    for second in range(1000):
+        history.record([snapshot(float(second), of_model(schema.REQUESTS_RUNNING, float(second)))])
+    readings = history.readings("t", "m")
+
+    assert 60 < len(readings) <= MOST_READINGS
+    assert (readings[-1].at, readings[-1].gauges["llm_requests_running"]) == (999.0, 999.0)
+    history.record([])
+    assert history.readings("t", "m") == ()
+
+
+# GPUs ----------------------------------------------------------------------------------------------------------------
+def of_gpu(metric: Metric, value: float, **labels: str) -> Point:
+    return point(metric, value, **{"gpu": "0", "uuid": "GPU-1", **labels})
+
+
+def test_a_gpu_shows_who_holds_its_memory_and_for_what() -> None:
+    card = gpu(
+        of_gpu(schema.GPU_INFO, 1.0, name="H100"),
+        of_gpu(schema.GPU_MEMORY_TOTAL, 80 * GIB),
+        of_gpu(schema.GPU_MEMORY_USED, 60 * GIB),
+        of_gpu(schema.GPU_MEMORY_FREE, 20 * GIB),
+        of_gpu(schema.GPU_MEMORY_UNATTRIBUTED, 10 * GIB),
+        of_gpu(schema.GPU_MEMORY_ENGINE, 20 * GIB, target="a", engine="vllm", kind="weights"),
+        of_gpu(schema.GPU_MEMORY_ENGINE, 15 * GIB, target="a", engine="vllm", kind="kv_used"),
+        of_gpu(schema.GPU_MEMORY_ENGINE, 15 * GIB, target="b", engine="sglang", kind="weights"),
+    )
+
+    assert (card.gpu, card.uuid, card.name, card.level) == ("0", "GPU-1", "H100", Level.GOOD)
+    assert card.engines == (Share("a", 35 * GIB), Share("b", 15 * GIB))
+    assert card.parts == (Share("weights", 35 * GIB), Share("kv_used", 15 * GIB))
+    assert card.unattributed == 10 * GIB
+
+
+def test_a_throttled_or_overcommitted_gpu_wants_to_be_looked_at_an_idle_one_does_not() -> None:
+    slow = gpu(
+        of_gpu(schema.GPU_THROTTLE, 1.0, reason="hw_thermal"),
+        of_gpu(schema.GPU_THROTTLE, 0.0, reason="sync_boost"),
+        of_gpu(schema.GPU_MEMORY_OVERCOMMITTED, GIB),
+    )
+    idle = gpu(of_gpu(schema.GPU_THROTTLE, 1.0, reason="idle"), of_gpu(schema.GPU_MEMORY_OVERCOMMITTED, 0.0))
+
+    assert {trouble.text for trouble in slow.troubles} == {
+        "throttled: hw thermal",
+        "engines were promised more memory than there is",
+    }
+    assert (idle.level, idle.troubles) == (Level.GOOD, ())
+
+
+# Quantiles -----------------------------------------------------------------------------------------------------------
+@given(
+    st.lists(st.floats(0.0, 50.0), min_size=1, max_size=60),
+    st.lists(st.floats(0.01, 40.0), min_size=1, max_size=8, unique=True),
+    st.sampled_from(RANKS),
+)
+def test_a_quantile_lies_in_the_bucket_that_it_is_said_to_lie_in(
+    seconds: list[float], bounds: list[float], rank: float
+) -> None:
+    edges = (*sorted(bounds), inf)
+    found = quantile(rank, edges, [float(sum(each <= edge for each in seconds)) for edge in edges])
+
+    # The least observation that at least this share of all does not exceed.
+    exact = min(each for each in seconds if sum(other <= each for other in seconds) >= rank * len(seconds))
+    assert found is not None
+    assert exact > found.low or found.low == 0.0
+    assert exact <= (inf if found.high is None else found.high)
+    if found.estimate is not None and found.high is not None:
+        assert found.low <= found.estimate <= found.high
+
+
+def test_beyond_the_last_bound_no_number_is_made_up() -> None:
+    found = quantile(0.99, BOUNDS, (0.0, 1.0, 100.0))
+
+    assert found is not None
+    assert (found.low, found.high, found.estimate) == (1.0, None, None)
+    assert (text.quantile(found), text.bucket(found)) == ("> 1 s", "beyond the last bucket")
+
+
+# JSON and text -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("capture", captures.ALL, ids=str)
+def test_a_view_survives_json(capture: captures.Capture) -> None:
+    points = tuple(captures.mapped(capture.engine, captures.parsed(capture.exposition)))
+    rounds = [[snapshot(at, *points, engine=capture.engine)] for at in (100.0, 105.0)]
+    view = shown(*rounds)
+
+    assert view.engines
+    assert from_json(json.loads(json.dumps(as_json(view), allow_nan=False))) == view
+
+
+@pytest.mark.parametrize("data", [None, [], {}, {"version": "1"}, "view", 3])
+def test_what_is_no_view_is_refused(data: object) -> None:
+    with pytest.raises(ValueError, match="not a view"):
+        from_json(data)
+
+
+def test_a_view_with_a_wrong_level_is_refused() -> None:
+    data = as_json(shown([failed(100.0)]))
+    data["engines"][0]["level"] = "awful"
+
+    with pytest.raises(ValueError, match="awful"):
+        from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (text.count(None), "–"),
+        (text.count(8.0), "8"),
+        (text.count(1234.0), "1,234"),
+        (text.count(63500.0), "63.5k"),
+        (text.count(412000.0), "412k"),
+        (text.count(1.2e6), "1.2M"),
+        (text.count(250e6), "250M"),
+        (text.count(3e9), "3.0G"),
+        (text.rate(0.25), "0.2"),
+        (text.rate(0.0), "0"),
+        (text.percent(0.984), "98%"),
+        (text.size(512.0), "512 B"),
+        (text.size(79.6 * GIB), "79.6 GiB"),
+        (text.size(3 * 1024 * GIB), "3.0 TiB"),
+        (text.seconds(0.0032), "3.2 ms"),
+        (text.seconds(0.84), "0.84 s"),
+        (text.seconds(140.0), "140 s"),
+        (text.span(45.0), "45 s"),
+        (text.span(190.0), "3 min"),
+        (text.span(7500.0), "2 h 5 min"),
+        (text.span(3 * 86400.0), "3 d"),
+    ],
+)
+def test_numbers_are_written_for_people(written: str, expected: str) -> None:
+    assert written == expected
