@@ -28,6 +28,7 @@ from llm_headroom.config import (
     Log,
     ModelMemory,
     Module,
+    Objectives,
     ProbeSettings,
     RuleSettings,
     Target,
@@ -236,6 +237,7 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
                 ignored=("tgi_tokenize_*",),
             ),
         ),
+        objectives=Objectives(ttft=2.5, inter_token_latency=0.2, request_duration=30.0, ratio=0.95),
         label_limit=200,
         web_config=tmp_path / "web.yml",
         log=Log(level="info", format="logfmt"),
@@ -613,6 +615,7 @@ HEADINGS = {
     "probe.modules": "Modules",
     "mappings": "Mappings",
     "engines": "Engines",
+    "objectives": "Objectives",
     "log": "Log",
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from llm_headroom import schema
 from llm_headroom.derive import kv_cache
 from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.fetch import Client, FetchError
 from llm_headroom.mapping import LabelCap, Mapper
 from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_headroom.config import Target
+    from llm_headroom.derive.slo import Objective
     from llm_headroom.fetch import Response
     from llm_headroom.rules import Document, Engine
     from llm_headroom.text import Exposition, Layout
@@ -53,7 +55,15 @@ class Collector:
     `timeout` is the deadline in seconds of one collection, all of its requests together.
     """
 
-    def __init__(self, target: Target, engine: Engine, *, timeout: float, label_limit: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        engine: Engine,
+        *,
+        timeout: float,
+        label_limit: int,
+        objectives: Sequence[Objective] = OBJECTIVES,
+    ) -> None:
         self.target = target
         self.engine = engine
         self.cap = LabelCap(label_limit)
@@ -69,6 +79,7 @@ class Collector:
         self._version_series: Series | None = None
         self._last_success: float | None = None
         self._memory = Memory()
+        self._objectives = tuple(objectives)
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
@@ -79,7 +90,9 @@ class Collector:
         try:
             await self._fetch(started + self._timeout)
             reading = self._read()
-            self._memory, derived = advance(self._memory, reading.points, started, base=self._base)
+            self._memory, derived = advance(
+                self._memory, reading.points, started, base=self._base, objectives=self._objectives
+            )
             reading.points.extend(derived)
             self._last_success = taken
         except FetchError as failed:

@@ -21,6 +21,7 @@ from llm_headroom.settings import (
     Log,
     ModelMemory,
     Module,
+    Objectives,
     ProbeSettings,
     RuleSettings,
     Target,
@@ -52,6 +53,7 @@ __all__ = [
     "Log",
     "ModelMemory",
     "Module",
+    "Objectives",
     "ProbeSettings",
     "RuleSettings",
     "Target",
@@ -329,6 +331,12 @@ _GPU: Final[Mapping[str, _Read]] = {
     "pcie": Value.boolean,
     "interval": from_number(settings_text.interval),
 }
+_OBJECTIVES: Final[Mapping[str, _Read]] = {
+    "ttft": from_number(settings_text.threshold),
+    "inter_token_latency": from_number(settings_text.threshold),
+    "request_duration": from_number(settings_text.threshold),
+    "ratio": from_number(settings_text.share),
+}
 _LOG: Final[Mapping[str, _Read]] = {
     "level": from_string(settings_text.log_level),
     "format": from_string(settings_text.log_format),
@@ -352,6 +360,7 @@ _ROOT: Final[Mapping[str, _Read]] = {
     "host": Value.boolean,
     "probe": lambda value: ProbeSettings(**value.fields(_PROBE)),
     "mappings": mapping_of(_mapping),
+    "objectives": lambda value: Objectives(**value.fields(_OBJECTIVES)),
     "label_limit": from_number(settings_text.integer(1, 100_000)),
     "web_config": _file,
     "log": lambda value: Log(**value.fields(_LOG)),
@@ -370,6 +379,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "probe.modules": _CONNECTION,
         "mappings": _RULE,
         "engines": _ENGINE,
+        "objectives": _OBJECTIVES,
         "log": _LOG,
     }.items()
 }

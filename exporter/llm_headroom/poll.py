@@ -12,13 +12,14 @@ import logging
 import math
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from llm_headroom import catalog, schema
 from llm_headroom.collect import Collector
 from llm_headroom.config import Target
+from llm_headroom.derive import slo
 from llm_headroom.endpoint import Endpoint
 from llm_headroom.fetch import FetchError
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
@@ -109,7 +110,14 @@ class EngineSource:
         return wanted if self.engine is None else max(wanted, self.engine.interval)
 
     def _made(self, engine: Engine) -> Collector:
-        return Collector(self.target, engine, timeout=self._config.timeout, label_limit=self._config.label_limit)
+        config = self._config
+        return Collector(
+            self.target,
+            engine,
+            timeout=config.timeout,
+            label_limit=config.label_limit,
+            objectives=slo.objectives(**asdict(config.objectives)),
+        )
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""

@@ -124,6 +124,16 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Objectives:
+    """Service levels: thresholds in seconds of three latencies, and the share of requests wanted within each."""
+
+    ttft: float = 2.5
+    inter_token_latency: float = 0.2
+    request_duration: float = 30.0
+    ratio: float = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole configuration. Equal configurations ask for the same behaviour; durations are seconds.
 
@@ -142,6 +152,7 @@ class Config:
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     mappings: Mapping[str, tuple[RuleSettings, ...]] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     engines: tuple[EngineSettings, ...] = ()
+    objectives: Objectives = field(default_factory=Objectives)
     label_limit: int = 200
     web_config: Path | None = None
     log: Log = field(default_factory=Log)

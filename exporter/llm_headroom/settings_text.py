@@ -100,6 +100,8 @@ _memory: Final = _quantity("a size such as 15GiB", _BYTES, "1B", "100000GiB")
 
 interval: Final = _quantity("a duration such as 5s", _SECONDS, "100ms", "1h")
 """Seconds between two polls."""
+threshold: Final = _quantity("a duration such as 2.5s", _SECONDS, "1ms", "1h")
+share: Final = _quantity("a number such as 0.95", {"": 1.0}, "0.5", "0.99999")
 timeout: Final = _quantity("a duration such as 5s", _SECONDS, "100ms", "60s")
 """Seconds that one poll may take."""
 log_level: Final = choice("debug", "info", "warning", "error")

@@ -32,11 +32,18 @@ class Objective:
     ratio: float
 
 
-OBJECTIVES: Final = (
-    Objective("ttft", "ttft", 2.5, 0.95),
-    Objective("inter_token_latency", "inter_token", 0.2, 0.95),
-    Objective("request_duration", "duration", 30.0, 0.95),
-)
+def objectives(
+    *, ttft: float = 2.5, inter_token_latency: float = 0.2, request_duration: float = 30.0, ratio: float = 0.95
+) -> tuple[Objective, ...]:
+    """The three service levels, from their thresholds in seconds and the share wanted within each."""
+    return (
+        Objective("ttft", "ttft", ttft, ratio),
+        Objective("inter_token_latency", "inter_token", inter_token_latency, ratio),
+        Objective("request_duration", "duration", request_duration, ratio),
+    )
+
+
+OBJECTIVES: Final = objectives()
 
 
 @dataclass(frozen=True, slots=True)
