@@ -505,7 +505,7 @@ def test_ollama_spills_what_does_not_fit_and_is_slow() -> None:
 
 def test_ollama_answers_503_only_while_a_model_is_not_ready() -> None:
     server = ollama(max_queue=2)
-    assert [server.submit("small:latest", Request(0, 10, 5)) for _ in range(4)] == [True, True, False, False]
+    assert [server.submit("small:latest", Request(0, 10, 5)) for _ in range(4)] == [1, 2, None, None]
     server.advance(60)
     assert all(server.submit("small:latest", Request(60, 10, 5)) for _ in range(8))
     server.advance(61)
@@ -514,6 +514,65 @@ def test_ollama_answers_503_only_while_a_model_is_not_ready() -> None:
     assert seen.loaded[0].engine.running <= 1
     with pytest.raises(KeyError):
         server.submit("absent:latest", Request(61, 10, 5))
+
+
+def test_ollama_stalls_while_it_answers_and_while_it_loads() -> None:
+    def ended(stalled_at: float | None) -> float:
+        server = ollama()
+        ends: list[Outcome] = []
+        server.submit("small:latest", Request(0, 100, 500), on_end=ends.append)
+        if stalled_at is not None:
+            server.advance(stalled_at)
+            server.stall(30)
+        server.advance(200)
+        return ends[0].ended
+
+    healthy = ended(None)
+    assert ended(0.5) == pytest.approx(healthy + 30)
+    assert ended(healthy - 1) == pytest.approx(healthy + 30)
+
+
+def test_ollama_begins_to_load_when_a_stall_is_over() -> None:
+    server = ollama()
+    server.stall(30)
+    server.submit("small:latest", Request(0, 100, 5))
+    server.advance(30)
+    assert server.read().loading == "small:latest"
+    server.advance(60)
+    assert [one.name for one in server.read().loaded] == ["small:latest"]
+
+
+def test_a_slow_ollama_takes_longer_for_each_token() -> None:
+    def seconds(slowdown: float) -> float:
+        server = ollama()
+        server.slowdown = slowdown
+        ends: list[Outcome] = []
+        server.submit("small:latest", Request(0, 100, 100), on_end=ends.append)
+        server.advance(200)
+        assert ends[0].first_token is not None
+        return ends[0].ended - ends[0].first_token
+
+    assert seconds(3.0) == pytest.approx(3 * seconds(1.0))
+
+
+def test_ollama_drops_what_its_clients_no_longer_wait_for() -> None:
+    server = ollama()
+    ends: list[Outcome] = []
+    first = server.submit("small:latest", Request(0, 100, 2000), on_end=ends.append)
+    server.advance(12)
+    second = server.submit("small:latest", Request(12, 100, 2000), on_end=ends.append)
+    third = server.submit("other:latest", Request(12, 100, 20), on_end=ends.append)
+    server.advance(13)
+    assert (server.read().pending, server.read().loaded[0].engine.running) == (1, 1)
+    for number in (first, second, third):
+        assert number is not None
+        server.abort(number)
+        server.abort(number)
+    server.advance(14)
+    assert [one.reason for one in ends] == ["abort"] * 3
+    seen = server.read()
+    assert (seen.pending, seen.loaded[0].engine.running, seen.loaded[0].engine.waiting) == (0, 0, 0)
+    assert seen.loaded[0].expires_at < 14 + 300
 
 
 def test_ollama_cuts_a_prompt_longer_than_the_context_to_half_of_it() -> None:

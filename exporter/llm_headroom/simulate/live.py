@@ -296,7 +296,9 @@ class LiveOllama:
         self.catch_up()
         client = _Client(asyncio.Queue())
         asked = replace(request, arrival=self.server.now)
-        if not self.server.submit(model, asked, client.token, client.end):
+        server = self.server
+        number = server.submit(model, asked, client.token, client.end)
+        if number is None:
             raise QueueFullError
         self.server.advance(self.server.now)
         self._alarm.waiting += 1
@@ -308,6 +310,21 @@ class LiveOllama:
         finally:
             self._alarm.waiting -= 1
             self._clients.discard(client.events)
+            self.catch_up()
+            if server is self.server:  # else a crash has ended it, and its number may be another request's
+                server.abort(number)
+            self._rearm()
+
+    def stall(self, seconds: float) -> None:
+        """Make no progress for so many seconds."""
+        self.catch_up()
+        self.server.stall(seconds)
+        self._rearm()
+
+    def slow_down(self, factor: float) -> None:
+        """Let every step from now on take so many times as long, until it crashes; 1.0 is healthy."""
+        self.catch_up()
+        self.server.slowdown = factor
 
     def loaded_at(self, model: str) -> float | None:
         """Return since when a model is ready, in virtual seconds; None if it is not."""

@@ -169,6 +169,7 @@ class _Runner:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
+    number: int
     model: str
     request: Request
     on_token: Callable[[float, int], None] | None
@@ -181,12 +182,17 @@ class OllamaServer:
     Attributes:
         config: as given.
         now: virtual seconds.
+        slowdown: factor on the duration of every step that begins from now on; 1.0 is healthy.
     """
 
     def __init__(self, config: OllamaConfig, seed: int = 0, start: float = 0.0) -> None:
         self.config = config
         self.now = start
+        self.slowdown = 1.0
         self._seed = seed
+        self._numbers = 0
+        self._running: dict[int, tuple[Engine, int]] = {}  # the engine's own number of each request that a model has
+        self._not_before = start  # the end of a stall
         self._runners: dict[str, _Runner] = {}
         self._pending: deque[_Pending] = deque()
         self._loading: tuple[str, float, int] | None = None  # name, ready at, bytes on the GPU
@@ -198,11 +204,12 @@ class OllamaServer:
         request: Request,
         on_token: Callable[[float, int], None] | None = None,
         on_end: Callable[[Outcome], None] | None = None,
-    ) -> bool:
+    ) -> int | None:
         """Hand over a request that arrives now (``request.arrival`` is when it began to wait); callbacks as the Engine.
 
         Returns:
-            False if the queue is full: HTTP 503 with ``BUSY_MESSAGE``. A model that is ready takes any number.
+            Its number, from 1. None if the queue is full: HTTP 503 with ``BUSY_MESSAGE``; a model that is ready takes
+            any number of requests.
 
         Raises:
             KeyError: there is no such model (HTTP 404).
@@ -212,14 +219,37 @@ class OllamaServer:
         request = self._fitted(request)
         if runner is None and len(self._pending) >= self.config.max_queue:
             self._rejected += 1
-            return False
-        one = _Pending(model, request, on_token, on_end)
+            return None
+        self._numbers += 1
+        one = _Pending(self._numbers, model, request, on_token, on_end)
         if runner is None:
             self._pending.append(one)
             self._start_load()
         else:
             self._run(runner, one)
-        return True
+        return one.number
+
+    def abort(self, number: int) -> None:
+        """Drop a request whose client has gone; a load that it began goes on. Unknown numbers pass."""
+        if number in self._running:
+            engine, own = self._running[number]
+            engine.abort(own)
+            return
+        for one in self._pending:
+            if one.number == number:
+                self._pending.remove(one)
+                if one.on_end:
+                    one.on_end(Outcome(number, one.request, "abort", self.now, None, None, 0, 0, 0))
+                return
+
+    def stall(self, seconds: float) -> None:
+        """Do nothing for so long: models neither compute nor load; those that are idle expire as ever."""
+        self._not_before = max(self._not_before, self.now) + seconds
+        for runner in self._runners.values():
+            runner.engine.stall(seconds)
+        if self._loading:
+            name, ready, vram = self._loading
+            self._loading = (name, ready + seconds, vram)
 
     def _fitted(self, request: Request) -> Request:
         """Cut a prompt that is longer than the context to about half of it, and the output to what is left."""
@@ -234,13 +264,17 @@ class OllamaServer:
         runner.active += 1
 
         def ended(outcome: Outcome) -> None:
+            self._running.pop(one.number, None)
             runner.active -= 1
             keep = self.config.keep_alive
             runner.expires_at = math.inf if keep < 0 else outcome.ended + keep
             if one.on_end:
                 one.on_end(outcome)
 
-        runner.engine.submit(one.request, one.on_token, ended)
+        active = runner.active
+        number = runner.engine.submit(one.request, one.on_token, ended)
+        if runner.active == active:  # it did not end at once
+            self._running[one.number] = (runner.engine, number)
 
     @property
     def next_event(self) -> float | None:
@@ -278,7 +312,7 @@ class OllamaServer:
         self.now = moment
         busy = sum(runner.active > 0 for runner in self._runners.values())
         for runner in self._runners.values():
-            runner.engine.slowdown = max(busy, 1)  # models that compute at the same time share the device
+            runner.engine.slowdown = max(busy, 1) * self.slowdown  # those that compute together share the device
             runner.engine.advance(moment)
 
     def _start_load(self) -> None:
@@ -297,7 +331,7 @@ class OllamaServer:
             del self._runners[min(idle, key=lambda runner: runner.expires_at).name]
             self._evictions += 1
         seconds = config.host.load_overhead + config.models[name].weights_bytes / config.host.disk
-        self._loading = (name, self.now + seconds, min(size, self._free_vram()))
+        self._loading = (name, max(self.now, self._not_before) + seconds, min(size, self._free_vram()))
 
     def _finish_load(self) -> None:
         if self._loading is None:

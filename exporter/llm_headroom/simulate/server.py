@@ -112,9 +112,9 @@ class EngineServer:
         if how.leak_bytes_per_second is not None:
             self._leak()
             self._leak_rate = how.leak_bytes_per_second
-        if isinstance(live, LiveEngine) and how.slowdown is not None:
+        if how.slowdown is not None:
             live.slow_down(how.slowdown)
-        if isinstance(live, LiveEngine) and how.stall_seconds is not None:
+        if how.stall_seconds is not None:
             live.stall(how.stall_seconds)
         if how.rename and isinstance(self._api, OpenAiApi):
             self._api.renames |= how.rename
@@ -159,8 +159,8 @@ class EngineServer:
 
 
 def _check_ollama(how: Misbehaviour, live: LiveOllama) -> None:
-    if how.stall_seconds is not None or how.slowdown is not None or how.rename:
-        raise ValueError("the simulated Ollama can neither stall nor slow down, and has no metrics to rename")
+    if how.rename:
+        raise ValueError("the simulated Ollama has no metrics to rename")
     if how.burst is not None and how.burst.model not in live.server.config.models:
         raise ValueError(f"burst.model must be one of {', '.join(live.server.config.models)}")
 
