@@ -41,25 +41,12 @@ except GpuError as error:
 """
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvml_library.build(tmp_path_factory.mktemp("nvml"))
-
-
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "calls"
     path.touch()
     monkeypatch.setenv("NVML_STUB_LOG", str(path))
     return path
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nvml_library.Description:
-    description = nvml_library.Description(tmp_path / "machine", nvml_library.fixture("h100"))
-    for name, value in description.environment().items():
-        monkeypatch.setenv(name, value)
-    return description
 
 
 @pytest.fixture

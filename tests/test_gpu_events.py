@@ -22,19 +22,6 @@ DEADLINE = 20.0
 GPU_IS_LOST, NOT_SUPPORTED, UNKNOWN = 15, 3, 999
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvml_library.build(tmp_path_factory.mktemp("nvml"))
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nvml_library.Description:
-    description = nvml_library.Description(tmp_path / "machine", nvml_library.fixture("h100"))
-    for name, value in description.environment().items():
-        monkeypatch.setenv(name, value)
-    return description
-
-
 @pytest.fixture
 def gpus(library: Path, machine: nvml_library.Description) -> Iterator[Gpus]:  # noqa: ARG001 (read through the environment)
     gpus = Gpus(library=library, events=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import nvml_library
+from bounded import run
 from captures import Capture
 from chromium import Chromium
 from engine_server import EngineServer, Reply, replayed
@@ -25,9 +26,8 @@ from llm_headroom.web.server import Limits, Request, Response, Server, serve
 from llm_headroom.web.stream import Feed, Pace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
-    from typing import Any
 
 SATURATED = Capture("vllm", "0.32.0", "saturated")
 STARTING = Capture("vllm", "0.32.0", "idle_startup")
@@ -172,14 +172,6 @@ def test_the_page_has_its_own_files_and_no_others(vllm: EngineServer) -> None:
 
 
 # The stream ----------------------------------------------------------------------------------------------------------
-def run(test: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await test
-
-    asyncio.run(bounded())
-
-
 class Engine:
     """A poller with one engine that publishes what a test says, and the server of its streams."""
 

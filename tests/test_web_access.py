@@ -15,28 +15,20 @@ import bcrypt
 import pytest
 import trustme
 
+from bounded import run
 from llm_headroom.web.config import WebConfigError
 from llm_headroom.web.server import Request, Response, Server, serve
 from llm_headroom.web.tls import names_one_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
-    from typing import Any
 
 TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
 
 
 async def page(_: Request) -> Response:
     return Response(b"page", headers=(("Content-Security-Policy", "default-src 'self'"),))
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await test
-
-    asyncio.run(bounded())
 
 
 @contextlib.asynccontextmanager

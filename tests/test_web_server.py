@@ -13,23 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from bounded import run
 from llm_headroom.web.server import Limits, ListenError, Request, Response, Server, serve
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-    from typing import Any
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 
 async def page(request: Request) -> Response:
     return Response(f"{request.method} {request.path}".encode(), headers=(("X-Page", "yes"),))
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await test
-
-    asyncio.run(bounded())
 
 
 @contextlib.asynccontextmanager

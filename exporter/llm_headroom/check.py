@@ -26,12 +26,7 @@ if TYPE_CHECKING:
     from llm_headroom.rules import Engine
 
 EXPORTER_METRICS: Final = (
-    schema.UP,
-    schema.SOURCE_LAST_SUCCESS,
-    schema.SOURCE_DURATION,
-    schema.SOURCE_ERRORS,
-    schema.SOURCE_SAMPLES,
-    schema.LABEL_VALUES_CAPPED,
+    *schema.COLLECTION,
     schema.BUILD_INFO,
     schema.CONFIG_RELOAD_SUCCESS,
     schema.CONFIG_RELOAD_TIME,

@@ -65,18 +65,12 @@ T = TypeVar("T")
 
 RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
 """Labels that a target must not add to its series."""
-_OWN: Final = (
-    schema.UP,
-    schema.SOURCE_LAST_SUCCESS,
-    schema.SOURCE_DURATION,
-    schema.SOURCE_ERRORS,
-    schema.SOURCE_SAMPLES,
-    schema.LABEL_VALUES_CAPPED,
-)
 ENGINE_METRICS: Final = frozenset(
     metric.name
     for metric in schema.ALL
-    if "target" in metric.labels and metric not in _OWN and not metric.name.startswith(("llm_gpu_memory_", "llm_host_"))
+    if "target" in metric.labels
+    and metric not in schema.COLLECTION
+    and not metric.name.startswith(("llm_gpu_memory_", "llm_host_"))
 )
 """Names that a rule may give values to: neither what NVML or /proc alone tell, nor how the collection went."""
 

@@ -589,6 +589,15 @@ LABEL_VALUES_CAPPED: Final = _source(
     "Label values beyond the cap, reported as `other`, by label.",
     "label",
 )
+COLLECTION: Final = (
+    UP,
+    SOURCE_LAST_SUCCESS,
+    SOURCE_DURATION,
+    SOURCE_ERRORS,
+    SOURCE_SAMPLES,
+    LABEL_VALUES_CAPPED,
+)
+"""How the collection from each target went."""
 BUILD_INFO: Final = Metric(
     "llm_build_info", Kind.GAUGE, "{info}", "Always 1; the version of llm-headroom in a label.", ("version", "python")
 )

@@ -142,11 +142,4 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
             say(f"incident: {incident.what or incident.how}")
             server.misbehave(incident.how)
 
-        playing = loop.create_task(scenario.play(incidents, clock, begin))
-        stack.callback(playing.cancel)
-        ending = loop.create_task(ended.wait())
-        stack.callback(ending.cancel)
-        await asyncio.wait((playing, ending), return_when=asyncio.FIRST_COMPLETED)
-        if playing.done():
-            playing.result()
-        await ending
+        await scenario.play_until(ended, incidents, clock, begin)

@@ -193,13 +193,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
             servers[incident.engine].misbehave(incident.how)
 
         repeating = (replace(one, every=DAY) for one in INCIDENTS)
-        playing = loop.create_task(scenario.play(repeating, clock, begin))
-        stack.callback(playing.cancel)
-        ending = loop.create_task(ended.wait())
-        stack.callback(ending.cancel)
-        await asyncio.wait((playing, ending), return_when=asyncio.FIRST_COMPLETED)
-        if playing.done():
-            playing.result()
+        await scenario.play_until(ended, repeating, clock, begin)
     say("ended")
 
 

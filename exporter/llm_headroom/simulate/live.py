@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -107,22 +108,46 @@ class _Client:
 
 
 class _Alarm:
-    """Calls back at the next event for as long as clients wait."""
+    """Lets an engine catch up at each of its events for as long as clients wait; else only those who read it do.
 
-    def __init__(self, clock: Clock, ring: Callable[[], None]) -> None:
+    Args:
+        clock: that the engine follows.
+        catch_up: does what was due until now.
+        next_event: says at which virtual second something happens next, infinity if nothing will by itself.
+    """
+
+    def __init__(self, clock: Clock, catch_up: Callable[[], None], next_event: Callable[[], float]) -> None:
         self._clock = clock
-        self._ring = ring
+        self._catch_up = catch_up
+        self._next_event = next_event
         self._handle: asyncio.TimerHandle | None = None
-        self.waiting = 0
+        self._waiting = 0
 
-    def set(self, moment: float | None) -> None:
-        """Call back at that virtual second; None: nothing will happen by itself."""
+    def set(self) -> None:
+        """Set it to the next event, which may be another one than before."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        if self.waiting and moment is not None and moment < math.inf:
+        if self._waiting and (moment := self._next_event()) < math.inf:
             delay = max(self._clock.seconds_until(moment), _LEAST_WAIT)
             self._handle = asyncio.get_running_loop().call_later(delay, self._ring)
+
+    def _ring(self) -> None:
+        self._catch_up()
+        self.set()
+
+    @contextmanager
+    def listening(self, gone: Callable[[], None]) -> Iterator[None]:
+        """A client waits; ``gone`` drops its request, if there is still something of it, when it does no longer."""
+        self._waiting += 1
+        self.set()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            self._catch_up()
+            gone()
+            self.set()
 
 
 class LiveEngine:
@@ -139,7 +164,7 @@ class LiveEngine:
         self.clock = clock
         self.engine = Engine(config, seed, clock.now())
         self.feed = Feed()
-        self._alarm = _Alarm(clock, self._ring)
+        self._alarm = _Alarm(clock, self.catch_up, self._next_event)
         self.back_at = -math.inf
         self._busy_before = 0.0
 
@@ -169,13 +194,9 @@ class LiveEngine:
                     self.engine.submit(request)
             self.engine.advance(end)
 
-    def _ring(self) -> None:
-        self.catch_up()
-        self._rearm()
-
-    def _rearm(self) -> None:
+    def _next_event(self) -> float:
         event = self.engine.next_event
-        self._alarm.set(min(math.inf if event is None else event, self.feed.next_arrival))
+        return min(math.inf if event is None else event, self.feed.next_arrival)
 
     async def ask(self, request: Request) -> AsyncGenerator[Event, None]:
         """Submit a request as of now and yield what its client sees. One that stops to listen aborts it."""
@@ -183,22 +204,15 @@ class LiveEngine:
         client = _Client(asyncio.Queue())
         number = self.engine.submit(replace(request, arrival=self.engine.now), client.token, client.end)
         self.engine.advance(self.engine.now)
-        self._alarm.waiting += 1
-        self._rearm()
-        try:
+        with self._alarm.listening(lambda: self.engine.abort(number)):
             async for event in client.follow():
                 yield event
-        finally:
-            self._alarm.waiting -= 1
-            self.catch_up()
-            self.engine.abort(number)
-            self._rearm()
 
     def stall(self, seconds: float) -> None:
         """Make no progress for so many seconds."""
         self.catch_up()
         self.engine.stall(seconds)
-        self._rearm()
+        self._alarm.set()
 
     def slow_down(self, factor: float) -> None:
         """Let every step from now on take so many times as long; 1.0 is healthy."""
@@ -211,7 +225,7 @@ class LiveEngine:
         self._busy_before = self.busy_seconds
         self.back_at = self.engine.now + seconds
         self.engine.crash(seconds)
-        self._rearm()
+        self._alarm.set()
 
 
 def keep_busy(live: LiveEngine, clients: int, requests: Iterator[Request]) -> None:
@@ -244,7 +258,7 @@ class LiveOllama:
         self.feed = Feed()
         self.server = OllamaServer(config, seed, clock.now())
         self._seed = seed
-        self._alarm = _Alarm(clock, self._ring)
+        self._alarm = _Alarm(clock, self.catch_up, self._next_event)
         self._clients: set[asyncio.Queue[Event]] = set()
         self._down_until = -math.inf
         self._busy: dict[tuple[str, float], float] = {}
@@ -278,13 +292,9 @@ class LiveOllama:
             self.server.submit(model, request)
         self.server.advance(now)
 
-    def _ring(self) -> None:
-        self.catch_up()
-        self._rearm()
-
-    def _rearm(self) -> None:
+    def _next_event(self) -> float:
         event = self.server.next_event
-        self._alarm.set(min(math.inf if event is None else event, self.feed.next_arrival))
+        return min(math.inf if event is None else event, self.feed.next_arrival)
 
     async def ask(self, model: str, request: Request) -> AsyncGenerator[Event, None]:
         """Submit a request as of now and yield what its client sees.
@@ -296,30 +306,24 @@ class LiveOllama:
         self.catch_up()
         client = _Client(asyncio.Queue())
         asked = replace(request, arrival=self.server.now)
-        server = self.server
+        server = self.server  # a crash replaces it, and the next one has numbers of its own
         number = server.submit(model, asked, client.token, client.end)
         if number is None:
             raise QueueFullError
         self.server.advance(self.server.now)
-        self._alarm.waiting += 1
         self._clients.add(client.events)
-        self._rearm()
         try:
-            async for event in client.follow():
-                yield event
+            with self._alarm.listening(lambda: server.abort(number)):
+                async for event in client.follow():
+                    yield event
         finally:
-            self._alarm.waiting -= 1
             self._clients.discard(client.events)
-            self.catch_up()
-            if server is self.server:  # else a crash has ended it, and its number may be another request's
-                server.abort(number)
-            self._rearm()
 
     def stall(self, seconds: float) -> None:
         """Make no progress for so many seconds."""
         self.catch_up()
         self.server.stall(seconds)
-        self._rearm()
+        self._alarm.set()
 
     def slow_down(self, factor: float) -> None:
         """Let every step from now on take so many times as long, until it crashes; 1.0 is healthy."""

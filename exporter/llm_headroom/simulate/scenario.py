@@ -126,3 +126,19 @@ async def play(incidents: Iterable[Incident], clock: Clock, begin: Callable[[Inc
         begin(incident)
         if incident.every is not None:
             heapq.heappush(due, (moment + incident.every, next(order), incident))
+
+
+async def play_until(
+    ended: asyncio.Event, incidents: Iterable[Incident], clock: Clock, begin: Callable[[Incident], None]
+) -> None:
+    """Play the incidents, and return when ``ended`` is set, not before; what ``begin`` raises is raised at once."""
+    playing = asyncio.create_task(play(incidents, clock, begin))
+    ending = asyncio.create_task(ended.wait())
+    try:
+        await asyncio.wait((playing, ending), return_when=asyncio.FIRST_COMPLETED)
+        if playing.done():
+            playing.result()
+        await ending
+    finally:
+        playing.cancel()
+        ending.cancel()
