@@ -7,7 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import captures
@@ -307,6 +307,7 @@ def test_a_throttled_or_overcommitted_gpu_wants_to_be_looked_at_an_idle_one_does
     st.lists(st.floats(0.01, 40.0), min_size=1, max_size=8, unique=True),
     st.sampled_from(RANKS),
 )
+@example([2.0, 18.0], [1.2170677927222027, 17.812690076064474], 0.5)  # low + (high - low) is above high
 def test_a_quantile_lies_in_the_bucket_that_it_is_said_to_lie_in(
     seconds: list[float], bounds: list[float], rank: float
 ) -> None:

@@ -46,4 +46,5 @@ def quantile(rank: float, bounds: Sequence[float], counts: Sequence[float]) -> Q
     below = counts[index - 1] if index else 0.0
     inside = counts[index] - below
     share = (wanted - below) / inside if inside > 0 else 1.0
-    return Quantile(rank, low, high, low + (high - low) * min(max(share, 0.0), 1.0))
+    estimate = low + (high - low) * min(max(share, 0.0), 1.0)
+    return Quantile(rank, low, high, min(estimate, high))  # rounding may carry it beyond the bound
