@@ -265,6 +265,82 @@ KV_SATURATION_RISK: Final = _gauge(
     "Probability that requests are preempted or blocked for want of KV cache within five minutes.",
     across=Across.MAX,
 )
+SATURATION_HIGH_WATER_RISK: Final = _gauge(
+    "saturation_high_water_risk_ratio",
+    "1",
+    "Probability of KV cache trouble or first tokens slower than the objective within five minutes, from the highest "
+    "forecast of TTFT and the highest KV demand of the last ten minutes.",
+    across=Across.MAX,
+)
+SATURATION: Final = _gauge(
+    "saturation_ratio",
+    "1",
+    "How far a resource (kv_cache, concurrency, prefill, gpu_memory) is used: 1 where TTFT begins to leave its "
+    "objective, more beyond. `max` is the one that binds; scale on that.",
+    "resource",
+    across=Across.MAX,
+)
+OOM_RISK: Final = Metric(
+    "llm_oom_risk_ratio",
+    Kind.GAUGE,
+    "1",
+    "Probability that an allocation fails for want of memory within the next 30 minutes: of a GPU (gpu), or of the "
+    "host or control group under an engine (host).",
+    (*_GPU, *_SOURCE, "memory"),
+)
+SPILL_RISK: Final = _gauge(
+    "spill_risk_ratio",
+    "1",
+    "Probability that the model, or its next load, does not fit on the GPUs and runs in part on the CPU.",
+    across=Across.MAX,
+)
+EVICTION_RISK: Final = _gauge(
+    "eviction_risk_ratio",
+    "1",
+    "Probability that the loaded model is unloaded to make room for another one within five minutes.",
+    across=Across.MAX,
+)
+QUEUE_OVERFLOW_RISK: Final = Metric(
+    "llm_queue_overflow_risk_ratio",
+    Kind.GAUGE,
+    "1",
+    "Probability that the engine turns requests away because its queue is full within five minutes.",
+    _SOURCE,
+)
+TOKEN_THROUGHPUT: Final = _gauge(
+    "tokens_per_second", "{token}/s", "Tokens per second of the last minute by phase (prompt, generation).", "phase"
+)
+ENGINE_GPUS: Final = Metric(
+    "llm_engine_gpus", Kind.GAUGE, "{gpu}", "GPUs that the engine has memory on, or was configured with.", _SOURCE
+)
+ENGINE_COST: Final = Metric(
+    "llm_engine_cost_total",
+    Kind.COUNTER,
+    "{currency}",
+    "Price of the engine's GPUs for the time that llm-headroom has watched it, in the configured currency.",
+    (*_SOURCE, "currency"),
+)
+ENGINE_ENERGY: Final = Metric(
+    "llm_engine_energy_joules_total",
+    Kind.COUNTER,
+    "J",
+    "Energy of the engine's GPUs since llm-headroom watches it; that of a shared GPU is split by the memory held.",
+    _SOURCE,
+)
+COST_PER_MILLION_TOKENS: Final = Metric(
+    "llm_cost_per_million_tokens",
+    Kind.GAUGE,
+    "{currency}",
+    "Price of the engine's GPUs over the tokens that it generated in the last five minutes, per million of them.",
+    (*_SOURCE, "currency"),
+)
+ENERGY_PER_TOKEN: Final = Metric(
+    "llm_energy_per_token_joules",
+    Kind.GAUGE,
+    "J",
+    "Energy of the engine's GPUs over the tokens that it generated in the last five minutes.",
+    _SOURCE,
+)
 ENGINE_STALLED: Final = _gauge(
     "engine_stalled",
     "{flag}",
@@ -305,6 +381,18 @@ DERIVED: Final = (
     TTFT_WINDOW_REQUESTS,
     SATURATION_RISK,
     KV_SATURATION_RISK,
+    SATURATION_HIGH_WATER_RISK,
+    SATURATION,
+    OOM_RISK,
+    SPILL_RISK,
+    EVICTION_RISK,
+    QUEUE_OVERFLOW_RISK,
+    TOKEN_THROUGHPUT,
+    ENGINE_GPUS,
+    ENGINE_COST,
+    ENGINE_ENERGY,
+    COST_PER_MILLION_TOKENS,
+    ENERGY_PER_TOKEN,
     ENGINE_STALLED,
     ENGINE_RESTARTS,
     SLO_REQUESTS,
