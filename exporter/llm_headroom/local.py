@@ -21,6 +21,8 @@ from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from llm_headroom.derive import oom
+    from llm_headroom.derive.gpu_memory import DeviceKey
     from llm_headroom.gpu.attribution import Holding
     from llm_headroom.gpu.reading import Reading
     from llm_headroom.host.engines import Finder, Watched
@@ -78,6 +80,7 @@ class GpuSource:
         self._finder = finder
         self._explain = explain
         self._timeout = config.timeout
+        self._devices: Mapping[DeviceKey, oom.Device] = {}
         self._pending: asyncio.Future[Snapshot] | None = None
         self._pending_since = 0.0
         self._last_success: float | None = None
@@ -106,7 +109,7 @@ class GpuSource:
         return snapshot
 
     def _read(self, watched: tuple[Watched, ...]) -> Snapshot:
-        from llm_headroom.derive import gpu_memory  # noqa: PLC0415 - see above
+        from llm_headroom.derive import gpu_memory, oom  # noqa: PLC0415 - see above
         from llm_headroom.gpu import GpuError  # noqa: PLC0415
 
         taken, started = time.time(), time.monotonic()
@@ -117,7 +120,8 @@ class GpuSource:
         memory = gpu_memory.device_memory(reading.points)
         attributed, unexplained = self._attributed(memory, reading, watched)
         derived = gpu_memory.derived(memory, attributed, watched)
-        points = (*reading.points, *derived.points)
+        self._devices, risks = oom.gpus(self._devices, memory, attributed, watched, started)
+        points = (*reading.points, *derived.points, *risks)
         return Snapshot(
             target=GPU_TARGET,
             engine=GPU_TARGET,
@@ -168,17 +172,29 @@ class HostWatch:
         self._memory = HostMemory(finder)
         self._timeout = timeout
         self._pending: asyncio.Future[dict[str, HostReading]] | None = None
+        self._risks: dict[str, oom.Host | None] = {}
 
     async def read(self, watched: Sequence[Watched]) -> dict[str, HostReading]:
         """What is found of each target; nothing if /proc or /sys does not answer in time."""
         if self._pending is None or self._pending.done():
-            self._pending = in_thread(lambda: self._memory.read(watched, time.monotonic()), "host")
+            self._pending = in_thread(lambda: self._read(watched, time.monotonic()), "host")
         try:
             async with asyncio.timeout(self._timeout):
                 return await asyncio.shield(self._pending)
         except TimeoutError:
             log.warning("host memory not read", extra={"reason": f"/proc has not answered within {self._timeout:g} s"})
             return {}
+
+    def _read(self, watched: Sequence[Watched], now: float) -> dict[str, HostReading]:
+        from llm_headroom.derive import oom  # noqa: PLC0415 - only where engines run on this host
+
+        risks: dict[str, oom.Host | None] = {}
+        readings = {}
+        for name, reading in self._memory.read(watched, now).items():
+            risks[name], points = oom.host(self._risks.get(name), reading.points, now)
+            readings[name] = reading._replace(points=(*reading.points, *points))
+        self._risks = risks
+        return readings
 
 
 def runs_here(target: Target) -> bool:

@@ -300,13 +300,6 @@ EVICTION_RISK: Final = _gauge(
     "Probability that the loaded model is unloaded to make room for another one within five minutes.",
     across=Across.MAX,
 )
-QUEUE_OVERFLOW_RISK: Final = Metric(
-    "llm_queue_overflow_risk_ratio",
-    Kind.GAUGE,
-    "1",
-    "Probability that the engine turns requests away because its queue is full within five minutes.",
-    _SOURCE,
-)
 TOKEN_THROUGHPUT: Final = _gauge(
     "tokens_per_second", "{token}/s", "Tokens per second of the last minute by phase (prompt, generation).", "phase"
 )
@@ -386,7 +379,6 @@ DERIVED: Final = (
     OOM_RISK,
     SPILL_RISK,
     EVICTION_RISK,
-    QUEUE_OVERFLOW_RISK,
     TOKEN_THROUGHPUT,
     ENGINE_GPUS,
     ENGINE_COST,

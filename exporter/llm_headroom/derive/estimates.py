@@ -15,6 +15,8 @@ WARM_SECONDS: Final = 60.0
 WARM_REQUESTS: Final = 20.0
 LEAST_DISPERSION: Final = 1.0
 MOST_DISPERSION: Final = 30.0
+BACKLOG_SECONDS: Final = 60.0
+"""Time with waiting requests, decayed, from which on what was prefilled in it counts as the capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,14 @@ class Mean:
         kept = math.exp(-elapsed / self.seconds)
         return Mean(self.seconds, self.above * kept + above, self.below * kept + below)
 
+    def faded(self, elapsed: float) -> Mean:
+        """The mean after `elapsed` seconds with nothing to add."""
+        return self.add(0.0, 0.0, elapsed)
+
+    def shared(self, parts: int) -> Mean:
+        """One of several equal parts of the mean."""
+        return Mean(self.seconds, self.above / parts, self.below)
+
     @property
     def value(self) -> float | None:
         """The mean, None before there is anything."""
@@ -42,8 +52,10 @@ class Estimates:
 
     Means: `arrivals` in requests/s, `prompt` and `output` in tokens per request, `inter_token` in seconds, `held` in KV
     tokens per running request, `residence` in seconds of running per request, `dispersion` as variance over mean of
-    arrivals in a poll, `prefill` in uncached prompt tokens per second while prefilling. `seconds` and `requests` say
-    how much has been seen.
+    arrivals in a poll, `prefill` in uncached prompt tokens per second of one request's prefill, `backlog` in uncached
+    prompt tokens per second while requests wait, `computed` in uncached prompt tokens per request, `finishes` in
+    requests/s of the last minute, `prompt_rate` and `generation_rate` in tokens/s of the last minute. `seconds` and
+    `requests` say how much has been seen.
     """
 
     arrivals: Mean = field(default_factory=lambda: Mean(90.0))
@@ -54,6 +66,11 @@ class Estimates:
     residence: Mean = field(default_factory=lambda: Mean(300.0))
     dispersion: Mean = field(default_factory=lambda: Mean(900.0))
     prefill: Mean = field(default_factory=lambda: Mean(900.0))
+    backlog: Mean = field(default_factory=lambda: Mean(1800.0))
+    computed: Mean = field(default_factory=lambda: Mean(600.0))
+    finishes: Mean = field(default_factory=lambda: Mean(60.0))
+    prompt_rate: Mean = field(default_factory=lambda: Mean(60.0))
+    generation_rate: Mean = field(default_factory=lambda: Mean(60.0))
     seconds: float = 0.0
     requests: float = 0.0
 
@@ -66,6 +83,26 @@ class Estimates:
     def burstiness(self) -> float:
         """The dispersion within what is believable; 1 is a Poisson process."""
         return min(max(self.dispersion.value or LEAST_DISPERSION, LEAST_DISPERSION), MOST_DISPERSION)
+
+    @property
+    def prefill_capacity(self) -> float | None:
+        """Uncached prompt tokens that the engine prefills per second when it has enough to do.
+
+        What it did while requests waited, once that has been seen for a minute; before that the speed of one request's
+        prefill, which several at a time can exceed.
+        """
+        return self.backlog.value if self.backlog.below >= BACKLOG_SECONDS else self.prefill.value
+
+    def of_one(self, replicas: int) -> Estimates:
+        """The estimates for one of several replicas which share the traffic evenly."""
+        if replicas == 1:
+            return self
+        return replace(
+            self,
+            arrivals=self.arrivals.shared(replicas),
+            backlog=self.backlog.shared(replicas),
+            finishes=self.finishes.shared(replicas),
+        )
 
     def after(self, before: Observation, now: Observation, elapsed: float) -> Estimates:
         """The estimates with the interval between two polls of one life of the engine, `elapsed` seconds long."""
@@ -83,6 +120,7 @@ class Estimates:
         computed = max(0.0, prompts - growth(before.cached_tokens, now.cached_tokens))
         prefilling = max(0.0, firsts.sum - (queues.sum if queues else 0.0)) if firsts else 0.0
         first_count = firsts.count if firsts else 0.0
+        backlogged = waiting > 0 and bool(before.waiting)
         return replace(
             self,
             arrivals=self.arrivals.add(arrived, elapsed, elapsed),
@@ -95,6 +133,13 @@ class Estimates:
             if expected
             else self.dispersion,
             prefill=self.prefill.add(computed, prefilling, elapsed) if prefilling else self.prefill,
+            backlog=self.backlog.add(computed, elapsed, elapsed) if backlogged else self.backlog.faded(elapsed),
+            computed=self.computed.add(computed, first_count, elapsed) if first_count else self.computed,
+            finishes=self.finishes.add(finished, elapsed, elapsed),
+            prompt_rate=self.prompt_rate.add(prompts, elapsed, elapsed),
+            generation_rate=self.generation_rate.add(
+                growth(before.generation_tokens, now.generation_tokens), elapsed, elapsed
+            ),
             seconds=self.seconds + elapsed,
             requests=self.requests + finished,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
@@ -18,17 +19,46 @@ if TYPE_CHECKING:
 _PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.REQUESTS_WAITING)
 
 
-def kv_headroom(points: Iterable[Point], prompts: Mapping[str, float]) -> Iterator[Point]:
-    """Tokens and ratio for each replica: what is not held by requests, less what already waits.
-
-    Evictable cache counts as headroom. `prompts` is a typical prompt in tokens by model; where it is not known,
-    waiting requests are left out, since nobody knows what they will need.
-    """
+def kv_pools(points: Iterable[Point]) -> dict[Labels, dict[Metric, float]]:
+    """Capacity and held tokens of each replica's KV cache, and its waiting requests, as far as told."""
     told: dict[Labels, dict[Metric, float]] = {}
     for series, value, _ in points:
         if series.metric in _PARTS and isinstance(value, float):
             told.setdefault(series.labels, {})[series.metric] = value
-    for labels, parts in told.items():
+    return told
+
+
+def fullest(pools: Mapping[Labels, Mapping[Metric, float]], model: str, now: Observation) -> tuple[Observation, int]:
+    """The observation with the numbers of the model's fullest replica in place of their sum, and how many there are.
+
+    A target is in trouble as soon as one of its replicas is: the sum hides a hot one.
+    """
+    own = [
+        parts
+        for labels, parts in pools.items()
+        if parts.get(schema.KV_CACHE_CAPACITY)
+        and schema.KV_CACHE_USED in parts
+        and dict(labels).get("model", "") == model
+    ]
+    if len(own) < 2:  # noqa: PLR2004 - one replica is the target itself
+        return now, 1
+    worst = max(own, key=lambda parts: parts[schema.KV_CACHE_USED] / parts[schema.KV_CACHE_CAPACITY])
+    shared = None if now.waiting is None else now.waiting / len(own)
+    return replace(
+        now,
+        capacity=worst[schema.KV_CACHE_CAPACITY],
+        used=worst[schema.KV_CACHE_USED],
+        waiting=worst.get(schema.REQUESTS_WAITING, shared),
+    ), len(own)
+
+
+def kv_headroom(pools: Mapping[Labels, Mapping[Metric, float]], prompts: Mapping[str, float]) -> Iterator[Point]:
+    """Tokens and ratio for each replica of `kv_pools`: what is not held by requests, less what already waits.
+
+    Evictable cache counts as headroom. `prompts` is a typical prompt in tokens by model; where it is not known,
+    waiting requests are left out, since nobody knows what they will need.
+    """
+    for labels, parts in pools.items():
         capacity, used = parts.get(schema.KV_CACHE_CAPACITY), parts.get(schema.KV_CACHE_USED)
         if not capacity or used is None:
             continue

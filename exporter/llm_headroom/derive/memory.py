@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.derive import headroom, risk, slo
+from llm_headroom.derive import headroom, residency, risk, saturation, slo
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.observation import Observation, growth, observe, restarted
 from llm_headroom.model import Point, series_of
@@ -29,7 +29,8 @@ FORGOTTEN_SECONDS: Final = 600.0
 class ModelMemory:
     """What is remembered of one model. `at` is the time of `last`, in seconds of the same clock as every poll's.
 
-    `moved` is when its steps or tokens last moved, `restarts` how often its counters began anew.
+    `hottest` is `last` with the KV cache and queue of the fullest of its `replicas`. `moved` is when its steps or
+    tokens last moved, `restarts` how often its counters began anew.
     """
 
     at: float
@@ -37,16 +38,23 @@ class ModelMemory:
     estimates: Estimates = field(default_factory=Estimates)
     firsts: tuple[slo.Firsts, ...] = ()
     tallies: Mapping[str, slo.Tally] = field(default_factory=dict)
+    levels: saturation.Levels = field(default_factory=saturation.Levels)
+    replicas: int = 1
+    hottest: Observation = field(default_factory=Observation)
     moved: float
     restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is remembered of one target: its models by name, and its replicas' recent KV usage by labels."""
+    """What is remembered of one target.
+
+    Its models by name, its replicas' recent KV usage by labels, and which models were in memory.
+    """
 
     models: Mapping[str, ModelMemory] = field(default_factory=dict)
     usage: Mapping[Labels, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    resident: residency.Residency | None = None
 
 
 def advance(
@@ -62,8 +70,11 @@ def advance(
     `at` is a monotonic time in seconds, `base` the labels that every series of the target has. A poll that comes no
     later than the one before adds nothing but is answered.
     """
-    observations = observe(points)
-    models = {model: _remembered(memory.models.get(model), now, at, objectives) for model, now in observations.items()}
+    pools = headroom.kv_pools(points)
+    models = {
+        model: _remembered(memory.models.get(model), now, headroom.fullest(pools, model, now), at, objectives)
+        for model, now in observe(points).items()
+    }
     kept = {
         model: known
         for model, known in memory.models.items()
@@ -72,24 +83,41 @@ def advance(
     usage = _usage(memory.usage, points, at)
     derived = list(_peaks(usage))
     prompts = {model: known.estimates.prompt.value for model, known in models.items() if known.estimates.prompt.value}
-    derived += headroom.kv_headroom(points, prompts)
+    derived += headroom.kv_headroom(pools, prompts)
     for model, known in models.items():
         derived += _signals(known, at, {**base, "model": model}, objectives)
-    return Memory({**kept, **models}, usage), derived
+    resident = residency.advance(memory.resident, points, at)
+    if resident is not None:
+        derived += residency.risks(resident, base)
+    return Memory({**kept, **models}, usage, resident), derived
 
 
 def _remembered(
-    known: ModelMemory | None, now: Observation, at: float, objectives: Sequence[slo.Objective]
+    known: ModelMemory | None,
+    now: Observation,
+    fullest: tuple[Observation, int],
+    at: float,
+    objectives: Sequence[slo.Objective],
 ) -> ModelMemory:
+    hottest, replicas = fullest
     if known is None or at <= known.at:
         tallies = {each.name: slo.tallied(slo.Tally(), each, None, now) for each in objectives}
-        return ModelMemory(at=at, last=now, tallies=tallies, moved=at) if known is None else known
+        fresh = ModelMemory(at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest)
+        return fresh if known is None else known
     elapsed, before = at - known.at, known.last
     tallies = {
         each.name: slo.tallied(known.tallies.get(each.name, slo.Tally()), each, before, now) for each in objectives
     }
     if restarted(before, now):
-        return ModelMemory(at=at, last=now, tallies=tallies, moved=at, restarts=known.restarts + 1)
+        return ModelMemory(
+            at=at,
+            last=now,
+            tallies=tallies,
+            moved=at,
+            replicas=replicas,
+            hottest=hottest,
+            restarts=known.restarts + 1,
+        )
     moving = (
         growth(before.steps, now.steps) > 0
         or growth(before.generation_tokens, now.generation_tokens) > 0
@@ -99,13 +127,23 @@ def _remembered(
     firsts = tuple(each for each in known.firsts if each.at > at - max(slo.WINDOWS))
     ttft = next((each for each in objectives if each.field == "ttft"), None)
     if ttft is not None and elapsed <= slo.LONGEST_GAP:
-        fresh = slo.first_tokens(ttft, before, now, at)
-        firsts = _with(firsts, fresh)
+        firsts = _with(firsts, slo.first_tokens(ttft, before, now, at))
+    estimates = known.estimates.after(before, now, elapsed)
+    threshold = None if ttft is None else tallies[ttft.name].boundary
+    own = estimates.of_one(replicas)
     return replace(
         known,
         at=at,
         last=now,
-        estimates=known.estimates.after(before, now, elapsed),
+        estimates=estimates,
+        replicas=replicas,
+        hottest=hottest,
+        levels=known.levels.after(
+            saturation.resources(hottest, own, threshold),
+            saturation.mark(hottest, own, threshold, at),
+            at,
+            elapsed,
+        ),
         firsts=firsts,
         tallies=tallies,
         moved=at if moving else known.moved,
@@ -149,38 +187,64 @@ def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[
         yield Point(series_of(schema.KV_CACHE_USAGE_PEAK, labels), peak, "highest poll of the last minute")
 
 
+def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str, str], **more: str) -> Iterator[Point]:
+    """A point, unless there is nothing to tell."""
+    if value is not None:
+        yield Point(series_of(metric, (*labels.items(), *more.items())), value, origin)
+
+
 def _signals(
     known: ModelMemory, at: float, labels: Mapping[str, str], objectives: Sequence[slo.Objective]
 ) -> Iterator[Point]:
-    now, estimates, own = known.last, known.estimates, tuple(labels.items())
-
-    def point(metric: Metric, value: float | None, origin: str, **more: str) -> Iterator[Point]:
-        if value is not None:
-            yield Point(series_of(metric, (*own, *more.items())), value, origin)
-
-    yield from point(schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell")
+    now, estimates = known.last, known.estimates
+    hottest, each_one = known.hottest, estimates.of_one(known.replicas)
+    stalled = None
     if now.steps is not None or now.generation_tokens is not None:
-        stalled = _busy(now) and at - known.moved >= STALLED_SECONDS
-        yield from point(schema.ENGINE_STALLED, float(stalled), "busy while steps and tokens do not move")
-    yield from point(schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size")
-    yield from point(schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(now, estimates), "demand and residence")
-    yield from point(schema.KV_SATURATION_RISK, risk.kv_saturation(now, estimates), "demand and its dispersion")
+        stalled = float(_busy(now) and at - known.moved >= STALLED_SECONDS)
+    for metric, value, origin in (
+        (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell"),
+        (schema.ENGINE_STALLED, stalled, "busy while steps and tokens do not move"),
+        (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
+        (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),
+        (schema.KV_SATURATION_RISK, risk.kv_saturation(hottest, each_one), "demand and its dispersion"),
+        (
+            schema.SATURATION_HIGH_WATER_RISK,
+            risk.high_water(known.levels, estimates),
+            "highest TTFT forecast and KV demand of 10 min",
+        ),
+    ):
+        yield from _point(metric, value, origin, labels)
+    for resource, level in known.levels.told().items():
+        yield from _point(schema.SATURATION, level, "demand / capacity", labels, resource=resource)
+    for phase, counter, rate in (
+        ("prompt", now.prompt_tokens, estimates.prompt_rate),
+        ("generation", now.generation_tokens, estimates.generation_rate),
+    ):
+        if counter is not None:
+            origin = f"growth of llm_{phase}_tokens_total"
+            yield from _point(schema.TOKEN_THROUGHPUT, rate.value, origin, labels, phase=phase)
     for each in objectives:
         tally = known.tallies[each.name]
         if tally.boundary is None:
             continue
-        told = {"slo": each.name}
-        yield from point(schema.SLO_REQUESTS, tally.total, each.field, **told)
-        yield from point(schema.SLO_REQUESTS_GOOD, tally.good, each.field, **told)
-        yield from point(schema.SLO_THRESHOLD, tally.boundary, each.field, **told)
-        yield from point(schema.SLO_OBJECTIVE, each.ratio, "configuration", **told)
-        if each.field != "ttft":
-            continue
-        chance = risk.saturation(now, estimates, tally.boundary)
-        yield from point(schema.SATURATION_RISK, chance, "load on prefill and KV demand")
-        for window in slo.WINDOWS:
-            share = slo.slow_share(known.firsts, window, at)
-            if share is not None:
-                name = f"{window:.0f}s"
-                yield from point(schema.TTFT_SLOW, share[0], "first tokens of the window", window=name)
-                yield from point(schema.TTFT_WINDOW_REQUESTS, share[1], "first tokens of the window", window=name)
+        for metric, value, origin in (
+            (schema.SLO_REQUESTS, tally.total, each.field),
+            (schema.SLO_REQUESTS_GOOD, tally.good, each.field),
+            (schema.SLO_THRESHOLD, tally.boundary, each.field),
+            (schema.SLO_OBJECTIVE, each.ratio, "configuration"),
+        ):
+            yield from _point(metric, value, origin, labels, slo=each.name)
+        if each.field == "ttft":
+            chance = risk.saturation(hottest, each_one, tally.boundary)
+            yield from _point(schema.SATURATION_RISK, chance, "load on prefill and KV demand", labels)
+            yield from _slow_first_tokens(known, at, labels)
+
+
+def _slow_first_tokens(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:
+    origin = "first tokens of the window"
+    for window in slo.WINDOWS:
+        share = slo.slow_share(known.firsts, window, at)
+        if share is not None:
+            name = f"{window:.0f}s"
+            yield from _point(schema.TTFT_SLOW, share[0], origin, labels, window=name)
+            yield from _point(schema.TTFT_WINDOW_REQUESTS, share[1], origin, labels, window=name)

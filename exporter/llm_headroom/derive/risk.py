@@ -14,10 +14,16 @@ from llm_headroom.derive.headroom import steady_demand
 if TYPE_CHECKING:
     from llm_headroom.derive.estimates import Estimates
     from llm_headroom.derive.observation import Observation
+    from llm_headroom.derive.saturation import Levels
 
 HORIZON_SECONDS: Final = 300.0
 _LOOK_AHEAD: Final = (15.0, 30.0, 60.0, 120.0, 300.0)
 _MEASUREMENT_ERROR: Final = 0.01  # of the capacity: gauges are rounded and some seconds old
+
+# Fitted by logistic regression; `docs/signals.md` says on what, and how good they are.
+_KV: Final = (1.464, 0.859)
+_COMBINED: Final = (-1.542, 0.112, 0.119)
+_HIGH_WATER: Final = (-2.009, 0.407, 0.709)
 
 
 def _sigmoid(x: float) -> float:
@@ -49,12 +55,17 @@ def kv_distance(now: Observation, estimates: Estimates) -> float | None:
     return max(distances)
 
 
+def kv_feature(distance: float) -> float:
+    """What the KV risk is a logistic function of."""
+    return min(max(distance, -8.0), 3.0)
+
+
 def kv_saturation(now: Observation, estimates: Estimates) -> float | None:
     """The probability that requests are preempted or blocked for want of KV cache within the horizon."""
     distance = kv_distance(now, estimates)
     if distance is None or not estimates.warm:
         return None
-    return _sigmoid(1.464 + 0.859 * min(max(distance, -8.0), 3.0))
+    return _sigmoid(_KV[0] + _KV[1] * kv_feature(distance))
 
 
 def _kv_chance(distance: float, estimates: Estimates) -> float:
@@ -68,7 +79,7 @@ def _kv_chance(distance: float, estimates: Estimates) -> float:
 
 def _queue_chance(now: Observation, estimates: Estimates, slo_seconds: float) -> float | None:
     """The chance that a first token within the horizon is slower than the SLO, from the load on prefill."""
-    arrivals, prompt, capacity = estimates.arrivals.value, estimates.prompt.value, estimates.prefill.value
+    arrivals, prompt, capacity = estimates.arrivals.value, estimates.computed.value, estimates.prefill_capacity
     if arrivals is None or not prompt or not capacity:
         return None
     service = prompt / capacity
@@ -80,16 +91,39 @@ def _queue_chance(now: Observation, estimates: Estimates, slo_seconds: float) ->
     return float(1.0 - (1.0 - late) ** (arrivals * HORIZON_SECONDS))
 
 
-def saturation(now: Observation, estimates: Estimates, slo_seconds: float) -> float | None:
-    """The probability of KV trouble or first tokens slower than the SLO within the horizon.
-
-    None until enough traffic was seen, or where the engine tells too little.
-    """
-    if not estimates.warm:
-        return None
+def saturation_features(now: Observation, estimates: Estimates, slo_seconds: float) -> tuple[float, float] | None:
+    """What the combined risk is a logistic function of: log odds of KV trouble and of a late first token."""
     queue = _queue_chance(now, estimates, slo_seconds)
     if queue is None:
         return None
     distance = kv_distance(now, estimates)
     chance = 0.0 if distance is None else _kv_chance(distance, estimates)
-    return _sigmoid(-1.542 + 0.112 * _logit(chance) + 0.119 * _logit(queue))
+    return _logit(chance), _logit(queue)
+
+
+def saturation(now: Observation, estimates: Estimates, slo_seconds: float) -> float | None:
+    """The probability of KV trouble or first tokens slower than the SLO within the horizon.
+
+    None until enough traffic was seen, or where the engine tells too little.
+    """
+    features = saturation_features(now, estimates, slo_seconds) if estimates.warm else None
+    if features is None:
+        return None
+    return _sigmoid(_COMBINED[0] + _COMBINED[1] * features[0] + _COMBINED[2] * features[1])
+
+
+def high_water_features(levels: Levels) -> tuple[float, float] | None:
+    """What the high-water risk is a logistic function of: log of TTFT over its objective, and KV demand."""
+    high = levels.high_water()
+    if high is None:
+        return None
+    ttft, demand = high
+    return math.log(min(max(ttft, 1e-3), 1e3)), min(demand, 1.5)
+
+
+def high_water(levels: Levels, estimates: Estimates) -> float | None:
+    """The same probability from the highest forecast of TTFT and the highest KV demand of the last ten minutes."""
+    features = high_water_features(levels) if estimates.warm else None
+    if features is None:
+        return None
+    return _sigmoid(_HIGH_WATER[0] + _HIGH_WATER[1] * features[0] + _HIGH_WATER[2] * features[1])

@@ -1,0 +1,211 @@
+"""The chance that an allocation fails for want of memory: on a GPU, and on the host under an engine.
+
+A card at 95 % is normal for an engine that reserves its pool when it starts, so a level says nothing. What counts is
+free memory against the rises that this device has shown (activations, graphs, other processes), and a trend that goes
+on. Memory that engines take when they start or load a model is no transient: such times are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import schema
+from llm_headroom.derive.trend import Trend
+from llm_headroom.model import Point, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+    from llm_headroom.derive.gpu_memory import DeviceKey
+    from llm_headroom.gpu.attribution import Holding
+    from llm_headroom.host.engines import Watched
+
+RISE_SECONDS: Final = 1800.0
+"""Length of a window over which a rise is taken: its highest reading less its first one."""
+WINDOW_STEP: Final = 300.0
+"""Seconds from the start of one window to that of the next one."""
+MOST_RISES: Final = 288
+"""Rises that are kept: those of 24 hours."""
+_TAIL: Final = 0.05
+"""Share of the rises, the greatest ones, that the tail is fitted to."""
+_RARE: Final = 0.02
+"""The chance that is presumed before any rise was seen, worth one window."""
+KILLED_SECONDS: Final = 300.0
+"""For how long a kill for want of memory speaks."""
+_PRESSED: Final = 0.1
+"""Share of time in which all tasks waited for memory from which on the host is about to kill."""
+
+
+class _Window(NamedTuple):
+    """A window that is still open: when it began, the first reading in bytes, and the highest one."""
+
+    start: float
+    first: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What is remembered of one device: open windows and closed rises in bytes, and the trend of its used memory.
+
+    `holders` is who holds memory there: when it changes, what is open begins anew.
+    """
+
+    holders: Hashable = None
+    open: tuple[_Window, ...] = ()
+    rises: tuple[float, ...] = ()
+    trend: Trend = field(default_factory=Trend)
+
+    def after(self, at: float, used: float, holders: Hashable, *, settled: bool) -> Device:
+        """The device with one more reading. Not `settled`: an engine there is starting, and takes what it reserves."""
+        if not settled or holders != self.holders:
+            return replace(self, holders=holders, open=(), trend=Trend())
+        raised = tuple(_Window(each.start, each.first, max(each.high, used)) for each in self.open)
+        closed = [each.high - each.first for each in raised if at - each.start >= RISE_SECONDS]
+        still = tuple(each for each in raised if at - each.start < RISE_SECONDS)
+        if not still or at - still[-1].start >= WINDOW_STEP:
+            still = (*still, _Window(at, used, used))
+        return replace(self, open=still, rises=(*self.rises, *closed)[-MOST_RISES:], trend=self.trend.after(at, used))
+
+    @property
+    def shown(self) -> list[float]:
+        """Every rise, those of open windows included, ascending."""
+        return sorted((*self.rises, *(each.high - each.first for each in self.open)))
+
+    def risk(self, free: float) -> float | None:
+        """The probability of a rise beyond the free bytes within half an hour; None before anything was seen."""
+        rises = self.shown
+        if not rises:
+            return None
+        beyond = sum(rise >= free for rise in rises)
+        seen = (beyond + _RARE) / (len(rises) + 1)
+        ramp = self.trend.chance(free)
+        return max(seen, _tail(rises, free), ramp or 0.0)
+
+
+def _tail(rises: Sequence[float], free: float) -> float:
+    """The chance of a rise beyond `free` from an exponential tail; few rises are taken for exponential as a whole."""
+    top = rises[-max(1, round(len(rises) * _TAIL)) :]
+    threshold, share = (top[0], len(top) / len(rises)) if len(rises) >= 1 / _TAIL else (0.0, 1.0)
+    excess = sum(rise - threshold for rise in (top if threshold else rises)) / len(top if threshold else rises)
+    if excess <= 0.0 or free <= threshold:
+        return 0.0
+    return share * math.exp(-(free - threshold) / excess)
+
+
+def gpus(
+    known: Mapping[DeviceKey, Device],
+    memory: Mapping[DeviceKey, Mapping[str, float]],
+    holdings: Sequence[Holding],
+    engines: Sequence[Watched],
+    at: float,
+) -> tuple[dict[DeviceKey, Device], list[Point]]:
+    """What is remembered of each device after a reading; its risk, and how far engines there saturate their devices.
+
+    `memory` is that of `gpu_memory.device_memory`. Saturation is the greatest rise over the free memory, 1 where it
+    would not fit any more. A change of who holds memory, or of the models in an engine's memory, begins anew, and
+    nothing counts while an engine is not up: it takes then what it reserves.
+    """
+    watched = {each.target.name: each for each in engines}
+    holders: dict[DeviceKey, set[tuple[str, frozenset[str]]]] = {}
+    starting: set[DeviceKey] = set()
+    for holding in holdings:
+        key, engine = (holding.gpu, holding.uuid), watched[holding.target]
+        holders.setdefault(key, set()).add((holding.target, engine.resident))
+        if not engine.up:
+            starting.add(key)
+    devices = {
+        key: known.get(key, Device()).after(
+            at, parts["used"], frozenset(holders.get(key, ())), settled=key not in starting
+        )
+        for key, parts in memory.items()
+    }
+    points = []
+    levels: dict[str, float] = {}
+    for key, device in devices.items():
+        free = memory[key]["free"]
+        chance = device.risk(free)
+        if chance is None:
+            continue
+        labels = {"gpu": key[0], "uuid": key[1], "memory": "gpu"}
+        points.append(Point(Series(schema.OOM_RISK, labels), chance, "rises of used memory against free memory"))
+        for target, _ in holders.get(key, ()):
+            levels[target] = max(levels.get(target, 0.0), device.shown[-1] / max(free, 1.0))
+    for target, level in levels.items():
+        engine = watched[target]
+        labels = {**engine.target.labels, "engine": engine.engine, "target": target, "resource": "gpu_memory"}
+        points.append(Point(Series(schema.SATURATION, labels), level, "greatest rise / free memory"))
+    return devices, points
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What is remembered of the memory of one engine's host or control group.
+
+    `kills` and `pressure` (seconds in which all tasks waited) are the last readings of their counters, `pressed` the
+    share of the time between the last two, `killed` when a kill was seen last.
+    """
+
+    at: float = 0.0
+    trend: Trend = field(default_factory=Trend)
+    kills: float | None = None
+    killed: float | None = None
+    pressure: float | None = None
+    pressed: float = 0.0
+
+    def after(self, at: float, used: float, kills: float | None, pressure: float | None) -> Host:
+        """The host with one more reading."""
+        killed = self.killed
+        if kills is not None and self.kills is not None and kills > self.kills:
+            killed = at
+        pressed = self.pressed
+        if pressure is not None and self.pressure is not None and at > self.at:
+            pressed = max(0.0, pressure - self.pressure) / (at - self.at)
+        # A control group that began anew holds less than it did: its trend is another one.
+        fell = bool(self.trend.readings) and used < 0.5 * self.trend.readings[-1][1]
+        trend = (Trend() if fell else self.trend).after(at, used)
+        return Host(at=at, trend=trend, kills=kills, killed=killed, pressure=pressure, pressed=pressed)
+
+    def risk(self, room: float | None) -> float | None:
+        """The probability that memory runs out within half an hour; `room` bytes are left below the limit."""
+        chances = [] if room is None else [self.trend.chance(room)]
+        if self.killed is not None and self.at - self.killed < KILLED_SECONDS:
+            chances.append(0.95)
+        if self.pressed > _PRESSED:
+            chances.append(min(0.9, 0.5 + self.pressed))
+        known = [each for each in chances if each is not None]
+        return max(known) if known else None
+
+
+_HOST_PARTS: Final = {
+    schema.HOST_MEMORY_USED: "used",
+    schema.HOST_MEMORY_LIMIT: "limit",
+    schema.HOST_OOM_KILLS: "kills",
+}
+
+
+def host(known: Host | None, points: Sequence[Point], at: float) -> tuple[Host | None, list[Point]]:
+    """What is remembered of one engine's host memory after a reading of it, and its risk."""
+    parts: dict[str, float] = {}
+    labels: dict[str, str] = {}
+    for series, value, _ in points:
+        name = _HOST_PARTS.get(series.metric)
+        if series.metric is schema.HOST_MEMORY_PRESSURE and series.label("severity") == "full":
+            name = "pressure"
+        if name is not None and isinstance(value, float):
+            parts[name] = value
+            labels = {key: text for key, text in series.labels if key != "severity"}
+    if "used" not in parts:
+        return known, []
+    now = (known or Host()).after(at, parts["used"], parts.get("kills"), parts.get("pressure"))
+    chance = now.risk(parts["limit"] - parts["used"] if "limit" in parts else None)
+    return now, list(_host_point(labels, chance))
+
+
+def _host_point(labels: Mapping[str, str], chance: float | None) -> Iterator[Point]:
+    if chance is not None:
+        yield Point(
+            Series(schema.OOM_RISK, {**labels, "memory": "host"}), chance, "trend, kills and pressure of memory"
+        )

@@ -1,0 +1,115 @@
+"""Models that an engine loads and unloads by itself, as Ollama does: will one spill to the CPU, or be evicted?
+
+Learnt from what this server has done: how often a load did not fit, how often a model gave way to another one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import schema
+from llm_headroom.derive.estimates import Mean
+from llm_headroom.model import Point, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+HORIZON_SECONDS: Final = 300.0
+WARM_SECONDS: Final = 600.0
+"""Eviction is not spoken of before this long a look."""
+SWAP_SECONDS: Final = 30.0
+"""A model that goes while another one comes within this time has made room for it."""
+WHOLE: Final = 0.999
+"""Share on the GPUs from which on a model counts as wholly there: sizes are rounded."""
+_RARE: Final = 0.02
+"""The chance of a spill that is presumed before any load was seen, worth one load."""
+_MOST_MODELS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """Loads of one model that were seen, and how many of them spilled."""
+
+    seen: int = 0
+    spilled: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residency:
+    """What is remembered: `offload` is the GPU share of each model now in memory, `gone` and `came` the last times.
+
+    Times are seconds of the polls' clock. `evictions` are models that gave way, per second, over the last hour.
+    """
+
+    at: float
+    since: float
+    offload: Mapping[str, float | None]
+    loads: Mapping[str, Loads] = field(default_factory=dict)
+    gone: tuple[float, ...] = ()
+    came: tuple[float, ...] = ()
+    evictions: Mean = field(default_factory=lambda: Mean(3600.0))
+
+
+def _resident(points: Iterable[Point]) -> dict[str, float | None] | None:
+    """The GPU share of each model in memory, None where not told; None if the engine does not tell which are."""
+    told = False
+    found: dict[str, float | None] = {}
+    for series, value, _ in points:
+        if series.metric is schema.MODELS_LOADED:
+            told = True
+        elif series.metric is schema.MODEL_LOADED and value == 1.0:
+            found.setdefault(series.label("model"), None)
+        elif series.metric is schema.MODEL_OFFLOAD and isinstance(value, float):
+            found[series.label("model")] = value
+    return found if told else None
+
+
+def advance(known: Residency | None, points: Iterable[Point], at: float) -> Residency | None:
+    """What is remembered after a poll; None for an engine that tells no models in memory."""
+    now = _resident(points)
+    if now is None:
+        return None
+    if known is None:
+        return Residency(at=at, since=at, offload=now, loads=_counted({}, now, now))
+    if at <= known.at:
+        return known
+    new, lost = now.keys() - known.offload.keys(), known.offload.keys() - now.keys()
+    recent = at - SWAP_SECONDS
+    gone = (*(each for each in known.gone if each > recent), *(at for _ in lost))
+    came = (*(each for each in known.came if each > recent), *(at for _ in new))
+    swapped = min(len(gone), len(came))
+    return replace(
+        known,
+        at=at,
+        offload=now,
+        loads=_counted(known.loads, now, new),
+        gone=gone[swapped:],
+        came=came[swapped:],
+        evictions=known.evictions.add(float(swapped), at - known.at, at - known.at),
+    )
+
+
+def _counted(loads: Mapping[str, Loads], now: Mapping[str, float | None], new: Iterable[str]) -> dict[str, Loads]:
+    counted = dict(loads)
+    for model in new:
+        before, share = counted.pop(model, Loads()), now[model]
+        spilled = share is not None and share < WHOLE
+        counted[model] = Loads(before.seen + 1, before.spilled + spilled)
+    while len(counted) > _MOST_MODELS:
+        del counted[next(iter(counted))]
+    return counted
+
+
+def risks(known: Residency, base: Mapping[str, str]) -> Iterator[Point]:
+    """Spill and eviction of each model in memory. A model that has spilled is certain to have."""
+    eviction = 1.0 - math.exp(-HORIZON_SECONDS * (known.evictions.value or 0.0))
+    for model, share in known.offload.items():
+        labels = {**base, "model": model}
+        loads = known.loads.get(model, Loads())
+        if share is not None:
+            chance = 1.0 if share < WHOLE else (loads.spilled + _RARE) / (loads.seen + 1)
+            yield Point(Series(schema.SPILL_RISK, labels), chance, "llm_model_offload_ratio of its loads")
+        if known.at - known.since >= WARM_SECONDS:
+            yield Point(Series(schema.EVICTION_RISK, labels), eviction, "models that gave way to others")

@@ -1,0 +1,118 @@
+"""How far an engine's resources are used: 1 where first tokens begin to leave their objective.
+
+What an autoscaler wants: monotone in the load, without jumps, and comparable between engines and models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.derive.estimates import Mean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llm_headroom.derive.estimates import Estimates
+    from llm_headroom.derive.observation import Observation
+
+SMOOTHING_SECONDS: Final = 30.0
+HIGH_WATER_SECONDS: Final = 600.0
+_MARK_SECONDS: Final = 10.0
+"""Marks closer than this are kept as one, so that the memory of ten minutes is at most 60 of them."""
+_FULL: Final = 0.97
+"""KV demand from which on a newcomer waits for others to end."""
+
+
+def forecast_ttft(now: Observation, estimates: Estimates) -> float | None:
+    """Seconds until the first token of a request that arrives now: the queue before it and its own prefill.
+
+    Where the KV cache is full, no faster than others end.
+    """
+    capacity, computed = estimates.prefill_capacity, estimates.computed.value
+    if not capacity or computed is None:
+        return None
+    waiting = now.waiting or 0.0
+    expected = (waiting + 1.0) * computed / capacity
+    demand, finishes = kv_demand(now, estimates), estimates.finishes.value
+    if waiting and demand is not None and demand > _FULL and finishes:
+        expected = max(expected, waiting / finishes)
+    return expected
+
+
+def kv_demand(now: Observation, estimates: Estimates) -> float | None:
+    """What requests hold and what the waiting ones will hold at first, as a share of the KV cache; may exceed 1."""
+    if not now.capacity or now.used is None:
+        return None
+    return (now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)) / now.capacity
+
+
+def resources(now: Observation, estimates: Estimates, slo_seconds: float | None) -> dict[str, float]:
+    """Saturation by resource as it is at this moment; what cannot be known is left out.
+
+    `kv_cache`: demand over capacity. `concurrency`: running and waiting requests over the engine's limit. `prefill`:
+    the load on prefill (arriving prompt tokens over what it can take), or the forecast of TTFT over its objective,
+    whichever is more: the load passes 1 before the queue has grown, the forecast follows the queue.
+    """
+    found: dict[str, float] = {}
+    demand = kv_demand(now, estimates)
+    if demand is not None:
+        found["kv_cache"] = demand
+    if now.limit and now.running is not None:
+        found["concurrency"] = (now.running + (now.waiting or 0.0)) / now.limit
+    forecast, capacity = forecast_ttft(now, estimates), estimates.prefill_capacity
+    arrivals, computed = estimates.arrivals.value, estimates.computed.value
+    if forecast is not None and slo_seconds and capacity and arrivals is not None and computed is not None:
+        found["prefill"] = max(arrivals * computed / capacity, forecast / slo_seconds)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The highest forecast of TTFT over its objective and KV demand around `at` (seconds)."""
+
+    at: float
+    ttft: float
+    demand: float
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What is remembered: each resource's level, smoothed, and the marks of the last ten minutes."""
+
+    smoothed: Mapping[str, Mean] = field(default_factory=dict)
+    marks: tuple[Mark, ...] = ()
+
+    def after(self, levels: Mapping[str, float], mark: Mark | None, at: float, elapsed: float) -> Levels:
+        """The levels with those of one more poll, `elapsed` seconds after the one before."""
+        empty = Mean(SMOOTHING_SECONDS)
+        smoothed = {
+            name: self.smoothed.get(name, empty).add(level * elapsed, elapsed, elapsed)
+            for name, level in levels.items()
+        }
+        kept = tuple(each for each in self.marks if each.at > at - HIGH_WATER_SECONDS)
+        if mark is not None and kept and mark.at - kept[-1].at < _MARK_SECONDS:
+            *before, last = kept
+            kept = (*before, Mark(last.at, max(last.ttft, mark.ttft), max(last.demand, mark.demand)))
+        elif mark is not None:
+            kept = (*kept, mark)
+        return Levels(smoothed, kept)
+
+    def told(self) -> dict[str, float]:
+        """The smoothed levels, and as `max` the one that binds."""
+        levels = {name: mean.value for name, mean in self.smoothed.items() if mean.value is not None}
+        return {**levels, "max": max(levels.values())} if levels else {}
+
+    def high_water(self) -> tuple[float, float] | None:
+        """The highest forecast of TTFT over its objective, and the highest KV demand, of ten minutes."""
+        if not self.marks:
+            return None
+        return max(mark.ttft for mark in self.marks), max(mark.demand for mark in self.marks)
+
+
+def mark(now: Observation, estimates: Estimates, slo_seconds: float | None, at: float) -> Mark | None:
+    """This moment's mark; None where the forecast cannot be made."""
+    forecast = forecast_ttft(now, estimates)
+    if forecast is None or not slo_seconds:
+        return None
+    return Mark(at, forecast / slo_seconds, kv_demand(now, estimates) or 0.0)

@@ -1,0 +1,62 @@
+"""The trend of a level that leaks or ramps, and the chance that it crosses a limit: host memory, a GPU's used memory.
+
+Robust against single jumps (Theil-Sen: the median of the slopes between all pairs). Not for the KV cache, whose
+occupancy is shot noise around a mean and has no trend.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+WINDOW_SECONDS: Final = 1800.0
+STEP_SECONDS: Final = 30.0
+"""Readings are kept this far apart: 60 of them make the window, 1,770 pairs its trend."""
+WARM_SECONDS: Final = 300.0
+HORIZON_SECONDS: Final = 1800.0
+_NORMAL_QUARTILE: Final = 0.6745
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Readings of the last half hour, (seconds, value); `slope` per second and its deviation, None before it is known.
+
+    Both are of the last reading that was kept.
+    """
+
+    readings: tuple[tuple[float, float], ...] = ()
+    slope: float | None = None
+    deviation: float = 0.0
+
+    def after(self, at: float, value: float) -> Trend:
+        """The trend with one more reading; a reading soon after the last one, or from before it, adds nothing."""
+        if self.readings and at - self.readings[-1][0] < STEP_SECONDS:
+            return self
+        kept = (*(each for each in self.readings if each[0] > at - WINDOW_SECONDS), (at, value))
+        if kept[-1][0] - kept[0][0] < WARM_SECONDS:
+            return Trend(kept)
+        slope = median(
+            (later[1] - earlier[1]) / (later[0] - earlier[0])
+            for index, later in enumerate(kept)
+            for earlier in kept[:index]
+        )
+        # How far readings lie from the line, as a standard deviation, over the time that they span.
+        residuals = [level - slope * when for when, level in kept]
+        middle = median(residuals)
+        spread = median(abs(each - middle) for each in residuals) / _NORMAL_QUARTILE
+        return Trend(kept, slope, 2.0 * spread / (kept[-1][0] - kept[0][0]))
+
+    def chance(self, room: float, horizon: float = HORIZON_SECONDS) -> float | None:
+        """The probability that the value grows by `room` within the horizon; None before there is a trend.
+
+        A trend that would need more than the horizon by far gives next to nothing, one that is certain next to 1.
+        """
+        if self.slope is None:
+            return None
+        if room <= 0:
+            return 1.0
+        expected = self.slope * horizon
+        error = max(self.deviation * horizon, 0.05 * abs(expected), 0.01 * room)
+        return 0.5 * (1.0 + math.erf((expected - room) / error / math.sqrt(2.0)))
