@@ -23,6 +23,7 @@ from llm_headroom.config import (
     SECTIONS,
     Config,
     ConfigError,
+    Cost,
     EngineSettings,
     GpuSettings,
     Log,
@@ -190,6 +191,8 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
                 gpus=("0", "1"),
                 cgroup=Path("/sys/fs/cgroup/system.slice/vllm.service"),
                 model_memory=ModelMemory(weights=15 * 2**30, kv_bytes_per_token=131072),
+                gpu_count=2,
+                gpu_hour=1.2,
             ),
             Target(
                 name="10.0.0.7:30000",
@@ -238,6 +241,7 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
             ),
         ),
         objectives=Objectives(ttft=2.5, inter_token_latency=0.2, request_duration=30.0, ratio=0.95),
+        cost=Cost(gpu_hour=2.5, currency="USD"),
         label_limit=200,
         web_config=tmp_path / "web.yml",
         log=Log(level="info", format="logfmt"),
@@ -332,6 +336,8 @@ def test_gpus_of_a_target(tmp_path: Path, written: str, expected: tuple[str, ...
         ("cgroup: system.slice/vllm.service", "begins with /"),
         ("model_memory: {weights: much}", "15GiB"),
         ("model_memory: {layers: 32}", "layers"),
+        ("gpu_count: 0", "gpu_count"),
+        ("gpu_hour: -1", "a price such as 2.5"),
     ],
 )
 def test_where_an_engine_runs_is_checked(tmp_path: Path, written: str, word: str) -> None:
@@ -616,6 +622,7 @@ HEADINGS = {
     "mappings": "Mappings",
     "engines": "Engines",
     "objectives": "Objectives",
+    "cost": "Cost",
     "log": "Log",
 }
 

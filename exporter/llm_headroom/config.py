@@ -16,6 +16,7 @@ from llm_headroom.config_error import ConfigError, Problems, near, shown
 from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.settings import (
     Config,
+    Cost,
     EngineSettings,
     GpuSettings,
     Log,
@@ -48,6 +49,7 @@ __all__ = [
     "SECTIONS",
     "Config",
     "ConfigError",
+    "Cost",
     "EngineSettings",
     "GpuSettings",
     "Log",
@@ -219,6 +221,8 @@ _TARGET: Final[Mapping[str, _Read]] = {
     "gpus": some(list_of(from_scalar(settings_text.gpu))),
     "cgroup": _directory,
     "model_memory": lambda value: ModelMemory(**value.fields(_MODEL_MEMORY)),
+    "gpu_count": from_number(settings_text.integer(1, 10_000)),
+    "gpu_hour": from_number(settings_text.price),
 }
 
 
@@ -331,6 +335,10 @@ _OBJECTIVES: Final[Mapping[str, _Read]] = {
     "request_duration": from_number(settings_text.threshold),
     "ratio": from_number(settings_text.share),
 }
+_COST: Final[Mapping[str, _Read]] = {
+    "gpu_hour": from_number(settings_text.price),
+    "currency": from_string(settings_text.currency),
+}
 _LOG: Final[Mapping[str, _Read]] = {
     "level": from_string(settings_text.log_level),
     "format": from_string(settings_text.log_format),
@@ -355,6 +363,7 @@ _ROOT: Final[Mapping[str, _Read]] = {
     "probe": lambda value: ProbeSettings(**value.fields(_PROBE)),
     "mappings": mapping_of(_mapping),
     "objectives": lambda value: Objectives(**value.fields(_OBJECTIVES)),
+    "cost": lambda value: Cost(**value.fields(_COST)),
     "label_limit": from_number(settings_text.integer(1, 100_000)),
     "web_config": _file,
     "log": lambda value: Log(**value.fields(_LOG)),
@@ -374,6 +383,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "mappings": _RULE,
         "engines": _ENGINE,
         "objectives": _OBJECTIVES,
+        "cost": _COST,
         "log": _LOG,
     }.items()
 }

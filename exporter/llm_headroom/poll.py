@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from llm_headroom import catalog, schema
 from llm_headroom.collect import Collector
 from llm_headroom.config import Target
-from llm_headroom.derive import slo
+from llm_headroom.derive import economy, slo
 from llm_headroom.endpoint import Endpoint
 from llm_headroom.fetch import FetchError
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
@@ -81,7 +81,8 @@ class Source(Protocol):
 class EngineSource:
     """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
 
-    `kept` is what this host tells of the engine's process and memory, if it runs here.
+    `kept` is what this host tells of the engine's process and memory, if it runs here; `gpus` are the devices that it
+    was seen to hold memory of.
     """
 
     def __init__(self, target: Target, engines: Mapping[str, Engine], config: Config) -> None:
@@ -89,6 +90,8 @@ class EngineSource:
         self.kept: Sequence[Point] = ()
         self._engines = engines
         self._config = config
+        self.gpus: economy.Gpus | None = None
+        self._ledger: economy.Ledger | None = None
         self._collector: Collector | None = None
         if target.engine is not None:
             self._collector = self._made(engines[target.engine])
@@ -131,7 +134,23 @@ class EngineSource:
             log.info("identified", extra={"target": self.target.name, "engine": engine.name})
             self._collector = self._made(engine)
         snapshot = await self._collector.collect()
-        return replace(snapshot, points=(*snapshot.points, *self.kept)) if snapshot.health.up else snapshot
+        if not snapshot.health.up:
+            return snapshot
+        return replace(snapshot, points=(*snapshot.points, *self._economy(snapshot), *self.kept))
+
+    def _economy(self, snapshot: Snapshot) -> Iterator[Point]:
+        """What its tokens cost, where its GPUs are known."""
+        target, cost = self.target, self._config.cost
+        gpus = self.gpus
+        if target.gpu_count is not None:
+            gpus = economy.Gpus(target.gpu_count, gpus.energy if gpus else {})
+        if gpus is None:
+            return iter(())
+        gpu_hour = cost.gpu_hour if target.gpu_hour is None else target.gpu_hour
+        price = None if gpu_hour is None else economy.Price(gpu_hour, cost.currency)
+        self._ledger = economy.advance(self._ledger, snapshot.points, gpus, price, time.monotonic())
+        labels = {**target.labels, "engine": snapshot.engine, "target": target.name}
+        return economy.told(self._ledger, gpus, price, labels)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -389,11 +408,19 @@ class Poller:
             failure = Failure(Cause.INTERNAL, f"{type(error).__name__} in llm-headroom; see its log")
             snapshot = _failed(slot.name, "", taken, started, failure)
         slot.publish(snapshot)
+        if slot.name == GPU_TARGET:
+            self._hand_out(economy.held_gpus(snapshot.points))
         if not self._round.is_set() and all(
             target.name in self.slots and self.slots[target.name].snapshot is not None for target in self.config.targets
         ):
             self._round.set()
         self._changed()
+
+    def _hand_out(self, held: Mapping[str, economy.Gpus]) -> None:
+        """Tell each engine which devices it holds memory of."""
+        for slot in self.slots.values():
+            if isinstance(slot.source, EngineSource):
+                slot.source.gpus = held.get(slot.name)
 
     async def _discover(self) -> None:
         """Look for engines on this host's usual ports, again and again; say what is found, and what is not and why."""

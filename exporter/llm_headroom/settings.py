@@ -34,7 +34,8 @@ class Target:
     seconds, None: those of the configuration. `labels` are extra labels on its series. `requests_running_limit` is the
     operator's word for what some engines do not tell (vLLM's max_num_seqs). `pid`, `gpus` (NVML indexes, MIG ones as
     "0:1", or uuids) and `cgroup` (the directory of its memory control group) say where the engine runs, if that cannot
-    be found out.
+    be found out. `gpu_count` is how many GPUs it has where they cannot be seen, `gpu_hour` the price of one for an
+    hour, None: that of the configuration.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Target:
     gpus: tuple[str, ...] = ()
     cgroup: Path | None = None
     model_memory: ModelMemory = field(default_factory=ModelMemory)
+    gpu_count: int | None = None
+    gpu_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,14 @@ class Objectives:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """The price of one GPU for an hour, None for unknown, and its currency."""
+
+    gpu_hour: float | None = None
+    currency: str = "USD"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole configuration. Equal configurations ask for the same behaviour; durations are seconds.
 
@@ -153,6 +164,7 @@ class Config:
     mappings: Mapping[str, tuple[RuleSettings, ...]] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     engines: tuple[EngineSettings, ...] = ()
     objectives: Objectives = field(default_factory=Objectives)
+    cost: Cost = field(default_factory=Cost)
     label_limit: int = 200
     web_config: Path | None = None
     log: Log = field(default_factory=Log)

@@ -102,10 +102,12 @@ interval: Final = _quantity("a duration such as 5s", _SECONDS, "100ms", "1h")
 """Seconds between two polls."""
 threshold: Final = _quantity("a duration such as 2.5s", _SECONDS, "1ms", "1h")
 share: Final = _quantity("a number such as 0.95", {"": 1.0}, "0.5", "0.99999")
+price: Final = _quantity("a price such as 2.5", {"": 1.0}, "0", "1000000")
 timeout: Final = _quantity("a duration such as 5s", _SECONDS, "100ms", "60s")
 """Seconds that one poll may take."""
 log_level: Final = choice("debug", "info", "warning", "error")
 log_format: Final = choice("logfmt", "json")
+currency: Final = _shaped(r"[A-Z]{3}", "a currency's code of three letters, such as USD")
 host: Final = _shaped(r"[A-Za-z0-9_.:-]+", "a host name")
 user: Final = _shaped(r"[^:\x00-\x1f\x7f]+", "a user name without a colon", show=False)
 label: Final = _shaped(r"[a-zA-Z_][a-zA-Z0-9_]*", "a Prometheus label name")

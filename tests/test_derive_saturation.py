@@ -1,0 +1,184 @@
+"""Saturation, high-water risk, throughput, and models that come and go, on timelines made of literals."""
+
+from __future__ import annotations
+
+import pytest
+
+from captures import value, values
+from llm_headroom import schema
+from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.model import Point, Series
+from timelines import BASE, point, polls, steadily, traffic
+
+POOL = {schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED}
+
+
+def number(points: list[Point], metric: str) -> float:
+    """The value of a metric with one series that is no histogram."""
+    found = value(points, metric)
+    assert isinstance(found, float)
+    return found
+
+
+def pools(at: int, *used: float) -> list[Point]:
+    """Steady traffic over replicas of 10,000 tokens each, which hold so much."""
+    kept = [each for each in traffic(at) if each.series.metric not in POOL]
+    for replica, held in enumerate(used):
+        kept.append(point(schema.KV_CACHE_CAPACITY, 10_000.0, replica=str(replica)))
+        kept.append(point(schema.KV_CACHE_USED, held, replica=str(replica)))
+    return kept
+
+
+def saturation(points: list[Point]) -> dict[str, float]:
+    return {
+        series.label("resource"): number
+        for series, number, _ in points
+        if series.metric is schema.SATURATION and isinstance(number, float)
+    }
+
+
+# Saturation ----------------------------------------------------------------------------------------------------------
+def test_saturation_is_told_per_resource_and_the_one_that_binds_is_the_maximum() -> None:
+    limit = point(schema.REQUESTS_RUNNING_LIMIT, 16.0)
+    _, derived = polls([(at, [*points, limit]) for at, points in steadily(600)])
+
+    told = saturation(derived)
+    assert told["kv_cache"] == pytest.approx(5_000 / 20_000)
+    assert told["concurrency"] == pytest.approx(10 / 16)
+    # prefill of 400 tokens takes 0.05 s of an objective of 2.5 s; 2 requests/s load it by 2 * 0.05
+    assert told["prefill"] == pytest.approx(0.1)
+    assert told["max"] == told["concurrency"]
+
+
+def test_what_an_engine_does_not_tell_has_no_saturation() -> None:
+    _, derived = polls(steadily(100))
+    assert saturation(derived).keys() == {"kv_cache", "prefill", "max"}
+
+    _, silent = polls([(float(at), [point(schema.REQUESTS_RUNNING, 3.0)]) for at in range(0, 100, 5)])
+    assert saturation(silent) == {}
+
+
+def test_saturation_rises_with_the_queue_and_passes_one_where_first_tokens_leave_their_objective() -> None:
+    def prefill(waiting: float) -> float:
+        _, derived = polls(
+            [*steadily(100), *((105.0 + 5 * n, traffic(105 + 5 * n, waiting=waiting)) for n in range(60))]
+        )
+        return saturation(derived)["prefill"]
+
+    # once requests have waited for a minute, capacity is what was prefilled meanwhile: 2 requests/s
+    levels = [prefill(waiting) for waiting in (0, 1, 3, 5, 20)]
+    assert levels == sorted(levels)
+    assert levels[0] < 1.0 < levels[-1]
+    assert prefill(4.0) == pytest.approx(5 / 2 / 2.5, rel=0.05)
+
+
+def test_saturation_does_not_jump_with_one_poll() -> None:
+    _, before = polls(steadily(100))
+    _, after = polls([*steadily(100), (105.0, traffic(105, used=20_000))])
+
+    step = saturation(after)["kv_cache"] - saturation(before)["kv_cache"]
+    assert 0 < step < 0.25 * (1.0 - 0.25)
+
+
+def test_the_fullest_replica_speaks_for_the_target() -> None:
+    _, derived = polls([(float(at), pools(at, 1_000.0, 9_500.0)) for at in range(0, 301, 5)])
+    _, whole = polls(steadily(300, used=10_500))
+
+    assert saturation(derived)["kv_cache"] == pytest.approx(0.95)
+    assert saturation(whole)["kv_cache"] == pytest.approx(0.525)
+    assert number(derived, "llm_kv_saturation_risk_ratio") > number(whole, "llm_kv_saturation_risk_ratio")
+
+
+def test_a_replica_that_goes_leaves_the_other_one_to_speak() -> None:
+    _, derived = polls(
+        [
+            *((float(at), pools(at, 1_000.0, 9_000.0)) for at in range(0, 301, 5)),
+            *((float(at), pools(at, 1_000.0)) for at in range(305, 901, 5)),
+        ]
+    )
+    assert saturation(derived)["kv_cache"] == pytest.approx(0.1, abs=0.01)
+
+
+# High-water risk -----------------------------------------------------------------------------------------------------
+def test_the_high_water_risk_remembers_a_peak_for_ten_minutes() -> None:
+    calm = steadily(300)
+    peak = [(305.0, traffic(305, used=19_900, waiting=30))]
+    _, before = polls(calm)
+    _, at_peak = polls([*calm, *peak])
+    _, later = polls([*calm, *peak, *((float(at), traffic(at)) for at in range(310, 800, 5))])
+    _, forgotten = polls([*calm, *peak, *((float(at), traffic(at)) for at in range(310, 1_500, 5))])
+
+    name = "llm_saturation_high_water_risk_ratio"
+    assert number(at_peak, name) > 2 * number(before, name)
+    assert number(later, name) == pytest.approx(number(at_peak, name))
+    assert number(forgotten, name) == pytest.approx(number(before, name), rel=0.01)
+
+
+def test_risks_are_absent_until_enough_was_seen_and_again_after_a_restart() -> None:
+    _, soon = polls(steadily(30))
+    _, restarted = polls([*steadily(300), (305.0, traffic(2))])
+
+    for derived in (soon, restarted):
+        assert values(derived, "llm_saturation_high_water_risk_ratio") == {}
+        assert values(derived, "llm_saturation_risk_ratio") == {}
+    assert saturation(restarted) == {}
+
+
+def test_a_clock_that_stands_or_goes_back_changes_nothing() -> None:
+    memory, first = polls(steadily(300))
+    again, second = advance(memory, traffic(300), 300.0, base=BASE)
+    _, third = advance(again, traffic(305), 200.0, base=BASE)
+
+    assert saturation(first) == saturation(second) == saturation(third)
+
+
+def test_jittered_and_missed_polls_do_not_move_rates() -> None:
+    times = [0, 4, 11, 15, 19, 26, 30, 60, 64, 71, 75, 81, 120, 126, 129, 135, 140]
+    _, even = polls(steadily(140))
+    _, uneven = polls([(float(at), traffic(at)) for at in times])
+
+    for derived in (even, uneven):
+        assert values(derived, "llm_tokens_per_second", "phase") == {
+            "prompt": pytest.approx(800.0),
+            "generation": pytest.approx(200.0),
+        }
+
+
+# Models that come and go ---------------------------------------------------------------------------------------------
+def resident(**shares: float) -> list[Point]:
+    points = [Point(Series(schema.MODELS_LOADED, BASE), float(len(shares)), "test")]
+    for model, share in shares.items():
+        points.append(Point(Series(schema.MODEL_LOADED, {**BASE, "model": model}), 1.0, "test"))
+        points.append(Point(Series(schema.MODEL_OFFLOAD, {**BASE, "model": model}), share, "test"))
+    return points
+
+
+def test_a_model_that_has_spilled_is_certain_to_have_and_one_that_often_does_is_likely_to() -> None:
+    memory, whole = advance(Memory(), resident(a=1.0), 0.0, base=BASE)
+    assert value(whole, "llm_spill_risk_ratio") == pytest.approx(0.01)
+
+    memory, spilled = advance(memory, resident(a=1.0, b=0.6), 5.0, base=BASE)
+    assert values(spilled, "llm_spill_risk_ratio", "model") == {"a": pytest.approx(0.01), "b": 1.0}
+
+    memory, _ = advance(memory, resident(a=1.0), 10.0, base=BASE)
+    _, back = advance(memory, resident(a=1.0, b=1.0), 15.0, base=BASE)
+    assert values(back, "llm_spill_risk_ratio", "model")["b"] == pytest.approx(1.02 / 3)
+
+
+def test_eviction_counts_models_that_gave_way_and_not_those_that_expired() -> None:
+    def run(*changes: tuple[float, list[Point]]) -> list[Point]:
+        memory, derived = Memory(), list[Point]()
+        for at, points in changes:
+            memory, derived = advance(memory, points, at, base=BASE)
+        return derived
+
+    assert values(run((0.0, resident(a=1.0)), (300.0, resident(a=1.0))), "llm_eviction_risk_ratio") == {}
+    expired = run((0.0, resident(a=1.0, b=1.0)), (300.0, resident(b=1.0)), (700.0, resident(b=1.0)))
+    assert number(expired, "llm_eviction_risk_ratio") == 0.0
+    thrash = [(float(at), resident(**{"a" if at // 60 % 2 else "b": 1.0})) for at in range(0, 1_201, 60)]
+    assert number(run(*thrash), "llm_eviction_risk_ratio") > 0.95
+
+
+def test_an_engine_that_tells_no_models_in_memory_has_neither_risk() -> None:
+    _, derived = polls(steadily(900))
+    assert values(derived, "llm_spill_risk_ratio") == values(derived, "llm_eviction_risk_ratio") == {}
