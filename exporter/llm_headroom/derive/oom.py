@@ -30,6 +30,7 @@ MOST_RISES: Final = 288
 """Rises that are kept: those of 24 hours."""
 _TAIL: Final = 0.05
 """Share of the rises, the greatest ones, that the tail is fitted to."""
+_LEAST_SPREAD: Final = 0.1
 _RARE: Final = 0.02
 """The chance that is presumed before any rise was seen, worth one window."""
 KILLED_SECONDS: Final = 300.0
@@ -86,13 +87,17 @@ class Device:
 
 
 def _tail(rises: Sequence[float], free: float) -> float:
-    """The chance of a rise beyond `free` from an exponential tail; few rises are taken for exponential as a whole."""
-    top = rises[-max(1, round(len(rises) * _TAIL)) :]
-    threshold, share = (top[0], len(top) / len(rises)) if len(rises) >= 1 / _TAIL else (0.0, 1.0)
-    excess = sum(rise - threshold for rise in (top if threshold else rises)) / len(top if threshold else rises)
+    """The chance of a rise beyond `free` from an exponential tail; few rises are taken for exponential as a whole.
+
+    Rises that are all alike still vary: the tail is never steeper than a tenth of where it begins.
+    """
+    enough = len(rises) >= 1 / _TAIL
+    threshold = rises[-round(len(rises) * _TAIL)] if enough else 0.0
+    top = [rise for rise in rises if rise >= threshold]
+    excess = max(sum(rise - threshold for rise in top) / len(top), _LEAST_SPREAD * threshold)
     if excess <= 0.0 or free <= threshold:
         return 0.0
-    return share * math.exp(-(free - threshold) / excess)
+    return len(top) / len(rises) * math.exp(-(free - threshold) / excess)
 
 
 def gpus(
