@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 RISKS: Final = {
     "llm_saturation_risk_ratio": "saturation",
     "llm_kv_saturation_risk_ratio": "KV cache saturation",
+    "llm_oom_risk_ratio": "running out of memory",
+    "llm_spill_risk_ratio": "spilling to the CPU",
+    "llm_eviction_risk_ratio": "eviction",
 }
 """Metrics that are probabilities of a trouble, and what a person calls the trouble."""
 RISK_BAD: Final = 0.5
