@@ -15,6 +15,8 @@ class Thresholds:
     """The same within 300 s [ratio]."""
     ttft_slow_count: float = 2
     """Fewest slow first tokens within a window that are worth a page: one slow request is none [requests]."""
+    ttft_slow_count_long: float = 3
+    """The same within 300 s [requests]."""
     high_water_risk: float = 0.15
     """`llm_saturation_high_water_risk_ratio` at which there is a warning [ratio]."""
     high_water_risk_clear: float = 0.105
@@ -77,8 +79,8 @@ class Thresholds:
     """Loads of one model in an hour that are thrash [loads]."""
     source_stale: float = 300
     """Age of a source's last success that is stale [s]."""
-    source_slow: float = 5
-    """Duration of a collection that is slow [s]."""
+    source_slow: float = 2.5
+    """Duration of a collection that is slow; by default one is given up after 5 s [s]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
