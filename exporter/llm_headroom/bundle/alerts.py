@@ -35,8 +35,7 @@ _HEADER: Final = "# Written by `llm-headroom bundle`: change thresholds with its
 INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     (
         "LLMEngineDown",
-        "LLM(EngineStalled|SourceStale|SignalLost|SaturationRisk|PreemptionsHigh|GpuIdleWhileQueued)"
-         "|LLM(Queue|KV|FirstTokens|ErrorRatio|Model).*",
+        "LLM(EngineStalled|Source|Signal|Saturation|Preempt|GpuIdle|Queue|KV|FirstTokens|ErrorRatio|Model).*",
         ("instance", "target"),
     ),
     ("LLMGpuSourceDown", "LLMSourceStale", ("instance", "target")),

@@ -13,8 +13,6 @@ _FLEET: Final = "{{ $labels.model }} on {{ $labels.engine }}"
 _MISSED: Final = "engine_model:llm_slo_missed:ratio_rate"
 _BUDGET: Final = "(1 - engine_model:llm_slo_objective_ratio:max)"
 _BUSY: Final = "engine_model:llm_slo_requests:rate1h > $traffic_floor"
-    "and on (cluster, namespace, job, engine, model, slo) engine_model:llm_slo_requests:rate1h > $traffic_floor"
-)
 
 
 def _burn(rate: str, long: str, short: str) -> str:

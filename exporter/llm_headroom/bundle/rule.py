@@ -42,7 +42,8 @@ class Dashboard(enum.StrEnum):
 class Alert:
     """One alert.
 
-    `expr` must hold for `wait` (a duration) before it fires. `summary` and `description` are Prometheus' templates, `$name` in them a threshold.
+    `expr` must hold for `wait` (a duration) before it fires. `summary` and `description` are Prometheus' templates,
+    `$name` in them a threshold.
     """
 
     name: str
