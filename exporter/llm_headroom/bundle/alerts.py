@@ -119,11 +119,11 @@ def _rules(rules: Iterable[Recording | Alert], settings: BundleSettings) -> Iter
             document["for"] = scaled(rule.wait, settings.for_scale)
         yield document | {
             "labels": {"severity": rule.severity.value},
-            "annotations": annotations(rule, settings),
+            "annotations": told(rule, settings),
         }
 
 
-def annotations(rule: Alert, settings: BundleSettings) -> dict[str, str]:
+def told(rule: Alert, settings: BundleSettings) -> dict[str, str]:
     """Return what the alert tells people."""
     return {
         "summary": words(rule.summary, settings),
@@ -155,8 +155,8 @@ def _grafana(settings: BundleSettings) -> dict[str, Any]:
 
 
 def _grafana_rule(rule: Alert, settings: BundleSettings) -> dict[str, Any]:
-    told = annotations(rule, settings)
-    texts = {name: told[name].replace("$value ", "$values.A.Value ") for name in ("summary", "description")}
+    notes = told(rule, settings)
+    texts = {name: notes[name].replace("$value ", "$values.A.Value ") for name in ("summary", "description")}
     return {
         "uid": rule.name,
         "title": rule.name,
@@ -165,7 +165,7 @@ def _grafana_rule(rule: Alert, settings: BundleSettings) -> dict[str, Any]:
         "noDataState": "OK",
         "execErrState": "Error",
         "labels": {"severity": rule.severity.value},
-        "annotations": told | texts,
+        "annotations": notes | texts,
         "data": [
             {
                 "refId": "A",
