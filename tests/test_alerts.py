@@ -72,7 +72,7 @@ def test_vmalert_accepts_the_rules() -> None:
 
 
 def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
-    """promtool compares annotations, too, so it gets the rules without them; each file gets the rules that it tests."""
+    """Promtool compares annotations, too, so it gets the rules without them; each file gets the rules that it tests."""
     promtool = program("promtool", "prometheus")
     groups = yaml.safe_load((FOLDER / RULES).read_text())["groups"]
     for group in groups:
@@ -197,3 +197,66 @@ def test_operator_and_grafana_get_the_same_expressions() -> None:
     assert {rule["title"]: rule["data"][0]["model"]["expr"] for group in grafana for rule in group["rules"]} == {
         rule["alert"]: rule["expr"] for group in plain for rule in group["rules"] if "alert" in rule
     }
+
+
+def queries() -> list[tuple[str, str]]:
+    """Each query of a runbook with the runbook's name."""
+    return [
+        (path.stem, query.strip())
+        for path in sorted((FOLDER / "runbooks").glob("*.md"))
+        for query in re.findall(r"```promql\n(.*?)```", path.read_text(), re.DOTALL)
+    ]
+
+
+def test_queries_of_runbooks_parse(tmp_path: Path) -> None:
+    promtool = program("promtool", "prometheus")
+    rules = [{"record": f"a:b{number}:c", "expr": query} for number, (_, query) in enumerate(queries())]
+    (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+
+    done = subprocess.run(
+        [promtool, "check", "rules", "queries.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_queries_of_runbooks_read_series_that_exist() -> None:
+    for runbook, query in queries():
+        read = metrics(query)
+
+        assert read, (runbook, query)
+        assert not {name for name in read if not known(name)}, (runbook, query)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "runbooks").glob("*.md")), ids=lambda path: path.stem)
+def test_runbooks_have_their_parts_and_name_options_that_engines_have(path: Path) -> None:
+    text = path.read_text()
+
+    assert re.findall(r"^#+ (.*)$", text, re.MULTILINE) == [path.stem, "Meaning", "Impact", "Diagnosis", "Mitigation"]
+    assert "```promql" in text
+    for option in re.findall(r"`(--[a-z-]+|OLLAMA_\w+)", text):
+        assert option in OPTIONS, option
+    for word in re.findall(r"`([a-z]+_[a-z_]+)`", text):
+        assert word in SETTINGS or word in Thresholds.__dataclass_fields__ or known(word), word
+
+
+OPTIONS: Final = frozenset(
+    {
+        # vLLM 0.32 (fields of its /server_info and `vllm serve --help`)
+        *("--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len"),
+        *("--kv-cache-dtype", "--tensor-parallel-size", "--kv-offloading-size", "--cpu-offload-gb", "--enforce-eager"),
+        *("--max-num-queued-reqs", "--api-server-count", "--show-hidden-metrics-for-version"),
+        # SGLang 0.5 (fields of its /get_server_info); --kv-cache-dtype and --cpu-offload-gb, too
+        *("--mem-fraction-static", "--max-running-requests", "--schedule-conservativeness", "--chunked-prefill-size"),
+        *("--max-prefill-tokens", "--max-queued-requests", "--max-total-tokens", "--context-length", "--tp-size"),
+        *("--dp-size", "--enable-hierarchical-cache", "--hicache-ratio", "--cuda-graph-max-bs", "--watchdog-timeout"),
+        *("--allow-auto-truncate", "--enable-metrics"),
+        # Ollama 0.33 (`ollama serve --help`)
+        *("OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_MAX_QUEUE", "OLLAMA_KEEP_ALIVE"),
+        *("OLLAMA_CONTEXT_LENGTH", "OLLAMA_KV_CACHE_TYPE", "OLLAMA_FLASH_ATTENTION", "OLLAMA_GPU_OVERHEAD"),
+        *("OLLAMA_SCHED_SPREAD", "OLLAMA_LOAD_TIMEOUT"),
+    }
+)
+"""What engines are started with."""
+SETTINGS: Final = frozenset({"label_limit", "num_ctx", "num_gpu", "max_num_queued_reqs", "max_num_queued_tokens"})
+"""Of llm-headroom's configuration, of requests to Ollama, and reasons of vLLM's."""
