@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from llm_headroom import schema
-from llm_headroom.bundle import alerts
-from llm_headroom.bundle.rule import Alert, expression
+from llm_headroom.bundle import alerts, kubernetes
+from llm_headroom.bundle.rule import Alert, Recording, expression
 from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
 from llm_headroom.model import Kind
 
@@ -23,6 +23,7 @@ RULES: Final = "llm-headroom.rules.yml"
 DEFAULTS: Final = BundleSettings()
 NAMES: Final = frozenset(alert.name for alert in alerts.ALERTS)
 RECORDED: Final = frozenset(rule.name for rule in alerts.RECORDINGS)
+EVERY: Final[tuple[Alert | Recording, ...]] = (*alerts.ALERTS, *alerts.RECORDINGS)
 _WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|up)(?=\s*[{\[)]|\s|$)")
 
 
@@ -53,7 +54,7 @@ def timelines() -> dict[str, dict[str, Any]]:
 
 
 def test_what_is_committed_is_what_is_generated() -> None:
-    for path, text in alerts.files(DEFAULTS).items():
+    for path, text in (alerts.files(DEFAULTS) | kubernetes.files(DEFAULTS)).items():
         assert (ROOT / path).read_text() == text, f"{path} is old: run `llm-headroom bundle --output .`"
 
 
@@ -117,7 +118,7 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
 
 
 def test_every_series_of_a_rule_exists() -> None:
-    for rule in (*alerts.ALERTS, *alerts.RECORDINGS):
+    for rule in EVERY:
         read = metrics(expression(rule.expr, DEFAULTS))
 
         assert read, rule.name
@@ -142,7 +143,7 @@ def test_what_an_alert_tells(alert: Alert) -> None:
 
 
 def test_histograms_are_never_added_over_engines() -> None:
-    for rule in (*alerts.ALERTS, *alerts.RECORDINGS):
+    for rule in EVERY:
         for by in re.findall(r"sum by \(([^)]*)\) \(rate\(llm_\w+_bucket", rule.expr):
             assert {"engine", "le"} <= set(by.split(", ")), rule.name
 
@@ -190,7 +191,7 @@ def test_thresholds_and_scale_reach_the_file() -> None:
 def test_operator_and_grafana_get_the_same_expressions() -> None:
     texts = alerts.files(DEFAULTS)
     plain = yaml.safe_load(texts[f"alerts/{RULES}"])["groups"]
-    operator = yaml.safe_load(texts["alerts/prometheusrule.yaml"])
+    operator = yaml.safe_load(kubernetes.files(DEFAULTS)["alerts/prometheusrule.yaml"])
     grafana = yaml.safe_load(texts["alerts/grafana-alerting.yaml"])["groups"]
 
     assert operator["spec"]["groups"] == plain

@@ -1,13 +1,12 @@
-"""The alerts' files: for Prometheus, the Prometheus operator, Grafana and Alertmanager, from one set of rules."""
+"""The alerts' files: for Prometheus, Grafana and Alertmanager, from one set of rules."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
-
 from llm_headroom.bundle import alerts_engine, alerts_host, recording
 from llm_headroom.bundle.rule import Alert, Recording, expression, scaled, words
+from llm_headroom.bundle.text import as_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,8 +28,6 @@ GROUPS: Final[dict[str, tuple[Recording, ...] | tuple[Alert, ...]]] = {
 
 ALERTS: Final[tuple[Alert, ...]] = tuple(rule for rules in GROUPS.values() for rule in rules if isinstance(rule, Alert))
 RECORDINGS: Final[tuple[Recording, ...]] = (*recording.FLEET, *recording.SLO)
-
-_HEADER: Final = "# Written by `llm-headroom bundle`: change thresholds with its options, not here.\n"
 
 INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     (
@@ -59,24 +56,18 @@ INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
 
 def files(settings: BundleSettings) -> dict[str, str]:
     """Return the texts of the alerts' files by relative path."""
-    groups = _groups(settings)
     return {
-        "alerts/llm-headroom.rules.yml": _yaml({"groups": groups}),
-        "alerts/prometheusrule.yaml": _yaml(
-            {
-                "apiVersion": "monitoring.coreos.com/v1",
-                "kind": "PrometheusRule",
-                "metadata": {"name": "llm-headroom", "labels": {"app.kubernetes.io/name": "llm-headroom"}},
-                "spec": {"groups": groups},
-            }
-        ),
-        "alerts/grafana-alerting.yaml": _yaml(_grafana(settings)),
-        "alerts/alertmanager.yml": _yaml(alertmanager()),
+        "alerts/llm-headroom.rules.yml": as_yaml({"groups": groups(settings)}),
+        "alerts/grafana-alerting.yaml": as_yaml(_grafana(settings)),
+        "alerts/alertmanager.yml": as_yaml(alertmanager()),
     }
 
 
-def alertmanager(url: str = "http://127.0.0.1:5001/") -> dict[str, Any]:
-    """Return Alertmanager's configuration: routes by severity to a webhook, and what inhibits what."""
+def alertmanager(url: str | None = "http://127.0.0.1:5001/") -> dict[str, Any]:
+    """Return Alertmanager's configuration: routes by severity, and what inhibits what.
+
+    Alerts are posted to `page` and `ticket` below the URL; to nobody if it is None.
+    """
     return {
         "route": {
             "receiver": "ticket",
@@ -90,8 +81,10 @@ def alertmanager(url: str = "http://127.0.0.1:5001/") -> dict[str, Any]:
             ],
         },
         "receivers": [
-            {"name": "page", "webhook_configs": [{"url": f"{url}page"}]},
-            {"name": "ticket", "webhook_configs": [{"url": f"{url}ticket"}]},
+            *(
+                {"name": name} | ({} if url is None else {"webhook_configs": [{"url": f"{url}{name}"}]})
+                for name in ("page", "ticket")
+            ),
             {"name": "none"},
         ],
         "inhibit_rules": [
@@ -105,7 +98,8 @@ def alertmanager(url: str = "http://127.0.0.1:5001/") -> dict[str, Any]:
     }
 
 
-def _groups(settings: BundleSettings) -> list[dict[str, Any]]:
+def groups(settings: BundleSettings) -> list[dict[str, Any]]:
+    """Return the groups of rules as Prometheus' rule file has them."""
     return [{"name": name, "rules": list(_rules(rules, settings))} for name, rules in GROUPS.items()]
 
 
@@ -180,16 +174,3 @@ def _grafana_rule(rule: Alert, settings: BundleSettings) -> dict[str, Any]:
             },
         ],
     }
-
-
-def _yaml(document: object) -> str:
-    dumped: str = yaml.dump(document, Dumper=_Plain, sort_keys=False, width=4096, allow_unicode=True)
-    return _HEADER + dumped
-
-
-class _Plain(yaml.SafeDumper):
-    """YAML without anchors."""
-
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
-        """Write equal values out each time."""
-        return True
