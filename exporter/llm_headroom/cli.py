@@ -242,3 +242,29 @@ def top(path: Path | None, url: str | None, *, once: bool, **flags: Any) -> None
     except terminal.Unusable as error:
         click.echo(f"llm-headroom: {error}", err=True)
         sys.exit(SOME_SOURCE_FAILED)
+
+
+@main.command()
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to write.")
+@click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="Another threshold of the alerts.")
+@click.option("--selector", default="", metavar="MATCHERS", help="For every query, such as 'cluster=\"x\"'.")
+@click.option("--only", multiple=True, metavar="PART", help="alerts, dashboards or kubernetes.  [default: all]")
+@click.option("--job", "exporter_job", default="llm-headroom", show_default=True, help="Label `job` of the exporters.")
+@click.option("--runbooks", "runbook_base_url", metavar="URL", help="Where alerts/runbooks is published.")
+@click.option("--grafana", "dashboard_base_url", metavar="URL", help="Of Grafana, for links to dashboards.")
+@click.option("--for-scale", type=float, help="Factor on how long conditions must hold; below 1 for tests.")
+def bundle(output: Path, thresholds: tuple[str, ...], selector: str, only: tuple[str, ...], **others: Any) -> None:  # noqa: ANN401 - click's values
+    """Write alerts, dashboards and Kubernetes objects with thresholds and label matchers of your own."""
+    from llm_headroom.bundle import command  # noqa: PLC0415 - only this command needs it
+
+    if unknown := set(only) - set(command.PARTS):
+        _fail(f"part {', '.join(sorted(unknown))}: there are {', '.join(command.PARTS)}")
+    try:
+        given = {name: value for name, value in others.items() if value is not None}
+        texts = command.files(command.settings(thresholds, selector, **given), only)
+        command.write(output, texts)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+        return
+    for name in texts:
+        click.echo(output / name)

@@ -184,7 +184,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
             say(f"{name:<12} http://{server.address}/   (simulated)")
         say(f"llm-headroom http://{address}/   status page; metrics at /metrics")
         if settings.stack:
-            for line in await demo_stack.start(address, stack):
+            for line in await demo_stack.start(address, stack, settings.speed):
                 say(line)
         say(f"A day takes {DAY / settings.speed / 60:.0f} minutes. Ctrl-C ends all of it.")
 

@@ -15,6 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.bundle import alerts as alert_rules
+from llm_headroom.bundle.thresholds import BundleSettings
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AsyncExitStack
@@ -26,7 +29,9 @@ _ALERTMANAGER: Final = ("alertmanager", "prometheus-alertmanager")  # the second
 _GRAFANA: Final = ("grafana-server",)
 _GRAFANA_HOME: Final = Path("/usr/share/grafana")
 _SOURCES: Final = Path(__file__).parents[3]
-"""The source tree, if this runs out of one; rules and dashboards lie there."""
+"""The source tree, if this runs out of one; dashboards lie there."""
+_FOR_SCALE: Final = 0.1
+"""How long conditions must hold in the demo, as a share of the shipped alerts': its incidents take a minute or two."""
 
 
 class _Program:
@@ -61,8 +66,11 @@ class _Program:
         return False
 
 
-async def start(exporter: str, stack: AsyncExitStack) -> list[str]:
-    """Start what is installed, to watch the exporter at ``host:port``; return lines for people. ``stack`` ends it."""
+async def start(exporter: str, stack: AsyncExitStack, speed: float = 1.0) -> list[str]:
+    """Start what is installed, to watch the exporter at ``host:port``; return lines for people. ``stack`` ends it.
+
+    ``speed`` is how many times as fast as real the watched engines are.
+    """
     prometheus, alertmanager, grafana = map(_installed, (_PROMETHEUS, _ALERTMANAGER, _GRAFANA))
     if prometheus is None:
         return ["prometheus   not installed, so neither it nor Alertmanager and Grafana are started"]
@@ -71,9 +79,7 @@ async def start(exporter: str, stack: AsyncExitStack) -> list[str]:
     alerts = None
     if alertmanager is not None:
         alerts = _free_port()
-        (folder / "alertmanager.yml").write_text(
-            json.dumps({"route": {"receiver": "page"}, "receivers": [{"name": "page"}]})
-        )
+        (folder / "alertmanager.yml").write_text(json.dumps(alert_rules.alertmanager(url=None)))
         command = [
             alertmanager,
             f"--config.file={folder / 'alertmanager.yml'}",
@@ -83,6 +89,8 @@ async def start(exporter: str, stack: AsyncExitStack) -> list[str]:
         ]
         lines.append(await _run("alertmanager", command, alerts, folder, stack))
     port = _free_port()
+    rules = {"groups": alert_rules.groups(BundleSettings(for_scale=_FOR_SCALE / speed))}
+    (folder / "llm-headroom.rules.yml").write_text(json.dumps(rules))
     (folder / "prometheus.yml").write_text(json.dumps(_scraping(exporter, alerts)))
     command = [
         prometheus,
@@ -98,10 +106,9 @@ async def start(exporter: str, stack: AsyncExitStack) -> list[str]:
 
 def _scraping(exporter: str, alerts: int | None) -> dict[str, object]:
     """Prometheus' configuration; JSON is YAML, too."""
-    rules = sorted((_SOURCES / "alerts").glob("*.rules.yml"))
     return {
         "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
-        "rule_files": [str(path) for path in rules],
+        "rule_files": ["llm-headroom.rules.yml"],
         "scrape_configs": [{"job_name": "llm-headroom", "static_configs": [{"targets": [exporter]}]}],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{alerts}"]}]}] if alerts else []},
     }

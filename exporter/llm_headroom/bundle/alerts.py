@@ -1,0 +1,176 @@
+"""The alerts' files: for Prometheus, Grafana and Alertmanager, from one set of rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_headroom.bundle import alerts_engine, alerts_host, recording
+from llm_headroom.bundle.rule import Alert, Recording, expression, scaled, words
+from llm_headroom.bundle.text import as_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llm_headroom.bundle.thresholds import BundleSettings
+
+GROUPS: Final[dict[str, tuple[Recording, ...] | tuple[Alert, ...]]] = {
+    "llm-headroom.fleet": recording.FLEET,
+    "llm-headroom.slo": recording.SLO,
+    "llm-headroom.latency": alerts_engine.LATENCY,
+    "llm-headroom.availability": alerts_engine.AVAILABILITY,
+    "llm-headroom.kv-cache": alerts_engine.KV_CACHE,
+    "llm-headroom.models": alerts_engine.MODELS,
+    "llm-headroom.gpu-memory": alerts_host.GPU_MEMORY,
+    "llm-headroom.gpu-health": alerts_host.GPU_HEALTH,
+    "llm-headroom.sources": alerts_host.SOURCES,
+}
+"""Rules by the name of their group, in the order in which they are evaluated."""
+
+ALERTS: Final[tuple[Alert, ...]] = tuple(rule for rules in GROUPS.values() for rule in rules if isinstance(rule, Alert))
+RECORDINGS: Final[tuple[Recording, ...]] = (*recording.FLEET, *recording.SLO)
+
+INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
+    (
+        "LLMEngineDown",
+        "LLM(EngineStalled|Source|Signal|Saturation|Preempt|GpuIdle|Queue|KV|FirstTokens|ErrorRatio|Model).*",
+        ("instance", "target"),
+    ),
+    ("LLMGpuSourceDown", "LLMSourceStale", ("instance", "target")),
+    ("LLMExporterDown", "LLM(Engine|Gpu|Source|Queue|KV|FirstTokens|Collection|Signal).*", ("instance",)),
+    ("LLMEngineStalled", "LLMQueue.*|LLMFirstTokens.*|LLMGpuIdleWhileQueued", ("instance", "target")),
+    ("LLMQueueStarved", "LLMQueueBuilding", ("instance", "target", "model")),
+    ("LLMFirstTokensSlowSustained", "LLMFirstTokensSlow|LLMSaturationRisk", ("instance", "target", "model")),
+    ("LLMFirstTokensSlow", "LLMSaturationRisk", ("instance", "target", "model")),
+    (
+        "LLMKVCacheExhausted",
+        "LLMKVCacheHigh|LLMKVHeadroomLow|LLMPreemptionsHigh|LLMKVTimeToFull",
+        ("instance", "target", "model"),
+    ),
+    ("LLMKVCacheHigh", "LLMKVHeadroomLow|LLMPreemptionsHigh|LLMKVTimeToFull", ("instance", "target", "model")),
+    ("LLMGpuMemoryExhausted", "LLMGpuMemoryHeadroomLow|LLMGpuMemoryRunningOut|LLMOomRisk", ("instance", "uuid")),
+    ("LLMErrorRatioHigh", "LLMErrorRatio", ("instance", "target", "model")),
+    ("LLMLatencyBudgetBurnFast", "LLMLatencyBudgetBurnSlow", ("job", "engine", "model", "slo")),
+)
+"""What a firing alert (first) makes needless (second), where they agree in these labels: one page for one trouble."""
+
+
+def files(settings: BundleSettings) -> dict[str, str]:
+    """Return the texts of the alerts' files by relative path."""
+    return {
+        "alerts/llm-headroom.rules.yml": as_yaml({"groups": groups(settings)}),
+        "alerts/grafana-alerting.yaml": as_yaml(_grafana(settings)),
+        "alerts/alertmanager.yml": as_yaml(alertmanager()),
+    }
+
+
+def alertmanager(url: str | None = "http://127.0.0.1:5001/") -> dict[str, Any]:
+    """Return Alertmanager's configuration: routes by severity, and what inhibits what.
+
+    Alerts are posted to `page` and `ticket` below the URL; to nobody if it is None.
+    """
+    return {
+        "route": {
+            "receiver": "ticket",
+            "group_by": ["alertname", "cluster", "engine", "model"],
+            "group_wait": "10s",
+            "group_interval": "1m",
+            "repeat_interval": "12h",
+            "routes": [
+                {"receiver": "page", "matchers": ['severity = "page"'], "repeat_interval": "1h"},
+                {"receiver": "none", "matchers": ['severity = "info"']},
+            ],
+        },
+        "receivers": [
+            *(
+                {"name": name} | ({} if url is None else {"webhook_configs": [{"url": f"{url}{name}"}]})
+                for name in ("page", "ticket")
+            ),
+            {"name": "none"},
+        ],
+        "inhibit_rules": [
+            {
+                "source_matchers": [f'alertname = "{source}"'],
+                "target_matchers": [f'alertname =~ "{targets}"'],
+                "equal": ["cluster", "namespace", *labels],
+            }
+            for source, targets, labels in INHIBITIONS
+        ],
+    }
+
+
+def groups(settings: BundleSettings) -> list[dict[str, Any]]:
+    """Return the groups of rules as Prometheus' rule file has them."""
+    return [{"name": name, "rules": list(_rules(rules, settings))} for name, rules in GROUPS.items()]
+
+
+def _rules(rules: Iterable[Recording | Alert], settings: BundleSettings) -> Iterable[dict[str, Any]]:
+    for rule in rules:
+        if isinstance(rule, Recording):
+            yield {"record": rule.name, "expr": expression(rule.expr, settings)}
+            continue
+        document: dict[str, Any] = {"alert": rule.name, "expr": expression(rule.expr, settings)}
+        if rule.wait != "0s":
+            document["for"] = scaled(rule.wait, settings.for_scale)
+        yield document | {
+            "labels": {"severity": rule.severity.value},
+            "annotations": told(rule, settings),
+        }
+
+
+def told(rule: Alert, settings: BundleSettings) -> dict[str, str]:
+    """Return what the alert tells people."""
+    return {
+        "summary": words(rule.summary, settings),
+        "description": words(rule.description, settings),
+        "runbook_url": f"{settings.runbook_base_url}/{rule.name}.md",
+        "dashboard_url": f"{settings.dashboard_base_url}/d/{rule.dashboard.value}",
+    }
+
+
+def _grafana(settings: BundleSettings) -> dict[str, Any]:
+    """Return Grafana's provisioning of alerts; recording rules stay with Prometheus, which these read.
+
+    The data source's uid is `prometheus`. Grafana's templates have the value of the query in `$values`.
+    """
+    return {
+        "apiVersion": 1,
+        "groups": [
+            {
+                "orgId": 1,
+                "name": name,
+                "folder": "llm-headroom",
+                "interval": "1m",
+                "rules": [_grafana_rule(rule, settings) for rule in rules if isinstance(rule, Alert)],
+            }
+            for name, rules in GROUPS.items()
+            if any(isinstance(rule, Alert) for rule in rules)
+        ],
+    }
+
+
+def _grafana_rule(rule: Alert, settings: BundleSettings) -> dict[str, Any]:
+    notes = told(rule, settings)
+    texts = {name: notes[name].replace("$value ", "$values.A.Value ") for name in ("summary", "description")}
+    return {
+        "uid": rule.name,
+        "title": rule.name,
+        "condition": "B",
+        "for": scaled(rule.wait, settings.for_scale),
+        "noDataState": "OK",
+        "execErrState": "Error",
+        "labels": {"severity": rule.severity.value},
+        "annotations": notes | texts,
+        "data": [
+            {
+                "refId": "A",
+                "relativeTimeRange": {"from": 600, "to": 0},
+                "datasourceUid": "prometheus",
+                "model": {"refId": "A", "expr": expression(rule.expr, settings), "instant": True},
+            },
+            {
+                "refId": "B",
+                "datasourceUid": "__expr__",
+                "model": {"refId": "B", "type": "math", "expression": "is_number($A) || is_inf($A)"},
+            },
+        ],
+    }

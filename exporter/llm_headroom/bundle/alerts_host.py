@@ -1,0 +1,283 @@
+"""Alerts on GPUs, host memory, sources of data and the exporter itself."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llm_headroom.bundle.rule import Alert, Dashboard, Severity
+
+_GPU: Final = "GPU {{ $labels.gpu }} of {{ $labels.instance }}"
+_SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
+_HOST: Final = "cluster, namespace, job, instance"
+
+_FATAL_XIDS: Final = "48|62|64|74|79|95|119|120"
+"""Uncorrectable ECC, microcontroller halt, remap failure, NVLink, fallen off the bus, uncontained error, GSP.
+
+Xids that an application causes (13, 31, 43) or that tell of a repair (63, 92) are left out.
+"""
+
+
+def _xid(numbers: str) -> str:
+    """By timestamp: a counter that is absent until the first error has no increase at it."""
+    return f'time() - llm_gpu_xid_last_timestamp_seconds{{xid=~"{numbers}"}} < 600'
+
+
+def _grown(metric: str) -> str:
+    return f"({metric} - {metric} offset 6h > $gpu_growth_bytes and deriv({metric}[6h]) > 0)"
+
+
+_STARTED: Final = f"""unless on ({_HOST})
+    (increase(llm_engine_restarts_total[15m]) > 0 or changes(llm_models_loaded[15m]) > 0
+        or changes(llm_model_loaded[15m]) > 0 or time() - llm_engine_start_time_seconds < 900)"""
+
+_LOST: Final = " or ".join(
+    f"""label_replace(llm_up{{engine!~"nvml|ollama"}} == 1
+        and max without (model, replica) (present_over_time({signal}[1d]))
+        unless max without (model, replica) ({signal}), "signal", "{signal.removeprefix("llm_")}", "", "")"""
+    for signal in ("llm_requests_running", "llm_requests_waiting", "llm_kv_cache_usage_ratio")
+)
+
+GPU_MEMORY: Final = (
+    Alert(
+        name="LLMGpuMemoryHeadroomLow",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="""llm_gpu_memory_headroom_bytes < $gpu_headroom_low_bytes
+            or llm_gpu_memory_headroom_bytes < $gpu_headroom_low * llm_gpu_memory_total_bytes""",
+        wait="5m",
+        summary=f"{_GPU} has little free memory",
+        description="{{ $value | humanize1024 }}B can still be allocated; engines reserve less than all of it, so "
+        "this is below what they leave.",
+    ),
+    Alert(
+        name="LLMGpuMemoryExhausted",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="""llm_gpu_memory_headroom_bytes < $gpu_headroom_critical_bytes
+            or llm_gpu_memory_headroom_bytes < $gpu_headroom_critical * llm_gpu_memory_total_bytes""",
+        wait="2m",
+        summary=f"{_GPU} has no free memory",
+        description="{{ $value | humanize1024 }}B can still be allocated; the next allocation may fail.",
+    ),
+    Alert(
+        name="LLMOomRisk",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="llm_oom_risk_ratio >= $oom_risk",
+        wait="5m",
+        summary="Memory ({{ $labels.memory }}) is likely to run out on {{ $labels.instance }}",
+        description="An allocation fails within 30 minutes with a probability of {{ $value | humanizePercentage }} "
+        "(GPU {{ $labels.gpu }}, engine {{ $labels.engine }} {{ $labels.target }}).",
+    ),
+    Alert(
+        name="LLMGpuMemoryRunningOut",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr=f"""llm_gpu_memory_headroom_ratio < $gpu_oom_ratio
+            and predict_linear(llm_gpu_memory_headroom_bytes[1h], $gpu_oom_horizon) < 0
+            and deriv(llm_gpu_memory_headroom_bytes[15m]) < 0
+            and llm_gpu_memory_headroom_bytes offset 45m
+            {_STARTED}""",
+        wait="15m",
+        summary=f"The free memory of {_GPU} shrinks towards zero",
+        description="{{ $value | humanizePercentage }} of the memory is free, and none within $gpu_oom_horizon s if "
+        "the trend of the last hour goes on.",
+    ),
+    Alert(
+        name="LLMGpuMemoryGrowthOutsideReservation",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr=f"""{_grown("llm_gpu_memory_unattributed_bytes")}
+            or {_grown('llm_gpu_memory_engine_bytes{kind="other"}')}""",
+        wait="15m",
+        summary=f"Memory on {_GPU} grows outside what engines reserve",
+        description="{{ $value | humanize1024 }}B more than six hours ago: a leak, or another process.",
+    ),
+    Alert(
+        name="LLMGpuReservationOverlap",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="llm_gpu_memory_overcommitted_bytes > 0",
+        wait="5m",
+        summary=f"Engines want more memory than {_GPU} has",
+        description="Reservations, other processes and reserved memory exceed the device by "
+        "{{ $value | humanize1024 }}B; whichever starts or grows last fails.",
+    ),
+    Alert(
+        name="LLMHostOomKill",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.ENGINE,
+        expr="increase(llm_host_memory_oom_kills_total[10m]) > 0",
+        summary=f"A process of {_SOURCE} was killed for want of memory",
+        description="{{ $value | humanize }} kills in the last ten minutes.",
+    ),
+)
+
+GPU_HEALTH: Final = (
+    Alert(
+        name="LLMGpuXidCritical",
+        severity=Severity.PAGE,
+        dashboard=Dashboard.GPU,
+        expr=_xid(_FATAL_XIDS),
+        summary=f"{_GPU} reported the fatal error Xid {{{{ $labels.xid }}}}",
+        description="{{ $value | humanizeDuration }} ago; what runs on it is lost or about to be.",
+    ),
+    Alert(
+        name="LLMGpuXidContained",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr=_xid("94"),
+        summary=f"{_GPU} reported a contained memory error (Xid 94)",
+        description="{{ $value | humanizeDuration }} ago; the process that it hit is lost, others go on.",
+    ),
+    Alert(
+        name="LLMGpuUncorrectableEcc",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr='increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[1d]) > 0',
+        summary=f"{_GPU} has uncorrectable memory errors",
+        description="{{ $value | humanize }} within a day.",
+    ),
+    Alert(
+        name="LLMGpuRowRemapFailure",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="llm_gpu_row_remap_failure > 0",
+        summary=f"{_GPU} could not remap a row of its memory",
+        description="llm_gpu_row_remap_failure is {{ $value }}: the device is to be replaced.",
+    ),
+    Alert(
+        name="LLMGpuRowRemapPending",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="llm_gpu_row_remap_pending > 0",
+        wait="5m",
+        summary=f"{_GPU} waits for a reset to remap a row",
+        description="llm_gpu_row_remap_pending is {{ $value }}: it takes effect at the next reset.",
+    ),
+    Alert(
+        name="LLMGpuRecoveryAction",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="llm_gpu_recovery_action > 0",
+        wait="1m",
+        summary=f"The driver asks for a recovery of {_GPU}",
+        description="Action {{ $value }} (1 reset the GPU, 2 reboot the node, 3 end peer-to-peer work, 4 drain and "
+        "reset).",
+    ),
+    Alert(
+        name="LLMGpuThrottled",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="""llm_gpu_throttle_active{reason=~"hw_thermal|hw_power_brake"} == 1
+            or min_over_time(llm_gpu_throttle_active{reason="sw_thermal"}[25m]) == 1""",
+        wait="5m",
+        summary=f"{_GPU} is held back ({{{{ $labels.reason }}}})",
+        description="Heat or the power supply has held the clocks down for minutes (llm_gpu_throttle_active is "
+        "{{ $value }}).",
+    ),
+    Alert(
+        name="LLMGpuTemperatureHigh",
+        severity=Severity.INFO,
+        dashboard=Dashboard.GPU,
+        expr='llm_gpu_temperature_celsius{sensor="gpu"} > $gpu_temperature_high',
+        wait="10m",
+        summary=f"{_GPU} is hot",
+        description="{{ $value }} °C, above $gpu_temperature_high.",
+    ),
+    Alert(
+        name="LLMGpuIdleWhileQueued",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr=f"""sum without (model, replica) (llm_requests_waiting) > 0
+            and on ({_HOST}, engine, target)
+            (max by ({_HOST}, engine, target) (llm_gpu_memory_attribution_info * on ({_HOST}, gpu, uuid)
+                group_left () llm_gpu_utilization_ratio{{engine=""}}) < $gpu_idle_utilization)""",
+        wait="5m",
+        summary=f"Requests wait at {_SOURCE} while its GPUs idle",
+        description="{{ $value }} requests wait, and no GPU of the engine is used for more than "
+        "$gpu_idle_utilization of the time.",
+    ),
+)
+
+SOURCES: Final = (
+    Alert(
+        name="LLMExporterDown",
+        severity=Severity.PAGE,
+        dashboard=Dashboard.EXPORTER,
+        expr='up{job="$exporter_job"} == 0 or absent(up{job="$exporter_job"})',
+        wait="5m",
+        summary="llm-headroom {{ $labels.instance }} is down",
+        description="Prometheus does not reach it ({{ $value }}), so no other alert on its engines can fire.",
+    ),
+    Alert(
+        name="LLMGpuSourceDown",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr='llm_up{engine="nvml"} == 0',
+        wait="10m",
+        summary="GPUs of {{ $labels.instance }} cannot be read",
+        description="NVML has failed for 10 minutes; llm_up is {{ $value }}.",
+    ),
+    Alert(
+        name="LLMSourceStale",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr="time() - llm_source_last_success_timestamp_seconds > $source_stale",
+        wait="1m",
+        summary=f"No news of {_SOURCE}",
+        description="The last collection that succeeded was {{ $value | humanizeDuration }} ago.",
+    ),
+    Alert(
+        name="LLMCollectionSlow",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr="llm_source_duration_seconds > $source_slow",
+        wait="10m",
+        summary=f"Collecting from {_SOURCE} is slow",
+        description="{{ $value | humanizeDuration }}, above $source_slow s; beyond the timeout it fails.",
+    ),
+    Alert(
+        name="LLMSignalLost",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr=f"""label_replace(
+                max without (state) (llm_source_samples{{state="mapped"}})
+                < max without (state) (max_over_time(llm_source_samples{{state="mapped"}}[1d]))
+                and max without (state) (llm_source_samples{{state="unknown"}})
+                > max without (state) (min_over_time(llm_source_samples{{state="unknown"}}[1d])),
+                "signal", "unknown", "", "")
+            or {_LOST}""",
+        wait="15m",
+        summary=f"Signals of {_SOURCE} are lost",
+        description="Signal {{ $labels.signal }}: the engine answers ({{ $value }}), but tells less than within the "
+        "last day; an upgrade may have renamed its metrics.",
+    ),
+    Alert(
+        name="LLMLabelCapReached",
+        severity=Severity.INFO,
+        dashboard=Dashboard.EXPORTER,
+        expr="""increase(llm_label_values_capped_total[15m]) > 0
+            or (llm_label_values_capped_total > 0 unless llm_label_values_capped_total offset 15m)""",
+        summary=f"Too many values of the label {{{{ $labels.label }}}} of {_SOURCE}",
+        description="{{ $value | humanize }} values beyond the cap are reported as `other`.",
+    ),
+    Alert(
+        name="LLMSamplesInvalid",
+        severity=Severity.INFO,
+        dashboard=Dashboard.EXPORTER,
+        expr='llm_source_samples{state="invalid"} > 0',
+        wait="15m",
+        summary=f"Samples of {_SOURCE} cannot be used",
+        description="{{ $value }} samples of a collection are invalid.",
+    ),
+    Alert(
+        name="LLMConfigReloadFailed",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr="llm_config_last_reload_success == 0",
+        wait="5m",
+        summary="llm-headroom {{ $labels.instance }} runs with an old configuration",
+        description="Its file could not be read anew (llm_config_last_reload_success is {{ $value }}).",
+    ),
+)

@@ -1,0 +1,80 @@
+"""Recording rules: a fleet by model and engine, so that dashboards over a thousand engines read few series.
+
+Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` keeps the labels cluster,
+namespace, job, engine and model. Rates come before sums, so that a restart is no jump. Histograms are never added over
+`engine`, as engines differ in their buckets.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llm_headroom.bundle.rule import Recording
+
+_BY: Final = "by (cluster, namespace, job, engine, model)"
+_BY_SLO: Final = "by (cluster, namespace, job, engine, model, slo)"
+SLO_WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+"""Windows over which the share of requests that miss an objective is recorded."""
+
+
+def _summed(metric: str) -> Recording:
+    return Recording(f"engine_model:{metric}:sum", f"sum {_BY} ({metric})")
+
+
+def _rate(metric: str, *labels: str) -> Recording:
+    by = _BY.replace(")", "".join(f", {label}" for label in labels) + ")")
+    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {by} (rate({metric}[5m]))")
+
+
+def _buckets(metric: str) -> Recording:
+    return _rate(f"{metric}_bucket", "le")
+
+
+def _missed(window: str) -> Recording:
+    return Recording(
+        f"engine_model:llm_slo_missed:ratio_rate{window}",
+        f"1 - sum {_BY_SLO} (rate(llm_slo_requests_good_total[{window}]))"
+        f" / sum {_BY_SLO} (rate(llm_slo_requests_total[{window}]))",
+    )
+
+
+FLEET: Final = (
+    Recording("engine_model:llm_up:count", "count by (cluster, namespace, job, engine) (llm_up)"),
+    Recording("engine_model:llm_up:sum", "sum by (cluster, namespace, job, engine) (llm_up)"),
+    _summed("llm_requests_running"),
+    _summed("llm_requests_waiting"),
+    _summed("llm_kv_cache_used_tokens"),
+    _summed("llm_kv_cache_capacity_tokens"),
+    _summed("llm_kv_cache_headroom_tokens"),
+    Recording("engine_model:llm_kv_cache_usage_ratio:max", f"max {_BY} (llm_kv_cache_usage_ratio)"),
+    Recording("engine_model:llm_kv_cache_headroom_ratio:min", f"min {_BY} (llm_kv_cache_headroom_ratio)"),
+    Recording("engine_model:llm_kv_cache_headroom_requests:min", f"min {_BY} (llm_kv_cache_headroom_requests)"),
+    Recording("engine_model:llm_saturation_ratio:max", f"max {_BY} (llm_saturation_ratio)"),
+    Recording(
+        "engine_model:llm_saturation_high_water_risk_ratio:max", f"max {_BY} (llm_saturation_high_water_risk_ratio)"
+    ),
+    Recording(
+        "job:llm_gpu_memory_headroom_ratio:min", "min by (cluster, namespace, job) (llm_gpu_memory_headroom_ratio)"
+    ),
+    _rate("llm_requests_finished_total"),
+    _rate("llm_requests_failed_total", "reason"),
+    _rate("llm_preemptions_total"),
+    _rate("llm_prompt_tokens_total"),
+    _rate("llm_prompt_tokens_cached_total"),
+    _rate("llm_generation_tokens_total"),
+    _rate("llm_engine_restarts_total"),
+    _buckets("llm_time_to_first_token_seconds"),
+    _buckets("llm_inter_token_latency_seconds"),
+    _buckets("llm_request_duration_seconds"),
+    _buckets("llm_request_queue_seconds"),
+)
+"""Of a fleet, by model and engine."""
+
+SLO: Final = (
+    Recording("engine_model:llm_slo_objective_ratio:max", f"max {_BY_SLO} (llm_slo_objective_ratio)"),
+    Recording("engine_model:llm_slo_requests:rate1h", f"sum {_BY_SLO} (rate(llm_slo_requests_total[1h]))"),
+    _rate("llm_slo_requests_total", "slo"),
+    _rate("llm_slo_requests_good_total", "slo"),
+    *map(_missed, SLO_WINDOWS),
+)
+"""Of objectives, by model and engine; burn-rate alerts read them."""

@@ -1,0 +1,96 @@
+"""Recording and alerting rules as values, before a user's thresholds and selector are put in.
+
+An expression is PromQL in which `$name` stands for a threshold or a setting, and in which every selector of a metric
+gets the user's label matchers. `without` keeps whatever labels the user's scrape adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from dataclasses import dataclass
+from string import Template
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from llm_headroom.bundle.thresholds import BundleSettings
+
+_SELECTOR: Final = re.compile(r"(?<![\w:])(llm_\w+|up)(?![\w:(])(\{[^}]*\})?")
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Severity(enum.StrEnum):
+    """Who is told: somebody at once (a symptom that users feel), somebody in working hours (a cause), nobody."""
+
+    PAGE = "page"
+    TICKET = "ticket"
+    INFO = "info"
+
+
+class Dashboard(enum.StrEnum):
+    """Where to look first, by the dashboard's uid."""
+
+    FLEET = "llm-headroom-fleet"
+    ENGINE = "llm-headroom-engine"
+    KV = "llm-headroom-kv"
+    GPU = "llm-headroom-gpu"
+    EXPORTER = "llm-headroom-exporter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One alert.
+
+    `expr` must hold for `wait` (a duration) before it fires. `summary` and `description` are Prometheus' templates,
+    `$name` in them a threshold.
+    """
+
+    name: str
+    severity: Severity
+    dashboard: Dashboard
+    expr: str
+    wait: str = "0s"
+    summary: str
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One recording rule."""
+
+    name: str
+    expr: str
+
+
+def expression(expr: str, settings: BundleSettings) -> str:
+    """Return a rule's expression with the thresholds and the selector in it, on one line.
+
+    Raises:
+        KeyError: the expression names a threshold that does not exist.
+    """
+    text = Template(" ".join(expr.split())).substitute(_values(settings))
+    return text if not settings.selector else _SELECTOR.sub(lambda match: _selected(match, settings.selector), text)
+
+
+def words(text: str, settings: BundleSettings) -> str:
+    """Return a summary or description with the thresholds in it."""
+    return Template(" ".join(text.split())).safe_substitute(_values(settings))
+
+
+def scaled(duration: str, factor: float) -> str:
+    """Return a duration of Prometheus times a factor, to the millisecond."""
+    if factor == 1:
+        return duration
+    return f"{round(_UNITS[duration[-1]] * float(duration[:-1]) * factor * 1000)}ms"
+
+
+def _values(settings: BundleSettings) -> dict[str, str]:
+    values = {name: f"{value:.15g}" for name, value in dataclasses.asdict(settings.thresholds).items()}
+    return values | {"exporter_job": settings.exporter_job}
+
+
+def _selected(match: re.Match[str], selector: str) -> str:
+    name, braces = match.groups()
+    own = (braces or "{}")[1:-1]
+    return f"{name}{{{own}{', ' if own else ''}{selector}}}"

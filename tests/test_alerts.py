@@ -1,0 +1,263 @@
+"""The shipped rules: checked and unit-tested by Prometheus' own promtool, whole, and true to the schema."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from llm_headroom import schema
+from llm_headroom.bundle import alerts, kubernetes
+from llm_headroom.bundle.rule import Alert, Recording, expression
+from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.model import Kind
+
+ROOT: Final = Path(__file__).parents[1]
+FOLDER: Final = ROOT / "alerts"
+RULES: Final = "llm-headroom.rules.yml"
+DEFAULTS: Final = BundleSettings()
+NAMES: Final = frozenset(alert.name for alert in alerts.ALERTS)
+RECORDED: Final = frozenset(rule.name for rule in alerts.RECORDINGS)
+EVERY: Final[tuple[Alert | Recording, ...]] = (*alerts.ALERTS, *alerts.RECORDINGS)
+_WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|up)(?=\s*[{\[)]|\s|$)")
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (Debian: {package})")
+    return found
+
+
+def metrics(expr: str) -> set[str]:
+    """Names of the series that a query reads."""
+    return set(_WORD.findall(re.sub(r'"[^"]*"', '""', expr)))
+
+
+def known(name: str) -> bool:
+    """Whether the exporter, the rules or Prometheus itself make such a series."""
+    if name in RECORDED or name == "up" or name in schema.BY_NAME:
+        return True
+    histogram = schema.BY_NAME.get(re.sub(r"_(bucket|sum|count)$", "", name))
+    return histogram is not None and histogram.kind is Kind.HISTOGRAM
+
+
+def timelines() -> dict[str, dict[str, Any]]:
+    """The unit tests of the rules by the name of their file."""
+    return {path.name: yaml.safe_load(path.read_text()) for path in sorted((FOLDER / "tests").glob("*.yml"))}
+
+
+def test_what_is_committed_is_what_is_generated() -> None:
+    for path, text in (alerts.files(DEFAULTS) | kubernetes.files(DEFAULTS)).items():
+        assert (ROOT / path).read_text() == text, f"{path} is old: run `llm-headroom bundle --output .`"
+
+
+def test_prometheus_accepts_the_rules() -> None:
+    subprocess.run([program("promtool", "prometheus"), "check", "rules", FOLDER / RULES], check=True)
+
+
+def test_alertmanager_accepts_the_routes_and_inhibitions() -> None:
+    amtool = program("amtool", "prometheus-alertmanager")
+    subprocess.run([amtool, "check-config", FOLDER / "alertmanager.yml"], check=True)
+
+
+def test_vmalert_accepts_the_rules() -> None:
+    vmalert = program("vmalert", "victoria-metrics")
+    subprocess.run([vmalert, "-dryRun", f"-rule={FOLDER / RULES}"], check=True, capture_output=True)
+
+
+def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
+    """Promtool compares annotations, too, so it gets the rules without them; each file gets the rules that it tests."""
+    promtool = program("promtool", "prometheus")
+    groups = yaml.safe_load((FOLDER / RULES).read_text())["groups"]
+    for group in groups:
+        for rule in group["rules"]:
+            rule.pop("annotations", None)
+    for name, document in timelines().items():
+        own = f"{name.removesuffix('.yml')}.rules.yml"
+        tested = {test["alertname"] for case in document["tests"] for test in case.get("alert_rule_test", ())}
+        needs_records = name in {"fleet.yml", "latency.yml"}
+        kept = [
+            group
+            for group in groups
+            if (needs_records and "record" in group["rules"][0])
+            or any(rule.get("alert") in tested for rule in group["rules"])
+        ]
+        (tmp_path / own).write_text(yaml.safe_dump({"groups": kept}))
+        (tmp_path / name).write_text(yaml.safe_dump(document | {"rule_files": [own]}))
+
+    done = subprocess.run(
+        [promtool, "test", "rules", *sorted(timelines())], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_has_a_firing_and_a_quiet_timeline() -> None:
+    firing, quiet = set(), set()
+    for name, document in timelines().items():
+        for case in document["tests"]:
+            for test in case.get("alert_rule_test", ()):
+                if test["exp_alerts"]:
+                    firing.add(test["alertname"])
+                elif name != "fleet.yml":
+                    quiet.add(test["alertname"])
+
+    assert firing == NAMES
+    assert quiet == NAMES
+
+
+def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
+    assert {path.stem for path in (FOLDER / "runbooks").glob("*.md")} == NAMES
+
+
+def test_every_series_of_a_rule_exists() -> None:
+    for rule in EVERY:
+        read = metrics(expression(rule.expr, DEFAULTS))
+
+        assert read, rule.name
+        assert not {name for name in read if not known(name)}, rule.name
+
+
+def test_every_threshold_is_used_by_an_alert() -> None:
+    text = "\n".join(alert.expr for alert in alerts.ALERTS)
+
+    assert not {name for name in Thresholds.__dataclass_fields__ if f"${name}" not in text}
+
+
+@pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: alert.name)
+def test_what_an_alert_tells(alert: Alert) -> None:
+    notes = alerts.told(alert, DEFAULTS)
+
+    assert "{{ $value" in notes["description"]
+    for text in (notes["summary"], notes["description"]):
+        assert set(re.findall(r"\$(\w+)", text)) <= {"labels", "value"}, text
+    assert notes["runbook_url"] == f"{DEFAULTS.runbook_base_url}/{alert.name}.md"
+    assert re.fullmatch(r"http://localhost:3000/d/llm-headroom-[a-z]+", notes["dashboard_url"])
+
+
+def test_histograms_are_never_added_over_engines() -> None:
+    for rule in EVERY:
+        for by in re.findall(r"sum by \(([^)]*)\) \(rate\(llm_\w+_bucket", rule.expr):
+            assert {"engine", "le"} <= set(by.split(", ")), rule.name
+
+
+def test_forecasts_page_nobody() -> None:
+    forecasts = ("predict_linear", "_risk_ratio", "exhaustion_seconds", "deriv(")
+    assert not [a.name for a in alerts.ALERTS if a.severity == "page" and any(word in a.expr for word in forecasts)]
+
+
+def test_inhibitions_name_alerts_and_never_the_source_itself() -> None:
+    for source, targets, _ in alerts.INHIBITIONS:
+        hit = {name for name in NAMES if re.fullmatch(targets, name)}
+
+        assert source in NAMES
+        assert hit
+        assert source not in hit
+        for part in re.split(r"\|(?![^(]*\))", targets):
+            assert any(re.fullmatch(part, name) for name in NAMES), part
+
+
+def test_a_selector_reaches_every_metric_and_no_recorded_series() -> None:
+    settings = BundleSettings(selector='cluster="x"')
+
+    assert expression('sum(rate(llm_a_total{code="5"}[5m])) / engine_model:llm_up:sum > llm_b and up', settings) == (
+        'sum(rate(llm_a_total{code="5", cluster="x"}[5m])) / engine_model:llm_up:sum '
+        '> llm_b{cluster="x"} and up{cluster="x"}'
+    )
+
+
+def test_an_unknown_threshold_is_an_error() -> None:
+    with pytest.raises(KeyError, match="nonsense"):
+        expression("llm_up > $nonsense", DEFAULTS)
+
+
+def test_thresholds_and_scale_reach_the_file() -> None:
+    settings = BundleSettings(thresholds=Thresholds(headroom_requests_low=7), for_scale=0.01, exporter_job="mine")
+    rules = yaml.safe_load(alerts.files(settings)[f"alerts/{RULES}"])
+    by_name = {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+
+    assert by_name["LLMKVHeadroomLow"]["expr"].endswith("< 7")
+    assert by_name["LLMKVHeadroomLow"]["for"] == "3000ms"
+    assert by_name["LLMExporterDown"]["expr"] == 'up{job="mine"} == 0 or absent(up{job="mine"})'
+
+
+def test_operator_and_grafana_get_the_same_expressions() -> None:
+    texts = alerts.files(DEFAULTS)
+    plain = yaml.safe_load(texts[f"alerts/{RULES}"])["groups"]
+    operator = yaml.safe_load(kubernetes.files(DEFAULTS)["alerts/prometheusrule.yaml"])
+    grafana = yaml.safe_load(texts["alerts/grafana-alerting.yaml"])["groups"]
+
+    assert operator["spec"]["groups"] == plain
+    assert {rule["title"]: rule["data"][0]["model"]["expr"] for group in grafana for rule in group["rules"]} == {
+        rule["alert"]: rule["expr"] for group in plain for rule in group["rules"] if "alert" in rule
+    }
+
+
+def queries() -> list[tuple[str, str]]:
+    """Each query of a runbook with the runbook's name."""
+    return [
+        (path.stem, query.strip())
+        for path in sorted((FOLDER / "runbooks").glob("*.md"))
+        for query in re.findall(r"```promql\n(.*?)```", path.read_text(), re.DOTALL)
+    ]
+
+
+def test_queries_of_runbooks_parse(tmp_path: Path) -> None:
+    promtool = program("promtool", "prometheus")
+    rules = [{"record": f"a:b{number}:c", "expr": query} for number, (_, query) in enumerate(queries())]
+    (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+
+    done = subprocess.run(
+        [promtool, "check", "rules", "queries.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_queries_of_runbooks_read_series_that_exist() -> None:
+    for runbook, query in queries():
+        read = metrics(query)
+
+        assert read, (runbook, query)
+        assert not {name for name in read if not known(name)}, (runbook, query)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "runbooks").glob("*.md")), ids=lambda path: path.stem)
+def test_runbooks_have_their_parts_and_name_options_that_engines_have(path: Path) -> None:
+    text = path.read_text()
+
+    assert re.findall(r"^#+ (.*)$", text, re.MULTILINE) == [path.stem, "Meaning", "Impact", "Diagnosis", "Mitigation"]
+    assert "```promql" in text
+    for option in re.findall(r"`(--[a-z-]+|OLLAMA_\w+)", text):
+        assert option in OPTIONS, option
+    for word in re.findall(r"`([a-z]+_[a-z_]+)`", text):
+        assert word in SETTINGS or word in Thresholds.__dataclass_fields__ or known(word), word
+
+
+OPTIONS: Final = frozenset(
+    {
+        # vLLM 0.32 (fields of its /server_info and `vllm serve --help`)
+        *("--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len"),
+        *("--kv-cache-dtype", "--tensor-parallel-size", "--kv-offloading-size", "--cpu-offload-gb", "--enforce-eager"),
+        *("--max-num-queued-reqs", "--api-server-count", "--show-hidden-metrics-for-version"),
+        # SGLang 0.5 (fields of its /get_server_info); --kv-cache-dtype and --cpu-offload-gb, too
+        *("--mem-fraction-static", "--max-running-requests", "--schedule-conservativeness", "--chunked-prefill-size"),
+        *("--max-prefill-tokens", "--max-queued-requests", "--max-total-tokens", "--context-length", "--tp-size"),
+        *("--dp-size", "--enable-hierarchical-cache", "--hicache-ratio", "--cuda-graph-max-bs", "--watchdog-timeout"),
+        *("--allow-auto-truncate", "--enable-metrics"),
+        # Ollama 0.33 (`ollama serve --help`)
+        *("OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_MAX_QUEUE", "OLLAMA_KEEP_ALIVE"),
+        *("OLLAMA_CONTEXT_LENGTH", "OLLAMA_KV_CACHE_TYPE", "OLLAMA_FLASH_ATTENTION", "OLLAMA_GPU_OVERHEAD"),
+        *("OLLAMA_SCHED_SPREAD", "OLLAMA_LOAD_TIMEOUT"),
+    }
+)
+"""What engines are started with."""
+SETTINGS: Final = frozenset({"label_limit", "num_ctx", "num_gpu", "max_num_queued_reqs", "max_num_queued_tokens"})
+"""Of llm-headroom's configuration, of requests to Ollama, and reasons of vLLM's."""
