@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom.endpoint import Endpoint
 from llm_headroom.poll import Poller
-from llm_headroom.settings import Config, GpuSettings, ModelMemory, Target
+from llm_headroom.settings import Config, Cost, GpuSettings, ModelMemory, Target
 from llm_headroom.simulate import demo_stack, scenario
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.command import VERSIONS
@@ -42,6 +42,7 @@ _TRACE_SECONDS: Final = {"azure_conv": 600.0, "azure_code": 1200.0}
 _VLLM_SHARE: Final = 0.42
 _SGLANG_SHARE: Final = 0.5
 _NEIGHBOUR: Final = 6 * GIB
+_GPU_HOUR: Final = 3.0
 SMALL: Final = "llama3:8b"
 LARGE: Final = "llama3:70b"
 
@@ -207,6 +208,7 @@ async def _export(settings: Settings, watched: tuple[Target, ...], gpus: Simulat
         discover=False,
         gpu=GpuSettings(enabled=True),
         host=False,
+        cost=Cost(gpu_hour=_GPU_HOUR),
     )
     poller = Poller(config, gpus=gpus)
     app = App(poller)

@@ -1,0 +1,214 @@
+"""Engines side by side on the user's own traffic: throughput, latency, memory, cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_headroom import schema
+from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row, Variable
+from llm_headroom.bundle.dashboards.panel import Column, Query
+from llm_headroom.bundle.dashboards.parts import bars, lines, table
+from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, Scope
+
+if TYPE_CHECKING:
+    from llm_headroom.bundle.dashboards.panel import Panel
+    from llm_headroom.model import Metric
+
+UID = "llm-headroom-compare"
+_ENGINE = "{{engine}}"
+_RANGE = "$__range"
+_SHOWN = "Over the time range shown."
+
+
+def dashboard(scope: Scope, alerts: str) -> Dashboard:
+    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
+    some = scope.matchers(())
+    baseline = Variable(
+        "baseline",
+        "Baseline",
+        f"label_values(llm_generation_tokens_total{{{some}}}, engine)",
+        several=False,
+    )
+    return Dashboard(
+        uid=UID,
+        title="llm-headroom / Engine comparison",
+        description="Which engine serves this traffic best? Each on its own load: compare like with like.",
+        variables=(*scope.variables(), baseline),
+        annotations=scope.annotations(alerts),
+        rows=(
+            Row("Which engine serves most, and how fast?", (_summary(scope),)),
+            Row("How do they compare over time?", _curves(scope)),
+            Row("What do they use the GPUs' memory for?", _memory(scope)),
+            Row("What does a token cost?", _cost(scope)),
+            Row("How do several models share an engine?", _models(scope)),
+        ),
+        since="now-30m",
+    )
+
+
+def _tokens(scope: Scope, *more: str) -> str:
+    return scope.rate(schema.GENERATION_TOKENS, *more, window=_RANGE)
+
+
+def _told(scope: Scope, expr: str) -> str:
+    return scope.told(expr, "engine")
+
+
+def _summary(scope: Scope) -> Panel:
+    generated = f"sum by (engine) ({_tokens(scope)})"
+    baseline = f'scalar(sum(rate(llm_generation_tokens_total{{{scope.matchers(())}, engine="$baseline"}}[{_RANGE}])))'
+    gpus = f"sum by (engine) ({scope.of(schema.ENGINE_GPUS)})"
+    finished = f"sum by (engine) ({scope.rate(schema.REQUESTS_FINISHED, window=_RANGE)})"
+
+    def p99(metric: Metric) -> str:
+        return _told(scope, scope.quantile(0.99, metric, by="engine", window=_RANGE))
+
+    return table(
+        "Engines on their own traffic",
+        f"{_SHOWN} The baseline is chosen above. An engine that does not count or time a thing says so. Quantiles are "
+        "estimated within each engine's own buckets: differences smaller than a bucket are none.",
+        (
+            Column(title="Engine", label="engine", width=120),
+            (_told(scope, generated), Column(title="Generated", unit="tokens/s")),
+            (_told(scope, f"{generated} / {baseline} - 1"), Column(title="Against baseline", unit="percentunit")),
+            (_told(scope, f"{generated} / {gpus}"), Column(title="Per GPU", unit="tokens/s")),
+            (_told(scope, finished), Column(title="Requests", unit="reqps")),
+            (p99(schema.TIME_TO_FIRST_TOKEN), Column(title="TTFT p99", unit="s")),
+            (p99(schema.TIME_PER_OUTPUT_TOKEN), Column(title="TPOT p99", unit="s")),
+            (p99(schema.REQUEST_DURATION), Column(title="Duration p99", unit="s")),
+            (
+                _told(
+                    scope,
+                    scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, "engine", slo="ttft", window=_RANGE),
+                ),
+                Column(title="First tokens in time", unit="percentunit"),
+            ),
+        ),
+        height=6,
+    )
+
+
+def _curves(scope: Scope) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Generated tokens",
+            "Tokens per second.",
+            Query(f"sum by (engine) ({scope.rate(schema.GENERATION_TOKENS)})", _ENGINE),
+            unit="tokens/s",
+        ),
+        lines(
+            "Time to first token, p99",
+            "From arrival to the first token.",
+            Query(scope.quantile(0.99, schema.TIME_TO_FIRST_TOKEN, by="engine"), _ENGINE),
+            unit="s",
+        ),
+        lines(
+            "Time per output token, p99",
+            "Mean time per token after the first one of each finished request.",
+            Query(scope.quantile(0.99, schema.TIME_PER_OUTPUT_TOKEN, by="engine"), _ENGINE),
+            unit="s",
+        ),
+    )
+
+
+def _memory(scope: Scope) -> tuple[Panel, ...]:
+    def held(*kinds: str) -> str:
+        chosen = scope.of(schema.GPU_MEMORY_ENGINE, f'kind=~"{"|".join(kinds)}"')
+        return f"sum by (engine) ({chosen})"
+
+    every = f"sum by (engine) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    return (
+        table(
+            "GPU memory by use",
+            "Now, on all GPUs of an engine. Where the engine does not tell its weights, they are under the rest.",
+            (
+                Column(title="Engine", label="engine", width=120),
+                (held("kv_used", "kv_evictable", "kv_free", "kv_cache"), Column(title="KV cache", unit="bytes")),
+                (held("weights", "model"), Column(title="Weights", unit="bytes")),
+                (held("graph", "other"), Column(title="Rest", unit="bytes")),
+                (every, Column(title="All", unit="bytes")),
+            ),
+            width=14,
+            height=6,
+        ),
+        bars(
+            "Held GPU memory by engine",
+            "What each engine's processes hold now, on all their GPUs.",
+            Query(every, _ENGINE),
+            unit="bytes",
+            lowest=0,
+            width=10,
+            height=6,
+        ),
+    )
+
+
+def _cost(scope: Scope) -> tuple[Panel, ...]:
+    spent = scope.rate(schema.ENGINE_COST, window=_RANGE)
+    joules = scope.rate(schema.ENGINE_ENERGY, window=_RANGE)
+    # A target that counts no tokens must not lend its price to one that does.
+    counted = f"sum by (engine) ({_tokens(scope)})"
+    price = f"sum by (engine, currency) ({spent}) / on (engine) group_left () {counted} * 1e6"
+    return (
+        table(
+            "Price and energy",
+            f"{_SHOWN} The price needs a price per GPU-hour in llm-headroom's configuration.",
+            (
+                Column(title="Engine", label="engine", width=120),
+                Column(title="Currency", label="currency", width=90),
+                (price, Column(title="Per million tokens")),
+                (f"sum by (engine) ({joules}) / {counted}", Column(title="Energy per token", unit="joule")),
+                (f"{counted} / sum by (engine) ({joules})", Column(title="Tokens per joule", unit="none")),
+            ),
+            width=12,
+            empty="without a price and without the GPUs' energy",
+        ),
+        lines(
+            "Price of a million generated tokens",
+            "Over the tokens of the last five minutes, in the configured currency; the least that a target pays.",
+            Query(f"min by (engine, currency) ({scope.of(schema.COST_PER_MILLION_TOKENS)})", "{{engine}} {{currency}}"),
+            width=6,
+            empty="without a price in llm-headroom's configuration",
+        ),
+        lines(
+            "Energy per generated token",
+            "Over the tokens of the last five minutes; the least that a target uses.",
+            Query(f"min by (engine) ({scope.of(schema.ENERGY_PER_TOKEN)})", _ENGINE),
+            unit="joule",
+            width=6,
+        ),
+    )
+
+
+def _models(scope: Scope) -> tuple[Panel, ...]:
+    loaded = f"count by (engine) (count by ({MODEL}) ({scope.of(schema.MODEL_LOADED)} == 1))"
+    return (
+        table(
+            "Models",
+            f"{_SHOWN} What each model gets of its engine.",
+            (
+                Column(title="Engine", label="engine", width=120),
+                Column(title="Model", label="model"),
+                (f"max by ({MODEL}) ({scope.of(schema.MODEL_LOADED)})", Column(title="Loaded", width=80)),
+                (f"sum by ({MODEL}) ({_tokens(scope)})", Column(title="Generated", unit="tokens/s", width=120)),
+                (
+                    scope.quantile(0.99, schema.TIME_TO_FIRST_TOKEN, window=_RANGE),
+                    Column(title="TTFT p99", unit="s", width=100),
+                ),
+            ),
+            width=12,
+        ),
+        lines(
+            "Models in memory",
+            "How many each engine has.",
+            Query(loaded, _ENGINE),
+            width=6,
+        ),
+        lines(
+            "Generated tokens by model",
+            "Tokens per second.",
+            Query(f"sum by ({MODEL}) ({scope.rate(schema.GENERATION_TOKENS)})", BY_MODEL),
+            unit="tokens/s",
+            width=6,
+        ),
+    )

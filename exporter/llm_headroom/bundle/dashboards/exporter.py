@@ -1,0 +1,210 @@
+"""Can the other dashboards be believed? The sources, what became of their samples, and what watching costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_headroom import schema
+from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
+from llm_headroom.bundle.dashboards.panel import Column, Query, above, below
+from llm_headroom.bundle.dashboards.parts import lines, stat, table
+from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, Scope
+
+if TYPE_CHECKING:
+    from llm_headroom.bundle.dashboards.panel import Panel
+    from llm_headroom.bundle.thresholds import Thresholds
+
+UID = "llm-headroom-exporter"
+_WRONG = 'state=~"unknown|invalid"'
+
+
+def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
+    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
+    return Dashboard(
+        uid=UID,
+        title="llm-headroom / Exporter health",
+        description="Can the other dashboards be believed? Sources, ages, mapping coverage, and the exporter's cost.",
+        variables=scope.variables(),
+        annotations=scope.annotations(alerts),
+        rows=(
+            Row("Can the other dashboards be believed?", _numbers(scope, limits)),
+            Row("How is each source?", (_sources(scope, limits),)),
+            Row("What fails, and how slow is it?", _collections(scope, limits)),
+            Row("Is every sample understood?", _samples(scope)),
+            Row("What does watching cost?", _cost(scope)),
+        ),
+    )
+
+
+def _age(scope: Scope) -> str:
+    return f"time() - {scope.of(schema.SOURCE_LAST_SUCCESS)}"
+
+
+def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    up = scope.of(schema.UP)
+    unknown = scope.of(schema.SOURCE_SAMPLES, state="unknown")
+    mapped = scope.of(schema.SOURCE_SAMPLES, state="mapped")
+    return (
+        stat(
+            "Exporters up",
+            "Exporters that Prometheus scrapes.",
+            f"sum(up{{{scope.matchers(())}}})",
+            alert="LLMExporterDown",
+        ),
+        stat("Sources up", "Engines, and NVML, whose last collection succeeded.", f"sum({up})"),
+        stat(
+            "Sources down",
+            "Sources that do not answer. Their other series end at once.",
+            f"sum(1 - {up})",
+            steps=above(1, 1),
+            alert="LLMEngineDown",
+        ),
+        stat(
+            "Oldest reading",
+            "Age of the last success of the source that has waited longest.",
+            f"max({_age(scope)})",
+            unit="s",
+            steps=above(limits.source_stale),
+            alert="LLMSourceStale",
+        ),
+        stat(
+            "Samples mapped",
+            "Share of the samples that llm-headroom knows by name; what it leaves out on purpose is not counted.",
+            f"sum({mapped}) / (sum({mapped}) + sum({unknown}))",
+            unit="percentunit",
+            steps=below(1),
+            alert="LLMSignalLost",
+        ),
+        stat(
+            "Failures",
+            "Collections, or parts of them, per second that failed.",
+            f"sum({scope.rate(schema.SOURCE_ERRORS)}) or sum({up}) * 0",
+            unit="cps",
+        ),
+        stat(
+            "Configuration",
+            "1 if the last reading of the configuration succeeded.",
+            f"min({scope.of(schema.CONFIG_RELOAD_SUCCESS)})",
+            steps=below(1, 1),
+            alert="LLMConfigReloadFailed",
+        ),
+        stat(
+            "Series",
+            "Series that the exporters give in one scrape.",
+            f"sum(scrape_samples_scraped{{{scope.matchers(())}}})",
+        ),
+    )
+
+
+def _sources(scope: Scope, limits: Thresholds) -> Panel:
+    def samples(state: str) -> str:
+        chosen = scope.of(schema.SOURCE_SAMPLES, f'state="{state}"')
+        return f"sum by ({SOURCE}) ({chosen})"
+
+    version = f"count by ({SOURCE}, version) ({scope.of(schema.ENGINE_INFO)}) * 0"
+    state = f"({version} + on ({SOURCE}) group_left () min by ({SOURCE}) ({scope.of(schema.UP)}))"
+    return table(
+        "Sources",
+        "One row for each source. Unknown samples after an upgrade are renamed metrics: signals may be lost.",
+        (
+            Column(title="Engine", label="engine", width=100),
+            Column(title="Target", label="target"),
+            Column(title="Version", label="version", width=130),
+            (
+                f"{state} or on ({SOURCE}) min by ({SOURCE}) ({scope.of(schema.UP)})",
+                Column(title="Up", steps=below(1), width=60),
+            ),
+            (f"max by ({SOURCE}) ({_age(scope)})", Column(title="Age", unit="s", steps=above(limits.source_stale))),
+            (
+                f"max by ({SOURCE}) ({scope.of(schema.SOURCE_DURATION)})",
+                Column(title="Duration", unit="s", steps=above(limits.source_slow)),
+            ),
+            (samples("mapped"), Column(title="Mapped")),
+            (samples("ignored"), Column(title="Left out")),
+            (samples("unknown"), Column(title="Unknown", steps=above(1))),
+            (samples("invalid"), Column(title="Invalid", steps=above(1))),
+        ),
+        height=7,
+        alert="LLMSignalLost",
+    )
+
+
+def _collections(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Sources up",
+            "1 while collections succeed.",
+            Query(f"min by ({SOURCE}) ({scope.of(schema.UP)})", BY_TARGET),
+            highest=1,
+            alert="LLMEngineDown",
+        ),
+        lines(
+            "Failed collections",
+            "Per second, by cause.",
+            Query(f"sum by ({SOURCE}, cause) ({scope.rate(schema.SOURCE_ERRORS)})", f"{BY_TARGET} {{{{cause}}}}"),
+            unit="cps",
+            empty="until a collection fails",
+        ),
+        lines(
+            "Duration of collections",
+            "Of the last one.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.SOURCE_DURATION)})", BY_TARGET),
+            unit="s",
+            steps=above(limits.source_slow),
+            alert="LLMCollectionSlow",
+        ),
+    )
+
+
+def _samples(scope: Scope) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Mapped samples",
+            "Samples of the last collection that became ours. A step down after an upgrade is a lost signal.",
+            Query(
+                f"sum by ({SOURCE}) ({scope.of(schema.SOURCE_SAMPLES, state='mapped')})",
+                BY_TARGET,
+            ),
+            alert="LLMSignalLost",
+        ),
+        lines(
+            "Unknown and invalid samples",
+            "Samples whose names llm-headroom does not know, or whose values make no sense.",
+            Query(
+                f"sum by ({SOURCE}, state) ({scope.of(schema.SOURCE_SAMPLES, _WRONG)})",
+                f"{BY_TARGET} {{{{state}}}}",
+            ),
+            alert="LLMSamplesInvalid",
+        ),
+        lines(
+            "Label values beyond the cap",
+            "Reported as `other`, by label.",
+            Query(f"sum by ({SOURCE}, label) ({scope.rate(schema.LABEL_VALUES_CAPPED)})", f"{BY_TARGET} {{{{label}}}}"),
+            unit="cps",
+            empty="until a label has too many values",
+            alert="LLMLabelCapReached",
+        ),
+    )
+
+
+def _cost(scope: Scope) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "CPU",
+            "Cores that each exporter uses.",
+            Query(f"max by (instance) ({scope.rate(schema.PROCESS_CPU)})", "{{instance}}"),
+            unit="percentunit",
+        ),
+        lines(
+            "Memory",
+            "Resident memory of each exporter.",
+            Query(f"max by (instance) ({scope.of(schema.PROCESS_MEMORY)})", "{{instance}}"),
+            unit="bytes",
+        ),
+        lines(
+            "Scrape",
+            "What one scrape by Prometheus takes.",
+            Query(f"max by (instance) (scrape_duration_seconds{{{scope.matchers(())}}})", "{{instance}}"),
+            unit="s",
+        ),
+    )

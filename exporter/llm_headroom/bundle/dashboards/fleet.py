@@ -1,0 +1,277 @@
+"""Is everything all right? The dashboard to open first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_headroom import schema
+from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
+from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, above, below
+from llm_headroom.bundle.dashboards.parts import lines, stat, table
+from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
+
+if TYPE_CHECKING:
+    from llm_headroom.bundle.dashboards.panel import Panel
+    from llm_headroom.bundle.thresholds import Thresholds
+
+UID = "llm-headroom-fleet"
+_CHOSEN = "${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${__url_time_range}"
+_CELL = "var-engine=${__data.fields.Engine}&var-target=${__data.fields.Target}"
+_TO_ENGINE = f"/d/llm-headroom-engine?{_CELL}&var-model=${{__data.fields.Model}}&{_CHOSEN}"
+_TO_TARGET = f"/d/llm-headroom-engine?{_CELL}&{_CHOSEN}"
+_TO_KV = f"/d/llm-headroom-kv?{_CELL}&var-model=${{__data.fields.Model}}&{_CHOSEN}"
+_TO_GPU = f"/d/llm-headroom-gpu?{_CHOSEN}"
+_TO_EXPORTER = f"/d/llm-headroom-exporter?{_CHOSEN}"
+
+
+def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
+    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
+    return Dashboard(
+        uid=UID,
+        title="llm-headroom / Fleet",
+        description="Is everything all right? Engines, traffic, objectives and headroom of all that is watched.",
+        variables=scope.variables(),
+        annotations=scope.annotations(alerts),
+        rows=(
+            Row("Is everything all right?", _numbers(scope, limits, alerts)),
+            Row("Which engine needs a look?", (_table(scope, limits),)),
+            Row("Do users get what they were promised?", _users(scope, limits)),
+            Row("How much is asked for?", _traffic(scope, limits)),
+            Row("How near are the limits?", _limits(scope, limits)),
+            Row("Which alerts are firing?", (_alerts(alerts),), optional="while an alert fires"),
+        ),
+    )
+
+
+def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]:
+    up = scope.of(schema.UP, ENGINES)
+    attained = scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, "", slo="ttft")
+    return (
+        stat(
+            "Engines up",
+            "Engines whose last collection succeeded.",
+            f"sum({up})",
+            link=_TO_EXPORTER,
+            alert="LLMEngineDown",
+        ),
+        stat(
+            "Engines down",
+            "Engines that do not answer. They lose their other series at once, so their curves end: that is a dead "
+            "source, not an idle one.",
+            f"sum(1 - {up})",
+            steps=above(1, 1),
+            link=_TO_EXPORTER,
+            alert="LLMEngineDown",
+        ),
+        stat(
+            "Firing alerts",
+            "Alerts of llm-headroom that fire now, whatever is selected above. Needs its rules in this Prometheus.",
+            f'count(ALERTS{{alertstate="firing", {alerts}}}) or max({up}) * 0',
+            steps=above(1),
+        ),
+        stat(
+            "Requests",
+            "Finished requests per second.",
+            scope.told(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"),
+            unit="reqps",
+        ),
+        stat(
+            "Generated",
+            "Generated tokens per second.",
+            scope.told(f"sum({scope.rate(schema.GENERATION_TOKENS)})"),
+            unit="tokens/s",
+        ),
+        stat(
+            "Failed",
+            "Share of requests that ended without a whole answer: failed, rejected or aborted by their client.",
+            scope.told(scope.failed("")),
+            unit="percentunit",
+            steps=above(limits.error_share, limits.error_share_high),
+            alert="LLMErrorRatioHigh",
+        ),
+        stat(
+            "First tokens in time",
+            "Share of first tokens within the objective. It adds up over engines whose histograms do not.",
+            scope.told(attained),
+            unit="percentunit",
+            decimals=1,
+            steps=below(1 - limits.ttft_slow_share, 1 - limits.ttft_slow_share_long),
+            alert="LLMFirstTokensSlow",
+        ),
+        stat(
+            "Least KV headroom",
+            "Of the engine that has least: room for new requests in its KV cache, as a share of its capacity.",
+            scope.told(f"min({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})"),
+            unit="percentunit",
+            steps=below(1 - limits.kv_usage_high, 1 - limits.kv_usage_critical),
+            alert="LLMKVCacheHigh",
+        ),
+    )
+
+
+def _table(scope: Scope, limits: Thresholds) -> Panel:
+    up = scope.of(schema.UP, ENGINES)
+    models = f"count by ({TARGET}) ({scope.of(schema.MODEL_LOADED)}) * 0"
+    state = (
+        f"({models} + on ({SOURCE}) group_left () min by ({SOURCE}) ({up})) or on ({SOURCE}) min by ({SOURCE}) ({up})"
+    )
+    slow = scope.of(schema.TTFT_SLOW, window="300s")
+
+    def each(expr: str) -> str:
+        return f"sum by ({TARGET}) ({expr})"
+
+    return table(
+        "Engines, models and targets",
+        "One row for each model of each engine; an engine that is down has a row without a model. A dash is what the "
+        "engine does not tell, or has no traffic to tell it from. Click an engine, a model or a number to go there.",
+        (
+            Column(title="Engine", label="engine", width=90),
+            Column(title="Target", label="target", link=_TO_TARGET),
+            Column(title="Model", label="model", link=_TO_ENGINE),
+            (state, Column(title="Up", steps=below(1), width=60)),
+            (each(scope.of(schema.REQUESTS_RUNNING)), Column(title="Running", width=80)),
+            (
+                each(scope.of(schema.REQUESTS_WAITING)),
+                Column(title="Waiting", steps=above(limits.waiting_high), width=80),
+            ),
+            (each(scope.rate(schema.REQUESTS_FINISHED)), Column(title="Requests", unit="reqps", width=100)),
+            (each(scope.rate(schema.GENERATION_TOKENS)), Column(title="Generated", unit="tokens/s", width=110)),
+            (
+                f"max by ({TARGET}) ({slow})",
+                Column(
+                    title="Slow first tokens",
+                    unit="percentunit",
+                    steps=above(limits.ttft_slow_share, limits.ttft_slow_share_long),
+                    width=130,
+                ),
+            ),
+            (
+                f"max by ({TARGET}) ({scope.of(schema.KV_CACHE_USAGE)})",
+                Column(
+                    title="KV cache held",
+                    unit="percentunit",
+                    steps=above(limits.kv_usage_high, limits.kv_usage_critical),
+                    bar=1,
+                    width=150,
+                    link=_TO_KV,
+                ),
+            ),
+            (
+                f"min by ({TARGET}) ({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})",
+                Column(title="Room for", unit="none", steps=below(limits.headroom_requests_low), width=90, link=_TO_KV),
+            ),
+            (
+                f"max by ({TARGET}) ({scope.of(schema.SATURATION, resource='max')})",
+                Column(title="Saturation", unit="percentunit", steps=above(0.8, 1), width=100, link=_TO_KV),
+            ),
+        ),
+        height=8,
+        sort="-Waiting",
+    )
+
+
+def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    good, every = schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS
+    return (
+        lines(
+            "Slow first tokens",
+            "Share of first tokens slower than the objective in the last 60 s: the pager's signal. A gap is no "
+            "traffic, or a dead source.",
+            Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='60s')})", BY_MODEL),
+            unit="percentunit",
+            steps=above(limits.ttft_slow_share),
+            highest=1,
+            alert="LLMFirstTokensSlow",
+        ),
+        lines(
+            "Objectives attained",
+            "Share of requests (tokens, for inter-token latency) within each objective, over all that is selected.",
+            Query(scope.share(good, every, "slo"), "{{slo}}"),
+            unit="percentunit",
+            highest=1,
+            alert="LLMLatencyBudgetBurnFast",
+        ),
+        lines(
+            "Failed requests",
+            "Requests per second that ended without a whole answer, by reason.",
+            Query(f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FAILED)})", "{{engine}} · {{reason}}"),
+            unit="reqps",
+            alert="LLMErrorRatioHigh",
+        ),
+    )
+
+
+def _traffic(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Requests",
+            "Finished requests per second.",
+            Query(f"sum by ({MODEL}) ({scope.rate(schema.REQUESTS_FINISHED)})", BY_MODEL),
+            unit="reqps",
+        ),
+        lines(
+            "Generated tokens",
+            "Tokens per second.",
+            Query(f"sum by ({MODEL}) ({scope.rate(schema.GENERATION_TOKENS)})", BY_MODEL),
+            unit="tokens/s",
+        ),
+        lines(
+            "Waiting requests",
+            "Requests that wait to be scheduled.",
+            Query(f"sum by ({MODEL}) ({scope.of(schema.REQUESTS_WAITING)})", BY_MODEL),
+            steps=above(limits.waiting_high),
+            alert="LLMQueueBuilding",
+        ),
+    )
+
+
+def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Least KV headroom",
+            "Room for new requests in the KV cache of the target that has least, as a share of its capacity.",
+            Query(f"min by ({MODEL}) ({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})", BY_MODEL),
+            unit="percentunit",
+            highest=1,
+            alert="LLMKVCacheHigh",
+        ),
+        lines(
+            "Saturation",
+            "How far the resource that binds is used: at 1 first tokens begin to leave their objective. Scale on it.",
+            Query(f"max by ({MODEL}) ({scope.of(schema.SATURATION, resource='max')})", BY_MODEL),
+            unit="percentunit",
+            steps=Steps("green", ((1, "red"),)),
+            link=_TO_KV,
+        ),
+        lines(
+            "GPU memory headroom",
+            "Memory that can still be allocated on each GPU. A card at 95 % is normal, as engines reserve their KV "
+            "cache at start; below the line an allocation may fail.",
+            Query(f"min by (gpu, instance) ({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})", BY_GPU),
+            unit="percentunit",
+            steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
+            highest=1,
+            link=_TO_GPU,
+            alert="LLMGpuMemoryHeadroomLow",
+        ),
+    )
+
+
+def _alerts(alerts: str) -> Panel:
+    return table(
+        "Firing alerts",
+        "Alerts of llm-headroom that fire now.",
+        (
+            Column(title="Alert", label="alertname", width=260),
+            Column(title="Severity", label="severity", width=100),
+            Column(title="Engine", label="engine", width=100),
+            Column(title="Target", label="target"),
+            Column(title="Model", label="model"),
+            Column(title="GPU", label="gpu", width=80),
+            (
+                f'count by (alertname, severity, {TARGET}, gpu) (ALERTS{{alertstate="firing", {alerts}}})',
+                Column(title="Alerts", width=80),
+            ),
+        ),
+        empty="while no alert fires",
+    )

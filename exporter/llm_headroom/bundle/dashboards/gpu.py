@@ -1,0 +1,363 @@
+"""GPUs: whose their memory is, how much is left, how hard they work, and whether they are well."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_headroom import schema
+from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
+from llm_headroom.bundle.dashboards.panel import Column, Json, Query, above, below
+from llm_headroom.bundle.dashboards.parts import areas, bars, dashed, lines, quiet, stat, table
+from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_TARGET, SOURCE, Scope
+
+if TYPE_CHECKING:
+    from llm_headroom.bundle.dashboards.panel import Panel
+    from llm_headroom.bundle.thresholds import Thresholds
+
+UID = "llm-headroom-gpu"
+_GPU = "gpu, instance"
+_KIND_COLOURS = {
+    "weights|model": "dark-blue",
+    "kv_used": "dark-orange",
+    "kv_cache": "dark-orange",
+    "kv_evictable": "dark-purple",
+    "kv_free": "light-orange",
+    "other|graph": "semi-dark-yellow",
+}
+_MEMORY: tuple[tuple[str, Json], ...] = (
+    *((f" ({kind})$", {"color": {"mode": "fixed", "fixedColor": hue}}) for kind, hue in _KIND_COLOURS.items()),
+    ("^unattributed", {"color": {"mode": "fixed", "fixedColor": "dark-red"}}),
+    ("^driver", {"color": {"mode": "fixed", "fixedColor": "#8e8e99"}}),
+    ("^free", {"color": {"mode": "fixed", "fixedColor": "dark-green"}, "custom.fillOpacity": 25}),
+    ("^total", dashed("text")),
+    ("^headroom low", dashed("orange")),
+)
+
+
+def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
+    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
+    return Dashboard(
+        uid=UID,
+        title="llm-headroom / GPU",
+        description="Whose is the GPUs' memory, how much is left, how hard do they work, and are they well?",
+        variables=scope.variables(),
+        annotations=scope.annotations(alerts),
+        rows=(
+            Row("Is there room, and are the GPUs well?", _numbers(scope, limits)),
+            Row("Whose is the memory?", _memory(scope, limits)),
+            Row("How much is left?", _left(scope, limits)),
+            Row("How hard do they work?", _work(scope)),
+            Row("What does a token cost?", _cost(scope)),
+            Row("Are they held back?", _held_back(scope, limits)),
+            Row("Are they broken?", _errors(scope), optional="where the driver tells of errors"),
+            Row("Which processes are on them?", (_processes(scope),), optional="where process ids can be seen"),
+            Row("How much host memory do engines use?", _host(scope), optional="where control groups can be read"),
+        ),
+    )
+
+
+def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    return (
+        stat("GPUs", "GPUs that NVML lists, lost ones included.", scope.told_gpu(f"sum({scope.of(schema.GPUS)})")),
+        stat(
+            "Least headroom",
+            "Memory that can still be allocated on the GPU that has least.",
+            scope.told_gpu(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
+            unit="percentunit",
+            steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
+            alert="LLMGpuMemoryHeadroomLow",
+        ),
+        stat(
+            "OOM risk",
+            "Probability that an allocation fails within 30 minutes, of the GPU or host where it is highest. Not told "
+            "until the memory has been watched for a while.",
+            scope.told_gpu(f"max({scope.of(schema.OOM_RISK)})"),
+            unit="percentunit",
+            steps=above(limits.oom_risk),
+            alert="LLMOomRisk",
+        ),
+        stat(
+            "Unattributed",
+            "Used memory that no engine is known to hold: a neighbour, a leak of a dead process, or no process ids.",
+            scope.told_gpu(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})"),
+            unit="bytes",
+            alert="LLMGpuMemoryGrowthOutsideReservation",
+        ),
+        stat(
+            "Overcommitted",
+            "By how much reservations exceed the memory of their devices.",
+            scope.told_gpu(f"sum({scope.of(schema.GPU_MEMORY_OVERCOMMITTED)})"),
+            unit="bytes",
+            steps=above(1, 1),
+            alert="LLMGpuReservationOverlap",
+        ),
+        stat(
+            "Utilisation",
+            "Mean share of time in which a kernel ran.",
+            scope.told_gpu(f"avg({scope.of(schema.GPU_UTILIZATION)})"),
+            unit="percentunit",
+        ),
+        stat("Power", "Power draw of all.", scope.told_gpu(f"sum({scope.of(schema.GPU_POWER)})"), unit="watt"),
+        stat(
+            "Hottest",
+            "Temperature of the hottest sensor.",
+            scope.told_gpu(f"max({scope.of(schema.GPU_TEMPERATURE)})"),
+            unit="celsius",
+            steps=above(limits.gpu_temperature_high),
+            alert="LLMGpuTemperatureHigh",
+        ),
+    )
+
+
+def _memory(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    total = f"sum({scope.of(schema.GPU_MEMORY_TOTAL)})"
+    held = f"sum by (engine, target, kind) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    return (
+        areas(
+            "Memory by owner and use",
+            "Of all selected GPUs together; choose one above to see it alone. Parts add up to the total. KV cache is "
+            "reserved at the engine's start, so little free memory is normal: below the dashed line an allocation may "
+            "fail.",
+            Query(held, "{{target}} {{kind}}"),
+            Query(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})", "unattributed"),
+            Query(f"sum({scope.of(schema.GPU_MEMORY_RESERVED)})", "driver"),
+            Query(f"sum({scope.of(schema.GPU_MEMORY_FREE)})", "free"),
+            Query(total, "total"),
+            Query(f"{total} * {1 - limits.gpu_headroom_low:g}", "headroom low"),
+            unit="bytes",
+            width=16,
+            height=10,
+            styles=_MEMORY,
+        ),
+        bars(
+            "Held by each engine on each GPU",
+            "What an engine's processes hold now.",
+            Query(
+                f"sum by (engine, target, gpu, instance) ({scope.of(schema.GPU_MEMORY_ENGINE)})",
+                "{{target}} on GPU {{gpu}}",
+            ),
+            unit="bytes",
+            lowest=0,
+            height=10,
+        ),
+    )
+
+
+def _left(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    headroom = scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)
+    return (
+        lines(
+            "Headroom",
+            "Share of each GPU's memory that can still be allocated.",
+            Query(f"min by ({_GPU}) ({headroom})", BY_GPU),
+            unit="percentunit",
+            highest=1,
+            steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
+            alert="LLMGpuMemoryHeadroomLow",
+        ),
+        lines(
+            "Reservations, and what is held",
+            "What each engine takes or was told to take, beside (dashed) what it holds: growth past its reservation "
+            "is how GPUs run out.",
+            Query(f"sum by ({SOURCE}) ({scope.of(schema.GPU_MEMORY_RESERVATION)})", BY_TARGET),
+            Query(f"sum by ({SOURCE}) ({scope.of(schema.GPU_MEMORY_ENGINE)})", f"{BY_TARGET} held"),
+            unit="bytes",
+            styles=((" held$", quiet()),),
+            alert="LLMGpuReservationOverlap",
+        ),
+        lines(
+            "OOM risk",
+            "Probability that an allocation fails within 30 minutes, on a GPU or on the host under an engine.",
+            Query(
+                f"max by (gpu, {SOURCE}, memory, instance) ({scope.of(schema.OOM_RISK)})",
+                "{{memory}} {{gpu}} {{target}}",
+            ),
+            unit="percentunit",
+            highest=1,
+            steps=above(limits.oom_risk),
+            empty="until a GPU has been watched for a while",
+            alert="LLMOomRisk",
+        ),
+    )
+
+
+def _work(scope: Scope) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Utilisation",
+            "Share of time in which a kernel ran; a busy GPU is not yet a saturated one.",
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_UTILIZATION)})", BY_GPU),
+            unit="percentunit",
+            highest=1,
+            alert="LLMGpuIdleWhileQueued",
+        ),
+        lines(
+            "Memory bandwidth",
+            "Share of time in which device memory was read or written. Decode is bound by it.",
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_MEMORY_CONTROLLER)})", BY_GPU),
+            unit="percentunit",
+            highest=1,
+            empty="where the driver does not tell it",
+        ),
+        lines(
+            "Power, and the limit",
+            "Power draw, and (dashed) the limit in force.",
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_POWER)})", BY_GPU),
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_POWER_LIMIT)})", f"{BY_GPU} limit"),
+            unit="watt",
+            styles=((" limit$", dashed()),),
+        ),
+    )
+
+
+def _cost(scope: Scope) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Energy per generated token",
+            "Energy of the engine's GPUs over the tokens that it generated in the last five minutes; that of a shared "
+            "GPU is split by the memory held. A gap is no traffic, or an engine that does not count tokens.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.ENERGY_PER_TOKEN)})", BY_TARGET),
+            unit="joule",
+        ),
+        lines(
+            "Generated tokens per joule",
+            "Of all that is selected.",
+            Query(
+                f"sum({scope.rate(schema.GENERATION_TOKENS)}) / sum({scope.rate(schema.GPU_ENERGY)})",
+                "tokens per joule",
+            ),
+        ),
+        lines(
+            "Price of a million generated tokens",
+            "Price of the engine's GPUs over the tokens of the last five minutes, in the configured currency.",
+            Query(
+                f"max by (engine, target, currency) ({scope.of(schema.COST_PER_MILLION_TOKENS)})",
+                f"{BY_TARGET} {{{{currency}}}}",
+            ),
+            empty="without a price in llm-headroom's configuration",
+        ),
+    )
+
+
+def _held_back(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Temperature",
+            "By sensor.",
+            Query(
+                f"max by ({_GPU}, sensor) ({scope.of(schema.GPU_TEMPERATURE)})",
+                "GPU {{gpu}} {{sensor}} · {{instance}}",
+            ),
+            unit="celsius",
+            steps=above(limits.gpu_temperature_high),
+            alert="LLMGpuTemperatureHigh",
+        ),
+        lines(
+            "Throttled",
+            "Share of time in which a policy held the clocks down.",
+            Query(
+                f"sum by ({_GPU}, policy) ({scope.rate(schema.GPU_THROTTLE_TIME)})",
+                "GPU {{gpu}} {{policy}} · {{instance}}",
+            ),
+            unit="percentunit",
+            empty="where the driver does not tell it",
+            alert="LLMGpuThrottled",
+        ),
+        lines(
+            "Clock, and its highest",
+            "Clock of the streaming multiprocessors, and (dashed) the highest that the device can have.",
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_CLOCK, domain='sm')})", BY_GPU),
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_CLOCK_MAX, domain='sm')})", f"{BY_GPU} highest"),
+            unit="hertz",
+            styles=((" highest$", dashed()),),
+            empty="where the driver does not tell it",
+        ),
+    )
+
+
+def _errors(scope: Scope) -> tuple[Panel, ...]:
+    none = "on devices that have or tell no such errors"
+    # A counter that appears with its first error has no increase; so levels are shown, not rates.
+    return (
+        lines(
+            "Xid errors",
+            "Errors that the driver reported since llm-headroom watches, by number.",
+            Query(
+                f"sum by ({_GPU}, xid) ({scope.of(schema.GPU_XID_ERRORS)})", "GPU {{gpu}} Xid {{xid}} · {{instance}}"
+            ),
+            empty=none,
+            alert="LLMGpuXidCritical",
+        ),
+        lines(
+            "ECC errors",
+            "Over the device's life. Uncorrected ones cost results; rising corrected ones announce them.",
+            Query(
+                f"sum by ({_GPU}, severity) ({scope.of(schema.GPU_ECC_ERRORS)})",
+                "GPU {{gpu}} {{severity}} · {{instance}}",
+            ),
+            empty=none,
+            alert="LLMGpuUncorrectableEcc",
+        ),
+        lines(
+            "Row remapping, recovery",
+            "1 where a row is to be remapped at the next reset, could not be, or what the driver asks for.",
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_ROW_REMAP_PENDING)})", "GPU {{gpu}} pending · {{instance}}"),
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_ROW_REMAP_FAILURE)})", "GPU {{gpu}} failed · {{instance}}"),
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_RECOVERY_ACTION)})", "GPU {{gpu}} recovery · {{instance}}"),
+            empty=none,
+            alert="LLMGpuRecoveryAction",
+        ),
+    )
+
+
+def _processes(scope: Scope) -> Panel:
+    return table(
+        "Processes",
+        "Memory that each process holds now.",
+        (
+            Column(title="Instance", label="instance"),
+            Column(title="GPU", label="gpu", width=80),
+            Column(title="PID", label="pid", width=120),
+            Column(title="Process", label="process"),
+            (
+                f"max by (instance, gpu, pid, process) ({scope.of(schema.GPU_PROCESS_MEMORY)})",
+                Column(title="Memory", unit="bytes", width=160),
+            ),
+        ),
+        empty="where process ids cannot be seen",
+        sort="-Memory",
+    )
+
+
+def _host(scope: Scope) -> tuple[Panel, ...]:
+    none = "where the engine runs on another host, or its control group cannot be read"
+    used = f"max by ({SOURCE}) ({scope.of(schema.HOST_MEMORY_USED)})"
+    limit = f"max by ({SOURCE}) ({scope.of(schema.HOST_MEMORY_LIMIT)})"
+    return (
+        lines(
+            "Host memory, and the limit",
+            "Working set of the engine's control group, and (dashed) its limit.",
+            Query(used, BY_TARGET),
+            Query(limit, f"{BY_TARGET} limit"),
+            unit="bytes",
+            styles=((" limit$", dashed()),),
+            empty=none,
+        ),
+        lines(
+            "Memory pressure",
+            "Share of time for which tasks waited for memory (PSI).",
+            Query(
+                f"max by ({SOURCE}, severity) ({scope.rate(schema.HOST_MEMORY_PRESSURE)})",
+                f"{BY_TARGET} {{{{severity}}}}",
+            ),
+            unit="percentunit",
+            empty=none,
+        ),
+        lines(
+            "Killed for want of memory",
+            "Processes of the engine's control group.",
+            Query(f"sum by ({SOURCE}) ({scope.of(schema.HOST_OOM_KILLS)})", BY_TARGET),
+            empty=none,
+            alert="LLMHostOomKill",
+        ),
+    )

@@ -1,0 +1,301 @@
+"""Panels as frozen values, and Grafana's classic JSON of them (Grafana 10.4 and newer; schema version 39)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, TypeAlias
+
+Json: TypeAlias = dict[str, Any]
+
+DATASOURCE: Final[Json] = {"type": "prometheus", "uid": "${datasource}"}
+NOT_TOLD: Final = -2
+"""Stands for a reading that no selected source gives although one is up; no metric that a panel shows can be -2."""
+
+ENGINE_COLOURS: Final = {
+    "vllm": "blue",
+    "sglang": "orange",
+    "sglang_router": "yellow",
+    "ollama": "green",
+    "llamacpp": "purple",
+}
+"""The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
+
+_METRIC: Final = re.compile(r"\b(?:llm[_:]\w[\w:]*|ALERTS|up(?=\{)|scrape_\w+)")
+_GREY: Final = "#8e8e99"
+
+
+class Kind(StrEnum):
+    """Types of panels by Grafana's names."""
+
+    TIMESERIES = "timeseries"
+    STAT = "stat"
+    TABLE = "table"
+    BARS = "bargauge"
+    HEATMAP = "heatmap"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One PromQL expression and how its series are called, in Grafana's `{{label}}` form."""
+
+    expr: str
+    legend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Colours by value: `base` below the first bound, then each colour from its bound on."""
+
+    base: str
+    bounds: tuple[tuple[float, str], ...] = ()
+
+
+PLAIN: Final = Steps("text")
+
+
+def above(warning: float, critical: float | None = None) -> Steps:
+    """Good until a value rises to `warning`, bad from `critical` on; the alerts' own bounds."""
+    return Steps("green", ((warning, "orange"),) + (((critical, "red"),) if critical is not None else ()))
+
+
+def below(warning: float, critical: float | None = None) -> Steps:
+    """Bad up to `critical`, doubtful up to `warning`, good from there on."""
+    if critical is None:
+        return Steps("orange", ((warning, "green"),))
+    return Steps("red", ((critical, "orange"), (warning, "green")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a table: of a query (`query` is its place) or of a label (`label`).
+
+    `link` is where a click on its cells leads.
+    """
+
+    title: str
+    label: str = ""
+    query: int = -1
+    unit: str = ""
+    steps: Steps | None = None
+    bar: float | None = None  # the value at which a bar is full
+    width: int | None = None
+    link: str = ""
+
+    @property
+    def field(self) -> str:
+        """What Grafana calls it before it is renamed."""
+        return self.label or f"Value #{chr(ord('A') + self.query)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        answers: what a reader learns from it, and what to make of it.
+        empty: why it may have no data though all is well; None for one that must have some.
+        alert: the alert whose runbook it links to.
+        styles: per regular expression of series names, properties that differ.
+    """
+
+    kind: Kind
+    title: str
+    answers: str
+    queries: tuple[Query, ...]
+    unit: str = "short"
+    width: int = 8
+    height: int = 7
+    steps: Steps = PLAIN
+    lowest: float | None = None
+    highest: float | None = None
+    decimals: int | None = None
+    stacked: bool = False
+    empty: str | None = None
+    alert: str = ""
+    columns: tuple[Column, ...] = ()
+    sort: str = ""
+    styles: tuple[tuple[str, Json], ...] = ()
+    link: str = ""
+
+    def description(self) -> str:
+        """What it answers, why it may be empty, and from which metrics."""
+        parts = [self.answers]
+        if self.empty is not None:
+            parts.append(f"Empty {self.empty}.")
+        names = dict.fromkeys(
+            re.sub(r"_(bucket|sum|count)$", "", name) if name.startswith("llm_") else name
+            for query in self.queries
+            for name in _METRIC.findall(query.expr)
+        )
+        return "\n\n".join([*parts, "Metrics: " + ", ".join(f"`{name}`" for name in names)])
+
+    def to_json(self, number: int, place: tuple[int, int], runbook_url: str) -> Json:
+        """Return Grafana's form of it, `number` its id, `place` its left upper corner in the grid."""
+        left, top = place
+        found: Json = {
+            "id": number,
+            "type": str(self.kind),
+            "title": self.title,
+            "description": self.description(),
+            "datasource": DATASOURCE,
+            "gridPos": {"x": left, "y": top, "w": self.width, "h": self.height},
+            "targets": [self._target(place, query) for place, query in enumerate(self.queries)],
+            "fieldConfig": {"defaults": self._defaults(), "overrides": self._overrides()},
+            "options": self._options(),
+        }
+        if self.kind is Kind.TABLE:
+            found["transformations"] = self._transformations()
+        if self.alert:
+            found["links"] = [{"title": f"Runbook: {self.alert}", "url": runbook_url, "targetBlank": True}]
+        return found
+
+    def _target(self, place: int, query: Query) -> Json:
+        found: Json = {"refId": chr(ord("A") + place), "datasource": DATASOURCE, "expr": query.expr}
+        if self.kind is Kind.TABLE:
+            return {**found, "format": "table", "instant": True, "range": False}
+        if self.kind is Kind.BARS:
+            return {**found, "legendFormat": query.legend, "instant": True, "range": False}
+        if self.kind is Kind.HEATMAP:
+            return {**found, "legendFormat": "{{le}}", "format": "heatmap", "range": True}
+        return {**found, "legendFormat": query.legend or "__auto", "range": True}
+
+    def _defaults(self) -> Json:
+        found: Json = {
+            "unit": self.unit,
+            "mappings": _mappings(),
+            "thresholds": _thresholds(self.steps),
+            "color": {"mode": "thresholds"},
+            "noValue": "No data" if self.kind is not Kind.TABLE else "–",
+        }
+        found |= {
+            name: value
+            for name, value in (("min", self.lowest), ("max", self.highest), ("decimals", self.decimals))
+            if value is not None
+        }
+        if self.link:
+            found["links"] = [{"title": "Look into it", "url": self.link}]
+        if self.kind is Kind.TIMESERIES:
+            found["color"] = {"mode": "palette-classic-by-name"}
+            found["custom"] = {
+                "drawStyle": "line",
+                "lineInterpolation": "linear",
+                "lineWidth": 0 if self.stacked else 1,
+                "fillOpacity": 65 if self.stacked else 8,
+                "gradientMode": "none",
+                "showPoints": "never",
+                "spanNulls": False,
+                "axisSoftMin": 0,
+                "stacking": {"mode": "normal" if self.stacked else "none", "group": "A"},
+                "thresholdsStyle": {"mode": "dashed" if self.steps.bounds else "off"},
+            }
+        elif self.kind is Kind.TABLE:
+            found["custom"] = {"align": "auto", "filterable": False, "cellOptions": {"type": "auto"}}
+        return found
+
+    def _overrides(self) -> list[Json]:
+        if self.kind is Kind.TABLE:
+            return [_override("byName", column.title, _cells(column)) for column in self.columns]
+        found = []
+        if self.kind is Kind.TIMESERIES:
+            found = [
+                _override("byRegexp", f"/^{engine}( |$)/", {"color": {"mode": "shades", "fixedColor": colour}})
+                for engine, colour in ENGINE_COLOURS.items()
+            ]
+        return found + [_override("byRegexp", f"/{pattern}/", style) for pattern, style in self.styles]
+
+    def _options(self) -> Json:
+        reduced = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+        match self.kind:
+            case Kind.TIMESERIES:
+                return {
+                    "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []},
+                    "tooltip": {"mode": "multi", "sort": "desc"},
+                }
+            case Kind.STAT:
+                return {
+                    "reduceOptions": reduced,
+                    "colorMode": "value",
+                    "graphMode": "area",
+                    "justifyMode": "center",
+                    "textMode": "value",
+                    "orientation": "auto",
+                }
+            case Kind.BARS:
+                return {
+                    "reduceOptions": reduced,
+                    "displayMode": "basic",
+                    "orientation": "horizontal",
+                    "showUnfilled": True,
+                    "valueMode": "color",
+                    "minVizHeight": 16,
+                }
+            case Kind.HEATMAP:
+                return {
+                    "calculate": False,
+                    "cellGap": 1,
+                    "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64, "exponent": 0.5},
+                    "yAxis": {"unit": self.unit, "axisPlacement": "left"},
+                    "rowsFrame": {"layout": "auto"},
+                    "filterValues": {"le": 1e-9},
+                    "tooltip": {"mode": "single", "yHistogram": True, "showColorScale": True},
+                    "legend": {"show": True},
+                }
+            case Kind.TABLE:
+                found: Json = {"showHeader": True, "cellHeight": "sm", "footer": {"show": False}}
+                if self.sort:
+                    falling = self.sort.startswith("-")
+                    found["sortBy"] = [{"displayName": self.sort.removeprefix("-"), "desc": falling}]
+                return found
+
+    def _transformations(self) -> list[Json]:
+        """Put the queries' rows together by their labels, then name and order the columns."""
+        return [
+            {"id": "merge", "options": {}},
+            {
+                "id": "organize",
+                "options": {
+                    "excludeByName": {"Time": True},
+                    "indexByName": {column.field: place for place, column in enumerate(self.columns)},
+                    "renameByName": {column.field: column.title for column in self.columns},
+                },
+            },
+        ]
+
+
+def _mappings() -> list[Json]:
+    """What is no number: a reading that the sources do not tell, and one that has no traffic to be made of."""
+    return [
+        {"type": "value", "options": {str(NOT_TOLD): {"text": "Not told", "color": _GREY, "index": 0}}},
+        {"type": "special", "options": {"match": "nan", "result": {"text": "No traffic", "color": _GREY, "index": 1}}},
+    ]
+
+
+def _thresholds(steps: Steps) -> Json:
+    bounds = [{"color": steps.base, "value": None}, *({"color": name, "value": at} for at, name in steps.bounds)]
+    return {"mode": "absolute", "steps": bounds}
+
+
+def _override(matcher: str, options: str, properties: Json) -> Json:
+    return {
+        "matcher": {"id": matcher, "options": options},
+        "properties": [{"id": name, "value": value} for name, value in properties.items()],
+    }
+
+
+def _cells(column: Column) -> Json:
+    found: Json = {}
+    if column.unit:
+        found["unit"] = column.unit
+    if column.steps is not None:
+        found["thresholds"] = _thresholds(column.steps)
+        found["custom.cellOptions"] = {"type": "color-text"}
+    if column.bar is not None:
+        found |= {"min": 0, "max": column.bar}
+        found["custom.cellOptions"] = {"type": "gauge", "mode": "basic", "valueDisplayMode": "color"}
+    if column.width is not None:
+        found["custom.width"] = column.width
+    if column.link:
+        found["links"] = [{"title": "Open ${__value.text}", "url": column.link}]
+    return found

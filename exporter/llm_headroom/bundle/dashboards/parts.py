@@ -1,0 +1,84 @@
+"""Panels by type with the defaults of the house."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_headroom.bundle.dashboards.panel import Column, Json, Kind, Panel, Query
+
+
+def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
+    return tuple(one if isinstance(one, Query) else Query(one) for one in what)
+
+
+def lines(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
+    """Return curves over time."""
+    return Panel(kind=Kind.TIMESERIES, title=title, answers=answers, queries=_queries(queries), **more)
+
+
+def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
+    """Return parts of a whole over time, one on another."""
+    return Panel(kind=Kind.TIMESERIES, title=title, answers=answers, queries=_queries(queries), stacked=True, **more)
+
+
+def stat(title: str, answers: str, query: str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
+    """Return one number of now."""
+    defaults = {"width": 3, "height": 4} | more
+    return Panel(kind=Kind.STAT, title=title, answers=answers, queries=(Query(query),), **defaults)
+
+
+def bars(title: str, answers: str, query: Query, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
+    """Return one bar for each series of now."""
+    return Panel(kind=Kind.BARS, title=title, answers=answers, queries=(query,), **more)
+
+
+def heatmap(title: str, answers: str, query: str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
+    """Return how a histogram's observations are spread over time."""
+    return Panel(kind=Kind.HEATMAP, title=title, answers=answers, queries=(Query(query, "{{le}}"),), **more)
+
+
+def table(title: str, answers: str, columns: tuple[tuple[str, Column] | Column, ...], **more: Any) -> Panel:  # noqa: ANN401
+    """Return a table; each column is of a label, or comes with the query that fills it."""
+    queries: list[Query] = []
+    found: list[Column] = []
+    for one in columns:
+        if isinstance(one, Column):
+            found.append(one)
+        else:
+            expr, column = one
+            found.append(_of_query(column, len(queries)))
+            queries.append(Query(expr))
+    defaults = {"width": 24} | more
+    return Panel(
+        kind=Kind.TABLE, title=title, answers=answers, queries=tuple(queries), columns=tuple(found), **defaults
+    )
+
+
+def _of_query(column: Column, place: int) -> Column:
+    return Column(
+        title=column.title,
+        query=place,
+        unit=column.unit,
+        steps=column.steps,
+        bar=column.bar,
+        width=column.width,
+        link=column.link,
+    )
+
+
+def dashed(colour: str = "") -> Json:
+    """Return the style of a curve that bounds others: a limit, a capacity."""
+    found: Json = {
+        "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
+        "custom.lineWidth": 1,
+        "custom.fillOpacity": 0,
+        "custom.stacking": {"mode": "none", "group": "B"},
+    }
+    if colour:
+        found["color"] = {"mode": "fixed", "fixedColor": colour}
+    return found
+
+
+def quiet() -> Json:
+    """Return the style of a curve that stays in the background."""
+    return {"custom.lineStyle": {"fill": "dash", "dash": [4, 4]}, "custom.fillOpacity": 0}

@@ -1,0 +1,133 @@
+"""PromQL over our metrics, narrowed to what a dashboard's variables select.
+
+Metrics come as values of the schema, so that a name that does not exist is an error before anything is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom import schema
+from llm_headroom.bundle.dashboards.dashboard import Annotation, Variable
+from llm_headroom.bundle.dashboards.panel import NOT_TOLD
+
+if TYPE_CHECKING:
+    from llm_headroom.model import Metric
+
+WINDOW: Final = "$__rate_interval"
+MODEL: Final = "engine, model"
+TARGET: Final = "engine, model, target"
+SOURCE: Final = "engine, target"
+BY_MODEL: Final = "{{engine}} · {{model}}"
+BY_TARGET: Final = "{{engine}} · {{target}}"
+BY_GPU: Final = "GPU {{gpu}} · {{instance}}"
+ENGINES: Final = 'engine!="nvml"'
+"""NVML is a source like the engines; where engines are counted, it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is selected. `extra` are matchers of the user's choice; `gpus` tells that GPUs can be chosen, too."""
+
+    extra: str = ""
+    gpus: bool = False
+
+    def matchers(self, labels: tuple[str, ...], *more: str) -> str:
+        """Return the matchers for series with such labels."""
+        chosen = ["job", "instance"] + [name for name in ("engine", "model", "target") if name in labels]
+        if self.gpus and "gpu" in labels:
+            # A GPU's own series have no engine; "" is matched by the variables' `.*` alone.
+            chosen = ["job", "instance", "gpu"]
+        own = [f'{name}=~"${name}"' for name in chosen]
+        return ", ".join([*own, *([self.extra] if self.extra else []), *more])
+
+    def of(self, metric: Metric, *more: str, suffix: str = "", **exact: str) -> str:
+        """Return the metric's selected series; `exact` are further labels and the values that they must have."""
+        more += tuple(f'{name}="{value}"' for name, value in exact.items())
+        return f"{metric.name}{suffix}{{{self.matchers(metric.labels, *more)}}}"
+
+    def rate(self, metric: Metric, *more: str, suffix: str = "", window: str = WINDOW, **exact: str) -> str:
+        """Return the growth per second of the metric's selected series."""
+        return f"rate({self.of(metric, *more, suffix=suffix, **exact)}[{window}])"
+
+    def quantile(self, share: float, metric: Metric, by: str = MODEL, window: str = WINDOW) -> str:
+        """Return a quantile of a histogram. `by` holds `engine`: the buckets of different engines do not add up."""
+        buckets = self.rate(metric, suffix="_bucket", window=window)
+        return f"histogram_quantile({share}, sum by ({by}, le) ({buckets}))"
+
+    def mean(self, metric: Metric, by: str = MODEL) -> str:
+        """Return the mean of a histogram's observations."""
+        total, count = (self.rate(metric, suffix=suffix) for suffix in ("_sum", "_count"))
+        return f"sum by ({by}) ({total}) / sum by ({by}) ({count})"
+
+    def share(self, part: Metric, whole: Metric, by: str, window: str = WINDOW, **exact: str) -> str:
+        """Return the rate of one counter as a share of another's."""
+        grouping = f" by ({by})" if by else ""
+        rates = (f"sum{grouping} ({self.rate(one, window=window, **exact)})" for one in (part, whole))
+        return " / ".join(rates)
+
+    def failed(self, by: str) -> str:
+        """Return the share of requests that ended without a whole answer; 0 where no failure was ever counted."""
+        grouping = f" by ({by})" if by else ""
+        finished = f"sum{grouping} ({self.rate(schema.REQUESTS_FINISHED)})"
+        failed = f"(sum{grouping} ({self.rate(schema.REQUESTS_FAILED)}) or {finished} * 0)"
+        return f"{failed} / ({failed} + {finished})"
+
+    def told(self, expr: str, by: str = "") -> str:
+        """Return the expression, or `NOT_TOLD` if it has no series although a source is up; nothing if none is."""
+        grouping = f" by ({by})" if by else ""
+        alive = self.of(schema.UP, ENGINES)
+        return f"({expr}) or (max{grouping} ({alive} == 1) * 0 - {-NOT_TOLD})"
+
+    def told_gpu(self, expr: str) -> str:
+        """Return `told`, judged by whether NVML is up."""
+        alive = f'llm_up{{{self.matchers(())}, engine="nvml"}}'
+        return f"({expr}) or (max({alive} == 1) * 0 - {-NOT_TOLD})"
+
+    def variables(self) -> tuple[Variable, ...]:
+        """Return what can be chosen, each narrowed by those before it."""
+        extra = f", {self.extra}" if self.extra else ""
+        some = f'job=~"$job", instance=~"$instance"{extra}'
+        where = f"{{{self.extra}}}" if self.extra else ""
+        found = [
+            Variable("job", "Job", f"label_values(llm_build_info{where}, job)"),
+            Variable("instance", "Instance", f'label_values(llm_build_info{{job=~"$job"{extra}}}, instance)'),
+            Variable("engine", "Engine", f"label_values(llm_up{{{some}}}, engine)", regex="/^(?!nvml$).*/"),
+            Variable("model", "Model", f'label_values(llm_model_loaded{{{some}, engine=~"$engine"}}, model)'),
+            Variable(
+                "target", "Target", f'label_values(llm_up{{{some}, engine=~"$engine"}}, target)', regex="/^(?!nvml$).*/"
+            ),
+        ]
+        if self.gpus:
+            found.append(Variable("gpu", "GPU", f"label_values(llm_gpu_memory_total_bytes{{{some}}}, gpu)"))
+        return tuple(found)
+
+    def annotations(self, alerts: str) -> tuple[Annotation, ...]:
+        """Return the events that explain a curve; `alerts` selects our alerts in ALERTS."""
+        loaded = self.of(schema.MODEL_LOADED)
+        xid = self.of(schema.GPU_XID_LAST)
+        return (
+            Annotation(
+                "Alerts",
+                f'ALERTS{{alertstate="firing", {alerts}}}',
+                "{{alertname}}",
+                "{{severity}} {{engine}} {{target}} {{model}}",
+                "red",
+            ),
+            Annotation(
+                "Engine restarts",
+                f"changes({self.of(schema.ENGINE_RESTARTS)}[1m]) > 0",
+                "{{engine}} restarted",
+                "{{target}} {{model}}",
+                "orange",
+            ),
+            Annotation(
+                "Model loads",
+                f"({loaded} == 1) unless ({loaded} offset 1m == 1)",
+                "{{model}} loaded",
+                "{{engine}} {{target}}",
+                "blue",
+            ),
+            Annotation("GPU errors (Xid)", f"{xid} * 1000", "Xid {{xid}}", "GPU {{gpu}}", "purple", exact=True),
+        )
