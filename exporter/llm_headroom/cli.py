@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -159,6 +160,29 @@ def check(path: Path | None, form: str, **flags: Any) -> None:  # noqa: ANN401 -
     else:
         click.echo(checking.text(reports, absent) or "Nothing to check: no engine and no GPU was found.")
     sys.exit(SOME_SOURCE_FAILED if any(not report["up"] for report in reports) else 0)
+
+
+@main.command()
+@click.option("--url", envvar="LLM_HEADROOM_URL", metavar="URL", help="[default: this host, by LLM_HEADROOM_LISTEN]")
+@click.option("--timeout", type=float, default=3.0, show_default=True, help="Seconds.")
+@click.option("--cert-file", type=click.Path(path_type=Path), metavar="FILE", help="For an exporter that wants one.")
+@click.option("--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Of the certificate.")
+def health(url: str | None, timeout: float, cert_file: Path | None, key_file: Path | None) -> None:
+    """Tell whether an exporter answers: a container's health check.
+
+    Exit status: 0 it does, 1 it does not, 2 the usage is wrong.
+    """
+    from llm_headroom import health as checking  # noqa: PLC0415 - `--help` needs none of it
+
+    try:
+        exporter = url or checking.url(os.environ.get("LLM_HEADROOM_LISTEN"))
+        problem = checking.problem(exporter, timeout, cert_file=cert_file, key_file=key_file)
+    except ValueError as error:
+        _fail(str(error))
+        return
+    if problem is not None:
+        click.echo(f"llm-headroom: {problem}", err=True)
+        sys.exit(SOME_SOURCE_FAILED)
 
 
 @main.command()

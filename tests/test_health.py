@@ -1,0 +1,97 @@
+"""`llm-headroom health`: what containers ask."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import bcrypt
+import pytest
+import trustme
+
+from engine_server import EngineServer, Reply, hang
+from exporter_process import COMMAND, Exporter, environment
+from llm_headroom import health
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WITHOUT = ("--no-gpu", "--no-discover")
+
+
+def ask(*arguments: str, **variables: str) -> tuple[int, str]:
+    """Exit status and what it complained of."""
+    done = subprocess.run(
+        [*COMMAND, "health", *arguments],
+        env=environment(variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert not done.stdout
+    return done.returncode, done.stderr
+
+
+def test_a_running_exporter_is_well_and_an_ended_one_is_not() -> None:
+    with Exporter(*WITHOUT) as exporter:
+        listen = exporter.url.removeprefix("http://")
+        assert ask(LLM_HEADROOM_LISTEN=listen) == (0, "")
+        assert ask("--url", exporter.url) == (0, "")
+    status, message = ask("--url", exporter.url)
+    assert status == 1
+    assert "refused" in message
+
+
+def written(directory: Path, more: str) -> str:
+    """A web configuration with a certificate for somebody else, which the exporter also takes from clients."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("elsewhere.example")
+    certificate.private_key_pem.write_to_path(directory / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    (directory / "web.yml").write_text(f"tls_server_config:\n  cert_file: cert.pem\n  key_file: key.pem\n{more}")
+    return str(directory / "web.yml")
+
+
+def test_certificate_and_password_of_the_exporter_do_not_matter(tmp_path: Path) -> None:
+    password = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+    web = written(tmp_path, f"basic_auth_users: {{someone: '{password}'}}\n")
+    with Exporter(*WITHOUT, "--web-config", web) as exporter:
+        assert ask("--url", exporter.url.replace("http:", "https:")) == (0, "")
+
+
+def test_an_exporter_that_insists_on_a_certificate_gets_one(tmp_path: Path) -> None:
+    web = written(tmp_path, "  client_ca_file: ca.pem\n  client_auth_type: RequireAndVerifyClientCert\n")
+    with Exporter(*WITHOUT, "--web-config", web) as exporter:
+        url = exporter.url.replace("http:", "https:")
+        assert ask("--url", url)[0] == 1
+        own = ("--cert-file", str(tmp_path / "cert.pem"), "--key-file", str(tmp_path / "key.pem"))
+        assert ask("--url", url, *own) == (0, "")
+        assert ask("--url", url, *own[2:])[0] == 2
+
+
+def test_an_exporter_that_hangs_or_fails_is_not_well() -> None:
+    with EngineServer({"/-/healthy": hang}) as server:
+        assert ask("--url", server.url, "--timeout", "0.2")[0] == 1
+    with EngineServer({"/-/healthy": Reply(b"no", 503)}) as server:
+        assert ask("--url", server.url) == (1, "llm-headroom: /-/healthy answered 503\n")
+
+
+def test_what_is_no_url_is_a_usage_error() -> None:
+    assert ask("--url", "nonsense")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        (None, "http://127.0.0.1:9836"),
+        (":9999", "http://127.0.0.1:9999"),
+        ("0.0.0.0:1234", "http://127.0.0.1:1234"),
+        ("[::]:1234", "http://127.0.0.1:1234"),
+        ("[::1]:1234,:80", "http://[::1]:1234"),
+        ("10.1.2.3:80, :81", "http://10.1.2.3:80"),
+    ],
+)
+def test_the_exporter_is_found_by_its_own_setting(listen: str | None, url: str) -> None:
+    assert health.url(listen) == url
