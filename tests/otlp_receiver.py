@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import ssl
+
 import threading
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
 )
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
@@ -175,7 +176,7 @@ class HttpReceiver(_Receiver):
 class GrpcReceiver(_Receiver):
     """Answers each call with the next of `replies`, an error's code or None for success, then with success."""
 
-    def __init__(self, *replies: Any, certificates: tuple[Path, Path, Path] | None = None) -> None:
+    def __init__(self, *replies: grpc.StatusCode | None, certificates: tuple[Path, Path, Path] | None = None) -> None:
         super().__init__()
         self._replies = list(replies)
         self._certificates = certificates

@@ -371,7 +371,7 @@ _ROOT: Final[Mapping[str, _Read]] = {
     "label_limit": from_number(settings_text.integer(1, 100_000)),
     "web_config": _file,
     "log": lambda value: Log(**value.fields(_LOG)),
-    "otlp": lambda value: value.fields(_OTLP),
+    "otlp": lambda value: {**value.fields(_OTLP), "place": value.place},
 }
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {

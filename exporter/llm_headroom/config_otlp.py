@@ -20,7 +20,7 @@ from llm_headroom.yaml_nodes import Value, from_number, from_string, mapping_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from llm_headroom.config_error import Problems
+    from llm_headroom.config_error import Place, Problems
 
     _Read: TypeAlias = Callable[[Value[Any]], Any]
 
@@ -106,10 +106,18 @@ def settled(
     """The flag above the file above OpenTelemetry's variables; None if nobody asks for a push."""
     if file.get("enabled") is False or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
+
+    def told(key: str, problem: str) -> None:
+        place: Place | None = file.get("place")
+        if place is None:
+            problems.add(f"otlp{key}: {problem}")
+        else:
+            problems.add(f"{place}: {place.key}{key}: {problem}", place.line)
+
     asked, standard = _endpoint(file, flag, environment, problems), _Standard(environment, problems)
     if asked is None:
-        if file.keys() - {"enabled"} or file.get("enabled"):
-            problems.add("otlp: endpoint is missing (or --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT)")
+        if file.keys() - {"place"}:
+            told("", "endpoint is missing (or --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT)")
         return None
     url, path = asked
     given: dict[str, Any] = standard.values()
@@ -122,11 +130,11 @@ def settled(
     given["resource"] = {**given.get("resource", {}), **file.get("resource", {})}
     settings = OtlpSettings(url=url, path=path, secrets=secrets, **given)
     if "tls" in file and not url.startswith("https:"):
-        problems.add("otlp.tls: is given, but the endpoint is not https")
+        told(".tls", "is given, but the endpoint is not https")
     if settings.protocol == "grpc" and settings.tls.insecure_skip_verify:
-        problems.add("otlp.tls.insecure_skip_verify: gRPC cannot do it; give ca_file instead")
+        told(".tls.insecure_skip_verify", "gRPC cannot do it; give ca_file instead")
     if settings.protocol == "grpc" and urlsplit(url).path:
-        problems.add("otlp.endpoint: of gRPC it must not have a path")
+        told(".endpoint", f"with gRPC it must not have a path, as {url} has")
     return settings
 
 
@@ -189,7 +197,7 @@ def _headers(text: str) -> dict[str, str]:
 def _milliseconds(lowest: float, highest: float) -> Callable[[str], float]:
     def read(text: str) -> float:
         if not text.isascii() or not text.isdigit() or not lowest <= int(text[:9]) / 1000 <= highest:
-            raise ConfigError(f"expected milliseconds from {lowest * 1000:g} to {highest * 1000:g}, got {shown(text)}")
+            raise ConfigError(f"expected milliseconds from {lowest * 1000:.0f} to {highest * 1000:.0f}, got {shown(text)}")
         return int(text[:9]) / 1000
 
     return read
