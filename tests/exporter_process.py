@@ -26,7 +26,7 @@ COMMAND = (sys.executable, "-W", "error", "-m", "llm_headroom")
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process' environment without any setting of the exporter's, plus some variables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLM_HEADROOM_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLM_HEADROOM_", "OTEL_"))}
     return kept | dict(extra or {})
 
 

@@ -30,6 +30,7 @@ from llm_headroom.config import (
     ModelMemory,
     Module,
     Objectives,
+    OtlpSettings,
     ProbeSettings,
     RuleSettings,
     Target,
@@ -160,6 +161,7 @@ def test_the_defaults_are_those_that_the_page_gives() -> None:
 def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_PASSWORD", "secret")
     monkeypatch.setenv("PROBE_TOKEN", "secret")
+    monkeypatch.setenv("COLLECTOR_TOKEN", "secret")
     for name in ("tls/ca.pem", "tls/client.pem", "tls/client-key.pem", "secrets/token", "web.yml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -245,6 +247,16 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
         label_limit=200,
         web_config=tmp_path / "web.yml",
         log=Log(level="info", format="logfmt"),
+        otlp=OtlpSettings(
+            url="https://collector.internal:4318",
+            headers={"X-Scope-OrgID": "tenant-1"},
+            secrets={
+                "X-Token": Secret(env="COLLECTOR_TOKEN"),
+                "Authorization": Secret(file=tmp_path / "secrets/token"),
+            },
+            tls=Tls(ca_file=tmp_path / "tls/ca.pem"),
+            resource={"deployment.environment.name": "production"},
+        ),
     )
 
 
@@ -624,6 +636,7 @@ HEADINGS = {
     "objectives": "Objectives",
     "cost": "Cost",
     "log": "Log",
+    "otlp": "OTLP",
 }
 
 

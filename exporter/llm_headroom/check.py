@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXPORTER_METRICS: Final = (
     *schema.COLLECTION,
+    *schema.OTLP,
     schema.BUILD_INFO,
     schema.CONFIG_RELOAD_SUCCESS,
     schema.CONFIG_RELOAD_TIME,

@@ -114,6 +114,12 @@ def main() -> None:
     metavar="FILE",
     help="TLS and basic authentication, in the format of Prometheus' exporter-toolkit.",
 )
+@click.option(
+    "--otlp-endpoint",
+    envvar="LLM_HEADROOM_OTLP_ENDPOINT",
+    metavar="URL",
+    help="Push to this OpenTelemetry collector too, such as http://localhost:4318.  [default: as OTEL_* variables say]",
+)
 def run(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's values
     """Watch engines and GPUs and serve /metrics.
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
 
-from llm_headroom import schema, settings_text, yaml_nodes
+from llm_headroom import config_otlp, schema, settings_text, yaml_nodes
 from llm_headroom.config_error import ConfigError, Problems, near, shown
 from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.settings import (
@@ -23,6 +23,7 @@ from llm_headroom.settings import (
     ModelMemory,
     Module,
     Objectives,
+    OtlpSettings,
     ProbeSettings,
     RuleSettings,
     Target,
@@ -56,6 +57,7 @@ __all__ = [
     "ModelMemory",
     "Module",
     "Objectives",
+    "OtlpSettings",
     "ProbeSettings",
     "RuleSettings",
     "Target",
@@ -344,6 +346,8 @@ _LOG: Final[Mapping[str, _Read]] = {
     "format": from_string(settings_text.log_format),
 }
 
+_OTLP: Final = config_otlp.table(_tls, _secret_variable, _secret_file)
+
 
 def _gpu(value: _Value) -> GpuSettings:
     if value.kind == "boolean":
@@ -367,6 +371,7 @@ _ROOT: Final[Mapping[str, _Read]] = {
     "label_limit": from_number(settings_text.integer(1, 100_000)),
     "web_config": _file,
     "log": lambda value: Log(**value.fields(_LOG)),
+    "otlp": lambda value: {**value.fields(_OTLP), "place": value.place},
 }
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -385,6 +390,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "objectives": _OBJECTIVES,
         "cost": _COST,
         "log": _LOG,
+        "otlp": _OTLP,
     }.items()
 }
 """The keys of each section, for whoever has to speak of all of them."""
@@ -401,6 +407,7 @@ def load(  # noqa: PLR0913 - one argument for each flag
     log_format: str | None = None,
     gpu: bool | None = None,
     discover: bool | None = None,
+    otlp_endpoint: str | None = None,
     engine_names: Collection[str],
 ) -> Config:
     """Reads the configuration file, and puts above it what the flags or their environment variables say.
@@ -433,11 +440,13 @@ def load(  # noqa: PLR0913 - one argument for each flag
     }
     level = flag("log-level", settings_text.log_level, log_level) if log_level else None
     form = flag("log-format", settings_text.log_format, log_format) if log_format else None
+    otlp = config_otlp.settled(values.get("otlp", {}), otlp_endpoint, os.environ, problems)
     problems.check()
     values |= {key: value for key, value in parsed.items() if value}
     values["targets"] = (*values.get("targets", ()), *added)
     log, gpus = values.get("log", Log()), values.get("gpu", GpuSettings())
     values["log"] = Log(level=level or log.level, format=form or log.format)
     values["gpu"] = replace(gpus, enabled=gpus.enabled if gpu is None else gpu)
+    values["otlp"] = otlp
     values["discover"] = values.get("discover") if discover is None else discover
     return Config(**values)

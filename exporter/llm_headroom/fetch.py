@@ -22,7 +22,7 @@ import h11
 
 from llm_headroom import __version__
 from llm_headroom.endpoint import VISIBLE, Basic, Bearer, check, parse_target, parse_url, without_query
-from llm_headroom.model import Cause, Failure
+from llm_headroom.model import NOTHING, Cause, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -178,7 +178,7 @@ class Client:
         self._busy = False
         self._doing = ""
 
-    async def get(
+    async def get(  # noqa: PLR0913 - a request's parts
         self,
         path: str,
         *,
@@ -186,13 +186,15 @@ class Client:
         accept: str = "text/plain;version=0.0.4,*/*;q=0.1",
         method: str = "GET",
         body: bytes | None = None,
+        headers: Mapping[str, str] = NOTHING,
     ) -> Response:
         """The answer to a request for `path` below the endpoint's prefix, whatever its status.
 
         Redirects are followed within the same origin. `timeout` in seconds covers everything from the name's
         resolution to the body's last byte; after it, as after a cancellation, the connection is gone, so that a late
         answer is never taken for that of the next request. A request may reach the engine twice where a kept
-        connection dies under it, so ask only what changes nothing. A `body` is sent as JSON.
+        connection dies under it, so ask only what changes nothing. A `body` is JSON
+        unless `headers`, which are sent besides the usual ones, say otherwise.
 
         Raises:
             FetchError: there is no complete answer.
@@ -208,7 +210,7 @@ class Client:
         answered = False
         try:
             async with asyncio.timeout(timeout):
-                response = await self._follow(method, path, accept, body)
+                response = await self._follow(method, path, accept, body, headers)
             answered = True
         except TimeoutError:
             raise self._error(path, Cause.TIMEOUT, f"no answer within {timeout:g} s ({self._doing})") from None
@@ -238,13 +240,15 @@ class Client:
             self._link.writer.transport.abort()
             self._link = None
 
-    async def _follow(self, method: str, path: str, accept: str, body: bytes | None) -> Response:
+    async def _follow(
+        self, method: str, path: str, accept: str, body: bytes | None, extra: Mapping[str, str]
+    ) -> Response:
         # Where a path has moved to is remembered only as long as asking there succeeds.
         moved = self._moved.pop(path, None)
         target = moved or self._prefix + path
         lasting = method == "GET"
         for _ in range(_MAX_REDIRECTS + 1):
-            response = await self._exchange(method, target, accept, body)
+            response = await self._exchange(method, target, accept, body, extra)
             location = response.headers.get("location")
             if response.status not in _REDIRECTS or location is None:
                 if moved is not None and response.status < 400:  # noqa: PLR2004 - errors begin there, RFC 9110, 15.5
@@ -271,7 +275,9 @@ class Client:
             raise _Refusal(Cause.REDIRECT, f"redirects to another origin, {without_query(f'{origin}{moved}')}; {hint}")
         return moved or "/"
 
-    async def _exchange(self, method: str, target: str, accept: str, body: bytes | None) -> Response:
+    async def _exchange(
+        self, method: str, target: str, accept: str, body: bytes | None, extra: Mapping[str, str]
+    ) -> Response:
         headers = [
             ("Host", self._origin.authority),
             ("User-Agent", f"llm-headroom/{__version__}"),
@@ -281,7 +287,7 @@ class Client:
         if self._endpoint.credentials is not None:
             headers.append(("Authorization", self._authorize(self._endpoint.credentials)))
         if body is not None:
-            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+            headers += {"Content-Type": "application/json", **extra, "Content-Length": str(len(body))}.items()
         request = h11.Request(method=method, target=target, headers=headers)
         link, reused = await self._connect()
         try:
@@ -436,7 +442,7 @@ def _unconnected(error: OSError | UnicodeError, *, encrypted: bool) -> _Refusal:
         return _Refusal(Cause.TLS, f"the server closed the connection during the TLS handshake; {hint}")
     # Of a name with several addresses asyncio gives all errors as one text. One refusal means that the host is there.
     if f"[Errno {errno.ECONNREFUSED}]" in str(error):
-        return _Refusal(Cause.REFUSED, "the connection was refused; is the engine running and is the port right?")
+        return _Refusal(Cause.REFUSED, "the connection was refused; is the server running and is the port right?")
     return _Refusal(Cause.UNREACHABLE, f"cannot connect: {error}")
 
 

@@ -288,8 +288,8 @@ class Poller:
     async def apply(self, config: Config) -> None:
         """Take over a new configuration: sources that it does not change go on undisturbed."""
         old = self.config
-        same = replace(old, targets=(), gpu=config.gpu, probe=config.probe) == replace(
-            config, targets=(), gpu=config.gpu, probe=config.probe
+        same = replace(old, targets=(), gpu=config.gpu, probe=config.probe, otlp=None) == replace(
+            config, targets=(), gpu=config.gpu, probe=config.probe, otlp=None
         )
         if not same or old.gpu != config.gpu or self._discovers(old) != self._discovers(config):
             await self.stop()

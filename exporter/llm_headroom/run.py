@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llm_headroom import __version__
 from llm_headroom.config import Config, ConfigError
 from llm_headroom.poll import Poller
+from llm_headroom.pusher import Pusher
 from llm_headroom.web.app import App, Reload
 from llm_headroom.web.server import Server, serve
 
@@ -51,7 +52,8 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         web.config.WebConfigError: the web configuration is wrong.
     """
     poller = Poller(config)
-    app = App(poller)
+    pusher = Pusher()
+    app = App(poller, pusher.points)
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen, web_config=config.web_config)
     loop = asyncio.get_running_loop()
@@ -64,8 +66,9 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
     poller.start()
+    await pusher.apply(config, app)
     watching = loop.create_task(_watch(file, reload)) if file is not None else None
-    reloading = loop.create_task(_reload(app, read, reload))
+    reloading = loop.create_task(_reload(app, pusher, read, reload))
     try:
         await ended.wait()
     finally:
@@ -73,10 +76,11 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         for task in (watching, reloading):
             if task is not None:
                 task.cancel()
-        await _end(server, poller, app)
+        await _end(server, poller, app, pusher)
 
 
-async def _end(server: Server, poller: Poller, app: App) -> None:
+async def _end(server: Server, poller: Poller, app: App, pusher: Pusher) -> None:
+    await pusher.close()
     await server.close()
     await poller.stop()
     await app.close()
@@ -101,12 +105,13 @@ async def _watch(file: Watched, reload: asyncio.Event) -> None:
             reload.set()
 
 
-async def _reload(app: App, read: Callable[[], Config], reload: asyncio.Event) -> None:
+async def _reload(app: App, pusher: Pusher, read: Callable[[], Config], reload: asyncio.Event) -> None:
     while True:
         await reload.wait()
         reload.clear()
         try:
             config = read()
+            await pusher.apply(config, app)
         except ConfigError as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
             app.reload = app.reload._replace(succeeded=False)

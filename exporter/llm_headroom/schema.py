@@ -697,6 +697,28 @@ PROCESS_CPU: Final = Metric("llm_exporter_cpu_seconds_total", Kind.COUNTER, "s",
 PROCESS_MEMORY: Final = Metric(
     "llm_exporter_resident_memory_bytes", Kind.GAUGE, "By", "Resident memory of llm-headroom itself."
 )
+OTLP_EXPORTS: Final = Metric(
+    "llm_otlp_exports_total",
+    Kind.COUNTER,
+    "{export}",
+    "Intervals pushed over OTLP by what became of them: accepted, partial (some points were rejected), dropped.",
+    ("result",),
+)
+OTLP_DROPPED: Final = Metric(
+    "llm_otlp_dropped_points_total",
+    Kind.COUNTER,
+    "{point}",
+    "Data points that no OTLP collector took, by cause; the next interval brings newer ones.",
+    ("cause",),
+)
+OTLP_LAST_SUCCESS: Final = Metric(
+    "llm_otlp_last_success_timestamp_seconds",
+    Kind.GAUGE,
+    "s",
+    "Unix time of the last export that an OTLP collector accepted.",
+)
+OTLP: Final = (OTLP_EXPORTS, OTLP_DROPPED, OTLP_LAST_SUCCESS)
+"""How the push to a collector goes."""
 
 ALL: Final[tuple[Metric, ...]] = tuple(value for value in vars().values() if isinstance(value, Metric))
 """Every metric in the order in which it is defined, which is the order of the exposition and of METRICS.md."""

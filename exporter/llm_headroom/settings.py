@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from llm_headroom.endpoint import Basic, Bearer, Endpoint, Tls
+from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.model import NOTHING
 
 if TYPE_CHECKING:
@@ -145,12 +145,34 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtlpSettings:
+    """How metrics are pushed over OTLP.
+
+    `url` is the collector's, without `path`, which HTTP asks for. `secrets` are headers whose values lie elsewhere.
+    `timeout` is that of one attempt, `interval` the time between two exports, in seconds. `resource` are attributes
+    that the operator gave. `semantic_conventions`: OpenTelemetry's own names besides ours.
+    """
+
+    url: str
+    path: str = "/v1/metrics"
+    protocol: str = "http/protobuf"
+    headers: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
+    secrets: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    tls: Tls = field(default_factory=Tls)
+    gzip: bool = True
+    timeout: float = 10.0
+    interval: float = 15.0
+    resource: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
+    semantic_conventions: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole configuration. Equal configurations ask for the same behaviour; durations are seconds.
 
     `discover` None: look for engines on this host if no target is configured. `mappings` are extra rules by engine.
     `label_limit` is how many different values of one label a target may have. `host`: whether the memory and processes
-    of engines on this host are read.
+    of engines on this host are read. `otlp` None: nothing is pushed.
     """
 
     listen: tuple[str, ...] = (":9836",)
@@ -168,3 +190,4 @@ class Config:
     label_limit: int = 200
     web_config: Path | None = None
     log: Log = field(default_factory=Log)
+    otlp: OtlpSettings | None = None

@@ -24,7 +24,7 @@ from llm_headroom.web.server import Request, Response
 from llm_headroom.web.stream import Feed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llm_headroom.config import Target
     from llm_headroom.model import Snapshot
@@ -52,10 +52,14 @@ class Reload(NamedTuple):
 
 
 class App:
-    """Answers requests from what a poller holds; keeps renderings until something new is published."""
+    """Answers requests from what a poller holds; keeps renderings until something new is published.
 
-    def __init__(self, poller: Poller) -> None:
+    `more` gives points about what else the exporter does.
+    """
+
+    def __init__(self, poller: Poller, more: Callable[[], Iterable[Point]] = tuple) -> None:
         self.poller = poller
+        self._more = more
         self.reload = Reload(succeeded=True, last_success=time.time())
         self._feed = Feed(poller)
         self._renderer = Renderer()
@@ -108,7 +112,9 @@ class App:
         if body is None:
             plain = self._bodies.get((form, False))
             if plain is None:
-                plain = self._bodies[form, False] = exposition([*self._gathered(), self._own()], form)
+                plain = self._bodies[form, False] = exposition(
+                    [*self._gathered(), self._renderer.lines(self._own())], form
+                )
             body = plain
             if compressed:
                 body = self._bodies[form, True] = _gzip(plain)
@@ -126,7 +132,12 @@ class App:
             yield known[1]
         self._lines = kept
 
-    def _own(self) -> Lines:
+    def sources(self) -> list[tuple[float, Sequence[Point]]]:
+        """What `/metrics` shows, by source: the unix time at which its points were taken, and the points."""
+        slots = [(slot.snapshot.taken, slot.points()) for slot in self.poller.slots.values() if slot.snapshot]
+        return [*slots, (time.time(), self._own())]
+
+    def _own(self) -> list[Point]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         points = [
             Point(_BUILD, 1.0, ""),
@@ -137,7 +148,7 @@ class App:
         resident = resident_bytes()
         if resident is not None:
             points.append(Point(_MEMORY, resident, ""))
-        return self._renderer.lines(points)
+        return [*points, *self._more()]
 
     def _snapshot(self) -> bytes:
         sources = [as_json.source(snapshot) for snapshot in self.poller.snapshots()]

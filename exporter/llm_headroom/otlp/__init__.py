@@ -1,0 +1,1 @@
+"""Push to an OpenTelemetry collector. Imported only where it is asked for."""

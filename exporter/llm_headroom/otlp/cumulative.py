@@ -1,0 +1,121 @@
+"""Since when counters count: OTLP wants it of each, and an engine's restart moves it.
+
+Spec: https://opentelemetry.io/docs/specs/otel/metrics/data-model/ (resets and gaps; cumulative streams: handling
+unknown start time).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import schema
+from llm_headroom.model import Histogram, Kind, Point, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_OWN: Final = frozenset(
+    {
+        *schema.COLLECTION,
+        *schema.OTLP,
+        *schema.DERIVED,
+        schema.PROCESS_CPU,
+        schema.GPU_XID_ERRORS,
+    }
+)
+"""Counted by llm-headroom itself, since it runs."""
+_ELSEWHERE: Final = ("llm_gpu_", "llm_host_")
+"""Counted by drivers and kernels, which do not say since when."""
+NANOSECONDS: Final = 1_000_000_000
+
+
+def nanoseconds(seconds: float) -> int:
+    """Unix nanoseconds of a unix time."""
+    return int(seconds * NANOSECONDS)
+
+
+class Started(NamedTuple):
+    """A point with its times in unix nanoseconds; `start` is 0 for a gauge."""
+
+    point: Point
+    start: int
+    time: int
+
+
+@dataclass(slots=True)
+class _Known:
+    start: int
+    time: int
+    value: float
+    engine: int
+
+
+class Starts:
+    """Remembers for each counter and histogram since when it counts.
+
+    `began` is the unix time in seconds at which this process started.
+    """
+
+    def __init__(self, began: float) -> None:
+        self._began = nanoseconds(began)
+        self._known: dict[Series, _Known] = {}
+
+    def started(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> list[Started]:
+        """The points of each source, which were taken at a unix time, with the time since when each counts.
+
+        Series that are not among them are forgotten after a restart of their engine could no longer be told.
+        """
+        out: list[Started] = []
+        seen: dict[Series, _Known] = {}
+        for taken, points in sources:
+            time = nanoseconds(taken)
+            engine = _engine_start(points, time)
+            for point in points:
+                series = point.series
+                if series.metric.kind is Kind.GAUGE:
+                    out.append(Started(point, 0, time))
+                    continue
+                known = seen[series] = self._next(series, _total(point), time, engine)
+                out.append(Started(point, known.start, time))
+        # A source that fails for a while has no points; what was known of it tells later whether it was restarted.
+        for series, known in self._known.items():
+            if series not in seen and len(seen) < _MOST_KEPT:
+                seen[series] = known
+        self._known = seen
+        return out
+
+    def _next(self, series: Series, value: float, time: int, engine: int) -> _Known:
+        known = self._known.get(series)
+        if series.metric in _OWN:
+            engine, first = 0, self._began
+        elif series.metric.name.startswith(_ELSEWHERE):
+            engine, first = 0, time
+        else:
+            first = engine or time
+        if known is None:
+            # A start that equals the time says that it is unknown.
+            return _Known(min(first, time), time, value, engine)
+        start = known.start
+        if value < known.value or (engine and known.engine and abs(engine - known.engine) > NANOSECONDS):
+            # The reset came after the previous point: no two spans of time may overlap.
+            start = max(engine, known.time)
+        return _Known(min(start, time), time, value, engine or known.engine)
+
+
+_MOST_KEPT: Final = 200_000
+
+
+def _total(point: Point) -> float:
+    return point.value.count if isinstance(point.value, Histogram) else point.value
+
+
+def _engine_start(points: Iterable[Point], time: int) -> int:
+    """When the engine started; 0 if it is unknown, in the future, or not the same for all of the engine's processes."""
+    found = {
+        nanoseconds(point.value)
+        for point in points
+        if point.series.metric is schema.ENGINE_START and not isinstance(point.value, Histogram)
+    }
+    start = found.pop() if len(found) == 1 else 0
+    return start if 0 < start <= time else 0
