@@ -43,7 +43,9 @@ class Exchange:
         "_sent",
         "_status",
         "_streamed",
+        "_told",
         "_unread",
+        "_wanted",
         "method",
     )
 
@@ -57,7 +59,8 @@ class Exchange:
         self._streamed = False
         self._begun = False
         self._over = self._api is None
-        self._model = ""
+        self._model = self._wanted = ""
+        self._told = False
         self._sent = self._last = 0.0
         self._first: float | None = None
         self._status = 0
@@ -75,7 +78,8 @@ class Exchange:
         """The whole request has gone to the engine."""
         if self._over or self._begun:
             return
-        self._model = self._measures.asked(_asked(self._body))
+        self._wanted = _asked(self._body)
+        self._model = self._measures.asked(self._wanted)
         self._body = None
         self._sent, self._begun = now, True
         self._measures.begin(self._model)
@@ -86,7 +90,6 @@ class Exchange:
             return
         self.sent(now)  # an engine may answer before the whole request is there
         self._status = head.status
-        self._measures.count(schema.HTTP_RESPONSES, self._model, f"{head.status // 100}xx")
         if head.status != _OK:
             return
         if head.headers.get("content-encoding", "").lower() not in _COMPRESSED:
@@ -145,14 +148,21 @@ class Exchange:
             return
         if self._first is None:
             self._first = now
-            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), now - self._sent)
+            if answer.model:  # else it may be named at the end
+                self._tell_first()
         else:
             self._latest.append(now - self._last)
             if len(self._latest) >= 64:  # noqa: PLR2004 - told in lots: the model may be named late, memory is bounded
                 self._tell_latest()
         self._last = now
 
+    def _tell_first(self) -> None:
+        if self._first is not None and not self._told:
+            self._told = True
+            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), self._first - self._sent)
+
     def _tell_latest(self) -> None:
+        self._tell_first()
         model = self._label()
         for gap in self._latest:
             self._measures.observe(schema.INTER_TOKEN_LATENCY, model, gap)
@@ -163,7 +173,10 @@ class Exchange:
         self._unread = why
 
     def _label(self) -> str:
-        return self._measures.told(self._answer.model) or self._model
+        named = self._answer.model
+        if not named and self._api is Api.EMBEDDING and self._status == _OK:
+            named = self._wanted  # the engine has taken it
+        return self._measures.told(named) or self._model
 
     def _close(self, failure: str = "") -> str:
         """Ends the exchange; the label of its model."""
@@ -171,6 +184,8 @@ class Exchange:
         self._over = True
         self._reader = None
         self._measures.end(self._model)
+        if self._status:
+            self._measures.count(schema.HTTP_RESPONSES, model, f"{self._status // 100}xx")
         self._tell_latest()
         if failure:
             self._measures.count(schema.REQUESTS_FAILED, model, failure)

@@ -106,6 +106,8 @@ class Measures:
         """Everything so far; `base` are the labels that every series of the target has."""
         own = tuple(base.items())
         for model, requests in self._under_way.items():
+            if not model and not requests and len(self._under_way) > 1:
+                continue  # by now the engine has named the model
             labels = (*own, ("model", model))
             running = requests if self._running_limit is None else min(requests, self._running_limit)
             yield Point(series_of(schema.REQUESTS_RUNNING, labels), float(running), f"{ORIGIN}: requests under way")

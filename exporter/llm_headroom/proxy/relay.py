@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llm_headroom.proxy import framing
+from llm_headroom.proxy.answers import Answers
 from llm_headroom.proxy.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Client(asyncio.Protocol):
         self._body: framing.Body | None = None
         self._tunnel = False
         self._asking: Exchange | None = None
-        self._open: deque[Exchange] = deque()
+        self.requests: deque[Exchange] = deque()
         """Requests that have begun to come, and whose answers have not ended, in their order."""
         self._stops: set[str] = set()
         """Why the client is not read from."""
@@ -152,8 +153,8 @@ class Client(asyncio.Protocol):
 
     def _begin(self, head: framing.RequestHead) -> None:
         exchange = self._asking = Exchange(self._measures, head)
-        self._open.append(exchange)
-        if len(self._open) >= MOST_PIPELINED:
+        self.requests.append(exchange)
+        if len(self.requests) >= MOST_PIPELINED:
             self.stop_reading("pipelined")
         self._body = framing.request_body(head)
         if head.method == "CONNECT":
@@ -181,9 +182,9 @@ class Client(asyncio.Protocol):
             where = f"cannot connect to {self._upstream.authority}: {reason}"
             if not self._over:
                 now = self._loop.time()
-                for exchange in self._open:
+                for exchange in self.requests:
                     exchange.broken("upstream_unreachable", now)
-                self._open.clear()
+                self.requests.clear()
                 self._refuse(_BAD_GATEWAY, where, target)
             return
         finally:
@@ -243,20 +244,12 @@ class Client(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def current(self) -> Exchange | None:
-        """The request that is being answered."""
-        return self._open[0] if self._open else None
-
-    def answered(self) -> None:
-        """The answer to the request before all others has ended."""
-        self._open.popleft()
-        if "pipelined" in self._stops and len(self._open) < MOST_PIPELINED:
+    def answered(self, *, switched: bool) -> None:
+        """Answers were looked at; `switched`: the two ends speak another protocol from now on."""
+        if switched:
+            self._tunnel = True
+        if "pipelined" in self._stops and len(self.requests) < MOST_PIPELINED:
             self.read_on("pipelined")
-
-    def switch(self) -> None:
-        """The two ends speak another protocol from now on (RFC 9110, section 15.2.2)."""
-        self._tunnel = True
-        self._open.clear()
 
     def end_of_answers(self) -> None:
         """The engine sends nothing more."""
@@ -281,8 +274,8 @@ class Client(asyncio.Protocol):
 
     def _end(self, reason: str) -> None:
         now = self._loop.time()
-        while self._open:
-            self._open.popleft().broken(reason, now)
+        while self.requests:
+            self.requests.popleft().broken(reason, now)
         self._over = True
 
     def close(self) -> None:
@@ -299,10 +292,7 @@ class _Engine(asyncio.Protocol):
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._head = framing.HeadReader()
-        self._body: framing.Body | None = None
-        self._blind = False
-        """Whether answers are relayed without being looked at."""
+        self._answers = Answers(client.requests)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio promises it for TCP
@@ -311,17 +301,11 @@ class _Engine(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._client.answer(data)
-        if self._blind:
-            return
-        try:
-            self._look(data, self._loop.time())
-        except framing.FramingError as error:
-            _log.warning("answers are relayed unmeasured", extra={"reason": str(error)})
-            self._blind = True
+        self._answers.feed(data, self._loop.time())
+        self._client.answered(switched=self._answers.switched)
 
     def eof_received(self) -> bool:
-        if isinstance(self._body, framing.UntilClose):
-            self._finish(self._loop.time())
+        self._answers.end(self._loop.time())
         self._client.end_of_answers()
         return True
 
@@ -333,44 +317,7 @@ class _Engine(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        cut = exc is not None and isinstance(self._body, framing.UntilClose)
-        self._client.engine_lost(cut=cut)
-
-    def _look(self, data: bytes, now: float) -> None:
-        start = 0
-        while start < len(data) or self._body is not None:
-            exchange = self._client.current()
-            if exchange is None:
-                self._blind = True  # it says what nobody has asked for
-                return
-            if self._body is None:
-                start, raw = self._head.take(data, start)
-                if raw is None:
-                    return
-                head = framing.response_head(raw)
-                if head.status == framing.SWITCHING:
-                    self._blind = True
-                    self._client.switch()
-                    return
-                if head.status < framing.FIRST_FINAL:
-                    continue
-                exchange.answers(head, now)
-                self._body = framing.response_body(head, exchange.method)
-                continue
-            payload: list[bytes] = []
-            start, done = self._body.take(data, start, payload)
-            for piece in payload:
-                exchange.tells(piece, now)
-            if not done:
-                return
-            self._finish(now)
-
-    def _finish(self, now: float) -> None:
-        self._body = None
-        exchange = self._client.current()
-        if exchange is not None:
-            exchange.ended(now)
-            self._client.answered()
+        self._client.engine_lost(cut=exc is not None and self._answers.until_close)
 
     def send(self, data: bytes) -> None:
         if self._transport is not None and data:
