@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -120,6 +121,13 @@ def main() -> None:
     metavar="URL",
     help="Push to this OpenTelemetry collector too, such as http://localhost:4318.  [default: as OTEL_* variables say]",
 )
+@click.option(
+    "--ollama-proxy",
+    multiple=True,
+    envvar="LLM_HEADROOM_OLLAMA_PROXY",
+    metavar="[HOST]:PORT",
+    help="Measure the requests to Ollama: what comes here is passed to its target, or else to 127.0.0.1:11434.",
+)
 def run(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's values
     """Watch engines and GPUs and serve /metrics.
 
@@ -140,6 +148,39 @@ def run(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's valu
         logs.set_up(config.log.level, config.log.format)
         asyncio.run(service.run(config, file=file, read=read))
     except (ConfigError, WebConfigError, ListenError) as error:
+        _fail(str(error))
+
+
+@main.command()
+@click.option("--listen", required=True, metavar="[HOST]:PORT", help="Where clients find the engine from now on.")
+@click.option(
+    "--upstream", required=True, metavar="ENGINE=URL", help="The engine, such as ollama=http://127.0.0.1:11434"
+)
+@click.option("--metrics-listen", default=":9836", show_default=True, metavar="[HOST]:PORT", help="Of /metrics.")
+@click.option("--log-format", metavar="logfmt|json", help="How to log.  [default: logfmt]")
+def proxy(listen: str, upstream: str, metrics_listen: str, log_format: str | None) -> None:
+    """Measure the requests to one engine, and serve /metrics: `run` with a proxy and nothing but its engine."""
+    from llm_headroom import logs  # noqa: PLC0415 - `--help` needs none of it
+    from llm_headroom import run as service  # noqa: PLC0415
+    from llm_headroom.web.server import ListenError  # noqa: PLC0415
+
+    def read() -> Config:
+        found = _loaded(
+            None,
+            targets=(upstream,),
+            proxy=(listen,),
+            listen=(metrics_listen,),
+            log_format=log_format,
+            gpu=False,
+            discover=False,
+        )
+        return replace(found, host=False)
+
+    try:
+        config = read()
+        logs.set_up(config.log.level, config.log.format)
+        asyncio.run(service.run(config, file=None, read=read))
+    except (ConfigError, ListenError) as error:
         _fail(str(error))
 
 

@@ -19,7 +19,7 @@ from llm_headroom.rules import Absent, Fact
 from llm_headroom.text import Parser
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llm_headroom.config import Target
     from llm_headroom.derive.slo import Objective
@@ -52,10 +52,11 @@ class _Reading(NamedTuple):
 class Collector:
     """A target whose engine is known. Keeps its connection, its parser and plans, and what it reads only now and then.
 
-    `timeout` is the deadline in seconds of one collection, all of its requests together.
+    `timeout` is the deadline in seconds of one collection, all of its requests together. `measured` gives what a proxy
+    has measured, with the target's labels.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of its own
         self,
         target: Target,
         engine: Engine,
@@ -63,6 +64,7 @@ class Collector:
         timeout: float,
         label_limit: int,
         objectives: Sequence[Objective] = OBJECTIVES,
+        measured: Callable[[Mapping[str, str]], Iterable[Point]] | None = None,
     ) -> None:
         self.target = target
         self.engine = engine
@@ -80,6 +82,8 @@ class Collector:
         self._last_success: float | None = None
         self._memory = Memory()
         self._objectives = tuple(objectives)
+        self._measured = measured
+        self._own: set[str] = set()
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
@@ -90,6 +94,8 @@ class Collector:
         try:
             await self._fetch(started + self._timeout)
             reading = self._read()
+            self._own.update(point.series.metric.name for point in reading.points)
+            reading.points.extend(self.measured())
             self._memory, derived = advance(
                 self._memory, reading.points, started, base=self._base, objectives=self._objectives
             )
@@ -121,6 +127,11 @@ class Collector:
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
+
+    def measured(self) -> list[Point]:
+        """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""
+        points = () if self._measured is None else self._measured(self._base)
+        return [point for point in points if point.series.metric.name not in self._own]
 
     def _info(self, version: str) -> Series:
         known = self._version_series

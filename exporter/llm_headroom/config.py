@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
+from urllib.parse import urlsplit
 
 from llm_headroom import config_otlp, schema, settings_text, yaml_nodes
 from llm_headroom.config_error import ConfigError, Problems, near, shown
@@ -25,6 +26,7 @@ from llm_headroom.settings import (
     Objectives,
     OtlpSettings,
     ProbeSettings,
+    ProxySettings,
     RuleSettings,
     Target,
 )
@@ -59,6 +61,7 @@ __all__ = [
     "Objectives",
     "OtlpSettings",
     "ProbeSettings",
+    "ProxySettings",
     "RuleSettings",
     "Target",
     "load",
@@ -69,6 +72,8 @@ T = TypeVar("T")
 
 RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
 """Labels that a target must not add to its series."""
+OLLAMA: Final = "ollama=http://127.0.0.1:11434"
+"""Where the flag for a proxy in front of Ollama takes it to be, if no target says so."""
 ENGINE_METRICS: Final = frozenset(
     metric.name
     for metric in schema.ALL
@@ -244,6 +249,49 @@ def _target(value: _Value) -> Target:
     return value.context.checked(target, str(value.place))
 
 
+_PROXY: Final[Mapping[str, _Read]] = {
+    "listen": from_string(settings_text.listen),
+    "target": from_string(settings_text.word),
+    "upstream": from_string(settings_text.url),
+    "engine": _engine,
+}
+
+
+_Door: TypeAlias = "tuple[str, ProxySettings, Target | None]"
+"""A proxy: where it is configured, what it is, and the target that its upstream is, if it names one."""
+
+
+def _proxy(value: _Value) -> _Door:
+    place, given = str(value.place), value.fields(_PROXY, "listen")
+    if "target" in given:
+        if len(given) > 2:  # noqa: PLR2004 - listen and target
+            raise ConfigError("upstream and engine are those of the target; give either target or upstream and engine")
+        return place, ProxySettings(**given), None
+    if "upstream" not in given or "engine" not in given:
+        raise ConfigError("expected the name of a target under target, or upstream and engine")
+    url, name = given["upstream"]
+    target = Target(name=name, endpoint=Endpoint(url=url), engine=given["engine"])
+    return place, ProxySettings(listen=given["listen"], target=name), target
+
+
+def _proxied(
+    proxies: Sequence[_Door], targets: Sequence[Target], problems: Problems
+) -> tuple[tuple[ProxySettings, ...], tuple[Target, ...]]:
+    """The proxies, and the targets with those that only a proxy names."""
+    known = {target.name: target for target in targets}
+    for place, proxy, implied in proxies:
+        target = known.get(proxy.target, implied)
+        if target is None:
+            problems.add(f"{place}: no target has the name {shown(proxy.target)}{near(proxy.target, known)}")
+        elif target.engine is None:
+            problems.add(f"{place}: a proxy must know the engine; name that of {target.name}, as in ollama=http://…")
+        elif urlsplit(target.endpoint.url).path:
+            problems.add(f"{place}: a proxy passes paths as they come, so {target.endpoint.url} must have none")
+        else:
+            known[target.name] = target
+    return tuple(proxy for _, proxy, _ in proxies), tuple(known.values())
+
+
 def _rule_label(value: _Value) -> str:
     settings_text.label(value.key)
     if value.string() in {"engine", "target"}:
@@ -361,6 +409,7 @@ _ROOT: Final[Mapping[str, _Read]] = {
     "interval": from_number(settings_text.interval),
     "timeout": from_number(settings_text.timeout),
     "targets": list_of(_target),
+    "proxies": list_of(_proxy),
     "discover": Value.boolean,
     "gpu": _gpu,
     "host": Value.boolean,
@@ -382,6 +431,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "tls": _TLS,
         "auth": _AUTH,
         "model_memory": _MODEL_MEMORY,
+        "proxies": _PROXY,
         "gpu": _GPU,
         "probe": _PROBE,
         "probe.modules": _CONNECTION,
@@ -408,13 +458,16 @@ def load(  # noqa: PLR0913 - one argument for each flag
     gpu: bool | None = None,
     discover: bool | None = None,
     otlp_endpoint: str | None = None,
+    ollama_proxy: Sequence[str] = (),
+    proxy: Sequence[str] = (),
     engine_names: Collection[str],
 ) -> Config:
     """Reads the configuration file, and puts above it what the flags or their environment variables say.
 
-    Flags win over the file, but targets from flags are added to those of the file. `targets` and `listen` may hold
-    several values in one text, with commas between them. Relative paths in the file begin at its directory.
-    `engine_names` are the engines that are built in. Raises ConfigError with all problems that were found.
+    Flags win over the file, but targets and proxies from flags are added to those of the file. `targets`, `listen`,
+    `ollama_proxy` and `proxy` (in front of the first target) may hold several values in one text, with commas between
+    them. Relative paths in the file begin at its directory. `engine_names` are the engines that are built in. Raises
+    ConfigError with all problems that were found.
     """
     variable = {"target": "targets"}
     problems, names = Problems(), _Names(engine_names)
@@ -441,12 +494,24 @@ def load(  # noqa: PLR0913 - one argument for each flag
     level = flag("log-level", settings_text.log_level, log_level) if log_level else None
     form = flag("log-format", settings_text.log_format, log_format) if log_format else None
     otlp = config_otlp.settled(values.get("otlp", {}), otlp_endpoint, os.environ, problems)
+    targets_given = (*values.get("targets", ()), *(target for target in added if target is not None))
+    doors: list[_Door] = list(values.get("proxies", ()))
+    usual = next((target for target in targets_given if target.engine == "ollama"), None) or parse_target(OLLAMA)
+    for option, texts, behind in (("ollama-proxy", ollama_proxy, usual), ("listen", proxy, (*targets_given, usual)[0])):
+        doors.extend(
+            (f"--{option}", ProxySettings(listen=address, target=behind.name), behind)
+            for address in flags(option, settings_text.listen, texts)
+            if address is not None
+        )
+    proxies, all_targets = _proxied(doors, targets_given, problems)
     problems.check()
     values |= {key: value for key, value in parsed.items() if value}
-    values["targets"] = (*values.get("targets", ()), *added)
+    values |= {"proxies": proxies, "targets": all_targets}
     log, gpus = values.get("log", Log()), values.get("gpu", GpuSettings())
     values["log"] = Log(level=level or log.level, format=form or log.format)
     values["gpu"] = replace(gpus, enabled=gpus.enabled if gpu is None else gpu)
     values["otlp"] = otlp
     values["discover"] = values.get("discover") if discover is None else discover
+    if values["discover"] is None and all_targets and not targets_given:
+        values["discover"] = True  # a proxy's engine alone is no reason to look for no other
     return Config(**values)

@@ -197,7 +197,9 @@ def _headers(text: str) -> dict[str, str]:
 def _milliseconds(lowest: float, highest: float) -> Callable[[str], float]:
     def read(text: str) -> float:
         if not text.isascii() or not text.isdigit() or not lowest <= int(text[:9]) / 1000 <= highest:
-            raise ConfigError(f"expected milliseconds from {lowest * 1000:.0f} to {highest * 1000:.0f}, got {shown(text)}")
+            raise ConfigError(
+                f"expected milliseconds from {lowest * 1000:.0f} to {highest * 1000:.0f}, got {shown(text)}"
+            )
         return int(text[:9]) / 1000
 
     return read

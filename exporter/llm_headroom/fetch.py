@@ -346,7 +346,7 @@ class Client:
                 raise _Refusal(Cause.TLS, f"cannot read file {path}: {error.strerror}") from None
         if self._tls is None or self._tls[0] != tuple(stamps):
             self._drop()  # it was vouched for by the old certificates
-            self._tls = (tuple(stamps), _load(tls))
+            self._tls = (tuple(stamps), tls_context(tls))
         return self._tls[1]
 
     async def _converse(self, link: _Link, request: h11.Request, body: bytes | None) -> Response:
@@ -413,7 +413,8 @@ def _authorization(credentials: Bearer | Basic, text: str, place: str) -> str:
     return f"Bearer {secret}"
 
 
-def _load(tls: Tls) -> ssl.SSLContext:
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """What a client needs for TLS; raises FetchError if its files cannot be used."""
     file = tls.ca_file
     try:
         if tls.insecure_skip_verify:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from llm_headroom.config import Config
     from llm_headroom.local import GpuReader
     from llm_headroom.model import Metric
+    from llm_headroom.proxy.measures import Measures
+    from llm_headroom.proxy.service import Proxies
     from llm_headroom.rules import Engine
 
 log = logging.getLogger("llm_headroom")
@@ -81,13 +83,16 @@ class Source(Protocol):
 class EngineSource:
     """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
 
-    `kept` is what this host tells of the engine's process and memory, if it runs here; `gpus` are the devices that it
-    was seen to hold memory of.
+    `here` is what this host tells of the engine's process and memory, if it runs here, `measures` what a proxy in
+    front of it has measured; `gpus` are the devices that it was seen to hold memory of.
     """
 
-    def __init__(self, target: Target, engines: Mapping[str, Engine], config: Config) -> None:
+    def __init__(
+        self, target: Target, engines: Mapping[str, Engine], config: Config, measures: Measures | None = None
+    ) -> None:
         self.target = target
-        self.kept: Sequence[Point] = ()
+        self.here: Sequence[Point] = ()
+        self._measures = measures
         self._engines = engines
         self._config = config
         self.gpus: economy.Gpus | None = None
@@ -102,9 +107,20 @@ class EngineSource:
         return None if self._collector is None else self._collector.engine
 
     @property
+    def kept(self) -> Sequence[Point]:
+        """What is told while the engine does not answer, too."""
+        measured = () if self._collector is None else self._collector.measured()
+        return (*self.here, *measured)
+
+    @property
     def capped(self) -> Mapping[str, int]:
         """Label values that were reported as `other`, by label."""
-        return {} if self._collector is None else self._collector.cap.capped()
+        caps = [
+            None if self._collector is None else self._collector.cap,
+            self._measures.cap if self._measures is not None else None,
+        ]
+        counts = [Counter(cap.capped()) for cap in caps if cap is not None]
+        return sum(counts, Counter())
 
     @property
     def interval(self) -> float:
@@ -120,6 +136,7 @@ class EngineSource:
             timeout=config.timeout,
             label_limit=config.label_limit,
             objectives=slo.objectives(**asdict(config.objectives)),
+            measured=None if self._measures is None else self._measures.points,
         )
 
     async def collect(self) -> Snapshot:
@@ -136,7 +153,7 @@ class EngineSource:
         snapshot = await self._collector.collect()
         if not snapshot.health.up:
             return snapshot
-        return replace(snapshot, points=(*snapshot.points, *self._economy(snapshot), *self.kept))
+        return replace(snapshot, points=(*snapshot.points, *self._economy(snapshot), *self.here))
 
     def _economy(self, snapshot: Snapshot) -> Iterator[Point]:
         """What its tokens cost, where its GPUs are known."""
@@ -245,11 +262,12 @@ class Slot:
 class Poller:
     """Polls the sources of a configuration until it is stopped; holds the latest snapshot of each.
 
-    `gpus` is what GPUs are read through instead of NVML.
+    `gpus` is what GPUs are read through instead of NVML, `proxies` are the proxies in front of targets.
     """
 
-    def __init__(self, config: Config, *, gpus: GpuReader | None = None) -> None:
+    def __init__(self, config: Config, *, gpus: GpuReader | None = None, proxies: Proxies | None = None) -> None:
         self.config = config
+        self._proxies = proxies
         self._gpus = gpus
         self.engines = catalog.engines(config)
         self.slots: dict[str, Slot] = {}
@@ -266,6 +284,8 @@ class Poller:
     def start(self) -> None:
         """Begin to poll; returns at once."""
         self._start_targets(self.config.targets)
+        for source in self._proxies.sources if self._proxies else ():
+            self._start(Slot(source.name, source, source.labels), 0.0)
         if self._discovers():
             self._spawn(self._discover())
         if self.config.gpu.enabled is not False:
@@ -353,7 +373,7 @@ class Poller:
                 readings = await host.read(watched)
                 for source in sources:
                     name, reading = source.target.name, readings.get(source.target.name)
-                    source.kept = reading.points if reading else ()
+                    source.here = reading.points if reading else ()
                     hidden = reading.hidden if reading and here[source.target] else None
                     if hidden and told.get(name) != hidden:
                         log.info("not seen", extra={"target": name, "reason": hidden.message})
@@ -373,7 +393,8 @@ class Poller:
     def _start_targets(self, targets: Iterable[Target]) -> None:
         targets = list(targets)
         for index, target in enumerate(targets):
-            source = EngineSource(target, self.engines, self.config)
+            measures = self._proxies.joined.get(target.name) if self._proxies else None
+            source = EngineSource(target, self.engines, self.config, measures)
             self._start(Slot(target.name, source, target.labels), index * BURSTS // len(targets) / BURSTS)
 
     def _start(self, slot: Slot, phase: float) -> None:

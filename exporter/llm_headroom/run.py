@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llm_headroom import __version__
 from llm_headroom.config import Config, ConfigError
 from llm_headroom.poll import Poller
+from llm_headroom.proxy.service import Proxies
 from llm_headroom.pusher import Pusher
 from llm_headroom.web.app import App, Reload
+from llm_headroom.web.listen import ListenError
 from llm_headroom.web.server import Server, serve
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ LOOK_AT_FILE: Final = 5.0
 """Seconds between looks at the configuration file."""
 YOUNG_OBJECTS: Final = 20_000
 """New containers after which the garbage collector looks at the young ones; 700 is Python's default."""
-NOT_RELOADED: Final = ("listen", "web_config", "log")
+NOT_RELOADED: Final = ("listen", "proxies", "web_config", "log")
 
 
 class Watched(NamedTuple):
@@ -51,11 +53,17 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         web.server.ListenError: an address cannot be listened on.
         web.config.WebConfigError: the web configuration is wrong.
     """
-    poller = Poller(config)
+    proxies = Proxies(config)
+    poller = Poller(config, proxies=proxies)
     pusher = Pusher()
     app = App(poller, pusher.points)
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen, web_config=config.web_config)
+    try:
+        await proxies.start()
+    except ListenError:
+        await server.close()
+        raise
     loop = asyncio.get_running_loop()
     ended, reload = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -76,6 +84,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         for task in (watching, reloading):
             if task is not None:
                 task.cancel()
+        await proxies.close()
         await _end(server, poller, app, pusher)
 
 

@@ -64,6 +64,13 @@ REQUESTS_FAILED: Final = _counter(
     "Requests that ended without a whole answer: aborted, failed or rejected.",
     "reason",
 )
+PROXY_UNMEASURED: Final = _counter(
+    "proxy_requests_unmeasured_total",
+    "{request}",
+    "Requests through the measuring proxy whose tokens it could not count, by cause (usage_missing: the engine did not "
+    "tell them; compressed, format, too_long: the answer could not be read).",
+    "reason",
+)
 HTTP_RESPONSES: Final = _counter(
     "http_responses_total", "{response}", "HTTP responses of the inference endpoints by class of status code.", "code"
 )

@@ -54,6 +54,14 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProxySettings:
+    """A measuring proxy: it listens on `listen` (`HOST:PORT`), and what comes goes to the target of that name."""
+
+    listen: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSettings:
     """How a metric of the schema is found among an engine's own.
 
@@ -179,6 +187,7 @@ class Config:
     interval: float = 5.0
     timeout: float = 5.0
     targets: tuple[Target, ...] = ()
+    proxies: tuple[ProxySettings, ...] = ()
     discover: bool | None = None
     gpu: GpuSettings = field(default_factory=GpuSettings)
     host: bool = True

@@ -1,0 +1,214 @@
+"""HTTP/1.1 messages in one direction of a connection: where heads and bodies begin and end (RFC 9112).
+
+Bytes are never made anew: who relays them keeps the pieces as they came, and looks at payload on the side.
+h11 would frame anew, and refuse what an engine may take; here only a message's extent must be known.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple, Protocol
+
+MOST_HEAD_BYTES: Final = 256 * 1024
+MOST_LINE_BYTES: Final = 16 * 1024
+NO_CONTENT: Final = 204
+NOT_MODIFIED: Final = 304
+SWITCHING: Final = 101
+FIRST_FINAL: Final = 200
+
+_END: Final = re.compile(rb"\r?\n\r?\n")
+_REQUEST: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ \r\n]+) HTTP/1\.[01]\r?\n")
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+_SIZE: Final = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_HOST: Final = re.compile(rb"(?im)^host[ \t]*:[^\r\n]*")
+
+
+class FramingError(Exception):
+    """What came is no HTTP/1.1 message; the message says why, without quoting it."""
+
+
+class RequestHead(NamedTuple):
+    """A request's first lines: `target` as it was sent, `headers` by lower-case name, the last one of several."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    raw: bytes
+
+    def to(self, authority: str) -> bytes:
+        """The head with another Host, else unchanged."""
+        return _HOST.sub(b"Host: " + authority.encode("latin-1"), self.raw, count=1)
+
+
+class ResponseHead(NamedTuple):
+    """A response's first lines: `headers` by lower-case name, the last one of several."""
+
+    status: int
+    headers: dict[str, str]
+
+
+class Body(Protocol):
+    """How a body's end is found."""
+
+    def take(self, data: bytes, start: int, payload: list[bytes]) -> tuple[int, bool]:
+        """Where the body's bytes end in `data`, and whether the body does; its content is added to `payload`.
+
+        Raises:
+            FramingError: this is no such body.
+        """
+        ...
+
+
+class Length:
+    """A body of so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, data: bytes, start: int, payload: list[bytes]) -> tuple[int, bool]:
+        """See `Body`."""
+        end = min(len(data), start + self._left)
+        if end > start:
+            payload.append(data if end - start == len(data) else data[start:end])
+        self._left -= end - start
+        return end, not self._left
+
+
+class UntilClose:
+    """A body that the connection's end ends."""
+
+    def take(self, data: bytes, start: int, payload: list[bytes]) -> tuple[int, bool]:
+        """See `Body`."""
+        if start < len(data):
+            payload.append(data[start:])
+        return len(data), False
+
+
+class Chunked:
+    """A body in chunks, with trailers at its end."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._line = b""
+        self._expect = "size"
+
+    def take(self, data: bytes, start: int, payload: list[bytes]) -> tuple[int, bool]:
+        """See `Body`."""
+        while start < len(data):
+            if self._left:
+                end = min(len(data), start + self._left)
+                payload.append(data[start:end])
+                self._left -= end - start
+                start = end
+                continue
+            newline = data.find(b"\n", start)
+            if newline < 0:
+                self._line += data[start:]
+                if len(self._line) > MOST_LINE_BYTES:
+                    raise FramingError("a line of the chunked coding is too long")
+                return len(data), False
+            line = self._line + data[start : newline + 1]
+            self._line = b""
+            start = newline + 1
+            if self._step(line):
+                return start, True
+        return start, False
+
+    def _step(self, line: bytes) -> bool:
+        """Takes a line between chunks; True if it ends the body."""
+        blank = line in (b"\r\n", b"\n")
+        if self._expect == "end of chunk":
+            if not blank:
+                raise FramingError("a chunk does not end where its size says")
+            self._expect = "size"
+        elif self._expect == "trailer":
+            return blank
+        else:
+            match = _SIZE.fullmatch(line)
+            if match is None:
+                raise FramingError("a chunk has no size")
+            self._left = int(match[1], 16)
+            self._expect = "end of chunk" if self._left else "trailer"
+        return False
+
+
+class HeadReader:
+    """Gathers the bytes of a head."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no head has begun."""
+        return not self._held
+
+    def take(self, data: bytes, start: int) -> tuple[int, bytes | None]:
+        """Where the head's bytes end in `data`, and the whole head as soon as it is there.
+
+        Raises:
+            FramingError: the head is too long.
+        """
+        if not self._held:
+            while data[start : start + 1] in (b"\r", b"\n") and start < len(data):
+                start += 1  # RFC 9112, section 2.2: empty lines before a request are ignored
+        held = len(self._held)
+        whole = self._held + data[start:]
+        match = _END.search(whole, max(0, held - 3))
+        if match is None:
+            if len(whole) > MOST_HEAD_BYTES:
+                raise FramingError(f"a head is longer than {MOST_HEAD_BYTES} bytes")
+            self._held = whole
+            return len(data), None
+        self._held = b""
+        return start + match.end() - held, whole[: match.end()]
+
+
+def _headers(raw: bytes) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in raw.decode("latin-1").split("\n")[1:]:
+        name, _, value = line.partition(":")
+        found[name.strip().lower()] = value.strip()
+    return found
+
+
+def request_head(raw: bytes) -> RequestHead:
+    """Reads a request's head; raises FramingError if it is none of HTTP/1.0 or 1.1."""
+    match = _REQUEST.match(raw)
+    if match is None:
+        raise FramingError("no request line of HTTP/1.1")
+    return RequestHead(match[1].decode("ascii"), match[2].decode("latin-1"), _headers(raw), raw)
+
+
+def response_head(raw: bytes) -> ResponseHead:
+    """Reads a response's head; raises FramingError if it is none of HTTP/1.0 or 1.1."""
+    match = _STATUS.match(raw)
+    if match is None:
+        raise FramingError("no status line of HTTP/1.1")
+    return ResponseHead(int(match[1]), _headers(raw))
+
+
+def _framed(headers: dict[str, str]) -> Body | None:
+    """The body that Transfer-Encoding or Content-Length announce."""
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        return Chunked() if coding.lower().endswith("chunked") else UntilClose()
+    length = headers.get("content-length")
+    if length is None:
+        return None
+    if not _LENGTH.fullmatch(length):
+        raise FramingError("Content-Length is no number")
+    return Length(int(length))
+
+
+def request_body(head: RequestHead) -> Body:
+    """How a request's body ends (RFC 9112, section 6.3)."""
+    return _framed(head.headers) or Length(0)
+
+
+def response_body(head: ResponseHead, method: str) -> Body:
+    """How the body of a response to a request of this method ends (RFC 9112, section 6.3)."""
+    if method == "HEAD" or head.status < FIRST_FINAL or head.status in (NO_CONTENT, NOT_MODIFIED):
+        return Length(0)
+    return _framed(head.headers) or UntilClose()

@@ -1,0 +1,344 @@
+"""The proxy's byte path: each client's connection has one of its own to the engine, and bytes pass as they come.
+
+So whatever HTTP/1.1 allows between two ends (keep-alive, pipelining, 100-continue, upgrades, trailers, half-closed
+connections) goes on between the client and the engine. Only a request's Host is another one: Ollama refuses names that
+are not its own. Who cannot write on is not read from; who leaves is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, Protocol
+
+from llm_headroom.proxy import framing
+from llm_headroom.proxy.answers import Answers
+from llm_headroom.proxy.exchange import Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_headroom.proxy.measures import Measures
+
+_log = logging.getLogger("llm_headroom")
+
+CONNECT_SECONDS: Final = 10.0
+MOST_BUFFERED: Final = 64 * 1024
+"""Bytes that wait for a side that does not read before the other one is no longer read from."""
+MOST_PIPELINED: Final = 64
+"""Requests of one connection that are under way before no more are read from it."""
+REFUSED_SECONDS: Final = 2.0
+"""For which a refused client's bytes are read on: to close over unread ones could take the answer from it."""
+_BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
+_BAD_GATEWAY: Final = HTTPStatus.BAD_GATEWAY
+
+
+class Upstream(Protocol):
+    """The engine behind a proxy."""
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header."""
+        ...
+
+    async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        """A connection to it.
+
+        Raises:
+            OSError: it cannot be had.
+        """
+        ...
+
+
+class Client(asyncio.Protocol):
+    """A client's side of a relay, and the relay's state."""
+
+    def __init__(self, upstream: Upstream, measures: Measures, known: set[Client]) -> None:
+        self._upstream = upstream
+        self._measures = measures
+        self._known = known
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._engine: _Engine | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._held = bytearray()
+        """Bytes for an engine that is not connected yet; the client is not read from meanwhile."""
+        self._head = framing.HeadReader()
+        self._body: framing.Body | None = None
+        self._tunnel = False
+        self._asking: Exchange | None = None
+        self.requests: deque[Exchange] = deque()
+        """Requests that have begun to come, and whose answers have not ended, in their order."""
+        self._stops: set[str] = set()
+        """Why the client is not read from."""
+        self._left = False
+        self._over = False
+
+    # The client's side ------------------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio promises it for TCP
+        self._transport = transport
+        transport.set_write_buffer_limits(high=MOST_BUFFERED)
+        self._known.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client: on to the engine, with each head's Host replaced."""
+        if self._over:
+            return
+        if self._tunnel:
+            self._forward(data)
+            return
+        try:
+            self._requests(data)
+        except framing.FramingError as error:
+            self._refuse(_BAD_REQUEST, f"not a request that can be relayed: {error}", "/")
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more: the engine learns just that, and decides whether it answers on."""
+        self._left = True
+        if self._over or (self._engine is None and self._connecting is None):
+            return False
+        if self._engine is not None:
+            self._engine.end_of_requests()
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not read: nothing more is read from the engine."""
+        if self._engine is not None:
+            self._engine.pause()
+
+    def resume_writing(self) -> None:
+        """The client reads on."""
+        if self._engine is not None:
+            self._engine.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """The client is gone: the engine must see that."""
+        self._left = True
+        self._end("aborted")
+        self._transport = None
+        if self._engine is not None:
+            self._engine.abort()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._known.discard(self)
+
+    def _requests(self, data: bytes) -> None:
+        start = 0
+        while start < len(data) or self._body is not None:
+            if self._body is None:
+                start, raw = self._head.take(data, start)
+                if raw is None:
+                    return
+                self._begin(framing.request_head(raw))
+                continue
+            payload: list[bytes] = []
+            end, done = self._body.take(data, start, payload)
+            if end > start:
+                self._forward(data if end - start == len(data) else data[start:end])
+            start = end
+            if self._asking is not None:
+                for piece in payload:
+                    self._asking.asks(piece)
+            if not done:
+                return
+            self._body = None
+            if self._asking is not None:
+                self._asking.sent(self._loop.time())
+                self._asking = None
+
+    def _begin(self, head: framing.RequestHead) -> None:
+        exchange = self._asking = Exchange(self._measures, head)
+        self.requests.append(exchange)
+        if len(self.requests) >= MOST_PIPELINED:
+            self.stop_reading("pipelined")
+        self._body = framing.request_body(head)
+        if head.method == "CONNECT":
+            raise framing.FramingError("CONNECT is not for a reverse proxy")
+        if self._engine is None and self._connecting is None:
+            self._connecting = self._loop.create_task(self._connect(head.target))
+        self._forward(head.to(self._upstream.authority))
+
+    def _forward(self, data: bytes) -> None:
+        if self._engine is not None:
+            self._engine.send(data)
+        elif not self._over:
+            self._held += data
+            if len(self._held) > MOST_BUFFERED:
+                self.stop_reading("connecting")
+
+    async def _connect(self, target: str) -> None:
+        engine = _Engine(self)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._upstream.connect(lambda: engine)
+        except OSError as error:
+            timed_out = isinstance(error, TimeoutError)
+            reason = "no answer" if timed_out else (error.strerror or type(error).__name__)
+            where = f"cannot connect to {self._upstream.authority}: {reason}"
+            if not self._over:
+                now = self._loop.time()
+                for exchange in self.requests:
+                    exchange.broken("upstream_unreachable", now)
+                self.requests.clear()
+                self._refuse(_BAD_GATEWAY, where, target)
+            return
+        finally:
+            self._connecting = None
+        if self._transport is None:
+            engine.abort()
+            return
+        self._engine = engine
+        self.read_on("connecting")
+        held, self._held = bytes(self._held), bytearray()
+        engine.send(held)
+        if self._left:
+            engine.end_of_requests()
+
+    def _refuse(self, status: HTTPStatus, text: str, target: str) -> None:
+        """Answers in the engine's place and closes; possible only as long as no answer is under way."""
+        _log.debug("a request was not relayed: %s", text)
+        self._over = True
+        error: object = f"llm-headroom proxy: {text}"
+        if target.startswith("/v1/"):  # clients of OpenAI's and Anthropic's API look for a message within
+            error = {"message": error, "type": "proxy_error", "code": status.value}
+        body = json.dumps({"error": error}).encode() + b"\n"
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        self._end("client_error")
+        self._held.clear()
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._engine is not None:
+            self._transport.close()
+            return
+        self._transport.write(head.encode() + body)
+        if self._left:
+            self._transport.close()
+            return
+        self._transport.write_eof()
+        self.read_on(*self._stops)
+        self._loop.call_later(REFUSED_SECONDS, self._transport.close)
+
+    def stop_reading(self, why: str) -> None:
+        """Nothing more is read from the client until the reason is gone."""
+        self._stops.add(why)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def read_on(self, *reasons: str) -> None:
+        """Some reasons not to read from the client are gone."""
+        self._stops.difference_update(reasons)
+        if not self._stops and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # The engine's side ------------------------------------------------------------------------------------------------
+    def answer(self, data: bytes) -> None:
+        """Bytes of the engine's answers: on to the client, unchanged."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def answered(self, *, switched: bool) -> None:
+        """Answers were looked at; `switched`: the two ends speak another protocol from now on."""
+        if switched:
+            self._tunnel = True
+        if "pipelined" in self._stops and len(self.requests) < MOST_PIPELINED:
+            self.read_on("pipelined")
+
+    def end_of_answers(self) -> None:
+        """The engine sends nothing more."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._tunnel and not self._left and transport.can_write_eof():
+            transport.write_eof()
+        else:
+            self._end("aborted" if self._left else "upstream_closed")
+            transport.close()
+
+    def engine_lost(self, *, cut: bool) -> None:
+        """The connection to the engine is gone; `cut`: within an answer that only its end ends."""
+        self._end("aborted" if self._left else "upstream_closed")
+        if self._transport is None:
+            return
+        if cut:  # the client must not take it for a whole one
+            self._transport.abort()
+        elif not self._transport.is_closing():
+            self._transport.close()
+
+    def _end(self, reason: str) -> None:
+        now = self._loop.time()
+        while self.requests:
+            self.requests.popleft().broken(reason, now)
+        self._over = True
+
+    def close(self) -> None:
+        """The proxy ends."""
+        self._end("proxy_stopped")
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _Engine(asyncio.Protocol):
+    """The engine's side of a relay: its answers are relayed first, then looked at."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._answers = Answers(client.requests)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio promises it for TCP
+        self._transport = transport
+        transport.set_write_buffer_limits(high=MOST_BUFFERED)
+
+    def data_received(self, data: bytes) -> None:
+        self._client.answer(data)
+        self._answers.feed(data, self._loop.time())
+        self._client.answered(switched=self._answers.switched)
+
+    def eof_received(self) -> bool:
+        self._answers.end(self._loop.time())
+        self._client.end_of_answers()
+        return True
+
+    def pause_writing(self) -> None:
+        self._client.stop_reading("engine")
+
+    def resume_writing(self) -> None:
+        self._client.read_on("engine")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._client.engine_lost(cut=exc is not None and self._answers.until_close)
+
+    def send(self, data: bytes) -> None:
+        if self._transport is not None and data:
+            self._transport.write(data)
+
+    def end_of_requests(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:  # TLS cannot be closed by half
+            self._transport.close()
+
+    def pause(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
