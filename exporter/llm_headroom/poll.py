@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.config import Config
+    from llm_headroom.layers import Layer
     from llm_headroom.local import GpuReader
     from llm_headroom.model import Metric
     from llm_headroom.rules import Engine
@@ -82,10 +83,11 @@ class EngineSource:
     """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
 
     `kept` is what this host tells of the engine's process and memory, if it runs here; `gpus` are the devices that it
-    was seen to hold memory of.
+    was seen to hold memory of. `explain`: warn of what a richer layer could not tell, for a report to people.
     """
 
-    def __init__(self, target: Target, engines: Mapping[str, Engine], config: Config) -> None:
+    def __init__(self, target: Target, engines: Mapping[str, Engine], config: Config, *, explain: bool = False) -> None:
+        self._explain = explain
         self.target = target
         self.kept: Sequence[Point] = ()
         self._engines = engines
@@ -120,7 +122,16 @@ class EngineSource:
             timeout=config.timeout,
             label_limit=config.label_limit,
             objectives=slo.objectives(**asdict(config.objectives)),
+            layers=self._layers(engine),
         )
+
+    def _layers(self, engine: Engine) -> Sequence[Layer]:
+        """What tells of the target beside its own API, the richest first."""
+        if engine.name != "ollama" or not self._config.host or not runs_here(self.target):
+            return ()
+        from llm_headroom.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs on this host
+
+        return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
