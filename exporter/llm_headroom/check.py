@@ -112,7 +112,7 @@ async def collect(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, 
     targets = list(config.targets)
     if not config.targets if config.discover is None else config.discover:
         targets += await _discovered(engines, targets, absent)
-    sources = [EngineSource(target, engines, config) for target in targets]
+    sources = [EngineSource(target, engines, config, explain=True) for target in targets]
     snapshots = await asyncio.gather(*(source.collect() for source in sources))
     finder = Finder()
     watched = [

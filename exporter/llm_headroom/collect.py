@@ -13,6 +13,7 @@ from llm_headroom.derive import kv_cache
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.fetch import Client, FetchError
+from llm_headroom.layers import merge
 from llm_headroom.mapping import LabelCap, Mapper
 from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
 from llm_headroom.rules import Absent, Fact
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from llm_headroom.config import Target
     from llm_headroom.derive.slo import Objective
     from llm_headroom.fetch import Response
+    from llm_headroom.layers import Layer, Told
     from llm_headroom.rules import Document, Engine
     from llm_headroom.text import Exposition, Layout
 
@@ -43,7 +45,9 @@ def _optional(document: Document) -> bool:
     return document.optional
 
 
-class _Reading(NamedTuple):
+class Reading(NamedTuple):
+    """What one poll made of a target's own words: nothing of it is derived."""
+
     points: list[Point]
     samples: dict[SampleState, int]
     unmapped: tuple[str, ...]
@@ -52,11 +56,12 @@ class _Reading(NamedTuple):
 class Collector:
     """A target whose engine is known. Keeps its connection, its parser and plans, and what it reads only now and then.
 
-    `timeout` is the deadline in seconds of one collection, all of its requests together. `measured` gives what a proxy
-    has measured, with the target's labels.
+    `timeout` is the deadline in seconds of one collection, all of its requests together. `layers` are other places that
+    tell of the target, the richest first; what its own API tells comes last. `measured` gives what a proxy has measured,
+    with the target's labels.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a choice of its own
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         target: Target,
         engine: Engine,
@@ -65,6 +70,7 @@ class Collector:
         label_limit: int,
         objectives: Sequence[Objective] = OBJECTIVES,
         measured: Callable[[Mapping[str, str]], Iterable[Point]] | None = None,
+        layers: Sequence[Layer] = (),
     ) -> None:
         self.target = target
         self.engine = engine
@@ -84,16 +90,17 @@ class Collector:
         self._objectives = tuple(objectives)
         self._measured = measured
         self._own: set[str] = set()
+        self._layers = tuple(layers)
+        self._layer_warnings: tuple[Failure, ...] = ()
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
         taken = time.time()
         started = time.monotonic()
-        reading: _Reading | None = None
+        reading: Reading | None = None
         error: Failure | None = None
         try:
-            await self._fetch(started + self._timeout)
-            reading = self._read()
+            reading = await self.read(started + self._timeout)
             self._own.update(point.series.metric.name for point in reading.points)
             reading.points.extend(self.measured())
             self._memory, derived = advance(
@@ -103,7 +110,6 @@ class Collector:
             self._last_success = taken
         except FetchError as failed:
             error = failed.failure
-            self._forget()
         version = self._version()
         if reading is not None and version:
             reading.points.append(Point(self._info(version), 1.0, "version"))
@@ -115,7 +121,7 @@ class Collector:
             health=Health(
                 up=error is None,
                 error=error,
-                warnings=tuple(self._warnings.values())[:MOST_WARNINGS],
+                warnings=(*self._warnings.values(), *self._layer_warnings)[:MOST_WARNINGS],
                 duration_seconds=time.monotonic() - started,
                 last_success=self._last_success,
                 samples={} if reading is None else reading.samples,
@@ -124,8 +130,25 @@ class Collector:
             ),
         )
 
+    async def read(self, deadline: float) -> Reading:
+        """Fetch and map what is due, by a deadline in seconds of the monotonic clock.
+
+        Raises:
+            FetchError: the target, or a document that it must serve, was not read.
+        """
+        self._layer_warnings = ()
+        try:
+            await self._fetch(deadline)
+        except FetchError:
+            self._forget()
+            raise
+        told = [await layer.read(self._documents, deadline) for layer in self._layers]
+        return self._read(told)
+
     async def close(self) -> None:
         """Close the connection."""
+        for layer in self._layers:
+            await layer.close()
         await self._client.close()
 
     def measured(self) -> list[Point]:
@@ -253,7 +276,7 @@ class Collector:
     def _version(self) -> str:
         return self.engine.version(self._documents)[:64]
 
-    def _read(self) -> _Reading:
+    def _read(self, told: Sequence[Told]) -> Reading:
         points: list[Point] = []
         samples: dict[SampleState, int] = dict.fromkeys(SampleState, 0)
         unmapped: tuple[str, ...] = ()
@@ -269,16 +292,20 @@ class Collector:
             samples[SampleState.INVALID] += mapped.invalid
             unmapped += plan.unmapped
             self._remark(plan.problems, silent=not plan.owned)
-        facts = self._mapper.place(self._facts(), points)
+        documents = dict(self._documents)
+        for each in told:
+            documents |= each.documents
+            self._layer_warnings += tuple(each.warnings)
+        facts = self._mapper.place(self._facts(documents), points)
         samples[SampleState.MAPPED] += len(facts)
-        points += facts
+        points = merge((*(each.points for each in told), [*points, *facts])) if told else [*points, *facts]
         points += kv_cache.implied(points)
-        return _Reading(points, samples, unmapped)
+        return Reading(points, samples, unmapped)
 
-    def _facts(self) -> Sequence[Fact]:
-        facts = list(self.engine.facts(self._documents))
+    def _facts(self, documents: Mapping[str, Any]) -> Sequence[Fact]:
+        facts = list(self.engine.facts({**documents, "settings": self.target}))
         limit = self.target.requests_running_limit
-        if limit is not None:
+        if limit is not None and not self.engine.limit_per_model:
             model = self.engine.model(self._documents)
             facts.append(Fact(schema.REQUESTS_RUNNING_LIMIT, {"model": model}, float(limit), "configuration"))
         return facts

@@ -70,6 +70,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+KV_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+"""Types of a KV cache's elements as llama.cpp names them."""
+
 RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
 """Labels that a target must not add to its series."""
 OLLAMA: Final = "ollama=http://127.0.0.1:11434"
@@ -224,6 +227,7 @@ _TARGET: Final[Mapping[str, _Read]] = {
     "interval": from_number(settings_text.interval),
     "labels": mapping_of(_target_label),
     "requests_running_limit": from_number(settings_text.integer(1, 10**9)),
+    "kv_cache_type": from_string(settings_text.choice(*KV_CACHE_TYPES)),
     "pid": from_number(settings_text.integer(1, 2**22)),
     "gpus": some(list_of(from_scalar(settings_text.gpu))),
     "cgroup": _directory,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.config import Config
+    from llm_headroom.layers import Layer
     from llm_headroom.local import GpuReader
     from llm_headroom.model import Metric
     from llm_headroom.proxy.measures import Measures
@@ -84,12 +85,20 @@ class EngineSource:
     """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
 
     `here` is what this host tells of the engine's process and memory, if it runs here, `measures` what a proxy in
-    front of it has measured; `gpus` are the devices that it was seen to hold memory of.
+    front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a richer
+    layer could not tell, for a report to people.
     """
 
     def __init__(
-        self, target: Target, engines: Mapping[str, Engine], config: Config, measures: Measures | None = None
+        self,
+        target: Target,
+        engines: Mapping[str, Engine],
+        config: Config,
+        measures: Measures | None = None,
+        *,
+        explain: bool = False,
     ) -> None:
+        self._explain = explain
         self.target = target
         self.here: Sequence[Point] = ()
         self._measures = measures
@@ -137,7 +146,16 @@ class EngineSource:
             label_limit=config.label_limit,
             objectives=slo.objectives(**asdict(config.objectives)),
             measured=None if self._measures is None else self._measures.points,
+            layers=self._layers(engine),
         )
+
+    def _layers(self, engine: Engine) -> Sequence[Layer]:
+        """What tells of the target beside its own API, the richest first."""
+        if engine.name != "ollama" or not self._config.host or not runs_here(self.target):
+            return ()
+        from llm_headroom.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs on this host
+
+        return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""

@@ -124,7 +124,9 @@ class Engine:
     documents: what to fetch next, given what has been read of the engine so far (empty at first).
     owned_by: what `/v1/models` says of who owns its models, to recognise it where it has no metrics.
     greeting: what `GET /` answers, likewise.
-    facts: values out of its JSON documents. Rules go before facts: a fact is used if no rule gave its metric.
+    facts: values out of its JSON documents, and of the target's settings under the key `settings`. Rules go before
+        facts: a fact is used if no rule gave its metric.
+    limit_per_model: True if the engine's facts make use of the configured `requests_running_limit` themselves.
     fact_sources: canonical name → where facts find it, for people.
     version: the engine's version out of its documents, "" if unknown.
     model: the model of series that name none, out of its documents, "" if unknown.
@@ -149,6 +151,7 @@ class Engine:
     owned_by: str = ""
     greeting: str = ""
     facts: Callable[[Mapping[str, Any]], Iterable[Fact]] = _no_facts
+    limit_per_model: bool = False
     fact_sources: Mapping[str, str] = field(default_factory=dict)
     version: Callable[[Mapping[str, Any]], str] = _unknown
     model: Callable[[Mapping[str, Any]], str] = _unknown

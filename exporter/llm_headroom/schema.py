@@ -214,6 +214,16 @@ MODEL_OFFLOAD: Final = _gauge(
     across=Across.NONE,
 )
 MODELS_LOADED: Final = Metric("llm_models_loaded", Kind.GAUGE, "{model}", "Models in memory.", _SOURCE)
+MODELS_INSTALLED: Final = Metric(
+    "llm_models_installed", Kind.GAUGE, "{model}", "Models in the engine's library on its disk.", _SOURCE
+)
+MODELS_INSTALLED_BYTES: Final = Metric(
+    "llm_models_installed_bytes",
+    Kind.GAUGE,
+    "By",
+    "Size on disk of the models in the library, summed; files that models share are counted for each.",
+    _SOURCE,
+)
 ENGINE_INFO: Final = Metric(
     "llm_engine_info", Kind.GAUGE, "{info}", "Always 1; the engine's version in a label.", (*_SOURCE, "version")
 )
@@ -348,6 +358,15 @@ ENGINE_STALLED: Final = _gauge(
     across=Across.MAX,
 )
 ENGINE_RESTARTS: Final = _counter("engine_restarts_total", "{restart}", "Times that the engine's counters began anew.")
+MODEL_LOADS: Final = _counter(
+    "model_loads_total",
+    "{load}",
+    "Times that the engine was seen to have loaded the model since llm-headroom watches it. Many of them mean that "
+    "models push each other out, or that requests want different contexts.",
+)
+MODEL_UNLOADS: Final = _counter(
+    "model_unloads_total", "{unload}", "Times that the engine was seen to have unloaded the model."
+)
 SLO_REQUESTS: Final = _counter(
     "slo_requests_total",
     "{request}",
@@ -394,6 +413,8 @@ DERIVED: Final = (
     ENERGY_PER_TOKEN,
     ENGINE_STALLED,
     ENGINE_RESTARTS,
+    MODEL_LOADS,
+    MODEL_UNLOADS,
     SLO_REQUESTS,
     SLO_REQUESTS_GOOD,
     SLO_THRESHOLD,

@@ -32,7 +32,8 @@ class Target:
 
     `name` is the value of the label `target`. `engine` None: find out which one it is. `interval` and `timeout` are
     seconds, None: those of the configuration. `labels` are extra labels on its series. `requests_running_limit` is the
-    operator's word for what some engines do not tell (vLLM's max_num_seqs). `pid`, `gpus` (NVML indexes, MIG ones as
+    operator's word for what some engines do not tell (vLLM's max_num_seqs, OLLAMA_NUM_PARALLEL), `kv_cache_type` that
+    for OLLAMA_KV_CACHE_TYPE. `pid`, `gpus` (NVML indexes, MIG ones as
     "0:1", or uuids) and `cgroup` (the directory of its memory control group) say where the engine runs, if that cannot
     be found out. `gpu_count` is how many GPUs it has where they cannot be seen, `gpu_hour` the price of one for an
     hour, None: that of the configuration.
@@ -45,6 +46,7 @@ class Target:
     timeout: float | None = None
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
     requests_running_limit: int | None = None
+    kv_cache_type: str | None = None
     pid: int | None = None
     gpus: tuple[str, ...] = ()
     cgroup: Path | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.derive import headroom, residency, risk, saturation, slo
+from llm_headroom.derive import headroom, residency, risk, saturation, slo, turnover
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.observation import Observation, growth, observe, restarted
 from llm_headroom.model import Point, series_of
@@ -49,12 +49,14 @@ class ModelMemory:
 class Memory:
     """What is remembered of one target.
 
-    Its models by name, its replicas' recent KV usage by labels, and which models were in memory.
+    Its models by name, its replicas' recent KV usage by labels, which models were in memory, and how often they came
+    and went.
     """
 
     models: Mapping[str, ModelMemory] = field(default_factory=dict)
     usage: Mapping[Labels, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     resident: residency.Residency | None = None
+    turnover: turnover.Turnover | None = None
 
 
 def advance(
@@ -89,7 +91,10 @@ def advance(
     resident = residency.advance(memory.resident, points, at)
     if resident is not None:
         derived += residency.risks(resident, base)
-    return Memory({**kept, **models}, usage, resident), derived
+    turned = turnover.advance(memory.turnover, points)
+    if turned is not None:
+        derived += turnover.points(turned, base)
+    return Memory({**kept, **models}, usage, resident, turned), derived
 
 
 def _remembered(

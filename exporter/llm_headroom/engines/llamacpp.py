@@ -5,6 +5,7 @@ Source: ggml-org/llama.cpp, tools/server (server-context.cpp, README.md).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
@@ -32,17 +33,16 @@ def _properties(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
         "slots": document.get("total_slots"),
         "build": document.get("build_info") or "",
         "model": document.get("model_alias") or document.get("model_path") or "",
+        "path": document.get("model_path") or "",
     }
 
 
-_DOCUMENTS: Final = (
-    Document(key="slots", path="/slots", tolerated=(404, 501), read=_slots),
-    Document(key="metrics", path="/metrics", text=True, optional=True, tolerated=(404, 501)),
-    Document(
-        key="properties", path="/props", every=SLOWLY, optional=True, tolerated=(401, 403, 404, 501), read=_properties
-    ),
-    MODELS,
+_SLOTS: Final = Document(key="slots", path="/slots", tolerated=(404, 501), read=_slots)
+_METRICS: Final = Document(key="metrics", path="/metrics", text=True, optional=True, tolerated=(404, 501))
+PROPERTIES: Final = Document(
+    key="properties", path="/props", every=SLOWLY, optional=True, tolerated=(401, 403, 404, 501), read=_properties
 )
+_DOCUMENTS: Final = (_SLOTS, _METRICS, PROPERTIES, MODELS)
 
 
 def _documents(_known: Mapping[str, Any]) -> Iterable[Document]:
@@ -54,9 +54,13 @@ def _model(documents: Mapping[str, Any]) -> str:
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
-    labels = {"model": _model(documents)}
     for model in base_models(documents):
         yield Fact(schema.MODEL_LOADED, {"model": model["id"]}, 1.0, "/v1/models")
+    yield from _slot_facts(_model(documents), documents)
+
+
+def _slot_facts(model: str, documents: Mapping[str, Any]) -> Iterator[Fact]:
+    labels = {"model": model}
     slots = present(documents, "slots")
     if slots:
         busy = [slot for slot in slots if slot["busy"]]
@@ -164,3 +168,20 @@ ENGINE: Final = Engine(
         "llamacpp:n_busy_slots_per_decode": "an average over the server's life",
     },
 )
+
+
+def runner(model: str) -> Engine:
+    """The server as the runner of one of Ollama's models, whose name Ollama gives.
+
+    What waits is not told: Ollama holds requests back itself, so that the server always says 0 (captured with four
+    requests waiting).
+    """
+    return replace(
+        ENGINE,
+        name="ollama",
+        documents=lambda _: (_SLOTS, _METRICS, PROPERTIES),
+        facts=lambda documents: _slot_facts(model, documents),
+        model=lambda _: model,
+        rules=tuple(rule for rule in ENGINE.rules if rule.metric is not schema.REQUESTS_WAITING),
+        ignored={**ENGINE.ignored, "llamacpp:requests_deferred": "always 0 inside Ollama, which holds requests back"},
+    )

@@ -6,21 +6,27 @@ Sources: ollama/ollama, server/routes.go, api/types.go; for metrics that may com
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
+from llm_headroom.engines.ollama_geometry import cells, geometry
 from llm_headroom.engines.openai_api import SLOWLY, present
-from llm_headroom.rules import Absent, Document, Engine, Fact, Rule
+from llm_headroom.rules import Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
+
+    from llm_headroom.settings import Target
 
 NEVER_AFTER_YEARS: Final = 100
 """keep_alive = -1 shows as an expiry about 292 years ahead."""
 MOST_SHOWN: Final = 64
 """Models whose details are asked for; more than that are never loaded at once."""
 ONCE: Final = float("inf")
+_FROM: Final = re.compile(r"^FROM (/\S.*?)\s*$", re.MULTILINE)
+"""The line of a model's file that names the path of its weights, which is also its runner's `--model`."""
 
 
 def _details(model: Mapping[str, Any]) -> dict[str, str]:
@@ -37,31 +43,46 @@ def _details(model: Mapping[str, Any]) -> dict[str, str]:
 def _loaded(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
     return [
         {
-            "name": model["name"],
+            "name": str(model["name"]),
             "digest": model.get("digest") or "",
-            "size": model.get("size"),
-            "size_vram": model.get("size_vram", 0),
-            "context": model.get("context_length"),
+            "size": _bytes(model.get("size")),
+            "size_vram": _bytes(model.get("size_vram", 0)),
+            "context": _bytes(model.get("context_length")),
             "expires": _expiry(model.get("expires_at") or ""),
             "details": _details(model),
         }
         for model in document["models"] or ()
+        if not _remote(model)
     ]
 
 
 def _installed(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
     return [
-        {"name": model["name"], "remote": bool(model.get("remote_host")), "details": _details(model)}
+        {"name": str(model["name"]), "size": _bytes(model.get("size")), "details": _details(model)}
         for model in document["models"] or ()
+        if not _remote(model)
     ]
+
+
+def _remote(model: Mapping[str, Any]) -> bool:
+    """Whether the model runs elsewhere (ollama.com): nothing of it is in the memory of this server."""
+    return bool(model.get("remote_host") or model.get("remote_model"))
+
+
+def _bytes(value: Any) -> int | None:  # noqa: ANN401 - JSON
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _shown(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     info = document.get("model_info") or {}
     architecture = info.get("general.architecture", "")
+    path = _FROM.search(document.get("modelfile") or "")
     return {
-        "parameters": info.get("general.parameter_count"),
-        "trained_context": info.get(f"{architecture}.context_length"),
+        "parameters": _bytes(info.get("general.parameter_count")),
+        "trained_context": _bytes(info.get(f"{architecture}.context_length")),
+        "path": path[1] if path else "",
+        "geometry": geometry(info),
+        "embedding": document.get("capabilities") == ["embedding"],
     }
 
 
@@ -111,7 +132,18 @@ def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
         )
 
 
+def paths(documents: Mapping[str, Any]) -> dict[str, str]:
+    """The models in memory by the path of their weights, as far as known."""
+    found = {}
+    for model in present(documents, "ps") or ():
+        shown = present(documents, f"show {model['digest']}")
+        if shown is not None and shown["path"]:
+            found[shown["path"]] = model["name"]
+    return found
+
+
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
+    """Values out of the API; `runners` (by path) and `settings` tell of the cache what the API does not."""
     loaded = present(documents, "ps") or []
     yield Fact(schema.MODELS_LOADED, {}, float(len(loaded)), "/api/ps models")
     for model in loaded:
@@ -123,26 +155,74 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
         if model["expires"] is not None:
             yield Fact(schema.MODEL_EXPIRY, labels, model["expires"], "/api/ps expires_at")
         size, device = model["size"], model["size_vram"]
-        if size:
+        if size and device is not None:
             yield Fact(schema.MODEL_MEMORY, labels | {"kind": "total"}, float(size), "/api/ps size")
             yield Fact(schema.MODEL_MEMORY, labels | {"kind": "device"}, float(device), "/api/ps size_vram")
             yield Fact(schema.MODEL_OFFLOAD, labels, min(1.0, device / size), "/api/ps size_vram / size")
-        shown = documents.get(f"show {model['digest']}")
-        if shown is not None and not isinstance(shown, Absent):
+        shown = present(documents, f"show {model['digest']}")
+        if shown is not None:
             if shown["parameters"]:
                 yield Fact(schema.MODEL_PARAMETERS, labels, float(shown["parameters"]), "/api/show parameter_count")
             if shown["trained_context"]:
                 yield Fact(
                     schema.MODEL_TRAINED_CONTEXT, labels, float(shown["trained_context"]), "/api/show context_length"
                 )
-    names = {model["name"] for model in loaded}
-    for model in present(documents, "tags") or ():
-        if model["name"] not in names and not model["remote"]:
+            yield from _cache(model, shown, documents)
+    yield from _library({model["name"] for model in loaded}, documents)
+
+
+def _cache(model: Mapping[str, Any], shown: Mapping[str, Any], documents: Mapping[str, Any]) -> Iterator[Fact]:
+    """The KV cache, which is allocated whole when a model is loaded. Embedding models keep none between requests."""
+    if not model["context"] or shown["embedding"]:
+        return
+    labels = {"model": model["name"]}
+    runner = (documents.get("runners") or {}).get(shown["path"])
+    told: Target | None = documents.get("settings")
+    parallel, slots_from = (runner and runner.parallel) or None, "the runner's -np"
+    if parallel is None and told is not None and told.requests_running_limit is not None:
+        parallel, slots_from = told.requests_running_limit, "requests_running_limit of the configuration"
+    if parallel is None:
+        return
+    yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(parallel), slots_from)
+    capacity = parallel * cells(model["context"])
+    yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), f"/api/ps context_length * {slots_from}")
+    types, types_from = (runner.keys, runner.values) if runner and runner.keys else None, "the runner's cache types"
+    if types is None and told is not None and told.kv_cache_type is not None:
+        types, types_from = (told.kv_cache_type, told.kv_cache_type), "kv_cache_type of the configuration"
+    if types is None or shown["geometry"] is None:
+        return
+    each = shown["geometry"].token_bytes(model["context"], *types)
+    if each is not None:
+        origin = f"/api/show geometry * capacity, {types_from}"
+        yield Fact(schema.MODEL_MEMORY, labels | {"kind": "kv_cache"}, capacity * each, origin)
+
+
+def _library(loaded: Collection[str], documents: Mapping[str, Any]) -> Iterator[Fact]:
+    installed = present(documents, "tags")
+    if installed is None:
+        return
+    yield Fact(schema.MODELS_INSTALLED, {}, float(len(installed)), "/api/tags models")
+    if all(model["size"] is not None for model in installed):
+        total = float(sum(model["size"] for model in installed))
+        yield Fact(schema.MODELS_INSTALLED_BYTES, {}, total, "/api/tags size")
+    for model in installed:
+        if model["name"] not in loaded:
             labels = {"model": model["name"]}
             yield Fact(schema.MODEL_LOADED, labels, 0.0, "/api/tags models")
             yield Fact(schema.MODEL_INFO, labels | model["details"], 1.0, "/api/tags details")
 
 
+_COUNTED: Final = (
+    "llm_prompt_tokens_total",
+    "llm_prompt_tokens_cached_total",
+    "llm_prefix_cache_queries_total",
+    "llm_prefix_cache_hits_total",
+    "llm_generation_tokens_total",
+    "llm_processed_tokens_total",
+    "llm_engine_steps_total",
+    "llm_spec_decode_draft_tokens_total",
+    "llm_spec_decode_accepted_tokens_total",
+)
 _NATIVE: Final = "a release with a metrics endpoint; none has one yet"
 
 ENGINE: Final = Engine(
@@ -154,14 +234,26 @@ ENGINE: Final = Engine(
     documents=_documents,
     greeting="Ollama is running",
     facts=_facts,
+    limit_per_model=True,
     fact_sources={
         "llm_models_loaded": "`/api/ps`",
         "llm_model_loaded": "`/api/ps`, and `/api/tags` for those that are not loaded",
         "llm_model_info": "`/api/ps`, `/api/tags`",
         "llm_model_context_tokens": "`/api/ps` context_length (of one slot)",
         "llm_model_expiry_timestamp_seconds": "`/api/ps` expires_at",
-        "llm_model_memory_bytes": "`/api/ps` size (total), size_vram (device)",
+        "llm_model_memory_bytes": "`/api/ps` size (total), size_vram (device); `/api/show` geometry (kv_cache)",
         "llm_model_offload_ratio": "`/api/ps` size_vram / size",
+        "llm_models_installed": "`/api/tags`",
+        "llm_models_installed_bytes": "`/api/tags` size",
+        "llm_requests_running": "a runner's `/slots`",
+        "llm_requests_running_limit": "a runner's `/slots`, its `-np`, or the configuration",
+        "llm_kv_cache_capacity_tokens": "a runner's `/slots`; `/api/ps` context_length by the number of slots",
+        "llm_kv_cache_used_tokens": "a runner's `/slots`",
+        "llm_kv_cache_evictable_tokens": "a runner's `/slots`",
+        "llm_engine_start_time_seconds": "the start of a runner's process",
+        **dict.fromkeys(
+            _COUNTED, "a runner's `/metrics` (needs: LLAMA_ARG_ENDPOINT_METRICS=1 in Ollama's environment)"
+        ),
         "llm_model_parameters": "`/api/show`",
         "llm_model_trained_context_tokens": "`/api/show`",
     },

@@ -1,7 +1,8 @@
 """/proc, as far as engines are looked for in it (proc_pid_stat(5), proc_net(5) and so on of the Linux man-pages).
 
 Processes end at any moment and other users' are partly hidden, so what cannot be read is None or left out, never an
-error. Nothing here reads a command line but that of Docker's port proxy: command lines can hold keys.
+error. Command lines can hold keys: those of Docker's port proxy and of Ollama's runners alone are read, by callers that
+keep only the few words which they know.
 """
 
 from __future__ import annotations
@@ -190,13 +191,19 @@ class Proc:
             if link.startswith("socket:["):
                 yield int(link[8:-1])
 
+    def command(self, pid: int) -> list[str]:
+        """The words of a process' command line; none if it is not shown."""
+        try:
+            return self._text(f"{pid}/cmdline").rstrip("\0").split("\0")
+        except OSError:
+            return []
+
     def behind_docker_proxy(self, pid: int) -> tuple[Address, int] | None:
         """Where Docker's port proxy forwards to (moby, cmd/docker-proxy); None if the process is none."""
         if self.name(pid) != "docker-proxy":
             return None
         try:
-            words = self._text(f"{pid}/cmdline").split("\0")
-            given = dict(pairwise(words))
+            given = dict(pairwise(self.command(pid)))
             return ip_address(given["-container-ip"]), int(given["-container-port"])
         except (OSError, ValueError, KeyError):
             return None

@@ -1,0 +1,119 @@
+"""The processes that serve Ollama's models, as the process list and the network tables show them.
+
+Since 0.30 Ollama starts one `llama-server` for each loaded model, on 127.0.0.1 and a port of its choice
+(ollama/ollama, llm/server.go). Of its command line nothing is kept but what is named here: command lines can hold keys.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_headroom.host.proc import Proc
+
+NAMES: Final = ("llama-server", "ollama_llama_se", "ollama")
+"""Processes whose command lines are read; the kernel keeps 15 characters of a name."""
+MOST: Final = 16
+"""Runners that are read; a server does not hold more models at once."""
+_FLAGS: Final = {
+    "--model": "model",
+    "-m": "model",
+    "--port": "port",
+    "-c": "context",
+    "--ctx-size": "context",
+    "-np": "parallel",
+    "--parallel": "parallel",
+    "--cache-type-k": "keys",
+    "-ctk": "keys",
+    "--cache-type-v": "values",
+    "-ctv": "values",
+}
+_DEFAULT_CACHE: Final = "f16"  # llama.cpp, common/common.h
+_LAST_PORT: Final = 65535
+_OWN_ENGINE: Final = "runner"
+
+
+class Runner(NamedTuple):
+    """A process that serves one model.
+
+    `model` is the path of its file, `life` tells it from every other one, `started` is unix seconds. `parallel` are its
+    slots, `keys` and `values` the types of its KV cache; None and empty where not known. `bare`: it has no HTTP that
+    tells anything (Ollama 0.4 to 0.29).
+    """
+
+    model: str
+    port: int
+    life: str
+    started: float | None = None
+    parallel: int | None = None
+    keys: str = ""
+    values: str = ""
+    bare: bool = False
+
+
+class Seen(NamedTuple):
+    """What was found: runners that can be asked, and how many are there that can not, since their network is theirs."""
+
+    runners: tuple[Runner, ...]
+    apart: int = 0
+
+
+def command(words: Sequence[str]) -> Runner | None:
+    """A runner by its command line; None if it is something else, or one that only looks for GPUs."""
+    given: dict[str, str] = {}
+    position = 1
+    while position < len(words):
+        name, equals, value = words[position].partition("=")
+        if name in _FLAGS:
+            if not equals:
+                position += 1
+                value = words[position] if position < len(words) else ""
+            given[_FLAGS[name]] = value
+        position += 1
+    program = words[0].rpartition("/")[2] if words else ""
+    bare = program == "ollama"
+    if bare and _OWN_ENGINE not in words[1:2]:
+        return None
+    port = _number(given.get("port", ""))
+    if not given.get("model") or port is None or not 0 < port <= _LAST_PORT:
+        return None
+    keys = given.get("keys", _DEFAULT_CACHE)
+    return Runner(
+        given["model"],
+        port,
+        "",
+        parallel=_number(given.get("parallel", "")),
+        keys="" if bare else keys,
+        values="" if bare else given.get("values", _DEFAULT_CACHE),
+        bare=bare,
+    )
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None  # noqa: PLR2004 - digits
+
+
+def find(proc: Proc, server_port: int) -> Seen:
+    """The runners of the Ollama server that listens on a port of this network, as far as processes are visible."""
+    servers = {each.inode for each in proc.listeners({server_port})}
+    found: list[Runner] = []
+    for pid in proc.pids():
+        if len(found) >= MOST or proc.name(pid) not in NAMES:
+            continue
+        runner, stat = command(proc.command(pid)), proc.stat(pid)
+        if runner is None or stat is None:
+            continue
+        held = set(proc.sockets(stat.parent))
+        if not servers or not held or servers & held:  # else it is another server's
+            found.append(runner._replace(life=f"{pid}@{stat.start}", started=proc.started(stat)))
+    here = {each.port for each in proc.listeners({each.port for each in found})} if found else set()
+    near = tuple(each for each in found if each.port in here)
+    return Seen(near, len(found) - len(near))
+
+
+def candidates(proc: Proc, besides: int) -> dict[int, int]:
+    """Inodes by port of what listens on the loopback addresses of this network alone, where a runner may hide."""
+    listeners = proc.listeners(range(1024, _LAST_PORT + 1))
+    return {each.port: each.inode for each in listeners if each.address.is_loopback and each.port != besides}
