@@ -5,11 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom import schema
-
 from evaluate.incidents import any_trouble, kv_exhaustion
 from evaluate.probability import Pair
 from evaluate.scoring import HORIZON, WARM_UP
+from llm_headroom import schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

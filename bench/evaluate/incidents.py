@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from evaluate.replay import Firsts, Run, Trouble
 
 MERGED_SECONDS: Final = 120.0
-"""Incidents with a shorter gap between them are one."""
+"""Incidents with no longer a gap between them are one."""
 
 
 class Span(NamedTuple):
@@ -22,11 +22,11 @@ class Span(NamedTuple):
 
 
 class Definition(NamedTuple):
-    """Within `window` seconds at least `count` first tokens, and `share` of them, were slower than the objective."""
+    """Within `window` seconds at least `least` first tokens, and `share` of them, were slower than the objective."""
 
     window: float
     share: float
-    count: int
+    least: int
 
 
 USUAL: Final = Definition(60.0, 0.05, 3)
@@ -85,5 +85,5 @@ def _breaches(events: Iterable[tuple[float, int, int]], definition: Definition) 
         while recent[0][0] <= event[0] - definition.window:
             _, gone, gone_bad = recent.popleft()
             total, bad = total - gone, bad - gone_bad
-        if event[2] and bad >= definition.count and bad >= definition.share * total:
+        if event[2] and bad >= definition.least and bad >= definition.share * total:
             yield Span(next(at for at, _, slow in recent if slow), event[0])

@@ -68,11 +68,11 @@ def reliability(curves: Mapping[str, Sequence[Bin]]) -> str:
     """How often what was foretold happened, by what was foretold; dots are as large as their share of the forecasts."""
     inside = [f'<path class="even" d="M{_x(0)} {_y(0)}L{_x(1)} {_y(1)}"/>']
     for index, (name, curve) in enumerate(curves.items()):
-        colour, whole = COLOURS[index], sum(one.count for one in curve)
+        colour, whole = COLOURS[index], sum(one.cases for one in curve)
         path = "L".join(f"{_x(one.foretold):.1f} {_y(one.observed):.1f}" for one in curve)
         inside.append(f'<path class="line {colour}" d="M{path}"/>')
         for one in curve:
-            radius = 2.0 + 8.0 * math.sqrt(one.count / whole)
+            radius = 2.0 + 8.0 * math.sqrt(one.cases / whole)
             inside.append(
                 f'<circle class="{colour}" cx="{_x(one.foretold):.1f}" cy="{_y(one.observed):.1f}" r="{radius:.1f}"/>'
             )

@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 class Bin(NamedTuple):
     """Forecasts within a tenth of the scale: how many, their mean, and how often it happened."""
 
-    count: int
+    cases: int
     foretold: float
     observed: float
 
@@ -73,7 +73,7 @@ def quality(pairs: Sequence[Pair]) -> Quality:
     rate = sum(one.happened for one in pairs) / len(pairs)
     reference = rate * (1.0 - rate)
     actual = sum((one.chance - one.happened) ** 2 for one in pairs) / len(pairs)
-    error = sum(one.count * abs(one.foretold - one.observed) for one in bins(pairs)) / len(pairs)
+    error = sum(one.cases * abs(one.foretold - one.observed) for one in bins(pairs)) / len(pairs)
     return Quality(rate, auc(pairs), 1.0 - actual / reference if reference else math.nan, error)
 
 

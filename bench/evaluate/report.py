@@ -6,13 +6,12 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom import schema
-
 from evaluate.forecasts import MEANT, pairs
 from evaluate.incidents import DEFINITIONS, any_trouble, kv_exhaustion, slow_firsts, slow_tokens
 from evaluate.plots import Mark, precision_recall, reliability
 from evaluate.probability import Pair, bins, quality
 from evaluate.scoring import interval, macro
+from llm_headroom import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -122,7 +121,7 @@ def _defined(definition: Definition, run: Run) -> list[Span]:
 def definitions_table(results: Results) -> str:
     """F1 of some rules under other definitions of an incident."""
     kinds: list[tuple[str, Incidents]] = [
-        (f"{one.window:g} s, {one.share:.0%}, {one.count}", partial(_defined, one)) for one in DEFINITIONS
+        (f"{one.window:g} s, {one.share:.0%}, {one.least}", partial(_defined, one)) for one in DEFINITIONS
     ]
     kinds += [("KV cache", _kv), ("inter-token latency", _tokens)]
     rules = [rule for rule in results.rules if rule.name in (*COMPARED, "LLMInterTokenLatencySlow", "KV usage > 0.95")]

@@ -104,7 +104,7 @@ SCENARIOS: Final = (
     Scenario(MOONCAKE, SGLANG_70B, (0.084, 0.14, 0.169, 0.183)),
     Scenario(REASONING, A100_8B, (0.329, 0.548, 0.675, 0.718)),
     Scenario(REASONING, H100_70B, (0.519, 0.865, 0.92, 0.959)),
-    Scenario(REASONING, SGLANG_8B, (0.5, 0.8, 1.0, 1.2)),
+    Scenario(REASONING, SGLANG_8B, (0.358, 0.596, 0.654, 0.689)),
 )
 
 

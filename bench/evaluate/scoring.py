@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -29,7 +29,7 @@ BOOTSTRAPS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A rule over some runs: counts of alerts and incidents, days, seconds of firing and of useful firing, leads [s]."""
+    """A rule over some runs: counts of alerts and incidents, days, seconds of (useful) firing, leads [s]."""
 
     alerts: int = 0
     right: int = 0
@@ -98,8 +98,9 @@ def score(incidents: Sequence[Span], alerts: Sequence[Span], duration: float) ->
     """How a rule does in one run, `duration` seconds long.
 
     Incidents that begin, and
-    alerts that end, in the warm-up do not count."""
-    counted = [span for span in incidents if WARM_UP <= span.begin]
+    alerts that end, in the warm-up do not count.
+    """
+    counted = [span for span in incidents if span.begin >= WARM_UP]
     fires = [span for span in alerts if span.end >= WARM_UP]
     right = sum(any(begin - HORIZON <= at <= end + AFTERWARDS for begin, end in incidents) for at, _ in fires)
     leads = []
@@ -142,10 +143,8 @@ def _apart(incidents: Sequence[Span]) -> list[tuple[float, float]]:
 def total(scores: Iterable[Score]) -> Score:
     """The runs of some scores together."""
     every = list(scores)
-    return Score(
-        *(sum(getattr(one, name) for one in every) for name in Score.__slots__[:-1]),
-        leads=tuple(lead for one in every for lead in one.leads),
-    )
+    sums = {each.name: sum(getattr(one, each.name) for one in every) for each in fields(Score) if each.name != "leads"}
+    return Score(**sums, leads=tuple(lead for one in every for lead in one.leads))
 
 
 class Macro(NamedTuple):
