@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run demo test lint types bench docs clean help
+.PHONY: run demo test lint types bench evaluate docs clean help
 
 help:
 	@echo "make run     start the exporter; ARGS='--target vllm=http://127.0.0.1:8000' passes options"
 	@echo "make demo    simulated engines, traffic and incidents, and the status page over them; no GPU needed"
 	@echo "make test    lint, types and every test"
 	@echo "make bench   measure against prometheus_client, httpx and vmagent"
+	@echo "make evaluate  judge alerts and risks on replayed traces, in minutes; writes docs/evaluation.md"
 	@echo "make docs    regenerate METRICS.md"
 
 $(VENV)/.run: pyproject.toml requirements.lock
@@ -41,6 +42,9 @@ test: lint types
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/run.py
+
+evaluate: $(VENV)/.dev
+	PYTHONPATH=bench $(BIN)/python -m evaluate $(ARGS)
 
 docs: $(VENV)/.run
 	$(BIN)/python -m llm_headroom.docs

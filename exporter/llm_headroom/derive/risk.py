@@ -20,10 +20,10 @@ HORIZON_SECONDS: Final = 300.0
 _LOOK_AHEAD: Final = (15.0, 30.0, 60.0, 120.0, 300.0)
 _MEASUREMENT_ERROR: Final = 0.01  # of the capacity: gauges are rounded and some seconds old
 
-# Fitted by logistic regression; `docs/signals.md` says on what, and how good they are.
-_KV: Final = (1.464, 0.859)
-_COMBINED: Final = (-1.542, 0.112, 0.119)
-_HIGH_WATER: Final = (-2.009, 0.407, 0.709)
+# Fitted by bench/evaluate/calibrate.py on replayed traffic; docs/evaluation.md says how good they are on other traffic.
+_KV: Final = (1.270, 0.821)
+_COMBINED: Final = (-1.053, 0.142, 0.184)
+_HIGH_WATER: Final = (-1.161, 0.599, 0.511)
 
 
 def _sigmoid(x: float) -> float:

@@ -1,0 +1,82 @@
+"""docs/evaluation.md: the tables, and what has to be known to read them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from evaluate import report
+from evaluate.incidents import any_trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evaluate.results import Results
+
+HEAD: Final = """# How good the alerts and risks are
+
+Written by `make evaluate`; do not edit. Traces of production traffic are replayed on simulated engines, polled every
+5 s (up to 0.2 s late) through the exporter's own derivation and scraped every 15 s (up to 1 s late). A real
+Prometheus then evaluates the shipped alerts (`alerts/llm-headroom.rules.yml`) and the usual rules
+([peers.rules.yml](../bench/evaluate/peers.rules.yml)) over what was scraped, every 15 s, with their `for`.
+
+**Incidents are what requests suffered**, not what metrics say. TTFT: within 60 s at least 3 first tokens, and 5 % of
+them, came later than the SLO. KV cache: within 60 s at least 3 preemptions, or a poll at which the head of the queue
+did not fit into the cache. An incident is either; those less than 120 s apart are one; it begins with its first
+breach. Inter-token latency (ITL) is judged apart: 5 % of a minute's tokens, and 30, slower than 0.2 s.
+
+An alert is **right** if an incident begins within 300 s, is on, or ended less than 120 s ago; what pauses for less
+than 60 s is one alert. An incident is **caught** if an alert fires between 300 s before it and its end, **early** if
+30 s before it; **fresh** incidents follow 30 calm minutes or the begin of the run. **Lead** is the median time from
+alert to onset of those caught. **Useful** is the share of the firing time in which an incident is on or begins within
+300 s. The first five minutes of each run do not count.
+
+The SLO of a scenario is the first bucket boundary of at least 2 s and twice an idle engine's p99. The constants of
+the risks were fitted on the tuning scenarios, with other draws; every figure but those marked so is of the held-out
+ones.
+"""
+TAIL: Final = """## What this does not tell
+
+Engines are simulated, by a roofline of their hardware; none was measured. Loads lie near saturation by design: false
+alarms a day compare rules, they do not foretell those of a calm service. Runs last one or two hours, which cuts the
+long windows of burn rates short. ServeGen's traffic is resampled from statistics, not recorded. Clients are taken to
+allow 2048 tokens. The SGLang-like engines have vLLM's bucket boundaries, and their blocked admissions are counted
+without the room reserved for running requests, so there are more of them than shown. The alerts' thresholds and this
+protocol were chosen on a prototype that had seen the same held-out traces with other draws.
+"""
+
+
+SKILL: Final = """Skill is 1 minus the Brier score over that of always saying the rate at which it happened: 0 is no
+better than knowing that rate. The last columns tell how well plain gauges rank the same moments.
+"""
+
+
+def text(results: Results, seeds: Sequence[int]) -> str:
+    """The whole document."""
+    held, quiet = results.held_out, results.quiet
+    incidents = sum(len(any_trouble(run)) for run in held)
+    days = sum(run.span for run in held) / 86_400.0
+    sections = (
+        HEAD,
+        "## Goals\n",
+        report.goals_table(results),
+        "![Precision and recall](evaluation-alerts.svg)\n",
+        f"## Alerts, {days:.1f} held-out days in {len(held)} runs, {incidents} incidents; {len(quiet)} quiet runs\n",
+        "In brackets 95 % intervals, by bootstrap over runs.\n",
+        report.alerts_table(results),
+        "## Each held-out scenario counting once\n",
+        report.macro_table(results),
+        "## Other definitions of an incident: F1\n",
+        "First tokens by window, share and least count; incidents of the KV cache or of inter-token latency alone.\n",
+        report.definitions_table(results),
+        "## Risks as probabilities of trouble within five minutes\n",
+        SKILL,
+        report.probability_table(results),
+        "![Reliability](evaluation-reliability.svg)\n",
+        "In each scenario, beside always saying that scenario's own rate; AUC in brackets:\n",
+        report.skill_table(results),
+        "## What was replayed\n",
+        f"Every load with the seeds {', '.join(map(str, seeds))}.\n",
+        report.traffic_table(results),
+        TAIL,
+    )
+    return "\n".join(sections)
