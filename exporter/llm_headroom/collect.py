@@ -57,8 +57,8 @@ class Collector:
     """A target whose engine is known. Keeps its connection, its parser and plans, and what it reads only now and then.
 
     `timeout` is the deadline in seconds of one collection, all of its requests together. `layers` are other places that
-    tell of the target, the richest first; what its own API tells comes last. `measured` gives what a proxy has measured,
-    with the target's labels.
+    tell of the target, the richest first; what its own API tells comes last. `measured` gives what a proxy has
+    measured, with the target's labels.
     """
 
     def __init__(  # noqa: PLR0913 - what it is made of

@@ -85,8 +85,8 @@ class EngineSource:
     """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
 
     `here` is what this host tells of the engine's process and memory, if it runs here, `measures` what a proxy in
-    front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a richer
-    layer could not tell, for a report to people.
+    front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a
+    richer layer could not tell, for a report to people.
     """
 
     def __init__(
