@@ -189,6 +189,7 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
                 timeout=3.0,
                 labels={"team": "search"},
                 requests_running_limit=256,
+                kv_cache_type="f16",
                 pid=4711,
                 gpus=("0", "1"),
                 cgroup=Path("/sys/fs/cgroup/system.slice/vllm.service"),

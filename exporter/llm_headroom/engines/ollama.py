@@ -251,9 +251,7 @@ ENGINE: Final = Engine(
         "llm_kv_cache_used_tokens": "a runner's `/slots`",
         "llm_kv_cache_evictable_tokens": "a runner's `/slots`",
         "llm_engine_start_time_seconds": "the start of a runner's process",
-        **dict.fromkeys(
-            _COUNTED, "a runner's `/metrics` (needs: LLAMA_ARG_ENDPOINT_METRICS=1 in Ollama's environment)"
-        ),
+        **dict.fromkeys(_COUNTED, "a runner's `/metrics` (Ollama's environment: LLAMA_ARG_ENDPOINT_METRICS=1)"),
         "llm_model_parameters": "`/api/show`",
         "llm_model_trained_context_tokens": "`/api/show`",
     },
