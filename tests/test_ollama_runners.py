@@ -124,9 +124,18 @@ def test_those_of_another_server_are_left_alone(tree: ProcTree) -> None:
     tree.process(150, sockets=(901,), name="ollama")
     tree.listen(11435, 901)
     run(tree, 41609, parent=150)
+    run(tree, 41610, pid=201)
 
-    assert runners.find(tree.proc, 11434).runners == ()
-    assert len(runners.find(tree.proc, 11435).runners) == 1
+    assert [found.port for found in runners.find(tree.proc, 11434).runners] == [41610]
+    assert [found.port for found in runners.find(tree.proc, 11435).runners] == [41609]
+
+
+def test_a_server_behind_a_proxy_on_another_port_is_found_too(tree: ProcTree) -> None:
+    serve(tree, 11434)
+    run(tree, 41609)
+    tree.listen(8080, 902)
+
+    assert [found.port for found in runners.find(tree.proc, 8080).runners] == [41609]
 
 
 def test_those_in_a_network_of_their_own_are_counted_but_not_asked(tree: ProcTree) -> None:

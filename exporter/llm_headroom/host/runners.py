@@ -96,18 +96,24 @@ def _number(text: str) -> int | None:
 
 
 def find(proc: Proc, server_port: int) -> Seen:
-    """The runners of the Ollama server that listens on a port of this network, as far as processes are visible."""
+    """The runners of the Ollama server that listens on a port of this network, as far as processes are visible.
+
+    Those that it has started itself, if any are known to be: another server on this host may have the same model. Else
+    all, since the port may be that of a proxy before it.
+    """
     servers = {each.inode for each in proc.listeners({server_port})}
     found: list[Runner] = []
+    own: list[Runner] = []
     for pid in proc.pids():
         if len(found) >= MOST or proc.name(pid) not in NAMES:
             continue
         runner, stat = command(proc.command(pid)), proc.stat(pid)
         if runner is None or stat is None:
             continue
-        held = set(proc.sockets(stat.parent))
-        if not servers or not held or servers & held:  # else it is another server's
-            found.append(runner._replace(life=f"{pid}@{stat.start}", started=proc.started(stat)))
+        found.append(runner._replace(life=f"{pid}@{stat.start}", started=proc.started(stat)))
+        if not servers.isdisjoint(proc.sockets(stat.parent)):
+            own.append(found[-1])
+    found = own or found
     here = {each.port for each in proc.listeners({each.port for each in found})} if found else set()
     near = tuple(each for each in found if each.port in here)
     return Seen(near, len(found) - len(near))
