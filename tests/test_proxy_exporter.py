@@ -16,6 +16,7 @@ from simulator_process import Simulator, events, post
 if TYPE_CHECKING:
     from pathlib import Path
 
+VLLM_MODEL = "meta-llama/Meta-Llama-3-8B"
 CHAT = {"model": "llama-3-8b", "messages": [{"role": "user", "content": "hello there"}]}
 
 
@@ -76,15 +77,20 @@ def test_an_engine_with_metrics_and_its_proxy_stand_side_by_side(tmp_path: Path)
         )
         with Exporter("--config", str(config), "--interval", "100ms") as exporter:
             proxy = exporter.logged("proxying", target="a")["address"]
-            asked = {**CHAT, "stream": True, "max_tokens": 30, "stream_options": {"include_usage": True}}
+            asked = {
+                **CHAT,
+                "model": VLLM_MODEL,
+                "stream": True,
+                "max_tokens": 30,
+                "stream_options": {"include_usage": True},
+            }
             found = events(b"".join(streamed(proxy, "/v1/chat/completions", asked)))
             exporter.until(lambda: counted(exporter, "llm_requests_finished_total", target="a/proxy") == 1)
             exporter.until(lambda: counted(exporter, "llm_generation_tokens_total", target="a") == 30)
 
             assert found[-1]["usage"]["completion_tokens"] == 30
-            model = found[-1]["model"]
             for target in ("a", "a/proxy"):
-                labels = {"engine": "vllm", "target": target, "model": model, "team": "x"}
+                labels = {"engine": "vllm", "target": target, "model": VLLM_MODEL, "team": "x"}
                 assert exporter.value("llm_time_to_first_token_seconds_count", **labels) == 1
                 assert exporter.value("llm_generation_tokens_total", **labels) == 30
             assert exporter.value("llm_up", target="a/proxy") == 1
