@@ -41,9 +41,12 @@ class _Address:
         self._endpoint = endpoint
         self._origin, self._host, _ = parse_target(endpoint.url)
         self.authority = self._origin.authority
+        self._literal = self._host.replace(".", "").isdecimal() or ":" in self._host
 
     async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-        options: dict[str, Any] = {"happy_eyeballs_delay": _HAPPY_EYEBALLS_SECONDS}
+        options: dict[str, Any] = {}
+        if not self._literal:
+            options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS_SECONDS
         if self._origin.scheme == "https":
             try:
                 options["ssl"] = tls_context(self._endpoint.tls)
