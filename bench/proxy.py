@@ -183,7 +183,7 @@ async def main() -> None:
             *(sys.executable, "-m", "llm_headroom", "proxy", "--listen", listen, "--upstream", upstream),
             *("--metrics-listen", "127.0.0.1:0"),
         )
-        routes = {"direct": (behind, [])}
+        routes: dict[str, tuple[int, list[int]]] = {"direct": (behind, [])}
         if nginx := shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
             config = Path(folder, "nginx.conf")
             config.write_text(NGINX.format(folder=folder, port=front, engine=behind))  # noqa: ASYNC240 - before it begins
