@@ -38,10 +38,16 @@ def check(*arguments: str, extra: Mapping[str, str] | None = None) -> subprocess
 
 
 class Exporter:
-    """`llm-headroom run` with some arguments, on a port of its own. Its log is JSON, to be read by `logged`."""
+    """`llm-headroom run` (or `proxy`) with some arguments, on ports of its own. Its log is JSON, read by `logged`."""
 
-    def __init__(self, *arguments: str, extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
-        self.arguments = arguments
+    def __init__(
+        self,
+        *arguments: str,
+        extra: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        command: str = "run",
+    ) -> None:
+        self.arguments = (command, "--listen", "127.0.0.1:0", "--log-format", "json", *arguments)
         self.extra = extra
         self.cwd = cwd
         self.log: list[dict[str, Any]] = []
@@ -49,7 +55,7 @@ class Exporter:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [*COMMAND, "run", "--listen", "127.0.0.1:0", "--log-format", "json", *self.arguments],
+            [*COMMAND, *self.arguments],
             env=environment(self.extra),
             cwd=self.cwd,
             stderr=subprocess.PIPE,

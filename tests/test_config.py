@@ -32,6 +32,7 @@ from llm_headroom.config import (
     Objectives,
     OtlpSettings,
     ProbeSettings,
+    ProxySettings,
     RuleSettings,
     Target,
     load,
@@ -204,6 +205,11 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
                 ),
             ),
             Target(name="10.0.0.8:11434", endpoint=Endpoint(url="http://10.0.0.8:11434"), engine="ollama"),
+            Target(name="127.0.0.1:11434", endpoint=Endpoint(url="http://127.0.0.1:11434"), engine="ollama"),
+        ),
+        proxies=(
+            ProxySettings(listen=":11435", target="127.0.0.1:11434"),
+            ProxySettings(listen=":8001", target="llm-a"),
         ),
         discover=True,
         gpu=GpuSettings(enabled=True, processes=False, interval=5.0),
@@ -629,6 +635,7 @@ HEADINGS = {
     "tls": "TLS",
     "auth": "Authentication",
     "model_memory": "Model memory",
+    "proxies": "Proxies",
     "gpu": "GPU",
     "probe": "Probe",
     "probe.modules": "Modules",
@@ -666,3 +673,42 @@ def test_the_example_of_the_page_has_every_key_that_is_not_refused() -> None:
             nodes += node.value
     refused = {"bearer_token", "password", "password_file"}  # the last: its twin password_env is there
     assert {key for keys in SECTIONS.values() for key in keys} - seen == refused
+
+
+# Proxies -------------------------------------------------------------------------------------------------------------
+def test_a_proxys_upstream_is_a_target_and_engines_are_still_looked_for(tmp_path: Path) -> None:
+    config = read(tmp_path, 'proxies: [{listen: ":11435", upstream: "http://127.0.0.1:11434", engine: ollama}]')
+    ollama = Target(name="127.0.0.1:11434", endpoint=Endpoint(url="http://127.0.0.1:11434"), engine="ollama")
+
+    assert config.proxies == (ProxySettings(listen=":11435", target="127.0.0.1:11434"),)
+    assert config.targets == (ollama,)
+    assert config.discover is True
+
+
+def test_a_proxy_may_stand_before_a_target_whose_metrics_have_another_port(tmp_path: Path) -> None:
+    text = """
+targets: [{url: "http://a:29000", name: router, engine: sglang_router}]
+proxies: [{listen: ":1", target: router, upstream: "http://a:30000"}]
+"""
+    config = read(tmp_path, text)
+
+    assert config.proxies == (ProxySettings(listen=":1", target="router", upstream="http://a:30000"),)
+    assert [target.name for target in config.targets] == ["router"]
+    assert config.discover is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "behind"), [([], "127.0.0.1:11434"), (["vllm=http://a:1", "ollama=http://b:2"], "b:2")]
+)
+def test_the_flag_for_ollama_takes_its_target_or_its_usual_address(targets: list[str], behind: str) -> None:
+    config = load(None, ollama_proxy=(":1,127.0.0.1:2",), targets=targets, engine_names=ENGINES)
+
+    assert [(each.listen, each.target) for each in config.proxies] == [(":1", behind), ("127.0.0.1:2", behind)]
+    assert behind in {target.name for target in config.targets}
+
+
+def test_the_flags_of_proxies_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"^--ollama-proxy/LLM_HEADROOM_OLLAMA_PROXY: expected an address such as"):
+        load(None, ollama_proxy=("x",), engine_names=ENGINES)
+    with pytest.raises(ConfigError, match=r"^--listen: a proxy must know the engine; name that of a:1, as in ollama="):
+        load(None, proxy=(":1",), targets=("http://a:1",), engine_names=ENGINES)

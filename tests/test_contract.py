@@ -194,7 +194,16 @@ def test_every_metric_of_engines_is_told_by_some_engine_and_the_reverse() -> Non
         metric.name
         for metric in schema.ALL
         if not metric.name.startswith(
-            ("llm_gpu", "llm_host_", "llm_source_", "llm_label_", "llm_build_", "llm_config_", "llm_exporter_")
+            (
+                "llm_gpu",
+                "llm_host_",
+                "llm_proxy_",
+                "llm_source_",
+                "llm_label_",
+                "llm_build_",
+                "llm_config_",
+                "llm_exporter_",
+            )
         )
     }
 

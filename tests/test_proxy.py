@@ -12,9 +12,13 @@ import pytest
 import trustme
 
 import bounded
+from llm_headroom import schema
 from llm_headroom.endpoint import Endpoint, Tls
+from llm_headroom.engines import BUILT_IN
+from llm_headroom.poll import EngineSource
 from llm_headroom.proxy.service import Proxies
 from llm_headroom.settings import Config, ProxySettings, Target
+from scripted_server import EngineServer, reply
 from stream_captures import ANSWERS
 from test_proxy_streams import told
 
@@ -618,5 +622,54 @@ def test_an_engine_may_speak_tls(tmp_path: Path) -> None:
             writer.write(post())
             assert await reader.readexactly(len(message)) == message
             writer.close()
+
+    bounded.run(test())
+
+
+# Beside what is polled -----------------------------------------------------------------------------------------------
+def test_what_was_measured_is_told_while_the_engine_is_down_too() -> None:
+    async def test() -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+            target = Target(name="engine", endpoint=Endpoint(url=url), engine="ollama")
+            config = Config(targets=(target,), proxies=(ProxySettings(listen="127.0.0.1:0", target="engine"),))
+            measures = Proxies(config).joined["engine"]
+            measures.count(schema.GENERATION_TOKENS, measures.told("m"), by=3)
+            source = EngineSource(target, BUILT_IN, config, measures)
+            snapshot = await source.collect()
+            await source.close()
+
+        assert not snapshot.health.up
+        (point,) = source.kept
+        assert (point.series.label("model"), point.series.label("target"), point.value) == ("m:latest", "engine", 3.0)
+
+    bounded.run(test())
+
+
+def test_a_metric_that_the_engine_tells_itself_is_not_mixed_with_what_is_measured() -> None:
+    async def test() -> None:
+        own = b'# TYPE ollama_prompt_tokens_total counter\nollama_prompt_tokens_total{model="m"} 7\n'
+        answers = {
+            "/api/ps": b'{"models": []}',
+            "/api/tags": b'{"models": []}',
+            "/api/version": b'{"version": "1.0"}',
+            "/metrics": own,
+        }
+        async with EngineServer({path: reply(body) for path, body in answers.items()}) as server:
+            target = Target(name="engine", endpoint=Endpoint(url=server.url), engine="ollama")
+            config = Config(targets=(target,), proxies=(ProxySettings(listen="127.0.0.1:0", target="engine"),))
+            measures = Proxies(config).joined["engine"]
+            measures.count(schema.PROMPT_TOKENS, "", by=1)
+            measures.count(schema.GENERATION_TOKENS, "", by=2)
+            source = EngineSource(target, BUILT_IN, config, measures)
+            points = (await source.collect()).points
+            await source.close()
+
+        told_of = {
+            metric: [point.value for point in points if point.series.metric is metric]
+            for metric in (schema.PROMPT_TOKENS, schema.GENERATION_TOKENS)
+        }
+        assert told_of == {schema.PROMPT_TOKENS: [7.0], schema.GENERATION_TOKENS: [2.0]}
 
     bounded.run(test())

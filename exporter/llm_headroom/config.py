@@ -261,21 +261,21 @@ _PROXY: Final[Mapping[str, _Read]] = {
 }
 
 
-_Door: TypeAlias = "tuple[str, ProxySettings, Target | None]"
-"""A proxy: where it is configured, what it is, and the target that its upstream is, if it names one."""
+_Door: TypeAlias = "tuple[Callable[[str], str], ProxySettings, Target | None]"
+"""A proxy: what says where it is configured, what it is, and the target that its upstream is, if it names one."""
 
 
 def _proxy(value: _Value) -> _Door:
-    place, given = str(value.place), value.fields(_PROXY, "listen")
+    given, told = value.fields(_PROXY, "listen"), value.place.told
+    url, name = given.get("upstream", (None, ""))
     if "target" in given:
-        if len(given) > 2:  # noqa: PLR2004 - listen and target
-            raise ConfigError("upstream and engine are those of the target; give either target or upstream and engine")
-        return place, ProxySettings(**given), None
-    if "upstream" not in given or "engine" not in given:
+        if "engine" in given:
+            raise ConfigError("the engine is that of the target; leave out one of both")
+        return told, ProxySettings(listen=given["listen"], target=given["target"], upstream=url), None
+    if url is None or "engine" not in given:
         raise ConfigError("expected the name of a target under target, or upstream and engine")
-    url, name = given["upstream"]
     target = Target(name=name, endpoint=Endpoint(url=url), engine=given["engine"])
-    return place, ProxySettings(listen=given["listen"], target=name), target
+    return told, ProxySettings(listen=given["listen"], target=name), target
 
 
 def _proxied(
@@ -283,14 +283,15 @@ def _proxied(
 ) -> tuple[tuple[ProxySettings, ...], tuple[Target, ...]]:
     """The proxies, and the targets with those that only a proxy names."""
     known = {target.name: target for target in targets}
-    for place, proxy, implied in proxies:
+    for told, proxy, implied in proxies:
         target = known.get(proxy.target, implied)
         if target is None:
-            problems.add(f"{place}: no target has the name {shown(proxy.target)}{near(proxy.target, known)}")
+            problems.add(told(f"no target has the name {shown(proxy.target)}{near(proxy.target, known)}"))
         elif target.engine is None:
-            problems.add(f"{place}: a proxy must know the engine; name that of {target.name}, as in ollama=http://…")
-        elif urlsplit(target.endpoint.url).path:
-            problems.add(f"{place}: a proxy passes paths as they come, so {target.endpoint.url} must have none")
+            problems.add(told(f"a proxy must know the engine; name that of {target.name}, as in ollama=http://…"))
+        elif urlsplit(proxy.upstream or target.endpoint.url).path:
+            url = proxy.upstream or target.endpoint.url
+            problems.add(told(f"a proxy passes paths as they come, so {url} must have none"))
         else:
             known[target.name] = target
     return tuple(proxy for _, proxy, _ in proxies), tuple(known.values())
@@ -503,7 +504,7 @@ def load(  # noqa: PLR0913 - one argument for each flag
     usual = next((target for target in targets_given if target.engine == "ollama"), None) or parse_target(OLLAMA)
     for option, texts, behind in (("ollama-proxy", ollama_proxy, usual), ("listen", proxy, (*targets_given, usual)[0])):
         doors.extend(
-            (f"--{option}", ProxySettings(listen=address, target=behind.name), behind)
+            (f"--{option}: {{}}".format, ProxySettings(listen=address, target=behind.name), behind)
             for address in flags(option, settings_text.listen, texts)
             if address is not None
         )

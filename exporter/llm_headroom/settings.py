@@ -57,10 +57,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxySettings:
-    """A measuring proxy: it listens on `listen` (`HOST:PORT`), and what comes goes to the target of that name."""
+    """A measuring proxy in front of the target of that name: it listens on `listen` (`HOST:PORT`).
+
+    `upstream` is the URL that requests go to, None: the target's own. A router's metrics have another port.
+    """
 
     listen: str
     target: str
+    upstream: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ class Reader(Protocol):
 
 def _parsed(text: bytes) -> Any:  # noqa: ANN401 - JSON
     try:
-        return json.loads(text)
+        return json.loads(text.decode())
     except (ValueError, RecursionError):
         raise UnreadableError("format") from None
 

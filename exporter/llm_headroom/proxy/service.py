@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.derive import slo
@@ -41,9 +41,12 @@ class _Address:
         self._endpoint = endpoint
         self._origin, self._host, _ = parse_target(endpoint.url)
         self.authority = self._origin.authority
+        self._literal = self._host.replace(".", "").isdecimal() or ":" in self._host
 
     async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
-        options: dict[str, Any] = {"happy_eyeballs_delay": _HAPPY_EYEBALLS_SECONDS}
+        options: dict[str, Any] = {}
+        if not self._literal:
+            options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS_SECONDS
         if self._origin.scheme == "https":
             try:
                 options["ssl"] = tls_context(self._endpoint.tls)
@@ -101,7 +104,7 @@ class Proxies:
         self.addresses: tuple[str, ...] = ()
         self._clients: set[Client] = set()
         self._servers: list[asyncio.Server] = []
-        self._doors = [(proxy.listen, targets[proxy.target]) for proxy in config.proxies]
+        self._doors = [(proxy, targets[proxy.target]) for proxy in config.proxies]
         self._measures: dict[str, Measures] = {}
         for _, target in self._doors:
             if target.name in self._measures:
@@ -126,9 +129,10 @@ class Proxies:
         addresses = []
         async with contextlib.AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.close)
-            for listen, target in self._doors:
-                upstream, measures = _Address(target.endpoint), self._measures[target.name]
-                for listener in await bind(listen):
+            for proxy, target in self._doors:
+                there = target.endpoint if proxy.upstream is None else replace(target.endpoint, url=proxy.upstream)
+                upstream, measures = _Address(there), self._measures[target.name]
+                for listener in await bind(proxy.listen):
                     addresses.append(bound_address(listener))
                     self._servers.append(await loop.create_server(self._maker(upstream, measures), sock=listener))
                     log.info("proxying", extra={"address": addresses[-1], "target": target.name})

@@ -1,0 +1,168 @@
+"""The measuring proxy as part of the exporter: simulated engines, real requests, and what `/metrics` says of them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import captures
+from engine_server import EngineServer, replayed
+from exporter_process import COMMAND, DEADLINE, Exporter, environment
+from simulator_process import Simulator, events, post
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VLLM_MODEL = "meta-llama/Meta-Llama-3-8B"
+CHAT = {"model": "llama-3-8b", "messages": [{"role": "user", "content": "hello there"}]}
+
+
+def streamed(address: str, path: str, document: object) -> list[bytes]:
+    """The lines of an answer as they come."""
+    connection = http.client.HTTPConnection(address, timeout=DEADLINE)
+    try:
+        connection.request("POST", path, json.dumps(document))
+        return list(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def counted(exporter: Exporter, metric: str, **labels: str) -> float:
+    """The value of the only such series, 0 before it is there."""
+    value = exporter.value(metric, **labels)
+    return 0.0 if value is None else value
+
+
+def test_ollama_gets_the_metrics_that_it_has_not(tmp_path: Path) -> None:
+    config = tmp_path / "headroom.yml"
+    with Simulator("simulate", "--engine", "ollama", "--listen", "127.0.0.1:0", "--speed", "20") as simulator:
+        engine = simulator.address("ollama")
+        config.write_text(
+            f"targets: [{{url: 'http://{engine}', name: box, engine: ollama, requests_running_limit: 1}}]\n"
+            "proxies: [{listen: '127.0.0.1:0', target: box}]\ngpu: false\nhost: false\n"
+        )
+        with Exporter("--config", str(config), "--interval", "100ms") as exporter:
+            proxy = exporter.logged("proxying", target="box")["address"]
+            lines = streamed(proxy, "/api/chat", {**CHAT, "options": {"num_predict": 20}})
+            last = json.loads(lines[-1])
+            whole: Any = post(proxy, "/api/chat", {**CHAT, "stream": False, "options": {"num_predict": 5}})
+            labels = {"engine": "ollama", "target": "box", "model": "llama-3-8b:latest"}
+            exporter.until(lambda: counted(exporter, "llm_requests_finished_total", **labels, reason="length") == 2)
+
+            assert (last["eval_count"], whole["eval_count"]) == (20, 5)
+            assert exporter.value("llm_generation_tokens_total", **labels) == 25
+            prompts = last["prompt_eval_count"] + whole["prompt_eval_count"]
+            assert exporter.value("llm_prompt_tokens_total", **labels) == prompts
+            assert exporter.value("llm_time_to_first_token_seconds_count", **labels) == 2
+            assert exporter.value("llm_inter_token_latency_seconds_count", **labels) == 19
+            assert exporter.value("llm_request_decode_seconds_count", **labels) == 2
+            assert exporter.value("llm_request_duration_seconds_count", **labels) == 2
+            assert exporter.value("llm_requests_running", **labels) == 0
+            assert exporter.value("llm_requests_waiting", **labels) == 0
+            # what is polled and what is derived stand beside it, under the same labels
+            assert exporter.value("llm_model_loaded", **labels) == 1
+            assert exporter.value("llm_slo_threshold_seconds", **labels, slo="ttft") == 2.5
+
+
+def test_an_engine_with_metrics_and_its_proxy_stand_side_by_side(tmp_path: Path) -> None:
+    config = tmp_path / "headroom.yml"
+    with Simulator("simulate", "--engine", "vllm", "--listen", "127.0.0.1:0", "--speed", "20") as simulator:
+        engine = simulator.address("vllm")
+        config.write_text(
+            f"targets: [{{url: 'http://{engine}', name: a, engine: vllm, labels: {{team: x}}}}]\n"
+            "proxies: [{listen: '127.0.0.1:0', target: a}]\ngpu: false\nhost: false\n"
+        )
+        with Exporter("--config", str(config), "--interval", "100ms") as exporter:
+            proxy = exporter.logged("proxying", target="a")["address"]
+            asked = {
+                **CHAT,
+                "model": VLLM_MODEL,
+                "stream": True,
+                "max_tokens": 30,
+                "stream_options": {"include_usage": True},
+            }
+            found = events(b"".join(streamed(proxy, "/v1/chat/completions", asked)))
+            exporter.until(lambda: counted(exporter, "llm_requests_finished_total", target="a/proxy") == 1)
+            exporter.until(lambda: counted(exporter, "llm_generation_tokens_total", target="a") == 30)
+
+            assert found[-1]["usage"]["completion_tokens"] == 30
+            for target in ("a", "a/proxy"):
+                labels = {"engine": "vllm", "target": target, "model": VLLM_MODEL, "team": "x"}
+                assert exporter.value("llm_time_to_first_token_seconds_count", **labels) == 1
+                assert exporter.value("llm_generation_tokens_total", **labels) == 30
+            assert exporter.value("llm_up", target="a/proxy") == 1
+            assert exporter.value("llm_kv_cache_usage_ratio", target="a/proxy") is None
+
+
+def test_a_router_its_engines_and_a_proxy_before_it_are_told_apart_by_target_and_agree_on_the_rest(
+    tmp_path: Path,
+) -> None:
+    """The router's and an engine's captures; requests go through the proxy to a simulated engine."""
+    router = next(each for each in captures.ALL if "smg-1.13.0" in str(each) and "saturated" in str(each))
+    engine = next(each for each in captures.ALL if "0.5.23-dp2" in str(each) and "saturated" in str(each))
+    config = tmp_path / "headroom.yml"
+    with (
+        EngineServer(replayed(router)) as metrics,
+        EngineServer(replayed(engine)) as behind,
+        Simulator("simulate", "--engine", "sglang", "--listen", "127.0.0.1:0", "--speed", "20") as simulator,
+    ):
+        config.write_text(
+            f"""
+targets:
+  - {{url: "{metrics.url}", name: router, engine: sglang_router}}
+  - {{url: "{behind.url}", name: engine-0, engine: sglang}}
+proxies: [{{listen: "127.0.0.1:0", target: router, upstream: "http://{simulator.address("sglang")}"}}]
+gpu: false
+host: false
+"""
+        )
+        with Exporter("--config", str(config), "--interval", "100ms") as exporter:
+            proxy = exporter.logged("proxying", target="router")["address"]
+            streamed(proxy, "/v1/chat/completions", {**CHAT, "max_tokens": 5, "stream": True})
+            exporter.until(lambda: counted(exporter, "llm_requests_finished_total", target="router/proxy") == 1)
+            exporter.until(lambda: exporter.value("llm_up", target="engine-0") == 1)
+            exporter.until(lambda: exporter.value("llm_up", target="router") == 1)
+            samples = exporter.metrics()
+
+    def targets(metric: str) -> set[tuple[str | None, str | None]]:
+        return {(dict(key).get("engine"), dict(key).get("target")) for key in samples.get(metric, {})}
+
+    assert targets("llm_router_requests_total") == {("sglang_router", "router")}
+    assert targets("llm_router_workers") == {("sglang_router", "router")}
+    assert targets("llm_kv_cache_usage_ratio") == {("sglang", "engine-0")}
+    assert targets("llm_time_to_first_token_seconds_count") == {
+        ("sglang", "engine-0"),
+        ("sglang_router", "router/proxy"),
+    }
+    # engines and what is measured before them have one name each: nothing is counted under two
+    assert targets("llm_generation_tokens_total") >= {("sglang", "engine-0")}
+    assert ("sglang_router", "router") not in targets("llm_generation_tokens_total")
+
+
+def test_the_command_needs_nothing_but_two_addresses() -> None:
+    with Simulator("simulate", "--engine", "ollama", "--listen", "127.0.0.1:0", "--speed", "20") as simulator:
+        engine = simulator.address("ollama")
+        command = Exporter("--upstream", f"ollama={engine}", "--metrics-listen", "127.0.0.1:0", command="proxy")
+        with command as exporter:
+            proxy = exporter.logged("proxying")["address"]
+            post(proxy, "/api/generate", {"model": "llama-3-8b", "prompt": "hi", "stream": False})
+            exporter.until(lambda: counted(exporter, "llm_requests_finished_total", target=engine) == 1)
+
+
+def test_an_address_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [*COMMAND, "run", "--listen", "127.0.0.1:0", "--no-gpu", "--ollama-proxy", f"127.0.0.1:{port}"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    assert ended.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}: the address is in use" in ended.stderr
