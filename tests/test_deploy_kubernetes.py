@@ -156,8 +156,6 @@ def test_the_chart_s_rules_and_dashboards_are_those_of_the_tree(chart: Path, lin
     path = HELM / "llm-headroom/files" / link
     assert path.is_symlink()
     assert path.resolve() == target
-    if not target.exists():
-        pytest.skip(f"{target.relative_to(ROOT)} is not in this tree")
     copy = chart.parent / f"with-{link}"
     shutil.copytree(chart, copy, ignore=lambda *_: ["files"])
     (copy / "files").mkdir()
