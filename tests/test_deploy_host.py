@@ -126,8 +126,6 @@ def test_rules_and_dashboards_are_mounted_from_the_tree(folder: str) -> None:
     sources = {volume.split(":")[0] for service in services.values() for volume in service.get("volumes", ())}
 
     assert f"../../{folder}" in sources
-    if not (ROOT / folder).is_dir():
-        pytest.skip(f"the folder {folder} is not in this tree")
     assert any((ROOT / folder).iterdir())
 
 

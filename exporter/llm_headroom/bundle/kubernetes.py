@@ -1,8 +1,8 @@
-"""Objects for Kubernetes: the rules as a PrometheusRule of the Prometheus operator."""
+"""Objects of the Prometheus operator: the rules, and what scrapes sidecars."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.bundle.alerts import groups
 from llm_headroom.bundle.text import as_yaml
@@ -11,12 +11,52 @@ if TYPE_CHECKING:
     from llm_headroom.bundle.thresholds import BundleSettings
 
 
+_LABELS: Final = {"app.kubernetes.io/name": "llm-headroom"}
+PORT: Final = "llm-headroom"
+"""The name of the sidecars' container port."""
+
+
 def files(settings: BundleSettings) -> dict[str, str]:
     """Return the texts of the objects' files by relative path."""
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "llm-headroom", "labels": {"app.kubernetes.io/name": "llm-headroom"}},
+        "metadata": {"name": "llm-headroom", "labels": dict(_LABELS)},
         "spec": {"groups": groups(settings)},
     }
-    return {"alerts/prometheusrule.yaml": as_yaml(rule)}
+    return {
+        "alerts/prometheusrule.yaml": as_yaml(rule),
+        "deploy/kustomize/monitor/podmonitor.yaml": as_yaml(_sidecars(settings)),
+    }
+
+
+def _sidecars(settings: BundleSettings) -> dict[str, Any]:
+    """Return the monitor of all pods with a sidecar.
+
+    Every sidecar calls its engine 127.0.0.1: targets are named after their pods, so that rules tell engines apart.
+    """
+    endpoint = {
+        "port": PORT,
+        "path": "/metrics",
+        "scheme": "http",
+        "interval": "15s",
+        "scrapeTimeout": "10s",
+        "relabelings": [
+            {"targetLabel": "job", "replacement": settings.exporter_job},
+            {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"},
+        ],
+        "metricRelabelings": [
+            {
+                "sourceLabels": ["pod", "target"],
+                "regex": r"(.+);(?:127\.0\.0\.1|localhost|\[::1\]):(\d+)",
+                "targetLabel": "target",
+                "replacement": "$1:$2",
+            }
+        ],
+    }
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PodMonitor",
+        "metadata": {"name": "llm-headroom-sidecars", "labels": dict(_LABELS)},
+        "spec": {"namespaceSelector": {"any": True}, "selector": {}, "podMetricsEndpoints": [endpoint]},
+    }
