@@ -66,8 +66,9 @@ def resources(now: Observation, estimates: Estimates, slo_seconds: float | None)
     forecast, capacity = forecast_ttft(now, estimates), estimates.prefill_capacity
     arrivals, computed = estimates.arrivals.value, estimates.computed.value
     # The first requests of an engine are slow, and few arrivals make no rate.
-    told = estimates.warm and slo_seconds and capacity
-    if told and forecast is not None and arrivals is not None and computed is not None:
+    if not estimates.warm or not slo_seconds or not capacity:
+        return found
+    if forecast is not None and arrivals is not None and computed is not None:
         found["prefill"] = max(arrivals * computed / capacity, forecast / slo_seconds)
     return found
 
