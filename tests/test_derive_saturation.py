@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from captures import value, values
 from llm_headroom import schema
 from llm_headroom.derive.memory import Memory, advance
-from llm_headroom.model import Point, Series
-from timelines import BASE, point, polls, steadily, traffic
+from llm_headroom.model import Histogram, Point, Series
+from timelines import BASE, BOUNDS, point, polls, steadily, traffic
 
 POOL = {schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED}
 
@@ -45,8 +47,8 @@ def test_saturation_is_told_per_resource_and_the_one_that_binds_is_the_maximum()
     told = saturation(derived)
     assert told["kv_cache"] == pytest.approx(5_000 / 20_000)
     assert told["concurrency"] == pytest.approx(10 / 16)
-    # prefill of 400 tokens takes 0.05 s of an objective of 2.5 s; 2 requests/s load it by 2 * 0.05
-    assert told["prefill"] == pytest.approx(0.1)
+    # 800 tokens/s are prefilled, at 8,000 tokens/s each; so the engine could do 8,800
+    assert told["prefill"] == pytest.approx(800 / 8_800)
     assert told["max"] == told["concurrency"]
 
 
@@ -65,11 +67,68 @@ def test_saturation_rises_with_the_queue_and_passes_one_where_first_tokens_leave
         )
         return saturation(derived)["prefill"]
 
-    # once requests have waited for a minute, capacity is what was prefilled meanwhile: 2 requests/s
+    # by Little's law requests wait for half a second for each that waits: 2 of them begin in a second
     levels = [prefill(waiting) for waiting in (0, 1, 3, 5, 20)]
     assert levels == sorted(levels)
     assert levels[0] < 1.0 < levels[-1]
-    assert prefill(4.0) == pytest.approx(5 / 2 / 2.5, rel=0.05)
+    assert prefill(5.0) == pytest.approx(5 / 2 / 2.5, rel=0.02)
+
+
+@pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
+def test_requests_that_share_the_engine_are_not_taken_for_its_limit(load: float) -> None:
+    # 8,000 tokens/s, of which a request gets what others leave; polls that see a short queue do not matter
+    arrivals = load * 8_000 / 400
+    each = 400 / (8_000 * (1.0 - load))
+
+    def at(seconds: int) -> list[Point]:
+        finished = arrivals * seconds
+        replaced = {schema.REQUESTS_FINISHED, schema.PROMPT_TOKENS, schema.TIME_TO_FIRST_TOKEN, schema.REQUEST_QUEUE}
+        firsts = Histogram((2.5, math.inf), (finished, finished), each * finished)
+        return [
+            *(kept for kept in traffic(seconds) if kept.series.metric not in replaced),
+            point(schema.REQUESTS_FINISHED, finished, reason="stop"),
+            point(schema.PROMPT_TOKENS, 400.0 * finished),
+            point(schema.TIME_TO_FIRST_TOKEN, firsts),
+            point(schema.REQUEST_QUEUE, Histogram((1.0, math.inf), (finished, finished), 0.0)),
+        ]
+
+    _, derived = polls((float(seconds), at(seconds)) for seconds in range(0, 901, 5))
+    assert saturation(derived)["prefill"] == pytest.approx(load, rel=0.01)
+
+
+def test_a_single_poll_that_happens_upon_a_queue_is_no_wait() -> None:
+    _, calm = polls(steadily(300))
+    queued = [(300.0, traffic(300, waiting=6)), *((float(at), traffic(at)) for at in range(305, 311, 5))]
+    _, derived = polls([*steadily(295), *queued])
+
+    assert saturation(derived)["prefill"] == pytest.approx(saturation(calm)["prefill"], rel=0.25)
+
+
+def test_the_slow_first_requests_of_an_engine_are_not_remembered() -> None:
+    def cold(seconds: int) -> list[Point]:
+        points = [each for each in traffic(seconds) if each.series.metric is not schema.TIME_TO_FIRST_TOKEN]
+        firsts = 2.0 * seconds
+        slow = 30.0 if firsts else 0.0  # the first request compiles for half a minute
+        return [*points, point(schema.TIME_TO_FIRST_TOKEN, Histogram(BOUNDS, (firsts,) * 5, 0.05 * firsts + slow))]
+
+    timeline = [(float(seconds), cold(seconds)) for seconds in range(0, 601, 5)]
+    _, soon = polls(timeline[:6])
+    _, later = polls(timeline)
+
+    assert "prefill" not in saturation(soon)
+    assert saturation(later)["prefill"] < 0.3
+    assert number(later, "llm_saturation_high_water_risk_ratio") < 0.15
+
+
+def test_a_stall_that_is_over_does_not_lower_the_capacity() -> None:
+    stalled = [(300.0 + 5 * n, traffic(300, waiting=20)) for n in range(1, 25)]
+    after = [(420.0 + at, traffic(300 + at)) for at in range(5, 601, 5)]
+    _, during = polls([*steadily(300), *stalled])
+    _, later = polls([*steadily(300), *stalled, *after])
+    _, calm = polls(steadily(300))
+
+    assert saturation(during)["prefill"] > 1.0
+    assert saturation(later)["prefill"] == pytest.approx(saturation(calm)["prefill"], rel=0.05)
 
 
 def test_saturation_does_not_jump_with_one_poll() -> None:

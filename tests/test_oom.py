@@ -69,6 +69,33 @@ def test_transients_that_came_close_to_the_free_memory_are_a_risk_and_those_far_
     assert near > 0.2
 
 
+def test_a_transient_that_is_on_is_not_expected_on_top_of_itself() -> None:
+    def transients(minutes: int) -> list[tuple[float, float, Watched]]:
+        return [(float(m), 70.0 + (6.0 if m % 20 >= 15 else 0.0), engine()) for m in range(minutes)]
+
+    low, high = transients(255), transients(260)
+    assert (low[-1][1], high[-1][1]) == (70.0, 76.0)  # 10 GiB free, and 4: less than it takes
+    for readings in (low, high):
+        risk = told(run(*readings))
+        assert risk is not None
+        assert risk < 0.05
+
+
+def test_a_rise_beyond_all_that_was_seen_is_a_risk() -> None:
+    seen = [(float(m), 70.0 + (3.0 if m % 20 >= 15 else 0.0), engine()) for m in range(255)]
+    risk = told(run(*seen, (255.0, 79.0, engine())))
+    assert risk is not None
+    assert risk > 0.2
+
+
+@pytest.mark.parametrize("minutes", [1, 5, 14, 15, 16, 29, 31, 45])
+def test_memory_that_is_taken_once_and_held_is_no_ramp(minutes: int) -> None:
+    step = [*flat(70.0, 0, 179), *flat(74.0, 180, 180 + minutes)]  # 6 GiB left
+    risk = told(run(*step))
+    assert risk is not None
+    assert risk < 0.15
+
+
 def test_a_leak_is_certain_once_half_an_hour_will_not_do() -> None:
     leak = [(float(minute), 40.0 + minute * 0.5, engine()) for minute in range(61)]
     assert told(run(*leak[:31])) == pytest.approx(0.0, abs=0.05)  # 25 GiB left, 15 in half an hour
@@ -176,6 +203,11 @@ def test_a_target_without_host_memory_has_no_risk() -> None:
 
 
 # Trend ---------------------------------------------------------------------------------------------------------------
+def test_a_few_readings_far_apart_are_no_trend() -> None:
+    assert [Trend().after(0.0, 1.0).after(400.0, 2.0).after(800.0, 3.0).slope] == [None]
+    assert Trend().after(0.0, 1.0).after(400.0, 5.0).after(800.0, 9.0).after(1200.0, 13.0).slope == 0.01
+
+
 def test_readings_that_come_too_soon_or_from_the_past_add_nothing() -> None:
     trend = Trend().after(100.0, 1.0)
     assert trend.after(101.0, 50.0) is trend

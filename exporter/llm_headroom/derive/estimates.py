@@ -15,8 +15,6 @@ WARM_SECONDS: Final = 60.0
 WARM_REQUESTS: Final = 20.0
 LEAST_DISPERSION: Final = 1.0
 MOST_DISPERSION: Final = 30.0
-BACKLOG_SECONDS: Final = 60.0
-"""Time with waiting requests, decayed, from which on what was prefilled in it counts as the capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +29,6 @@ class Mean:
         """The mean with one more interval of `elapsed` seconds."""
         kept = math.exp(-elapsed / self.seconds)
         return Mean(self.seconds, self.above * kept + above, self.below * kept + below)
-
-    def faded(self, elapsed: float) -> Mean:
-        """The mean after `elapsed` seconds with nothing to add."""
-        return self.add(0.0, 0.0, elapsed)
 
     def shared(self, parts: int) -> Mean:
         """One of several equal parts of the mean."""
@@ -52,10 +46,10 @@ class Estimates:
 
     Means: `arrivals` in requests/s, `prompt` and `output` in tokens per request, `inter_token` in seconds, `held` in KV
     tokens per running request, `residence` in seconds of running per request, `dispersion` as variance over mean of
-    arrivals in a poll, `prefill` in uncached prompt tokens per second of one request's prefill, `backlog` in uncached
-    prompt tokens per second while requests wait, `computed` in uncached prompt tokens per request, `finishes` in
-    requests/s of the last minute, `prompt_rate` and `generation_rate` in tokens/s of the last minute. `seconds` and
-    `requests` say how much has been seen.
+    arrivals in a poll, `prefill` in uncached prompt tokens per second of one request's prefill, `served` in uncached
+    prompt tokens per second of all requests, `computed` in uncached prompt tokens per request, `wait` in seconds in the
+    queue during the last minute, `finishes` in requests/s of the last minute, `prompt_rate` and `generation_rate` in
+    tokens/s of the last minute. `seconds` and `requests` say how much has been seen.
     """
 
     arrivals: Mean = field(default_factory=lambda: Mean(90.0))
@@ -66,8 +60,9 @@ class Estimates:
     residence: Mean = field(default_factory=lambda: Mean(300.0))
     dispersion: Mean = field(default_factory=lambda: Mean(900.0))
     prefill: Mean = field(default_factory=lambda: Mean(900.0))
-    backlog: Mean = field(default_factory=lambda: Mean(1800.0))
+    served: Mean = field(default_factory=lambda: Mean(900.0))
     computed: Mean = field(default_factory=lambda: Mean(600.0))
+    wait: Mean = field(default_factory=lambda: Mean(60.0))
     finishes: Mean = field(default_factory=lambda: Mean(60.0))
     prompt_rate: Mean = field(default_factory=lambda: Mean(60.0))
     generation_rate: Mean = field(default_factory=lambda: Mean(60.0))
@@ -88,10 +83,10 @@ class Estimates:
     def prefill_capacity(self) -> float | None:
         """Uncached prompt tokens that the engine prefills per second when it has enough to do.
 
-        What it did while requests waited, once that has been seen for a minute; before that the speed of one request's
-        prefill, which several at a time can exceed.
+        Requests that are prefilled at the same time share the engine, so that under load a single one's speed falls to
+        what the others leave: `C (1 - load)`, with load `served / C`. Hence `C` is the sum of both, at any load.
         """
-        return self.backlog.value if self.backlog.below >= BACKLOG_SECONDS else self.prefill.value
+        return None if self.prefill.value is None else self.prefill.value + (self.served.value or 0.0)
 
     def of_one(self, replicas: int) -> Estimates:
         """The estimates for one of several replicas which share the traffic evenly."""
@@ -100,7 +95,7 @@ class Estimates:
         return replace(
             self,
             arrivals=self.arrivals.shared(replicas),
-            backlog=self.backlog.shared(replicas),
+            served=self.served.shared(replicas),
             finishes=self.finishes.shared(replicas),
         )
 
@@ -120,7 +115,8 @@ class Estimates:
         computed = max(0.0, prompts - growth(before.cached_tokens, now.cached_tokens))
         prefilling = max(0.0, firsts.sum - (queues.sum if queues else 0.0)) if firsts else 0.0
         first_count = firsts.count if firsts else 0.0
-        backlogged = waiting > 0 and bool(before.waiting)
+        # Little's law; of two polls the lesser, since one that happens upon a short queue says nothing of the others.
+        queued_seconds = min(waiting, before.waiting or 0.0) * elapsed
         return replace(
             self,
             arrivals=self.arrivals.add(arrived, elapsed, elapsed),
@@ -133,7 +129,8 @@ class Estimates:
             if expected
             else self.dispersion,
             prefill=self.prefill.add(computed, prefilling, elapsed) if prefilling else self.prefill,
-            backlog=self.backlog.add(computed, elapsed, elapsed) if backlogged else self.backlog.faded(elapsed),
+            served=self.served.add(computed, elapsed, elapsed),
+            wait=self.wait.add(queued_seconds, first_count, elapsed),
             computed=self.computed.add(computed, first_count, elapsed) if first_count else self.computed,
             finishes=self.finishes.add(finished, elapsed, elapsed),
             prompt_rate=self.prompt_rate.add(prompts, elapsed, elapsed),

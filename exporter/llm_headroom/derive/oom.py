@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
@@ -75,15 +76,29 @@ class Device:
         """Every rise, those of open windows included, ascending."""
         return sorted((*self.rises, *(each.high - each.first for each in self.open)))
 
-    def risk(self, free: float) -> float | None:
-        """The probability of a rise beyond the free bytes within half an hour; None before anything was seen."""
+    def risk(self, free: float, used: float) -> float | None:
+        """The probability of a rise beyond the free bytes within half an hour; None before anything was seen.
+
+        A rise that is on, to the `used` bytes, counts: it is one of those that went as far, and may go beyond. What was
+        reached once and is held since is where later rises begin.
+        """
         rises = self.shown
         if not rises:
             return None
-        beyond = sum(rise >= free for rise in rises)
-        seen = (beyond + _RARE) / (len(rises) + 1)
-        ramp = self.trend.chance(free)
-        return max(seen, _tail(rises, free), ramp or 0.0)
+        level = median(each.first for each in self.open) if self.open else used
+        risen = max(0.0, used - level)
+        chance = self._chance(rises, risen + free)
+        if risen > 0.0:
+            as_far = sum(rise >= risen for rise in rises) / len(rises)
+            chance = min(1.0, chance / as_far) if as_far else 1.0
+        return max(chance, self.trend.chance(free) or 0.0)
+
+    @staticmethod
+    def _chance(rises: Sequence[float], size: float) -> float:
+        """The chance of a rise of `size` bytes. Windows overlap: as many as overlap are worth one."""
+        apart = RISE_SECONDS / WINDOW_STEP
+        beyond = sum(rise >= size for rise in rises)
+        return max((beyond / apart + _RARE) / (len(rises) / apart + 1.0), _tail(rises, size))
 
 
 def _tail(rises: Sequence[float], free: float) -> float:
@@ -131,7 +146,7 @@ def gpus(
     levels: dict[str, float] = {}
     for key, device in devices.items():
         free = memory[key]["free"]
-        chance = device.risk(free)
+        chance = device.risk(free, memory[key]["used"])
         if chance is None:
             continue
         labels = {"gpu": key[0], "uuid": key[1], "memory": "gpu"}

@@ -27,17 +27,20 @@ _FULL: Final = 0.97
 def forecast_ttft(now: Observation, estimates: Estimates) -> float | None:
     """Seconds until the first token of a request that arrives now: the queue before it and its own prefill.
 
-    Where the KV cache is full, no faster than others end.
+    No less than requests of the last minute have waited, whatever held them up, and where the KV cache is full no
+    faster than others end.
     """
     capacity, computed = estimates.prefill_capacity, estimates.computed.value
     if not capacity or computed is None:
         return None
     waiting = now.waiting or 0.0
     expected = (waiting + 1.0) * computed / capacity
+    if not waiting:
+        return expected
     demand, finishes = kv_demand(now, estimates), estimates.finishes.value
-    if waiting and demand is not None and demand > _FULL and finishes:
+    if demand is not None and demand > _FULL and finishes:
         expected = max(expected, waiting / finishes)
-    return expected
+    return max(expected, estimates.wait.value or 0.0)
 
 
 def kv_demand(now: Observation, estimates: Estimates) -> float | None:
@@ -62,7 +65,10 @@ def resources(now: Observation, estimates: Estimates, slo_seconds: float | None)
         found["concurrency"] = (now.running + (now.waiting or 0.0)) / now.limit
     forecast, capacity = forecast_ttft(now, estimates), estimates.prefill_capacity
     arrivals, computed = estimates.arrivals.value, estimates.computed.value
-    if forecast is not None and slo_seconds and capacity and arrivals is not None and computed is not None:
+    # The first requests of an engine are slow, and few arrivals make no rate.
+    if not estimates.warm or not slo_seconds or not capacity:
+        return found
+    if forecast is not None and arrivals is not None and computed is not None:
         found["prefill"] = max(arrivals * computed / capacity, forecast / slo_seconds)
     return found
 
@@ -111,8 +117,8 @@ class Levels:
 
 
 def mark(now: Observation, estimates: Estimates, slo_seconds: float | None, at: float) -> Mark | None:
-    """This moment's mark; None where the forecast cannot be made."""
-    forecast = forecast_ttft(now, estimates)
+    """This moment's mark; None where the forecast cannot be made, or not yet: it would be remembered for long."""
+    forecast = forecast_ttft(now, estimates) if estimates.warm else None
     if forecast is None or not slo_seconds:
         return None
     return Mark(at, forecast / slo_seconds, kv_demand(now, estimates) or 0.0)

@@ -1,7 +1,8 @@
 """The trend of a level that leaks or ramps, and the chance that it crosses a limit: host memory, a GPU's used memory.
 
-Robust against single jumps (Theil-Sen: the median of the slopes between all pairs). Not for the KV cache, whose
-occupancy is shot noise around a mean and has no trend.
+Robust against single jumps (Theil-Sen: the median of the slopes between all pairs, of either half of the window; the
+lesser of both counts, since a ramp goes on). Not for the KV cache, whose occupancy is shot noise around a mean and has
+no trend.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Final
 
 WINDOW_SECONDS: Final = 1800.0
 STEP_SECONDS: Final = 30.0
-"""Readings are kept this far apart: 60 of them make the window, 1,770 pairs its trend."""
+"""Readings are kept this far apart: 60 of them make the window, 870 pairs its trend."""
 WARM_SECONDS: Final = 300.0
 HORIZON_SECONDS: Final = 1800.0
+_LEAST_READINGS: Final = 4
 _NORMAL_QUARTILE: Final = 0.6745
 
 
@@ -35,17 +37,11 @@ class Trend:
         if self.readings and at - self.readings[-1][0] < STEP_SECONDS:
             return self
         kept = (*(each for each in self.readings if each[0] > at - WINDOW_SECONDS), (at, value))
-        if kept[-1][0] - kept[0][0] < WARM_SECONDS:
+        if kept[-1][0] - kept[0][0] < WARM_SECONDS or len(kept) < _LEAST_READINGS:
             return Trend(kept)
-        slope = median(
-            (later[1] - earlier[1]) / (later[0] - earlier[0])
-            for index, later in enumerate(kept)
-            for earlier in kept[:index]
-        )
-        # How far readings lie from the line, as a standard deviation, over the time that they span.
-        residuals = [level - slope * when for when, level in kept]
-        middle = median(residuals)
-        spread = median(abs(each - middle) for each in residuals) / _NORMAL_QUARTILE
+        # A step in the middle of the window is half of all pairs, but it lies in one half only; a ramp is in both.
+        middle = len(kept) // 2
+        slope, spread = min(_line(kept[:middle]), _line(kept[middle:]))
         return Trend(kept, slope, 2.0 * spread / (kept[-1][0] - kept[0][0]))
 
     def chance(self, room: float, horizon: float = HORIZON_SECONDS) -> float | None:
@@ -60,3 +56,15 @@ class Trend:
         expected = self.slope * horizon
         error = max(self.deviation * horizon, 0.05 * abs(expected), 0.01 * room)
         return 0.5 * (1.0 + math.erf((expected - room) / error / math.sqrt(2.0)))
+
+
+def _line(readings: tuple[tuple[float, float], ...]) -> tuple[float, float]:
+    """The slope of some readings, and how far they lie from it, as a standard deviation."""
+    slope = median(
+        (later[1] - earlier[1]) / (later[0] - earlier[0])
+        for index, later in enumerate(readings)
+        for earlier in readings[:index]
+    )
+    residuals = [level - slope * when for when, level in readings]
+    center = median(residuals)
+    return slope, median(abs(each - center) for each in residuals) / _NORMAL_QUARTILE
