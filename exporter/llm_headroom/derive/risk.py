@@ -21,9 +21,9 @@ _LOOK_AHEAD: Final = (15.0, 30.0, 60.0, 120.0, 300.0)
 _MEASUREMENT_ERROR: Final = 0.01  # of the capacity: gauges are rounded and some seconds old
 
 # Fitted by bench/evaluate/calibrate.py on replayed traffic; docs/evaluation.md says how good they are on other traffic.
-_KV: Final = (1.270, 0.821)
-_COMBINED: Final = (-1.053, 0.142, 0.184)
-_HIGH_WATER: Final = (-1.161, 0.599, 0.511)
+_KV: Final = (1.738, 0.938)
+_COMBINED: Final = (-1.145, 0.124, 0.198)
+_HIGH_WATER: Final = (-0.819, 0.750, 0.163)
 
 
 def _sigmoid(x: float) -> float:
