@@ -21,7 +21,7 @@ Prometheus then evaluates the shipped alerts (`alerts/llm-headroom.rules.yml`) a
 
 **Incidents are what requests suffered**, not what metrics say. TTFT: within 60 s at least 3 first tokens, and 5 % of
 them, came later than the SLO. KV cache: within 60 s at least 3 preemptions, or a poll at which the head of the queue
-did not fit into the cache. An incident is either; those less than 120 s apart are one; it begins with its first
+did not fit into the cache. An incident is either; those at most 120 s apart are one; it begins with its first
 breach. Inter-token latency (ITL) is judged apart: 5 % of a minute's tokens, and 30, slower than 0.2 s.
 
 An alert is **right** if an incident begins within 300 s, is on, or ended less than 120 s ago; what pauses for less

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Definition(NamedTuple):
 
 USUAL: Final = Definition(60.0, 0.05, 3)
 DEFINITIONS: Final = (USUAL, Definition(30.0, 0.2, 3), Definition(120.0, 0.1, 5), Definition(300.0, 0.05, 5))
+EVERY_SECONDS: Final = 5.0
 BLOCKED_POLLS: Final = 1
 PREEMPTIONS: Final = 3
 SLOW_TOKENS: Final = 30
@@ -70,20 +72,28 @@ def kv_exhaustion(troubles: Sequence[Trouble]) -> list[Span]:
     )
 
 
+@cache
 def any_trouble(run: Run) -> list[Span]:
     """Incidents of first tokens or of the KV cache."""
     return merged([*slow_firsts(run.firsts), *kv_exhaustion(run.troubles)])
 
 
 def _breaches(events: Iterable[tuple[float, int, int]], definition: Definition) -> Iterator[Span]:
-    """The windows, each from its first bad event to its last one, that satisfy a definition; events are in order."""
+    """Every 5 s at which the window before satisfies a definition: from its first bad event to that moment.
+
+    Events are in order: when, how many, how many of them bad.
+    """
+    coming = deque(events)
     recent: deque[tuple[float, int, int]] = deque()
     total = bad = 0
-    for event in events:
-        recent.append(event)
-        total, bad = total + event[1], bad + event[2]
-        while recent[0][0] <= event[0] - definition.window:
+    moment = 0.0
+    while coming or recent:
+        moment += EVERY_SECONDS
+        while coming and coming[0][0] <= moment:
+            recent.append(coming.popleft())
+            total, bad = total + recent[-1][1], bad + recent[-1][2]
+        while recent and recent[0][0] <= moment - definition.window:
             _, gone, gone_bad = recent.popleft()
             total, bad = total - gone, bad - gone_bad
-        if event[2] and bad >= definition.least and bad >= definition.share * total:
-            yield Span(next(at for at, _, slow in recent if slow), event[0])
+        if bad >= definition.least and bad >= definition.share * total:
+            yield Span(next(at for at, _, worse in recent if worse), moment)

@@ -11,7 +11,7 @@ from evaluate.replay import replay
 from evaluate.scenarios import SCENARIOS, Scenario
 
 WANTED: Final = (0.02, 0.08, 0.2)
-"""Shares of the time that incidents take up."""
+"""Shares of the time, by first and last breaches."""
 CALM: Final = 0.6
 """The calm load, beside the first of the others."""
 SEEDS: Final = (101, 102)
@@ -19,11 +19,13 @@ BISECTIONS: Final = 7
 
 
 def suffering(scenario: Scenario, load: float) -> float:
-    """The share of the time that incidents take up."""
+    """The share of the time that lies between the first and the last breach of an incident."""
     busy = total = 0.0
     for seed in SEEDS:
         run = replay(replace(scenario, loads=(load,)), 0, seed)
-        busy += sum(end - begin for begin, end in any_trouble(run))
+        slow = [first.at for first in run.firsts if first.slow]
+        for begin, end in any_trouble(run):
+            busy += max((at for at in slow if begin <= at <= end), default=end) - begin
         total += run.span
     return busy / total
 

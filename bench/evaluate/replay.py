@@ -65,7 +65,7 @@ class Forecast(NamedTuple):
     features: Mapping[str, tuple[float, ...]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Run:
     """One replay; times are seconds since its begin."""
 

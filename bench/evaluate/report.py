@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final
 
 from evaluate.forecasts import MEANT, pairs
@@ -65,14 +65,17 @@ def traffic_table(results: Results) -> str:
     return table(head, rows)
 
 
+@cache
 def _firsts(run: Run) -> list[Span]:
     return slow_firsts(run.firsts)
 
 
+@cache
 def _kv(run: Run) -> list[Span]:
     return kv_exhaustion(run.troubles)
 
 
+@cache
 def _tokens(run: Run) -> list[Span]:
     return slow_tokens(run.troubles)
 
@@ -114,6 +117,7 @@ def macro_table(results: Results) -> str:
     return table(head, rows)
 
 
+@cache
 def _defined(definition: Definition, run: Run) -> list[Span]:
     return slow_firsts(run.firsts, definition)
 

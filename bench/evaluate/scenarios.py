@@ -1,7 +1,8 @@
 """What is replayed: traces on engines, at four loads from calm to overload, and which of them constants were fitted on.
 
 The loads are factors on a trace's arrivals. They were found once by `python -m evaluate.loads` as those at which
-incidents take up about 0, 2, 8 and 20 % of the time, the first being 60 % of the second.
+about 0, 2, 8 and 20 % of the time lie between the first and the last breach of an incident; the first is 60 % of the
+second.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ WARM_UP: Final = 300.0
 FRESH: Final = 1800.0
 """Seconds without an incident (or since the begin of the run) after which an onset is fresh."""
 DAY: Final = 86_400.0
-BOOTSTRAPS: Final = 1000
+BOOTSTRAPS: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
