@@ -46,6 +46,18 @@ def asked(address: str, path: str, **parameters: str) -> Any:  # noqa: ANN401 - 
             raise AssertionError((parameters, refused.read().decode())) from refused
 
 
+def ready(address: str) -> None:
+    """Wait until a Prometheus answers questions; it listens before it does."""
+    end = time.monotonic() + DEADLINE
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{address}/-/ready", timeout=DEADLINE):
+                return
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
 @contextmanager
 def empty_prometheus(folder: Path) -> Iterator[str]:
     """The address of a Prometheus that scrapes nothing; ends with the block."""
@@ -62,19 +74,7 @@ def empty_prometheus(folder: Path) -> Iterator[str]:
     ]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            _wait(address, process, folder)
+            ready(address)
             yield address
         finally:
             process.terminate()
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], folder: Path) -> None:
-    end = time.monotonic() + DEADLINE
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://{address}/-/ready", timeout=DEADLINE):
-                return
-        except OSError:
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.05)

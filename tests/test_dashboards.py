@@ -16,7 +16,7 @@ from llm_headroom import schema
 from llm_headroom.bundle.dashboards import dashboards, files
 from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
 from llm_headroom.model import Kind
-from prometheus_server import asked, empty_prometheus, needed
+from prometheus_server import asked, empty_prometheus, needed, ready
 from simulator_process import Simulator
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def filled_in(expr: str, baseline: str = "vllm") -> str:
 
 
 def test_the_committed_files_are_what_the_generator_writes() -> None:
-    assert {path.name: path.read_text(encoding="utf-8") for path in COMMITTED.iterdir()} == FILES
-    assert set(FILES) == {f"{uid}.json" for uid in UIDS}
+    assert {f"dashboards/{path.name}": path.read_text(encoding="utf-8") for path in COMMITTED.iterdir()} == FILES
+    assert set(FILES) == {f"dashboards/{uid}.json" for uid in UIDS}
     assert {document["uid"] for document in DOCUMENTS} == UIDS
 
 
@@ -195,10 +195,10 @@ def test_thresholds_of_the_user_are_drawn() -> None:
         for panel in drawn(json.loads(text)):
             found = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
             steps.setdefault(name, set()).update(step["value"] for step in found if step["value"] is not None)
-    assert {0.0333, 0.0444} <= steps["llm-headroom-fleet.json"]
-    assert 0.777 in steps["llm-headroom-kv.json"]
-    assert 0.0444 in steps["llm-headroom-gpu.json"]
-    assert 123 in steps["llm-headroom-exporter.json"]
+    assert {0.0333, 0.0444} <= steps["dashboards/llm-headroom-fleet.json"]
+    assert 0.777 in steps["dashboards/llm-headroom-kv.json"]
+    assert 0.0444 in steps["dashboards/llm-headroom-gpu.json"]
+    assert 123 in steps["dashboards/llm-headroom-exporter.json"]
 
 
 def test_a_selector_of_the_user_is_in_every_query() -> None:
@@ -209,13 +209,12 @@ def test_a_selector_of_the_user_is_in_every_query() -> None:
 
 
 def test_runbooks_are_linked_where_the_user_has_them() -> None:
-    text = files(replace(BundleSettings(), runbook_base_url="https://wiki.test/r/"))["llm-headroom-kv.json"]
+    text = files(replace(BundleSettings(), runbook_base_url="https://wiki.test/r/"))["dashboards/llm-headroom-kv.json"]
     urls = {link["url"] for panel in drawn(json.loads(text)) for link in panel.get("links", ())}
     assert "https://wiki.test/r/LLMKVCacheHigh.md" in urls
     assert all(re.fullmatch(r"https://wiki\.test/r/LLM\w+\.md", url) for url in urls)
 
 
-@pytest.mark.skipif(not RULES.exists(), reason="alerts/ is not in this tree")
 def test_every_linked_alert_exists() -> None:
     alerts = set(re.findall(r"alert: (\w+)", RULES.read_text()))
     linked = {
@@ -262,6 +261,7 @@ def test_every_query_finds_data_in_the_demo(tmp_path: Path) -> None:
     arguments = ("demo", "--listen", "127.0.0.1:0", "--seed", "1", "--speed", "10")
     with Simulator(*arguments, extra={"TMPDIR": str(tmp_path)}) as demo:
         address = demo.address("prometheus")
+        ready(address)
         end = time.monotonic() + 150
         while expected or selected:
             expected = {one for one in expected if not asked(address, "query", query=filled_in(one[2]))["result"]}

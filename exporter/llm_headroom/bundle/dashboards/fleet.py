@@ -85,7 +85,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             alert="LLMErrorRatioHigh",
         ),
         stat(
-            "TTFT on time",
+            "TTFT SLO",
             "Share of first tokens within the objective. It adds up over engines whose histograms do not.",
             scope.told(attained),
             unit="percentunit",
@@ -94,7 +94,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             alert="LLMFirstTokensSlow",
         ),
         stat(
-            "KV headroom",
+            "KV left",
             "Of the engine that has least: room for new requests in its KV cache, as a share of its capacity.",
             scope.told(f"min({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})"),
             unit="percentunit",
@@ -103,7 +103,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             alert="LLMKVCacheHigh",
         ),
         stat(
-            "GPU headroom",
+            "GPU left",
             "Of the GPU that has least: memory that can still be allocated, as a share of its memory.",
             scope.told(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
             unit="percentunit",
