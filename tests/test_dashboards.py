@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import pytest
 
 from llm_headroom import schema
+from llm_headroom.bundle import recording
 from llm_headroom.bundle.dashboards import dashboards, files
 from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
 from llm_headroom.model import Kind
@@ -31,13 +32,14 @@ Json: TypeAlias = dict[str, Any]
 DOCUMENTS: Final[Sequence[Json]] = [json.loads(text) for text in FILES.values()]
 VARIABLES: Final = ("job", "instance", "engine", "model", "target")
 PROMETHEUS_OWN: Final = {"ALERTS", "up", "scrape_samples_scraped", "scrape_duration_seconds"}
+RECORDED: Final = {rule.name for rule in recording.FLEET}
 LEVELS: Final = {
     "llm_gpu_xid_errors_total",
     "llm_gpu_ecc_errors_total",
     "llm_host_memory_oom_kills_total",
 }
 """Counters that are shown as they stand: a counter that appears with its first event has no rate."""
-SELECTOR: Final = re.compile(r"\b(llm_\w+|ALERTS|up|scrape_\w+)\{([^}]*)\}")
+SELECTOR: Final = re.compile(r"((?:\b\w+:)?\bllm_\w+(?::\w+)?|\bALERTS|\bup|\bscrape_\w+)\{([^}]*)\}")
 
 
 def drawn(document: Json) -> Iterator[Json]:
@@ -164,14 +166,16 @@ def test_conventions_of_metrics(document: Json) -> None:
         for name, _ in found:
             base = re.sub(r"_(bucket|sum|count)$", "", name)
             histogram = base in schema.BY_NAME and schema.BY_NAME[base].kind is Kind.HISTOGRAM
-            assert name in PROMETHEUS_OWN or name in schema.BY_NAME or histogram, (name, expr)
+            assert name in PROMETHEUS_OWN | RECORDED or name in schema.BY_NAME or histogram, (name, expr)
 
 
 def test_conventions_of_selection(document: Json) -> None:
     for title, expr in expressions(document):
-        assert not re.search(r"\bllm_\w+(?!\w*[{\w])", expr), (title, "a metric without a selector", expr)
+        assert not re.search(r"\bllm_\w+(?![\w:{])", expr), (title, "a metric without a selector", expr)
         for name, matchers in SELECTOR.findall(expr):
-            assert name == "ALERTS" or {'job=~"$job"', 'instance=~"$instance"'} <= set(matchers.split(", ")), expr
+            assert name in {"ALERTS"} | RECORDED or {'job=~"$job"', 'instance=~"$instance"'} <= set(
+                matchers.split(", ")
+            ), expr
             if name.endswith("_total") and name not in LEVELS:
                 assert re.search(rf"rate\({re.escape(name)}\{{", expr), (title, "a counter without a rate")
 
@@ -185,7 +189,9 @@ def test_conventions_of_histograms(document: Json) -> None:
     for title, expr in expressions(document):
         for labels in re.findall(r"sum by \(([^)]*\ble\b)\)", expr):
             assert "engine" in labels.split(", "), (title, "buckets of different engines do not add up")
-        assert expr.count("_bucket{") == len(re.findall(r"sum by \([^)]*, le\) \(rate\(llm_\w+_bucket\{", expr))
+        assert expr.count("_bucket") == len(
+            re.findall(r"sum by \([^)]*, le\) \((?:rate\(|engine_model:)llm_\w+_bucket[:{]", expr)
+        )
 
 
 def test_thresholds_of_the_user_are_drawn() -> None:
@@ -204,8 +210,8 @@ def test_thresholds_of_the_user_are_drawn() -> None:
 def test_a_selector_of_the_user_is_in_every_query() -> None:
     for text in files(BundleSettings(selector='cluster="x"')).values():
         for expr in asked_for(json.loads(text)):
-            assert all('cluster="x"' in matchers.split(", ") for _, matchers in SELECTOR.findall(expr)), expr
-            assert 'cluster="x"' in expr
+            for name, matchers in SELECTOR.findall(expr) or [("", expr)]:
+                assert name in RECORDED or 'cluster="x"' in matchers, expr
 
 
 def test_runbooks_are_linked_where_the_user_has_them() -> None:

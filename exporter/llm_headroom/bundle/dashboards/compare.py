@@ -84,7 +84,7 @@ def _summary(scope: Scope) -> Panel:
                     scope,
                     scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, "engine", slo="ttft", window=_RANGE),
                 ),
-                Column(title="First tokens in time", unit="percentunit", width=135),
+                Column(title="TTFT SLO", unit="percentunit", width=135),
             ),
         ),
         height=6,
@@ -123,13 +123,17 @@ def _memory(scope: Scope) -> tuple[Panel, ...]:
     return (
         table(
             "GPU memory by use",
-            "Now, on all GPUs of an engine. Where the engine does not tell its weights, they are under the rest.",
+            "Now, on all GPUs of an engine. Where weights are not told they are under the rest; an "
+            "engine that tells no parts has its whole model under weights.",
             (
                 Column(title="Engine", label="engine", width=120),
-                (held("kv_used", "kv_evictable", "kv_free", "kv_cache"), Column(title="KV cache", unit="bytes")),
-                (held("weights", "model"), Column(title="Weights", unit="bytes")),
-                (held("graph", "other"), Column(title="Rest", unit="bytes")),
-                (every, Column(title="All", unit="bytes")),
+                (
+                    held("kv_used", "kv_evictable", "kv_free", "kv_cache"),
+                    Column(title="KV cache", unit="bytes", width=115),
+                ),
+                (held("weights", "model"), Column(title="Weights", unit="bytes", width=115)),
+                (held("graph", "other"), Column(title="Rest", unit="bytes", width=115)),
+                (every, Column(title="All", unit="bytes", width=115)),
             ),
             width=14,
             height=6,
@@ -157,11 +161,11 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
             "Price and energy",
             f"{_SHOWN} The price needs a price per GPU-hour in llm-headroom's configuration.",
             (
-                Column(title="Engine", label="engine", width=120),
-                Column(title="Currency", label="currency", width=90),
-                (price, Column(title="Per million tokens")),
-                (f"sum by (engine) ({joules}) / {counted}", Column(title="Energy per token", unit="joule")),
-                (f"{counted} / sum by (engine) ({joules})", Column(title="Tokens per joule", unit="none")),
+                Column(title="Engine", label="engine", width=100),
+                Column(title="Currency", label="currency", width=80),
+                (price, Column(title="Per million tokens", width=140)),
+                (f"sum by (engine) ({joules}) / {counted}", Column(title="Energy per token", unit="joule", width=130)),
+                (f"{counted} / sum by (engine) ({joules})", Column(title="Tokens per joule", unit="none", width=130)),
             ),
             width=12,
             empty="without a price and without the GPUs' energy",

@@ -13,6 +13,7 @@ from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODE
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.bundle.thresholds import Thresholds
+    from llm_headroom.model import Metric
 
 UID = "llm-headroom-fleet"
 _CHOSEN = "${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${__url_time_range}"
@@ -39,6 +40,7 @@ def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
             Row("Do users get what they were promised?", _users(scope, limits)),
             Row("How much is asked for?", _traffic(scope, limits)),
             Row("How near are the limits?", _limits(scope, limits)),
+            Row("How long do answers take?", _latencies(scope), optional="with the recording rules of llm-headroom"),
             Row("Which alerts are firing?", (_alerts(alerts),), optional="while an alert fires"),
         ),
     )
@@ -269,6 +271,23 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             link=_TO_GPU,
             alert="LLMGpuMemoryHeadroomLow",
         ),
+    )
+
+
+def _latencies(scope: Scope) -> tuple[Panel, ...]:
+    def p95(title: str, answers: str, metric: Metric) -> Panel:
+        return lines(
+            title,
+            f"{answers} Of whole engines and models: instances and targets are not told apart.",
+            Query(scope.recorded_quantile(0.95, metric), BY_MODEL),
+            unit="s",
+            empty="without the recording rules of llm-headroom",
+        )
+
+    return (
+        p95("Time to first token, p95", "From arrival to the first token.", schema.TIME_TO_FIRST_TOKEN),
+        p95("Between tokens, p95", "Between successive tokens of one request.", schema.INTER_TOKEN_LATENCY),
+        p95("Whole requests, p95", "From arrival to end.", schema.REQUEST_DURATION),
     )
 
 
