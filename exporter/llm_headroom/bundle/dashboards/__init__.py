@@ -1,4 +1,4 @@
-"""Grafana dashboards, generated: `python -m llm_headroom.bundle.dashboards` writes them into a folder.
+"""Grafana dashboards, generated: `llm-headroom bundle --only dashboards` writes them.
 
 The builder is our own: frozen values (`panel`, `dashboard`), PromQL over values of the schema (`scope`), and one module
 for each dashboard.
@@ -38,6 +38,6 @@ def files(settings: BundleSettings) -> dict[str, str]:
     """Return the text of each file by its path: classic JSON for Grafana 10.4 and newer."""
     runbook = settings.runbook_base_url.rstrip("/") + "/{alert}.md"
     return {
-        f"{one.uid}.json": json.dumps(one.to_json(runbook), indent=2, ensure_ascii=False) + "\n"
+        f"dashboards/{one.uid}.json": json.dumps(one.to_json(runbook), indent=2, ensure_ascii=False) + "\n"
         for one in dashboards(settings)
     }

@@ -81,7 +81,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMFirstTokensSlow",
         ),
         stat(
-            "Inter-token p95",
+            "ITL p95",
             "Time between tokens of the slowest engine and model.",
             worst(schema.INTER_TOKEN_LATENCY),
             unit="s",
@@ -89,7 +89,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMInterTokenLatencySlow",
         ),
         stat(
-            "Duration p95",
+            "E2E p95",
             "From arrival to end of the slowest engine and model.",
             worst(schema.REQUEST_DURATION),
             unit="s",
@@ -133,8 +133,8 @@ def _arrivals(scope: Scope) -> tuple[Panel, ...]:
         lines(
             "How requests end",
             "Per second, by reason. Engines that tell no reason have one curve; `abort` is a client that left.",
-            Query(ends, "{{engine}} {{reason}}"),
-            Query(fails, "{{engine}} failed: {{reason}}"),
+            Query(ends, "{{reason}} ({{engine}})"),
+            Query(fails, "failed: {{reason}} ({{engine}})"),
             unit="reqps",
             alert="LLMErrorRatioHigh",
         ),
@@ -283,6 +283,7 @@ def _cache(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             Query(f"{preempted} / {finished}", BY_MODEL),
             unit="percentunit",
             steps=above(limits.preemption_share, limits.preemption_share_critical),
+            at_least=0.1,
             alert="LLMPreemptionsHigh",
         ),
     )

@@ -46,21 +46,21 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     mapped = scope.of(schema.SOURCE_SAMPLES, state="mapped")
     return (
         stat(
-            "Exporters up",
+            "Exporters",
             "Exporters that Prometheus scrapes.",
             f"sum(up{{{scope.matchers(())}}})",
             alert="LLMExporterDown",
         ),
         stat("Sources up", "Engines, and NVML, whose last collection succeeded.", f"sum({up})"),
         stat(
-            "Sources down",
+            "Down",
             "Sources that do not answer. Their other series end at once.",
             f"sum(1 - {up})",
             steps=above(1, 1),
             alert="LLMEngineDown",
         ),
         stat(
-            "Oldest reading",
+            "Oldest",
             "Age of the last success of the source that has waited longest.",
             f"max({_age(scope)})",
             unit="s",
@@ -68,7 +68,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMSourceStale",
         ),
         stat(
-            "Samples mapped",
+            "Mapped",
             "Share of the samples that llm-headroom knows by name; what it leaves out on purpose is not counted.",
             f"sum({mapped}) / (sum({mapped}) + sum({unknown}))",
             unit="percentunit",
@@ -82,7 +82,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             unit="cps",
         ),
         stat(
-            "Configuration",
+            "Config",
             "1 if the last reading of the configuration succeeded.",
             f"min({scope.of(schema.CONFIG_RELOAD_SUCCESS)})",
             steps=below(1, 1),
@@ -114,15 +114,18 @@ def _sources(scope: Scope, limits: Thresholds) -> Panel:
                 f"{state} or on ({SOURCE}) min by ({SOURCE}) ({scope.of(schema.UP)})",
                 Column(title="Up", steps=below(1), width=60),
             ),
-            (f"max by ({SOURCE}) ({_age(scope)})", Column(title="Age", unit="s", steps=above(limits.source_stale))),
+            (
+                f"max by ({SOURCE}) ({_age(scope)})",
+                Column(title="Age", unit="s", steps=above(limits.source_stale), width=90),
+            ),
             (
                 f"max by ({SOURCE}) ({scope.of(schema.SOURCE_DURATION)})",
-                Column(title="Duration", unit="s", steps=above(limits.source_slow)),
+                Column(title="Duration", unit="s", steps=above(limits.source_slow), width=90),
             ),
-            (samples("mapped"), Column(title="Mapped")),
-            (samples("ignored"), Column(title="Left out")),
-            (samples("unknown"), Column(title="Unknown", steps=above(1))),
-            (samples("invalid"), Column(title="Invalid", steps=above(1))),
+            (samples("mapped"), Column(title="Mapped", width=90)),
+            (samples("ignored"), Column(title="Left out", width=90)),
+            (samples("unknown"), Column(title="Unknown", steps=above(1), width=90)),
+            (samples("invalid"), Column(title="Invalid", steps=above(1), width=90)),
         ),
         height=7,
         alert="LLMSignalLost",

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
-from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, above, below
+from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, above, below, thresholds
 from llm_headroom.bundle.dashboards.parts import lines, stat, table
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.bundle.thresholds import Thresholds
+    from llm_headroom.model import Metric
 
 UID = "llm-headroom-fleet"
 _CHOSEN = "${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${__url_time_range}"
@@ -20,6 +21,7 @@ _CELL = "var-engine=${__data.fields.Engine}&var-target=${__data.fields.Target}"
 _TO_ENGINE = f"/d/llm-headroom-engine?{_CELL}&var-model=${{__data.fields.Model}}&{_CHOSEN}"
 _TO_TARGET = f"/d/llm-headroom-engine?{_CELL}&{_CHOSEN}"
 _TO_KV = f"/d/llm-headroom-kv?{_CELL}&var-model=${{__data.fields.Model}}&{_CHOSEN}"
+_TO_KV_ALL = f"/d/llm-headroom-kv?{_CHOSEN}"
 _TO_GPU = f"/d/llm-headroom-gpu?{_CHOSEN}"
 _TO_EXPORTER = f"/d/llm-headroom-exporter?{_CHOSEN}"
 
@@ -38,6 +40,7 @@ def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
             Row("Do users get what they were promised?", _users(scope, limits)),
             Row("How much is asked for?", _traffic(scope, limits)),
             Row("How near are the limits?", _limits(scope, limits)),
+            Row("How long do answers take?", _latencies(scope), optional="with the recording rules of llm-headroom"),
             Row("Which alerts are firing?", (_alerts(alerts),), optional="while an alert fires"),
         ),
     )
@@ -48,23 +51,17 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
     attained = scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, "", slo="ttft")
     return (
         stat(
-            "Engines up",
-            "Engines whose last collection succeeded.",
-            f"sum({up})",
+            "Engines",
+            "Engines whose last collection succeeded, and those that do not answer. The latter lose their other series "
+            "at once, so their curves end: that is a dead source, not an idle one.",
+            Query(f"sum({up})", "up"),
+            Query(f"sum(1 - {up})", "down"),
+            styles=(("^down$", {"thresholds": thresholds(above(1, 1))}),),
             link=_TO_EXPORTER,
             alert="LLMEngineDown",
         ),
         stat(
-            "Engines down",
-            "Engines that do not answer. They lose their other series at once, so their curves end: that is a dead "
-            "source, not an idle one.",
-            f"sum(1 - {up})",
-            steps=above(1, 1),
-            link=_TO_EXPORTER,
-            alert="LLMEngineDown",
-        ),
-        stat(
-            "Firing alerts",
+            "Alerts",
             "Alerts of llm-headroom that fire now, whatever is selected above. Needs its rules in this Prometheus.",
             f'count(ALERTS{{alertstate="firing", {alerts}}}) or max({up}) * 0',
             steps=above(1),
@@ -90,7 +87,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             alert="LLMErrorRatioHigh",
         ),
         stat(
-            "First tokens in time",
+            "TTFT SLO",
             "Share of first tokens within the objective. It adds up over engines whose histograms do not.",
             scope.told(attained),
             unit="percentunit",
@@ -99,12 +96,22 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             alert="LLMFirstTokensSlow",
         ),
         stat(
-            "Least KV headroom",
+            "KV left",
             "Of the engine that has least: room for new requests in its KV cache, as a share of its capacity.",
             scope.told(f"min({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})"),
             unit="percentunit",
             steps=below(1 - limits.kv_usage_high, 1 - limits.kv_usage_critical),
+            link=_TO_KV_ALL,
             alert="LLMKVCacheHigh",
+        ),
+        stat(
+            "GPU left",
+            "Of the GPU that has least: memory that can still be allocated, as a share of its memory.",
+            scope.told(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
+            unit="percentunit",
+            steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
+            link=_TO_GPU,
+            alert="LLMGpuMemoryHeadroomLow",
         ),
     )
 
@@ -125,8 +132,8 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
         "One row for each model of each engine; an engine that is down has a row without a model. A dash is what the "
         "engine does not tell, or has no traffic to tell it from. Click an engine, a model or a number to go there.",
         (
-            Column(title="Engine", label="engine", width=90),
-            Column(title="Target", label="target", link=_TO_TARGET),
+            Column(title="Engine", label="engine", width=80),
+            Column(title="Target", label="target", link=_TO_TARGET, width=120),
             Column(title="Model", label="model", link=_TO_ENGINE),
             (state, Column(title="Up", steps=below(1), width=60)),
             (each(scope.of(schema.REQUESTS_RUNNING)), Column(title="Running", width=80)),
@@ -135,14 +142,14 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                 Column(title="Waiting", steps=above(limits.waiting_high), width=80),
             ),
             (each(scope.rate(schema.REQUESTS_FINISHED)), Column(title="Requests", unit="reqps", width=100)),
-            (each(scope.rate(schema.GENERATION_TOKENS)), Column(title="Generated", unit="tokens/s", width=110)),
+            (each(scope.rate(schema.GENERATION_TOKENS)), Column(title="Generated", unit="tokens/s", width=105)),
             (
                 f"max by ({TARGET}) ({slow})",
                 Column(
-                    title="Slow first tokens",
+                    title="Slow TTFT",
                     unit="percentunit",
                     steps=above(limits.ttft_slow_share, limits.ttft_slow_share_long),
-                    width=130,
+                    width=90,
                 ),
             ),
             (
@@ -152,13 +159,20 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                     unit="percentunit",
                     steps=above(limits.kv_usage_high, limits.kv_usage_critical),
                     bar=1,
-                    width=150,
+                    width=130,
                     link=_TO_KV,
                 ),
             ),
             (
                 f"min by ({TARGET}) ({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})",
-                Column(title="Room for", unit="none", steps=below(limits.headroom_requests_low), width=90, link=_TO_KV),
+                Column(
+                    title="Room for",
+                    unit="none",
+                    decimals=0,
+                    steps=below(limits.headroom_requests_low),
+                    width=90,
+                    link=_TO_KV,
+                ),
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.SATURATION, resource='max')})",
@@ -194,8 +208,9 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         lines(
             "Failed requests",
             "Requests per second that ended without a whole answer, by reason.",
-            Query(f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FAILED)})", "{{engine}} · {{reason}}"),
+            Query(f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FAILED)})", "{{reason}} ({{engine}})"),
             unit="reqps",
+            at_least=1,
             alert="LLMErrorRatioHigh",
         ),
     )
@@ -237,11 +252,13 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Saturation",
-            "How far the resource that binds is used: at 1 first tokens begin to leave their objective. Scale on it.",
+            "How far the resource that binds is used: at 100 % first tokens begin to leave their objective; cut "
+            "at 200 %. Scale on it.",
             Query(f"max by ({MODEL}) ({scope.of(schema.SATURATION, resource='max')})", BY_MODEL),
             unit="percentunit",
+            highest=2,
             steps=Steps("green", ((1, "red"),)),
-            link=_TO_KV,
+            link=_TO_KV_ALL,
         ),
         lines(
             "GPU memory headroom",
@@ -254,6 +271,23 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             link=_TO_GPU,
             alert="LLMGpuMemoryHeadroomLow",
         ),
+    )
+
+
+def _latencies(scope: Scope) -> tuple[Panel, ...]:
+    def p95(title: str, answers: str, metric: Metric) -> Panel:
+        return lines(
+            title,
+            f"{answers} Of whole engines and models: instances and targets are not told apart.",
+            Query(scope.recorded_quantile(0.95, metric), BY_MODEL),
+            unit="s",
+            empty="without the recording rules of llm-headroom",
+        )
+
+    return (
+        p95("Time to first token, p95", "From arrival to the first token.", schema.TIME_TO_FIRST_TOKEN),
+        p95("Between tokens, p95", "Between successive tokens of one request.", schema.INTER_TOKEN_LATENCY),
+        p95("Whole requests, p95", "From arrival to end.", schema.REQUEST_DURATION),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
 from llm_headroom.bundle.dashboards.panel import Column, Json, Query, above, below
-from llm_headroom.bundle.dashboards.parts import areas, bars, dashed, lines, quiet, stat, table
+from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat, table
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_TARGET, SOURCE, Scope
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
             Row("Is there room, and are the GPUs well?", _numbers(scope, limits)),
             Row("Whose is the memory?", _memory(scope, limits)),
             Row("How much is left?", _left(scope, limits)),
-            Row("How hard do they work?", _work(scope)),
+            Row("How hard do they work?", _work(scope, limits)),
             Row("What does a token cost?", _cost(scope)),
-            Row("Are they held back?", _held_back(scope, limits)),
+            Row("Are they held back?", _held_back(scope), optional="where the driver tells of clocks and throttling"),
             Row("Are they broken?", _errors(scope), optional="where the driver tells of errors"),
             Row("Which processes are on them?", (_processes(scope),), optional="where process ids can be seen"),
             Row("How much host memory do engines use?", _host(scope), optional="where control groups can be read"),
@@ -60,7 +60,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         stat("GPUs", "GPUs that NVML lists, lost ones included.", scope.told_gpu(f"sum({scope.of(schema.GPUS)})")),
         stat(
-            "Least headroom",
+            "Headroom",
             "Memory that can still be allocated on the GPU that has least.",
             scope.told_gpu(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
             unit="percentunit",
@@ -84,7 +84,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMGpuMemoryGrowthOutsideReservation",
         ),
         stat(
-            "Overcommitted",
+            "Overcommit",
             "By how much reservations exceed the memory of their devices.",
             scope.told_gpu(f"sum({scope.of(schema.GPU_MEMORY_OVERCOMMITTED)})"),
             unit="bytes",
@@ -111,14 +111,16 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 
 def _memory(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     total = f"sum({scope.of(schema.GPU_MEMORY_TOTAL)})"
-    held = f"sum by (engine, target, kind) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    kinds = f"sum by (engine, target, kind) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    held = f"sum by ({SOURCE}, {_GPU}) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    known = f"max by ({SOURCE}, {_GPU}, method) ({scope.of(schema.GPU_ATTRIBUTION_INFO)})"
     return (
         areas(
             "Memory by owner and use",
             "Of all selected GPUs together; choose one above to see it alone. Parts add up to the total. KV cache is "
             "reserved at the engine's start, so little free memory is normal: below the dashed line an allocation may "
             "fail.",
-            Query(held, "{{target}} {{kind}}"),
+            Query(kinds, "{{target}} {{kind}}"),
             Query(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})", "unattributed"),
             Query(f"sum({scope.of(schema.GPU_MEMORY_RESERVED)})", "driver"),
             Query(f"sum({scope.of(schema.GPU_MEMORY_FREE)})", "free"),
@@ -129,16 +131,21 @@ def _memory(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             height=10,
             styles=_MEMORY,
         ),
-        bars(
+        table(
             "Held by each engine on each GPU",
-            "What an engine's processes hold now.",
-            Query(
-                f"sum by (engine, target, gpu, instance) ({scope.of(schema.GPU_MEMORY_ENGINE)})",
-                "{{target}} on GPU {{gpu}}",
+            "What an engine's processes hold now, and how it was found out that it is theirs.",
+            (
+                Column(title="Target", label="target"),
+                Column(title="GPU", label="gpu", width=50),
+                Column(title="Known by", label="method", width=110),
+                (
+                    f"{held} * on ({SOURCE}, {_GPU}) group_left (method) {known}",
+                    Column(title="Held", unit="bytes", width=90),
+                ),
             ),
-            unit="bytes",
-            lowest=0,
+            width=8,
             height=10,
+            sort="-Held",
         ),
     )
 
@@ -181,7 +188,7 @@ def _left(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     )
 
 
-def _work(scope: Scope) -> tuple[Panel, ...]:
+def _work(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Utilisation",
@@ -192,20 +199,23 @@ def _work(scope: Scope) -> tuple[Panel, ...]:
             alert="LLMGpuIdleWhileQueued",
         ),
         lines(
-            "Memory bandwidth",
-            "Share of time in which device memory was read or written. Decode is bound by it.",
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_MEMORY_CONTROLLER)})", BY_GPU),
-            unit="percentunit",
-            highest=1,
-            empty="where the driver does not tell it",
-        ),
-        lines(
             "Power, and the limit",
             "Power draw, and (dashed) the limit in force.",
             Query(f"max by ({_GPU}) ({scope.of(schema.GPU_POWER)})", BY_GPU),
             Query(f"max by ({_GPU}) ({scope.of(schema.GPU_POWER_LIMIT)})", f"{BY_GPU} limit"),
             unit="watt",
             styles=((" limit$", dashed()),),
+        ),
+        lines(
+            "Temperature",
+            "By sensor.",
+            Query(
+                f"max by ({_GPU}, sensor) ({scope.of(schema.GPU_TEMPERATURE)})",
+                "GPU {{gpu}} {{sensor}} · {{instance}}",
+            ),
+            unit="celsius",
+            steps=above(limits.gpu_temperature_high),
+            alert="LLMGpuTemperatureHigh",
         ),
     )
 
@@ -239,18 +249,15 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
     )
 
 
-def _held_back(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+def _held_back(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
-            "Temperature",
-            "By sensor.",
-            Query(
-                f"max by ({_GPU}, sensor) ({scope.of(schema.GPU_TEMPERATURE)})",
-                "GPU {{gpu}} {{sensor}} · {{instance}}",
-            ),
-            unit="celsius",
-            steps=above(limits.gpu_temperature_high),
-            alert="LLMGpuTemperatureHigh",
+            "Memory bandwidth",
+            "Share of time in which device memory was read or written. Decode is bound by it.",
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_MEMORY_CONTROLLER)})", BY_GPU),
+            unit="percentunit",
+            highest=1,
+            empty="where the driver does not tell it",
         ),
         lines(
             "Throttled",

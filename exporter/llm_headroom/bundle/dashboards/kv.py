@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
-from llm_headroom.bundle.dashboards.panel import Query, Steps, above, below
+from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, Steps, above, below
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
 
@@ -48,7 +48,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     exhaustion = f"min({scope.of(schema.KV_CACHE_EXHAUSTION)})"
     return (
         stat(
-            "Held by requests",
+            "KV held",
             "Share of all selected KV cache that cannot be reclaimed.",
             scope.told(f"{used} / {capacity}"),
             unit="percentunit",
@@ -56,7 +56,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVCacheHigh",
         ),
         stat(
-            "Fullest target",
+            "Peak",
             "The highest share that requests hold, of all targets, in the last minute between scrapes.",
             scope.told(f"max({scope.of(schema.KV_CACHE_USAGE_PEAK)})"),
             unit="percentunit",
@@ -64,12 +64,12 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVCacheExhausted",
         ),
         stat(
-            "Room in tokens",
+            "Token room",
             "Tokens that can still be given to new requests: free and reusable ones, less what waits.",
             scope.told(f"sum({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)})"),
         ),
         stat(
-            "Least room in requests",
+            "Room for",
             "Requests of the recent mean size that the fullest target can still admit and end.",
             scope.told(f"min({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})"),
             decimals=0,
@@ -77,10 +77,9 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVHeadroomLow",
         ),
         stat(
-            "Soonest full in",
-            "Time until the first KV cache is full if demand stays. Not told while none fills up: that is good. Look "
-            "at it, do not page on it.",
-            scope.told(exhaustion),
+            "Full in",
+            "Time until the first KV cache is full if demand stays. Look at it, do not page on it.",
+            scope.told(f"{exhaustion} or min({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)}) * 0 - {-NOT_FILLING}"),
             unit="s",
             steps=Steps("orange", ((limits.kv_exhaustion_soon, "green"),)),
             alert="LLMKVTimeToFull",
@@ -93,7 +92,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             steps=above(0.8, 1),
         ),
         stat(
-            "Risk, high water",
+            "Risk",
             "Probability of KV cache trouble or slow first tokens within five minutes, of the target where it is "
             "highest.",
             scope.told(f"max({scope.of(schema.SATURATION_HIGH_WATER_RISK)})"),
@@ -183,18 +182,20 @@ def _binding(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "Saturation by resource",
-            "The most saturated target of each engine: KV cache, concurrency, prefill, GPU memory.",
-            Query(f"max by (engine, resource) ({parts})", "{{engine}} {{resource}}"),
+            "The most saturated target of each engine: KV cache, concurrency, prefill, GPU memory. Cut at 200 %.",
+            Query(f"max by (engine, resource) ({parts})", "{{resource}} ({{engine}})"),
             unit="percentunit",
             width=12,
+            highest=2,
             steps=Steps("green", ((1, "red"),)),
         ),
         lines(
             "Saturation of the resource that binds",
-            "At 1 first tokens begin to leave their objective. Scale on it.",
+            "At 100 % first tokens begin to leave their objective; the curve is cut at 200 %. Scale on it.",
             Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION, resource='max')})", BY_TARGET),
             unit="percentunit",
             width=12,
+            highest=2,
             steps=Steps("green", ((1, "red"),)),
         ),
     )
@@ -247,6 +248,7 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Running requests per second that were put back for want of KV cache.",
             Query(f"sum by ({SOURCE}) ({scope.rate(schema.PREEMPTIONS)})", BY_TARGET),
             unit="cps",
+            at_least=1,
             width=12,
             alert="LLMPreemptionsHigh",
         ),

@@ -12,6 +12,8 @@ Json: TypeAlias = dict[str, Any]
 DATASOURCE: Final[Json] = {"type": "prometheus", "uid": "${datasource}"}
 NOT_TOLD: Final = -2
 """Stands for a reading that no selected source gives although one is up; no metric that a panel shows can be -2."""
+NOT_FILLING: Final = -3
+"""Stands for a time that does not come, as nothing grows."""
 
 ENGINE_COLOURS: Final = {
     "vllm": "blue",
@@ -22,7 +24,7 @@ ENGINE_COLOURS: Final = {
 }
 """The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
 
-_METRIC: Final = re.compile(r"\b(?:llm[_:]\w[\w:]*|ALERTS|up(?=\{)|scrape_\w+)")
+_METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+)")
 _GREY: Final = "#8e8e99"
 
 
@@ -81,12 +83,12 @@ class Column:
     steps: Steps | None = None
     bar: float | None = None  # the value at which a bar is full
     width: int | None = None
+    decimals: int | None = None
     link: str = ""
 
-    @property
-    def field(self) -> str:
-        """What Grafana calls it before it is renamed."""
-        return self.label or f"Value #{chr(ord('A') + self.query)}"
+    def field(self, queries: int) -> str:
+        """Return what Grafana calls it in a table of so many queries, before it is renamed."""
+        return self.label or (f"Value #{chr(ord('A') + self.query)}" if queries > 1 else "Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +108,12 @@ class Panel:
     queries: tuple[Query, ...]
     unit: str = "short"
     width: int = 8
-    height: int = 7
+    height: int = 8
     steps: Steps = PLAIN
     lowest: float | None = None
     highest: float | None = None
     decimals: int | None = None
+    at_least: float | None = None  # the axis reaches so far, even if no curve does
     stacked: bool = False
     empty: str | None = None
     alert: str = ""
@@ -164,8 +167,8 @@ class Panel:
     def _defaults(self) -> Json:
         found: Json = {
             "unit": self.unit,
-            "mappings": _mappings(),
-            "thresholds": _thresholds(self.steps),
+            "mappings": [*_mappings(), *([_MISSING] if self.kind is Kind.TABLE else [])],
+            "thresholds": thresholds(self.steps),
             "color": {"mode": "thresholds"},
             "noValue": "No data" if self.kind is not Kind.TABLE else "–",
         }
@@ -177,12 +180,12 @@ class Panel:
         if self.link:
             found["links"] = [{"title": "Look into it", "url": self.link}]
         if self.kind is Kind.TIMESERIES:
-            found["color"] = {"mode": "palette-classic-by-name"}
+            found["color"] = {"mode": "palette-classic"}
             found["custom"] = {
                 "drawStyle": "line",
                 "lineInterpolation": "linear",
                 "lineWidth": 0 if self.stacked else 1,
-                "fillOpacity": 65 if self.stacked else 8,
+                "fillOpacity": 65 if self.stacked else 5,
                 "gradientMode": "none",
                 "showPoints": "never",
                 "spanNulls": False,
@@ -190,6 +193,10 @@ class Panel:
                 "stacking": {"mode": "normal" if self.stacked else "none", "group": "A"},
                 "thresholdsStyle": {"mode": "dashed" if self.steps.bounds else "off"},
             }
+            if self.at_least is not None:
+                found["custom"]["axisSoftMax"] = self.at_least
+        elif self.kind is Kind.BARS:
+            found["color"] = {"mode": "palette-classic"}
         elif self.kind is Kind.TABLE:
             found["custom"] = {"align": "auto", "filterable": False, "cellOptions": {"type": "auto"}}
         return found
@@ -198,7 +205,7 @@ class Panel:
         if self.kind is Kind.TABLE:
             return [_override("byName", column.title, _cells(column)) for column in self.columns]
         found = []
-        if self.kind is Kind.TIMESERIES:
+        if self.kind in {Kind.TIMESERIES, Kind.BARS}:
             found = [
                 _override("byRegexp", f"/^{engine}( |$)/", {"color": {"mode": "shades", "fixedColor": colour}})
                 for engine, colour in ENGINE_COLOURS.items()
@@ -219,7 +226,7 @@ class Panel:
                     "colorMode": "value",
                     "graphMode": "area",
                     "justifyMode": "center",
-                    "textMode": "value",
+                    "textMode": "value" if len(self.queries) == 1 else "value_and_name",
                     "orientation": "auto",
                 }
             case Kind.BARS:
@@ -251,14 +258,15 @@ class Panel:
 
     def _transformations(self) -> list[Json]:
         """Put the queries' rows together by their labels, then name and order the columns."""
+        fields = [column.field(len(self.queries)) for column in self.columns]
         return [
             {"id": "merge", "options": {}},
             {
                 "id": "organize",
                 "options": {
                     "excludeByName": {"Time": True},
-                    "indexByName": {column.field: place for place, column in enumerate(self.columns)},
-                    "renameByName": {column.field: column.title for column in self.columns},
+                    "indexByName": {name: place for place, name in enumerate(fields)},
+                    "renameByName": {name: column.title for name, column in zip(fields, self.columns, strict=True)},
                 },
             },
         ]
@@ -268,11 +276,20 @@ def _mappings() -> list[Json]:
     """What is no number: a reading that the sources do not tell, and one that has no traffic to be made of."""
     return [
         {"type": "value", "options": {str(NOT_TOLD): {"text": "Not told", "color": _GREY, "index": 0}}},
+        {"type": "value", "options": {str(NOT_FILLING): {"text": "Not filling", "color": "green", "index": 2}}},
         {"type": "special", "options": {"match": "nan", "result": {"text": "No traffic", "color": _GREY, "index": 1}}},
     ]
 
 
-def _thresholds(steps: Steps) -> Json:
+_MISSING: Final[Json] = {
+    "type": "special",
+    "options": {"match": "null", "result": {"text": "–", "color": _GREY, "index": 3}},
+}
+"""A cell without a value must not have the colour of a bad one."""
+
+
+def thresholds(steps: Steps) -> Json:
+    """Return Grafana's form of the colours."""
     bounds = [{"color": steps.base, "value": None}, *({"color": name, "value": at} for at, name in steps.bounds)]
     return {"mode": "absolute", "steps": bounds}
 
@@ -289,11 +306,13 @@ def _cells(column: Column) -> Json:
     if column.unit:
         found["unit"] = column.unit
     if column.steps is not None:
-        found["thresholds"] = _thresholds(column.steps)
+        found["thresholds"] = thresholds(column.steps)
         found["custom.cellOptions"] = {"type": "color-text"}
     if column.bar is not None:
         found |= {"min": 0, "max": column.bar}
         found["custom.cellOptions"] = {"type": "gauge", "mode": "basic", "valueDisplayMode": "color"}
+    if column.decimals is not None:
+        found["decimals"] = column.decimals
     if column.width is not None:
         found["custom.width"] = column.width
     if column.link:

@@ -11,9 +11,15 @@ def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
     return tuple(one if isinstance(one, Query) else Query(one) for one in what)
 
 
+def _numbers(expr: str) -> str:
+    """Drop NaN, which a quotient of two idle counters is, and a quantile of no observations."""
+    return f"({expr}) >= 0" if " / " in expr or "histogram_quantile" in expr else expr
+
+
 def lines(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return curves over time."""
-    return Panel(kind=Kind.TIMESERIES, title=title, answers=answers, queries=_queries(queries), **more)
+    """Return curves over time, with gaps where there is nothing to divide by."""
+    drawn = tuple(Query(_numbers(one.expr), one.legend) for one in _queries(queries))
+    return Panel(kind=Kind.TIMESERIES, title=title, answers=answers, queries=drawn, **more)
 
 
 def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
@@ -21,10 +27,10 @@ def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel
     return Panel(kind=Kind.TIMESERIES, title=title, answers=answers, queries=_queries(queries), stacked=True, **more)
 
 
-def stat(title: str, answers: str, query: str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return one number of now."""
+def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
+    """Return numbers of now; several of them need names."""
     defaults = {"width": 3, "height": 4} | more
-    return Panel(kind=Kind.STAT, title=title, answers=answers, queries=(Query(query),), **defaults)
+    return Panel(kind=Kind.STAT, title=title, answers=answers, queries=_queries(queries), **defaults)
 
 
 def bars(title: str, answers: str, query: Query, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
@@ -62,6 +68,7 @@ def _of_query(column: Column, place: int) -> Column:
         steps=column.steps,
         bar=column.bar,
         width=column.width,
+        decimals=column.decimals,
         link=column.link,
     )
 

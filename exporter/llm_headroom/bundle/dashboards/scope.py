@@ -56,6 +56,15 @@ class Scope:
         buckets = self.rate(metric, suffix="_bucket", window=window)
         return f"histogram_quantile({share}, sum by ({by}, le) ({buckets}))"
 
+    def recorded_quantile(self, share: float, metric: Metric) -> str:
+        """Return a quantile over a whole fleet, from buckets that a recording rule has added up by engine and model.
+
+        They have no instance and no target; the user's own matchers are in the rule.
+        """
+        chosen = ", ".join(f'{name}=~"${name}"' for name in ("job", "engine", "model"))
+        buckets = f"engine_model:{metric.name}_bucket:rate5m{{{chosen}}}"
+        return f"histogram_quantile({share}, sum by ({MODEL}, le) ({buckets}))"
+
     def mean(self, metric: Metric, by: str = MODEL) -> str:
         """Return the mean of a histogram's observations."""
         total, count = (self.rate(metric, suffix=suffix) for suffix in ("_sum", "_count"))

@@ -1,0 +1,280 @@
+"""The dashboards: what holds for every panel, and that each query finds what it asks for in a real Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import pytest
+
+from llm_headroom import schema
+from llm_headroom.bundle import recording
+from llm_headroom.bundle.dashboards import dashboards, files
+from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.model import Kind
+from prometheus_server import asked, empty_prometheus, needed, ready
+from simulator_process import Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+ROOT: Final = Path(__file__).parents[1]
+COMMITTED: Final = ROOT / "dashboards"
+RULES: Final = ROOT / "alerts" / "llm-headroom.rules.yml"
+UIDS: Final = {f"llm-headroom-{name}" for name in ("fleet", "engine", "kv", "gpu", "compare", "exporter")}
+FILES: Final = files(BundleSettings())
+Json: TypeAlias = dict[str, Any]
+DOCUMENTS: Final[Sequence[Json]] = [json.loads(text) for text in FILES.values()]
+VARIABLES: Final = ("job", "instance", "engine", "model", "target")
+PROMETHEUS_OWN: Final = {"ALERTS", "up", "scrape_samples_scraped", "scrape_duration_seconds"}
+RECORDED: Final = {rule.name for rule in recording.FLEET}
+LEVELS: Final = {
+    "llm_gpu_xid_errors_total",
+    "llm_gpu_ecc_errors_total",
+    "llm_host_memory_oom_kills_total",
+}
+"""Counters that are shown as they stand: a counter that appears with its first event has no rate."""
+SELECTOR: Final = re.compile(r"((?:\b\w+:)?\bllm_\w+(?::\w+)?|\bALERTS|\bup|\bscrape_\w+)\{([^}]*)\}")
+
+
+def drawn(document: Json) -> Iterator[Json]:
+    """The panels of a dashboard, those of collapsed rows included, without the rows."""
+    for panel in document["panels"]:
+        if panel["type"] == "row":
+            yield from panel["panels"]
+        else:
+            yield panel
+
+
+def expressions(document: Json) -> Iterator[tuple[str, str]]:
+    """Each panel's title with each of its expressions."""
+    for panel in drawn(document):
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+
+
+def asked_for(document: Json) -> Iterator[str]:
+    """Every expression of a dashboard: panels', annotations', and the selectors of variables."""
+    yield from (expr for _, expr in expressions(document))
+    yield from (one["expr"] for one in document["annotations"]["list"] if "expr" in one)
+    yield from (values_of(one)[0] for one in document["templating"]["list"] if one["type"] == "query")
+
+
+def values_of(variable: Json) -> tuple[str, str]:
+    """The selector and the label of a variable."""
+    match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
+    assert match, variable
+    return match[1], match[2]
+
+
+def filled_in(expr: str, baseline: str = "vllm") -> str:
+    """An expression with all selected, as Grafana would send it."""
+    expr = expr.replace("$__rate_interval", "60s").replace("$__range", "300s").replace("$baseline", baseline)
+    expr = re.sub(r"\$(job|instance|engine|model|target|gpu)\b", ".*", expr)
+    assert "$" not in expr, expr
+    return expr
+
+
+def test_the_committed_files_are_what_the_generator_writes() -> None:
+    assert {f"dashboards/{path.name}": path.read_text(encoding="utf-8") for path in COMMITTED.iterdir()} == FILES
+    assert set(FILES) == {f"dashboards/{uid}.json" for uid in UIDS}
+    assert {document["uid"] for document in DOCUMENTS} == UIDS
+
+
+@pytest.fixture(name="document", params=DOCUMENTS, ids=[document["uid"] for document in DOCUMENTS])
+def _document(request: pytest.FixtureRequest) -> Json:
+    """Each dashboard, for what the dashboard linter of Grafana asks for, and more."""
+    found: Json = request.param
+    return found
+
+
+def test_conventions_of_dashboard(document: Json) -> None:
+    assert not document["editable"]
+    assert document["graphTooltip"] == 1
+    assert document["schemaVersion"] == 39
+    assert document["id"] is None
+    assert document["description"]
+    link = document["links"][0]
+    assert (link["type"], link["tags"], link["includeVars"], link["keepTime"]) == (
+        "dashboards",
+        document["tags"],
+        True,
+        True,
+    )
+    names = [one["name"] for one in document["annotations"]["list"][1:]]
+    assert names == ["Alerts", "Engine restarts", "Model loads", "GPU errors (Xid)"]
+
+
+def test_conventions_of_variables(document: Json) -> None:
+    source, *others = document["templating"]["list"]
+    assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
+    assert tuple(one["name"] for one in others)[: len(VARIABLES)] == VARIABLES
+    for one in others:
+        assert one["refresh"] == 2, "on a change of the time range"
+        assert one["datasource"]["uid"] == "${datasource}"
+        assert one["name"] == "baseline" or (one["multi"], one["includeAll"], one["allValue"]) == (True, True, ".*")
+        assert one["name"] == "job" or 'job=~"$job"' in one["definition"], "each is narrowed by those before"
+
+
+def test_conventions_of_panels(document: Json) -> None:
+    numbers = [panel["id"] for panel in document["panels"]] + [
+        panel["id"] for row in document["panels"] for panel in row.get("panels", ())
+    ]
+    assert len(numbers) == len(set(numbers))
+    for panel in drawn(document):
+        assert panel["title"], panel
+        assert re.search(r"\n\nMetrics: (`[\w:]+`(, )?)+$", panel["description"]), panel["description"]
+        assert panel["targets"], panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+        assert panel["type"] != "stat" or len(panel["title"]) <= 13, "a longer title is cut off on a laptop"
+        if panel["type"] == "table":
+            columns = panel["transformations"][1]["options"]["renameByName"]
+            values = {name for name in columns if name.startswith("Value")}
+            several = [f"Value #{target['refId']}" for target in panel["targets"]]
+            assert values == set(several if len(several) > 1 else ["Value"]), panel["title"]
+
+
+def test_conventions_of_rows(document: Json) -> None:
+    assert document["panels"][0]["type"] == "row"
+    for row in (panel for panel in document["panels"] if panel["type"] == "row"):
+        assert row["title"].endswith("?"), "a row's title is the question that it answers"
+        assert bool(row["panels"]) == row["collapsed"]
+
+
+def test_conventions_of_layout(document: Json) -> None:
+    bands: dict[int, list[Mapping[str, int]]] = {}
+    for panel in document["panels"]:
+        bands.setdefault(panel["gridPos"]["y"], []).append(panel["gridPos"])
+    end = 0
+    for top, band in sorted(bands.items()):
+        assert top == end, "no gap, and nothing overlaps"
+        assert sum(place["w"] for place in band) == 24
+        assert len({place["h"] for place in band}) == 1
+        end = top + band[0]["h"]
+
+
+def test_conventions_of_metrics(document: Json) -> None:
+    for expr in asked_for(document):
+        found = SELECTOR.findall(expr) or [(expr, "")]
+        for name, _ in found:
+            base = re.sub(r"_(bucket|sum|count)$", "", name)
+            histogram = base in schema.BY_NAME and schema.BY_NAME[base].kind is Kind.HISTOGRAM
+            assert name in PROMETHEUS_OWN | RECORDED or name in schema.BY_NAME or histogram, (name, expr)
+
+
+def test_conventions_of_selection(document: Json) -> None:
+    for title, expr in expressions(document):
+        assert not re.search(r"\bllm_\w+(?![\w:{])", expr), (title, "a metric without a selector", expr)
+        for name, matchers in SELECTOR.findall(expr):
+            assert name in {"ALERTS"} | RECORDED or {'job=~"$job"', 'instance=~"$instance"'} <= set(
+                matchers.split(", ")
+            ), expr
+            if name.endswith("_total") and name not in LEVELS:
+                assert re.search(rf"rate\({re.escape(name)}\{{", expr), (title, "a counter without a rate")
+
+
+def test_conventions_of_windows(document: Json) -> None:
+    allowed = {"$__rate_interval"} | ({"$__range"} if document["uid"] == "llm-headroom-compare" else set())
+    assert {window for _, expr in expressions(document) for window in re.findall(r"\[([^\]]+)\]", expr)} <= allowed
+
+
+def test_conventions_of_histograms(document: Json) -> None:
+    for title, expr in expressions(document):
+        for labels in re.findall(r"sum by \(([^)]*\ble\b)\)", expr):
+            assert "engine" in labels.split(", "), (title, "buckets of different engines do not add up")
+        assert expr.count("_bucket") == len(
+            re.findall(r"sum by \([^)]*, le\) \((?:rate\(|engine_model:)llm_\w+_bucket[:{]", expr)
+        )
+
+
+def test_thresholds_of_the_user_are_drawn() -> None:
+    chosen = Thresholds(kv_usage_high=0.777, gpu_headroom_low=0.0444, ttft_slow_share=0.0333, source_stale=123)
+    steps: dict[str, set[float]] = {}
+    for name, text in files(BundleSettings(thresholds=chosen)).items():
+        for panel in drawn(json.loads(text)):
+            found = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+            steps.setdefault(name, set()).update(step["value"] for step in found if step["value"] is not None)
+    assert {0.0333, 0.0444} <= steps["dashboards/llm-headroom-fleet.json"]
+    assert 0.777 in steps["dashboards/llm-headroom-kv.json"]
+    assert 0.0444 in steps["dashboards/llm-headroom-gpu.json"]
+    assert 123 in steps["dashboards/llm-headroom-exporter.json"]
+
+
+def test_a_selector_of_the_user_is_in_every_query() -> None:
+    for text in files(BundleSettings(selector='cluster="x"')).values():
+        for expr in asked_for(json.loads(text)):
+            for name, matchers in SELECTOR.findall(expr) or [("", expr)]:
+                assert name in RECORDED or 'cluster="x"' in matchers, expr
+
+
+def test_runbooks_are_linked_where_the_user_has_them() -> None:
+    text = files(replace(BundleSettings(), runbook_base_url="https://wiki.test/r/"))["dashboards/llm-headroom-kv.json"]
+    urls = {link["url"] for panel in drawn(json.loads(text)) for link in panel.get("links", ())}
+    assert "https://wiki.test/r/LLMKVCacheHigh.md" in urls
+    assert all(re.fullmatch(r"https://wiki\.test/r/LLM\w+\.md", url) for url in urls)
+
+
+def test_every_linked_alert_exists() -> None:
+    alerts = set(re.findall(r"alert: (\w+)", RULES.read_text()))
+    linked = {
+        panel.alert for one in dashboards(BundleSettings()) for row in one.rows for panel in row.panels if panel.alert
+    }
+    assert linked <= alerts
+
+
+def test_every_expression_is_promql(tmp_path: Path) -> None:
+    promtool = needed("promtool")
+    every = sorted({filled_in(expr) for document in DOCUMENTS for expr in asked_for(document)})
+    rules = [{"record": f"r{place}", "expr": expr} for place, expr in enumerate(every)]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboards", "rules": rules}]}))
+    done = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(every)} rules found" in done.stdout
+
+
+def test_no_query_fails_where_nothing_was_ever_seen(tmp_path: Path) -> None:
+    with empty_prometheus(tmp_path) as address:
+        for document in DOCUMENTS:
+            for expr in asked_for(document):
+                assert asked(address, "query", query=filled_in(expr))["result"] == [], "nothing is made up"
+
+
+def test_every_query_finds_data_in_the_demo(tmp_path: Path) -> None:
+    needed("prometheus")
+    expected = {
+        (one.uid, panel.title, query.expr)
+        for one in dashboards(BundleSettings())
+        for row in one.rows
+        for panel in row.panels
+        if panel.empty is None
+        for query in panel.queries
+    }
+    selected = {
+        (document["uid"], one["name"], one["definition"]): values_of(one)
+        for document in DOCUMENTS
+        for one in document["templating"]["list"]
+        if one["type"] == "query"
+    }
+    assert len(expected) > 150
+    arguments = ("demo", "--listen", "127.0.0.1:0", "--seed", "1", "--speed", "10")
+    with Simulator(*arguments, extra={"TMPDIR": str(tmp_path)}) as demo:
+        address = demo.address("prometheus")
+        ready(address)
+        end = time.monotonic() + 150
+        while expected or selected:
+            expected = {one for one in expected if not asked(address, "query", query=filled_in(one[2]))["result"]}
+            selected = {
+                name: (selector, label)
+                for name, (selector, label) in selected.items()
+                if not asked(address, f"label/{label}/values", **{"match[]": filled_in(selector)})
+            }
+            assert time.monotonic() < end, (expected, selected)
+            time.sleep(0.5 if expected or selected else 0)
