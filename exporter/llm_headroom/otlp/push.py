@@ -53,13 +53,17 @@ class _Prepared:
 
 
 class Push:
-    """Pushes what `sources` gives until it is closed. `began` is the unix time at which this process started."""
+    """Pushes what `sources` gives until it is closed. `began` is the unix time at which this process started.
+
+    `settled` is called when the tally has changed.
+    """
 
     def __init__(  # noqa: PLR0913 - what it works with
         self,
         settings: OtlpSettings,
         *,
         sources: Callable[[], Sources],
+        settled: Callable[[], None],
         transport: Transport,
         tally: Tally,
         resource: Mapping[str, str],
@@ -67,6 +71,7 @@ class Push:
     ) -> None:
         self._settings = settings
         self._sources = sources
+        self._settled = settled
         self._transport = transport
         self._tally = tally
         self._encoder = Encoder(resource, SCHEMA_URL)
@@ -169,6 +174,7 @@ class Push:
         else:
             self._tally.dropped(outcome.cause, prepared.count)
             self._dropped += prepared.count
+        self._settled()
         told = (outcome.cause, outcome.rejected > 0, outcome.message if outcome.cause is None else "")
         if told == self._told:
             return
