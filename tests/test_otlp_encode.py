@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -300,3 +302,9 @@ def test_what_the_conventions_call_it() -> None:
     }
     usage = found["hw.gpu.memory.usage"]
     assert (usage.unit, usage.sum.is_monotonic, usage.sum.aggregation_temporality) == ("By", False, 2)
+
+
+def test_the_page_lists_every_name_of_the_conventions() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "otlp.md").read_text()
+    listed = re.findall(r"^\| `(llm_\w+)` \| `((?:gen_ai|hw)\.[\w.]+)` \| ", page, re.MULTILINE)
+    assert listed == [(metric.name, each.stream.name) for metric, each in CONVENTIONS.items()]
