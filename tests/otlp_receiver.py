@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-
 import threading
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -184,7 +183,7 @@ class GrpcReceiver(_Receiver):
     def __enter__(self) -> Self:
         outer = self
 
-        class Servicer(MetricsServiceServicer):  # type: ignore[misc] # generated without annotations
+        class Servicer(MetricsServiceServicer):
             def Export(self, request: Any, context: Any) -> Any:  # noqa: ANN401, N802 - the service's own
                 number = outer.attempted()
                 code = outer._replies[number - 1] if number <= len(outer._replies) else None

@@ -18,7 +18,7 @@ from llm_headroom.settings import OtlpSettings
 from llm_headroom.yaml_nodes import Value, from_number, from_string, mapping_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from llm_headroom.config_error import Place, Problems
 
@@ -129,13 +129,18 @@ def settled(
     secrets: dict[str, Secret] = {**file.get("headers_env", {}), **file.get("headers_file", {})}
     given["resource"] = {**given.get("resource", {}), **file.get("resource", {})}
     settings = OtlpSettings(url=url, path=path, secrets=secrets, **given)
-    if "tls" in file and not url.startswith("https:"):
-        told(".tls", "is given, but the endpoint is not https")
-    if settings.protocol == "grpc" and settings.tls.insecure_skip_verify:
-        told(".tls.insecure_skip_verify", "gRPC cannot do it; give ca_file instead")
-    if settings.protocol == "grpc" and urlsplit(url).path:
-        told(".endpoint", f"with gRPC it must not have a path, as {url} has")
+    for key, problem in _contradictions(settings, file):
+        told(key, problem)
     return settings
+
+
+def _contradictions(settings: OtlpSettings, file: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "tls" in file and not settings.url.startswith("https:"):
+        yield ".tls", "is given, but the endpoint is not https"
+    if settings.protocol == "grpc" and settings.tls.insecure_skip_verify:
+        yield ".tls.insecure_skip_verify", "gRPC cannot do it; give ca_file instead"
+    if settings.protocol == "grpc" and urlsplit(settings.url).path:
+        yield ".endpoint", f"with gRPC it must not have a path, as {settings.url} has"
 
 
 def _endpoint(
@@ -195,11 +200,11 @@ def _headers(text: str) -> dict[str, str]:
 
 
 def _milliseconds(lowest: float, highest: float) -> Callable[[str], float]:
+    low, high = round(lowest * 1000), round(highest * 1000)
+
     def read(text: str) -> float:
         if not text.isascii() or not text.isdigit() or not lowest <= int(text[:9]) / 1000 <= highest:
-            raise ConfigError(
-                f"expected milliseconds from {lowest * 1000:.0f} to {highest * 1000:.0f}, got {shown(text)}"
-            )
+            raise ConfigError(f"expected milliseconds from {low} to {high}, got {shown(text)}")
         return int(text[:9]) / 1000
 
     return read

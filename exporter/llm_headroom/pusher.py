@@ -57,6 +57,7 @@ class Pusher:
         self._push = Push(
             config.otlp,
             sources=app.sources,
+            settled=app.changed,
             transport=transport,
             tally=self._tally,
             resource=attributes(config.otlp.resource, os.environ, config.listen[0].rpartition(":")[2]),

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.render.otlp import Reading, Shape, Stream
+from llm_headroom.render.otlp import Line, Reading, Shape, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from llm_headroom.model import Labels, Metric
+    from llm_headroom.model import Labels, Metric, Series
     from llm_headroom.otlp.cumulative import Started
 
 RENAMED: Final[Mapping[str, str]] = {
@@ -115,7 +115,7 @@ class Conventions:
     """Turns points of ours into those that the conventions name."""
 
     def __init__(self) -> None:
-        self._labels: dict[tuple[Metric, Labels], Labels] = {}
+        self._lines: dict[Series, Line] = {}
 
     def readings(self, points: Iterable[Started]) -> Iterator[Reading]:
         """The points for which there is a name, under that name."""
@@ -125,14 +125,15 @@ class Conventions:
                 continue
             if series.metric in _OF_GPUS and not series.label("uuid"):
                 continue  # told by an engine, which cannot name the device
-            key = (series.metric, series.labels)
-            labels = self._labels.get(key)
-            if labels is None:
-                labels = self._labels[key] = _labels(convention, series.labels)
-            # A level is not reset, so that it has no start.
-            yield Reading(convention.stream, labels, value, start, time)
+            line = self._lines.get(series)
+            if line is None:
+                if len(self._lines) > _MOST_KEPT:
+                    self._lines.clear()
+                line = self._lines[series] = Line(convention.stream, _labels(convention, series.labels))
+            yield Reading(line, value, start, time)
 
 
+_MOST_KEPT: Final = 200_000
 _OF_GPUS: Final = frozenset(metric for metric in CONVENTIONS if metric.name.startswith("llm_gpu_"))
 
 

@@ -19,13 +19,13 @@ from llm_headroom.otlp.conventions import Conventions
 from llm_headroom.otlp.cumulative import Started, Starts, nanoseconds
 from llm_headroom.otlp.outcome import Drop, Outcome
 from llm_headroom.otlp.resource import SCHEMA_URL
-from llm_headroom.render.otlp import SHAPES, Encoder, Reading, Stream
+from llm_headroom.render.otlp import Encoder, Line, Reading, line_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from llm_headroom.endpoint import Secret
-    from llm_headroom.model import Labels, Metric, Point
+    from llm_headroom.model import Point, Series
     from llm_headroom.otlp.outcome import Transport
     from llm_headroom.otlp.tally import Tally
     from llm_headroom.settings import OtlpSettings
@@ -39,6 +39,8 @@ FIRST_DELAY: Final = 1.0
 MOST_DELAY: Final = 30.0
 LONGEST_PAUSE: Final = 300.0
 """Seconds for which a collector is obeyed that asks to be left alone."""
+MOST_LINES: Final = 200_000
+"""Series that are remembered, gone ones included."""
 FLUSH: Final = 5.0
 """Seconds that the last export may take at most, since whoever ends us waits."""
 
@@ -49,17 +51,21 @@ class _Prepared:
 
     body: bytes
     count: int
-    alive: Mapping[tuple[Stream, Labels], Reading]
+    alive: Mapping[tuple[str, bytes], Reading]
 
 
 class Push:
-    """Pushes what `sources` gives until it is closed. `began` is the unix time at which this process started."""
+    """Pushes what `sources` gives until it is closed. `began` is the unix time at which this process started.
+
+    `settled` is called when the tally has changed.
+    """
 
     def __init__(  # noqa: PLR0913 - what it works with
         self,
         settings: OtlpSettings,
         *,
         sources: Callable[[], Sources],
+        settled: Callable[[], None],
         transport: Transport,
         tally: Tally,
         resource: Mapping[str, str],
@@ -67,13 +73,14 @@ class Push:
     ) -> None:
         self._settings = settings
         self._sources = sources
+        self._settled = settled
         self._transport = transport
         self._tally = tally
         self._encoder = Encoder(resource, SCHEMA_URL)
         self._starts = Starts(began)
         self._conventions = Conventions() if settings.semantic_conventions else None
-        self._streams: dict[Metric, Stream] = {}
-        self._alive: Mapping[tuple[Stream, Labels], Reading] = {}
+        self._lines: dict[Series, Line] = {}
+        self._alive: Mapping[tuple[str, bytes], Reading] = {}
         self._pause_until = 0.0
         self._told: object = None
         self._dropped = 0
@@ -144,7 +151,9 @@ class Push:
         readings = [self._reading(each) for each in started]
         if self._conventions is not None:
             readings += self._conventions.readings(started)
-        alive = {(reading.stream, reading.labels): reading for reading in readings}
+        if len(self._lines) > MOST_LINES:
+            self._lines = {series: self._lines[series] for (series, _, _), _, _ in started}
+        alive = {reading.line.key: reading for reading in readings}
         # Without a word about series that are gone, backends go on with their last values for minutes.
         gone = [
             last._replace(value=None, time=nanoseconds(now)) for key, last in self._alive.items() if key not in alive
@@ -154,12 +163,10 @@ class Push:
 
     def _reading(self, started: Started) -> Reading:
         (series, value, _), start, at = started
-        metric = series.metric
-        stream = self._streams.get(metric)
-        if stream is None:
-            stream = Stream(metric.name, SHAPES[metric.kind], metric.unit, metric.help)
-            self._streams[metric] = stream
-        return Reading(stream, series.labels, value, start, at)
+        line = self._lines.get(series)
+        if line is None:
+            line = self._lines[series] = line_of(series)
+        return Reading(line, value, start, at)
 
     def _settle(self, prepared: _Prepared, outcome: Outcome) -> None:
         """Count what became of an interval, and log it if it is news."""
@@ -169,6 +176,7 @@ class Push:
         else:
             self._tally.dropped(outcome.cause, prepared.count)
             self._dropped += prepared.count
+        self._settled()
         told = (outcome.cause, outcome.rejected > 0, outcome.message if outcome.cause is None else "")
         if told == self._told:
             return

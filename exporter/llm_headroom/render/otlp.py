@@ -6,24 +6,23 @@ collector/metrics/v1/metrics_service.proto; the numbers below are those of its f
 
 from __future__ import annotations
 
-import math
 import struct
 from enum import IntEnum
-from itertools import pairwise
+from itertools import accumulate
+from operator import sub
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
 from llm_headroom.model import Histogram, Kind
-from llm_headroom.render.protobuf import LENGTH, doubles, fields, fixed64s, number, sized, tag, text, varint
+from llm_headroom.render.protobuf import LENGTH, doubles, fields, number, sized, tag, text, varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llm_headroom.model import Labels
+    from llm_headroom.model import Labels, Series
 
 _CUMULATIVE: Final = 2
 _NO_RECORDED_VALUE: Final = 1
-_MOST_KEPT: Final = 200_000
 _NUMBER: Final = struct.Struct("<BQBQBd")
 _GAUGE: Final = struct.Struct("<BQBd")
 _ATTRIBUTES: Final = {Kind.GAUGE: 7, Kind.COUNTER: 7, Kind.HISTOGRAM: 9}
@@ -50,7 +49,7 @@ _KIND: Final = {
     Shape.LEVEL: Kind.COUNTER,
     Shape.HISTOGRAM: Kind.HISTOGRAM,
 }
-SHAPES: Final = {Kind.GAUGE: Shape.GAUGE, Kind.COUNTER: Shape.COUNTER, Kind.HISTOGRAM: Shape.HISTOGRAM}
+_SHAPES: Final = {Kind.GAUGE: Shape.GAUGE, Kind.COUNTER: Shape.COUNTER, Kind.HISTOGRAM: Shape.HISTOGRAM}
 
 
 class Stream(NamedTuple):
@@ -62,11 +61,69 @@ class Stream(NamedTuple):
     description: str
 
 
+class Line:
+    """A series of a stream, and the bytes of it that are the same in each export. Made once, used at each export."""
+
+    __slots__ = ("_bounds", "_front", "_histogram", "attributes", "key", "stream")
+
+    def __init__(self, stream: Stream, labels: Labels) -> None:
+        self.stream = stream
+        self.attributes = attributes(_ATTRIBUTES[_KIND[stream.shape]], labels)
+        self.key = (stream.name, self.attributes)  # quick to look up: both remember their hashes
+        size = _GAUGE.size if stream.shape is Shape.GAUGE else _NUMBER.size
+        self._front = _POINT + varint(len(self.attributes) + size) + self.attributes
+        self._bounds: tuple[float, ...] | None = None
+        self._histogram = (b"", struct.Struct(""))
+
+    def scalar(self, value: float, start: int, time: int) -> bytes:
+        """A number data point as a field."""
+        if self.stream.shape is Shape.GAUGE:
+            return self._front + _GAUGE.pack(_TIME, time, _VALUE, value)
+        return self._front + _NUMBER.pack(_START, start, _TIME, time, _VALUE, value)
+
+    def histogram(self, value: Histogram, start: int, time: int) -> bytes:
+        """A histogram data point as a field: the engine's own buckets, no longer cumulative."""
+        if value.bounds is not self._bounds:
+            self._learn(value.bounds)
+        front, layout = self._histogram
+        counts, total = _buckets(value.counts)
+        return front + layout.pack(*counts, _START, start, _TIME, time, _COUNT, total, _SUM, value.sum)
+
+    def gone(self, start: int, time: int) -> bytes:
+        """A data point that says that there is none any more, as a field."""
+        times = struct.pack("<BQBQ", _START, start, _TIME, time)
+        flags = number(_FLAGS[_KIND[self.stream.shape]], _NO_RECORDED_VALUE)
+        return sized(1, self.attributes + times + flags)
+
+    def _learn(self, bounds: tuple[float, ...]) -> None:
+        # Fields may stand in any order: what changes stands last, so that it can be packed at once.
+        layout = struct.Struct(f"<{len(bounds)}QBQBQBQBd")
+        same = self.attributes + sized(_BOUNDS, doubles(bounds[:-1])) + tag(_COUNTS, LENGTH) + varint(8 * len(bounds))
+        self._histogram = (_POINT + varint(len(same) + layout.size) + same, layout)
+        self._bounds = bounds
+
+
+def _buckets(cumulative: tuple[float, ...]) -> tuple[list[int], int]:
+    """Counts of each bucket alone, and of all of them."""
+    upto = list(map(int, cumulative))
+    counts = list(map(sub, upto, [0, *upto[:-1]]))
+    if min(counts) < 0:
+        # The buckets must add up to the count, even where an engine's own are at odds by a scrape in mid-update.
+        upto = list(accumulate(upto, max, initial=0))[1:]
+        counts = list(map(sub, upto, [0, *upto[:-1]]))
+    return counts, upto[-1]
+
+
+def line_of(series: Series) -> Line:
+    """The line of a series of ours, under its own name."""
+    metric = series.metric
+    return Line(Stream(metric.name, _SHAPES[metric.kind], metric.unit, metric.help), series.labels)
+
+
 class Reading(NamedTuple):
     """A data point: `value` None says that there is none any more. Times are unix nanoseconds; gauges start at 0."""
 
-    stream: Stream
-    labels: Labels
+    line: Line
     value: float | Histogram | None
     start: int
     time: int
@@ -89,7 +146,7 @@ def _utf8(value: str) -> bytes:
 
 
 class Encoder:
-    """Encodes readings of one resource; remembers what does not change from export to export.
+    """Encodes readings of one resource.
 
     `resource` are the resource's attributes, `schema_url` tells where the names of those are from.
     """
@@ -98,57 +155,24 @@ class Encoder:
         self._resource = sized(1, attributes(1, resource.items()))
         self._scope = sized(1, text(1, "llm_headroom") + text(2, __version__))
         self._schema_url = text(3, schema_url)
-        self._attributes: dict[tuple[int, Labels], bytes] = {}
-        self._bounds: dict[tuple[float, ...], bytes] = {}
 
     def request(self, readings: Iterable[Reading]) -> bytes:
         """An ExportMetricsServiceRequest; readings of one metric are put together, wherever they stand."""
-        if len(self._attributes) > _MOST_KEPT:
-            self._attributes.clear()
-        parts: dict[Stream, list[bytes]] = {}
-        for reading in readings:
-            out = parts.get(reading.stream)
-            if out is None:
-                out = parts[reading.stream] = []
-            point = self._point(reading)
-            out += (_POINT, varint(len(point)), point)
-        metrics = b"".join(sized(2, _metric(stream, b"".join(points))) for stream, points in parts.items())
+        parts: dict[str, tuple[Stream, list[bytes]]] = {}
+        for line, value, start, time in readings:
+            stream = line.stream
+            found = parts.get(stream.name)
+            if found is None:
+                found = parts[stream.name] = (stream, [])
+            if value is None:
+                point = line.gone(start, time)
+            elif isinstance(value, Histogram):
+                point = line.histogram(value, start, time)
+            else:
+                point = line.scalar(value, start, time)
+            found[1].append(point)
+        metrics = b"".join(sized(2, _metric(stream, b"".join(points))) for stream, points in parts.values())
         return sized(1, self._resource + sized(2, self._scope + metrics) + self._schema_url)
-
-    def _point(self, reading: Reading) -> bytes:
-        stream, labels, value, start, time = reading
-        kind = _KIND[stream.shape]
-        key = (_ATTRIBUTES[kind], labels)
-        head = self._attributes.get(key)
-        if head is None:
-            head = self._attributes[key] = attributes(key[0], labels)
-        if value is None:
-            times = struct.pack("<BQBQ", _START, start, _TIME, time)
-            return head + times + number(_FLAGS[kind], _NO_RECORDED_VALUE)
-        if isinstance(value, Histogram):
-            return head + self._histogram(value, start, time)
-        if stream.shape is Shape.GAUGE:
-            return head + _GAUGE.pack(_TIME, time, _VALUE, value)
-        return head + _NUMBER.pack(_START, start, _TIME, time, _VALUE, value)
-
-    def _histogram(self, value: Histogram, start: int, time: int) -> bytes:
-        bounds = self._bounds.get(value.bounds)
-        if bounds is None:
-            bounds = self._bounds[value.bounds] = sized(_BOUNDS, doubles(value.bounds[:-1]))
-        cumulative = [0, *map(round, value.counts)]
-        # The buckets must add up to the count, even where an engine's own are at odds by a scrape in mid-update.
-        for index in range(1, len(cumulative)):
-            cumulative[index] = max(cumulative[index], cumulative[index - 1])
-        counts = tuple(after - before for before, after in pairwise(cumulative))
-        total = b"" if math.isnan(value.sum) else struct.pack("<Bd", _SUM, value.sum)
-        return b"".join(
-            (
-                struct.pack("<BQBQBQ", _START, start, _TIME, time, _COUNT, cumulative[-1]),
-                total,
-                sized(_COUNTS, fixed64s(counts)),
-                bounds,
-            )
-        )
 
 
 def _metric(stream: Stream, points: bytes) -> bytes:
