@@ -261,3 +261,16 @@ OPTIONS: Final = frozenset(
 """What engines are started with."""
 SETTINGS: Final = frozenset({"label_limit", "num_ctx", "num_gpu", "max_num_queued_reqs", "max_num_queued_tokens"})
 """Of llm-headroom's configuration, of requests to Ollama, and reasons of vLLM's."""
+
+
+def test_the_document_lists_every_alert_and_threshold_as_it_is() -> None:
+    text = (ROOT / "docs" / "alerts.md").read_text()
+    rows = re.findall(r"^\| \[(\w+)\]\(\.\./alerts/runbooks/\1\.md\) \| (\w+) \| (\w+) \| (.*) \|$", text, re.MULTILINE)
+
+    assert {(name, severity, wait, frozenset(re.findall(r"`(\w+)`", used))) for name, severity, wait, used in rows} == {
+        (a.name, a.severity, a.wait, frozenset(re.findall(r"\$(\w+)", a.expr)) - {"exporter_job"})
+        for a in alerts.ALERTS
+    }
+    assert {(name, float(value)) for name, value in re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", text, re.MULTILINE)} == {
+        (name, float(getattr(Thresholds(), name))) for name in Thresholds.__dataclass_fields__
+    }

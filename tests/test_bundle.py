@@ -1,0 +1,67 @@
+"""`llm-headroom bundle` as its users run it."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from exporter_process import COMMAND, environment
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RULES = "alerts/llm-headroom.rules.yml"
+
+
+def bundle(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command's outcome."""
+    return subprocess.run(
+        [*COMMAND, "bundle", *arguments], env=environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
+    done = bundle(
+        *("--output", str(tmp_path), "--threshold", "headroom_requests_low=5", "--selector", 'cluster="x"'),
+        *("--job", "engines", "--runbooks", "https://wiki/r", "--grafana", "https://grafana", "--only", "alerts"),
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        str(tmp_path / name) for name in (RULES, "alerts/grafana-alerting.yaml", "alerts/alertmanager.yml")
+    ]
+    text = (tmp_path / RULES).read_text()
+    assert 'expr: min without (replica) (llm_kv_cache_headroom_requests{cluster="x"}) < 5\n' in text
+    assert 'expr: up{job="engines", cluster="x"} == 0 or absent(up{job="engines", cluster="x"})\n' in text
+    assert "runbook_url: https://wiki/r/LLMKVHeadroomLow.md\n" in text
+    assert "dashboard_url: https://grafana/d/llm-headroom-kv\n" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--threshold", "nonsense=1"), "threshold nonsense: there is none of that name; there are ttft_slow_share, "),
+        (("--threshold", "kv_usage_high"), "threshold kv_usage_high: expected a number, not nothing"),
+        (("--threshold", "kv_usage_high=nan"), "threshold kv_usage_high: expected a number, not nan"),
+        (("--selector", "cluster=x"), "selector cluster=x: expected label matchers, such as "),
+        (("--selector", 'a="b"} or up{c="d"'), 'selector a="b"} or up{c="d": expected label matchers, such as '),
+        (("--only", "nothing"), "part nothing: there are alerts, "),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = bundle("--output", str(tmp_path / "out"), *arguments)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"llm-headroom: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "alerts").write_text("a file")
+
+    done = bundle("--output", str(tmp_path))
+
+    assert done.returncode == 2
+    assert str(tmp_path / "alerts") in done.stderr
