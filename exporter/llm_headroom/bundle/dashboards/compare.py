@@ -68,7 +68,7 @@ def _summary(scope: Scope) -> Panel:
         f"{_SHOWN} The baseline is chosen above. An engine that does not count or time a thing says so. Quantiles are "
         "estimated within each engine's own buckets: differences smaller than a bucket are none.",
         (
-            Column(title="Engine", label="engine", width=120),
+            Column(title="Engine", label="engine"),
             (_told(scope, generated), Column(title="Generated", unit="tokens/s", width=135)),
             (
                 _told(scope, f"{generated} / {baseline} - 1"),
@@ -126,7 +126,7 @@ def _memory(scope: Scope) -> tuple[Panel, ...]:
             "Now, on all GPUs of an engine. Where weights are not told they are under the rest; an "
             "engine that tells no parts has its whole model under weights.",
             (
-                Column(title="Engine", label="engine", width=120),
+                Column(title="Engine", label="engine"),
                 (
                     held("kv_used", "kv_evictable", "kv_free", "kv_cache"),
                     Column(title="KV cache", unit="bytes", width=115),
@@ -161,7 +161,7 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
             "Price and energy",
             f"{_SHOWN} The price needs a price per GPU-hour in llm-headroom's configuration.",
             (
-                Column(title="Engine", label="engine", width=100),
+                Column(title="Engine", label="engine"),
                 Column(title="Currency", label="currency", width=80),
                 (price, Column(title="Per million tokens", width=140)),
                 (f"sum by (engine) ({joules}) / {counted}", Column(title="Energy per token", unit="joule", width=130)),
@@ -194,7 +194,7 @@ def _models(scope: Scope) -> tuple[Panel, ...]:
             "Models",
             f"{_SHOWN} What each model gets of its engine.",
             (
-                Column(title="Engine", label="engine", width=120),
+                Column(title="Engine", label="engine"),
                 Column(title="Model", label="model"),
                 (f"max by ({MODEL}) ({scope.of(schema.MODEL_LOADED)})", Column(title="Loaded", width=80)),
                 (f"sum by ({MODEL}) ({_tokens(scope)})", Column(title="Generated", unit="tokens/s", width=120)),

@@ -21,6 +21,7 @@ ENGINE_COLOURS: Final = {
     "sglang_router": "yellow",
     "ollama": "green",
     "llamacpp": "purple",
+    "nvml": "#8e8e99",
 }
 """The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
 
@@ -258,13 +259,14 @@ class Panel:
 
     def _transformations(self) -> list[Json]:
         """Put the queries' rows together by their labels, then name and order the columns."""
+        keys = {label: True for label in ("engine", "instance") if label not in {one.label for one in self.columns}}
         fields = [column.field(len(self.queries)) for column in self.columns]
         return [
             {"id": "merge", "options": {}},
             {
                 "id": "organize",
                 "options": {
-                    "excludeByName": {"Time": True},
+                    "excludeByName": {"Time": True} | keys,
                     "indexByName": {name: place for place, name in enumerate(fields)},
                     "renameByName": {name: column.title for name, column in zip(fields, self.columns, strict=True)},
                 },
