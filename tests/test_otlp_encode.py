@@ -297,7 +297,7 @@ def test_what_the_conventions_call_it() -> None:
         "gen_ai.server.time_to_first_token": [
             {"gen_ai.provider.name": "vllm", "gen_ai.request.model": "llama", "target": "a", "replica": "0"}
         ],
-        "hw.gpu.memory.usage": [{"hw.id": "GPU-1"}],
+        "hw.gpu.memory.usage": [{"hw.id": "GPU-1", "hw.type": "gpu"}],
         "hw.temperature": [{"hw.id": "GPU-1", "hw.type": "gpu", "hw.sensor_location": "memory"}],
     }
     usage = found["hw.gpu.memory.usage"]

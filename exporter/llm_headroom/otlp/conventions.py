@@ -71,14 +71,16 @@ CONVENTIONS: Final[Mapping[Metric, Convention]] = {
         "s",
         "Generative AI server request duration such as time-to-last byte or last output token.",
     ),
-    schema.GPU_MEMORY_TOTAL: _convention("hw.gpu.memory.limit", Shape.LEVEL, "By", "Size of the GPU memory."),
-    schema.GPU_MEMORY_USED: _convention("hw.gpu.memory.usage", Shape.LEVEL, "By", "GPU memory used."),
+    schema.GPU_MEMORY_TOTAL: _convention(
+        "hw.gpu.memory.limit", Shape.LEVEL, "By", "Size of the GPU memory.", added=_GPU
+    ),
+    schema.GPU_MEMORY_USED: _convention("hw.gpu.memory.usage", Shape.LEVEL, "By", "GPU memory used.", added=_GPU),
     schema.GPU_UTILIZATION: _convention(
         "hw.gpu.utilization",
         Shape.GAUGE,
         "1",
         "Fraction of time spent in a specific task.",
-        added={"hw.gpu.task": "general"},
+        added={**_GPU, "hw.gpu.task": "general"},
     ),
     schema.GPU_ENERGY: _convention("hw.energy", Shape.COUNTER, "J", "Energy consumed by the component.", added=_GPU),
     schema.GPU_POWER: _convention(
