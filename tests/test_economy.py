@@ -115,6 +115,10 @@ def test_a_shared_device_is_split_by_the_memory_that_engines_hold() -> None:
         ]
     )
     assert found == {
-        "a": economy.Gpus(1, {"x": (700.0, 0.75)}),
-        "b": economy.Gpus(2, {"x": (700.0, 0.25)}),  # z tells no energy
+        "a": economy.Gpus(1, {"x": (700.0, 0.75)}, 0.75),
+        "b": economy.Gpus(2, {"x": (700.0, 0.25)}, 1.25),  # z tells no energy
     }
+    costs = [
+        value(run([(0.0, [], found[name]), (60.0, [], found[name])]), "llm_engine_cost_total") for name in ("a", "b")
+    ]
+    assert costs == [pytest.approx(0.75 * 3.6 / 60), pytest.approx(1.25 * 3.6 / 60)]

@@ -104,6 +104,13 @@ def test_a_leak_is_certain_once_half_an_hour_will_not_do() -> None:
     assert late > 0.9  # 10 GiB left
 
 
+def test_an_engine_that_misses_polls_is_not_starting() -> None:
+    leak = [(float(m), 40.0 + m * 0.5, engine(up=m < 50, models=("a",) if m < 50 else ())) for m in range(61)]
+    risk = told(run(*leak))
+    assert risk is not None
+    assert risk > 0.9
+
+
 def test_what_an_engine_takes_while_it_starts_is_no_transient() -> None:
     start = [(float(m), 1.0 + 7.0 * m, engine(up=False)) for m in range(11)]
     assert told(run(*start)) is None

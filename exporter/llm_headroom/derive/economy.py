@@ -24,10 +24,19 @@ _LEAST_TOKENS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """An engine's devices: how many, and the energy counter of each in joules with the engine's share of the device."""
+    """An engine's devices: how many, and the energy counter of each in joules with the engine's share of the device.
+
+    `paid` is the sum of its shares, which the engine pays for; None if it pays for all of them.
+    """
 
     count: int
     energy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    paid: float | None = None
+
+    @property
+    def price_count(self) -> float:
+        """How many devices the engine pays for."""
+        return float(self.count) if self.paid is None else self.paid
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ def held_gpus(points: Sequence[Point]) -> dict[str, Gpus]:
                 for uuid, size in devices.items()
                 if uuid in energy and totals[uuid]
             },
+            sum(size / totals[uuid] if totals[uuid] else 1.0 for uuid, size in devices.items()),
         )
         for target, devices in held.items()
     }
@@ -104,7 +114,7 @@ def advance(known: Ledger | None, points: Sequence[Point], gpus: Gpus | None, pr
     if elapsed > LONGEST_GAP:
         return replace(known, at=at, tokens=tokens, counters=counters)
     generated = sum(growth(known.tokens.get(series), value) for series, value in tokens.items())
-    cost = 0.0 if price is None or gpus is None else price.gpu_hour * gpus.count * elapsed / 3600.0
+    cost = 0.0 if price is None or gpus is None else price.gpu_hour * gpus.price_count * elapsed / 3600.0
     shared = [
         growth(known.counters[uuid][0], joules) * share
         for uuid, (joules, share) in counters.items()

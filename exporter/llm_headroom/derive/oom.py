@@ -17,7 +17,7 @@ from llm_headroom.derive.trend import Trend
 from llm_headroom.model import Point, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llm_headroom.derive.gpu_memory import DeviceKey
     from llm_headroom.gpu.attribution import Holding
@@ -52,15 +52,15 @@ class _Window(NamedTuple):
 class Device:
     """What is remembered of one device: open windows and closed rises in bytes, and the trend of its used memory.
 
-    `holders` is who holds memory there: when it changes, what is open begins anew.
+    `holders` is which engines hold memory there, and the models in it: when they change, what is open begins anew.
     """
 
-    holders: Hashable = None
+    holders: Mapping[str, frozenset[str]] = field(default_factory=dict)
     open: tuple[_Window, ...] = ()
     rises: tuple[float, ...] = ()
     trend: Trend = field(default_factory=Trend)
 
-    def after(self, at: float, used: float, holders: Hashable, *, settled: bool) -> Device:
+    def after(self, at: float, used: float, holders: Mapping[str, frozenset[str]], *, settled: bool) -> Device:
         """The device with one more reading. Not `settled`: an engine there is starting, and takes what it reserves."""
         if not settled or holders != self.holders:
             return replace(self, holders=holders, open=(), trend=Trend())
@@ -126,20 +126,22 @@ def gpus(
 
     `memory` is that of `gpu_memory.device_memory`. Saturation is the greatest rise over the free memory, 1 where it
     would not fit any more. A change of who holds memory, or of the models in an engine's memory, begins anew, and
-    nothing counts while an engine is not up: it takes then what it reserves.
+    nothing counts while an engine starts, which holds memory and was not up since: it takes then what it reserves.
     """
     watched = {each.target.name: each for each in engines}
-    holders: dict[DeviceKey, set[tuple[str, frozenset[str]]]] = {}
+    holders: dict[DeviceKey, dict[str, frozenset[str]]] = {}
     starting: set[DeviceKey] = set()
     for holding in holdings:
         key, engine = (holding.gpu, holding.uuid), watched[holding.target]
-        holders.setdefault(key, set()).add((holding.target, engine.resident))
-        if not engine.up:
+        before = known.get(key, Device()).holders
+        if engine.up:
+            holders.setdefault(key, {})[holding.target] = engine.resident
+        elif holding.target in before:  # it misses polls, but holds what it has held
+            holders.setdefault(key, {})[holding.target] = before[holding.target]
+        else:
             starting.add(key)
     devices = {
-        key: known.get(key, Device()).after(
-            at, parts["used"], frozenset(holders.get(key, ())), settled=key not in starting
-        )
+        key: known.get(key, Device()).after(at, parts["used"], holders.get(key, {}), settled=key not in starting)
         for key, parts in memory.items()
     }
     points = []
@@ -151,7 +153,7 @@ def gpus(
             continue
         labels = {"gpu": key[0], "uuid": key[1], "memory": "gpu"}
         points.append(Point(Series(schema.OOM_RISK, labels), chance, "rises of used memory against free memory"))
-        for target, _ in holders.get(key, ()):
+        for target in holders.get(key, {}):
             levels[target] = max(levels.get(target, 0.0), device.shown[-1] / max(free, 1.0))
     for target, level in levels.items():
         engine = watched[target]
