@@ -17,9 +17,9 @@ class Thresholds:
     """Fewest slow first tokens within a window that are worth a page: one slow request is none [requests]."""
     ttft_slow_count_long: float = 3
     """The same within 300 s [requests]."""
-    high_water_risk: float = 0.15
+    high_water_risk: float = 0.3
     """`llm_saturation_high_water_risk_ratio` at which there is a warning [ratio]."""
-    high_water_risk_clear: float = 0.105
+    high_water_risk_clear: float = 0.21
     """The same, at which the warning ends [ratio]."""
     burn_rate_fast: float = 14.4
     """Consumption of a 30-day error budget over 1 h and 5 min that is paged: 2 % of the budget in an hour [factor]."""
