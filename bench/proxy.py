@@ -24,7 +24,7 @@ from typing import Final
 PACE: Final = 0.1
 CHUNKS: Final = 60
 LEVELS: Final = (1, 50, 500)
-ROUNDS: Final = 3
+ROUNDS: Final = 2
 TICK: Final = 1.0 / os.sysconf("SC_CLK_TCK")
 BODY: Final = b'{"model":"bench","messages":[{"role":"user","content":"hello"}]}'
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"

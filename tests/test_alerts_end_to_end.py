@@ -337,15 +337,20 @@ async def leak(server: EngineServer, hook: Webhook) -> None:
     await until(lambda: bool(low & hook.firing))
     assert server.live.alive
     assert ("LLMEngineDown", "leaky") not in hook.firing
-    server.misbehave(Misbehaviour(crash_seconds=60.0))
-    await until(lambda: ("LLMEngineDown", "leaky") in hook.firing)
+    await down_until_told(server, "leaky", hook)
     await until(lambda: not (low | {("LLMEngineDown", "leaky")}) & hook.firing)
+
+
+async def down_until_told(server: EngineServer, name: str, hook: Webhook) -> None:
+    """An engine dies, and does not come back before somebody was paged, however slow this machine is."""
+    while ("LLMEngineDown", name) not in hook.firing:
+        server.misbehave(Misbehaviour(crash_seconds=25.0))  # while it is down, it stays down for longer
+        await asyncio.sleep(10.0 / SPEED)
 
 
 async def crash(server: EngineServer, hook: Webhook) -> None:
     """An engine is gone, and comes back."""
-    server.misbehave(Misbehaviour(crash_seconds=60.0))
-    await until(lambda: ("LLMEngineDown", "crashed") in hook.firing)
+    await down_until_told(server, "crashed", hook)
     await until(lambda: ("LLMEngineDown", "crashed") not in hook.firing)
 
 

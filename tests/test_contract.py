@@ -197,7 +197,9 @@ def test_every_metric_of_engines_is_told_by_some_engine_and_the_reverse() -> Non
             (
                 "llm_gpu",
                 "llm_host_",
+                "llm_otlp_",
                 "llm_proxy_",
+                "llm_otlp_",
                 "llm_source_",
                 "llm_label_",
                 "llm_build_",

@@ -74,26 +74,35 @@ def test_saturation_rises_with_the_queue_and_passes_one_where_first_tokens_leave
     assert prefill(5.0) == pytest.approx(5 / 2 / 2.5, rel=0.02)
 
 
+def shared(*loads: tuple[int, float]) -> list[tuple[float, list[Point]]]:
+    """Polls of an engine that prefills 8,000 tokens/s, of which a request gets what others leave, for seconds each."""
+    replaced = {schema.REQUESTS_FINISHED, schema.PROMPT_TOKENS, schema.TIME_TO_FIRST_TOKEN, schema.REQUEST_QUEUE}
+    at, finished, prefilling = 0, 0.0, 0.0
+    timeline = []
+    for seconds, load in loads:
+        for _ in range(0, seconds, 5):
+            at, arrived = at + 5, 5 * load * 8_000 / 400
+            finished, prefilling = finished + arrived, prefilling + arrived * 400 / (8_000 * (1.0 - load))
+            points = [
+                *(kept for kept in traffic(at) if kept.series.metric not in replaced),
+                point(schema.REQUESTS_FINISHED, finished, reason="stop"),
+                point(schema.PROMPT_TOKENS, 400.0 * finished),
+                point(schema.TIME_TO_FIRST_TOKEN, Histogram((2.5, math.inf), (finished, finished), prefilling)),
+                point(schema.REQUEST_QUEUE, Histogram((1.0, math.inf), (finished, finished), 0.0)),
+            ]
+            timeline.append((float(at), points))
+    return timeline
+
+
 @pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
 def test_requests_that_share_the_engine_are_not_taken_for_its_limit(load: float) -> None:
-    # 8,000 tokens/s, of which a request gets what others leave; polls that see a short queue do not matter
-    arrivals = load * 8_000 / 400
-    each = 400 / (8_000 * (1.0 - load))
-
-    def at(seconds: int) -> list[Point]:
-        finished = arrivals * seconds
-        replaced = {schema.REQUESTS_FINISHED, schema.PROMPT_TOKENS, schema.TIME_TO_FIRST_TOKEN, schema.REQUEST_QUEUE}
-        firsts = Histogram((2.5, math.inf), (finished, finished), each * finished)
-        return [
-            *(kept for kept in traffic(seconds) if kept.series.metric not in replaced),
-            point(schema.REQUESTS_FINISHED, finished, reason="stop"),
-            point(schema.PROMPT_TOKENS, 400.0 * finished),
-            point(schema.TIME_TO_FIRST_TOKEN, firsts),
-            point(schema.REQUEST_QUEUE, Histogram((1.0, math.inf), (finished, finished), 0.0)),
-        ]
-
-    _, derived = polls((float(seconds), at(seconds)) for seconds in range(0, 901, 5))
+    _, derived = polls(shared((900, load)))
     assert saturation(derived)["prefill"] == pytest.approx(load, rel=0.01)
+
+
+def test_saturation_falls_with_the_load_after_a_burst() -> None:
+    _, derived = polls(shared((900, 0.1), (120, 0.95), (480, 0.1)))
+    assert saturation(derived)["prefill"] == pytest.approx(0.1, rel=0.3)
 
 
 def test_a_single_poll_that_happens_upon_a_queue_is_no_wait() -> None:

@@ -160,6 +160,15 @@ def test_a_header_that_cannot_be_read_is_told_and_sends_nothing(
     assert f"{tmp_path / 'gone'}" in caplog.text or "gone" in str([record.__dict__ for record in caplog.records])
 
 
+def test_names_of_the_conventions_are_sent_on_request_beside_ours() -> None:
+    for asked, names in ((False, {"llm_gpu_power_watts"}), (True, {"llm_gpu_power_watts", "hw.power"})):
+        with HttpReceiver() as collector:
+            push = Pushing(collector.url, semantic_conventions=asked)
+            push.points = [Point(Series(schema.GPU_POWER, {"gpu": "0", "uuid": "GPU-1"}), 70.0, "")]
+            push.until(lambda collector=collector: bool(collector.received))  # type: ignore[misc]
+        assert collector.received[0].metrics().keys() == names
+
+
 # TLS -----------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:

@@ -18,9 +18,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, Point, Series
 from llm_headroom.otlp.conventions import CONVENTIONS, Conventions
-from llm_headroom.otlp.cumulative import Started, Starts
+from llm_headroom.otlp.cumulative import PROXY, Started, Starts
 from llm_headroom.otlp.over_grpc import retry_delay
 from llm_headroom.otlp.over_http import retry_after
+from llm_headroom.proxy.measures import ORIGIN
 from llm_headroom.render.otlp import Answer, Encoder, Line, Reading, answer, line_of, status_message
 from llm_headroom.render.protobuf import fields, number, sized, text, varint
 from otlp_receiver import points_of
@@ -255,6 +256,12 @@ def test_processes_of_one_engine_that_started_at_different_times_tell_no_start()
     other = Series(schema.ENGINE_START, {"target": "a", "replica": "1"})
     known = starts(Starts(500.0), 1000.0, (TOKENS, 9.0), (START, 400.0), (other, 600.0))
     assert known["llm_prompt_tokens_total"] == 1000.0
+
+
+def test_what_the_measuring_proxy_counts_starts_with_this_process_though_the_engine_is_older() -> None:
+    assert PROXY == ORIGIN
+    started = Starts(500.0).started([(1000.0, [Point(TOKENS, 9.0, ORIGIN), Point(START, 400.0, "")])])
+    assert [each.start / SECOND for each in started] == [500.0, 0.0]
 
 
 # Names ---------------------------------------------------------------------------------------------------------------

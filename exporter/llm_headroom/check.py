@@ -80,6 +80,8 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> list[dict[str, str]]:
 def _reason(metric: Metric, engine: Engine | None) -> str:
     if metric in schema.DERIVED:
         return "derived: needs traffic over some polls, or something that the engine does not tell"
+    if metric.name.startswith("llm_proxy_"):
+        return "a measuring proxy in front of the engine tells it"
     if metric.name.startswith("llm_host_"):
         return "the engine runs elsewhere, or this host does not show it"
     if engine is None:

@@ -10,9 +10,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
-from urllib.parse import urlsplit
 
-from llm_headroom import config_otlp, schema, settings_text, yaml_nodes
+from llm_headroom import config_otlp, config_proxies, schema, settings_text, yaml_nodes
 from llm_headroom.config_error import ConfigError, Problems, near, shown
 from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.settings import (
@@ -75,8 +74,6 @@ KV_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "
 
 RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
 """Labels that a target must not add to its series."""
-OLLAMA: Final = "ollama=http://127.0.0.1:11434"
-"""Where the flag for a proxy in front of Ollama takes it to be, if no target says so."""
 ENGINE_METRICS: Final = frozenset(
     metric.name
     for metric in schema.ALL
@@ -253,50 +250,6 @@ def _target(value: _Value) -> Target:
     return value.context.checked(target, str(value.place))
 
 
-_PROXY: Final[Mapping[str, _Read]] = {
-    "listen": from_string(settings_text.listen),
-    "target": from_string(settings_text.word),
-    "upstream": from_string(settings_text.url),
-    "engine": _engine,
-}
-
-
-_Door: TypeAlias = "tuple[Callable[[str], str], ProxySettings, Target | None]"
-"""A proxy: what says where it is configured, what it is, and the target that its upstream is, if it names one."""
-
-
-def _proxy(value: _Value) -> _Door:
-    given, told = value.fields(_PROXY, "listen"), value.place.told
-    url, name = given.get("upstream", (None, ""))
-    if "target" in given:
-        if "engine" in given:
-            raise ConfigError("the engine is that of the target; leave out one of both")
-        return told, ProxySettings(listen=given["listen"], target=given["target"], upstream=url), None
-    if url is None or "engine" not in given:
-        raise ConfigError("expected the name of a target under target, or upstream and engine")
-    target = Target(name=name, endpoint=Endpoint(url=url), engine=given["engine"])
-    return told, ProxySettings(listen=given["listen"], target=name), target
-
-
-def _proxied(
-    proxies: Sequence[_Door], targets: Sequence[Target], problems: Problems
-) -> tuple[tuple[ProxySettings, ...], tuple[Target, ...]]:
-    """The proxies, and the targets with those that only a proxy names."""
-    known = {target.name: target for target in targets}
-    for told, proxy, implied in proxies:
-        target = known.get(proxy.target, implied)
-        if target is None:
-            problems.add(told(f"no target has the name {shown(proxy.target)}{near(proxy.target, known)}"))
-        elif target.engine is None:
-            problems.add(told(f"a proxy must know the engine; name that of {target.name}, as in ollama=http://…"))
-        elif urlsplit(proxy.upstream or target.endpoint.url).path:
-            url = proxy.upstream or target.endpoint.url
-            problems.add(told(f"a proxy passes paths as they come, so {url} must have none"))
-        else:
-            known[target.name] = target
-    return tuple(proxy for _, proxy, _ in proxies), tuple(known.values())
-
-
 def _rule_label(value: _Value) -> str:
     settings_text.label(value.key)
     if value.string() in {"engine", "target"}:
@@ -414,7 +367,7 @@ _ROOT: Final[Mapping[str, _Read]] = {
     "interval": from_number(settings_text.interval),
     "timeout": from_number(settings_text.timeout),
     "targets": list_of(_target),
-    "proxies": list_of(_proxy),
+    "proxies": list_of(config_proxies.door),
     "discover": Value.boolean,
     "gpu": _gpu,
     "host": Value.boolean,
@@ -436,7 +389,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "tls": _TLS,
         "auth": _AUTH,
         "model_memory": _MODEL_MEMORY,
-        "proxies": _PROXY,
+        "proxies": config_proxies.KEYS,
         "gpu": _GPU,
         "probe": _PROBE,
         "probe.modules": _CONNECTION,
@@ -500,15 +453,17 @@ def load(  # noqa: PLR0913 - one argument for each flag
     form = flag("log-format", settings_text.log_format, log_format) if log_format else None
     otlp = config_otlp.settled(values.get("otlp", {}), otlp_endpoint, os.environ, problems)
     targets_given = (*values.get("targets", ()), *(target for target in added if target is not None))
-    doors: list[_Door] = list(values.get("proxies", ()))
-    usual = next((target for target in targets_given if target.engine == "ollama"), None) or parse_target(OLLAMA)
-    for option, texts, behind in (("ollama-proxy", ollama_proxy, usual), ("listen", proxy, (*targets_given, usual)[0])):
-        doors.extend(
-            (f"--{option}: {{}}".format, ProxySettings(listen=address, target=behind.name), behind)
-            for address in flags(option, settings_text.listen, texts)
-            if address is not None
-        )
-    proxies, all_targets = _proxied(doors, targets_given, problems)
+    doors = [*values.get("proxies", ())]
+    for option, addresses in (("ollama-proxy", ollama_proxy), ("listen", proxy)):
+        found = flags(option, settings_text.listen, addresses)
+        first = option == "listen" and targets_given
+        behind = targets_given[0] if first else config_proxies.ollama(targets_given)
+        doors += [
+            config_proxies.Door(f"--{option}: {{}}".format, address, behind.name, target=behind)
+            for address in found
+            if address
+        ]
+    proxies, all_targets = config_proxies.settled(doors, targets_given, problems)
     problems.check()
     values |= {key: value for key, value in parsed.items() if value}
     values |= {"proxies": proxies, "targets": all_targets}

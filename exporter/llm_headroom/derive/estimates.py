@@ -47,9 +47,10 @@ class Estimates:
     Means: `arrivals` in requests/s, `prompt` and `output` in tokens per request, `inter_token` in seconds, `held` in KV
     tokens per running request, `residence` in seconds of running per request, `dispersion` as variance over mean of
     arrivals in a poll, `prefill` in uncached prompt tokens per second of one request's prefill, `served` in uncached
-    prompt tokens per second of all requests, `computed` in uncached prompt tokens per request, `wait` in seconds in the
-    queue during the last minute, `finishes` in requests/s of the last minute, `prompt_rate` and `generation_rate` in
-    tokens/s of the last minute. `seconds` and `requests` say how much has been seen.
+    prompt tokens per second of all requests at the times that `prefill` is of, with the same weights, `prefill_rate`
+    the same in the last 20 s, `computed` in uncached prompt tokens per request, `wait` in seconds in the queue during
+    the last minute, `finishes` in requests/s of the last minute, `prompt_rate` and `generation_rate` in tokens/s of the
+    last minute. `seconds` and `requests` say how much has been seen.
     """
 
     arrivals: Mean = field(default_factory=lambda: Mean(90.0))
@@ -61,6 +62,7 @@ class Estimates:
     dispersion: Mean = field(default_factory=lambda: Mean(900.0))
     prefill: Mean = field(default_factory=lambda: Mean(900.0))
     served: Mean = field(default_factory=lambda: Mean(900.0))
+    prefill_rate: Mean = field(default_factory=lambda: Mean(20.0))
     computed: Mean = field(default_factory=lambda: Mean(600.0))
     wait: Mean = field(default_factory=lambda: Mean(60.0))
     finishes: Mean = field(default_factory=lambda: Mean(60.0))
@@ -117,6 +119,7 @@ class Estimates:
         first_count = firsts.count if firsts else 0.0
         # Little's law; of two polls the lesser, since one that happens upon a short queue says nothing of the others.
         queued_seconds = min(waiting, before.waiting or 0.0) * elapsed
+        prefill_rate = self.prefill_rate.add(computed, elapsed, elapsed)
         return replace(
             self,
             arrivals=self.arrivals.add(arrived, elapsed, elapsed),
@@ -129,7 +132,10 @@ class Estimates:
             if expected
             else self.dispersion,
             prefill=self.prefill.add(computed, prefilling, elapsed) if prefilling else self.prefill,
-            served=self.served.add(computed, elapsed, elapsed),
+            served=self.served.add((prefill_rate.value or 0.0) * prefilling, prefilling, elapsed)
+            if prefilling
+            else self.served,
+            prefill_rate=prefill_rate,
             wait=self.wait.add(queued_seconds, first_count, elapsed),
             computed=self.computed.add(computed, first_count, elapsed) if first_count else self.computed,
             finishes=self.finishes.add(finished, elapsed, elapsed),

@@ -27,6 +27,8 @@ _OWN: Final = frozenset(
 """Counted by llm-headroom itself, since it runs."""
 _ELSEWHERE: Final = ("llm_gpu_", "llm_host_")
 """Counted by drivers and kernels, which do not say since when."""
+PROXY: Final = "proxy"
+"""Where points are from (`proxy.measures.ORIGIN`, not imported: few run the proxy) that were counted here, too."""
 NANOSECONDS: Final = 1_000_000_000
 
 
@@ -76,7 +78,7 @@ class Starts:
                 if series.metric.kind is Kind.GAUGE:
                     out.append(Started(point, 0, time))
                     continue
-                known = seen[series] = self._next(series, _total(point), time, engine)
+                known = seen[series] = self._next(point, time, engine)
                 out.append(Started(point, known.start, time))
         # A source that fails for a while has no points; what was known of it tells later whether it was restarted.
         for series, known in self._known.items():
@@ -85,9 +87,10 @@ class Starts:
         self._known = seen
         return out
 
-    def _next(self, series: Series, value: float, time: int, engine: int) -> _Known:
+    def _next(self, point: Point, time: int, engine: int) -> _Known:
+        series, value = point.series, _total(point)
         known = self._known.get(series)
-        if series.metric in _OWN:
+        if series.metric in _OWN or point.origin == PROXY:
             engine, first = 0, self._began
         elif series.metric.name.startswith(_ELSEWHERE):
             engine, first = 0, time
