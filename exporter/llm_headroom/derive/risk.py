@@ -22,8 +22,8 @@ _MEASUREMENT_ERROR: Final = 0.01  # of the capacity: gauges are rounded and some
 
 # Fitted by bench/evaluate/calibrate.py on replayed traffic; docs/evaluation.md says how good they are on other traffic.
 _KV: Final = (1.270, 0.821)
-_COMBINED: Final = (-0.624, 0.151, 0.177)
-_HIGH_WATER: Final = (-0.836, 0.752, 0.131)
+_COMBINED: Final = (-0.514, 0.146, 0.189)
+_HIGH_WATER: Final = (-0.667, 0.775, 0.001)
 
 
 def _sigmoid(x: float) -> float:
