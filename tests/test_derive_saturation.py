@@ -233,6 +233,14 @@ def test_a_model_that_has_spilled_is_certain_to_have_and_one_that_often_does_is_
     assert values(back, "llm_spill_risk_ratio", "model")["b"] == pytest.approx(1.02 / 3)
 
 
+def test_a_host_without_gpus_has_nothing_to_spill_from() -> None:
+    memory, derived = advance(Memory(), resident(a=0.0), 0.0, base=BASE)
+    assert values(derived, "llm_spill_risk_ratio") == {}
+    memory, _ = advance(memory, resident(a=0.0, b=1.0), 5.0, base=BASE)
+    _, derived = advance(memory, resident(a=0.0), 10.0, base=BASE)
+    assert values(derived, "llm_spill_risk_ratio", "model") == {"a": 1.0}
+
+
 def test_eviction_counts_models_that_gave_way_and_not_those_that_expired() -> None:
     def run(*changes: tuple[float, list[Point]]) -> list[Point]:
         memory, derived = Memory(), list[Point]()

@@ -227,7 +227,9 @@ MODELS: Final = (
         name="LLMModelSpilledToCPU",
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
-        expr="max without (replica) (llm_model_offload_ratio) < $offload_low",
+        expr="""max without (replica) (llm_model_offload_ratio) < $offload_low
+          and on (job, instance, target)
+            max by (job, instance, target) (max_over_time(llm_model_offload_ratio[1d])) > 0""",
         wait="5m",
         summary=f"{_WHO} runs in part on the CPU",
         description="Only {{ $value | humanizePercentage }} of the model's memory lies on GPUs.",
@@ -236,7 +238,7 @@ MODELS: Final = (
         name="LLMModelThrash",
         severity=Severity.TICKET,
         dashboard=Dashboard.ENGINE,
-        expr="changes(llm_model_loaded[1h]) / 2 > $model_loads_high",
+        expr="increase(llm_model_loads_total[1h]) > $model_loads_high",
         summary=f"{_WHO} is loaded again and again",
         description="{{ $value | humanize }} loads in the last hour.",
     ),

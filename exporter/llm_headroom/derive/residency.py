@@ -40,11 +40,13 @@ class Loads:
 class Residency:
     """What is remembered: `offload` is the GPU share of each model now in memory, `gone` and `came` the last times.
 
-    Times are seconds of the polls' clock. `evictions` are models that gave way, per second, over the last hour.
+    Times are seconds of the polls' clock. `gpu` is whether any model was seen on a GPU: a host without one has nothing
+    to spill from. `evictions` are models that gave way, per second, over the last hour.
     """
 
     at: float
     since: float
+    gpu: bool = False
     offload: Mapping[str, float | None]
     loads: Mapping[str, Loads] = field(default_factory=dict)
     gone: tuple[float, ...] = ()
@@ -71,8 +73,9 @@ def advance(known: Residency | None, points: Iterable[Point], at: float) -> Resi
     now = _resident(points)
     if now is None:
         return None
+    on_gpu = any(share for share in now.values())
     if known is None:
-        return Residency(at=at, since=at, offload=now, loads=_counted({}, now, now))
+        return Residency(at=at, since=at, gpu=on_gpu, offload=now, loads=_counted({}, now, now))
     if at <= known.at:
         return known
     new, lost = now.keys() - known.offload.keys(), known.offload.keys() - now.keys()
@@ -83,6 +86,7 @@ def advance(known: Residency | None, points: Iterable[Point], at: float) -> Resi
     return replace(
         known,
         at=at,
+        gpu=known.gpu or on_gpu,
         offload=now,
         loads=_counted(known.loads, now, new),
         gone=gone[swapped:],
@@ -103,12 +107,12 @@ def _counted(loads: Mapping[str, Loads], now: Mapping[str, float | None], new: I
 
 
 def risks(known: Residency, base: Mapping[str, str]) -> Iterator[Point]:
-    """Spill and eviction of each model in memory. A model that has spilled is certain to have."""
+    """Spill and eviction of each model in memory. A model that has spilled is certain to have, where there is a GPU."""
     eviction = 1.0 - math.exp(-HORIZON_SECONDS * (known.evictions.value or 0.0))
     for model, share in known.offload.items():
         labels = {**base, "model": model}
         loads = known.loads.get(model, Loads())
-        if share is not None:
+        if share is not None and known.gpu:
             chance = 1.0 if share < WHOLE else (loads.spilled + _RARE) / (loads.seen + 1)
             yield Point(Series(schema.SPILL_RISK, labels), chance, "llm_model_offload_ratio of its loads")
         if known.at - known.since >= WARM_SECONDS:
