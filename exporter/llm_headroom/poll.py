@@ -16,8 +16,9 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from llm_headroom import catalog, schema
+from llm_headroom import catalog
 from llm_headroom.collect import Collector
+from llm_headroom.collection_series import HealthSeries
 from llm_headroom.config import Target
 from llm_headroom.derive import economy, slo
 from llm_headroom.endpoint import Endpoint
@@ -25,7 +26,7 @@ from llm_headroom.fetch import FetchError
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.identify import identify
 from llm_headroom.local import GPU_TARGET, GpuSource, HostWatch, runs_here
-from llm_headroom.model import Cause, Failure, Health, Point, Series, Snapshot
+from llm_headroom.model import Cause, Failure, Health, Point, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from llm_headroom.config import Config
     from llm_headroom.layers import Layer
     from llm_headroom.local import GpuReader
-    from llm_headroom.model import Metric
     from llm_headroom.proxy.measures import Measures
     from llm_headroom.proxy.service import Proxies
     from llm_headroom.rules import Engine
@@ -202,37 +202,6 @@ def _failed(  # noqa: PLR0913, PLR0917 - a snapshot's fields
         taken=taken,
         health=Health(up=False, error=failure, duration_seconds=time.monotonic() - started, last_success=last_success),
     )
-
-
-class HealthSeries:
-    """The exporter's own series about one source: up, age, duration, errors, samples. Made once, used at each poll."""
-
-    def __init__(self, extra: Mapping[str, str]) -> None:
-        self._extra = dict(extra)
-        self._made: dict[tuple[str, Metric, str], Series] = {}
-
-    def points(self, snapshot: Snapshot, errors: Mapping[Cause, int], capped: Mapping[str, int]) -> Iterator[Point]:
-        """How the source goes: its errors so far by cause, its capped label values by label."""
-        health = snapshot.health
-        series = self._series
-        yield Point(series(snapshot, schema.UP), float(health.up), "collection")
-        yield Point(series(snapshot, schema.SOURCE_DURATION), health.duration_seconds, "collection")
-        if health.last_success is not None:
-            yield Point(series(snapshot, schema.SOURCE_LAST_SUCCESS), health.last_success, "collection")
-        for cause, count in errors.items():
-            yield Point(series(snapshot, schema.SOURCE_ERRORS, "cause", cause), float(count), "collection")
-        for state, samples in health.samples.items():
-            yield Point(series(snapshot, schema.SOURCE_SAMPLES, "state", state), float(samples), "collection")
-        for label, values in capped.items():
-            yield Point(series(snapshot, schema.LABEL_VALUES_CAPPED, "label", label), float(values), "collection")
-
-    def _series(self, snapshot: Snapshot, metric: Metric, label: str = "", value: str = "") -> Series:
-        key = (snapshot.engine, metric, value)
-        made = self._made.get(key)
-        if made is None:
-            labels = {**self._extra, "target": snapshot.target, "engine": snapshot.engine, label: value}
-            made = self._made[key] = Series(metric, labels)
-        return made
 
 
 class Slot:
