@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from llm_headroom import schema
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.model import Histogram, Point, Series
 from timelines import BASE, BOUNDS, point, polls, steadily, traffic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 POOL = {schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED}
 
@@ -258,3 +262,22 @@ def test_eviction_counts_models_that_gave_way_and_not_those_that_expired() -> No
 def test_an_engine_that_tells_no_models_in_memory_has_neither_risk() -> None:
     _, derived = polls(steadily(900))
     assert values(derived, "llm_spill_risk_ratio") == values(derived, "llm_eviction_risk_ratio") == {}
+
+
+# Queue ---------------------------------------------------------------------------------------------------------------
+def overflow(waiting: Sequence[float], limit: int | None = 512) -> float | Histogram | None:
+    memory, derived = Memory(), list[Point]()
+    for index, depth in enumerate(waiting):
+        memory, derived = advance(memory, traffic(5 * index, waiting=depth), 5.0 * index, base=BASE, queue_limit=limit)
+    return value(derived, "llm_queue_overflow_risk_ratio")
+
+
+def test_a_queue_that_grows_towards_its_limit_is_a_risk_and_a_short_or_steady_one_is_none() -> None:
+    assert overflow([3.0] * 60) == pytest.approx(0.0, abs=1e-6)
+    assert overflow([10.0 * index for index in range(40)]) == pytest.approx(1.0, abs=1e-3)
+    assert overflow([*[3.0] * 60, 512.0]) == 1.0
+
+
+def test_an_engine_without_a_limit_of_its_queue_has_no_risk_of_overflow() -> None:
+    assert overflow([500.0] * 60, limit=None) is None
+    assert overflow([500.0] * 3) is None  # too early to tell

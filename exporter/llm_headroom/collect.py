@@ -104,7 +104,12 @@ class Collector:
             self._own.update(point.series.metric.name for point in reading.points)
             reading.points.extend(self.measured())
             self._memory, derived = advance(
-                self._memory, reading.points, started, base=self._base, objectives=self._objectives
+                self._memory,
+                reading.points,
+                started,
+                base=self._base,
+                objectives=self._objectives,
+                queue_limit=self.engine.queue_limit,
             )
             reading.points.extend(derived)
             self._last_success = taken

@@ -135,6 +135,7 @@ class Engine:
     ignored: glob → why families of that name are passed over on purpose.
     interval: the shortest interval at which it may be polled, seconds.
     timeout: the shortest deadline that makes sense for it, seconds.
+    queue_limit: the most requests that wait in it by default before it turns more away, None for any number.
     """
 
     name: str
@@ -159,6 +160,7 @@ class Engine:
     silent: str = ""
     interval: float = 0.0
     timeout: float = 0.0
+    queue_limit: int | None = None
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """Every way in which an endpoint may write a name that a rule uses."""

@@ -317,6 +317,13 @@ EVICTION_RISK: Final = _gauge(
     "Probability that the loaded model is unloaded to make room for another one within five minutes.",
     across=Across.MAX,
 )
+QUEUE_OVERFLOW_RISK: Final = _gauge(
+    "queue_overflow_risk_ratio",
+    "1",
+    "Probability that the engine turns requests away because its queue is full within five minutes; of engines whose "
+    "queue is bounded by default (Ollama: 512), where waiting requests are known.",
+    across=Across.MAX,
+)
 TOKEN_THROUGHPUT: Final = _gauge(
     "tokens_per_second", "{token}/s", "Tokens per second of the last minute by phase (prompt, generation).", "phase"
 )
@@ -405,6 +412,7 @@ DERIVED: Final = (
     OOM_RISK,
     SPILL_RISK,
     EVICTION_RISK,
+    QUEUE_OVERFLOW_RISK,
     TOKEN_THROUGHPUT,
     ENGINE_GPUS,
     ENGINE_COST,

@@ -59,18 +59,19 @@ class Memory:
     turnover: turnover.Turnover | None = None
 
 
-def advance(
+def advance(  # noqa: PLR0913 - each is a choice of its own
     memory: Memory,
     points: Sequence[Point],
     at: float,
     *,
     base: Mapping[str, str],
     objectives: Sequence[slo.Objective] = slo.OBJECTIVES,
+    queue_limit: int | None = None,
 ) -> tuple[Memory, list[Point]]:
     """The memory after a poll, and the derived points.
 
-    `at` is a monotonic time in seconds, `base` the labels that every series of the target has. A poll that comes no
-    later than the one before adds nothing but is answered.
+    `at` is a monotonic time in seconds, `base` the labels that every series of the target has, `queue_limit` the most
+    requests that may wait. A poll that comes no later than the one before adds nothing but is answered.
     """
     pools = headroom.kv_pools(points)
     models = {
@@ -87,7 +88,10 @@ def advance(
     prompts = {model: known.estimates.prompt.value for model, known in models.items() if known.estimates.prompt.value}
     derived += headroom.kv_headroom(pools, prompts)
     for model, known in models.items():
-        derived += _signals(known, at, {**base, "model": model}, objectives)
+        labels = {**base, "model": model}
+        derived += _signals(known, at, labels, objectives)
+        overflow = risk.queue_overflow(known.last, known.estimates, queue_limit)
+        derived += _point(schema.QUEUE_OVERFLOW_RISK, overflow, "queue and arrivals against its limit", labels)
     resident = residency.advance(memory.resident, points, at)
     if resident is not None:
         derived += residency.risks(resident, base)

@@ -127,3 +127,16 @@ def high_water(levels: Levels, estimates: Estimates) -> float | None:
     if features is None:
         return None
     return _sigmoid(_HIGH_WATER[0] + _HIGH_WATER[1] * features[0] + _HIGH_WATER[2] * features[1])
+
+
+def queue_overflow(now: Observation, estimates: Estimates, limit: int | None) -> float | None:
+    """The probability that more requests wait than may, within the horizon.
+
+    The queue grows by what arrives beyond what ends, with the dispersion that arrivals have shown.
+    """
+    arrivals, finishes = estimates.arrivals.value, estimates.finishes.value
+    if limit is None or now.waiting is None or arrivals is None or finishes is None or not estimates.warm:
+        return None
+    expected = now.waiting + (arrivals - finishes) * HORIZON_SECONDS
+    deviation = math.sqrt(estimates.burstiness * arrivals * HORIZON_SECONDS) + _MEASUREMENT_ERROR * limit
+    return max(float(now.waiting >= limit), 0.5 * (1.0 + math.erf((expected - limit) / deviation / math.sqrt(2.0))))

@@ -235,6 +235,7 @@ ENGINE: Final = Engine(
     greeting="Ollama is running",
     facts=_facts,
     limit_per_model=True,
+    queue_limit=512,  # OLLAMA_MAX_QUEUE (ollama/ollama, envconfig/config.go)
     fact_sources={
         "llm_models_loaded": "`/api/ps`",
         "llm_model_loaded": "`/api/ps`, and `/api/tags` for those that are not loaded",

@@ -45,7 +45,11 @@ class Watched(NamedTuple):
     def resident(self) -> frozenset[str]:
         """The models in its memory, of an engine that loads and unloads them by itself."""
         points = self.snapshot.points if self.snapshot else ()
-        return frozenset(point.series.label("model") for point in points if point.series.metric is schema.MODEL_LOADED)
+        return frozenset(
+            series.label("model")
+            for series, value, _ in points
+            if series.metric is schema.MODEL_LOADED and value == 1.0
+        )
 
 
 class How(StrEnum):
