@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from evaluate.probability import Bin
 
 SIZE: Final = 360
-LEFT, TOP, BOTTOM, KEY = 156, 16, 48, 300
+LEFT, TOP, BOTTOM, KEY = 56, 16, 48, 400
 COLOURS: Final = ("a", "b", "c", "d")
 STYLE: Final = """<style>
 text{font:13px system-ui,sans-serif;fill:#24292f}
