@@ -88,10 +88,7 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     prompts = {model: known.estimates.prompt.value for model, known in models.items() if known.estimates.prompt.value}
     derived += headroom.kv_headroom(pools, prompts)
     for model, known in models.items():
-        labels = {**base, "model": model}
-        derived += _signals(known, at, labels, objectives)
-        overflow = risk.queue_overflow(known.last, known.estimates, queue_limit)
-        derived += _point(schema.QUEUE_OVERFLOW_RISK, overflow, "queue and arrivals against its limit", labels)
+        derived += _signals(known, at, {**base, "model": model}, objectives, queue_limit)
     resident = residency.advance(memory.resident, points, at)
     if resident is not None:
         derived += residency.risks(resident, base)
@@ -203,7 +200,11 @@ def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str
 
 
 def _signals(
-    known: ModelMemory, at: float, labels: Mapping[str, str], objectives: Sequence[slo.Objective]
+    known: ModelMemory,
+    at: float,
+    labels: Mapping[str, str],
+    objectives: Sequence[slo.Objective],
+    queue_limit: int | None,
 ) -> Iterator[Point]:
     now, estimates = known.last, known.estimates
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
@@ -215,6 +216,11 @@ def _signals(
         (schema.ENGINE_STALLED, stalled, "busy while steps and tokens do not move"),
         (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
         (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),
+        (
+            schema.QUEUE_OVERFLOW_RISK,
+            risk.queue_overflow(now, estimates, queue_limit),
+            "queue and arrivals against its limit",
+        ),
         (schema.KV_SATURATION_RISK, risk.kv_saturation(hottest, each_one), "demand and its dispersion"),
         (
             schema.SATURATION_HIGH_WATER_RISK,

@@ -7,6 +7,7 @@ taken from; physics does the rest: occupancy is shot noise around the steady dem
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.headroom import steady_demand
@@ -139,4 +140,4 @@ def queue_overflow(now: Observation, estimates: Estimates, limit: int | None) ->
         return None
     expected = now.waiting + (arrivals - finishes) * HORIZON_SECONDS
     deviation = math.sqrt(estimates.burstiness * arrivals * HORIZON_SECONDS) + _MEASUREMENT_ERROR * limit
-    return max(float(now.waiting >= limit), 0.5 * (1.0 + math.erf((expected - limit) / deviation / math.sqrt(2.0))))
+    return max(float(now.waiting >= limit), NormalDist(limit, deviation).cdf(expected))

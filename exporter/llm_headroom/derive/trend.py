@@ -7,9 +7,8 @@ no trend.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import median
+from statistics import NormalDist, median
 from typing import Final
 
 WINDOW_SECONDS: Final = 1800.0
@@ -55,7 +54,7 @@ class Trend:
             return 1.0
         expected = self.slope * horizon
         error = max(self.deviation * horizon, 0.05 * abs(expected), 0.01 * room)
-        return 0.5 * (1.0 + math.erf((expected - room) / error / math.sqrt(2.0)))
+        return NormalDist(room, error).cdf(expected)
 
 
 def _line(readings: tuple[tuple[float, float], ...]) -> tuple[float, float]:

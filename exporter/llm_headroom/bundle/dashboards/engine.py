@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
 from llm_headroom.bundle.dashboards.panel import Query, above, below
-from llm_headroom.bundle.dashboards.parts import dashed, heatmap, lines, quiet, stat
+from llm_headroom.bundle.dashboards.parts import dashed, failed_share, heatmap, lines, quiet, stat
 from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, Scope
 
 if TYPE_CHECKING:
@@ -94,14 +94,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             worst(schema.REQUEST_DURATION),
             unit="s",
         ),
-        stat(
-            "Failed",
-            "Share of requests that ended without a whole answer: failed, rejected or aborted by their client.",
-            scope.told(scope.failed("")),
-            unit="percentunit",
-            steps=above(limits.error_share, limits.error_share_high),
-            alert="LLMErrorRatioHigh",
-        ),
+        failed_share(scope, limits),
         stat(
             "Stalled",
             "Engines that have requests, but whose steps and tokens have not moved for a minute.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
 from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, above, below, thresholds
-from llm_headroom.bundle.dashboards.parts import lines, stat, table
+from llm_headroom.bundle.dashboards.parts import failed_share, lines, stat, table
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
 
 if TYPE_CHECKING:
@@ -78,14 +78,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             scope.told(f"sum({scope.rate(schema.GENERATION_TOKENS)})"),
             unit="tokens/s",
         ),
-        stat(
-            "Failed",
-            "Share of requests that ended without a whole answer: failed, rejected or aborted by their client.",
-            scope.told(scope.failed("")),
-            unit="percentunit",
-            steps=above(limits.error_share, limits.error_share_high),
-            alert="LLMErrorRatioHigh",
-        ),
+        failed_share(scope, limits),
         stat(
             "TTFT SLO",
             "Share of first tokens within the objective. It adds up over engines whose histograms do not.",

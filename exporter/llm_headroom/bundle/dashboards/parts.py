@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_headroom.bundle.dashboards.panel import Column, Json, Kind, Panel, Query
+from llm_headroom.bundle.dashboards.panel import Column, Json, Kind, Panel, Query, above
+
+if TYPE_CHECKING:
+    from llm_headroom.bundle.dashboards.scope import Scope
+    from llm_headroom.bundle.thresholds import Thresholds
 
 
 def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
@@ -31,6 +35,18 @@ def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:
     """Return numbers of now; several of them need names."""
     defaults = {"width": 3, "height": 4} | more
     return Panel(kind=Kind.STAT, title=title, answers=answers, queries=_queries(queries), **defaults)
+
+
+def failed_share(scope: Scope, limits: Thresholds) -> Panel:
+    """Return how many requests fail now, of all that end."""
+    return stat(
+        "Failed",
+        "Share of requests that ended without a whole answer: failed, rejected or aborted by their client.",
+        scope.told(scope.failed("")),
+        unit="percentunit",
+        steps=above(limits.error_share, limits.error_share_high),
+        alert="LLMErrorRatioHigh",
+    )
 
 
 def bars(title: str, answers: str, query: Query, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
