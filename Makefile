@@ -47,7 +47,7 @@ evaluate: $(VENV)/.dev
 	PYTHONPATH=bench $(BIN)/python -m evaluate $(ARGS)
 
 docs: $(VENV)/.run
-	$(BIN)/python -m llm_headroom.docs
+	$(BIN)/python -m llm_headroom.commands.docs
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -2,7 +2,7 @@
 
     python bench/gpu.py [seconds]
 
-NVML is the stub of tests/nvml, so that the numbers are those of this exporter, its Python bindings and the stub's own
+NVML is the stub of tests/support/nvml: the numbers are those of this exporter, its Python bindings and the stub's own
 look-ups, not of a driver: a real NVML adds its system calls, of which the table gives the number. The engine is this
 process, so that attribution and decomposition have something to do; one process holds memory on each GPU.
 
@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 ROOT: Final = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import nvml_library  # noqa: E402 - of the tests
 from llm_headroom import schema  # noqa: E402
-from llm_headroom.endpoint import Endpoint  # noqa: E402
+from llm_headroom.config.endpoint import Endpoint  # noqa: E402
+from llm_headroom.config.settings import Config, Target  # noqa: E402
 from llm_headroom.gpu import Gpus  # noqa: E402
 from llm_headroom.host.engines import Finder, Watched  # noqa: E402
 from llm_headroom.host.reading import HostMemory  # noqa: E402
-from llm_headroom.local import GpuSource  # noqa: E402
 from llm_headroom.model import Health, Point, Series, Snapshot  # noqa: E402
-from llm_headroom.settings import Config, Target  # noqa: E402
+from llm_headroom.poll.local import GpuSource  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from llm_headroom.engines import BUILT_IN
-from llm_headroom.mapping import LabelCap, Mapper
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Histogram, Kind, Point, Series
 from llm_headroom.otlp.cumulative import Started, Starts
 from llm_headroom.render.otlp import Encoder, Line, Reading, line_of
-from llm_headroom.text import Parser
+from llm_headroom.scrape.mapping import LabelCap, Mapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable

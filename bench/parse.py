@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_headroom.text import Parser
+from llm_headroom.exposition.text import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

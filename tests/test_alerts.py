@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from llm_headroom.bundle import alerts, kubernetes
 from llm_headroom.bundle.rule import Alert, Recording, expression
 from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
 from llm_headroom.model import Kind
+from programs import program
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "alerts"
@@ -25,14 +25,6 @@ NAMES: Final = frozenset(alert.name for alert in alerts.ALERTS)
 RECORDED: Final = frozenset(rule.name for rule in alerts.RECORDINGS)
 EVERY: Final[tuple[Alert | Recording, ...]] = (*alerts.ALERTS, *alerts.RECORDINGS)
 _WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|up)(?=\s*[{\[)]|\s|$)")
-
-
-def program(name: str, package: str) -> str:
-    """The path of a program."""
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed (Debian: {package})")
-    return found
 
 
 def metrics(expr: str) -> set[str]:

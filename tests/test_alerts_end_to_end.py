@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from llm_headroom.bundle import alerts
 from llm_headroom.bundle.thresholds import BundleSettings
-from llm_headroom.endpoint import Endpoint
-from llm_headroom.poll import Poller
-from llm_headroom.settings import Config, GpuSettings, Target
+from llm_headroom.commands.simulate import VERSIONS
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Config, GpuSettings, Target
+from llm_headroom.poll.poller import Poller
 from llm_headroom.simulate.clock import Clock
-from llm_headroom.simulate.command import VERSIONS
 from llm_headroom.simulate.gpus import UNSEEN_PID, Holder, SimulatedGpus
 from llm_headroom.simulate.hardware import A100_80GB, GIB, LLAMA_3_8B, LLAMA_3_70B
 from llm_headroom.simulate.misbehave import Burst, Misbehaviour
@@ -31,8 +31,8 @@ from llm_headroom.simulate.server import EngineServer, batching_server, ollama_s
 from llm_headroom.simulate.traffic import Lengths, Synthetic
 from llm_headroom.web.app import App
 from llm_headroom.web.server import serve
+from programs import program
 from simulator_process import ask
-from test_alerts import program
 
 if TYPE_CHECKING:
     from collections.abc import Callable

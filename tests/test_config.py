@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_headroom import schema
-from llm_headroom.config import (
+from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Secret, Tls
+from llm_headroom.config.load import (
     LARGEST_FILE,
     SECTIONS,
     Config,
@@ -38,7 +39,6 @@ from llm_headroom.config import (
     load,
     parse_target,
 )
-from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 
 ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"

@@ -10,17 +10,18 @@ import pytest
 
 import captures
 from captures import CAPTURES, parsed
-from llm_headroom import docs, schema
-from llm_headroom.engines import BUILT_IN
-from llm_headroom.mapping import HISTOGRAM_PARTS, Mapper, Vocabulary, family
+from llm_headroom import schema
+from llm_headroom.commands import docs
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Kind, Metric, SampleState
 from llm_headroom.render.prometheus import UNIT_WORDS
-from llm_headroom.text import Parser
+from llm_headroom.scrape.mapping import HISTOGRAM_PARTS, Mapper, Vocabulary, family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llm_headroom.rules import Engine, Rule
+    from llm_headroom.engines.rules import Engine, Rule
 
 ROOT = Path(__file__).parent.parent
 EXPOSITIONS = tuple(path for path in sorted(CAPTURES.glob("*/*/*.prom")) if ".v1_loads_" not in path.name)

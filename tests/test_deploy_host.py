@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from llm_headroom import __version__
-from llm_headroom.simulate.command import PORTS
+from llm_headroom.commands.simulate import PORTS
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

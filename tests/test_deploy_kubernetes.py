@@ -14,7 +14,7 @@ from kubernetes_objects import ROOT, objects, program, ran, validate
 from llm_headroom import __version__, schema
 from llm_headroom.bundle import kubernetes as bundled
 from llm_headroom.bundle.thresholds import BundleSettings
-from llm_headroom.config import load
+from llm_headroom.config.load import load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,9 +20,9 @@ import pytest
 import trustme
 
 from llm_headroom import __version__
-from llm_headroom.endpoint import Basic, Bearer, Endpoint, Secret, Tls
-from llm_headroom.fetch import Client, FetchError, Response
+from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.model import Cause
+from llm_headroom.scrape.http import Client, FetchError, Response
 from scripted_server import EngineServer, Request, hang, head, in_turn, pour, raw, reply, running, trickle
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import pytest
 import captures
 from captures import Capture
 from engine_server import EngineServer, replayed
-from llm_headroom.collect import Collector
-from llm_headroom.config import Target
-from llm_headroom.endpoint import Endpoint
-from llm_headroom.engines import BUILT_IN
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.load import Target
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.render.prometheus import Format, Renderer, exposition
+from llm_headroom.scrape.collect import Collector
 
 OLLAMA = tuple(
     Capture("ollama", "0.33.0-rc2", state) for state in ("ps_empty", "ps_loaded", "ps_keepalive_forever_q8", "ps_after")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from captures import Capture, mapped, parsed
 from llm_headroom import schema
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import ModelMemory, Target
 from llm_headroom.derive.gpu_memory import derived, device_memory
-from llm_headroom.endpoint import Endpoint
 from llm_headroom.gpu.attribution import Holding, Method
 from llm_headroom.host.engines import Watched
 from llm_headroom.model import Health, Point, Series, Snapshot
-from llm_headroom.settings import ModelMemory, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -11,7 +11,7 @@ import trustme
 
 from engine_server import EngineServer, Reply, hang
 from exporter_process import COMMAND, Exporter, environment
-from llm_headroom import health
+from llm_headroom.commands import health
 
 if TYPE_CHECKING:
     from pathlib import Path

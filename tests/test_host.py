@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llm_headroom import schema
-from llm_headroom.endpoint import Endpoint
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Target
 from llm_headroom.host import cgroup
 from llm_headroom.host.engines import LOOK_AGAIN, EngineProcess, Finder, How, Watched
 from llm_headroom.host.proc import Proc
 from llm_headroom.host.reading import HostMemory
 from llm_headroom.model import Health, Snapshot
-from llm_headroom.settings import Target
 from proc_tree import BOOT, FIXTURES, ProcTree, free_port, ticks
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from llm_headroom import schema
 from llm_headroom.derive.lives import ENDED_ORIGIN, Total, accumulated
-from llm_headroom.layers import merge
 from llm_headroom.model import Metric, Point, Series
+from llm_headroom.scrape.layers import merge
 
 
 def point(metric: Metric, model: str, value: float, origin: str = "", **labels: str) -> Point:

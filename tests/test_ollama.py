@@ -10,10 +10,10 @@ import pytest
 import captures
 from captures import Capture, value, values
 from engine_server import EngineServer, Reply, as_json, replayed
-from llm_headroom.collect import Collector
-from llm_headroom.endpoint import Endpoint
-from llm_headroom.engines import BUILT_IN
-from llm_headroom.settings import Target
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Target
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.scrape.collect import Collector
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 import captures
 from captures import Capture, values
 from engine_server import EngineServer, Reply, as_json, garbage, hang, replayed
-from llm_headroom.collect import Collector
-from llm_headroom.endpoint import Endpoint
-from llm_headroom.engines import BUILT_IN
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Target
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.host import runners
 from llm_headroom.host.runners import Runner, command
-from llm_headroom.ollama_runners import RunnerLayer
-from llm_headroom.settings import Target
+from llm_headroom.scrape.collect import Collector
+from llm_headroom.scrape.ollama_runners import RunnerLayer
 from proc_tree import BOOT, ProcTree, free_port, ticks
 
 if TYPE_CHECKING:

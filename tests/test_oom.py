@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from llm_headroom import schema
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Target
 from llm_headroom.derive import oom
 from llm_headroom.derive.trend import Trend
-from llm_headroom.endpoint import Endpoint
 from llm_headroom.gpu.attribution import Holding, Method
 from llm_headroom.host.engines import Watched
 from llm_headroom.model import Health, Point, Series, Snapshot
-from llm_headroom.settings import Target
 
 GIB = float(2**30)
 KEY = ("0", "GPU-a")

@@ -21,13 +21,13 @@ from captures import Capture
 from engine_server import EngineServer, replayed
 from exporter_process import COMMAND, DEADLINE, Exporter, environment
 from llm_headroom import schema
-from llm_headroom.endpoint import Secret, Tls
+from llm_headroom.config.endpoint import Secret, Tls
+from llm_headroom.config.settings import OtlpSettings
 from llm_headroom.model import Point, Series
 from llm_headroom.otlp.over_grpc import GrpcTransport
 from llm_headroom.otlp.over_http import HttpTransport
 from llm_headroom.otlp.push import Push
 from llm_headroom.otlp.tally import Tally
-from llm_headroom.settings import OtlpSettings
 from otlp_receiver import GrpcReceiver, HttpReceiver, Reply
 from otlp_translation import samples
 
@@ -417,4 +417,4 @@ def test_without_the_extra_grpc_names_it(tmp_path: Path) -> None:
 def test_what_pushes_is_not_imported_where_nobody_asks() -> None:
     code = "import sys, llm_headroom.run; print([m for m in sys.modules if 'otlp' in m or m.startswith('grpc')])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE)
-    assert ran.stdout.strip() == "['llm_headroom.config_otlp']"
+    assert ran.stdout.strip() == "['llm_headroom.config.otlp']"

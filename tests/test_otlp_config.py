@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_headroom.config import Config, ConfigError, OtlpSettings, load
-from llm_headroom.endpoint import Secret, Tls
+from llm_headroom.config.endpoint import Secret, Tls
+from llm_headroom.config.load import Config, ConfigError, OtlpSettings, load
 from llm_headroom.otlp.resource import attributes
 
 if TYPE_CHECKING:

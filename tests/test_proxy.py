@@ -13,14 +13,14 @@ import trustme
 
 import bounded
 from llm_headroom import schema
-from llm_headroom.endpoint import Endpoint, Tls
-from llm_headroom.engines import BUILT_IN
-from llm_headroom.poll import EngineSource
+from llm_headroom.config.endpoint import Endpoint, Tls
+from llm_headroom.config.settings import Config, ProxySettings, Target
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.poll.poller import EngineSource
 from llm_headroom.proxy.service import Proxies
-from llm_headroom.settings import Config, ProxySettings, Target
+from measured_values import told
 from scripted_server import EngineServer, reply
 from stream_captures import ANSWERS
-from test_proxy_streams import told
 
 if TYPE_CHECKING:
     import ssl

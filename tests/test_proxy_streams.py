@@ -16,6 +16,7 @@ from llm_headroom.proxy import documents, framing
 from llm_headroom.proxy.answers import Answers
 from llm_headroom.proxy.exchange import Exchange
 from llm_headroom.proxy.measures import Measures
+from measured_values import told
 from stream_captures import ANSWERS, Answer
 
 if TYPE_CHECKING:
@@ -24,17 +25,6 @@ if TYPE_CHECKING:
     from llm_headroom.proxy.documents import Reader
 
 SMALL, THINK, GGUF = "small:latest", "think:latest", "/models/small.gguf"
-
-
-def told(measures: Measures) -> dict[str, float]:
-    """Metric, its labels' values → value, or the number of observations; zeros left out."""
-    found = {}
-    for series, value, _ in measures.points({"engine": "e"}):
-        labels = ",".join(text for name, text in series.labels if name != "engine")
-        number = value.count if isinstance(value, Histogram) else value
-        if number:
-            found[f"{series.metric.name.removeprefix('llm_')}{{{labels}}}"] = number
-    return found
 
 
 def measured(answer: Answer, pieces: Iterable[bytes], *, request: bytes = b"", untagged: str = "latest") -> Measures:

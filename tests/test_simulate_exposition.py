@@ -14,17 +14,17 @@ from prometheus_client.utils import floatToGoString
 
 import captures
 from llm_headroom import schema
-from llm_headroom.engines import BUILT_IN
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.rules import Absent
+from llm_headroom.exposition.text import Parser
+from llm_headroom.exposition.text_lines import parse_series
 from llm_headroom.model import Histogram, Point
-from llm_headroom.rules import Absent
 from llm_headroom.simulate import ollama_api
 from llm_headroom.simulate.batching import Engine, EngineConfig, EngineReading
 from llm_headroom.simulate.exposition import Exposition, renamed, versions
 from llm_headroom.simulate.hardware import A100_80GB, GIB, L4, LLAMA_3_8B, TINY_LLAMA, Roofline, plan_memory
 from llm_headroom.simulate.ollama_model import OllamaConfig, OllamaServer
 from llm_headroom.simulate.traffic import Lengths, Request, Synthetic
-from llm_headroom.text import Parser
-from llm_headroom.text_lines import parse_series
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

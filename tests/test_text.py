@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
-from llm_headroom.text import Exposition, Parser
+from llm_headroom.exposition.text import Exposition, Parser
 
 CAPTURES = Path(__file__).parent / "fixtures" / "captures"
 FILES = [str(path.relative_to(CAPTURES)) for path in sorted(CAPTURES.glob("*/*/*.prom"))]

@@ -7,11 +7,12 @@ import math
 import pytest
 
 from captures import CAPTURES, histogram, mapped, mapper, of, origin, value, values
-from llm_headroom.derive import kv_cache, replicas
-from llm_headroom.engines import BUILT_IN
-from llm_headroom.mapping import Vocabulary
+from llm_headroom.derive import replicas
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Histogram, SampleState
-from llm_headroom.text import Parser
+from llm_headroom.scrape import kv_cache
+from llm_headroom.scrape.mapping import Vocabulary
 
 
 def lines(*samples: str) -> bytes:

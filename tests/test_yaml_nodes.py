@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llm_headroom.config.yaml_nodes import LARGEST_FILE
 from llm_headroom.web.config import WebConfigError, parse
-from llm_headroom.yaml_nodes import LARGEST_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from evaluate.scenarios import traffic
 from llm_headroom import schema
-from llm_headroom.derive import kv_cache, risk, slo
+from llm_headroom.derive import risk, slo
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.model import Histogram, Point, Series
+from llm_headroom.scrape import kv_cache
 from llm_headroom.simulate.batching import Engine
 
 if TYPE_CHECKING:

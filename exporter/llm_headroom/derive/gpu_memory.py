@@ -24,10 +24,10 @@ from llm_headroom.model import Cause, Failure, Point, Series
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from llm_headroom.config.settings import ModelMemory
     from llm_headroom.gpu.attribution import Holding
     from llm_headroom.host.engines import Watched
     from llm_headroom.model import Metric, Snapshot
-    from llm_headroom.settings import ModelMemory
 
 _ORIGIN: Final = "NVML's processes"
 _TOLERANCE: Final = 1.05

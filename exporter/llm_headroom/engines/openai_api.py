@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.rules import Absent, Document
+from llm_headroom.engines.rules import Absent, Document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,9 +14,9 @@ from llm_headroom.host.proc import Proc, addresses_of, reaches
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from llm_headroom.config.settings import Target
     from llm_headroom.host.proc import Address, Stat
     from llm_headroom.model import Snapshot
-    from llm_headroom.settings import Target
 
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for the process of an engine that answers but was not found."""

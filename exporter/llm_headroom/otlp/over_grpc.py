@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from llm_headroom.settings import OtlpSettings
+    from llm_headroom.config.settings import OtlpSettings
 
 METHOD: Final = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 _RETRYABLE: Final = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", "OUT_OF_RANGE", "UNAVAILABLE", "DATA_LOSS"})

@@ -12,16 +12,16 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.endpoint import Endpoint
-from llm_headroom.fetch import Client, FetchError, Response
+from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.model import Cause
 from llm_headroom.otlp.outcome import Drop, Outcome
 from llm_headroom.render import otlp
+from llm_headroom.scrape.http import Client, FetchError, Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llm_headroom.settings import OtlpSettings
+    from llm_headroom.config.settings import OtlpSettings
 
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 _DENIED: Final = frozenset({401, 403})

@@ -24,11 +24,11 @@ from llm_headroom.render.otlp import Encoder, Line, Reading, line_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from llm_headroom.endpoint import Secret
+    from llm_headroom.config.endpoint import Secret
+    from llm_headroom.config.settings import OtlpSettings
     from llm_headroom.model import Point, Series
     from llm_headroom.otlp.outcome import Transport
     from llm_headroom.otlp.tally import Tally
-    from llm_headroom.settings import OtlpSettings
 
 log = logging.getLogger("llm_headroom")
 

@@ -9,8 +9,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.mapping import LabelCap
 from llm_headroom.model import Histogram, Kind, Metric, Point, series_of
+from llm_headroom.scrape.mapping import LabelCap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

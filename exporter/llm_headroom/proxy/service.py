@@ -9,20 +9,20 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance
-from llm_headroom.endpoint import parse_target
-from llm_headroom.fetch import FetchError, tls_context
 from llm_headroom.model import Health, Snapshot
+from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.relay import Client
-from llm_headroom.web.listen import bind, bound_address
+from llm_headroom.scrape.http import FetchError, tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from llm_headroom.config import Config, Target
-    from llm_headroom.endpoint import Endpoint
+    from llm_headroom.config.endpoint import Endpoint
+    from llm_headroom.config.load import Config, Target
     from llm_headroom.model import Point
 
 log = logging.getLogger("llm_headroom")

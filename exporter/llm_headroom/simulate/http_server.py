@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import h11
 
-from llm_headroom.web.listen import bind, bound_address
+from llm_headroom.net.listen import bind, bound_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,7 @@ class HttpServer:
         """Listen on ``[HOST]:PORT``; port 0 takes a free one.
 
         Raises:
-            llm_headroom.web.listen.ListenError: the address cannot be listened on.
+            llm_headroom.net.listen.ListenError: the address cannot be listened on.
         """
         self._sockets = await bind(listen)
         self.address = bound_address(self._sockets[0])

@@ -62,7 +62,7 @@ class EngineServer:
         """Listen on ``[HOST]:PORT``.
 
         Raises:
-            llm_headroom.web.listen.ListenError: the address cannot be listened on.
+            llm_headroom.net.listen.ListenError: the address cannot be listened on.
         """
         await self._http.start(listen)
         self._ticking = asyncio.get_running_loop().create_task(self._tick())

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from llm_headroom.text_lines import parse_series
+from llm_headroom.exposition.text_lines import parse_series
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

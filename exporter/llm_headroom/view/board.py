@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias
 
+    from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Snapshot
-    from llm_headroom.poll import Poller
-    from llm_headroom.rules import Engine
+    from llm_headroom.poll.poller import Poller
     from llm_headroom.view.values import EngineCard, GpuCard
 
     Cards: TypeAlias = tuple[EngineCard, ...] | tuple[GpuCard, ...]
@@ -117,7 +117,7 @@ class Board:
 
 def lacking(snapshot: Snapshot, engine: Engine | None) -> tuple[Missing, ...]:
     """What a source does not tell, by reason."""
-    from llm_headroom import check  # noqa: PLC0415 - only where somebody looks
+    from llm_headroom.commands import check  # noqa: PLC0415 - only where somebody looks
 
     by_reason: dict[str, list[str]] = {}
     for entry in check.missing(snapshot, engine):

@@ -14,10 +14,10 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__, schema
-from llm_headroom.collection_series import HealthSeries
-from llm_headroom.config import ConfigError, Module, parse_target
+from llm_headroom.config.load import ConfigError, Module, parse_target
 from llm_headroom.model import Point, Series
-from llm_headroom.poll import EngineSource
+from llm_headroom.poll.collection_series import HealthSeries
+from llm_headroom.poll.poller import EngineSource
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
@@ -27,9 +27,9 @@ from llm_headroom.web.stream import Feed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from llm_headroom.config import Target
+    from llm_headroom.config.load import Target
     from llm_headroom.model import Snapshot
-    from llm_headroom.poll import Poller, Slot
+    from llm_headroom.poll.poller import Poller, Slot
 
 log = logging.getLogger("llm_headroom")
 

@@ -12,15 +12,15 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from llm_headroom import yaml_nodes
-from llm_headroom.config_error import ConfigError, Problems
-from llm_headroom.yaml_nodes import Style, Value, from_scalar, from_string, list_of, mapping_of
+from llm_headroom.config import yaml_nodes
+from llm_headroom.config.errors import ConfigError, Problems
+from llm_headroom.config.yaml_nodes import Style, Value, from_scalar, from_string, list_of, mapping_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from llm_headroom.config_error import Place
+    from llm_headroom.config.errors import Place
 
 __all__ = ["ClientAuth", "Pem", "RateLimit", "TlsServer", "WebConfig", "WebConfigError", "load", "parse"]
 

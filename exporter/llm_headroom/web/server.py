@@ -14,6 +14,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from llm_headroom.net.listen import ListenError, bind, bound_address
 from llm_headroom.web.access import TooManyChecksError, Watched
 from llm_headroom.web.connection import (
     CLOSE_SECONDS,
@@ -25,7 +26,6 @@ from llm_headroom.web.connection import (
     Response,
     plain,
 )
-from llm_headroom.web.listen import ListenError, bind, bound_address
 
 if TYPE_CHECKING:
     import socket

@@ -17,7 +17,7 @@ from llm_headroom.web.connection import Response, plain
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from llm_headroom.poll import Poller
+    from llm_headroom.poll.poller import Poller
     from llm_headroom.view.values import View
 
 FORMS: Final = ("json", "page")

@@ -1,0 +1,222 @@
+"""The demo: simulated vLLM, SGLang and Ollama on two simulated GPUs under replayed traffic, watched by the exporter.
+
+All of it is one process, so that nothing is left when it ends, apart from Prometheus, Alertmanager and Grafana where
+they are installed (``demo_stack``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.commands import demo_stack
+from llm_headroom.commands.simulate import VERSIONS
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Config, Cost, GpuSettings, ModelMemory, Target
+from llm_headroom.poll.poller import Poller
+from llm_headroom.simulate import scenario
+from llm_headroom.simulate.clock import Clock
+from llm_headroom.simulate.gpus import UNSEEN_PID, Holder, SimulatedGpus
+from llm_headroom.simulate.hardware import A100_80GB, GIB, LLAMA_3_8B, LLAMA_3_70B, QWEN_2_5_7B, Model
+from llm_headroom.simulate.misbehave import Burst, Misbehaviour
+from llm_headroom.simulate.ollama_model import OllamaConfig
+from llm_headroom.simulate.scenario import Incident
+from llm_headroom.simulate.server import EngineServer, batching_server, ollama_server
+from llm_headroom.simulate.traffic import Lengths, Synthetic, bundled_trace, repeated, scaled
+from llm_headroom.web.app import App
+from llm_headroom.web.server import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("llm_headroom.demo")
+
+DAY: Final = 1200.0
+"""Virtual seconds of the demo's day."""
+_SWING: Final = 0.6
+_TRACE_SECONDS: Final = {"azure_conv": 600.0, "azure_code": 1200.0}
+_VLLM_SHARE: Final = 0.42
+_SGLANG_SHARE: Final = 0.5
+_NEIGHBOUR: Final = 6 * GIB
+_GPU_HOUR: Final = 3.0
+SMALL: Final = "llama3:8b"
+LARGE: Final = "llama3:70b"
+
+
+def _four_bit(model: Model) -> Model:
+    return replace(model, bytes_per_parameter=0.58)  # llama.cpp's Q4_K_M: 4.6 to 4.9 bits per weight
+
+
+OLLAMA: Final = OllamaConfig(
+    models={SMALL: _four_bit(LLAMA_3_8B), LARGE: _four_bit(LLAMA_3_70B)},
+    gpu=A100_80GB,
+    gpu_reserved=round(A100_80GB.memory_bytes * _SGLANG_SHARE) + GIB,
+    num_parallel=4,
+    keep_alive=120.0,
+)
+
+INCIDENTS: Final = (
+    Incident(60.0, "vllm", Misbehaviour(burst=Burst(7.0, 75.0, 700, 700)), "a burst that fills vLLM's KV cache"),
+    Incident(240.0, "sglang", Misbehaviour(burst=Burst(0.5, 60.0, 14_000, 250)), "long prompts reach SGLang"),
+    Incident(
+        420.0,
+        "ollama",
+        Misbehaviour(burst=Burst(0.1, 90.0, 300, 60, LARGE)),
+        "somebody asks Ollama for a model that does not fit the GPU",
+    ),
+    Incident(580.0, "sglang", Misbehaviour(burst=Burst(3.0, 40.0, 1000, 500)), "a busy minute for SGLang"),
+    Incident(600.0, "sglang", Misbehaviour(stall_seconds=40.0), "SGLang stalls for 40 s"),
+    Incident(720.0, "vllm", Misbehaviour(leak_bytes_per_second=150e6), "vLLM leaks GPU memory, 150 MB a second"),
+    Incident(900.0, "vllm", Misbehaviour(crash_seconds=25.0), "vLLM crashes, and is back after 25 s"),
+    Incident(1020.0, "sglang", Misbehaviour(slowdown=3.0), "SGLang's GPU is throttled to a third"),
+    Incident(1100.0, "sglang", Misbehaviour(slowdown=1.0), "SGLang is fast again"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the demo is started.
+
+    Attributes:
+        listen: address of the exporter.
+        speed: virtual seconds per real second.
+        seed: of everything random.
+        stack: whether Prometheus, Alertmanager and Grafana are started where they are installed.
+        interval: seconds between the exporter's polls.
+    """
+
+    listen: str = "127.0.0.1:9836"
+    speed: float = 1.0
+    seed: int = 0
+    stack: bool = True
+    interval: float = 2.0
+
+
+def engines(settings: Settings, clock: Clock) -> dict[str, EngineServer]:
+    """Return the demo's engines by name, under traffic, not yet listening."""
+    seed = settings.seed
+    found = {
+        "vllm": batching_server(
+            "vllm",
+            clock,
+            version=VERSIONS["vllm"],
+            model=LLAMA_3_8B,
+            gpu=A100_80GB,
+            utilisation=_VLLM_SHARE,
+            seed=seed,
+        ),
+        "sglang": batching_server(
+            "sglang",
+            clock,
+            version=VERSIONS["sglang"],
+            model=QWEN_2_5_7B,
+            gpu=A100_80GB,
+            utilisation=_SGLANG_SHARE,
+            max_num_seqs=64,
+            seed=seed + 1,
+        ),
+        "ollama": ollama_server(OLLAMA, clock, seed=seed + 2),
+    }
+    for name, trace, rate in (("vllm", "azure_conv", 0.6), ("sglang", "azure_code", 0.7)):
+        again = repeated(scaled(bundled_trace(trace), rate), _TRACE_SECONDS[trace] / rate)
+        found[name].live.feed.add(scenario.daily(again, DAY, _SWING), 0.0)
+    chats = Synthetic(0.3, Lengths(200, 0.6), Lengths(150, 0.6), day_swing=_SWING, day_seconds=DAY)
+    found["ollama"].live.feed.add(chats.requests(seed + 3), 0.0, SMALL)
+    return found
+
+
+def targets(servers: dict[str, EngineServer]) -> tuple[Target, ...]:
+    """Return what the exporter is told of the engines.
+
+    vLLM and SGLang have processes of their own as far as the simulated GPUs tell, which /proc does not show; so their
+    GPUs are named. Ollama's process is this one.
+    """
+    pids = {"vllm": UNSEEN_PID, "sglang": UNSEEN_PID + 1, "ollama": os.getpid()}
+    gpus = {"vllm": ("0",), "sglang": ("1",)}
+    memory = {"vllm": ModelMemory(weights=LLAMA_3_8B.weights_bytes, kv_bytes_per_token=LLAMA_3_8B.kv_bytes_per_token)}
+    return tuple(
+        Target(
+            name=name,
+            endpoint=Endpoint(url=f"http://{server.address}"),
+            engine=name,
+            pid=pids[name],
+            gpus=gpus.get(name, ()),
+            model_memory=memory.get(name, ModelMemory()),
+        )
+        for name, server in servers.items()
+    )
+
+
+def simulated_gpus(servers: dict[str, EngineServer], clock: Clock) -> SimulatedGpus:
+    """Return two A100: one with vLLM and a neighbour, one with SGLang and Ollama."""
+
+    def holder(name: str, pid: int) -> Holder:
+        server = servers[name]
+        return Holder(server.gpu_memory, pid, lambda: server.live.busy_seconds)
+
+    first = (holder("vllm", UNSEEN_PID), Holder(lambda: _NEIGHBOUR))
+    second = (holder("sglang", UNSEEN_PID + 1), holder("ollama", os.getpid()))
+    return SimulatedGpus(clock, ((A100_80GB, first), (A100_80GB, second)))
+
+
+async def run(settings: Settings, say: Callable[[str], None]) -> None:
+    """Run the demo until SIGINT or SIGTERM; ``say`` is told lines for people.
+
+    Raises:
+        llm_headroom.net.listen.ListenError: the exporter's address cannot be listened on.
+    """
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    clock = Clock(settings.speed)
+    servers = engines(settings, clock)
+    async with AsyncExitStack() as stack:
+        for server in servers.values():
+            await server.start("127.0.0.1:0")
+            stack.push_async_callback(server.close)
+        gpus = await stack.enter_async_context(simulated_gpus(servers, clock))
+        address = await _export(settings, targets(servers), gpus, stack)
+        for name, server in servers.items():
+            say(f"{name:<12} http://{server.address}/   (simulated)")
+        say(f"llm-headroom http://{address}/   status page; metrics at /metrics")
+        if settings.stack:
+            for line in await demo_stack.start(address, stack, settings.speed):
+                say(line)
+        say(f"A day takes {DAY / settings.speed / 60:.0f} minutes. Ctrl-C ends all of it.")
+
+        def begin(incident: Incident) -> None:
+            say(f"incident: {incident.what}")
+            servers[incident.engine].misbehave(incident.how)
+
+        repeating = (replace(one, every=DAY) for one in INCIDENTS)
+        await scenario.play_until(ended, repeating, clock, begin)
+    say("ended")
+
+
+async def _export(settings: Settings, watched: tuple[Target, ...], gpus: SimulatedGpus, stack: AsyncExitStack) -> str:
+    """Start the exporter over the engines; return the address of its page."""
+    config = Config(
+        listen=(settings.listen,),
+        interval=settings.interval,
+        timeout=settings.interval,
+        targets=watched,
+        discover=False,
+        gpu=GpuSettings(enabled=True),
+        host=False,
+        cost=Cost(gpu_hour=_GPU_HOUR),
+    )
+    poller = Poller(config, gpus=gpus)
+    app = App(poller)
+    poller.on_change(app.changed)
+    server = await serve(app.handle, config.listen)
+    stack.push_async_callback(app.close)
+    stack.push_async_callback(poller.stop)
+    stack.push_async_callback(server.close)
+    poller.start()
+    return server.addresses[0]

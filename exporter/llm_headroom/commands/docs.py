@@ -1,0 +1,196 @@
+"""METRICS.md, generated from the schema and the engines' rules: `python -m llm_headroom.commands.docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import schema
+from llm_headroom.engines.built_in import BUILT_IN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llm_headroom.engines.rules import Engine, Rule
+    from llm_headroom.model import Metric
+
+
+class Proposed(NamedTuple):
+    """A name that is written about, whether an engine has it, and where its meaning is to be found."""
+
+    name: str
+    exists: str
+    instead: str
+
+
+WRITTEN_ABOUT: Final = (
+    Proposed(
+        "vllm:kv_cache_hit_rate",
+        "no; V0 had `vllm:gpu_prefix_cache_hit_rate`",
+        "`rate(llm_prefix_cache_hits_total) / rate(llm_prefix_cache_queries_total)`",
+    ),
+    Proposed(
+        "vllm:num_generation_tokens_total",
+        "no; it is `vllm:generation_tokens_total`",
+        "`llm_generation_tokens_total`",
+    ),
+    Proposed(
+        "vllm:gpu_cache_usage_utilization",
+        "no; it is `vllm:kv_cache_usage_perc`, before 0.9.2 `vllm:gpu_cache_usage_perc`",
+        "`llm_kv_cache_usage_ratio`",
+    ),
+    Proposed(
+        "vllm:num_batched_tokens",
+        "no; the histogram `vllm:iteration_tokens_total` tells tokens per step",
+        "`rate(llm_engine_step_tokens_sum) / rate(llm_engine_step_tokens_count)`",
+    ),
+    Proposed(
+        "vllm:running_requests",
+        "no; it is `vllm:num_requests_running`",
+        "`llm_requests_running` beside `llm_requests_running_limit`",
+    ),
+    Proposed(
+        "vllm:spec_decodeAccepted_tokens",
+        "no; it is `vllm:spec_decode_num_accepted_tokens_total`",
+        "`rate(llm_spec_decode_accepted_tokens_total) / rate(llm_spec_decode_draft_tokens_total)`",
+    ),
+    Proposed(
+        "sglang:forward latency_ms",
+        "no (and no legal name; `sglang:forward_latency_ms` is accepted)",
+        "`llm_request_prefill_seconds` and `llm_inter_token_latency_seconds`",
+    ),
+    Proposed(
+        "sglang:num_waiting_tokens",
+        "no; `/v1/loads` tells it",
+        "`llm_requests_waiting` times the mean of `llm_request_prompt_tokens`, or `llm_waiting_tokens`",
+    ),
+    Proposed(
+        "sglang:num_running_models",
+        "no; an engine serves one model",
+        "`count(count by (model) (llm_model_loaded == 1))`",
+    ),
+    Proposed(
+        "sglang:cache_hit_rate",
+        "yes, but of the last prefill batch only",
+        "`rate(llm_prefix_cache_hits_total) / rate(llm_prefix_cache_queries_total)`",
+    ),
+    Proposed("sglang:radix_cache_size", "no", "`llm_kv_cache_evictable_tokens`"),
+    Proposed(
+        "sglang:prefill throughput",
+        "no (and no legal name; `sglang:prefill_throughput` is accepted)",
+        '`rate(llm_processed_tokens_total{phase="prefill"})`',
+    ),
+    Proposed(
+        "sglang:decode throughput",
+        "no (and no legal name; `sglang:decode_throughput` is accepted)",
+        '`rate(llm_processed_tokens_total{phase="decode"})`',
+    ),
+    Proposed(
+        "ollama:gpu_utilization_percent",
+        "no; Ollama has no metrics endpoint",
+        "`llm_gpu_utilization_ratio` (NVML)",
+    ),
+    Proposed(
+        "ollama:memory_used_bytes",
+        "no; `/api/ps` tells each model's",
+        '`llm_model_memory_bytes{kind="device"}`, `llm_gpu_memory_used_bytes` (NVML)',
+    ),
+    Proposed("ollama:temperature_celsius", "no", "`llm_gpu_temperature_celsius` (NVML)"),
+    Proposed("ollama:prompt_tokens_total", "no", "`llm_prompt_tokens_total` of its llama-server processes"),
+    Proposed("ollama:completion_tokens_total", "no", "`llm_generation_tokens_total` of its llama-server processes"),
+    Proposed("ollama:request_duration_seconds", "no", "`llm_request_duration_seconds`, if ever an endpoint tells it"),
+    Proposed(
+        "ollama:cache_hit_rate",
+        "no",
+        "`rate(llm_prefix_cache_hits_total) / rate(llm_prefix_cache_queries_total)` of its llama-server processes",
+    ),
+)
+"""Names of an article that compares the three engines, which its readers search for. All are accepted as aliases."""
+
+
+def _groups() -> Iterator[tuple[str, tuple[Metric, ...]]]:
+    def named(*prefixes: str) -> tuple[Metric, ...]:
+        return tuple(metric for metric in schema.ALL if metric.name.removeprefix("llm_").startswith(prefixes))
+
+    own = named("up", "source_", "label_values_", "build_", "config_", "exporter_")
+    gpus, host = named("gpu"), named("host_")
+    routers = named("router_")
+    yield "Engines", tuple(metric for metric in schema.ALL if metric not in (*own, *gpus, *host, *routers))
+    yield "Routers", routers
+    yield "GPUs", gpus
+    yield "Engines' host memory", host
+    yield "The exporter itself", own
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _table(metrics: tuple[Metric, ...]) -> Iterator[str]:
+    yield "| metric | type | unit | labels | meaning |"
+    yield "|---|---|---|---|---|"
+    for metric in metrics:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "–"
+        yield f"| `{metric.name}` | {metric.kind} | `{metric.unit}` | {labels} | {_cell(metric.help)} |"
+
+
+def _rule(rule: Rule) -> str:
+    names = " + ".join((", ".join(f"`{name}`" for name in rule.names), *(f"`{name}`" for name in rule.plus)))
+    where = "".join(f" {label}=~`{pattern}`" for label, pattern in rule.where.items())
+    fixed = ", ".join(f'{label}="{value}"' for label, value in rule.fixed.items())
+    metric = f"`{rule.metric.name}{{{fixed}}}`" if fixed else f"`{rule.metric.name}`"
+    scale = f" × {rule.scale:g}" if rule.scale != 1.0 else ""
+    notes = "; ".join(text for text in (rule.needs and f"needs {rule.needs}", rule.note) if text)
+    return f"| {metric} | {_cell(names + where + scale)} | {_cell(notes)} |"
+
+
+def _engine(engine: Engine) -> Iterator[str]:
+    yield f"### {engine.title}"
+    yield ""
+    spellings = ", ".join(f"`{prefix}`" for prefix in engine.prefixes)
+    yield f'`engine="{engine.name}"`, usual port {engine.port}, names in every spelling of: {spellings}.'
+    yield ""
+    yield "| metric | found in (newest name first; the first one present is used) | notes |"
+    yield "|---|---|---|"
+    yield from (_rule(rule) for rule in engine.rules)
+    for name, where in engine.fact_sources.items():
+        yield f"| `{name}` | {_cell(where)} | |"
+    yield ""
+    yield (
+        "Passed over on purpose: "
+        + "; ".join(f"`{pattern}` ({reason})" for pattern, reason in engine.ignored.items())
+        + "."
+    )
+
+
+def markdown() -> str:
+    """The whole document."""
+    lines = [
+        "# Metrics",
+        "",
+        "<!-- Generated by `python -m llm_headroom.commands.docs`; do not edit. -->",
+        "",
+        "One schema for every engine and version. What an engine does not tell is absent, never 0. Series of engines",
+        "carry `engine`, `target` (the configured name, else host:port), mostly `model`, and `replica` (the",
+        "data-parallel rank) where the engine tells it. Engines have different histogram buckets: keep `engine` in",
+        "every aggregation by `le`.",
+        "",
+    ]
+    for title, metrics in _groups():
+        lines += [f"## {title}", "", *_table(metrics), ""]
+    lines += ["## Where each engine tells it", ""]
+    for engine in BUILT_IN.values():
+        lines += [*_engine(engine), ""]
+    lines += [
+        "## Names that are written about",
+        "",
+        "| name | does it exist? | what carries the signal |",
+        "|---|---|---|",
+        *(f"| `{each.name}` | {_cell(each.exists)} | {_cell(each.instead)} |" for each in WRITTEN_ABOUT),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    Path("METRICS.md").write_text(markdown(), encoding="utf-8")

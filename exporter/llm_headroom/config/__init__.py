@@ -1,0 +1,1 @@
+"""Settings as typed structures, and how they are read."""

@@ -1,0 +1,306 @@
+"""Ollama. It has no metrics endpoint in any release; what it tells of its models comes from its API.
+
+Sources: ollama/ollama, server/routes.go, api/types.go; for metrics that may come: pull requests #18508, #16998, #11159.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_headroom import schema
+from llm_headroom.engines.ollama_geometry import cells, geometry
+from llm_headroom.engines.openai_api import SLOWLY, present
+from llm_headroom.engines.rules import Document, Engine, Fact, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+    from llm_headroom.config.settings import Target
+
+NEVER_AFTER_YEARS: Final = 100
+"""keep_alive = -1 shows as an expiry about 292 years ahead."""
+MOST_SHOWN: Final = 64
+"""Models whose details are asked for; more than that are never loaded at once."""
+ONCE: Final = float("inf")
+_FROM: Final = re.compile(r"^FROM (/\S.*?)\s*$", re.MULTILINE)
+"""The line of a model's file that names the path of its weights, which is also its runner's `--model`."""
+
+
+def _details(model: Mapping[str, Any]) -> dict[str, str]:
+    details = model.get("details") or {}
+    return {
+        "architecture": details.get("family") or "",
+        "parameters": details.get("parameter_size") or "",
+        "quantization": details.get("quantization_level") or "",
+        "format": details.get("format") or "",
+        "digest": (model.get("digest") or "")[:12],
+    }
+
+
+def _loaded(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+    return [
+        {
+            "name": str(model["name"]),
+            "digest": model.get("digest") or "",
+            "size": _bytes(model.get("size")),
+            "size_vram": _bytes(model.get("size_vram", 0)),
+            "context": _bytes(model.get("context_length")),
+            "expires": _expiry(model.get("expires_at") or ""),
+            "details": _details(model),
+        }
+        for model in document["models"] or ()
+        if not _remote(model)
+    ]
+
+
+def _installed(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+    return [
+        {"name": str(model["name"]), "size": _bytes(model.get("size")), "details": _details(model)}
+        for model in document["models"] or ()
+        if not _remote(model)
+    ]
+
+
+def _remote(model: Mapping[str, Any]) -> bool:
+    """Whether the model runs elsewhere (ollama.com): nothing of it is in the memory of this server."""
+    return bool(model.get("remote_host") or model.get("remote_model"))
+
+
+def _bytes(value: Any) -> int | None:  # noqa: ANN401 - JSON
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _shown(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    info = document.get("model_info") or {}
+    architecture = info.get("general.architecture", "")
+    path = _FROM.search(document.get("modelfile") or "")
+    return {
+        "parameters": _bytes(info.get("general.parameter_count")),
+        "trained_context": _bytes(info.get(f"{architecture}.context_length")),
+        "path": path[1] if path else "",
+        "geometry": geometry(info),
+        "embedding": document.get("capabilities") == ["embedding"],
+    }
+
+
+def _expiry(text: str) -> float | None:
+    """Unix seconds of an RFC 3339 time with nanoseconds; None if a model never expires."""
+    try:
+        moment = datetime.fromisoformat(
+            text[:26].rstrip("Z") + "+00:00" if text.endswith("Z") else text[:26] + text[29:]
+        )
+    except ValueError:
+        return None
+    if moment.year - datetime.now(tz=moment.tzinfo).year > NEVER_AFTER_YEARS:
+        return None
+    return moment.timestamp()
+
+
+_PS: Final = Document(key="ps", path="/api/ps", read=_loaded)
+_TAGS: Final = Document(
+    key="tags", path="/api/tags", every=60.0, optional=True, tolerated=(401, 403, 404), read=_installed
+)
+_VERSION: Final = Document(
+    key="version",
+    path="/api/version",
+    every=SLOWLY,
+    optional=True,
+    tolerated=(401, 403, 404),
+    read=lambda document: document["version"],
+)
+_METRICS: Final = Document(key="metrics", path="/metrics", text=True, optional=True, tolerated=(401, 403, 404, 405))
+
+
+def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
+    yield _PS
+    yield _TAGS
+    yield _VERSION
+    yield _METRICS
+    for model in (present(known, "ps") or ())[:MOST_SHOWN]:
+        yield Document(
+            key=f"show {model['digest']}",
+            path="/api/show",
+            method="POST",
+            body=json.dumps({"model": model["name"]}).encode(),
+            every=ONCE,
+            optional=True,
+            tolerated=(400, 401, 403, 404),
+            read=_shown,
+        )
+
+
+def paths(documents: Mapping[str, Any]) -> dict[str, str]:
+    """The models in memory by the path of their weights, as far as known."""
+    found = {}
+    for model in present(documents, "ps") or ():
+        shown = present(documents, f"show {model['digest']}")
+        if shown is not None and shown["path"]:
+            found[shown["path"]] = model["name"]
+    return found
+
+
+def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
+    """Values out of the API; `runners` (by path) and `settings` tell of the cache what the API does not."""
+    loaded = present(documents, "ps") or []
+    yield Fact(schema.MODELS_LOADED, {}, float(len(loaded)), "/api/ps models")
+    for model in loaded:
+        labels = {"model": model["name"]}
+        yield Fact(schema.MODEL_LOADED, labels, 1.0, "/api/ps models")
+        yield Fact(schema.MODEL_INFO, labels | model["details"], 1.0, "/api/ps details")
+        if model["context"]:
+            yield Fact(schema.MODEL_CONTEXT, labels, float(model["context"]), "/api/ps context_length")
+        if model["expires"] is not None:
+            yield Fact(schema.MODEL_EXPIRY, labels, model["expires"], "/api/ps expires_at")
+        size, device = model["size"], model["size_vram"]
+        if size and device is not None:
+            yield Fact(schema.MODEL_MEMORY, labels | {"kind": "total"}, float(size), "/api/ps size")
+            yield Fact(schema.MODEL_MEMORY, labels | {"kind": "device"}, float(device), "/api/ps size_vram")
+            yield Fact(schema.MODEL_OFFLOAD, labels, min(1.0, device / size), "/api/ps size_vram / size")
+        shown = present(documents, f"show {model['digest']}")
+        if shown is not None:
+            if shown["parameters"]:
+                yield Fact(schema.MODEL_PARAMETERS, labels, float(shown["parameters"]), "/api/show parameter_count")
+            if shown["trained_context"]:
+                yield Fact(
+                    schema.MODEL_TRAINED_CONTEXT, labels, float(shown["trained_context"]), "/api/show context_length"
+                )
+            yield from _cache(model, shown, documents)
+    yield from _library({model["name"] for model in loaded}, documents)
+
+
+def _cache(model: Mapping[str, Any], shown: Mapping[str, Any], documents: Mapping[str, Any]) -> Iterator[Fact]:
+    """The KV cache, which is allocated whole when a model is loaded. Embedding models keep none between requests."""
+    if not model["context"] or shown["embedding"]:
+        return
+    labels = {"model": model["name"]}
+    runner = (documents.get("runners") or {}).get(shown["path"])
+    told: Target | None = documents.get("settings")
+    parallel, slots_from = (runner and runner.parallel) or None, "the runner's -np"
+    if parallel is None and told is not None and told.requests_running_limit is not None:
+        parallel, slots_from = told.requests_running_limit, "requests_running_limit of the configuration"
+    if parallel is None:
+        return
+    yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(parallel), slots_from)
+    capacity = parallel * cells(model["context"])
+    yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), f"/api/ps context_length * {slots_from}")
+    types, types_from = (runner.keys, runner.values) if runner and runner.keys else None, "the runner's cache types"
+    if types is None and told is not None and told.kv_cache_type is not None:
+        types, types_from = (told.kv_cache_type, told.kv_cache_type), "kv_cache_type of the configuration"
+    if types is None or shown["geometry"] is None:
+        return
+    each = shown["geometry"].token_bytes(model["context"], *types)
+    if each is not None:
+        origin = f"/api/show geometry * capacity, {types_from}"
+        yield Fact(schema.MODEL_MEMORY, labels | {"kind": "kv_cache"}, capacity * each, origin)
+
+
+def _library(loaded: Collection[str], documents: Mapping[str, Any]) -> Iterator[Fact]:
+    installed = present(documents, "tags")
+    if installed is None:
+        return
+    yield Fact(schema.MODELS_INSTALLED, {}, float(len(installed)), "/api/tags models")
+    if all(model["size"] is not None for model in installed):
+        total = float(sum(model["size"] for model in installed))
+        yield Fact(schema.MODELS_INSTALLED_BYTES, {}, total, "/api/tags size")
+    for model in installed:
+        if model["name"] not in loaded:
+            labels = {"model": model["name"]}
+            yield Fact(schema.MODEL_LOADED, labels, 0.0, "/api/tags models")
+            yield Fact(schema.MODEL_INFO, labels | model["details"], 1.0, "/api/tags details")
+
+
+_COUNTED: Final = (
+    "llm_prompt_tokens_total",
+    "llm_prompt_tokens_cached_total",
+    "llm_prefix_cache_queries_total",
+    "llm_prefix_cache_hits_total",
+    "llm_generation_tokens_total",
+    "llm_processed_tokens_total",
+    "llm_engine_steps_total",
+    "llm_spec_decode_draft_tokens_total",
+    "llm_spec_decode_accepted_tokens_total",
+)
+_NATIVE: Final = "a release with a metrics endpoint; none has one yet"
+
+ENGINE: Final = Engine(
+    name="ollama",
+    title="Ollama",
+    port=11434,
+    prefixes=("ollama_", "ollama:"),
+    model_label="model",
+    documents=_documents,
+    greeting="Ollama is running",
+    facts=_facts,
+    limit_per_model=True,
+    queue_limit=512,  # OLLAMA_MAX_QUEUE (ollama/ollama, envconfig/config.go)
+    fact_sources={
+        "llm_models_loaded": "`/api/ps`",
+        "llm_model_loaded": "`/api/ps`, and `/api/tags` for those that are not loaded",
+        "llm_model_info": "`/api/ps`, `/api/tags`",
+        "llm_model_context_tokens": "`/api/ps` context_length (of one slot)",
+        "llm_model_expiry_timestamp_seconds": "`/api/ps` expires_at",
+        "llm_model_memory_bytes": "`/api/ps` size (total), size_vram (device); `/api/show` geometry (kv_cache)",
+        "llm_model_offload_ratio": "`/api/ps` size_vram / size",
+        "llm_models_installed": "`/api/tags`",
+        "llm_models_installed_bytes": "`/api/tags` size",
+        "llm_requests_running": "a runner's `/slots`",
+        "llm_requests_running_limit": "a runner's `/slots`, its `-np`, or the configuration",
+        "llm_kv_cache_capacity_tokens": "a runner's `/slots`; `/api/ps` context_length by the number of slots",
+        "llm_kv_cache_used_tokens": "a runner's `/slots`",
+        "llm_kv_cache_evictable_tokens": "a runner's `/slots`",
+        "llm_engine_start_time_seconds": "the start of a runner's process",
+        **dict.fromkeys(_COUNTED, "a runner's `/metrics` (Ollama's environment: LLAMA_ARG_ENDPOINT_METRICS=1)"),
+        "llm_model_parameters": "`/api/show`",
+        "llm_model_trained_context_tokens": "`/api/show`",
+    },
+    version=lambda documents: present(documents, "version") or "",
+    interval=10.0,  # each poll writes a line into Ollama's log
+    timeout=8.0,  # /api/ps waits while a model is unloaded, up to 5 s
+    rules=(
+        Rule(metric=schema.REQUESTS_WAITING, names=("ollama_requests_queued",), needs=_NATIVE),
+        Rule(metric=schema.REQUESTS_FINISHED, names=("ollama_requests_total",), needs=_NATIVE),
+        Rule(
+            metric=schema.PROMPT_TOKENS,
+            names=("ollama_prompt_tokens_total", "ollama_prompt_eval_total"),
+            needs=_NATIVE,
+        ),
+        Rule(
+            metric=schema.GENERATION_TOKENS,
+            names=("ollama_generated_tokens_total", "ollama_eval_total", "ollama_completion_tokens_total"),
+            needs=_NATIVE,
+        ),
+        Rule(metric=schema.PROMPT_TOKENS_CACHED, names=("ollama_prompt_cached_tokens_total",), needs=_NATIVE),
+        Rule(metric=schema.PREFIX_CACHE_HIT_RATIO, names=("ollama_cache_hit_rate",), needs=_NATIVE),
+        Rule(metric=schema.REQUEST_DURATION, names=("ollama_request_duration_seconds",), needs=_NATIVE),
+        Rule(metric=schema.GPU_UTILIZATION, names=("ollama_gpu_utilization_percent",), scale=0.01, needs=_NATIVE),
+        Rule(metric=schema.GPU_TEMPERATURE, names=("ollama_temperature_celsius",), needs=_NATIVE),
+        Rule(
+            metric=schema.MODEL_MEMORY,
+            names=("ollama_loaded_model_size_bytes",),
+            fixed={"kind": "total"},
+            needs=_NATIVE,
+        ),
+        Rule(
+            metric=schema.MODEL_MEMORY,
+            names=("ollama_loaded_model_vram_bytes", "ollama_memory_used_bytes"),
+            fixed={"kind": "device"},
+            needs=_NATIVE,
+        ),
+        Rule(metric=schema.MODEL_EXPIRY, names=("ollama_loaded_model_expiry_timestamp_seconds",), needs=_NATIVE),
+        Rule(metric=schema.MODELS_LOADED, names=("ollama_models_loaded",), needs=_NATIVE),
+    ),
+    ignored={
+        "*_created": "times of creation of other series",
+        "go_*": "the server's Go runtime",
+        "process_*": "the server's process",
+        "promhttp_*": "the metrics endpoint itself",
+        "http_*": "HTTP layer",
+        "ollama_build_info": "the version comes from /api/version",
+        "ollama_queue_capacity": "a constant",
+        "ollama_peak_memory_bytes": "the server's process",
+        "ollama_*_duration_*": "sums of durations over all requests",
+    },
+)

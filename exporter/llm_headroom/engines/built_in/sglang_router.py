@@ -1,0 +1,166 @@
+"""SGLang's router, later the model gateway: `sgl_router_*` up to 0.2, `smg_*` since 0.3.
+
+What the router repeats of its engines is passed over: watch the engines themselves, and nothing is counted twice.
+Source: the metric reference of smg-project/smg and the routers' own expositions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_headroom import schema
+from llm_headroom.engines.openai_api import INFERENCE_PATHS, status_class
+from llm_headroom.engines.rules import Document, Engine, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_DOCUMENTS: Final = (Document(key="metrics", path="/metrics", text=True),)
+_WORKER: Final = {"worker": "worker"}
+_GONE_WORKERS: Final = "A worker that was removed shows -1 there, and nothing here."
+
+
+def _documents(_known: Mapping[str, Any]) -> Iterable[Document]:
+    return _DOCUMENTS
+
+
+ENGINE: Final = Engine(
+    name="sglang_router",
+    title="SGLang router",
+    port=29000,
+    prefixes=("smg_",),
+    marks=("smg_", "sgl_router_"),
+    model_label="model",
+    documents=_documents,
+    silent="no smg_ or sgl_router_ metrics: is this the router's metrics port (--prometheus-port)?",
+    rules=(
+        Rule(
+            metric=schema.ROUTER_REQUESTS,
+            names=("smg_router_requests_total", "sgl_router_requests_total"),
+            note="Without a model in the body the router calls it `default` or `unknown`.",
+        ),
+        Rule(
+            metric=schema.ROUTER_ERRORS,
+            names=("smg_router_request_errors_total", "sgl_router_request_errors_total"),
+            labels={"error_type": "reason"},
+            needs="the first error",
+        ),
+        Rule(
+            metric=schema.ROUTER_REJECTED,
+            names=("smg_http_rate_limit_total",),
+            where={"result": "rejected"},
+            fixed={"reason": "rate_limit"},
+            needs="--max-concurrent-requests",
+        ),
+        Rule(
+            metric=schema.ROUTER_REJECTED,
+            names=("smg_admission_queue_rejected_total",),
+            labels={"reason": "reason"},
+            needs="smg 1.10",
+        ),
+        Rule(
+            metric=schema.ROUTER_REJECTED,
+            names=("smg_worker_overload_shed_total",),
+            fixed={"reason": "overload"},
+            needs="smg 1.10",
+        ),
+        Rule(
+            metric=schema.HTTP_RESPONSES,
+            names=("smg_http_responses_total", "sgl_router_http_responses_total"),
+            where={"path": f"({INFERENCE_PATHS})?"},
+            labels={"status_code": "code"},
+            rewrite={"code": status_class},
+        ),
+        Rule(
+            metric=schema.ROUTER_RESPONSE_HEAD,
+            names=("smg_router_request_duration_seconds", "sgl_router_request_duration_seconds"),
+            note="About TTFT for streamed requests.",
+        ),
+        Rule(
+            metric=schema.TIME_TO_FIRST_TOKEN,
+            names=("smg_router_ttft_seconds",),
+            needs="gRPC workers; a summary, without buckets, in 0.3",
+        ),
+        Rule(
+            metric=schema.TIME_PER_OUTPUT_TOKEN,
+            names=("smg_router_tpot_seconds",),
+            needs="gRPC workers; a summary, without buckets, in 0.3",
+        ),
+        Rule(
+            metric=schema.ROUTER_REQUESTS_ACTIVE,
+            names=("smg_http_connections_active",),
+            note="Requests under way, in spite of its name.",
+        ),
+        Rule(metric=schema.ROUTER_REQUESTS_WAITING, names=("smg_admission_queue_depth",), needs="smg 1.10"),
+        Rule(metric=schema.ROUTER_WORKERS, names=("smg_worker_pool_size", "sgl_router_active_workers")),
+        Rule(
+            metric=schema.ROUTER_WORKER_HEALTHY,
+            names=("smg_worker_health", "sgl_router_worker_health"),
+            labels=_WORKER,
+            note=_GONE_WORKERS,
+        ),
+        Rule(
+            metric=schema.ROUTER_WORKER_REQUESTS,
+            names=("smg_worker_requests_active", "sgl_router_running_requests"),
+            labels=_WORKER,
+        ),
+        Rule(
+            metric=schema.ROUTER_CIRCUIT_STATE,
+            names=("smg_worker_cb_state", "sgl_router_cb_state"),
+            labels=_WORKER,
+            note=_GONE_WORKERS,
+        ),
+        Rule(metric=schema.ROUTER_RETRIES, names=("smg_worker_retries_total", "sgl_router_retries_total")),
+    ),
+    ignored={
+        "*_created": "times of creation of other series",
+        "smg_admission_inflight": "requests under way are mapped",
+        "smg_allocator_*": "the router's own memory",
+        "smg_cache_*": "the router's own estimate of prefix hits",
+        "smg_consistent_hashing_*": "decisions of the policy",
+        "smg_manual_policy_*": "decisions of the policy",
+        "smg_prefix_hash_*": "decisions of the policy",
+        "sgl_router_policy_*": "decisions of the policy",
+        "sgl_router_processed_requests_total": "requests by worker",
+        "sgl_router_max_load": "load by worker is mapped",
+        "sgl_router_min_load": "load by worker is mapped",
+        "sgl_router_tree_size": "the router's own estimate of prefix hits",
+        "sgl_router_load_balancing_events_total": "decisions of the policy",
+        "sgl_router_generate_duration_seconds": "durations by route are mapped",
+        "sgl_router_embeddings_*": "embeddings",
+        "sgl_router_job_*": "control plane",
+        "smg_pd_*": "disaggregated prefill and decode",
+        "sgl_router_pd_*": "disaggregated prefill and decode",
+        "sgl_router_discovery_*": "service discovery",
+        "sgl_router_cache_*": "the router's own estimate of prefix hits",
+        "sgl_router_cb_*": "circuit breaker: its state is mapped",
+        "sgl_router_retry_backoff_duration_seconds": "waits between retries",
+        "sgl_router_retries_exhausted_total": "retries are mapped",
+        "sgl_router_worker_load": "requests by worker are mapped",
+        "smg_db_*": "storage",
+        "smg_history_*": "storage",
+        "smg_detokenize_*": "tokenizers",
+        "smg_tokenizer_*": "tokenizers",
+        "smg_discovery_*": "service discovery",
+        "smg_engine_*": "what the engines tell themselves",
+        "smg_http_*": "HTTP layer; responses are mapped",
+        "smg_kv_event_*": "KV events",
+        "smg_log_*": "the router's own log",
+        "smg_mcp_*": "tools",
+        "smg_mm_*": "multi-modal inputs",
+        "smg_rl_*": "reinforcement learning",
+        "smg_router_generation_duration_seconds": "gRPC workers; the engines tell it themselves",
+        "smg_router_tokens_total": "gRPC workers; the engines tell it themselves",
+        "smg_router_request_body_path_total": "how bodies are read",
+        "smg_router_request_buffers_*": "how bodies are read",
+        "smg_router_stage_duration_seconds": "declared, never sent",
+        "smg_router_upstream_*": "responses of the workers; those to clients are mapped",
+        "smg_routing_key*": "routing keys",
+        "smg_scheduler_*": "priority scheduler",
+        "smg_tokio_*": "the router's own runtime",
+        "smg_worker_*": "workers: pool, health, requests and circuit are mapped",
+        "smg_workers_overloaded": "overload protection",
+        "sgl_tokenizer_*": "tokenizers",
+        "router_mesh_*": "mesh of routers",
+    },
+)

@@ -1,0 +1,345 @@
+"""vLLM, engines V0 and V1, 0.6 and newer.
+
+Sources: vllm-project/vllm, vllm/v1/metrics/loggers.py (V1) and vllm/engine/metrics.py (V0) of the releases named.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_headroom import schema
+from llm_headroom.engines.openai_api import (
+    INFERENCE_PATHS,
+    MODELS,
+    SLOWLY,
+    base_models,
+    only_model,
+    present,
+    status_class,
+)
+from llm_headroom.engines.rules import Document, Engine, Fact, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from llm_headroom.exposition.text import Layout
+
+_FAILED = "abort|error"
+
+
+def _number(text: str | None) -> float | None:
+    """A number out of an info label; unknown ones are the text `None`."""
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _capacity(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
+    """KV capacity in tokens of each engine (data-parallel rank) from the labels of cache_config_info.
+
+    kv_cache_size_tokens (0.24.0) is right for each engine. Before, block_size * num_gpu_blocks has to do, where
+    num_gpu_blocks is the sum over all engines, repeated at each of them. For hybrid models that product is wrong.
+    """
+    engines = len({info.get("engine", "") for info in infos})
+    for info in infos:
+        tokens = _number(info.get("kv_cache_size_tokens"))
+        if tokens is None:
+            block_size, blocks = _number(info.get("block_size")), _number(info.get("num_gpu_blocks"))
+            hybrid = any(
+                info.get(label, "None") not in ("None", "") for label in ("mamba_block_size", "sliding_window")
+            )
+            if block_size is not None and blocks is not None and not hybrid:
+                tokens = block_size * blocks / engines
+        yield tokens
+
+
+def _kv_cache_memory(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
+    """Bytes of KV cache on each GPU where the operator gave them (--kv-cache-memory-bytes); 0 stands for not given."""
+    return (_number(info.get("kv_cache_memory_bytes")) or None for info in infos)
+
+
+def _reservation(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
+    """The share of each GPU that vLLM fills; --kv-cache-memory-bytes puts it out of force."""
+    given = _kv_cache_memory(infos)
+    return (
+        None if memory else _number(info.get("gpu_memory_utilization"))
+        for info, memory in zip(infos, given, strict=True)
+    )
+
+
+def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    config = document["vllm_config"]
+    scheduler, parallel = config.get("scheduler_config") or {}, config.get("parallel_config") or {}
+    return {
+        "max_num_seqs": scheduler.get("max_num_seqs"),
+        "data_parallel_size": parallel.get("data_parallel_size") or 1,
+        "model": (config.get("model_config") or {}).get("served_model_name"),
+    }
+
+
+def _documents(_known: Mapping[str, Any]) -> Iterable[Document]:
+    return _DOCUMENTS
+
+
+_DOCUMENTS: Final = (
+    Document(key="metrics", path="/metrics", text=True),
+    Document(
+        key="version",
+        path="/version",
+        every=SLOWLY,
+        optional=True,
+        tolerated=(401, 403, 404),
+        read=lambda document: document["version"],
+    ),
+    MODELS,
+    Document(
+        key="server_info",
+        path="/server_info?config_format=json",
+        every=SLOWLY,
+        optional=True,
+        tolerated=(400, 401, 403, 404, 422),
+        read=_server_info,
+    ),
+)
+
+
+def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
+    for model in base_models(documents):
+        labels = {"model": model["id"]}
+        yield Fact(schema.MODEL_LOADED, labels, 1.0, "/v1/models")
+        if model["max_model_len"] is not None:
+            yield Fact(schema.MODEL_CONTEXT, labels, float(model["max_model_len"]), "/v1/models max_model_len")
+    info = present(documents, "server_info")
+    if info and info["max_num_seqs"]:
+        name = only_model(documents) or info["model"] or ""
+        for replica in range(info["data_parallel_size"]):
+            yield Fact(
+                schema.REQUESTS_RUNNING_LIMIT,
+                {"model": name, "replica": str(replica)},
+                float(info["max_num_seqs"]),
+                "/server_info scheduler_config.max_num_seqs",
+            )
+
+
+def _refuse(layout: Layout) -> str:
+    """The production-stack router reuses vLLM's names for other things (some are gauges named `_total`)."""
+    for key in layout.keys:
+        if key.name.endswith((":num_requests_running", "_num_requests_running")) and dict(key.labels).get("server"):
+            return (
+                "this is the router of the vLLM production stack, which reuses vLLM's metric names for other things; "
+                "point this target at the engines behind it"
+            )
+    return ""
+
+
+ENGINE: Final = Engine(
+    name="vllm",
+    title="vLLM",
+    port=8000,
+    prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_"),
+    replica_label="engine",
+    documents=_documents,
+    owned_by="vllm",
+    facts=_facts,
+    fact_sources={
+        "llm_model_context_tokens": "`/v1/models` max_model_len",
+        "llm_model_loaded": "`/v1/models`",
+        "llm_requests_running_limit": "`/server_info` max_num_seqs (VLLM_SERVER_DEV_MODE=1), "
+        "or `requests_running_limit` in the configuration",
+    },
+    version=lambda documents: present(documents, "version") or "",
+    model=only_model,
+    refuse=_refuse,
+    silent="no vllm: metrics: the server was started with --disable-log-stats, or has just started",
+    rules=(
+        Rule(metric=schema.REQUESTS_RUNNING, names=("vllm:num_requests_running", "vllm:running_requests")),
+        Rule(
+            metric=schema.REQUESTS_WAITING,
+            names=("vllm:num_requests_waiting",),
+            note="From 0.20.0 with the requests deferred for LoRA slots or KV transfer.",
+        ),
+        Rule(
+            metric=schema.REQUESTS_FINISHED,
+            names=("vllm:request_success_total",),
+            where={"finished_reason": f"(?!({_FAILED})$).*"},
+            labels={"finished_reason": "reason"},
+        ),
+        Rule(
+            metric=schema.REQUESTS_FAILED,
+            names=("vllm:request_success_total",),
+            where={"finished_reason": _FAILED},
+            labels={"finished_reason": "reason"},
+            note="Clients that go away are not counted by vLLM (vllm-project/vllm#31503).",
+        ),
+        Rule(
+            metric=schema.REQUESTS_FAILED,
+            names=("vllm:admission_rejections_total",),
+            labels={"reason": "reason"},
+            also=True,
+            needs="0.32.0; counts with --max-num-queued-reqs or --max-num-queued-tokens",
+        ),
+        Rule(
+            metric=schema.HTTP_RESPONSES,
+            names=("http_requests_total",),
+            where={"handler": INFERENCE_PATHS},
+            labels={"status": "code"},
+            rewrite={"code": status_class},
+            note="Streams that fail after their head count as 2xx.",
+        ),
+        Rule(metric=schema.PREEMPTIONS, names=("vllm:num_preemptions_total",)),
+        Rule(
+            metric=schema.PROMPT_TOKENS,
+            names=("vllm:prompt_tokens_total",),
+            note="V0 counts prompts again that are computed again after a preemption.",
+        ),
+        Rule(
+            metric=schema.GENERATION_TOKENS, names=("vllm:generation_tokens_total", "vllm:num_generation_tokens_total")
+        ),
+        Rule(metric=schema.PROMPT_TOKENS_CACHED, names=("vllm:prompt_tokens_cached_total",), needs="0.16.0"),
+        Rule(
+            metric=schema.PROCESSED_TOKENS,
+            names=("vllm:prompt_tokens_by_source_total",),
+            where={"source": "local_compute"},
+            fixed={"phase": "prefill"},
+            needs="0.16.0",
+        ),
+        Rule(metric=schema.PROCESSED_TOKENS, names=("vllm:generation_tokens_total",), fixed={"phase": "decode"}),
+        Rule(metric=schema.ENGINE_STEPS, names=("vllm:iteration_tokens_total_count",)),
+        Rule(
+            metric=schema.ENGINE_STEP_TOKENS,
+            names=("vllm:iteration_tokens_total",),
+            note="From 0.23.0 without cached prompt tokens.",
+        ),
+        Rule(metric=schema.BATCH_TOKENS, names=("vllm:num_batched_tokens",)),
+        Rule(metric=schema.PREFILL_THROUGHPUT, names=("vllm:avg_prompt_throughput_toks_per_s",), needs="0.6 (V0)"),
+        Rule(metric=schema.DECODE_THROUGHPUT, names=("vllm:avg_generation_throughput_toks_per_s",), needs="0.6 (V0)"),
+        Rule(metric=schema.TIME_TO_FIRST_TOKEN, names=("vllm:time_to_first_token_seconds",)),
+        Rule(
+            metric=schema.INTER_TOKEN_LATENCY,
+            names=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+            note="One observation for each decode step, which can bring several tokens with speculative decoding. "
+            "`time_per_output_token_seconds` is its old name (until 0.14), not the mean of a request.",
+        ),
+        Rule(
+            metric=schema.TIME_PER_OUTPUT_TOKEN,
+            names=("vllm:request_time_per_output_token_seconds",),
+            needs="0.11.0",
+        ),
+        Rule(
+            metric=schema.REQUEST_DURATION,
+            names=("vllm:e2e_request_latency_seconds",),
+            note="Finished requests only.",
+        ),
+        Rule(
+            metric=schema.REQUEST_QUEUE,
+            names=("vllm:request_queue_time_seconds", "vllm:time_in_queue_requests"),
+            note="Smallest bound 0.3 s: below it use sum / count.",
+        ),
+        Rule(metric=schema.REQUEST_PREFILL, names=("vllm:request_prefill_time_seconds",)),
+        Rule(metric=schema.REQUEST_DECODE, names=("vllm:request_decode_time_seconds",)),
+        Rule(metric=schema.REQUEST_PROMPT_TOKENS, names=("vllm:request_prompt_tokens",)),
+        Rule(metric=schema.REQUEST_GENERATION_TOKENS, names=("vllm:request_generation_tokens",)),
+        Rule(
+            metric=schema.SPEC_DECODE_DRAFT_TOKENS,
+            names=("vllm:spec_decode_num_draft_tokens_total",),
+            needs="speculative decoding",
+        ),
+        Rule(
+            metric=schema.SPEC_DECODE_ACCEPTED_TOKENS,
+            names=("vllm:spec_decode_num_accepted_tokens_total",),
+            needs="speculative decoding",
+        ),
+        Rule(
+            metric=schema.SPEC_DECODE_ACCEPTANCE,
+            names=("vllm:spec_decode_draft_acceptance_rate", "vllm:spec_decodeAccepted_tokens"),
+            needs="V0 with speculative decoding",
+        ),
+        Rule(
+            metric=schema.KV_CACHE_CAPACITY,
+            names=("vllm:cache_config_info",),
+            read=_capacity,
+            note="kv_cache_size_tokens (0.24.0), before that block_size * num_gpu_blocks / engines.",
+        ),
+        Rule(
+            metric=schema.KV_CACHE_USAGE,
+            names=(
+                "vllm:kv_cache_usage_perc",
+                "vllm:gpu_cache_usage_perc",
+                "vllm:gpu_cache_usage_utilization",
+            ),
+            note="A ratio in spite of its name. Evictable blocks count as free.",
+        ),
+        Rule(
+            metric=schema.PREFIX_CACHE_QUERIES,
+            names=("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+            note="Before 0.27.1 waiting requests are counted again at each attempt to schedule them.",
+        ),
+        Rule(
+            metric=schema.PREFIX_CACHE_HITS,
+            names=("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+        ),
+        Rule(
+            metric=schema.PREFIX_CACHE_HIT_RATIO,
+            names=("vllm:gpu_prefix_cache_hit_rate", "vllm:kv_cache_hit_rate"),
+            needs="V0; -1 stands for prefix caching that is off",
+        ),
+        Rule(metric=schema.MODEL_LOADED, names=("vllm:engine_sleep_state",), where={"sleep_state": "awake"}),
+        Rule(
+            metric=schema.MODEL_MEMORY,
+            names=("vllm:cache_config_info",),
+            fixed={"kind": "kv_cache"},
+            read=_kv_cache_memory,
+            needs="--kv-cache-memory-bytes",
+            note="Of each GPU.",
+        ),
+        Rule(
+            metric=schema.ENGINE_GPU_RESERVATION,
+            names=("vllm:cache_config_info",),
+            read=_reservation,
+            note="gpu_memory_utilization, which --kv-cache-memory-bytes puts out of force.",
+        ),
+        Rule(metric=schema.ENGINE_START, names=("process_start_time_seconds",), needs="one API server process"),
+    ),
+    ignored={
+        "*_created": "times of creation of other series",
+        "python_*": "the server's Python runtime",
+        "process_*": "the server's process",
+        "http_*": "HTTP layer without a model; responses are mapped",
+        "vllm:http_*": "HTTP layer without a model",
+        "vllm:num_requests_waiting_by_reason": "parts of num_requests_waiting",
+        "vllm:num_requests_kv_fetch_by_stage": "parts of num_requests_waiting",
+        "vllm:num_requests_swapped": "V0's swapping, gone since V1",
+        "vllm:cpu_*": "V0's swap space",
+        "vllm:external_prefix_cache_*": "KV connectors",
+        "vllm:mm_cache_*": "cache of multi-modal inputs",
+        "vllm:kv_block_*": "sampled block lifetimes (--kv-cache-metrics)",
+        "vllm:tokens_total": "prompt and generation tokens together",
+        "vllm:prompt_tokens_cached_by_source_total": "parts of prompt_tokens_cached_total",
+        "vllm:prompt_tokens_recomputed_total": "0.16 to 0.19 only",
+        "vllm:request_num_preemptions": "preemptions per request; the total is mapped",
+        "vllm:request_inference_time_seconds": "prefill and decode together",
+        "vllm:request_max_num_generation_tokens": "what requests asked for",
+        "vllm:request_params_*": "what requests asked for",
+        "vllm:request_prefill_kv_computed_tokens": "prompt tokens less cached ones",
+        "vllm:corrupted_requests_total": "NaN in logits (debugging)",
+        "vllm:watermark_requests_total": "watermarking",
+        "vllm:lora_requests_info": "adapter names in label values, a timestamp as its value",
+        "vllm:model_forward_time_milliseconds": "V0, hidden since 0.8",
+        "vllm:model_execute_time_milliseconds": "V0, hidden since 0.8",
+        "vllm:spec_decode_*": "per position and per draft; the totals are mapped",
+        "vllm:diffusion_*": "diffusion models",
+        "vllm:estimated_*": "estimates for MFU (--enable-mfu-metrics)",
+        "vllm:nixl_*": "KV transfer (NIXL)",
+        "vllm:mooncake_*": "KV transfer (Mooncake)",
+        "vllm:hf3fs_*": "KV transfer (HF3FS)",
+        "vllm:umbp_*": "KV transfer (UMBP)",
+        "vllm:hisparse_*": "KV on the host (HiSparse)",
+        "vllm:kv_offload_*": "KV offloading",
+        "vllm:simple_kv_offload_*": "KV offloading",
+        "vllm:websocket_*": "realtime API",
+        "vllm:tool_call_parser_*": "tool call parsers",
+        "vllm:sleep_mode_*": "operations of the sleep mode",
+        "vllm:rl_weight_update_*": "weight updates for reinforcement learning",
+    },
+)

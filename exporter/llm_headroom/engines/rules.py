@@ -1,0 +1,175 @@
+"""How an engine is described: what to fetch of it, and the rules by which its words become the schema's. Data only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from llm_headroom.exposition.text import Layout
+    from llm_headroom.model import Metric
+
+
+class Combine(StrEnum):
+    """What becomes of several upstream series that fall on one of ours, once repeated ranks are gone."""
+
+    SUM = "sum"
+    MAX = "max"
+    FIRST = "first"
+
+
+Reader: TypeAlias = "Callable[[Sequence[Mapping[str, str]]], Iterable[float | None]]"
+"""The labels of info series → a value for each of them, None for unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How one canonical metric is found in an exposition.
+
+    names: what the signal has been called, newest first, in the spelling of the engine's first prefix. The first name
+        that is present, in the first spelling that is present, is used; no other is added to it.
+    where: regular expressions that whole label values must match; an absent label counts as an empty value.
+    labels: upstream label → ours. Labels that are not named here (and are not the model or replica) are summed away.
+    fixed: labels that every series of this rule gets.
+    rewrite: our label → what turns an upstream value into ours (a status code into its class).
+    plus: names whose values are added to those of the name found, where they are present.
+    also: True if the rule adds series to those of an earlier rule of the same metric. Otherwise the first rule of a
+        metric (and of the same `fixed` labels) that finds something is the only one.
+    scale: what a value is multiplied with to come into the metric's unit.
+    combine: what becomes of several upstream series that fall on one of ours.
+    per_rank: True if each tensor- or pipeline-parallel rank tells of a GPU of its own. Otherwise ranks repeat one
+        another and the lowest one speaks for all.
+    read: for info metrics: the labels of all the series present → a value for each of them, None for unknown.
+    needs: what has to be switched on for the signal to be there, for people.
+    note: a trap worth knowing, for METRICS.md.
+    """
+
+    metric: Metric
+    names: tuple[str, ...]
+    where: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    rewrite: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
+    plus: tuple[str, ...] = ()
+    also: bool = False
+    scale: float = 1.0
+    combine: Combine = Combine.SUM
+    per_rank: bool = False
+    read: Reader | None = None
+    needs: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Something to fetch from an engine.
+
+    key: what the engine's functions call it.
+    path, method, body: the request.
+    text: True for an exposition, False for JSON.
+    every: seconds between fetches; 0 with each poll.
+    tolerated: status codes which are an answer too (a feature that is off), not a failure of the source.
+    optional: True if the source is up without it.
+    read: what is kept of a JSON document. Bodies can hold keys and prompts: nothing else of them is kept.
+    """
+
+    key: str
+    path: str
+    method: str = "GET"
+    body: bytes | None = None
+    text: bool = False
+    every: float = 0.0
+    tolerated: tuple[int, ...] = ()
+    optional: bool = False
+    read: Callable[[Any], Any] = lambda document: document
+
+
+class Absent(NamedTuple):
+    """In the place of a document that the engine does not serve: the status that it answered with."""
+
+    status: int
+
+
+class Fact(NamedTuple):
+    """A value out of a document that is no exposition; `labels` in our names, without engine and target."""
+
+    metric: Metric
+    labels: Mapping[str, str]
+    value: float
+    origin: str
+
+
+def _no_facts(_documents: Mapping[str, Any]) -> Iterable[Fact]:
+    return ()
+
+
+def _unknown(_documents: Mapping[str, Any]) -> str:
+    return ""
+
+
+def _no_complaint(_layout: Layout) -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """All that is known of one kind of engine, as data and a few pure functions.
+
+    prefixes: the spellings of its metrics' prefix; rules use the first one.
+    marks: prefixes that only this kind of engine uses, if they are not just its `prefixes`.
+    port: where it listens by default.
+    documents: what to fetch next, given what has been read of the engine so far (empty at first).
+    owned_by: what `/v1/models` says of who owns its models, to recognise it where it has no metrics.
+    greeting: what `GET /` answers, likewise.
+    facts: values out of its JSON documents, and of the target's settings under the key `settings`. Rules go before
+        facts: a fact is used if no rule gave its metric.
+    limit_per_model: True if the engine's facts make use of the configured `requests_running_limit` themselves.
+    fact_sources: canonical name → where facts find it, for people.
+    version: the engine's version out of its documents, "" if unknown.
+    model: the model of series that name none, out of its documents, "" if unknown.
+    refuse: why an exposition is not this engine's although it looks like it, "" if it is.
+    silent: what to tell the operator if an exposition holds none of the engine's own metrics.
+    ignored: glob → why families of that name are passed over on purpose.
+    interval: the shortest interval at which it may be polled, seconds.
+    timeout: the shortest deadline that makes sense for it, seconds.
+    queue_limit: the most requests that wait in it by default before it turns more away, None for any number.
+    """
+
+    name: str
+    title: str
+    port: int
+    prefixes: tuple[str, ...]
+    documents: Callable[[Mapping[str, Any]], Iterable[Document]]
+    marks: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    model_label: str = "model_name"
+    replica_label: str = ""
+    rank_labels: tuple[str, ...] = ()
+    owned_by: str = ""
+    greeting: str = ""
+    facts: Callable[[Mapping[str, Any]], Iterable[Fact]] = _no_facts
+    limit_per_model: bool = False
+    fact_sources: Mapping[str, str] = field(default_factory=dict)
+    version: Callable[[Mapping[str, Any]], str] = _unknown
+    model: Callable[[Mapping[str, Any]], str] = _unknown
+    refuse: Callable[[Layout], str] = _no_complaint
+    silent: str = ""
+    interval: float = 0.0
+    timeout: float = 0.0
+    queue_limit: int | None = None
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """Every way in which an endpoint may write a name that a rule uses."""
+        first = self.prefixes[0] if self.prefixes else ""
+        if not first or not name.startswith(first):
+            return (name,)
+        rest = name.removeprefix(first)
+        return tuple(prefix + rest for prefix in self.prefixes)
+
+    def owns(self, name: str) -> bool:
+        """Whether a sample of this name can only come from this kind of engine."""
+        return name.startswith(self.marks or self.prefixes or (name + "?",))

@@ -1,0 +1,1 @@
+"""Text formats that engines expose, read into samples; knows nothing of engines."""

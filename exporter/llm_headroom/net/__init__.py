@@ -1,0 +1,1 @@
+"""Sockets, worker threads and files, for every room above."""

@@ -1,0 +1,241 @@
+"""What is read on this machine: its GPUs, and the processes and host memory of the engines that run on it.
+
+Both block (NVML, /proc), so each reading has a thread of its own: one that hangs costs only its source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from llm_headroom.host.proc import Proc, addresses_of
+from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from llm_headroom.config.settings import Config, Target
+    from llm_headroom.derive import oom
+    from llm_headroom.derive.gpu_memory import DeviceKey
+    from llm_headroom.gpu.attribution import Holding
+    from llm_headroom.gpu.reading import Reading
+    from llm_headroom.host.engines import Finder, Watched
+    from llm_headroom.host.reading import Reading as HostReading
+    from llm_headroom.model import Point
+
+log = logging.getLogger("llm_headroom")
+
+T = TypeVar("T")
+
+GPU_TARGET: Final = "nvml"
+
+
+class GpuReader(Protocol):
+    """What GPUs are read through: `llm_headroom.gpu.Gpus`, or simulated ones. Used from one thread at a time."""
+
+    def read(self) -> Reading:
+        """One reading; raises `llm_headroom.gpu.GpuError` if there is nothing to read."""
+        ...
+
+    def xids(self) -> list[Point]:
+        """Xid errors so far."""
+        ...
+
+    def close(self) -> None:
+        """Let go of libraries."""
+        ...
+
+
+class GpuSource:
+    """This host's GPUs, and which engines hold their memory. A call of NVML that hangs costs only the GPUs.
+
+    `engines` gives the targets with their latest collections, `finder` their processes. `explain`: warn of memory that
+    could not be attributed, for a report to people. `events`: count Xid errors. `reader`: what is read instead of NVML.
+    """
+
+    capped: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(  # noqa: PLR0913 - what it is made of
+        self,
+        config: Config,
+        engines: Callable[[], Sequence[Watched]],
+        finder: Finder,
+        *,
+        explain: bool = False,
+        events: bool = False,
+        reader: GpuReader | None = None,
+    ) -> None:
+        from llm_headroom.gpu import Gpus  # noqa: PLC0415 - NVML's bindings are loaded only where GPUs are read
+
+        self.interval = config.interval if config.gpu.interval is None else config.gpu.interval
+        self._gpus = reader or Gpus(processes=config.gpu.processes, pcie=config.gpu.pcie, events=events)
+        self._engines = engines
+        self._finder = finder
+        self._explain = explain
+        self._timeout = config.timeout
+        self._devices: Mapping[DeviceKey, oom.Device] = {}
+        self._pending: asyncio.Future[Snapshot] | None = None
+        self._pending_since = 0.0
+        self._last_success: float | None = None
+
+    @property
+    def kept(self) -> Sequence[Point]:
+        """Xid errors: they are told when they have taken the last GPU along, too."""
+        return self._gpus.xids()
+
+    async def collect(self) -> Snapshot:
+        """One collection; failures are told in its health, never raised."""
+        taken, started = time.time(), time.monotonic()
+        if self._pending is None or self._pending.done():
+            self._pending_since = started
+            watched = tuple(self._engines())
+            self._pending = in_thread(lambda: self._read(watched), "nvml")
+        try:
+            # wait_for of Python 3.11 drops a cancellation that comes together with the result; timeout does not
+            async with asyncio.timeout(self._timeout):
+                snapshot = await asyncio.shield(self._pending)
+        except TimeoutError:
+            waited = time.monotonic() - self._pending_since
+            failure = Failure(Cause.TIMEOUT, f"NVML has not answered for {waited:.1f} s: the driver may hang")
+            return _failed(taken, started, failure, self._last_success)
+        self._last_success = snapshot.health.last_success
+        return snapshot
+
+    def _read(self, watched: tuple[Watched, ...]) -> Snapshot:
+        from llm_headroom.derive import gpu_memory, oom  # noqa: PLC0415 - see above
+        from llm_headroom.gpu import GpuError  # noqa: PLC0415
+
+        taken, started = time.time(), time.monotonic()
+        try:
+            reading = self._gpus.read()
+        except GpuError as error:
+            return _failed(taken, started, error.failure, self._last_success)
+        memory = gpu_memory.device_memory(reading.points)
+        attributed, unexplained = self._attributed(memory, reading, watched)
+        derived = gpu_memory.derived(memory, attributed, watched)
+        self._devices, risks = oom.gpus(self._devices, memory, attributed, watched, started)
+        points = (*reading.points, *derived.points, *risks)
+        return Snapshot(
+            target=GPU_TARGET,
+            engine=GPU_TARGET,
+            taken=taken,
+            points=points,
+            health=Health(
+                up=True,
+                warnings=(*reading.warnings, *derived.warnings, *(unexplained if self._explain else ())),
+                duration_seconds=time.monotonic() - started,
+                last_success=taken,
+                samples={SampleState.MAPPED: len(reading.points)},
+                version=reading.driver,
+            ),
+        )
+
+    def _attributed(
+        self, memory: Mapping[tuple[str, str], Mapping[str, float]], reading: Reading, watched: tuple[Watched, ...]
+    ) -> tuple[list[Holding], list[Failure]]:
+        from llm_headroom.gpu import attribution  # noqa: PLC0415 - see above
+
+        proc = self._finder.proc
+        pids = [process.pid for device in reading.processes for process in device.processes]
+        processes = self._finder.find(watched, pids)
+        owners = [
+            attribution.Owner(each.target.name, processes.get(each.target.name), each.up, each.target.gpus)
+            for each in watched
+        ]
+        devices = attribution.devices({key: parts["used"] for key, parts in memory.items()}, reading.processes)
+        visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "")
+        sidecar = attribution.may_eliminate(
+            len(devices), visible=visible, initial_namespace=proc.initial_namespace
+        ) and all(_on_loopback(each.target) for each in watched)
+        holdings = attribution.attribute(devices, owners, proc, sidecar=sidecar)
+        return holdings, attribution.unexplained(devices, holdings, owners, proc)
+
+    async def close(self) -> None:
+        """Unload NVML, unless it hangs."""
+        if self._pending is None or self._pending.done():
+            await in_thread(self._gpus.close, "nvml")
+
+
+class HostWatch:
+    """Processes and host memory of the engines that run on this host, as `finder` finds them."""
+
+    def __init__(self, finder: Finder, *, timeout: float) -> None:
+        from llm_headroom.host.reading import HostMemory  # noqa: PLC0415 - only where engines run on this host
+
+        self._memory = HostMemory(finder)
+        self._timeout = timeout
+        self._pending: asyncio.Future[dict[str, HostReading]] | None = None
+        self._risks: dict[str, oom.Host | None] = {}
+
+    async def read(self, watched: Sequence[Watched]) -> dict[str, HostReading]:
+        """What is found of each target; nothing if /proc or /sys does not answer in time."""
+        if self._pending is None or self._pending.done():
+            self._pending = in_thread(lambda: self._read(watched, time.monotonic()), "host")
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.shield(self._pending)
+        except TimeoutError:
+            log.warning("host memory not read", extra={"reason": f"/proc has not answered within {self._timeout:g} s"})
+            return {}
+
+    def _read(self, watched: Sequence[Watched], now: float) -> dict[str, HostReading]:
+        from llm_headroom.derive import oom  # noqa: PLC0415 - only where engines run on this host
+
+        risks: dict[str, oom.Host | None] = {}
+        readings = {}
+        for name, reading in self._memory.read(watched, now).items():
+            risks[name], points = oom.host(self._risks.get(name), reading.points, now)
+            readings[name] = reading._replace(points=(*reading.points, *points))
+        self._risks = risks
+        return readings
+
+
+def runs_here(target: Target) -> bool:
+    """Whether the target may be a process of this host, as far as that shows without asking a name server."""
+    if target.pid is not None or target.cgroup is not None or target.gpus:
+        return True
+    addresses = addresses_of(urlsplit(target.endpoint.url).hostname or "")
+    return any(address.is_loopback for address in addresses) or not Proc().addresses().isdisjoint(addresses)
+
+
+def _on_loopback(target: Target) -> bool:
+    addresses = addresses_of(urlsplit(target.endpoint.url).hostname or "")
+    return bool(addresses) and all(address.is_loopback for address in addresses)
+
+
+def in_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """Run a blocking call in a daemon thread: one that never returns must not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # T may include None
+
+    def run() -> None:
+        try:
+            result, error = work(), None
+        except BaseException as raised:  # noqa: BLE001 - handed to whoever awaits the future
+            result, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def _failed(taken: float, started: float, failure: Failure, last_success: float | None) -> Snapshot:
+    duration = time.monotonic() - started
+    health = Health(up=False, error=failure, duration_seconds=duration, last_success=last_success)
+    return Snapshot(target=GPU_TARGET, engine=GPU_TARGET, taken=taken, health=health)

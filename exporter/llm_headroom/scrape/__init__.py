@@ -1,0 +1,1 @@
+"""One target: asked, read, mapped and described."""

@@ -1,0 +1,482 @@
+"""From an engine's own words to the canonical schema: rules as data, compiled once for each layout of an exposition.
+
+An exposition keeps its layout from scrape to scrape while its values move. So names, labels, aliases, ranks and units
+are resolved when a layout is first seen, into a `Plan`; from then on a poll picks values by position.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from operator import itemgetter, le
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom.engines.rules import Combine
+from llm_headroom.model import Histogram, Kind, Point, SampleState, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from llm_headroom.engines.rules import Engine, Fact, Reader, Rule
+    from llm_headroom.exposition.text import Exposition, Layout
+
+HISTOGRAM_PARTS: Final = ("_bucket", "_sum", "_count")
+OVERFLOW: Final = "other"
+LONGEST_LABEL_VALUE: Final = 256
+MOST_NAMES: Final = 10_000
+"""An endpoint that invents names must not fill our memory."""
+
+
+@dataclass(slots=True)
+class LabelCap:
+    """The only memory of a mapping: which label values of a target have been let through, so that the first ones stay.
+
+    `limit` is the number of different values that one label may have; later ones become `other` and are counted.
+    """
+
+    limit: int
+    seen: dict[str, set[str]] = field(default_factory=dict)
+    overflow: dict[str, set[str]] = field(default_factory=dict)
+
+    def admit(self, label: str, value: str) -> str:
+        """The value to export for an upstream one."""
+        if len(value) > LONGEST_LABEL_VALUE:
+            value = value[: LONGEST_LABEL_VALUE - 1] + "…"
+        values = self.seen.setdefault(label, set())
+        if value in values:
+            return value
+        if len(values) < self.limit:
+            values.add(value)
+            return value
+        beyond = self.overflow.setdefault(label, set())
+        if len(beyond) < 10 * self.limit:  # bounds our own memory; the count then is a lower bound
+            beyond.add(value)
+        return OVERFLOW
+
+    def capped(self) -> dict[str, int]:
+        """How many different values of each label have been reported as `other`."""
+        return {label: len(values) for label, values in self.overflow.items()}
+
+
+class _Scalar(NamedTuple):
+    series: Series
+    origin: str
+    indices: tuple[int, ...]
+    scale: float
+    combine: Combine
+
+
+class _Buckets(NamedTuple):
+    """A histogram of ours; each of `parts` picks an upstream one's cumulative counts, `sums` are their sums."""
+
+    series: Series
+    origin: str
+    bounds: tuple[float, ...]
+    parts: tuple[Callable[[Sequence[float]], tuple[float, ...]], ...]
+    sums: tuple[int, ...]
+    scale: float
+
+
+class Mapped(NamedTuple):
+    """What a plan made of an exposition: points, and how many upstream samples went which way."""
+
+    points: list[Point]
+    invalid: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A layout's mapping, resolved: which positions make which points.
+
+    `owned` says whether any sample can only be this kind of engine's.
+    """
+
+    scalars: tuple[_Scalar, ...]
+    histograms: tuple[_Buckets, ...]
+    constants: tuple[Point, ...]
+    states: Mapping[SampleState, int]
+    unmapped: tuple[str, ...]
+    problems: tuple[str, ...]
+    owned: bool
+
+    def apply(self, values: Sequence[float]) -> Mapped:
+        """Points from the values of a scrape. Values that cannot be (NaN, ±Inf, negative) are dropped and counted."""
+        points = list(self.constants)
+        invalid = 0
+        for series, origin, indices, scale, combine in self.scalars:
+            if len(indices) == 1:
+                value = values[indices[0]]
+            elif combine is Combine.MAX:
+                value = max([values[index] for index in indices])
+            else:
+                value = sum([values[index] for index in indices])
+            if 0.0 <= value < math.inf:
+                points.append(Point(series, value * scale if scale != 1.0 else value, origin))
+            else:
+                invalid += len(indices)
+        for series, origin, bounds, parts, sums, scale in self.histograms:
+            counts = parts[0](values)
+            if len(parts) > 1:
+                counts = tuple(map(sum, zip(*[part(values) for part in parts], strict=True)))
+            total = sum([values[index] for index in sums])
+            if _cumulative(counts) and math.isfinite(total):
+                points.append(Point(series, Histogram(bounds, counts, total * scale), origin))
+            else:
+                invalid += len(bounds) * len(parts)
+        return Mapped(points, invalid)
+
+
+def _cumulative(counts: tuple[float, ...]) -> bool:
+    return counts[0] >= 0.0 and counts[-1] < math.inf and all(map(le, counts, counts[1:]))
+
+
+def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+    if len(indices) == 1:
+        (only,) = indices
+        return lambda values: (values[only],)
+    return itemgetter(*indices)
+
+
+def family(name: str, kind: str) -> str:
+    """The family that a sample belongs to, by its name and its family's type."""
+    if kind in ("histogram", "summary", "gaugehistogram"):
+        for part in HISTOGRAM_PARTS:
+            if name.endswith(part):
+                return name.removesuffix(part)
+    return name
+
+
+class Vocabulary:
+    """An engine's rules and exceptions, indexed: whether a family is mapped, ignored or unknown."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._mapped = {
+            spelling
+            for rule in engine.rules
+            for name in (*rule.names, *rule.plus)
+            for spelling in engine.spellings(name)
+        }
+        self._known: dict[str, SampleState] = {}
+
+    def state(self, name: str, kind: str) -> SampleState:
+        """What becomes of a sample of this name and family type."""
+        base = family(name, kind)
+        known = self._known.get(base)
+        if known is None:
+            known = self._known[base] = self._judge(base, name)
+            if len(self._known) > MOST_NAMES:
+                self._known.clear()
+        return known
+
+    def _judge(self, base: str, name: str) -> SampleState:
+        if base in self._mapped or name in self._mapped or any(base + part in self._mapped for part in HISTOGRAM_PARTS):
+            return SampleState.MAPPED
+        canonical = self._canonical(base)
+        if any(fnmatchcase(canonical, pattern) for pattern in self.engine.ignored):
+            return SampleState.IGNORED
+        return SampleState.UNKNOWN
+
+    def _canonical(self, name: str) -> str:
+        for prefix in self.engine.prefixes:
+            if name.startswith(prefix):
+                return self.engine.prefixes[0] + name.removeprefix(prefix)
+        return name
+
+
+class _Sources:
+    """A layout as rules look at it: positions by name, labels by position."""
+
+    def __init__(self, engine: Engine, layout: Layout) -> None:
+        self.engine = engine
+        self.layout = layout
+        self.positions: dict[str, list[int]] = {}
+        for index, key in enumerate(layout.keys):
+            self.positions.setdefault(key.name, []).append(index)
+        self._labels: dict[int, dict[str, str]] = {}
+
+    def labels(self, index: int) -> dict[str, str]:
+        found = self._labels.get(index)
+        if found is None:
+            found = self._labels[index] = dict(self.layout.keys[index].labels)
+        return found
+
+    def matching(self, name: str, where: Mapping[str, re.Pattern[str]]) -> list[int]:
+        return [
+            index
+            for index in self.positions.get(name, ())
+            if all(pattern.fullmatch(self.labels(index).get(label, "")) for label, pattern in where.items())
+        ]
+
+    @cached_property
+    def only_model(self) -> str:
+        """The model of all the series that name one, if they agree: some families carry no model."""
+        label = self.engine.model_label
+        models = {
+            value
+            for key in self.layout.keys
+            if self.engine.owns(key.name)
+            for name, value in key.labels
+            if name == label and value
+        }
+        return models.pop() if len(models) == 1 else ""
+
+    def without_repeated_ranks(self, indices: Iterable[int]) -> list[int]:
+        """One position for each set of ranks that tell the same thing: the lowest rank's, in the layout's order."""
+        ranks = self.engine.rank_labels
+        if not ranks:
+            return list(indices)
+        lowest: dict[tuple[tuple[str, str], ...], tuple[tuple[int, ...], int]] = {}
+        for index in indices:
+            labels = self.labels(index)
+            identity = tuple(sorted((name, value) for name, value in labels.items() if name not in ranks))
+            rank = tuple(_rank(labels.get(name, "")) for name in ranks)
+            kept = lowest.get(identity)
+            if kept is None or rank < kept[0]:
+                lowest[identity] = (rank, index)
+        return [index for _, index in lowest.values()]
+
+
+def _rank(text: str) -> int:
+    return int(text) if text.isdecimal() else -1
+
+
+class Mapper:
+    """Maps the expositions and documents of one target; keeps the plan of the layout seen last.
+
+    `base` are the labels that every series of the target gets (engine, target, the operator's own).
+    """
+
+    def __init__(self, engine: Engine, base: Mapping[str, str], *, cap: LabelCap) -> None:
+        self.engine = engine
+        self.cap = cap
+        self._base = dict(base)
+        self._vocabulary = Vocabulary(engine)
+        self._where = [{label: re.compile(pattern) for label, pattern in rule.where.items()} for rule in engine.rules]
+        self._planned: tuple[Layout, str, Plan] | None = None
+        self._facts: dict[tuple[str, tuple[tuple[str, str], ...]], Series] = {}
+
+    def plan(self, layout: Layout, *, model: str = "") -> Plan:
+        """The plan for a layout; `model` is the model of series that name none, if another document told it."""
+        if self._planned is not None and self._planned[0] is layout and self._planned[1] == model:
+            return self._planned[2]
+        plan = self._compile(layout, model)
+        self._planned = (layout, model, plan)
+        return plan
+
+    def map(self, exposition: Exposition, *, model: str = "") -> tuple[Plan, Mapped]:
+        """Points of a scrape."""
+        plan = self.plan(exposition.layout, model=model)
+        return plan, plan.apply(exposition.values)
+
+    def place(self, facts: Iterable[Fact], given: Iterable[Point]) -> list[Point]:
+        """Facts as points; those whose metric is among the points `given` are left out."""
+        told = {point.series.metric.name for point in given}
+        points = []
+        for metric, labels, value, origin in facts:
+            if metric.name in told or not 0.0 <= value < math.inf:
+                continue
+            key = (metric.name, tuple(labels.items()))
+            series = self._facts.get(key)
+            if series is None:
+                if len(self._facts) > 10 * self.cap.limit * len(metric.labels or (1,)):
+                    self._facts.clear()
+                capped = {name: self.cap.admit(name, text) if text else "" for name, text in labels.items()}
+                series = self._facts[key] = Series(metric, self._base | capped)
+            points.append(Point(series, value, origin))
+        return _merged(points)
+
+    def _compile(self, layout: Layout, model: str) -> Plan:
+        sources = _Sources(self.engine, layout)
+        problems: list[str] = []
+        taken: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+        placed: dict[Series, _Scalar | _Buckets | Point] = {}
+        for rule, where in zip(self.engine.rules, self._where, strict=True):
+            identity = (rule.metric.name, tuple(sorted(rule.fixed.items())))
+            if identity in taken and not rule.also:
+                continue
+            found = self._found(sources, rule, where, model, problems)
+            if found:
+                taken.add(identity)
+            for made in found:
+                placed.setdefault(made.series, made)
+        states, unmapped = self._census(layout)
+        return Plan(
+            tuple(made for made in placed.values() if isinstance(made, _Scalar)),
+            tuple(made for made in placed.values() if isinstance(made, _Buckets)),
+            tuple(made for made in placed.values() if isinstance(made, Point)),
+            states,
+            unmapped,
+            (*layout.problems, *problems),
+            any(self.engine.owns(key.name) for key in layout.keys),
+        )
+
+    def _found(
+        self,
+        sources: _Sources,
+        rule: Rule,
+        where: Mapping[str, re.Pattern[str]],
+        model: str,
+        problems: list[str],
+    ) -> Sequence[_Scalar | _Buckets | Point]:
+        if rule.metric.kind is Kind.HISTOGRAM:
+            return self._histograms(sources, rule, where, model, problems)
+        if rule.read is not None:
+            return self._constants(sources, rule, rule.read, where, model)
+        return self._scalars(sources, rule, where, model)
+
+    def _census(self, layout: Layout) -> tuple[Mapping[SampleState, int], tuple[str, ...]]:
+        states: Counter[SampleState] = Counter()
+        unmapped: dict[str, None] = {}
+        for key in layout.keys:
+            state = self._vocabulary.state(key.name, key.type)
+            states[state] += 1
+            if state is SampleState.UNKNOWN:
+                unmapped[family(key.name, key.type)] = None
+        states[SampleState.INVALID] += layout.invalid
+        return dict(states), tuple(unmapped)
+
+    def _present(
+        self, sources: _Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], suffix: str = ""
+    ) -> tuple[str, list[int]]:
+        return self._present_as(rule.names, sources, where, suffix)
+
+    def _present_as(
+        self, names: tuple[str, ...], sources: _Sources, where: Mapping[str, re.Pattern[str]], suffix: str = ""
+    ) -> tuple[str, list[int]]:
+        for name in names:
+            for spelling in self.engine.spellings(name):
+                indices = sources.matching(spelling + suffix, where)
+                if indices:
+                    return spelling, indices
+        return "", []
+
+    def _series(self, sources: _Sources, rule: Rule, index: int, model: str) -> Series:
+        engine = self.engine
+        upstream = sources.labels(index)
+        ours = dict(self._base)
+        if "model" in rule.metric.labels:
+            ours["model"] = self._admit("model", upstream.get(engine.model_label) or sources.only_model or model)
+        if engine.replica_label and "replica" in rule.metric.labels:
+            ours["replica"] = self._admit("replica", upstream.get(engine.replica_label, ""))
+        for name, label in rule.labels.items():
+            value = upstream.get(name, "")
+            ours[label] = self._admit(label, rule.rewrite[label](value) if label in rule.rewrite else value)
+        ours.update(rule.fixed)
+        return Series(rule.metric, ours)
+
+    def _admit(self, label: str, value: str) -> str:
+        return self.cap.admit(label, value) if value else ""
+
+    def _scalars(
+        self, sources: _Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str
+    ) -> list[_Scalar]:
+        origin, indices = self._present(sources, rule, where)
+        if not indices:
+            return []
+        groups = self._groups(sources, rule, indices, model)
+        for name in rule.plus:
+            added, indices = self._present_as((name,), sources, where)
+            for series, group in self._groups(sources, rule, indices, model).items():
+                if series in groups:
+                    groups[series] += group
+                    origin = f"{origin} + {added}" if added not in origin else origin
+        return [
+            _Scalar(
+                series,
+                origin,
+                tuple(group[:1] if rule.combine is Combine.FIRST else group),
+                rule.scale,
+                rule.combine,
+            )
+            for series, group in groups.items()
+        ]
+
+    def _groups(self, sources: _Sources, rule: Rule, indices: Iterable[int], model: str) -> dict[Series, list[int]]:
+        kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
+        groups: dict[Series, list[int]] = {}
+        for index in kept:
+            groups.setdefault(self._series(sources, rule, index, model), []).append(index)
+        return groups
+
+    def _constants(
+        self,
+        sources: _Sources,
+        rule: Rule,
+        read: Reader,
+        where: Mapping[str, re.Pattern[str]],
+        model: str,
+    ) -> list[Point]:
+        origin, indices = self._present(sources, rule, where)
+        kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
+        values = read([sources.labels(index) for index in kept])
+        return [
+            Point(self._series(sources, rule, index, model), value * rule.scale, origin)
+            for index, value in zip(kept, values, strict=True)
+            if value is not None and 0.0 <= value < math.inf
+        ]
+
+    def _histograms(
+        self,
+        sources: _Sources,
+        rule: Rule,
+        where: Mapping[str, re.Pattern[str]],
+        model: str,
+        problems: list[str],
+    ) -> list[_Buckets]:
+        origin, buckets = self._present(sources, rule, where, "_bucket")
+        if not buckets:
+            return []
+        sums = self._groups(sources, rule, sources.matching(origin + "_sum", where), model)
+        found = []
+        for series, indices in self._groups(sources, rule, buckets, model).items():
+            by_bound: dict[float, list[int]] = {}
+            for index in indices:
+                bound = _bound(sources.labels(index).get("le", ""))
+                if bound is not None:
+                    by_bound.setdefault(bound, []).append(index)
+            bounds = tuple(sorted(by_bound))
+            parts = {len(by_bound[bound]) for bound in bounds}
+            whole = bool(bounds) and bounds[-1] == math.inf and len(parts) == 1 and series in sums
+            if not whole or len(sums[series]) != parts.pop():
+                problems.append(
+                    f"{origin}: a histogram without its +Inf bucket, its sum or one of its bounds was dropped"
+                )
+                continue
+            found.append(
+                _Buckets(
+                    series,
+                    origin,
+                    tuple(bound * rule.scale for bound in bounds),
+                    tuple(map(_picker, zip(*[by_bound[bound] for bound in bounds], strict=True))),
+                    tuple(sums[series]),
+                    rule.scale,
+                )
+            )
+        return found
+
+
+def _bound(text: str) -> float | None:
+    try:
+        bound = float(text)
+    except ValueError:
+        return None
+    return None if math.isnan(bound) else bound
+
+
+def _merged(points: list[Point]) -> list[Point]:
+    """Points with one for each series: those that the label cap made fall together are added up."""
+    by_series: dict[Series, Point] = {}
+    for point in points:
+        known = by_series.get(point.series)
+        if known is None:
+            by_series[point.series] = point
+        elif point.series.metric.kind is not Kind.HISTOGRAM and any(
+            text == OVERFLOW for _, text in point.series.labels
+        ):
+            by_series[point.series] = known._replace(value=float(known.value) + float(point.value))  # type: ignore[arg-type]
+    return list(by_series.values())
