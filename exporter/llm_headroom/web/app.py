@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import platform
-import resource
 import time
 from collections import Counter, OrderedDict
 from dataclasses import replace
@@ -18,6 +16,7 @@ from llm_headroom.config.load import ConfigError, Module, parse_target
 from llm_headroom.model import Point, Series
 from llm_headroom.poll.collection_series import HealthSeries
 from llm_headroom.poll.poller import EngineSource
+from llm_headroom.poll.process_series import BUILD, ProcessSeries
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
@@ -35,14 +34,14 @@ log = logging.getLogger("llm_headroom")
 
 MOST_PROBED: Final = 256
 """Targets of `/probe` whose connections and plans are kept."""
+REUSED: Final = 1.0
+"""Seconds for which a rendering answers further scrapes, if nothing is published meanwhile: the age that the exporter's
+own series, such as `process_*`, can have."""
 TIMEOUT_MARGIN: Final = 0.5
 """Seconds that are left to Prometheus of the timeout that it announces."""
 JSON: Final = "application/json; charset=utf-8"
-_BUILD: Final = Series(schema.BUILD_INFO, {"version": __version__, "python": platform.python_version()})
 _RELOADED: Final = Series(schema.CONFIG_RELOAD_SUCCESS, {})
 _RELOAD_TIME: Final = Series(schema.CONFIG_RELOAD_TIME, {})
-_CPU: Final = Series(schema.PROCESS_CPU, {})
-_MEMORY: Final = Series(schema.PROCESS_MEMORY, {})
 
 
 class Reload(NamedTuple):
@@ -61,11 +60,13 @@ class App:
     def __init__(self, poller: Poller, more: Callable[[], Iterable[Point]] = tuple) -> None:
         self.poller = poller
         self._more = more
+        self._process = ProcessSeries()
         self.reload = Reload(succeeded=True, last_success=time.time())
         self._feed = Feed(poller)
         self._renderer = Renderer()
         self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
+        self._rendered = 0.0
         self._probed: OrderedDict[tuple[str, str], tuple[EngineSource, asyncio.Lock]] = OrderedDict()
 
     def changed(self) -> None:
@@ -109,6 +110,10 @@ class App:
     def _metrics(self, request: Request) -> Response:
         form = negotiate(request.headers.get("accept", ""))
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
+        now = time.monotonic()
+        if not self._bodies or now - self._rendered > REUSED:
+            self._bodies.clear()
+            self._rendered = now
         body = self._bodies.get((form, compressed))
         if body is None:
             plain = self._bodies.get((form, False))
@@ -139,17 +144,13 @@ class App:
         return [*slots, (time.time(), self._own())]
 
     def _own(self) -> list[Point]:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        points = [
-            Point(_BUILD, 1.0, ""),
+        return [
+            BUILD,
             Point(_RELOADED, float(self.reload.succeeded), ""),
             Point(_RELOAD_TIME, self.reload.last_success, ""),
-            Point(_CPU, usage.ru_utime + usage.ru_stime, ""),
+            *self._process.points(),
+            *self._more(),
         ]
-        resident = resident_bytes()
-        if resident is not None:
-            points.append(Point(_MEMORY, resident, ""))
-        return [*points, *self._more()]
 
     def _snapshot(self) -> bytes:
         sources = [as_json.source(snapshot) for snapshot in self.poller.snapshots()]
@@ -244,12 +245,3 @@ def _gzip(body: bytes) -> bytes:
 def _exposed(body: bytes, form: Format, *, compressed: bool) -> Response:
     vary = ("Vary", "Accept, Accept-Encoding")
     return Response(body, content_type=form, headers=(vary, ("Content-Encoding", "gzip")) if compressed else (vary,))
-
-
-def resident_bytes() -> float | None:
-    """Resident memory of this process in bytes, None where the kernel does not tell (proc(5), /proc/self/statm)."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - one line of procfs
-            return float(statm.read().split()[1]) * resource.getpagesize()
-    except (OSError, IndexError, ValueError):
-        return None
