@@ -118,7 +118,8 @@ def test_a_capture_is_written_as_prometheus_client_writes_it(capture: Capture, f
 
 
 VALUES = st.floats(0, allow_infinity=True, allow_nan=False)
-LABELS = st.dictionaries(st.sampled_from(("engine", "model", "target", "zone")), st.text(st.characters(), max_size=5))
+TEXTS = st.text(st.sampled_from('\\"\n,}= n') | st.characters(), max_size=5)
+LABELS = st.dictionaries(st.sampled_from(("engine", "model", "target", "zone")), TEXTS)
 HISTOGRAMS = st.lists(VALUES, min_size=1, max_size=5, unique=True).flatmap(
     lambda bounds: st.builds(
         Histogram,
