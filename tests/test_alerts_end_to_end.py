@@ -22,6 +22,7 @@ from llm_headroom.commands.simulate import VERSIONS
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, Target
 from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.gpus import UNSEEN_PID, Holder, SimulatedGpus
 from llm_headroom.simulate.hardware import A100_80GB, GIB, LLAMA_3_8B, LLAMA_3_70B
@@ -199,7 +200,7 @@ async def exporter(servers: dict[str, EngineServer], simulated: SimulatedGpus, s
         host=False,
     )
     poller = Poller(config, gpus=simulated)
-    app = App(poller)
+    app = App(Published(poller))
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen)
     stack.push_async_callback(app.close)
