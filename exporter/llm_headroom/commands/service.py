@@ -55,7 +55,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         web.config.WebConfigError: the web configuration is wrong.
     """
     proxies = Proxies(config)
-    poller = Poller(config, proxies=proxies)
+    poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
     pusher = Pusher()
     published = Published(poller, pusher.points)
     app = App(published)

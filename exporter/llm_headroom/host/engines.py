@@ -52,6 +52,19 @@ class Watched(NamedTuple):
         )
 
 
+def addresses(target: Target) -> tuple[Address, ...]:
+    """The addresses of a target's URL, as far as they show without asking a name server."""
+    return addresses_of(urlsplit(target.endpoint.url).hostname or "")
+
+
+def runs_here(target: Target) -> bool:
+    """Whether the target may be a process of this host, as far as that shows without asking a name server."""
+    if target.pid is not None or target.cgroup is not None or target.gpus:
+        return True
+    found = addresses(target)
+    return any(address.is_loopback for address in found) or not Proc().addresses().isdisjoint(found)
+
+
 class How(StrEnum):
     """How an engine's process was found."""
 
@@ -100,7 +113,7 @@ class Finder:
             elif target.pid is None and up and now >= self._next_look.get(target.name, now):
                 parts = urlsplit(target.endpoint.url)
                 port = parts.port or {"https": 443}.get(parts.scheme, 80)
-                missing[target.name] = (addresses_of(parts.hostname or ""), port)
+                missing[target.name] = (addresses(target), port)
             if not up:
                 self._next_look.pop(target.name, None)
         if missing:

@@ -19,7 +19,7 @@ from llm_headroom.engines.built_in import llamacpp, ollama
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
 from llm_headroom.model import Cause, Failure, Point, series_of
-from llm_headroom.poll.local import in_thread
+from llm_headroom.net.threads import in_thread
 from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.layers import Told
