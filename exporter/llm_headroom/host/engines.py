@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from llm_headroom import schema
 from llm_headroom.host.proc import Proc, addresses_of, reaches
 
 if TYPE_CHECKING:
@@ -40,16 +39,6 @@ class Watched(NamedTuple):
     def up(self) -> bool:
         """Whether the latest collection succeeded."""
         return self.snapshot is not None and self.snapshot.health.up
-
-    @property
-    def resident(self) -> frozenset[str]:
-        """The models in its memory, of an engine that loads and unloads them by itself."""
-        points = self.snapshot.points if self.snapshot else ()
-        return frozenset(
-            series.label("model")
-            for series, value, _ in points
-            if series.metric is schema.MODEL_LOADED and value == 1.0
-        )
 
 
 def addresses(target: Target) -> tuple[Address, ...]:
