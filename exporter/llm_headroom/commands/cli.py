@@ -136,8 +136,8 @@ def run(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's valu
     """
     from llm_headroom.commands import logs  # noqa: PLC0415 - `--help` needs none of it
     from llm_headroom.commands import run as service  # noqa: PLC0415
+    from llm_headroom.net.listen import ListenError  # noqa: PLC0415
     from llm_headroom.web.config import WebConfigError  # noqa: PLC0415
-    from llm_headroom.web.server import ListenError  # noqa: PLC0415
 
     def read() -> Config:
         return _loaded(path, **flags)
@@ -162,7 +162,7 @@ def proxy(listen: str, upstream: str, metrics_listen: str, log_format: str | Non
     """Measure the requests to one engine, and serve /metrics: `run` with a proxy and nothing but its engine."""
     from llm_headroom.commands import logs  # noqa: PLC0415 - `--help` needs none of it
     from llm_headroom.commands import run as service  # noqa: PLC0415
-    from llm_headroom.web.server import ListenError  # noqa: PLC0415
+    from llm_headroom.net.listen import ListenError  # noqa: PLC0415
 
     def read() -> Config:
         found = _loaded(
@@ -271,7 +271,7 @@ def demo(**flags: Any) -> None:  # noqa: ANN401 - click's values
     """Show llm-headroom without a GPU: simulated engines, their traffic and incidents, and the status page."""
     from llm_headroom.commands import demo as showing  # noqa: PLC0415
     from llm_headroom.commands import logs  # noqa: PLC0415 - only this command needs the simulator
-    from llm_headroom.web.server import ListenError  # noqa: PLC0415
+    from llm_headroom.net.listen import ListenError  # noqa: PLC0415
 
     logs.set_up("error", "logfmt")
     try:
