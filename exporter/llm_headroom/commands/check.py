@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from dataclasses import replace
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom import schema
+import click
+
+from llm_headroom import __version__, schema
+from llm_headroom.commands import logs
+from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
+from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import Target
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, runs_here
@@ -20,6 +28,7 @@ from llm_headroom.scrape.identify import identify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from llm_headroom.config.load import Config
     from llm_headroom.engines.rules import Engine
@@ -250,3 +259,24 @@ def _value(point: Mapping[str, Any]) -> str:
         return f"{point['value']:.6g}" if abs(point["value"]) < 1e15 else f"{point['value']:.0f}"  # noqa: PLR2004
     count = histogram["count"]
     return f"n={count:.0f}" + (f" mean={histogram['sum'] / count:.4g}" if count else "")
+
+
+@click.command("check")
+@collecting
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(path: Path | None, form: str, **flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Collect everything once and report each signal, where it came from, and what is missing and why.
+
+    Exit status: 0 all sources are fine, 1 some source failed, 2 the usage or the configuration is wrong.
+    """
+    try:
+        config = loaded(path, **flags)
+    except ConfigError as error:
+        fail(str(error))
+    logs.set_up("error", config.log.format)
+    reports, absent = asyncio.run(collect(config))
+    if form == "json":
+        click.echo(json.dumps({"version": __version__, "sources": reports, "not_found": absent}, allow_nan=False))
+    else:
+        click.echo(text(reports, absent) or "Nothing to check: no engine and no GPU was found.")
+    sys.exit(SOME_SOURCE_FAILED if any(not report["up"] for report in reports) else 0)
