@@ -40,7 +40,7 @@ STILL_UPWARDS: Final = frozenset(
 )
 """Imports that run up as yet; only ever shorter."""
 LONGEST: Final = 500
-MAY_BE_LONG: Final = frozenset({"schema", "simulate.batching"})
+MAY_BE_LONG: Final = frozenset({"schema"})
 """Every metric in one file: the room that is easiest to find."""
 
 
