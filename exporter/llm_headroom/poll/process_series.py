@@ -7,13 +7,12 @@ garbage collection.
 from __future__ import annotations
 
 import logging
-import platform
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from llm_headroom import __version__, schema
-from llm_headroom.model import Point, Series, series_of
+from llm_headroom import schema
+from llm_headroom.model import Point, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm_headroom")
 
-BUILD: Final = Point(Series(schema.BUILD_INFO, {"version": __version__, "python": platform.python_version()}), 1.0, "")
-"""The version of llm-headroom, which dashboards find its instances by."""
 _ALIASES: Final = {schema.PROCESS_CPU: schema.EXPORTER_CPU, schema.PROCESS_MEMORY: schema.EXPORTER_MEMORY}
 """Metrics that had a name of our own before, which stays for one release."""
 

@@ -16,7 +16,7 @@ from llm_headroom import schema
 from llm_headroom.config.load import load
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.poll.poller import Poller
-from llm_headroom.poll.process_series import BUILD
+from llm_headroom.poll.published import BUILD
 from llm_headroom.render import families
 
 if TYPE_CHECKING:

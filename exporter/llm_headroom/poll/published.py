@@ -1,0 +1,52 @@
+"""What is published, for every output alike: the latest reading of each source, and the exporter's own metrics."""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import __version__, schema
+from llm_headroom.model import Point, Series
+from llm_headroom.poll.process_series import ProcessSeries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from llm_headroom.poll.poller import Poller
+
+BUILD: Final = Point(Series(schema.BUILD_INFO, {"version": __version__, "python": platform.python_version()}), 1.0, "")
+_RELOADED: Final = Series(schema.CONFIG_RELOAD_SUCCESS, {})
+_RELOAD_TIME: Final = Series(schema.CONFIG_RELOAD_TIME, {})
+
+
+class Reload(NamedTuple):
+    """How the last reading of the configuration went, and the unix time of the last one that succeeded."""
+
+    succeeded: bool
+    last_success: float
+
+
+class Published:
+    """What a poller holds, and points about the exporter itself; `more` gives points about what else it does."""
+
+    def __init__(self, poller: Poller, more: Callable[[], Iterable[Point]] = tuple) -> None:
+        self.poller = poller
+        self._more = more
+        self._process = ProcessSeries()
+        self.reload = Reload(succeeded=True, last_success=time.time())
+
+    def sources(self) -> list[tuple[float, Sequence[Point]]]:
+        """Everything, by source: the unix time at which its points were taken, and the points."""
+        slots = [(slot.snapshot.taken, slot.points()) for slot in self.poller.slots.values() if slot.snapshot]
+        return [*slots, (time.time(), self.own())]
+
+    def own(self) -> list[Point]:
+        """The exporter's own metrics as they are now."""
+        return [
+            BUILD,
+            Point(_RELOADED, float(self.reload.succeeded), ""),
+            Point(_RELOAD_TIME, self.reload.last_success, ""),
+            *self._process.points(),
+            *self._more(),
+        ]
