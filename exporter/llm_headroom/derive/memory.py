@@ -209,12 +209,14 @@ def _signals(
 ) -> Iterator[Point]:
     now, estimates = known.last, known.estimates
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
-    stalled = None
-    if now.steps is not None or now.generation_tokens is not None:
+    stalled, stalled_origin = None, "busy while steps and tokens do not move"
+    if now.silence is not None:  # tokens are counted when a request ends, bytes as they come
+        stalled, stalled_origin = float(now.silence >= STALLED_SECONDS), "streams under way without a byte"
+    elif now.steps is not None or now.generation_tokens is not None:
         stalled = float(_busy(now) and at - known.moved >= STALLED_SECONDS)
     for metric, value, origin in (
         (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell"),
-        (schema.ENGINE_STALLED, stalled, "busy while steps and tokens do not move"),
+        (schema.ENGINE_STALLED, stalled, stalled_origin),
         (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
         (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),
         (

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from llm_headroom.net.accept import accepted
 from llm_headroom.net.http_connection import CLOSE_SECONDS, READ_BYTES, Connection, CutError, Handler, Limits
 from llm_headroom.net.listen import bound_address
 
@@ -97,28 +97,14 @@ class HttpServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        failing = False
-        while True:
-            try:
-                accepted, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                if not failing:
-                    _log.error("Cannot accept connections on %s: %s", bound_address(listener), error.strerror)
-                failing = True
-                await asyncio.sleep(1)
-                continue
-            failing = False
+        async for client in accepted(listener):
             if len(self._connections) >= self._limits.connections and not self._drop_longest_waiting():
-                accepted.close()
+                client.close()
                 continue
             connection = Connection(self._limits, self._handler, needs_client=self._needs_client)
-            task = loop.create_task(self._attend(accepted, connection))
+            task = loop.create_task(self._attend(client, connection))
             self._connections[task] = connection
             task.add_done_callback(self._connections.pop)
-            # sock_accept does not yield while connections are queued, and others must have their turn.
-            await asyncio.sleep(0)
 
     def _drop_longest_waiting(self) -> bool:
         """Makes room by closing the connection that has sat without a request for longest, if there is one."""
@@ -130,7 +116,7 @@ class HttpServer:
         task.cancel()
         return True
 
-    async def _attend(self, accepted: socket.socket, connection: Connection) -> None:
+    async def _attend(self, client: socket.socket, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         security = self._security()
         reader = asyncio.StreamReader(limit=READ_BYTES)
@@ -138,7 +124,7 @@ class HttpServer:
         try:
             transport, protocol = await loop.connect_accepted_socket(
                 lambda: _Reading(reader, connection.client_left),
-                accepted,
+                client,
                 ssl=security.tls,
                 ssl_handshake_timeout=seconds,
                 ssl_shutdown_timeout=None if security.tls is None else CLOSE_SECONDS,

@@ -37,6 +37,12 @@ _REASONS: Final = {
 }
 NO_INFERENCE: Final = frozenset({"load", "unload"})
 """Ollama's reasons of answers to requests that only load or unload a model."""
+_ABORT: Final = "abort"
+"""The finish reason of what the engine has given up (vllm-project/vllm vllm/v1/engine/__init__.py, FinishReason;
+sgl-project/sglang python/sglang/srt/managers/schedule_batch.py, FINISH_ABORT)."""
+UNAVAILABLE: Final = 503
+_MOST_TOKENS: Final = 10**9
+"""Of one request: a larger count is no count."""
 
 
 class Api(Enum):
@@ -79,15 +85,16 @@ def api_of(method: str, target: str) -> Api | None:
 class Answer:
     """What the documents of one answer have said so far; None where they have said nothing.
 
-    `output` tells of the latest document alone: whether it bears output (text, reasoning, a tool call). Token counts
-    are of the whole request. `total`, `prefill` and `decode` are the engine's own durations in seconds.
+    `output` tells of the latest document alone: whether it bears output (text, reasoning, a tool call). `failure` is why
+    there is no whole answer, as a value of the label `reason`. Token counts are of the whole request. `total`, `prefill`
+    and `decode` are the engine's own durations in seconds.
     """
 
     output: bool = False
     model: str = ""
     reason: str = ""
     ended: bool = False
-    failed: bool = False
+    failure: str = ""
     prompt: int | None = None
     generated: int | None = None
     cached: int | None = None
@@ -102,25 +109,42 @@ class Answer:
             self.ended = True
         elif isinstance(document, dict):
             if document.get("error"):
-                self.failed = True
+                self.failure = _failure(document)
             else:
                 _READ[api](self, document)
 
     def end(self, reason: object) -> None:
         """Notes that nothing more is generated, and why."""
         self.ended = True
-        if reason:
+        if reason == _ABORT:
+            self.failure = self.failure or "aborted"
+        elif reason:
             known = str(reason)
             self.reason = known if known in NO_INFERENCE else _REASONS.get(known, "other")
 
 
+def _failure(document: Mapping[str, Any]) -> str:
+    """What an error means, as a value of the label `reason`: a text (Ollama), or a mapping that may hold a status.
+
+    llama.cpp's server says `Loading model` with 503 as long as it does (tools/server of its source).
+    """
+    error = document["error"]
+    within = error if isinstance(error, dict) else {}
+    if "loading model" in str(within.get("message", error)).lower():
+        return "loading"
+    code = within.get("code", document.get("code"))
+    overloaded = str(code) == str(UNAVAILABLE) or within.get("type") == "overloaded_error"  # the latter: Anthropic's 529
+    return "overloaded" if overloaded else "engine_error"
+
+
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else None
 
 
 def _seconds(value: object, unit: float) -> float | None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value * unit < 1e9  # noqa: PLR2004
-    return value * unit if ok and isinstance(value, (int, float)) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9 / unit:
+        return None
+    return value * unit
 
 
 def _inner(document: object, name: str) -> dict[str, Any]:
@@ -225,7 +249,7 @@ def _responses(answer: Answer, document: dict[str, Any]) -> None:
         answer.output = bool(document.get("delta"))
         return
     if kind == "response.failed":
-        answer.failed = True
+        answer.failure = _failure({"error": _inner(document, "response").get("error")})
     whole = document if document.get("object") == "response" else _inner(document, "response")
     _model(answer, whole)
     if kind in ("response.completed", "response.incomplete") or (kind is None and whole is document):
@@ -259,9 +283,11 @@ def _sglang(answer: Answer, document: dict[str, Any]) -> None:
     answer.prompt = _count(told.get("prompt_tokens")) or answer.prompt
     cached = _count(told.get("cached_tokens"))
     answer.cached = answer.cached if cached is None else cached
-    finish = _inner(told, "finish_reason").get("type")
-    if finish:
-        answer.end(finish)
+    finish = _inner(told, "finish_reason")
+    if finish.get("type") == _ABORT and finish.get("status_code") == UNAVAILABLE:
+        answer.failure = "overloaded"
+    if finish.get("type"):
+        answer.end(finish["type"])
 
 
 def _embedding(answer: Answer, document: dict[str, Any]) -> None:
