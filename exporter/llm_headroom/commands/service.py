@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
 from llm_headroom.config.load import Config, ConfigError
+from llm_headroom.net.files import stamp
 from llm_headroom.net.listen import ListenError
 from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.poll.poller import Poller
@@ -22,6 +22,8 @@ from llm_headroom.web.server import Server, serve
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from llm_headroom.net.files import Stamp
 
 log = logging.getLogger("llm_headroom")
 
@@ -36,12 +38,12 @@ class Watched(NamedTuple):
     """A configuration file, and how it was before it was read: a change in between must not be missed."""
 
     path: Path
-    identity: tuple[int, int, int] | None
+    identity: Stamp | None
 
 
 def watched(path: Path) -> Watched:
     """A file to watch from now on."""
-    return Watched(path, _identity(path))
+    return Watched(path, stamp(path))
 
 
 async def run(config: Config, *, file: Watched | None, read: Callable[[], Config]) -> None:
@@ -95,20 +97,11 @@ async def _end(server: Server, poller: Poller, app: App, pusher: Pusher) -> None
     await app.close()
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does, through the symbolic links of a mounted ConfigMap too."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - the path may be watched on every look
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 async def _watch(file: Watched, reload: asyncio.Event) -> None:
     known = file.identity
     while True:
         await asyncio.sleep(LOOK_AT_FILE)
-        now = _identity(file.path)
+        now = stamp(file.path)
         if now is not None and now != known:
             known = now
             reload.set()
