@@ -8,12 +8,13 @@ fails, and an import fails while `sys.modules` holds None for its name (Python's
 from __future__ import annotations
 
 import sys
+from typing import Any, cast
 
 _COMMAND_LINE = "httpx._main"
 
 _free = _COMMAND_LINE not in sys.modules
 if _free:
-    sys.modules[_COMMAND_LINE] = None  # type: ignore[assignment] - the documented way to say "not there"
+    sys.modules[_COMMAND_LINE] = cast("Any", None)
 try:
     import httpx
 finally:

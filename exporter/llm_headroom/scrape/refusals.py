@@ -27,9 +27,9 @@ class Refusal(Exception):  # noqa: N818 - no error to the outside: whoever asked
 
 
 def root(error: BaseException) -> BaseException:
-    """What a library's error was first."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    """What a library's error was first; httpcore's pool hides it by `raise … from None`."""
+    while (before := error.__cause__ or (error.__context__ if error.__suppress_context__ else None)) is not None:
+        error = before
     return error
 
 

@@ -88,7 +88,7 @@ class Transport(httpx.AsyncBaseTransport):
             response = await self._session.request(
                 request.method,
                 URL(str(request.url), encoded=True),
-                headers=request.headers,
+                headers=request.headers.multi_items(),
                 data=request.content or None,
                 allow_redirects=False,
                 server_hostname=request.extensions.get("sni_hostname"),
