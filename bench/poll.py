@@ -166,14 +166,17 @@ def measure(case: Case, seconds: float = SECONDS, trees: Sequence[Path] = ()) ->
         if not targets:
             raise NotMeasuredError("the capture server has not started")
         exporter, address = _exporter(stack, case, targets, folder)
-        others = [_exporter(stack, case, targets, folder, tree)[0] for tree in trees]
-        contenders = [exporter, *others, *_peers(stack, case, [address for _, address in targets], folder)]
-        reader = _Reader(address, case.interval)
+        others = [_exporter(stack, case, targets, folder, tree) for tree in trees]
+        contenders = [exporter, *(other for other, _ in others)]
+        contenders += _peers(stack, case, [address for _, address in targets], folder)
+        readers = [_Reader(each, case.interval) for each in (address, *(there for _, there in others))]
         if case.served:
-            stack.enter_context(reader)
+            for reader in readers:
+                stack.enter_context(reader)
         time.sleep(max(3.0, 2.5 * case.interval))
         usages = _window(contenders, targets[0][1], seconds)
-        _check(reader.once(), len(targets))
+        for reader in readers:
+            _check(reader.once(), len(targets))
     expected = seconds / case.interval * len(targets)
     for usage in usages:
         if usage.scrapes < _TOO_FEW * expected:
