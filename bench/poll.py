@@ -16,7 +16,6 @@ import argparse
 import ctypes
 import http.client
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -44,10 +43,7 @@ PROMETHEUS: Final = "prometheus"
 HTTPX: Final = "httpx + prometheus_client"
 PACKAGES: Final = {VMAGENT: "victoria-metrics", PROMETHEUS: "prometheus"}
 """Debian's packages."""
-MISSING: Final = {
-    **{program: f"install Debian's package {package}" for program, package in PACKAGES.items()},
-    HTTPX: "run `pip install httpx` in the virtual environment",
-}
+MISSING: Final = {program: f"install Debian's package {package}" for program, package in PACKAGES.items()}
 """How to get a peer that is not there."""
 SCRAPER: Final = {"User-Agent": "Prometheus/2.42.0", "Accept": "text/plain;version=0.0.4", "Accept-Encoding": "gzip"}
 _TOO_FEW: Final = 0.5
@@ -122,17 +118,15 @@ class _Contender(NamedTuple):
 
 def missing() -> tuple[str, ...]:
     """The peers that are not installed."""
-    absent = [name for name in (VMAGENT, PROMETHEUS) if shutil.which(name) is None]
-    return (*absent, *([] if importlib.util.find_spec("httpx") else [HTTPX]))
+    return tuple(name for name in (VMAGENT, PROMETHEUS) if shutil.which(name) is None)
 
 
 def versions() -> Iterator[tuple[str, str]]:
     """What is measured, with its versions."""
     yield EXPORTER, importlib.metadata.version("llm-headroom")
-    yield "prometheus_client", importlib.metadata.version("prometheus-client")
+    for package in ("prometheus-client", "httpx", "aiohttp"):
+        yield package, importlib.metadata.version(package)
     absent = missing()
-    if HTTPX not in absent:
-        yield "httpx", importlib.metadata.version("httpx")
     for program, flag in ((VMAGENT, "-version"), (PROMETHEUS, "--version")):
         if program not in absent:
             yield program, _version(program, flag)
@@ -284,11 +278,9 @@ def _peers(stack: ExitStack, case: Case, addresses: Sequence[str], folder: Path)
             "--log.level=error",
         ]
         found.append(_Contender(PROMETHEUS, "Prometheus/", _start(stack, command)))
-    if HTTPX not in absent:
-        urls = [f"http://{address}/metrics" for address in addresses]
-        command = [sys.executable, str(BENCH / "httpx_poll.py"), str(case.interval), *urls]
-        found.append(_Contender(HTTPX, "python-httpx/", _start(stack, command)))
-    return found
+    urls = [f"http://{address}/metrics" for address in addresses]
+    command = [sys.executable, str(BENCH / "httpx_poll.py"), str(case.interval), *urls]
+    return [*found, _Contender(HTTPX, "python-httpx/", _start(stack, command))]
 
 
 class _Reader:
