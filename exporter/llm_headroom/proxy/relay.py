@@ -178,7 +178,7 @@ class Client(asyncio.Protocol):
                 await self._upstream.connect(lambda: engine)
         except OSError as error:
             timed_out = isinstance(error, TimeoutError)
-            reason = "no answer" if timed_out else (error.strerror or type(error).__name__)
+            reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
             where = f"cannot connect to {self._upstream.authority}: {reason}"
             if not self._over:
                 now = self._loop.time()
