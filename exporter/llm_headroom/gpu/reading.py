@@ -198,18 +198,6 @@ class Gpus:
             self._watching = uuids
 
 
-def why_no_gpu(library: Path | None = None) -> Failure | None:
-    """Why NVML gives no GPU here and what to do about it, in words for the operator; None if it gives one."""
-    gpus = Gpus(library=library)
-    try:
-        gpus.read()
-    except GpuError as error:
-        return error.failure
-    finally:
-        gpus.close()
-    return None
-
-
 def _explained(refused: Refused, library: Path | None) -> Failure:
     """Why NVML as a whole gives nothing."""
     code, name = refused.code, library or _SONAME
