@@ -18,11 +18,13 @@ from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published, Reload
 from llm_headroom.proxy.service import Proxies
 from llm_headroom.web.app import App
-from llm_headroom.web.server import Server, serve
+from llm_headroom.web.server import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from llm_headroom.net.http_server import HttpServer
 
 log = logging.getLogger("llm_headroom")
 
@@ -51,8 +53,8 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     `file` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
 
     Raises:
-        web.server.ListenError: an address cannot be listened on.
-        web.config.WebConfigError: the web configuration is wrong.
+        llm_headroom.net.listen.ListenError: an address cannot be listened on.
+        llm_headroom.web.config.WebConfigError: the web configuration is wrong.
     """
     proxies = Proxies(config)
     poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
@@ -90,7 +92,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         await _end(server, poller, app, pusher)
 
 
-async def _end(server: Server, poller: Poller, app: App, pusher: Pusher) -> None:
+async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher) -> None:
     await pusher.close()
     await server.close()
     await poller.stop()

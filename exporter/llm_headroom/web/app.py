@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
 from llm_headroom.config.load import ConfigError, Module, parse_target
+from llm_headroom.net.http_connection import Request, Response
 from llm_headroom.poll.collection_series import HealthSeries
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
-from llm_headroom.web.server import Request, Response
 from llm_headroom.web.stream import Feed
 
 if TYPE_CHECKING:
