@@ -108,24 +108,19 @@ def _remembered(
     objectives: Sequence[slo.Objective],
 ) -> ModelMemory:
     hottest, replicas = fullest
-    if known is None or at <= known.at:
-        tallies = {each.name: slo.tallied(slo.Tally(), each, None, now) for each in objectives}
-        fresh = ModelMemory(at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest)
-        return fresh if known is None else known
-    elapsed, before = at - known.at, known.last
+    if known is not None and at <= known.at:
+        return known
+    before = None if known is None else known.last
     tallies = {
-        each.name: slo.tallied(known.tallies.get(each.name, slo.Tally()), each, before, now) for each in objectives
+        each.name: slo.tallied(known.tallies.get(each.name, slo.Tally()) if known else slo.Tally(), each, before, now)
+        for each in objectives
     }
-    if restarted(before, now):
+    if known is None or before is None or restarted(before, now):
+        restarts = 0 if known is None else known.restarts + 1
         return ModelMemory(
-            at=at,
-            last=now,
-            tallies=tallies,
-            moved=at,
-            replicas=replicas,
-            hottest=hottest,
-            restarts=known.restarts + 1,
+            at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest, restarts=restarts
         )
+    elapsed = at - known.at
     moving = (
         growth(before.steps, now.steps) > 0
         or growth(before.generation_tokens, now.generation_tokens) > 0
