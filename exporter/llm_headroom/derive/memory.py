@@ -10,12 +10,12 @@ from llm_headroom.derive import headroom, residency, risk, saturation, slo, turn
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.observation import Observation, growth, observe, restarted
-from llm_headroom.model import numbers, point
+from llm_headroom.model import Point, numbers, point, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llm_headroom.model import Labels, Metric, Point
+    from llm_headroom.model import Labels, Metric
 
 PEAK_SECONDS: Final = 60.0
 FINEST_SECONDS: Final = 1.0
@@ -186,7 +186,7 @@ def _usage(
 def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[Point]:
     for labels, recent in usage.items():
         peak = max(value for _, value in recent)
-        yield point(schema.KV_CACHE_USAGE_PEAK, peak, "highest poll of the last minute", dict(labels))
+        yield Point(series_of(schema.KV_CACHE_USAGE_PEAK, labels), peak, "highest poll of the last minute")
 
 
 def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str, str], **more: str) -> Iterator[Point]:
