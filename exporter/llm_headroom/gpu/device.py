@@ -128,7 +128,11 @@ class Device:
         return f"GPU {self.labels['gpu']} ({self.labels['uuid']})"
 
     def read(self, points: list[Point], warnings: list[Failure]) -> None:
-        """Raises Refused if the device is lost."""
+        """Add what the device tells.
+
+        Raises:
+            Refused: the device is lost.
+        """
         points.append(self._info)
         self._read_fields(points, warnings)
         for asked in self._asked:
@@ -287,9 +291,10 @@ class Card:
     def read(
         self, points: list[Point], warnings: list[Failure], listed: list[DeviceProcesses], *, series: bool
     ) -> None:
-        """Reads the GPU and its MIG instances; `series`: with a point for each process.
+        """Read the GPU and its MIG instances; `series`: with a point for each process.
 
-        Raises Refused if the GPU is lost.
+        Raises:
+            Refused: the GPU is lost.
         """
         if self._device is None:
             self._device = self._found()

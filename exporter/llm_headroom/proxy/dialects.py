@@ -97,7 +97,7 @@ class Answer:
     decode: float | None = None
 
     def read(self, api: Api, document: Any) -> None:  # noqa: ANN401 - JSON
-        """Takes in the next document. What has another form than the API's is passed over."""
+        """Take in the next document. What has another form than the API's is passed over."""
         self.output = False
         if document is DONE:
             self.ended = True
@@ -108,7 +108,7 @@ class Answer:
                 _READ[api](self, document)
 
     def end(self, reason: object) -> None:
-        """Notes that nothing more is generated, and why."""
+        """Note that nothing more is generated, and why."""
         self.ended = True
         if reason:
             known = str(reason)

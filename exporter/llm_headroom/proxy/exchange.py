@@ -158,7 +158,7 @@ class Exchange:
         return self._measures.told(named) or self._model
 
     def _close(self, failure: str = "") -> str:
-        """Ends the exchange; the label of its model."""
+        """End the exchange; the label of its model."""
         model = self._label()
         self._over = True
         self._reader = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections import Counter, OrderedDict
 from dataclasses import replace
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from llm_headroom.model import Snapshot
     from llm_headroom.poll.poller import Slot
     from llm_headroom.poll.published import Published
-
-log = logging.getLogger("llm_headroom")
 
 MOST_PROBED: Final = 256
 """Targets of `/probe` whose connections and plans are kept."""
