@@ -83,6 +83,11 @@ def requests(now: Observation, estimates: Estimates) -> float | None:
     return admitted
 
 
+def demanded(now: Observation, estimates: Estimates) -> float:
+    """KV tokens that requests hold, and that the waiting ones will hold at first."""
+    return (now.used or 0.0) + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
+
+
 def steady_demand(estimates: Estimates) -> float | None:
     """KV tokens that the present arrivals will hold once the engine has settled (Little's law)."""
     arrivals, residence, held = estimates.arrivals.value, estimates.residence.value, estimates.held.value
@@ -99,7 +104,7 @@ def exhaustion_seconds(now: Observation, estimates: Estimates) -> float | None:
     demand, residence = steady_demand(estimates), estimates.residence.value
     if demand is None or residence is None or now.capacity is None or now.used is None or not estimates.warm:
         return None
-    begin = now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
+    begin = demanded(now, estimates)
     if begin >= now.capacity:
         return 0.0
     if demand <= now.capacity:
