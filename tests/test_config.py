@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_headroom import schema
-from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Secret, Tls
-from llm_headroom.config.load import (
-    LARGEST_FILE,
-    SECTIONS,
+from llm_headroom.config.endpoint import Auth, Basic, Bearer, Endpoint, Secret, Tls
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.load import load
+from llm_headroom.config.reader import shape
+from llm_headroom.config.settings import (
     Config,
-    ConfigError,
     Cost,
     EngineSettings,
     GpuSettings,
@@ -31,14 +31,15 @@ from llm_headroom.config.load import (
     ModelMemory,
     Module,
     Objectives,
+    OtlpSection,
     OtlpSettings,
     ProbeSettings,
     ProxySettings,
     RuleSettings,
     Target,
-    load,
     parse_target,
 )
+from llm_headroom.config.yaml_nodes import LARGEST_FILE
 
 ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"
@@ -152,7 +153,7 @@ def test_the_defaults_are_those_that_the_page_gives() -> None:
         gpu=GpuSettings(enabled=None, processes=False, interval=None),
         probe=ProbeSettings(allow=(), modules={}),
         mappings={},
-        engines=(),
+        engines={},
         label_limit=200,
         web_config=None,
         log=Log(level="info", format="logfmt"),
@@ -228,8 +229,8 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
             },
         ),
         mappings={"vllm": (RuleSettings(metric="llm_requests_running", names=("myfork:running",)),)},
-        engines=(
-            EngineSettings(
+        engines={
+            "tgi": EngineSettings(
                 name="tgi",
                 path="/metrics",
                 port=8080,
@@ -247,8 +248,8 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
                     ),
                 ),
                 ignored=("tgi_tokenize_*",),
-            ),
-        ),
+            )
+        },
         objectives=Objectives(ttft=2.5, inter_token_latency=0.2, request_duration=30.0, ratio=0.95),
         cost=Cost(gpu_hour=2.5, currency="USD"),
         label_limit=200,
@@ -595,6 +596,26 @@ def test_mappings_of_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
 
 
 # Whatever is written -------------------------------------------------------------------------------------------------
+SECTIONS = {
+    name: tuple(shape(section).keys)
+    for name, section in {
+        "": Config,
+        "targets": Target,
+        "tls": Tls,
+        "auth": Auth,
+        "model_memory": ModelMemory,
+        "proxies": ProxySettings,
+        "gpu": GpuSettings,
+        "probe": ProbeSettings,
+        "probe.modules": Module,
+        "mappings": RuleSettings,
+        "engines": EngineSettings,
+        "objectives": Objectives,
+        "cost": Cost,
+        "log": Log,
+        "otlp": OtlpSection,
+    }.items()
+}
 KEYS = sorted({key for keys in SECTIONS.values() for key in keys} | {"<<", "vllm", "x y"})
 SCALARS = st.sampled_from(
     [None, True, 0, -1, 1.5, "", "5s", "16MiB", "vllm", "http://a", ":1", "/", "llm_up", "(", "\x00"]

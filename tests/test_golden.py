@@ -12,7 +12,7 @@ import captures
 from captures import Capture
 from engine_server import EngineServer, replayed
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.load import Target
+from llm_headroom.config.settings import Target
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.render.prometheus import Format, Renderer, exposition
 from llm_headroom.scrape.collect import Collector

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llm_headroom.config.endpoint import Secret, Tls
-from llm_headroom.config.load import Config, ConfigError, OtlpSettings, load
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.load import load
+from llm_headroom.config.settings import Config, OtlpSettings
 from llm_headroom.otlp.resource import attributes
 
 if TYPE_CHECKING:

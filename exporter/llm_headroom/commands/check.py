@@ -17,7 +17,7 @@ from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
 from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.errors import ConfigError
-from llm_headroom.config.load import Target
+from llm_headroom.config.settings import Target
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, runs_here
 from llm_headroom.poll.poller import LOOK_TIMEOUT, EngineSource
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from llm_headroom.config.load import Config
+    from llm_headroom.config.settings import Config
     from llm_headroom.engines.rules import Engine
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Failure, Metric, Snapshot

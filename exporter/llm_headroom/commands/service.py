@@ -11,7 +11,8 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
-from llm_headroom.config.load import Config, ConfigError
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.settings import Config
 from llm_headroom.net.listen import ListenError
 from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.poll.poller import Poller

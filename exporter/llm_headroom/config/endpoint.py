@@ -1,15 +1,16 @@
 """An engine's address, and how to speak to it: values, and what makes them valid."""
 
-from __future__ import annotations
-
 import ipaddress
+import os
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path
+from typing import Annotated, ClassVar, Final, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.kinds import File, Form, Host, Size, Url, User, Word, about, existing, parsed
+from llm_headroom.config.yaml_nodes import Value
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
@@ -39,15 +40,104 @@ class Basic:
     password: Secret
 
 
+def _secret_file(value: Value) -> Secret:
+    # Without its name in errors, since people write the secret itself in the name's place.
+    called = f"the file that is named here (a relative path begins at {value.directory})"
+    return Secret(file=existing(value.directory / parsed(Word, value.string()), called))
+
+
+def _secret_variable(value: Value) -> Secret:
+    name = value.string()
+    # Without the name in errors, since people write the secret itself in its place.
+    if not name.isprintable() or not os.environ.get(name):
+        raise ConfigError("the environment variable that is named here is not set, or empty")
+    return Secret(env=name)
+
+
+def _secret_itself(value: Value) -> NoReturn:
+    raise ConfigError(f"a secret must not stand in this file: use {value.key}_file or {value.key}_env")
+
+
+SecretFile: TypeAlias = Annotated[Secret, Form(name="file", read=_secret_file)]
+SecretVariable: TypeAlias = Annotated[Secret, Form(name="name", read=_secret_variable)]
+Refused: TypeAlias = Annotated[None, Form(read=_secret_itself)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Credentials as they are configured: a token, or a user name and a password, by file or variable."""
+
+    hides_unknown_keys: ClassVar[bool] = True  # a key that we do not know may be a misplaced secret
+
+    bearer_token_file: Annotated[
+        SecretFile | None,
+        about(
+            "holds the token. Must exist when the configuration is read; it is read anew when it is used, so that it "
+            "can be rotated"
+        ),
+    ] = None
+    bearer_token_env: Annotated[
+        SecretVariable | None, about("the environment variable that holds the token; must be set")
+    ] = None
+    username: Annotated[User | None, about("user name for basic authentication")] = None
+    password_file: Annotated[
+        SecretFile | None, about("holds the password, as `bearer_token_file` the token")
+    ] = None
+    password_env: Annotated[SecretVariable | None, about("the environment variable that holds the password")] = None
+    bearer_token: Annotated[Refused, about("refused: use a file or a variable")] = None
+    password: Annotated[Refused, about("refused: use a file or a variable")] = None
+
+    def credentials(self) -> Bearer | Basic:
+        """What goes into requests; ConfigError if it is too little or too much."""
+        tokens = [each for each in (self.bearer_token_file, self.bearer_token_env) if each]
+        passwords = [each for each in (self.password_file, self.password_env) if each]
+        match tokens, passwords, self.username:
+            case [token], [], None:
+                return Bearer(token)
+            case [], [password], str(username):
+                return Basic(username, password)
+        raise ConfigError(
+            "expected either one of bearer_token_file and bearer_token_env, "
+            "or username with one of password_file and password_env"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
     """TLS towards an engine: without a CA file the system's certificates are trusted."""
 
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    server_name: str | None = None
-    insecure_skip_verify: bool = False
+    ca_file: Annotated[File | None, about("the certificates that are trusted", "the system's certificates")] = None
+    cert_file: Annotated[File | None, about("the exporter's client certificate")] = None
+    key_file: Annotated[File | None, about("the key of the client certificate", "in `cert_file`")] = None
+    server_name: Annotated[
+        Host | None, about("the name that the engine's certificate must bear", "host of the URL")
+    ] = None
+    insecure_skip_verify: Annotated[
+        bool, about("accepts any certificate. Whoever is in between can then read credentials")
+    ] = False
+
+
+def _checked_tls(tls: Tls) -> Tls:
+    if tls.key_file and not tls.cert_file:
+        raise ConfigError("key_file needs cert_file beside it")
+    return tls
+
+
+TlsSettings: TypeAlias = Annotated[
+    Tls, Form(finish=_checked_tls), about("see [TLS](#tls); only with `https://`", "the system's certificates")
+]
+Credentials: TypeAlias = Annotated[
+    Bearer | Basic | None,
+    Form(section=Auth, finish=Auth.credentials),
+    about("see [Authentication](#authentication)", key="auth"),
+]
+MaxBytes: TypeAlias = Annotated[Size, about("the largest answer that is read, after decompression")]
+Gzip: TypeAlias = Annotated[
+    bool,
+    about(
+        "whether to ask for compressed answers. Compression costs the engine more than it saves on a local network"
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +148,17 @@ class Endpoint:
     compressed bodies (off by default: compressing costs the engine more than the bytes cost a local network).
     """
 
-    url: str
-    tls: Tls = field(default_factory=Tls)
-    credentials: Bearer | Basic | None = None
-    max_bytes: int = 16 * 1024 * 1024
-    gzip: bool = False
+    url: Annotated[
+        Url,
+        about(
+            "`http://` or `https://`, host, port, and a prefix if the engine stands behind one. Without a scheme it is "
+            "`http`. A `/metrics` at the end is taken off. A query, a fragment or a password in it is refused"
+        ),
+    ]
+    tls: TlsSettings = field(default_factory=Tls)
+    credentials: Credentials = None
+    max_bytes: MaxBytes = 16 * 1024 * 1024
+    gzip: Gzip = False
 
 
 class Origin(NamedTuple):

@@ -6,39 +6,31 @@ https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
-from llm_headroom.config import settings_text
-from llm_headroom.config.endpoint import Secret, Tls
+from llm_headroom.config.endpoint import Tls
 from llm_headroom.config.errors import ConfigError, shown
-from llm_headroom.config.settings import OtlpSettings
-from llm_headroom.config.yaml_nodes import Value, from_number, from_string, mapping_of
+from llm_headroom.config.kinds import Compression, OtlpProtocol, UrlPath, parsed, url
+from llm_headroom.config.settings import Header, HeaderValue, OtlpSection, OtlpSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from llm_headroom.config.errors import Place, Problems
-
-    _Read: TypeAlias = Callable[[Value[Any]], Any]
+    from llm_headroom.config.errors import Problems
 
 PATH: Final = "/v1/metrics"
 _PREFIX: Final = "OTEL_EXPORTER_OTLP_"
-_SECRETS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""A header's name: RFC 9110, section 5.6.2."""
-
 _AS_THEY_ARE: Final = ("protocol", "headers", "tls", "timeout", "interval", "semantic_conventions")
-
-protocol: Final = settings_text.choice("http/protobuf", "grpc")
-_compression: Final = settings_text.choice("gzip", "none")
 
 
 def endpoint(text: str) -> tuple[str, str]:
     """A collector's URL, and the path of metrics there: `/v1/metrics` below it, unless it ends so already."""
-    return settings_text.url(text.rstrip("/").removesuffix(PATH))[0], PATH
+    return url(text.rstrip("/").removesuffix(PATH)), PATH
 
 
 def _exact_endpoint(text: str) -> tuple[str, str]:
@@ -46,96 +38,45 @@ def _exact_endpoint(text: str) -> tuple[str, str]:
     if text.rstrip("/").endswith(PATH):
         return endpoint(text)
     parts = urlsplit(text if "://" in text else f"http://{text}")
-    settings_text.url(text)
-    path = settings_text.url_path(parts.path or "/")
-    return settings_text.url(f"{parts.scheme}://{parts.netloc}")[0], path
-
-
-def _header_name(name: str) -> None:
-    if not _TOKEN.fullmatch(name):
-        raise ConfigError("expected the name of an HTTP header")
-
-
-def _header_value(text: str) -> str:
-    if not text.isascii() or not text.isprintable():
-        raise ConfigError("expected a header's value: printable ASCII characters")
-    return text
-
-
-def _header(value: Value[Any]) -> str:
-    _header_name(value.key)
-    if value.key.lower() in _SECRETS:
-        raise ConfigError("a secret must not stand in this file: put it under headers_file or headers_env")
-    return _header_value(value.string())
-
-
-def _attribute(value: Value[Any]) -> str:
-    settings_text.word(value.key)
-    return settings_text.word(value.string())
-
-
-def table(tls: _Read, secret_variable: _Read, secret_file: _Read) -> Mapping[str, _Read]:
-    """The keys of the section, given how TLS and secrets are read in all sections."""
-
-    def of_header(read: _Read) -> _Read:
-        def named(value: Value[Any]) -> Any:  # noqa: ANN401 - whatever is read
-            _header_name(value.key)
-            return read(value)
-
-        return mapping_of(named)
-
-    return {
-        "enabled": Value.boolean,
-        "endpoint": from_string(endpoint),
-        "protocol": from_string(protocol),
-        "headers": mapping_of(_header),
-        "headers_env": of_header(secret_variable),
-        "headers_file": of_header(secret_file),
-        "tls": tls,
-        "compression": from_string(_compression),
-        "timeout": from_number(settings_text.timeout),
-        "interval": from_number(settings_text.interval),
-        "resource": mapping_of(_attribute),
-        "semantic_conventions": Value.boolean,
-    }
+    url(text)
+    return url(f"{parts.scheme}://{parts.netloc}"), parsed(UrlPath, parts.path or "/")
 
 
 def settled(
-    file: Mapping[str, Any], flag: str | None, environment: Mapping[str, str], problems: Problems
+    file: OtlpSection, flag: str | None, environment: Mapping[str, str], problems: Problems
 ) -> OtlpSettings | None:
     """The flag above the file above OpenTelemetry's variables; None if nobody asks for a push."""
-    if file.get("enabled") is False or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if not file.enabled or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
 
-    def told(key: str, problem: str) -> None:
-        place: Place | None = file.get("place")
-        if place is None:
+    def report(key: str, problem: str) -> None:
+        if file.place is None:
             problems.add(f"otlp{key}: {problem}")
         else:
-            problems.add(f"{place}: {place.key}{key}: {problem}", place.line)
+            problems.add(f"{file.place}: {file.place.key}{key}: {problem}", file.place.line)
 
     asked, standard = _endpoint(file, flag, environment, problems), _Standard(environment, problems)
     if asked is None:
-        if file.keys() - {"place"}:
-            told("", "endpoint is missing (or --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT)")
+        if replace(file, place=None) != OtlpSection():
+            report("", "endpoint is missing (or --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT)")
         return None
-    url, path = asked
+    address, path = asked
     given: dict[str, Any] = standard.values()
-    if not url.startswith("https:"):
+    if not address.startswith("https:"):
         given.pop("tls", None)  # certificates for all signals may well be there
-    given |= {key: file[key] for key in _AS_THEY_ARE if key in file}
-    if "compression" in file:
-        given["gzip"] = file["compression"] == "gzip"
-    secrets: dict[str, Secret] = {**file.get("headers_env", {}), **file.get("headers_file", {})}
-    given["resource"] = {**given.get("resource", {}), **file.get("resource", {})}
-    settings = OtlpSettings(url=url, path=path, secrets=secrets, **given)
+    given |= {key: each for key in _AS_THEY_ARE if (each := getattr(file, key)) not in (None, {})}
+    if file.compression is not None:
+        given["gzip"] = file.compression == "gzip"
+    secrets = MappingProxyType({**file.headers_env, **file.headers_file})
+    given["resource"] = {**given.get("resource", {}), **file.resource}
+    settings = OtlpSettings(url=address, path=path, secrets=secrets, **given)
     for key, problem in _contradictions(settings, file):
-        told(key, problem)
+        report(key, problem)
     return settings
 
 
-def _contradictions(settings: OtlpSettings, file: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if "tls" in file and not settings.url.startswith("https:"):
+def _contradictions(settings: OtlpSettings, file: OtlpSection) -> Iterator[tuple[str, str]]:
+    if file.tls is not None and not settings.url.startswith("https:"):
         yield ".tls", "is given, but the endpoint is not https"
     if settings.protocol == "grpc" and settings.tls.insecure_skip_verify:
         yield ".tls.insecure_skip_verify", "gRPC cannot do it; give ca_file instead"
@@ -144,13 +85,12 @@ def _contradictions(settings: OtlpSettings, file: Mapping[str, Any]) -> Iterator
 
 
 def _endpoint(
-    file: Mapping[str, Any], flag: str | None, environment: Mapping[str, str], problems: Problems
+    file: OtlpSection, flag: str | None, environment: Mapping[str, str], problems: Problems
 ) -> tuple[str, str] | None:
     if flag:
         return _address(endpoint, flag, "--otlp-endpoint/LLM_HEADROOM_OTLP_ENDPOINT", problems)
-    if "endpoint" in file:
-        found: tuple[str, str] = file["endpoint"]
-        return found
+    if file.endpoint is not None:
+        return file.endpoint, PATH
     exporters = environment.get("OTEL_METRICS_EXPORTER", "").strip()
     if exporters and "otlp" not in [each.strip() for each in exporters.split(",")]:
         return None
@@ -194,8 +134,8 @@ def pairs(text: str) -> dict[str, str]:
 def _headers(text: str) -> dict[str, str]:
     found = pairs(text)
     for name, value in found.items():
-        _header_name(name)
-        _header_value(value)
+        parsed(Header, name)
+        parsed(HeaderValue, value)
     return found
 
 
@@ -235,11 +175,11 @@ class _Standard:
         """What they say of settings."""
         environment, problems = self._environment, self._problems
         found = {
-            "protocol": self._one("PROTOCOL", protocol),
+            "protocol": self._one("PROTOCOL", partial(parsed, OtlpProtocol)),
             "headers": self._one("HEADERS", _headers),
             "timeout": self._one("TIMEOUT", _milliseconds(0.1, 60.0)),
         }
-        compression = self._one("COMPRESSION", _compression)
+        compression = self._one("COMPRESSION", partial(parsed, Compression))
         if compression is not None:
             found["gzip"] = compression == "gzip"
         interval = environment.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()

@@ -14,7 +14,7 @@ from llm_headroom.config.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llm_headroom.config.load import Config, OtlpSettings
+    from llm_headroom.config.settings import Config, OtlpSettings
     from llm_headroom.model import Point
     from llm_headroom.otlp.outcome import Transport
     from llm_headroom.otlp.push import Push

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.load import Target
+from llm_headroom.config.settings import Target
 from llm_headroom.derive import economy, slo
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.model import Cause, Failure, Health, Point, Snapshot
@@ -31,7 +31,7 @@ from llm_headroom.scrape.identify import identify
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
-    from llm_headroom.config.load import Config
+    from llm_headroom.config.settings import Config
     from llm_headroom.engines.rules import Engine
     from llm_headroom.poll.local import GpuReader
     from llm_headroom.proxy.measures import Measures

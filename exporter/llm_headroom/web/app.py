@@ -14,7 +14,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__, schema
-from llm_headroom.config.load import ConfigError, Module, parse_target
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.settings import Module, parse_target
 from llm_headroom.model import Point, Series
 from llm_headroom.poll.collection_series import HealthSeries
 from llm_headroom.poll.poller import EngineSource
@@ -27,7 +28,7 @@ from llm_headroom.web.stream import Feed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.load import Target
+    from llm_headroom.config.settings import Target
     from llm_headroom.model import Snapshot
     from llm_headroom.poll.poller import Poller, Slot
 
