@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
 from llm_headroom.config.errors import ConfigError
-from llm_headroom.config.settings import Config
 from llm_headroom.net.listen import ListenError
 from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.poll.poller import Poller
@@ -23,6 +22,8 @@ from llm_headroom.web.server import Server, serve
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from llm_headroom.config.settings import Config
 
 log = logging.getLogger("llm_headroom")
 

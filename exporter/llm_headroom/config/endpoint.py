@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
 from llm_headroom.config.errors import ConfigError
-from llm_headroom.config.kinds import File, Form, Host, Size, Url, User, Word, about, existing, parsed
+from llm_headroom.config.kinds import File, Form, Host, Size, Url, User, Word, existing, parsed
 from llm_headroom.config.yaml_nodes import Value
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -69,23 +69,21 @@ class Auth:
 
     hides_unknown_keys: ClassVar[bool] = True  # a key that we do not know may be a misplaced secret
 
-    bearer_token_file: Annotated[
-        SecretFile | None,
-        about(
-            "holds the token. Must exist when the configuration is read; it is read anew when it is used, so that it "
-            "can be rotated"
-        ),
-    ] = None
-    bearer_token_env: Annotated[
-        SecretVariable | None, about("the environment variable that holds the token; must be set")
-    ] = None
-    username: Annotated[User | None, about("user name for basic authentication")] = None
-    password_file: Annotated[
-        SecretFile | None, about("holds the password, as `bearer_token_file` the token")
-    ] = None
-    password_env: Annotated[SecretVariable | None, about("the environment variable that holds the password")] = None
-    bearer_token: Annotated[Refused, about("refused: use a file or a variable")] = None
-    password: Annotated[Refused, about("refused: use a file or a variable")] = None
+    bearer_token_file: SecretFile | None = None
+    """Holds the token. Must exist when the configuration is read; it is read anew when it is used, so that it can be
+    rotated."""
+    bearer_token_env: SecretVariable | None = None
+    """The environment variable that holds the token; must be set."""
+    username: User | None = None
+    """User name for basic authentication."""
+    password_file: SecretFile | None = None
+    """Holds the password, as `bearer_token_file` the token."""
+    password_env: SecretVariable | None = None
+    """The environment variable that holds the password."""
+    bearer_token: Refused = None
+    """Refused: use a file or a variable."""
+    password: Refused = None
+    """Refused: use a file or a variable."""
 
     def credentials(self) -> Bearer | Basic:
         """What goes into requests; ConfigError if it is too little or too much."""
@@ -106,15 +104,16 @@ class Auth:
 class Tls:
     """TLS towards an engine: without a CA file the system's certificates are trusted."""
 
-    ca_file: Annotated[File | None, about("the certificates that are trusted", "the system's certificates")] = None
-    cert_file: Annotated[File | None, about("the exporter's client certificate")] = None
-    key_file: Annotated[File | None, about("the key of the client certificate", "in `cert_file`")] = None
-    server_name: Annotated[
-        Host | None, about("the name that the engine's certificate must bear", "host of the URL")
-    ] = None
-    insecure_skip_verify: Annotated[
-        bool, about("accepts any certificate. Whoever is in between can then read credentials")
-    ] = False
+    ca_file: File | None = None
+    """The certificates that are trusted. Default: the system's certificates."""
+    cert_file: File | None = None
+    """The exporter's client certificate."""
+    key_file: File | None = None
+    """The key of the client certificate. Default: in `cert_file`."""
+    server_name: Host | None = None
+    """The name that the engine's certificate must bear. Default: host of the URL."""
+    insecure_skip_verify: bool = False
+    """Accepts any certificate. Whoever is in between can then read credentials."""
 
 
 def _checked_tls(tls: Tls) -> Tls:
@@ -123,42 +122,25 @@ def _checked_tls(tls: Tls) -> Tls:
     return tls
 
 
-TlsSettings: TypeAlias = Annotated[
-    Tls, Form(finish=_checked_tls), about("see [TLS](#tls); only with `https://`", "the system's certificates")
-]
-Credentials: TypeAlias = Annotated[
-    Bearer | Basic | None,
-    Form(section=Auth, finish=Auth.credentials),
-    about("see [Authentication](#authentication)", key="auth"),
-]
-MaxBytes: TypeAlias = Annotated[Size, about("the largest answer that is read, after decompression")]
-Gzip: TypeAlias = Annotated[
-    bool,
-    about(
-        "whether to ask for compressed answers. Compression costs the engine more than it saves on a local network"
-    ),
-]
+TlsSettings: TypeAlias = Annotated[Tls, Form(finish=_checked_tls)]
+Credentials: TypeAlias = Annotated[Bearer | Basic | None, Form(key="auth", section=Auth, finish=Auth.credentials)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """An engine's address and how to speak to it.
+    """An engine's address and how to speak to it; `url` in its one spelling, `http(s)://host[:port][/prefix]`."""
 
-    `url` is `http(s)://host[:port][/prefix]`, `max_bytes` caps a body after decompression, `gzip` asks for
-    compressed bodies (off by default: compressing costs the engine more than the bytes cost a local network).
-    """
-
-    url: Annotated[
-        Url,
-        about(
-            "`http://` or `https://`, host, port, and a prefix if the engine stands behind one. Without a scheme it is "
-            "`http`. A `/metrics` at the end is taken off. A query, a fragment or a password in it is refused"
-        ),
-    ]
+    url: Url
+    """`http://` or `https://`, host, port, and a prefix if the engine stands behind one. Without a scheme it is `http`.
+    A `/metrics` at the end is taken off. A query, a fragment or a password in it is refused."""
     tls: TlsSettings = field(default_factory=Tls)
+    """See [TLS](#tls); only with `https://`. Default: the system's certificates."""
     credentials: Credentials = None
-    max_bytes: MaxBytes = 16 * 1024 * 1024
-    gzip: Gzip = False
+    """See [Authentication](#authentication)."""
+    max_bytes: Size = 16 * 1024 * 1024
+    """The largest answer that is read, after decompression."""
+    gzip: bool = False
+    """Whether to ask for compressed answers. Compression costs the engine more than it saves on a local network."""
 
 
 class Origin(NamedTuple):

@@ -34,7 +34,8 @@ class Form:
     `parse` makes the value of a text, `read` of a node of the file, `short` of a node that is not the usual mapping or
     else None. `role` names the check of names that an engine or the like must pass. `section`: in the file the value
     has another shape, which `finish` turns into the value. `inline`: the keys stand among those of the section around.
-    `from_key`: the value is the key that the section lies under. All functions raise ConfigError.
+    `from_key`: the value is the key that the section lies under. `key`: its name in the file, if not the field's. All
+    functions raise ConfigError.
     """
 
     called: str = ""
@@ -50,6 +51,7 @@ class Form:
     finish: Callable[[Any], Any] | None = None
     inline: bool = False
     from_key: bool = False
+    key: str = ""
 
 
 class Kind(NamedTuple):
@@ -89,12 +91,7 @@ def kind_of(hint: Any) -> Kind:  # noqa: ANN401 - a type of any form
     return Kind(hint, Meta(**metas), forms[-1] if forms else Form(), optional)
 
 
-_META: Final = ("ge", "le", "pattern", "min_length", "description", "extra", "extra_json_schema")
-
-
-def about(description: str, default: str = "", key: str = "") -> Meta:
-    """What a key means, what holds without it (if that is not the field's default), and its name in the file."""
-    return Meta(description=description, extra={"default": default, "key": key})
+_META: Final = ("ge", "le", "pattern", "min_length")
 
 
 def parsed(hint: Any, text: str) -> Any:  # noqa: ANN401 - any kind and its value
@@ -131,7 +128,7 @@ def _number(text: str, kind: Kind) -> float:
 
 def written(number: float, units: Mapping[str, float] | None) -> str:
     """A number as people write it: `200ms`, `16MiB`, `0.95`."""
-    for unit, factor in reversed((units or {}).items()):
+    for unit, factor in reversed([*(units or {}).items()]):
         if unit and number >= factor and round(number / factor, 1) == number / factor:
             return f"{number / factor:g}{unit}"
     exact = f"{number:.15g}"
@@ -199,9 +196,7 @@ GpuCount: TypeAlias = Annotated[int, Meta(ge=1, le=10_000), _NUMBER]
 _WORD: Final = "a text of printable characters without blanks at its ends"
 Word: TypeAlias = Annotated[str, Meta(pattern=r"^\S(.*\S)?$"), Form(called=_WORD, name="text", quoted=False)]
 """A text that can be recognised by looking at it."""
-Host: TypeAlias = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9_.:-]+$"), Form(called="a host name", name="host name")
-]
+Host: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]+$"), Form(called="a host name", name="host name")]
 User: TypeAlias = Annotated[
     str, Meta(pattern=r"^[^:]+$"), Form(called="a user name without a colon", name="text", quoted=False)
 ]

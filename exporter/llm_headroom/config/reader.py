@@ -1,4 +1,4 @@
-"""Reads a file into the structures of `settings`, or the web server's own: all problems at once, each with its place."""
+"""Reads files into the structures of `settings`, or the web server's own: all problems at once, with their places."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def shape(section: type) -> Shape:
             others["name"] = each.name
         else:
             default = each.default if each.default_factory is MISSING else each.default_factory()
-            keys[(kind.meta.extra or {}).get("key") or each.name] = Key(each.name, kind, default)
+            keys[kind.form.key or each.name] = Key(each.name, kind, default)
     return Shape(MappingProxyType(keys), inline, **others)
 
 
@@ -83,7 +83,7 @@ def read(
         raise ConfigError(f"{path}: is nested too deeply, or its aliases expand to too much") from None
 
 
-def _value(value: Value, kind: Kind) -> Any:  # noqa: ANN401, PLR0911 - whatever the kind is of
+def _value(value: Value, kind: Kind) -> Any:  # noqa: ANN401 - whatever the kind is of
     form = kind.form
     if form.short is not None and (short := form.short(value)) is not None:
         value.document.accept(short, value.place)
@@ -93,7 +93,7 @@ def _value(value: Value, kind: Kind) -> Any:  # noqa: ANN401, PLR0911 - whatever
     if is_dataclass(section := form.section or kind.base):
         if kind.optional and form.section is None and not value.entries():
             return None
-        built = _section(value, section)  # type: ignore[arg-type]  # a class, since it stands in an annotation
+        built = _section(value, section)
         return built if form.finish is None or built is None else form.finish(built)
     origin = get_origin(kind.base)
     if origin is tuple:
@@ -102,10 +102,7 @@ def _value(value: Value, kind: Kind) -> Any:  # noqa: ANN401, PLR0911 - whatever
         return _mapping(value, *get_args(kind.base))
     if kind.base is bool:
         return value.boolean()
-    if form.scalar:
-        text = value.scalar()
-    else:
-        text = value.number() if kind.base in (int, float) else value.string()
+    text = value.scalar() if form.scalar else value.number() if kind.base in (int, float) else value.string()
     return _named(value, kind, text)
 
 

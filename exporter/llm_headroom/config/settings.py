@@ -17,8 +17,6 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import (
     Credentials,
     Endpoint,
-    Gzip,
-    MaxBytes,
     Secret,
     SecretFile,
     SecretVariable,
@@ -56,12 +54,12 @@ from llm_headroom.config.kinds import (
     Regex,
     Scale,
     Share,
+    Size,
     Threshold,
     Timeout,
     Url,
     UrlPath,
     Word,
-    about,
     parsed,
     url,
 )
@@ -132,17 +130,11 @@ Some: Final = Meta(min_length=1)
 class ModelMemory:
     """What the operator knows of a model's memory and the engine does not expose; None for unknown."""
 
-    weights: Annotated[
-        Memory | None, about("the weights of one replica, on all of its GPUs together", "unknown")
-    ] = None
-    kv_bytes_per_token: Annotated[
-        Memory | None,
-        about(
-            "the KV cache of one token, all layers and GPUs together: 2 × layers × KV heads × head size × bytes of an "
-            "element",
-            "unknown",
-        ),
-    ] = None
+    weights: Memory | None = None
+    """The weights of one replica, on all of its GPUs together. Default: unknown."""
+    kv_bytes_per_token: Memory | None = None
+    """The KV cache of one token, all layers and GPUs together: 2 × layers × KV heads × head size × bytes of an element.
+    Default: unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,68 +142,38 @@ class Target:
     """One engine to poll; the name is that of its label `target`, and by default the host and port of its URL."""
 
     endpoint: Annotated[Endpoint, Form(inline=True)]
-    name: Annotated[
-        Word,
-        about(
-            "value of the label `target`; two targets must differ in it. `nvml` is reserved",
-            "`host:port` and prefix of the URL",
-        ),
-    ] = ""
-    engine: Annotated[
-        Engine | None,
-        about("`vllm`, `sglang`, `sglang_router`, `ollama`, `llamacpp`, or a name under `engines`", "found out"),
-    ] = None
-    interval: Annotated[Interval | None, about("time between two polls", "that of the top level")] = None
-    timeout: Annotated[Timeout | None, about("how long one poll may take", "that of the top level")] = None
-    labels: Annotated[
-        Mapping[TargetLabel, Word],
-        about(
-            "further labels on every series of this target. Names that the metrics themselves use (`engine`, `model`, "
-            "`reason`, …) and names that begin with `__` are refused"
-        ),
-    ] = field(default_factory=lambda: NOTHING, hash=False)
-    requests_running_limit: Annotated[
-        Limit | None,
-        about(
-            "the most requests that the engine runs at once. vLLM does not expose its `max_num_seqs` on `/metrics`, "
-            "Ollama not its `OLLAMA_NUM_PARALLEL`; give it here",
-            "what the engine says",
-        ),
-    ] = None
-    kv_cache_type: Annotated[
-        KvCacheType | None,
-        about(
-            "Ollama's `OLLAMA_KV_CACHE_TYPE`, where its runners are not visible; see [Ollama](ollama.md)",
-            "that of the runner's command line",
-        ),
-    ] = None
-    pid: Annotated[
-        ProcessId | None,
-        about(
-            "the engine's process, if it cannot be found by its port; see [GPUs and host memory](gpu.md)", "found out"
-        ),
-    ] = None
-    gpus: Annotated[
-        tuple[Gpu, ...],
-        Some,
-        about(
-            "the GPUs that are this engine's, if its processes cannot be matched: indexes as NVML counts them, `0:1` "
-            "for a MIG instance, or uuids",
-            "found out",
-        ),
-    ] = ()
-    cgroup: Annotated[
-        Directory | None,
-        about("the directory of the engine's memory control group, version 1 or 2", "found out"),
-    ] = None
-    model_memory: Annotated[
-        ModelMemory, about("what the model takes on GPUs; see [Model memory](#model-memory)", "what the engine says")
-    ] = field(default_factory=ModelMemory)
-    gpu_count: Annotated[
-        GpuCount | None,
-        about("how many GPUs the engine has, where they cannot be seen from here; for [cost](#cost)", "found out"),
-    ] = None
-    gpu_hour: Annotated[Price | None, about("the price of one of its GPUs for an hour", "that of `cost`")] = None
+    name: Word = ""
+    """Value of the label `target`; two targets must differ in it. `nvml` is reserved. Default: `host:port` and prefix
+    of the URL."""
+    engine: Engine | None = None
+    """`vllm`, `sglang`, `sglang_router`, `ollama`, `llamacpp`, or a name under `engines`. Default: found out."""
+    interval: Interval | None = None
+    """Time between two polls. Default: that of the top level."""
+    timeout: Timeout | None = None
+    """How long one poll may take. Default: that of the top level."""
+    labels: Mapping[TargetLabel, Word] = field(default_factory=lambda: NOTHING, hash=False)
+    """Further labels on every series of this target. Names that the metrics themselves use (`engine`, `model`,
+    `reason`, …) and names that begin with `__` are refused."""
+    requests_running_limit: Limit | None = None
+    """The most requests that the engine runs at once. vLLM does not expose its `max_num_seqs` on `/metrics`, Ollama not
+    its `OLLAMA_NUM_PARALLEL`; give it here. Default: what the engine says."""
+    kv_cache_type: KvCacheType | None = None
+    """Ollama's `OLLAMA_KV_CACHE_TYPE`, where its runners are not visible; see [Ollama](ollama.md). Default: that of the
+    runner's command line."""
+    pid: ProcessId | None = None
+    """The engine's process, if it cannot be found by its port; see [GPUs and host memory](gpu.md). Default: found
+    out."""
+    gpus: Annotated[tuple[Gpu, ...], Some] = ()
+    """The GPUs that are this engine's, if its processes cannot be matched: indexes as NVML counts them, `0:1` for a MIG
+    instance, or uuids. Default: found out."""
+    cgroup: Directory | None = None
+    """The directory of the engine's memory control group, version 1 or 2. Default: found out."""
+    model_memory: ModelMemory = field(default_factory=ModelMemory)
+    """What the model takes on GPUs; see [Model memory](#model-memory). Default: what the engine says."""
+    gpu_count: GpuCount | None = None
+    """How many GPUs the engine has, where they cannot be seen from here; for [cost](#cost). Default: found out."""
+    gpu_hour: Price | None = None
+    """The price of one of its GPUs for an hour. Default: that of `cost`."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -227,19 +189,15 @@ class ProxySettings:
     `upstream` None: the target's own URL. A router's metrics have another port.
     """
 
-    listen: Annotated[
-        Address, about("where clients find the engine from now on: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`")
-    ]
-    target: Annotated[Word, about("the target that stands behind; its `engine` must be given")] = ""
-    upstream: Annotated[
-        Url | None,
-        about(
-            "where requests go: scheme, host and port, without a path. Needed beside `target` where an API and its "
-            "metrics have two ports, as a router's do",
-            "the target's",
-        ),
-    ] = None
-    engine: Annotated[Engine | None, about("as under [Targets](#targets)", "that of the target")] = None
+    listen: Address
+    """Where clients find the engine from now on: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
+    target: Word = ""
+    """The target that stands behind; its `engine` must be given."""
+    upstream: Url | None = None
+    """Where requests go: scheme, host and port, without a path. Needed beside `target` where an API and its metrics
+    have two ports, as a router's do. Default: the target's."""
+    engine: Engine | None = None
+    """As under [Targets](#targets). Default: that of the target."""
 
     def __post_init__(self) -> None:
         if self.target and self.engine:
@@ -252,28 +210,19 @@ class ProxySettings:
 class RuleSettings:
     """How a metric of the schema is found among an engine's own."""
 
-    metric: Annotated[
-        EngineMetric, about("the metric of llm-headroom that gets the value; one that describes an engine")
-    ]
-    names: Annotated[
-        tuple[Metric, ...],
-        Some,
-        about(
-            "what the engine calls it, newest name first, in the spelling of the engine's first prefix. The first one "
-            "that is present is used"
-        ),
-    ]
-    where: Annotated[
-        Mapping[Label, Regex], about("label → a regular expression that its whole value must match")
-    ] = field(default_factory=lambda: NOTHING, hash=False)
-    labels: Annotated[
-        Mapping[Label, OurLabel],
-        about("the engine's label → the metric's own label. `engine` and `target` are given by the exporter"),
-    ] = field(default_factory=lambda: NOTHING, hash=False)
-    scale: Annotated[Scale, about("what the value is multiplied with to come into the metric's unit")] = 1.0
-    combine: Annotated[
-        Combine, about("how several series of the engine that fall on one of ours are combined")
-    ] = "sum"
+    metric: EngineMetric
+    """The metric of llm-headroom that gets the value; one that describes an engine."""
+    names: Annotated[tuple[Metric, ...], Some]
+    """What the engine calls it, newest name first, in the spelling of the engine's first prefix. The first one that is
+    present is used."""
+    where: Mapping[Label, Regex] = field(default_factory=lambda: NOTHING, hash=False)
+    """Label → a regular expression that its whole value must match."""
+    labels: Mapping[Label, OurLabel] = field(default_factory=lambda: NOTHING, hash=False)
+    """The engine's label → the metric's own label. `engine` and `target` are given by the exporter."""
+    scale: Scale = 1.0
+    """What the value is multiplied with to come into the metric's unit."""
+    combine: Combine = "sum"
+    """How several series of the engine that fall on one of ours are combined."""
 
     def __post_init__(self) -> None:
         declared = schema.BY_NAME[self.metric].labels
@@ -289,18 +238,20 @@ class EngineSettings:
     """An engine that is not built in."""
 
     name: Annotated[str, Form(from_key=True)]
-    path: Annotated[UrlPath, about("where the engine serves its metrics in the Prometheus text format")] = "/metrics"
-    port: Annotated[Port | None, about("the engine's usual port")] = None
-    prefixes: Annotated[
-        tuple[Metric, ...], about("how the names of its metrics begin, by which it is recognised")
-    ] = ()
-    model_label: Annotated[Label | None, about("the label that names the model")] = None
-    replica_label: Annotated[Label | None, about("the label that numbers data-parallel replicas")] = None
-    rules: Annotated[tuple[RuleSettings, ...], Some, about("as under [Mappings](#mappings)")]
-    ignored: Annotated[
-        tuple[MetricGlob, ...],
-        about("names of metrics that are left out on purpose, and not reported as unmapped"),
-    ] = ()
+    path: UrlPath = "/metrics"
+    """Where the engine serves its metrics in the Prometheus text format."""
+    port: Port | None = None
+    """The engine's usual port."""
+    prefixes: tuple[Metric, ...] = ()
+    """How the names of its metrics begin, by which it is recognised."""
+    model_label: Label | None = None
+    """The label that names the model."""
+    replica_label: Label | None = None
+    """The label that numbers data-parallel replicas."""
+    rules: Annotated[tuple[RuleSettings, ...], Some]
+    """As under [Mappings](#mappings)."""
+    ignored: tuple[MetricGlob, ...] = ()
+    """Names of metrics that are left out on purpose, and not reported as unmapped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,78 +259,78 @@ class Module:
     """How `/probe?module=NAME` speaks to a target; `timeout` in seconds, None: that of the configuration."""
 
     name: Annotated[str, Form(from_key=True)]
-    engine: Annotated[Engine | None, about("as in a target", "found out")] = None
-    timeout: Annotated[Timeout | None, about("as in a target", "that of the top level")] = None
-    tls: Annotated[TlsSettings, about("see [TLS](#tls)", "the system's certificates")] = field(default_factory=Tls)
+    engine: Engine | None = None
+    """As in a target. Default: found out."""
+    timeout: Timeout | None = None
+    """As in a target. Default: that of the top level."""
+    tls: TlsSettings = field(default_factory=Tls)
+    """See [TLS](#tls). Default: the system's certificates."""
     credentials: Credentials = None
-    max_bytes: Annotated[MaxBytes, about("as in a target")] = Endpoint(url="").max_bytes
-    gzip: Annotated[Gzip, about("as in a target")] = False
+    """See [Authentication](#authentication)."""
+    max_bytes: Size = Endpoint(url="").max_bytes
+    """As in a target."""
+    gzip: bool = False
+    """As in a target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings:
     """Which targets `/probe` may reach; without any, `/probe` is off."""
 
-    allow: Annotated[
-        tuple[AddressGlob, ...],
-        about(
-            "which targets may be probed: globs that the target's `host:port` must match", "none: `/probe` is off"
-        ),
-    ] = ()
-    modules: Annotated[Mapping[Word, Module], about("by name: how to speak to a target; see [Modules](#modules)")] = (
-        field(default_factory=lambda: MappingProxyType({}), hash=False)
-    )
+    allow: tuple[AddressGlob, ...] = ()
+    """Which targets may be probed: globs that the target's `host:port` must match. Default: none: `/probe` is off."""
+    modules: Mapping[Word, Module] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    """By name: how to speak to a target; see [Modules](#modules)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSettings:
     """Whether GPUs are read (None: if NVML is there), and every how many seconds."""
 
-    enabled: Annotated[
-        bool | None,
-        about(
-            "whether to read GPUs through NVML. With `true` it is an error, visible in the metrics, if NVML is not "
-            "there",
-            "if NVML is there",
-        ),
-    ] = None
-    processes: Annotated[bool, about("a series for the memory of each process on a GPU")] = False
-    pcie: Annotated[
-        bool,
-        about(
-            "PCIe throughput. NVML measures it for 20 ms in each direction, so each reading takes 40 ms longer for "
-            "each GPU"
-        ),
-    ] = False
-    interval: Annotated[Interval | None, about("time between two readings", "that of the top level")] = None
+    enabled: bool | None = None
+    """Whether to read GPUs through NVML. With `true` it is an error, visible in the metrics, if NVML is not there.
+    Default: if NVML is there."""
+    processes: bool = False
+    """A series for the memory of each process on a GPU."""
+    pcie: bool = False
+    """PCIe throughput. NVML measures it for 20 ms in each direction, so each reading takes 40 ms longer for each
+    GPU."""
+    interval: Interval | None = None
+    """Time between two readings. Default: that of the top level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """What is logged, and how."""
 
-    level: Annotated[LogLevel, about("the least that is logged")] = "info"
-    format: Annotated[LogFormat, about("how")] = "logfmt"
+    level: LogLevel = "info"
+    """The least that is logged."""
+    format: LogFormat = "logfmt"
+    """How."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objectives:
     """Service levels: thresholds in seconds of three latencies, and the share of requests wanted within each."""
 
-    ttft: Annotated[Threshold, about("time to first token")] = 2.5
-    inter_token_latency: Annotated[Threshold, about("between two tokens")] = 0.2
-    request_duration: Annotated[Threshold, about("whole requests")] = 30.0
-    ratio: Annotated[Share, about("share wanted within each threshold")] = 0.95
+    ttft: Threshold = 2.5
+    """Time to first token."""
+    inter_token_latency: Threshold = 0.2
+    """Between two tokens."""
+    request_duration: Threshold = 30.0
+    """Whole requests."""
+    ratio: Share = 0.95
+    """Share wanted within each threshold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """The price of one GPU for an hour, None for unknown, and its currency."""
 
-    gpu_hour: Annotated[
-        Price | None, about("the price of one GPU for an hour; a target's own `gpu_hour` goes before it", "no price")
-    ] = None
-    currency: Annotated[Currency, about("value of the label `currency`")] = "USD"
+    gpu_hour: Price | None = None
+    """The price of one GPU for an hour; a target's own `gpu_hour` goes before it. Default: no price."""
+    currency: Currency = "USD"
+    """Value of the label `currency`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -440,39 +391,31 @@ class OtlpSection:
     """The section `otlp` as it is written, and where; None where it leaves the word to OpenTelemetry's variables."""
 
     place: Place | None = None
-    enabled: Annotated[bool, about("`false`: push nothing, whatever else says so")] = True
-    endpoint: Annotated[
-        Collector | None,
-        about("the collector. Over HTTP `/v1/metrics` is added unless it ends so", "`OTEL_EXPORTER_OTLP_ENDPOINT`"),
-    ] = None
-    protocol: Annotated[
-        OtlpProtocol | None, about("`grpc` needs `pip install 'llm-headroom[otlp-grpc]'`", "`http/protobuf`")
-    ] = None
-    headers: Annotated[
-        Mapping[PublicHeader, HeaderValue],
-        about("sent with each export. Secrets (`Authorization` and the like) are refused here"),
-    ] = field(default_factory=lambda: NOTHING, hash=False)
-    headers_env: Annotated[
-        Mapping[Header, SecretVariable], about("by header: the environment variable that holds its value")
-    ] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    headers_file: Annotated[
-        Mapping[Header, SecretFile], about("by header: the file that holds its value, read at each export")
-    ] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    tls: Annotated[
-        TlsSettings | None,
-        about(
-            "see [TLS](#tls); only with `https://`. gRPC cannot do `insecure_skip_verify`", "the system's certificates"
-        ),
-    ] = None
-    compression: Annotated[Compression | None, about("of what is sent", "`gzip`")] = None
-    timeout: Annotated[Timeout | None, about("of one attempt", "`10s`")] = None
-    interval: Annotated[Interval | None, about("time between two exports", "`15s`")] = None
-    resource: Annotated[Mapping[Word, Word], about("resource attributes besides those that are found out")] = field(
-        default_factory=lambda: NOTHING, hash=False
-    )
-    semantic_conventions: Annotated[
-        bool | None, about("OpenTelemetry's own names besides ours; see [OTLP](otlp.md)", "`false`")
-    ] = None
+    enabled: bool = True
+    """`false`: push nothing, whatever else says so."""
+    endpoint: Collector | None = None
+    """The collector. Over HTTP `/v1/metrics` is added unless it ends so. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`."""
+    protocol: OtlpProtocol | None = None
+    """`grpc` needs `pip install 'llm-headroom[otlp-grpc]'`. Default: `http/protobuf`."""
+    headers: Mapping[PublicHeader, HeaderValue] = field(default_factory=lambda: NOTHING, hash=False)
+    """Sent with each export. Secrets (`Authorization` and the like) are refused here."""
+    headers_env: Mapping[Header, SecretVariable] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    """By header: the environment variable that holds its value."""
+    headers_file: Mapping[Header, SecretFile] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    """By header: the file that holds its value, read at each export."""
+    tls: TlsSettings | None = None
+    """See [TLS](#tls); only with `https://`. gRPC cannot do `insecure_skip_verify`. Default: the system's
+    certificates."""
+    compression: Compression | None = None
+    """Of what is sent. Default: `gzip`."""
+    timeout: Timeout | None = None
+    """Of one attempt. Default: `10s`."""
+    interval: Interval | None = None
+    """Time between two exports. Default: `15s`."""
+    resource: Mapping[Word, Word] = field(default_factory=lambda: NOTHING, hash=False)
+    """Resource attributes besides those that are found out."""
+    semantic_conventions: bool | None = None
+    """OpenTelemetry's own names besides ours; see [OTLP](otlp.md). Default: `false`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -483,62 +426,40 @@ class Config:
     """
 
     # First, since whatever else names an engine is checked against these.
-    engines: Annotated[
-        Mapping[NewEngine, EngineSettings],
-        about("by name: engines that are not built in; see [Engines](#engines)"),
-    ] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    listen: Annotated[
-        tuple[Address, ...],
-        Some,
-        about("where to serve `/metrics` and the status page: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`"),
-    ] = (":9836",)
-    interval: Annotated[Interval, about("time between two polls of a target")] = 5.0
-    timeout: Annotated[Timeout, about("how long one poll of a target may take")] = 5.0
-    targets: Annotated[
-        tuple[Annotated[Target, Form(short=_short_target)], ...],
-        about("the engines to poll; see [Targets](#targets)"),
-    ] = ()
-    proxies: Annotated[
-        tuple[ProxySettings, ...], about("measuring proxies in front of engines; see [Proxies](#proxies)")
-    ] = ()
-    discover: Annotated[
-        bool | None,
-        about("whether to look for engines on the usual ports of this host", "only if no target is configured"),
-    ] = None
-    gpu: Annotated[
-        GpuSettings, Form(short=_short_gpu), about("whether to read GPUs; see [GPU](#gpu)", "if NVML is there")
-    ] = field(default_factory=GpuSettings)
-    host: Annotated[
-        bool,
-        about(
-            "whether to read the processes and host memory of engines that run on this host; see [GPUs and host "
-            "memory](gpu.md)"
-        ),
-    ] = True
-    probe: Annotated[ProbeSettings, about("what `/probe` may reach; see [Probe](#probe)", "off")] = field(
-        default_factory=ProbeSettings
+    engines: Mapping[NewEngine, EngineSettings] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    """By name: engines that are not built in; see [Engines](#engines)."""
+    listen: Annotated[tuple[Address, ...], Some] = (":9836",)
+    """Where to serve `/metrics` and the status page: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
+    interval: Interval = 5.0
+    """Time between two polls of a target."""
+    timeout: Timeout = 5.0
+    """How long one poll of a target may take."""
+    targets: tuple[Annotated[Target, Form(short=_short_target)], ...] = ()
+    """The engines to poll; see [Targets](#targets)."""
+    proxies: tuple[ProxySettings, ...] = ()
+    """Measuring proxies in front of engines; see [Proxies](#proxies)."""
+    discover: bool | None = None
+    """Whether to look for engines on the usual ports of this host. Default: only if no target is configured."""
+    gpu: Annotated[GpuSettings, Form(short=_short_gpu)] = field(default_factory=GpuSettings)
+    """Whether to read GPUs; see [GPU](#gpu). Default: if NVML is there."""
+    host: bool = True
+    """Whether to read the processes and host memory of engines that run on this host; see [GPUs and host
+    memory](gpu.md)."""
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    """What `/probe` may reach; see [Probe](#probe). Default: off."""
+    mappings: Mapping[Engine, Annotated[tuple[RuleSettings, ...], Some]] = field(
+        default_factory=lambda: MappingProxyType({}), hash=False
     )
-    mappings: Annotated[
-        Mapping[Engine, Annotated[tuple[RuleSettings, ...], Some]],
-        about("by engine: further rules; see [Mappings](#mappings)"),
-    ] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    objectives: Annotated[Objectives, about("service levels; see [Objectives](#objectives)")] = field(
-        default_factory=Objectives
-    )
-    cost: Annotated[Cost, about("what GPUs cost; see [Cost](#cost)", "no prices")] = field(default_factory=Cost)
-    label_limit: Annotated[
-        LabelLimit,
-        about(
-            "the most different values of one label that a target may have; further ones are reported as `other`"
-        ),
-    ] = 200
-    web_config: Annotated[
-        File | None,
-        about("TLS and authentication of the exporter's own server; see [its page](web-configuration.md)"),
-    ] = None
-    log: Annotated[Log, about("see [Log](#log)")] = field(default_factory=Log)
-    otlp: Annotated[
-        OtlpSettings | None,
-        Form(section=OtlpSection),
-        about("pushing to an OpenTelemetry collector; see [OTLP](#otlp)", "off"),
-    ] = None
+    """By engine: further rules; see [Mappings](#mappings)."""
+    objectives: Objectives = field(default_factory=Objectives)
+    """Service levels; see [Objectives](#objectives)."""
+    cost: Cost = field(default_factory=Cost)
+    """What GPUs cost; see [Cost](#cost). Default: no prices."""
+    label_limit: LabelLimit = 200
+    """The most different values of one label that a target may have; further ones are reported as `other`."""
+    web_config: File | None = None
+    """TLS and authentication of the exporter's own server; see [its page](web-configuration.md)."""
+    log: Log = field(default_factory=Log)
+    """See [Log](#log)."""
+    otlp: Annotated[OtlpSettings | None, Form(section=OtlpSection)] = None
+    """Pushing to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""
