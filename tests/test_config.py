@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -43,7 +45,9 @@ from llm_headroom.config.yaml_nodes import LARGEST_FILE
 
 ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"
-PAGE = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+EXAMPLE = DOCS / "config.example.yaml"
+SCHEMA = json.loads((DOCS / "config.schema.json").read_text())
 PASSWORD = "hunter2"
 
 
@@ -160,15 +164,15 @@ def test_the_defaults_are_those_that_the_page_gives() -> None:
     )
 
 
-def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_PASSWORD", "secret")
     monkeypatch.setenv("PROBE_TOKEN", "secret")
     monkeypatch.setenv("COLLECTOR_TOKEN", "secret")
     for name in ("tls/ca.pem", "tls/client.pem", "tls/client-key.pem", "secrets/token", "web.yml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    examples = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert read(tmp_path, examples[0]) == Config(
+    text = (FIXTURES.parent / "config_complete" / "headroom.yml").read_text()
+    assert read(tmp_path, text) == Config(
         listen=(":9836",),
         interval=5.0,
         timeout=5.0,
@@ -637,6 +641,7 @@ def test_any_values_give_a_configuration_or_the_reason_why_not(content: dict[str
             assert all(line.startswith(directory) for line in str(error).split("\n")[:20])  # noqa: PT017 - one of two ends
         else:
             assert config == read(Path(directory), yaml.safe_dump(content))
+            jsonschema.validate(yaml.safe_load(yaml.safe_dump(content)), SCHEMA)
 
 
 @settings(max_examples=150, deadline=None)
@@ -651,51 +656,72 @@ def test_any_bytes_give_a_configuration_or_the_reason_why_not(data: bytes) -> No
             assert config == Config()
 
 
-# The page ------------------------------------------------------------------------------------------------------------
-HEADINGS = {
-    "": "Top level",
-    "targets": "Targets",
-    "tls": "TLS",
-    "auth": "Authentication",
-    "model_memory": "Model memory",
-    "proxies": "Proxies",
-    "gpu": "GPU",
-    "probe": "Probe",
-    "probe.modules": "Modules",
-    "mappings": "Mappings",
-    "engines": "Engines",
-    "objectives": "Objectives",
-    "cost": "Cost",
-    "log": "Log",
-    "otlp": "OTLP",
-}
+# Documents -----------------------------------------------------------------------------------------------------------
+def keys_in(node: yaml.Node | None) -> set[str]:
+    if isinstance(node, yaml.MappingNode):
+        return {key.value for key, _ in node.value}.union(*(keys_in(value) for _, value in node.value))
+    return set().union(*map(keys_in, node.value)) if isinstance(node, yaml.SequenceNode) else set()
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_the_page_tells_of_every_key_and_of_no_other(section: str) -> None:
-    parts = dict(re.findall(r"^##+ (.*)\n((?:(?!##).*\n)*)", PAGE, re.MULTILINE))
-    documented = re.findall(r"^\| `(\w+)` \|", parts[HEADINGS[section]], re.MULTILINE)
-    assert sorted(documented) == sorted(SECTIONS[section])
+def example(directory: Path) -> str:
+    """The documents' example; the files that it names lie in the directory."""
+    for name in ("tls/ca.pem", "tls/client.pem", "tls/client-key.pem", "secrets/token", "web.yml"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).touch()
+    return EXAMPLE.read_text()
 
 
-def test_the_page_names_every_engine_that_is_built_in() -> None:
-    row = next(line for line in PAGE.split("\n") if line.startswith("| `engine` | name | found out | `"))
-    assert set(re.findall(r"`(\w+)`", row)) - {"engine", "engines"} == set(ENGINES)
+def test_the_example_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLLECTOR_TOKEN", "secret")
+    config = read(tmp_path, example(tmp_path))
+    assert [target.name for target in config.targets] == ["llm-a"]
+    assert config.proxies == (ProxySettings(listen=":8001", target="llm-a"),)
+    assert config.objectives == Objectives()
 
 
-def test_the_example_of_the_page_has_every_key_that_is_not_refused() -> None:
-    example = yaml.compose(re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[0])
-    seen: set[str] = set()
-    nodes: list[Any] = [example]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, yaml.MappingNode):
-            seen |= {key.value for key, _ in node.value}
-            nodes += [value for _, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-    refused = {"bearer_token", "password", "password_file"}  # the last: its twin password_env is there
-    assert {key for keys in SECTIONS.values() for key in keys} - seen == refused
+def test_the_example_has_every_key_that_is_not_refused() -> None:
+    text = EXAMPLE.read_text()
+    excluded = set(re.findall(r"^ *# (\w+):$", text, re.MULTILINE))
+    assert excluded == {"bearer_token_env", "username", "password_file", "password_env", "upstream", "engine"}
+    keys = {key for keys in SECTIONS.values() for key in keys} - {"bearer_token", "password"}
+    assert keys - keys_in(yaml.compose(text)) == excluded - {"engine"}
+
+
+def test_examples_fit_the_schema_for_editors() -> None:
+    for path in (EXAMPLE, FIXTURES.parent / "config_complete" / "headroom.yml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), SCHEMA)
+    for content in (
+        {},
+        {"targets": None, "interval": 0.5, "gpu": True},
+        {"targets": ["vllm=http://a"], "timeout": "5"},
+    ):
+        jsonschema.validate(content, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"intervall": "5s"},
+        {"interval": "soon"},
+        {"targets": [{"name": "a"}]},
+        {"targets": [{"url": "http://a", "auth": {"bearer_token": "x"}}]},
+        {"targets": [{"url": "http://a", "requests_running_limit": 0}]},
+        {"log": {"level": "all"}},
+        {"listen": []},
+        {"engines": {"Tgi": {"rules": []}}},
+    ],
+)
+def test_the_schema_for_editors_refuses_what_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert complaint(tmp_path, yaml.safe_dump(content))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, SCHEMA)
+
+
+def test_every_key_says_what_it_means_and_which_engines_are_built_in() -> None:
+    for section in SCHEMA["definitions"].values():
+        assert all(len(key["description"]) > 10 for key in section["properties"].values())
+    said = SCHEMA["definitions"]["Target"]["properties"]["engine"]["description"]
+    assert set(re.findall(r"`(\w+)`", said)) - {"engines"} == set(ENGINES)
 
 
 # Proxies -------------------------------------------------------------------------------------------------------------

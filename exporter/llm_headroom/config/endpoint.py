@@ -71,7 +71,7 @@ class Auth:
 
     bearer_token_file: SecretFile | None = None
     """Holds the token. Must exist when the configuration is read; it is read anew when it is used, so that it can be
-    rotated."""
+    rotated. Example: `secrets/token`."""
     bearer_token_env: SecretVariable | None = None
     """The environment variable that holds the token; must be set."""
     username: User | None = None
@@ -105,13 +105,13 @@ class Tls:
     """TLS towards an engine: without a CA file the system's certificates are trusted."""
 
     ca_file: File | None = None
-    """The certificates that are trusted. Default: the system's certificates."""
+    """The certificates that are trusted. Default: the system's certificates. Example: `tls/ca.pem`."""
     cert_file: File | None = None
-    """The exporter's client certificate."""
+    """The exporter's client certificate. Example: `tls/client.pem`."""
     key_file: File | None = None
-    """The key of the client certificate. Default: in `cert_file`."""
+    """The key of the client certificate. Default: in `cert_file`. Example: `tls/client-key.pem`."""
     server_name: Host | None = None
-    """The name that the engine's certificate must bear. Default: host of the URL."""
+    """The name that the engine's certificate must bear. Default: host of the URL. Example: `llm-a`."""
     insecure_skip_verify: bool = False
     """Accepts any certificate. Whoever is in between can then read credentials."""
 
@@ -132,11 +132,12 @@ class Endpoint:
 
     url: Url
     """`http://` or `https://`, host, port, and a prefix if the engine stands behind one. Without a scheme it is `http`.
-    A `/metrics` at the end is taken off. A query, a fragment or a password in it is refused."""
+    A `/metrics` at the end is taken off. A query, a fragment or a password in it is refused. Example:
+    `https://llm-a.internal:8000`."""
     tls: TlsSettings = field(default_factory=Tls)
-    """See [TLS](#tls); only with `https://`. Default: the system's certificates."""
+    """TLS towards the engine, only with `https://`; see [TLS](#tls). Default: the system's certificates."""
     credentials: Credentials = None
-    """See [Authentication](#authentication)."""
+    """Credentials for the engine; see [Authentication](#authentication)."""
     max_bytes: Size = 16 * 1024 * 1024
     """The largest answer that is read, after decompression."""
     gzip: bool = False

@@ -27,15 +27,14 @@ LAST_PORT: Final = 65535
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # hashed by identity, as annotations in a union are
 class Form:
-    """How values of a kind are written.
+    """How values of a kind are written. All functions raise ConfigError.
 
-    `called` is what errors expect, and `name` the kind in documents. Errors repeat the text only if `quoted`, since
-    people write passwords in odd places. `scalar`: numbers and booleans need no quotes. `units` are factors by unit.
-    `parse` makes the value of a text, `read` of a node of the file, `short` of a node that is not the usual mapping or
-    else None. `role` names the check of names that an engine or the like must pass. `section`: in the file the value
-    has another shape, which `finish` turns into the value. `inline`: the keys stand among those of the section around.
-    `from_key`: the value is the key that the section lies under. `key`: its name in the file, if not the field's. All
-    functions raise ConfigError.
+    `called`: what errors expect. `name`: the kind in documents. `quoted`: errors repeat the text (people write
+    passwords in odd places). `scalar`: numbers and booleans need no quotes. `units`: factors by unit. `parse` makes the
+    value of a text, `read` of a node, `short` of a node of the kind that it names, where others are mappings. `role`:
+    the check that a name must pass. `section`: the value's shape in the file, if it is another one; `finish` turns that
+    into the value. `inline`: the keys stand among those of the section around. `from_key`: the value is the key that
+    the section lies under. `key`: its name in the file, if not the field's.
     """
 
     called: str = ""
@@ -45,7 +44,7 @@ class Form:
     units: Mapping[str, float] | None = None
     parse: Callable[[str], Any] | None = None
     read: Callable[[Value], Any] | None = None
-    short: Callable[[Value], Any] | None = None
+    short: tuple[str, Callable[[Value], Any]] | None = None
     role: str = ""
     section: type | None = None
     finish: Callable[[Any], Any] | None = None

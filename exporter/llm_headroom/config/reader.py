@@ -85,7 +85,8 @@ def read(
 
 def _value(value: Value, kind: Kind) -> Any:  # noqa: ANN401 - whatever the kind is of
     form = kind.form
-    if form.short is not None and (short := form.short(value)) is not None:
+    if form.short is not None and form.short[0] == value.kind:
+        short = form.short[1](value)
         value.document.accept(short, value.place)
         return short
     if form.read is not None:

@@ -63,7 +63,6 @@ from llm_headroom.config.kinds import (
     parsed,
     url,
 )
-from llm_headroom.config.yaml_nodes import Value
 from llm_headroom.model import NOTHING
 
 RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
@@ -111,14 +110,6 @@ def parse_target(text: str) -> "Target":
     return Target(endpoint=Endpoint(url=url(address.strip())), engine=engine.strip() or None)
 
 
-def _short_target(value: Value) -> "Target | None":
-    return parse_target(value.string()) if value.kind == "a string" else None
-
-
-def _short_gpu(value: Value) -> "GpuSettings | None":
-    return GpuSettings(enabled=value.boolean()) if value.kind == "true or false" else None
-
-
 TargetLabel: TypeAlias = Annotated[Label, Form(name="label name", parse=_target_label)]
 OurLabel: TypeAlias = Annotated[str, Form(name="text", parse=_our_label)]
 EngineMetric: TypeAlias = Annotated[str, Form(name="name", parse=_canonical)]
@@ -131,10 +122,10 @@ class ModelMemory:
     """What the operator knows of a model's memory and the engine does not expose; None for unknown."""
 
     weights: Memory | None = None
-    """The weights of one replica, on all of its GPUs together. Default: unknown."""
+    """The weights of one replica, on all of its GPUs together. Default: unknown. Example: `15GiB`."""
     kv_bytes_per_token: Memory | None = None
     """The KV cache of one token, all layers and GPUs together: 2 × layers × KV heads × head size × bytes of an element.
-    Default: unknown."""
+    Default: unknown. Example: `131072`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,36 +135,39 @@ class Target:
     endpoint: Annotated[Endpoint, Form(inline=True)]
     name: Word = ""
     """Value of the label `target`; two targets must differ in it. `nvml` is reserved. Default: `host:port` and prefix
-    of the URL."""
+    of the URL. Example: `llm-a`."""
     engine: Engine | None = None
-    """`vllm`, `sglang`, `sglang_router`, `ollama`, `llamacpp`, or a name under `engines`. Default: found out."""
+    """`vllm`, `sglang`, `sglang_router`, `ollama`, `llamacpp`, or a name under `engines`. Default: found out. Example:
+    `vllm`."""
     interval: Interval | None = None
-    """Time between two polls. Default: that of the top level."""
+    """Time between two polls. Default: that of the top level. Example: `10s`."""
     timeout: Timeout | None = None
-    """How long one poll may take. Default: that of the top level."""
+    """How long one poll may take. Default: that of the top level. Example: `3s`."""
     labels: Mapping[TargetLabel, Word] = field(default_factory=lambda: NOTHING, hash=False)
     """Further labels on every series of this target. Names that the metrics themselves use (`engine`, `model`,
-    `reason`, …) and names that begin with `__` are refused."""
+    `reason`, …) and names that begin with `__` are refused. Example: `{team: search}`."""
     requests_running_limit: Limit | None = None
     """The most requests that the engine runs at once. vLLM does not expose its `max_num_seqs` on `/metrics`, Ollama not
-    its `OLLAMA_NUM_PARALLEL`; give it here. Default: what the engine says."""
+    its `OLLAMA_NUM_PARALLEL`; give it here. Default: what the engine says. Example: `256`."""
     kv_cache_type: KvCacheType | None = None
     """Ollama's `OLLAMA_KV_CACHE_TYPE`, where its runners are not visible; see [Ollama](ollama.md). Default: that of the
-    runner's command line."""
+    runner's command line. Example: `f16`."""
     pid: ProcessId | None = None
-    """The engine's process, if it cannot be found by its port; see [GPUs and host memory](gpu.md). Default: found
-    out."""
+    """The engine's process, if it cannot be found by its port; see [GPUs and host memory](gpu.md). Default: found out.
+    Example: `4711`."""
     gpus: Annotated[tuple[Gpu, ...], Some] = ()
     """The GPUs that are this engine's, if its processes cannot be matched: indexes as NVML counts them, `0:1` for a MIG
-    instance, or uuids. Default: found out."""
+    instance, or uuids. Default: found out. Example: `[0, 1]`."""
     cgroup: Directory | None = None
-    """The directory of the engine's memory control group, version 1 or 2. Default: found out."""
+    """The directory of the engine's memory control group, version 1 or 2. Default: found out. Example:
+    `/sys/fs/cgroup/system.slice/vllm.service`."""
     model_memory: ModelMemory = field(default_factory=ModelMemory)
     """What the model takes on GPUs; see [Model memory](#model-memory). Default: what the engine says."""
     gpu_count: GpuCount | None = None
-    """How many GPUs the engine has, where they cannot be seen from here; for [cost](#cost). Default: found out."""
+    """How many GPUs the engine has, where they cannot be seen from here; for [cost](#cost). Default: found out.
+    Example: `2`."""
     gpu_hour: Price | None = None
-    """The price of one of its GPUs for an hour. Default: that of `cost`."""
+    """The price of one of its GPUs for an hour. Default: that of `cost`. Example: `1.2`."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -190,9 +184,9 @@ class ProxySettings:
     """
 
     listen: Address
-    """Where clients find the engine from now on: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
+    """Where clients find the engine from now on: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`. Example: `":8001"`."""
     target: Word = ""
-    """The target that stands behind; its `engine` must be given."""
+    """The target that stands behind; its `engine` must be given. Example: `llm-a`."""
     upstream: Url | None = None
     """Where requests go: scheme, host and port, without a path. Needed beside `target` where an API and its metrics
     have two ports, as a router's do. Default: the target's."""
@@ -211,14 +205,16 @@ class RuleSettings:
     """How a metric of the schema is found among an engine's own."""
 
     metric: EngineMetric
-    """The metric of llm-headroom that gets the value; one that describes an engine."""
+    """The metric of llm-headroom that gets the value; one that describes an engine. Example:
+    `llm_requests_failed_total`."""
     names: Annotated[tuple[Metric, ...], Some]
     """What the engine calls it, newest name first, in the spelling of the engine's first prefix. The first one that is
-    present is used."""
+    present is used. Example: `[tgi_request_failure]`."""
     where: Mapping[Label, Regex] = field(default_factory=lambda: NOTHING, hash=False)
-    """Label → a regular expression that its whole value must match."""
+    """Label → a regular expression that its whole value must match. Example: `{err: "overloaded|validation"}`."""
     labels: Mapping[Label, OurLabel] = field(default_factory=lambda: NOTHING, hash=False)
-    """The engine's label → the metric's own label. `engine` and `target` are given by the exporter."""
+    """The engine's label → the metric's own label. `engine` and `target` are given by the exporter. Example: `{err:
+    reason}`."""
     scale: Scale = 1.0
     """What the value is multiplied with to come into the metric's unit."""
     combine: Combine = "sum"
@@ -241,17 +237,17 @@ class EngineSettings:
     path: UrlPath = "/metrics"
     """Where the engine serves its metrics in the Prometheus text format."""
     port: Port | None = None
-    """The engine's usual port."""
+    """The engine's usual port. Example: `8080`."""
     prefixes: tuple[Metric, ...] = ()
-    """How the names of its metrics begin, by which it is recognised."""
+    """How the names of its metrics begin, by which it is recognised. Example: `[tgi_]`."""
     model_label: Label | None = None
-    """The label that names the model."""
+    """The label that names the model. Example: `model`."""
     replica_label: Label | None = None
-    """The label that numbers data-parallel replicas."""
+    """The label that numbers data-parallel replicas. Example: `rank`."""
     rules: Annotated[tuple[RuleSettings, ...], Some]
     """As under [Mappings](#mappings)."""
     ignored: tuple[MetricGlob, ...] = ()
-    """Names of metrics that are left out on purpose, and not reported as unmapped."""
+    """Names of metrics that are left out on purpose, and not reported as unmapped. Example: `["tgi_tokenize_*"]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,13 +256,13 @@ class Module:
 
     name: Annotated[str, Form(from_key=True)]
     engine: Engine | None = None
-    """As in a target. Default: found out."""
+    """As in a target. Default: found out. Example: `vllm`."""
     timeout: Timeout | None = None
-    """As in a target. Default: that of the top level."""
+    """As in a target. Default: that of the top level. Example: `3s`."""
     tls: TlsSettings = field(default_factory=Tls)
-    """See [TLS](#tls). Default: the system's certificates."""
+    """TLS towards the engine; see [TLS](#tls). Default: the system's certificates."""
     credentials: Credentials = None
-    """See [Authentication](#authentication)."""
+    """Credentials for the engine; see [Authentication](#authentication)."""
     max_bytes: Size = Endpoint(url="").max_bytes
     """As in a target."""
     gzip: bool = False
@@ -278,9 +274,10 @@ class ProbeSettings:
     """Which targets `/probe` may reach; without any, `/probe` is off."""
 
     allow: tuple[AddressGlob, ...] = ()
-    """Which targets may be probed: globs that the target's `host:port` must match. Default: none: `/probe` is off."""
+    """Which targets may be probed: globs that the target's `host:port` must match. Default: none: `/probe` is off.
+    Example: `["10.0.*:8000"]`."""
     modules: Mapping[Word, Module] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    """By name: how to speak to a target; see [Modules](#modules)."""
+    """By name: how to speak to a target; see [Modules](#modules). Example: `default`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,14 +286,14 @@ class GpuSettings:
 
     enabled: bool | None = None
     """Whether to read GPUs through NVML. With `true` it is an error, visible in the metrics, if NVML is not there.
-    Default: if NVML is there."""
+    Default: if NVML is there. Example: `true`."""
     processes: bool = False
     """A series for the memory of each process on a GPU."""
     pcie: bool = False
     """PCIe throughput. NVML measures it for 20 ms in each direction, so each reading takes 40 ms longer for each
     GPU."""
     interval: Interval | None = None
-    """Time between two readings. Default: that of the top level."""
+    """Time between two readings. Default: that of the top level. Example: `5s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,9 +301,9 @@ class Log:
     """What is logged, and how."""
 
     level: LogLevel = "info"
-    """The least that is logged."""
+    """The least severe events that are logged."""
     format: LogFormat = "logfmt"
-    """How."""
+    """How they are written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,7 +325,7 @@ class Cost:
     """The price of one GPU for an hour, None for unknown, and its currency."""
 
     gpu_hour: Price | None = None
-    """The price of one GPU for an hour; a target's own `gpu_hour` goes before it. Default: no price."""
+    """The price of one GPU for an hour; a target's own `gpu_hour` goes before it. Default: no price. Example: `2.5`."""
     currency: Currency = "USD"
     """Value of the label `currency`."""
 
@@ -394,28 +391,30 @@ class OtlpSection:
     enabled: bool = True
     """`false`: push nothing, whatever else says so."""
     endpoint: Collector | None = None
-    """The collector. Over HTTP `/v1/metrics` is added unless it ends so. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`."""
+    """The collector. Over HTTP `/v1/metrics` is added unless it ends so. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    Example: `https://collector.internal:4318`."""
     protocol: OtlpProtocol | None = None
-    """`grpc` needs `pip install 'llm-headroom[otlp-grpc]'`. Default: `http/protobuf`."""
+    """`grpc` needs `pip install 'llm-headroom[otlp-grpc]'`. Default: `http/protobuf`. Example: `http/protobuf`."""
     headers: Mapping[PublicHeader, HeaderValue] = field(default_factory=lambda: NOTHING, hash=False)
-    """Sent with each export. Secrets (`Authorization` and the like) are refused here."""
+    """Sent with each export. Secrets (`Authorization` and the like) are refused here. Example: `{X-Scope-OrgID:
+    tenant-1}`."""
     headers_env: Mapping[Header, SecretVariable] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    """By header: the environment variable that holds its value."""
+    """By header: the environment variable that holds its value. Example: `{X-Token: COLLECTOR_TOKEN}`."""
     headers_file: Mapping[Header, SecretFile] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    """By header: the file that holds its value, read at each export."""
+    """By header: the file that holds its value, read at each export. Example: `{Authorization: secrets/token}`."""
     tls: TlsSettings | None = None
-    """See [TLS](#tls); only with `https://`. gRPC cannot do `insecure_skip_verify`. Default: the system's
-    certificates."""
+    """TLS towards the collector, only with `https://`; see [TLS](#tls). gRPC cannot do `insecure_skip_verify`. Default:
+    the system's certificates."""
     compression: Compression | None = None
-    """Of what is sent. Default: `gzip`."""
+    """Compression of what is sent. Default: `gzip`. Example: `gzip`."""
     timeout: Timeout | None = None
-    """Of one attempt. Default: `10s`."""
+    """How long one attempt may take. Default: `10s`. Example: `10s`."""
     interval: Interval | None = None
-    """Time between two exports. Default: `15s`."""
+    """Time between two exports. Default: `15s`. Example: `15s`."""
     resource: Mapping[Word, Word] = field(default_factory=lambda: NOTHING, hash=False)
-    """Resource attributes besides those that are found out."""
+    """Resource attributes besides those that are found out. Example: `{deployment.environment.name: production}`."""
     semantic_conventions: bool | None = None
-    """OpenTelemetry's own names besides ours; see [OTLP](otlp.md). Default: `false`."""
+    """OpenTelemetry's own names besides ours; see [OTLP](otlp.md). Default: `false`. Example: `false`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,20 +426,23 @@ class Config:
 
     # First, since whatever else names an engine is checked against these.
     engines: Mapping[NewEngine, EngineSettings] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    """By name: engines that are not built in; see [Engines](#engines)."""
+    """By name: engines that are not built in; see [Engines](#engines). Example: `tgi`."""
     listen: Annotated[tuple[Address, ...], Some] = (":9836",)
     """Where to serve `/metrics` and the status page: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
     interval: Interval = 5.0
     """Time between two polls of a target."""
     timeout: Timeout = 5.0
     """How long one poll of a target may take."""
-    targets: tuple[Annotated[Target, Form(short=_short_target)], ...] = ()
+    targets: tuple[Annotated[Target, Form(short=("a string", lambda value: parse_target(value.string())))], ...] = ()
     """The engines to poll; see [Targets](#targets)."""
     proxies: tuple[ProxySettings, ...] = ()
     """Measuring proxies in front of engines; see [Proxies](#proxies)."""
     discover: bool | None = None
-    """Whether to look for engines on the usual ports of this host. Default: only if no target is configured."""
-    gpu: Annotated[GpuSettings, Form(short=_short_gpu)] = field(default_factory=GpuSettings)
+    """Whether to look for engines on the usual ports of this host. Default: only if no target is configured. Example:
+    `true`."""
+    gpu: Annotated[GpuSettings, Form(short=("true or false", lambda value: GpuSettings(enabled=value.boolean())))] = (
+        field(default_factory=GpuSettings)
+    )
     """Whether to read GPUs; see [GPU](#gpu). Default: if NVML is there."""
     host: bool = True
     """Whether to read the processes and host memory of engines that run on this host; see [GPUs and host
@@ -450,7 +452,7 @@ class Config:
     mappings: Mapping[Engine, Annotated[tuple[RuleSettings, ...], Some]] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )
-    """By engine: further rules; see [Mappings](#mappings)."""
+    """By engine: further rules; see [Mappings](#mappings). Example: `vllm`."""
     objectives: Objectives = field(default_factory=Objectives)
     """Service levels; see [Objectives](#objectives)."""
     cost: Cost = field(default_factory=Cost)
@@ -458,8 +460,8 @@ class Config:
     label_limit: LabelLimit = 200
     """The most different values of one label that a target may have; further ones are reported as `other`."""
     web_config: File | None = None
-    """TLS and authentication of the exporter's own server; see [its page](web-configuration.md)."""
+    """TLS and authentication of the exporter's own server; see [its page](web-configuration.md). Example: `web.yml`."""
     log: Log = field(default_factory=Log)
-    """See [Log](#log)."""
+    """What is logged, and how; see [Log](#log)."""
     otlp: Annotated[OtlpSettings | None, Form(section=OtlpSection)] = None
     """Pushing to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""
