@@ -79,7 +79,14 @@ def schema() -> dict[str, Any]:
 
 
 def _define(section: type, definitions: dict[str, Any]) -> None:
-    definitions[section.__name__] = defined = {"type": "object", "additionalProperties": False, "properties": {}}
+    properties: dict[str, Any] = {}
+    required = [name for name, key, _ in _keys(section) if key.required]
+    definitions[section.__name__] = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        **({"required": required} if required else {}),
+    }
     for name, key, said in _keys(section):
         if key.kind.base is NoneType:
             continue
@@ -89,10 +96,7 @@ def _define(section: type, definitions: dict[str, Any]) -> None:
             of = _or_null(of)  # a key without a value is as if it were not there
         if not key.required and key.default not in _UNSET and not is_dataclass(key.default):
             note += f" Default: {_plain(key)}."
-        defined["properties"][name] = {"description": note, **of}
-    required = [name for name, key, _ in _keys(section) if key.required]
-    if required:
-        defined["required"] = required
+        properties[name] = {"description": note, **of}
 
 
 def _or_null(of: dict[str, Any]) -> dict[str, Any]:

@@ -121,6 +121,8 @@ def load(  # noqa: PLR0913 - one argument for each flag
     """
     problems, names = Problems(), _Names(engine_names)
     values = reader.read(path, Config, problems, check=names.check, accept=names.accept) if path else {}
+    if len(problems):
+        names.doors.clear()  # of a file that cannot be used no target is known
     given = {
         "listen": _flags("listen", partial(parsed, Address), listen, problems),
         "interval": _flag("interval", partial(parsed, Interval), interval or "", problems) if interval else None,
