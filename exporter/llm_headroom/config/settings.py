@@ -65,7 +65,9 @@ from llm_headroom.config.kinds import (
 )
 from llm_headroom.model import NOTHING
 
-RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
+RESERVED_LABELS: Final = frozenset(
+    {"le", "quantile"}.union(*(metric.labels for metric in schema.ALL if metric not in schema.PROCESS))
+)
 """Labels that a target must not add to its series."""
 ENGINE_METRICS: Final = frozenset(
     metric.name
