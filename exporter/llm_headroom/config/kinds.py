@@ -246,6 +246,8 @@ File: TypeAlias = Annotated[
     Path, Form(name="file", read=lambda value: existing(value.directory / parsed(Word, value.string())))
 ]
 """A file that must exist; a relative path begins at the directory of the configuration file."""
+ExistingFile: TypeAlias = Annotated[Path, Form(name="file", parse=lambda text: existing(Path(text)))]
+"""A file that must exist, as flags name it: relative to where the program was started."""
 Directory: TypeAlias = Annotated[Path, Form(name="path", parse=_path)]
 """A directory that may come and go, as that of a control group does."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -13,11 +12,12 @@ from llm_headroom.config import otlp as config_otlp
 from llm_headroom.config import reader
 from llm_headroom.config.endpoint import Endpoint, Tls
 from llm_headroom.config.errors import ConfigError, Problems, near, shown
-from llm_headroom.config.kinds import Address, Interval, LogFormat, LogLevel, existing, parsed
+from llm_headroom.config.kinds import Address, ExistingFile, Interval, LogFormat, LogLevel, parsed
 from llm_headroom.config.settings import Config, GpuSettings, Log, OtlpSection, ProxySettings, Target, parse_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
+    from pathlib import Path
 
     from llm_headroom.config.errors import Place
 
@@ -123,31 +123,33 @@ def load(  # noqa: PLR0913 - one argument for each flag
     values = reader.read(path, Config, problems, check=names.check, accept=names.accept) if path else {}
     if len(problems):
         names.doors.clear()  # of a file that cannot be used no target is known
+    flags = {
+        "interval": (Interval, interval),
+        "web-config": (ExistingFile, web_config),
+        "log-level": (LogLevel, log_level),
+        "log-format": (LogFormat, log_format),
+    }
     given = {
-        "listen": _flags("listen", partial(parsed, Address), listen, problems),
-        "interval": _flag("interval", partial(parsed, Interval), interval or "", problems) if interval else None,
-        "web_config": _flag("web-config", lambda text: existing(Path(text)), str(web_config), problems)
-        if web_config
-        else None,
+        name: _flag(name, partial(parsed, kind), str(text), problems) for name, (kind, text) in flags.items() if text
     }
-    log = {
-        "level": _flag("log-level", partial(parsed, LogLevel), log_level or "", problems) if log_level else None,
-        "format": _flag("log-format", partial(parsed, LogFormat), log_format or "", problems) if log_format else None,
-    }
+    addresses = _flags("listen", partial(parsed, Address), listen, problems)
     added = _flags("target", lambda text: names.claim(parse_target(text), "--target"), targets, problems)
     own = (*values.get("targets", ()), *added)
-    for option, addresses in (("ollama-proxy", ollama_proxy), ("listen", proxy)):
+    for option, fronts in (("ollama-proxy", ollama_proxy), ("listen", proxy)):
         behind = own[0] if option == "listen" and own else _ollama(own)
         names.doors += [
             _Door(f"--{option}: {{}}".format, ProxySettings(listen=address, target=behind.name), behind)
-            for address in _flags(option, partial(parsed, Address), addresses, problems)
+            for address in _flags(option, partial(parsed, Address), fronts, problems)
         ]
     values["otlp"] = config_otlp.settled(values.get("otlp", OtlpSection()), otlp_endpoint, os.environ, problems)
     values["targets"] = _behind(names.doors, own, problems)
     values["proxies"] = tuple(door.settings for door in names.doors)
     problems.check()
-    values |= {key: value for key, value in given.items() if value}
-    values["log"] = replace(values.get("log", Log()), **{key: value for key, value in log.items() if value})
+    logged = {key: value for key in ("level", "format") if (value := given.pop(f"log-{key}", None))}
+    values["log"] = replace(values.get("log", Log()), **logged)
+    values |= {key.replace("-", "_"): value for key, value in given.items()}
+    if addresses:
+        values["listen"] = addresses
     if gpu is not None:
         values["gpu"] = replace(values.get("gpu", GpuSettings()), enabled=gpu)
     if discover is not None:

@@ -76,7 +76,7 @@ ENGINE_METRICS: Final = frozenset(
     and metric not in schema.COLLECTION
     and not metric.name.startswith(("llm_gpu_memory_", "llm_host_"))
 )
-"""Names that a rule may give values to: neither what NVML or /proc alone tell, nor how the collection went."""
+"""Names that a rule may give values to: neither what NVML or /proc alone know, nor how the collection went."""
 
 
 def _target_label(text: str) -> str:
