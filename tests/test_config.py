@@ -255,13 +255,17 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
         web_config=tmp_path / "web.yml",
         log=Log(level="info", format="logfmt"),
         otlp=OtlpSettings(
-            url="https://collector.internal:4318",
+            endpoint="https://collector.internal:4318",
+            protocol="http/protobuf",
             headers={"X-Scope-OrgID": "tenant-1"},
             secrets={
                 "X-Token": Secret(env="COLLECTOR_TOKEN"),
                 "Authorization": Secret(file=tmp_path / "secrets/token"),
             },
             tls=Tls(ca_file=tmp_path / "tls/ca.pem"),
+            compression="gzip",
+            timeout=10.0,
+            interval=15.0,
             resource={"deployment.environment.name": "production"},
         ),
     )

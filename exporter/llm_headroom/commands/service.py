@@ -14,6 +14,7 @@ from llm_headroom import __version__
 from llm_headroom.config.load import Config, ConfigError
 from llm_headroom.net.listen import ListenError
 from llm_headroom.otlp.pusher import Pusher
+from llm_headroom.otlp.tally import Tally
 from llm_headroom.poll.poller import Poller
 from llm_headroom.proxy.service import Proxies
 from llm_headroom.web.app import App, Reload
@@ -55,8 +56,15 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     """
     proxies = Proxies(config)
     poller = Poller(config, proxies=proxies)
-    pusher = Pusher()
-    app = App(poller, pusher.points)
+    tally = Tally()
+    app = App(poller, tally.points)
+    pusher = Pusher(
+        tally,
+        sources=app.sources,
+        changed=app.changed,
+        ready=poller.first_round,
+        port=config.listen[0].rpartition(":")[2],
+    )
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen, web_config=config.web_config)
     try:
@@ -74,7 +82,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
     poller.start()
-    await pusher.apply(config, app)
+    await pusher.apply(config.otlp)
     watching = loop.create_task(_watch(file, reload)) if file is not None else None
     reloading = loop.create_task(_reload(app, pusher, read, reload))
     try:
@@ -120,7 +128,7 @@ async def _reload(app: App, pusher: Pusher, read: Callable[[], Config], reload: 
         reload.clear()
         try:
             config = read()
-            await pusher.apply(config, app)
+            await pusher.apply(config.otlp)
         except ConfigError as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
             app.reload = app.reload._replace(succeeded=False)

@@ -160,22 +160,22 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtlpSettings:
-    """How metrics are pushed over OTLP.
+    """How metrics are pushed over OTLP. What is None is as OpenTelemetry's variables say, or its default.
 
-    `url` is the collector's, without `path`, which HTTP asks for. `secrets` are headers whose values lie elsewhere.
-    `timeout` is that of one attempt, `interval` the time between two exports, in seconds. `resource` are attributes
-    that the operator gave. `semantic_conventions`: OpenTelemetry's own names besides ours.
+    `endpoint` is the collector's URL without `/v1/metrics`; without a scheme it is http, but for gRPC, where
+    OTEL_EXPORTER_OTLP_INSECURE decides. `secrets` are headers whose values lie elsewhere. `timeout` is that of one
+    export, `interval` the time between two of them, in seconds. `resource` are attributes that the operator gave.
+    `semantic_conventions`: OpenTelemetry's own names besides ours.
     """
 
-    url: str
-    path: str = "/v1/metrics"
-    protocol: str = "http/protobuf"
+    endpoint: str | None = None
+    protocol: str | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
     secrets: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     tls: Tls = field(default_factory=Tls)
-    gzip: bool = True
-    timeout: float = 10.0
-    interval: float = 15.0
+    compression: str | None = None
+    timeout: float | None = None
+    interval: float | None = None
     resource: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
     semantic_conventions: bool = False
 
