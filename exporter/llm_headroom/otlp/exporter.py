@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry.sdk.metrics.export import MetricExportResult
@@ -53,6 +54,9 @@ class Exporter:
     """Pushes readings as some options say. `port` is the one that we serve on, `began` when this process started.
 
     Its calls block. One at a time, from whatever thread, but for `interrupt`.
+
+    Raises:
+        Exception: whatever the SDK raises at settings that it cannot work with.
     """
 
     def __init__(self, options: Options, *, port: str, began: float) -> None:
@@ -65,13 +69,11 @@ class Exporter:
         self._headers: dict[str, str] = {}
         self._sdk: MetricExporter | None = None
         self._why: Callable[[logging.LogRecord | None], Outcome]
+        with suppress(OSError, _CredentialsError):  # said at each export until the file is there
+            self._opened(self._all_headers())
 
     def export(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> tuple[Outcome, int]:
-        """Push the points of each source, which were taken at a unix time; what came of it, and how many they were.
-
-        Raises:
-            Exception: whatever the SDK raises at settings that it cannot work with.
-        """
+        """Push the points of each source, which were taken at a unix time; what came of it, and how many they were."""
         started = self._starts.started(sources)
         readings = [reading(each) for each in started]
         if self._options.settings.semantic_conventions:

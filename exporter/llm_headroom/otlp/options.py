@@ -85,7 +85,7 @@ def options(settings: OtlpSettings, environment: Mapping[str, str]) -> Options:
         settings=settings,
         protocol=protocol,
         endpoint=endpoint,
-        shown=re.sub(r"//[^/@]*@", "//", without_query(endpoint or standard)),
+        shown=re.sub(r"//[^/@]*@", "//", without_query(settings.endpoint or standard)),
         gzip=(settings.compression or found.get("COMPRESSION")) != "none",
         timeout=min(timeout, int(found.get("EXPORT_TIMEOUT", "3600000")) / 1000),
         interval=settings.interval or int(found.get("EXPORT_INTERVAL", "15000")) / 1000,

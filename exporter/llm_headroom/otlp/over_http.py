@@ -8,10 +8,12 @@ Spec: https://opentelemetry.io/docs/specs/otlp/#otlphttp-response
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
@@ -133,13 +135,17 @@ def _said(kind: str, body: bytes) -> str:
 
 def _failed(error: OSError) -> Outcome:
     inner = error.args[0] if error.args else error
-    message = str(getattr(inner, "reason", inner)).rpartition("object at 0x")[2].partition(">: ")
-    text = message[2] or message[0]
+    text = re.sub(r"^.*object at 0x\w+>: ", "", str(getattr(inner, "reason", inner)))
     if isinstance(error, requests.exceptions.SSLError) or not isinstance(error, requests.RequestException):
         return Outcome(Drop.TLS, text)  # the latter: a certificate's file is missing
     if isinstance(error, requests.Timeout):
         return Outcome(Drop.TIMEOUT, text)
-    return Outcome(Drop.UNREACHABLE if isinstance(error, requests.ConnectionError) else Drop.OTHER, text)
+    if not isinstance(error, requests.ConnectionError):
+        return Outcome(Drop.OTHER, text)
+    answer = inner.args[-1] if isinstance(inner, urllib3.exceptions.ProtocolError) else None
+    if isinstance(answer, HTTPException) and not isinstance(answer, ConnectionError):
+        return Outcome(Drop.PROTOCOL, "what answers is not HTTP; port 4317 is usually gRPC's (protocol: grpc)")
+    return Outcome(Drop.UNREACHABLE, text)
 
 
 def retry_after(text: str, now: float) -> float:

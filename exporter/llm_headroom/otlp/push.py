@@ -7,6 +7,7 @@ collector that was away gets what holds now. The SDK is imported, and blocks, in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -51,6 +52,7 @@ class Push:
         self._export: asyncio.Future[tuple[Outcome, int]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._pause_until = 0.0
+        self._failing = False
         self._dropped = 0
         self._reported: object = None
 
@@ -74,7 +76,8 @@ class Push:
                 if self._export is not None and not self._export.done():
                     self._exporter.interrupt()
                     await asyncio.wait({self._export})
-                await self._push(self._exporter)
+                if not self._failing:  # else the exporter would try again for as long as it may
+                    await self._push(self._exporter)
         except TimeoutError:
             log.warning("last otlp export given up", extra={"endpoint": self._options.shown, "seconds": FLUSH})
         self._exporter.interrupt()
@@ -84,16 +87,19 @@ class Push:
         await ready()
         try:
             self._exporter = await in_thread(self._made, "otlp")
-            beat = loop.time()
-            while True:
-                await self._push(self._exporter)
-                # Beats that passed during a slow export are skipped: the next one has what they would have shown.
-                beat += interval * max(1, math.ceil((loop.time() - beat) / interval))
-                await asyncio.sleep(beat - loop.time())
         except Exception as error:  # noqa: BLE001 - the SDK has no class of its own for settings that it refuses
-            self._exporter = None
             self._report(Problem("sdk", "off", f"{type(error).__name__}: {error}"))
             self._changed()
+            return
+        beat = loop.time()
+        while True:
+            try:
+                await self._push(self._exporter)
+            except Exception:
+                log.exception("export failed by a defect of llm-headroom")
+            # Beats that passed during a slow export are skipped: the next one has what they would have shown.
+            beat += interval * max(1, math.ceil((loop.time() - beat) / interval))
+            await asyncio.sleep(beat - loop.time())
 
     def _made(self) -> Exporter:
         from llm_headroom.otlp.exporter import Exporter  # noqa: PLC0415 - megabytes, only for those who push
@@ -101,15 +107,17 @@ class Push:
         return Exporter(self._options, port=self._port, began=_BEGAN)
 
     async def _push(self, exporter: Exporter) -> None:
-        now, sources = asyncio.get_running_loop().time(), self._sources()
-        if now < self._pause_until:
-            count = sum(len(points) for _, points in sources)
-            self._settle(Outcome(Drop.UNAVAILABLE, "the collector has asked to wait"), count)
-            return
-        self._export = in_thread(lambda: exporter.export(sources), "otlp")
-        outcome, count = await asyncio.shield(self._export)
-        if outcome.cause is not None and outcome.pause:
-            self._pause_until = asyncio.get_running_loop().time() + min(outcome.pause, LONGEST_PAUSE)
+        loop, sources = asyncio.get_running_loop(), self._sources()
+        outcome, count = Outcome(Drop.TIMEOUT, "an export goes on and on"), sum(len(points) for _, points in sources)
+        if loop.time() < self._pause_until:
+            outcome = Outcome(Drop.UNAVAILABLE, "the collector has asked to wait")
+        elif self._export is None or self._export.done():
+            self._export = in_thread(lambda: exporter.export(sources), "otlp")
+            # Its own deadline is renewed by each piece that a collector sends.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2 * self._options.timeout + 1):
+                    outcome, count = await asyncio.shield(self._export)
+            self._pause_until = loop.time() + min(outcome.pause, LONGEST_PAUSE)
         self._settle(outcome, count)
 
     def _report(self, problem: Problem) -> None:
@@ -120,13 +128,14 @@ class Push:
     def _settle(self, outcome: Outcome, count: int) -> None:
         """Count what came of an interval, and log it if it is news."""
         self._tally.count(outcome, count, time.time())
-        self._dropped += count if outcome.cause is not None else 0
+        self._failing = outcome.cause is not None
+        self._dropped += count if self._failing else 0
         self._changed()
         news = (outcome.cause, outcome.rejected > 0, outcome.message if outcome.cause is None else "")
         if news == self._reported:
             return
         fields = {"endpoint": self._options.shown}
-        if outcome.cause is not None:
+        if self._failing:
             log.warning("otlp export failed", extra={**fields, "cause": outcome.cause, "error": outcome.message})
         else:
             if not isinstance(self._reported, tuple) or self._reported[0] is not None:
