@@ -5,6 +5,7 @@ Spec: https://opentelemetry.io/docs/specs/otlp/#otlpgrpc-response
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -34,7 +35,7 @@ _DROPS: Final = {
     grpc.StatusCode.PERMISSION_DENIED: Drop.AUTH,
     grpc.StatusCode.UNIMPLEMENTED: Drop.PROTOCOL,
 }
-_NOT_CONNECTED: Final = ("failed to connect", "connection refused", "dns resolution failed", "name resolution")
+_NOT_CONNECTED: Final = ("failed to connect", "connection refused", "dns resolution failed", "errors resolving")
 _NO_TLS: Final = ("handshake", "certificate", "ssl", "tls")
 
 
@@ -77,7 +78,8 @@ def _outcome(record: logging.LogRecord | None) -> Outcome:
         return Outcome()
     arguments = record.args if isinstance(record.args, tuple) else ()
     code = next((each for each in arguments if isinstance(each, grpc.StatusCode)), None)
-    details = " ".join(str(arguments[-1]).split())[:300] if arguments else record.getMessage()
+    details = " ".join(str(arguments[-1]).split()) if arguments else record.getMessage()
+    details = re.sub(r"\S*@", "", details)[:300]  # a URL's user and password
     cause = _DROPS.get(code, Drop.REFUSED if code else Drop.OTHER)
     lower = details.lower()
     if code is grpc.StatusCode.UNAVAILABLE and any(word in lower for word in _NO_TLS):
