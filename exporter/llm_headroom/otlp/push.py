@@ -13,9 +13,9 @@ import math
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from llm_headroom.net.threads import in_thread
 from llm_headroom.otlp.options import Problem
 from llm_headroom.otlp.outcome import Drop, Outcome
-from llm_headroom.poll.local import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
