@@ -35,6 +35,8 @@ LONGEST_PAUSE: Final = 300.0
 """Seconds for which a collector is obeyed that asks to be left alone."""
 FLUSH: Final = 5.0
 """Seconds that the end may take at most, since whoever ends us waits."""
+PATIENCE: Final = 1.0
+"""Seconds of these for an export that is under way to end by itself."""
 
 
 class Push:
@@ -49,7 +51,7 @@ class Push:
         self._changed = changed
         self._port = port
         self._exporter: Exporter | None = None
-        self._export: asyncio.Future[tuple[Outcome, int]] | None = None
+        self._export: asyncio.Future[tuple[Outcome, int]] | None = None  # one that is not settled
         self._task: asyncio.Task[None] | None = None
         self._pause_until = 0.0
         self._failing = False
@@ -73,13 +75,16 @@ class Push:
             return
         try:
             async with asyncio.timeout(FLUSH):
-                if self._export is not None and not self._export.done():
-                    self._exporter.interrupt()
-                    await asyncio.wait({self._export})
+                if self._export is not None:
+                    if not (await asyncio.wait({self._export}, timeout=PATIENCE))[0]:
+                        self._exporter.interrupt()
+                    self._settle(*await self._export)
                 if not self._failing:  # else the exporter would try again for as long as it may
                     await self._push(self._exporter)
         except TimeoutError:
             log.warning("last otlp export given up", extra={"endpoint": self._options.shown, "seconds": FLUSH})
+        except Exception:
+            log.exception("export failed by a defect of llm-headroom")
         self._exporter.interrupt()
 
     async def _run(self, ready: Callable[[], Awaitable[None]]) -> None:
@@ -117,6 +122,7 @@ class Push:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2 * self._options.timeout + 1):
                     outcome, count = await asyncio.shield(self._export)
+                    self._export = None
             self._pause_until = loop.time() + min(outcome.pause, LONGEST_PAUSE)
         self._settle(outcome, count)
 
