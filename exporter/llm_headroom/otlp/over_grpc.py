@@ -36,7 +36,7 @@ _DROPS: Final = {
     grpc.StatusCode.UNIMPLEMENTED: Drop.PROTOCOL,
 }
 _NOT_CONNECTED: Final = ("failed to connect", "connection refused", "dns resolution failed", "errors resolving")
-_NO_TLS: Final = ("handshake", "certificate", "ssl", "tls")
+_NO_TLS: Final = ("handshake", "verification", "certificate", "ssl", "tls")
 
 
 def opened(
