@@ -33,7 +33,6 @@ from llm_headroom.config.settings import (
     ModelMemory,
     Module,
     Objectives,
-    OtlpSection,
     OtlpSettings,
     ProbeSettings,
     ProxySettings,
@@ -263,13 +262,15 @@ def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.
         web_config=tmp_path / "web.yml",
         log=Log(level="info", format="logfmt"),
         otlp=OtlpSettings(
-            url="https://collector.internal:4318",
+            endpoint="https://collector.internal:4318",
+            protocol="http/protobuf",
             headers={"X-Scope-OrgID": "tenant-1"},
-            secrets={
-                "X-Token": Secret(env="COLLECTOR_TOKEN"),
-                "Authorization": Secret(file=tmp_path / "secrets/token"),
-            },
+            headers_env={"X-Token": Secret(env="COLLECTOR_TOKEN")},
+            headers_file={"Authorization": Secret(file=tmp_path / "secrets/token")},
             tls=Tls(ca_file=tmp_path / "tls/ca.pem"),
+            compression="gzip",
+            timeout=10.0,
+            interval=15.0,
             resource={"deployment.environment.name": "production"},
         ),
     )
@@ -620,7 +621,7 @@ SECTIONS = {
         "objectives": Objectives,
         "cost": Cost,
         "log": Log,
-        "otlp": OtlpSection,
+        "otlp": OtlpSettings,
     }.items()
 }
 KEYS = sorted({key for keys in SECTIONS.values() for key in keys} | {"<<", "vllm", "x y"})

@@ -13,7 +13,7 @@ from llm_headroom.config import reader
 from llm_headroom.config.endpoint import Endpoint, Tls
 from llm_headroom.config.errors import ConfigError, Problems, near, shown
 from llm_headroom.config.kinds import Address, ExistingFile, Interval, LogFormat, LogLevel, parsed
-from llm_headroom.config.settings import Config, GpuSettings, Log, OtlpSection, ProxySettings, Target, parse_target
+from llm_headroom.config.settings import Config, GpuSettings, Log, ProxySettings, Target, parse_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -141,7 +141,7 @@ def load(  # noqa: PLR0913 - one argument for each flag
             _Door(f"--{option}: {{}}".format, ProxySettings(listen=address, target=behind.name), behind)
             for address in _flags(option, partial(parsed, Address), fronts, problems)
         ]
-    values["otlp"] = config_otlp.settled(values.get("otlp", OtlpSection()), otlp_endpoint, os.environ, problems)
+    values["otlp"] = config_otlp.settled(values.get("otlp"), otlp_endpoint, os.environ, problems)
     values["targets"] = _behind(names.doors, own, problems)
     values["proxies"] = tuple(door.settings for door in names.doors)
     problems.check()

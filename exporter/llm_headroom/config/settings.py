@@ -332,28 +332,6 @@ class Cost:
     """Value of the label `currency`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OtlpSettings:
-    """How metrics are pushed over OTLP.
-
-    `url` is the collector's, without `path`, which HTTP asks for. `secrets` are headers whose values lie elsewhere.
-    `timeout` is that of one attempt, `interval` the time between two exports, in seconds. `resource` are attributes
-    that the operator gave. `semantic_conventions`: OpenTelemetry's own names besides ours.
-    """
-
-    url: str
-    path: str = "/v1/metrics"
-    protocol: str = "http/protobuf"
-    headers: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
-    secrets: Mapping[str, Secret] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    tls: Tls = field(default_factory=Tls)
-    gzip: bool = True
-    timeout: float = 10.0
-    interval: float = 15.0
-    resource: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
-    semantic_conventions: bool = False
-
-
 _SECRET_HEADERS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
 
 
@@ -376,7 +354,8 @@ def _header_value(text: str) -> str:
 
 
 def _collector(text: str) -> str:
-    return url(text.rstrip("/").removesuffix("/v1/metrics"))
+    found = url(text.rstrip("/").removesuffix("/v1/metrics"))
+    return found if "://" in text else found.removeprefix("http://")
 
 
 Header: TypeAlias = Annotated[str, Form(name="header", parse=_header_name)]
@@ -386,37 +365,44 @@ Collector: TypeAlias = Annotated[str, Form(name="URL", parse=_collector)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OtlpSection:
-    """The section `otlp` as it is written, and where; None where it leaves the word to OpenTelemetry's variables."""
+class OtlpSettings:
+    """How metrics are pushed over OTLP; what is None is as OpenTelemetry's variables say. `place`: where it stands."""
 
-    place: Place | None = None
+    place: Place | None = field(default=None, compare=False)
     enabled: bool = True
     """`false`: push nothing, whatever else says so."""
     endpoint: Collector | None = None
-    """The collector. Over HTTP `/v1/metrics` is added unless it ends so. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`.
-    Example: `https://collector.internal:4318`."""
+    """The collector. Over HTTP `/v1/metrics` is added unless it ends so. Without a scheme it is `http://`, over gRPC
+    encrypted unless `OTEL_EXPORTER_OTLP_INSECURE` is `true`. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`. Example:
+    `https://collector.internal:4318`."""
     protocol: OtlpProtocol | None = None
-    """`grpc` needs `pip install 'llm-headroom[otlp-grpc]'`. Default: `http/protobuf`. Example: `http/protobuf`."""
+    """How to speak to it. Default: `http/protobuf`. Example: `http/protobuf`."""
     headers: Mapping[PublicHeader, HeaderValue] = field(default_factory=lambda: NOTHING, hash=False)
-    """Sent with each export. Secrets (`Authorization` and the like) are refused here. Example: `{X-Scope-OrgID:
-    tenant-1}`."""
+    """Sent with each export. Secrets (`Authorization` and the like) are refused here. Example:
+    `{X-Scope-OrgID: tenant-1}`."""
     headers_env: Mapping[Header, SecretVariable] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By header: the environment variable that holds its value. Example: `{X-Token: COLLECTOR_TOKEN}`."""
     headers_file: Mapping[Header, SecretFile] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By header: the file that holds its value, read at each export. Example: `{Authorization: secrets/token}`."""
-    tls: TlsSettings | None = None
+    tls: TlsSettings = field(default_factory=Tls)
     """TLS towards the collector, only with `https://`; see [TLS](#tls). gRPC cannot do `insecure_skip_verify`. Default:
     the system's certificates."""
     compression: Compression | None = None
     """Compression of what is sent. Default: `gzip`. Example: `gzip`."""
     timeout: Timeout | None = None
-    """How long one attempt may take. Default: `10s`. Example: `10s`."""
+    """How long one export may take with its retries. Default: `10s`. Example: `10s`."""
     interval: Interval | None = None
     """Time between two exports. Default: `15s`. Example: `15s`."""
     resource: Mapping[Word, Word] = field(default_factory=lambda: NOTHING, hash=False)
-    """Resource attributes besides those that are found out. Example: `{deployment.environment.name: production}`."""
-    semantic_conventions: bool | None = None
-    """OpenTelemetry's own names besides ours; see [OTLP](otlp.md). Default: `false`. Example: `false`."""
+    """Further resource attributes; they win over those that are found out. Example:
+    `{deployment.environment.name: production}`."""
+    semantic_conventions: bool = False
+    """Whether to send OpenTelemetry's own names besides ours; see [OTLP](otlp.md)."""
+
+    @property
+    def secrets(self) -> Mapping[str, Secret]:
+        """Headers whose values lie elsewhere."""
+        return {**self.headers_env, **self.headers_file}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -465,5 +451,5 @@ class Config:
     """TLS and authentication of the exporter's own server; see [its page](web-configuration.md). Example: `web.yml`."""
     log: Log = field(default_factory=Log)
     """What is logged, and how; see [Log](#log)."""
-    otlp: Annotated[OtlpSettings | None, Form(section=OtlpSection)] = None
+    otlp: OtlpSettings | None = None
     """Pushing to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""
