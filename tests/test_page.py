@@ -17,7 +17,7 @@ from captures import Capture
 from chromium import Chromium
 from engine_server import EngineServer, Reply, replayed
 from exporter_process import Exporter
-from llm_headroom.config.load import Config
+from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
 from llm_headroom.net.http_connection import Limits, Request, Response
 from llm_headroom.poll.poller import Poller, Slot
