@@ -113,13 +113,16 @@ def _groups() -> Iterator[tuple[str, tuple[Metric, ...]]]:
         return tuple(metric for metric in schema.ALL if metric.name.removeprefix("llm_").startswith(prefixes))
 
     own = named("up", "source_", "label_values_", "build_", "config_", "exporter_")
+    process = schema.PROCESS
     gpus, host = named("gpu"), named("host_")
     routers = named("router_")
-    yield "Engines", tuple(metric for metric in schema.ALL if metric not in (*own, *gpus, *host, *routers))
+    others = (*own, *process, *gpus, *host, *routers)
+    yield "Engines", tuple(metric for metric in schema.ALL if metric not in others)
     yield "Routers", routers
     yield "GPUs", gpus
     yield "Engines' host memory", host
     yield "The exporter itself", own
+    yield "The exporter's process", process
 
 
 def _cell(text: str) -> str:

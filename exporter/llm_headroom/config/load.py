@@ -75,7 +75,9 @@ T = TypeVar("T")
 KV_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """Types of a KV cache's elements as llama.cpp names them."""
 
-RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
+RESERVED_LABELS: Final = frozenset(
+    {"le", "quantile"}.union(*(metric.labels for metric in schema.ALL if metric not in schema.PROCESS))
+)
 """Labels that a target must not add to its series."""
 ENGINE_METRICS: Final = frozenset(
     metric.name
