@@ -138,7 +138,7 @@ def test_names_that_engines_make_up_are_text_and_nothing_else(browser: Chromium)
         Exporter(f"--target=vllm={hostile.url}", "--no-gpu", *FAST) as exporter,
     ):
         browser.open(f"{exporter.url}/")
-        browser.until(f"{LIVE} && document.querySelector('h3').innerText.includes('onerror')")
+        browser.until(f"{LIVE} && document.querySelector('h3')?.innerText.includes('onerror')")
         found = browser.evaluate("[document.querySelectorAll('main img, main script').length, window.hacked ?? 0]")
 
     assert found == [0, 0]
