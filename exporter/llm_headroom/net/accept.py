@@ -30,7 +30,8 @@ async def accepted(listener: socket.socket) -> AsyncIterator[socket.socket]:
             if error.errno == errno.ECONNABORTED:
                 continue
             if not failing:
-                _log.error("Cannot accept connections on %s: %s", bound_address(listener), error.strerror)
+                where = {"address": bound_address(listener), "error": error.strerror}
+                _log.error("connections cannot be accepted", extra=where)
             failing = True
             await asyncio.sleep(_WAIT_SECONDS)
             continue

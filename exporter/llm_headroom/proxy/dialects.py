@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from llm_headroom.engines.openai_api import whole
 from llm_headroom.proxy.documents import DONE
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Answer:
     decode: float | None = None
 
     def read(self, api: Api, document: Any) -> None:  # noqa: ANN401 - JSON
-        """Takes in the next document. What has another form than the API's is passed over."""
+        """Take in the next document. What has another form than the API's is passed over."""
         self.output = False
         if document is DONE:
             self.ended = True
@@ -114,7 +115,7 @@ class Answer:
                 _READ[api](self, document)
 
     def end(self, reason: object) -> None:
-        """Notes that nothing more is generated, and why."""
+        """Note that nothing more is generated, and why."""
         self.ended = True
         if reason == _ABORT:
             self.failure = self.failure or "aborted"
@@ -138,7 +139,8 @@ def _failure(document: Mapping[str, Any]) -> str:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS else None
+    count = whole(value)
+    return None if count is None or count > _MOST_TOKENS else count
 
 
 def _seconds(value: object, unit: float) -> float | None:

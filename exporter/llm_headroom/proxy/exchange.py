@@ -29,28 +29,6 @@ _COMPRESSED: Final = ("", "identity")
 class Exchange:
     """A request of one connection and its answer. Times are seconds of one monotonic clock."""
 
-    __slots__ = (
-        "_answer",
-        "_api",
-        "_body",
-        "_first_exposed",
-        "_last",
-        "_latest",
-        "_measures",
-        "_model",
-        "_over",
-        "_reader",
-        "_streamed",
-        "_traffic",
-        "_unread",
-        "_wanted",
-        "first",
-        "method",
-        "sent_at",
-        "status",
-        "streams",
-    )
-
     def __init__(self, measures: Measures, head: RequestHead) -> None:
         self.method = head.method
         self.streams = False
@@ -197,7 +175,7 @@ class Exchange:
         return self._measures.told(named) or self._model
 
     def _close(self, now: float, failure: str = "") -> str:
-        """Ends the exchange; the label of its model."""
+        """End the exchange; the label of its model."""
         self._over = True
         self._reader = None
         if self._traffic is not None:
