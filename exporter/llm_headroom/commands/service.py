@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
 from llm_headroom.config.errors import ConfigError
-from llm_headroom.net.files import stamp
 from llm_headroom.net import descriptors
+from llm_headroom.net.files import stamp
 from llm_headroom.net.http_connection import Limits
 from llm_headroom.net.listen import ListenError
 from llm_headroom.otlp.pusher import Pusher

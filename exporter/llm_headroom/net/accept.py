@@ -19,8 +19,10 @@ _WAIT_SECONDS: Final = 1.0
 
 
 async def accepted(listener: socket.socket) -> AsyncIterator[socket.socket]:
-    """A socket for each connection, for ever. Where none can be had (no descriptors are left) that is logged once, and
-    tried again each second."""
+    """A socket for each connection, for ever.
+
+    Where none can be had, since no descriptors are left, that is logged once and tried again each second.
+    """
     loop = asyncio.get_running_loop()
     failing = False
     while True:

@@ -27,7 +27,9 @@ def shares(descriptors: int, targets: int) -> Shares:
     A few thousand descriptors are more than enough; where there are very few (64), both get what they can work with.
     """
     reserve = min(MOST_OWN + targets + _REST, descriptors // 2)
-    return Shares(own=min(MOST_OWN, max(4, reserve // 2)), proxied=max(2, min(MOST_PROXIED, (descriptors - reserve) // 2)))
+    return Shares(
+        own=min(MOST_OWN, max(4, reserve // 2)), proxied=max(2, min(MOST_PROXIED, (descriptors - reserve) // 2))
+    )
 
 
 def available() -> int:

@@ -86,9 +86,9 @@ def api_of(method: str, target: str) -> Api | None:
 class Answer:
     """What the documents of one answer have said so far; None where they have said nothing.
 
-    `output` tells of the latest document alone: whether it bears output (text, reasoning, a tool call). `failure` is why
-    there is no whole answer, as a value of the label `reason`. Token counts are of the whole request. `total`, `prefill`
-    and `decode` are the engine's own durations in seconds.
+    `output`: whether the latest document bears output (text, reasoning, a tool call). `failure`: why there is no whole
+    answer, as a value of the label `reason`. Token counts are of the whole request. `total`, `prefill` and `decode` are
+    the engine's own durations in seconds.
     """
 
     output: bool = False
@@ -134,7 +134,9 @@ def _failure(document: Mapping[str, Any]) -> str:
     if "loading model" in str(within.get("message", error)).lower():
         return "loading"
     code = within.get("code", document.get("code"))
-    overloaded = str(code) == str(UNAVAILABLE) or within.get("type") == "overloaded_error"  # the latter: Anthropic's 529
+    overloaded = (
+        str(code) == str(UNAVAILABLE) or within.get("type") == "overloaded_error"
+    )  # the latter: Anthropic's 529
     return "overloaded" if overloaded else "engine_error"
 
 

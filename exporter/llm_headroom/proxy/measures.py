@@ -98,7 +98,7 @@ class Measures:
     repeat whatever name a client has invented.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of its own
         self,
         *,
         limit: int,

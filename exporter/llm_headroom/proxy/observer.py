@@ -30,7 +30,7 @@ def _fenced(look: Callable[Concatenate[Observer, P], None]) -> Callable[Concaten
         try:
             look(self, *given, **named)
         except Exception as error:  # noqa: BLE001 - measuring must not cost anybody the answer
-            self._give_up(error)  # noqa: SLF001 - its own
+            self._give_up(error)
 
     return guarded
 

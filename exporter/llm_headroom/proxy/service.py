@@ -17,8 +17,8 @@ from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.model import Health, Snapshot
 from llm_headroom.net.accept import accepted
 from llm_headroom.net.listen import bind, bound_address
-from llm_headroom.proxy.gate import Gate
 from llm_headroom.net.tls import client_context
+from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.relay import Client
 
@@ -124,8 +124,8 @@ class ProxySource:
 class Proxies:
     """The proxies of a configuration. `joined` and `sources` are what they measure, by the name of the target."""
 
-    def __init__(self, config: Config, *, connections: int = 1024) -> None:
-        """`connections` of clients at once, over all proxies."""
+    def __init__(self, config: Config, *, connections: int = 1024, clock: Callable[[], float] = time.monotonic) -> None:
+        """`connections` of clients at once, over all proxies; `clock` gives seconds of the event loop's clock."""
         targets = {target.name: target for target in config.targets}
         self.joined: dict[str, Measures] = {}
         self.sources: list[ProxySource] = []
@@ -144,6 +144,7 @@ class Proxies:
                 untagged="latest" if target.engine == "ollama" else "",
                 loads=target.engine in JOINED,
                 objectives=slo.objectives(**asdict(config.objectives)),
+                clock=clock,
             )
             if target.engine in JOINED:
                 self.joined[target.name] = measures
