@@ -245,6 +245,9 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
                         labels={"err": "reason"},
                         combine="sum",
                     ),
+                    RuleSettings(
+                        metric="llm_kv_cache_capacity_tokens", names=("tgi_kv_blocks",), times=("tgi_kv_block_size",)
+                    ),
                 ),
                 ignored=("tgi_tokenize_*",),
             ),

@@ -13,15 +13,17 @@ from captures import CAPTURES, parsed
 from llm_headroom import schema
 from llm_headroom.commands import docs
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.rules import Rule
 from llm_headroom.exposition.text import Parser
-from llm_headroom.model import Kind, Metric, SampleState
+from llm_headroom.model import Kind, Metric, SampleState, Subject
 from llm_headroom.render.prometheus import UNIT_WORDS
-from llm_headroom.scrape.mapping import HISTOGRAM_PARTS, Mapper, Vocabulary, family
+from llm_headroom.scrape.vocabulary import HISTOGRAM_PARTS, Vocabulary, family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llm_headroom.engines.rules import Engine, Rule
+    from llm_headroom.engines.rules import Engine
+    from llm_headroom.scrape.mapping import Mapper
 
 ROOT = Path(__file__).parent.parent
 EXPOSITIONS = tuple(path for path in sorted(CAPTURES.glob("*/*/*.prom")) if ".v1_loads_" not in path.name)
@@ -187,31 +189,33 @@ def test_names_follow_the_conventions(metric: Metric) -> None:
     assert not {"le", "quantile", "job", "instance", "cluster", "namespace", "pod"} & set(metric.labels)
 
 
-def test_every_metric_of_engines_is_told_by_some_engine_and_the_reverse() -> None:
-    told = {rule.metric.name for engine in BUILT_IN.values() for rule in engine.rules}
-    told |= {name for engine in BUILT_IN.values() for name in engine.fact_sources}
-    own = {"llm_up", "llm_engine_info", *(metric.name for metric in schema.DERIVED)}
-    engines = {
-        metric.name
-        for metric in schema.ALL
-        if not metric.name.startswith(
-            (
-                "llm_gpu",
-                "llm_host_",
-                "llm_otlp_",
-                "llm_proxy_",
-                "llm_otlp_",
-                "llm_source_",
-                "llm_label_",
-                "llm_build_",
-                "llm_config_",
-                "llm_exporter_",
-            )
-        )
-    }
+def test_every_metric_of_engines_is_exposed_by_some_engine_and_no_other_is() -> None:
+    exposed = {rule.metric for engine in BUILT_IN.values() for rule in engine.rules}
+    exposed |= {schema.BY_NAME[name] for engine in BUILT_IN.values() for name in engine.fact_sources}
+    own = {schema.ENGINE_INFO}  # from the version that an engine's documents give
+    of_engines = {metric for metric in schema.ALL if metric.exposed_by_engines}
 
-    assert engines - own - told == set()
-    assert told - set(schema.BY_NAME) == set()
+    assert [metric.name for metric in of_engines - own - exposed] == []
+    assert [metric.name for metric in exposed - of_engines] == []
+
+
+OTHERS = tuple(metric for metric in schema.ALL if not metric.exposed_by_engines)
+
+
+@pytest.mark.parametrize("metric", OTHERS, ids=lambda metric: metric.name)
+def test_no_rule_gives_what_no_engine_exposes(metric: Metric) -> None:
+    with pytest.raises(ValueError, match=f"^{metric.name} is not a metric that an engine exposes"):
+        Rule(metric=metric, names=("x",))
+
+
+@pytest.mark.parametrize("engine", tuple(BUILT_IN.values()), ids=tuple(BUILT_IN))
+def test_an_engine_gives_what_its_kind_is_about(engine: Engine) -> None:
+    """Whoever has metrics of routers is one; a router may have what engines have, too (its HTTP responses)."""
+    given = {rule.metric.subject for rule in engine.rules}
+    given |= {schema.BY_NAME[name].subject for name in engine.fact_sources}
+
+    assert (Subject.ROUTER in given) is (engine.subject is Subject.ROUTER)
+    assert given <= {Subject.ENGINE, Subject.ROUTER, Subject.GPU}
 
 
 @pytest.mark.parametrize("engine", tuple(BUILT_IN.values()), ids=tuple(BUILT_IN))
@@ -231,8 +235,8 @@ def test_points_of_every_capture_are_declared_and_distinct(capture: captures.Cap
 
 
 @pytest.mark.parametrize("engine", tuple(BUILT_IN.values()), ids=tuple(BUILT_IN))
-def test_engines_have_ports_of_their_own_and_speak_for_themselves(engine: Engine) -> None:
-    assert [other.name for other in BUILT_IN.values() if other.port == engine.port] == [engine.name]
+def test_engines_have_ports_and_speak_for_themselves(engine: Engine) -> None:
+    assert 0 < engine.port < 1 << 16
     assert engine.title
     assert all(reason for reason in engine.ignored.values())
 

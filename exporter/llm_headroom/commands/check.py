@@ -18,7 +18,8 @@ from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import Target
-from llm_headroom.host.engines import ROUTERS, Finder, Watched
+from llm_headroom.host.engines import Finder, Watched
+from llm_headroom.model import Subject
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, runs_here
 from llm_headroom.poll.poller import LOOK_TIMEOUT, EngineSource
 from llm_headroom.render import json as as_json
@@ -35,20 +36,17 @@ if TYPE_CHECKING:
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Failure, Metric, Snapshot
 
-EXPORTER_METRICS: Final = (
-    *schema.COLLECTION,
-    *schema.OTLP,
-    schema.BUILD_INFO,
-    schema.CONFIG_RELOAD_SUCCESS,
-    schema.CONFIG_RELOAD_TIME,
-    schema.PROCESS_CPU,
-    schema.PROCESS_MEMORY,
-)
-_NO_ENGINE: Final = "no engine is known to hold memory of these devices"
+_OF_GPUS: Final = frozenset({Subject.GPU, Subject.ATTRIBUTION})
+_OF_ROUTERS: Final = frozenset({Subject.ROUTER})
+_OF_ENGINES: Final = frozenset({Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.HOST})
+_GIVEN_BY_OTHERS: Final = {
+    Subject.DERIVED: "derived: needs traffic over some polls, or something that the engine does not tell",
+    Subject.PROXY: "a measuring proxy in front of the engine tells it",
+    Subject.HOST: "the engine runs elsewhere, or this host does not show it",
+    Subject.ATTRIBUTION: "no engine is known to hold memory of these devices",
+}
+"""Why a metric is missing that its source does not give alone."""
 _UNTOLD: Final = {
-    schema.GPU_MEMORY_ENGINE: _NO_ENGINE,
-    schema.GPU_MEMORY_RESERVATION: _NO_ENGINE,
-    schema.GPU_ATTRIBUTION_INFO: _NO_ENGINE,
     schema.GPU_PROCESS_MEMORY: "off (gpu.processes), or no process is listed",
     schema.GPU_PCIE_THROUGHPUT: "off (gpu.pcie), since it takes 40 ms for each GPU",
     schema.GPU_XID_ERRORS: "counted while the exporter runs; none has come",
@@ -58,42 +56,31 @@ _UNTOLD: Final = {
 """Why a metric of GPUs is missing, if not for the devices' sake."""
 
 
-def expected(engine: str) -> Iterator[Metric]:
-    """The canonical metrics that a kind of source could tell: those of GPUs, of routers, or of engines."""
-    for metric in schema.ALL:
-        if metric in EXPORTER_METRICS:
-            continue
-        about = (
-            GPU_TARGET
-            if metric.name.startswith("llm_gpu")
-            else "sglang_router"
-            if metric.name.startswith("llm_router_")
-            else ""
-        )
-        if about == engine or (not about and engine not in (GPU_TARGET, "sglang_router")):
-            yield metric
+def expected(snapshot: Snapshot, engine: Engine | None) -> Iterator[Metric]:
+    """The canonical metrics that a kind of source could give: those of GPUs, of routers, or of engines."""
+    if snapshot.engine == GPU_TARGET:
+        subjects = _OF_GPUS
+    else:
+        subjects = _OF_ROUTERS if engine is not None and engine.subject is Subject.ROUTER else _OF_ENGINES
+    return (metric for metric in schema.ALL if metric.subject in subjects)
 
 
 def missing(snapshot: Snapshot, engine: Engine | None) -> list[dict[str, str]]:
     """Canonical metrics that the source did not tell, each with the reason as far as it can be known."""
     if not snapshot.health.up:
         reason = snapshot.health.error.message if snapshot.health.error else "the source is down"
-        return [{"metric": metric.name, "reason": reason} for metric in expected(snapshot.engine)]
+        return [{"metric": metric.name, "reason": reason} for metric in expected(snapshot, engine)]
     told = {point.series.metric.name for point in snapshot.points}
     return [
         {"metric": metric.name, "reason": _reason(metric, engine)}
-        for metric in expected(snapshot.engine)
+        for metric in expected(snapshot, engine)
         if metric.name not in told
     ]
 
 
 def _reason(metric: Metric, engine: Engine | None) -> str:
-    if metric in schema.DERIVED:
-        return "derived: needs traffic over some polls, or something that the engine does not tell"
-    if metric.name.startswith("llm_proxy_"):
-        return "a measuring proxy in front of the engine tells it"
-    if metric.name.startswith("llm_host_"):
-        return "the engine runs elsewhere, or this host does not show it"
+    if metric.subject in _GIVEN_BY_OTHERS:
+        return _GIVEN_BY_OTHERS[metric.subject]
     if engine is None:
         return _UNTOLD.get(metric, "not supported by these devices or this driver")
     rules = [rule for rule in engine.rules if rule.metric is metric]
@@ -130,7 +117,7 @@ async def collect(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, 
     watched = [
         Watched(source.target, snapshot)
         for source, snapshot in zip(sources, snapshots, strict=True)
-        if snapshot.engine not in ROUTERS
+        if source.engine is None or source.engine.subject is not Subject.ROUTER
     ]
     gpus = await _gpus(config, watched, finder) if config.gpu.enabled is not False else None
     host = await _host(config, watched, finder)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from llm_headroom.engines.rules import Engine, Rule
     from llm_headroom.model import Metric
@@ -108,25 +109,21 @@ WRITTEN_ABOUT: Final = (
 """Names of an article that compares the three engines, which its readers search for. All are accepted as aliases."""
 
 
-def _groups() -> Iterator[tuple[str, tuple[Metric, ...]]]:
-    def named(*prefixes: str) -> tuple[Metric, ...]:
-        return tuple(metric for metric in schema.ALL if metric.name.removeprefix("llm_").startswith(prefixes))
-
-    own = named("up", "source_", "label_values_", "build_", "config_", "exporter_")
-    gpus, host = named("gpu"), named("host_")
-    routers = named("router_")
-    yield "Engines", tuple(metric for metric in schema.ALL if metric not in (*own, *gpus, *host, *routers))
-    yield "Routers", routers
-    yield "GPUs", gpus
-    yield "Engines' host memory", host
-    yield "The exporter itself", own
+CHAPTERS: Final[Mapping[str, tuple[Subject, ...]]] = {
+    "Engines": (Subject.ENGINE, Subject.DERIVED, Subject.PROXY),
+    "Routers": (Subject.ROUTER,),
+    "GPUs": (Subject.GPU, Subject.ATTRIBUTION),
+    "Engines' host memory": (Subject.HOST,),
+    "The exporter itself": (Subject.COLLECTION, Subject.EXPORTER),
+}
+"""The chapters of METRICS.md by what they speak of."""
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _table(metrics: tuple[Metric, ...]) -> Iterator[str]:
+def _table(metrics: Iterable[Metric]) -> Iterator[str]:
     yield "| metric | type | unit | labels | meaning |"
     yield "|---|---|---|---|---|"
     for metric in metrics:
@@ -139,6 +136,7 @@ def _rule(rule: Rule) -> str:
     where = "".join(f" {label}=~`{pattern}`" for label, pattern in rule.where.items())
     fixed = ", ".join(f'{label}="{value}"' for label, value in rule.fixed.items())
     metric = f"`{rule.metric.name}{{{fixed}}}`" if fixed else f"`{rule.metric.name}`"
+    names += " × " * bool(rule.times) + ", ".join(f"`{name}`" for name in rule.times)
     scale = f" × {rule.scale:g}" if rule.scale != 1.0 else ""
     notes = "; ".join(text for text in (rule.needs and f"needs {rule.needs}", rule.note) if text)
     return f"| {metric} | {_cell(names + where + scale)} | {_cell(notes)} |"
@@ -176,8 +174,8 @@ def markdown() -> str:
         "every aggregation by `le`.",
         "",
     ]
-    for title, metrics in _groups():
-        lines += [f"## {title}", "", *_table(metrics), ""]
+    for title, subjects in CHAPTERS.items():
+        lines += [f"## {title}", "", *_table(metric for metric in schema.ALL if metric.subject in subjects), ""]
     lines += ["## Where each engine tells it", ""]
     for engine in BUILT_IN.values():
         lines += [*_engine(engine), ""]

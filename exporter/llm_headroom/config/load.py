@@ -43,6 +43,7 @@ from llm_headroom.config.yaml_nodes import (
     mapping_of,
     some,
 )
+from llm_headroom.model import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -77,14 +78,8 @@ KV_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "
 
 RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
 """Labels that a target must not add to its series."""
-ENGINE_METRICS: Final = frozenset(
-    metric.name
-    for metric in schema.ALL
-    if "target" in metric.labels
-    and metric not in schema.COLLECTION
-    and not metric.name.startswith(("llm_gpu_memory_", "llm_host_"))
-)
-"""Names that a rule may give values to: neither what NVML or /proc alone tell, nor how the collection went."""
+ENGINE_METRICS: Final = frozenset(metric.name for metric in schema.ALL if metric.exposed_by_engines)
+"""Names of metrics that a rule may give: what others give as well would be there twice."""
 
 
 class _Names:
@@ -282,6 +277,7 @@ _RULE: Final[Mapping[str, _Read]] = {
     "names": some(list_of(from_string(settings_text.metric))),
     "where": mapping_of(_selector),
     "labels": mapping_of(_rule_label),
+    "times": some(list_of(from_string(settings_text.metric))),
     "scale": from_number(settings_text.scale),
     "combine": from_string(settings_text.choice("sum", "max", "first")),
 }
@@ -289,7 +285,10 @@ _RULE: Final[Mapping[str, _Read]] = {
 
 def _rule(value: _Value) -> RuleSettings:
     rule = RuleSettings(**value.fields(_RULE, "metric", "names"))
-    declared = schema.BY_NAME[rule.metric].labels
+    metric = schema.BY_NAME[rule.metric]
+    if rule.times and metric.kind is Kind.HISTOGRAM:
+        raise ConfigError(f"{rule.metric} is a histogram, which `times` cannot multiply")
+    declared = metric.labels
     for label in rule.labels.values():
         if label not in declared:
             raise ConfigError(f"{rule.metric} has no label {shown(label)}{near(label, declared)}")

@@ -72,7 +72,9 @@ class RuleSettings:
     """How a metric of the schema is found among an engine's own.
 
     `names` are upstream names, newest first. `where` are regular expressions which whole label values must match.
-    `labels` maps upstream labels to ours. `combine` (sum, max, first) says what becomes of several upstream series that
+    `labels` maps upstream labels to ours. `times` are names, newest first, of a second signal that the first one is
+    multiplied with, where the upstream labels are the same.
+    `combine` (sum, max, first) says what becomes of several upstream series that
     fall on one of ours.
     """
 
@@ -80,6 +82,7 @@ class RuleSettings:
     names: tuple[str, ...]
     where: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
+    times: tuple[str, ...] = ()
     scale: float = 1.0
     combine: str = "sum"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.model import Subject
 from llm_headroom.render.otlp import Line, Reading, Shape, Stream
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Conventions:
             convention = CONVENTIONS.get(series.metric)
             if convention is None:
                 continue
-            if series.metric in _OF_GPUS and not series.label("uuid"):
+            if series.metric.subject is Subject.GPU and not series.label("uuid"):
                 continue  # told by an engine, which cannot name the device
             line = self._lines.get(series)
             if line is None:
@@ -136,7 +137,6 @@ class Conventions:
 
 
 _MOST_KEPT: Final = 200_000
-_OF_GPUS: Final = frozenset(metric for metric in CONVENTIONS if metric.name.startswith("llm_gpu_"))
 
 
 def _labels(convention: Convention, labels: Labels) -> Labels:

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.load import Target
 from llm_headroom.derive import economy, slo
-from llm_headroom.host.engines import ROUTERS, Finder, Watched
-from llm_headroom.model import Cause, Failure, Health, Point, Snapshot
+from llm_headroom.host.engines import Finder, Watched
+from llm_headroom.model import Cause, Failure, Health, Point, Snapshot, Subject
 from llm_headroom.poll.collection_series import HealthSeries
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, runs_here
 from llm_headroom.scrape import catalog
@@ -336,7 +336,8 @@ class Poller:
         return [
             Watched(source.target, snapshot)
             for source, snapshot in sources
-            if isinstance(source, EngineSource) and (source.engine is None or source.engine.name not in ROUTERS)
+            if isinstance(source, EngineSource)
+            and (source.engine is None or source.engine.subject is not Subject.ROUTER)
         ]
 
     async def _watch_host(self) -> None:

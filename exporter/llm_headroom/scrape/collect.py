@@ -116,7 +116,7 @@ class Collector:
         except FetchError as failed:
             error = failed.failure
         version = self._version()
-        if reading is not None and version:
+        if reading is not None and version and schema.ENGINE_INFO.name not in self._own:
             reading.points.append(Point(self._info(version), 1.0, "version"))
         return Snapshot(
             target=self.target.name,

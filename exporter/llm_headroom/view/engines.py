@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
+from llm_headroom.model import Subject
 from llm_headroom.view.history import key_of, rate, rates
 from llm_headroom.view.quantiles import latency
 from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
@@ -34,9 +35,10 @@ def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[M
     for point in snapshot.points:
         by_model.setdefault(key_of(point), []).append(point)
     whole = by_model.pop("", [])
-    if not by_model or source.engine == "sglang_router":
+    router = any(point.series.metric.subject is Subject.ROUTER for point in snapshot.points)
+    if not by_model or router:
         every = [*whole, *(point for points in by_model.values() for point in points)]
-        if source.engine == "sglang_router":
+        if router:
             return (_router(every, source, [history.readings(source.target, key) for key in ("", *by_model)], missing),)
         return (_card("", every, source, history.readings(source.target, ""), missing),)
     # Models that are in memory first; the order of the engine otherwise.

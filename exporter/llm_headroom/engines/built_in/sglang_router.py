@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_headroom import schema
 from llm_headroom.engines.openai_api import INFERENCE_PATHS, status_class
 from llm_headroom.engines.rules import Document, Engine, Rule
+from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ def _documents(_known: Mapping[str, Any]) -> Iterable[Document]:
 
 ENGINE: Final = Engine(
     name="sglang_router",
+    subject=Subject.ROUTER,
     title="SGLang router",
     port=29000,
     prefixes=("smg_",),
