@@ -13,8 +13,9 @@ import yaml
 from llm_headroom import schema
 from llm_headroom.bundle import alerts, kubernetes
 from llm_headroom.bundle.rule import Alert, Recording, expression
-from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.model import Kind
+from llm_headroom.thresholds import Thresholds
 from programs import program
 
 ROOT: Final = Path(__file__).parents[1]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.derive import replicas
 from llm_headroom.model import Subject
+from llm_headroom.thresholds import DEFAULT
 from llm_headroom.view.history import key_of, rate, rates
 from llm_headroom.view.quantiles import latency
 from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 RATE_WINDOW: Final = 30.0
 """Seconds over which tokens per second are taken."""
-KV_FULL: Final = 0.95
-"""Usage from which on the KV cache is named as the reason why requests wait."""
 _KINDS: Final = ("weights", "kv_cache", "graph", "total", "device")
 
 
@@ -152,11 +151,11 @@ def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
     limit, offload = said.get(schema.REQUESTS_RUNNING_LIMIT), said.get(schema.MODEL_OFFLOAD)
     usage = None if kv is None else kv.worst if kv.worst is not None else kv.usage
     if waiting:
-        if usage is not None and usage >= KV_FULL:
+        if usage is not None and usage >= DEFAULT.kv_usage_critical:
             found.append(Trouble(Level.WARN, "saturated: KV cache full"))
         elif limit and running is not None and running >= limit:
             found.append(Trouble(Level.WARN, "saturated: at the running limit"))
-    if offload is not None and offload < 1.0:
+    if offload is not None and offload < DEFAULT.offload_low:
         found.append(Trouble(Level.WARN, "on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU"))
     if source.warnings:
         found.append(Trouble(Level.WARN, "incomplete"))

@@ -14,7 +14,7 @@ from llm_headroom.bundle.dashboards.scope import Scope
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.dashboard import Dashboard
-    from llm_headroom.bundle.thresholds import BundleSettings
+    from llm_headroom.bundle.settings import BundleSettings
 
 _OURS: Final = 'alertname=~"LLM.+"'
 

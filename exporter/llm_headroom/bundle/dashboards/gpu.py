@@ -12,7 +12,7 @@ from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_TARGET, SOURCE, Scop
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.thresholds import Thresholds
+    from llm_headroom.thresholds import Thresholds
 
 UID = "llm-headroom-gpu"
 _GPU = "gpu, instance"

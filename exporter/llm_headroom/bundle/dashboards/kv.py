@@ -9,10 +9,11 @@ from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
 from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, Steps, above, below
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
+from llm_headroom.thresholds import SATURATION_HIGH
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.thresholds import Thresholds
+    from llm_headroom.thresholds import Thresholds
 
 UID = "llm-headroom-kv"
 _EARLY = "until enough traffic was seen"
@@ -89,7 +90,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Of the target that is nearest its limit; at 1 first tokens begin to leave their objective.",
             scope.told(f"max({scope.of(schema.SATURATION, resource='max')})"),
             unit="percentunit",
-            steps=above(0.8, 1),
+            steps=above(SATURATION_HIGH, 1),
         ),
         stat(
             "Risk",
