@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,13 +12,15 @@ import pytest
 import captures
 from captures import CAPTURES, parsed
 from llm_headroom import schema
-from llm_headroom.commands import docs
+from llm_headroom.bundle.alerts import ALERTS
+from llm_headroom.commands import docs, generated
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Rule
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Kind, Metric, SampleState, Subject
 from llm_headroom.render.prometheus import UNIT_WORDS
 from llm_headroom.scrape.vocabulary import HISTOGRAM_PARTS, Vocabulary, family
+from llm_headroom.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,8 +256,44 @@ def test_a_plan_is_compiled_once_for_a_layout() -> None:
 
 
 # Documents -----------------------------------------------------------------------------------------------------------
-def test_metrics_document_is_fresh() -> None:
-    assert (ROOT / "METRICS.md").read_text(encoding="utf-8") == docs.markdown(), "run: make docs"
+def test_generated_files_and_parts_are_fresh() -> None:
+    old = [path for path, text in generated.files(ROOT).items() if (ROOT / path).read_text(encoding="utf-8") != text]
+
+    assert old == [], "run: make docs"
+
+
+def test_every_generated_part_stands_somewhere() -> None:
+    texts = [(ROOT / path).read_text(encoding="utf-8") for path in generated.files(ROOT)]
+
+    assert [name for name in generated.parts() if not any(f"generated: {name}" in text for text in texts)] == []
+
+
+def test_a_part_that_nobody_generates_is_an_error() -> None:
+    with pytest.raises(KeyError, match="nothing"):
+        generated.filled("<!-- generated: nothing --><!-- end -->", generated.parts())
+
+
+def test_the_document_of_alerts_lists_each_with_its_thresholds() -> None:
+    text = generated.parts()["alerts"]
+    rows = re.findall(r"^\| \[(\w+)\]\(\.\./alerts/runbooks/\1\.md\) \| (\w+) \| (\w+) \| (.*) \|$", text, re.MULTILINE)
+
+    assert {(name, severity, wait, frozenset(re.findall(r"`(\w+)`", used))) for name, severity, wait, used in rows} == {
+        (a.name, a.severity, a.wait, frozenset(re.findall(r"\$(\w+)", a.expr)) - {"exporter_job"}) for a in ALERTS
+    }
+    assert all((ROOT / "alerts" / "runbooks" / f"{name}.md").is_file() for name, *_ in rows)
+
+
+def test_every_threshold_has_a_unit_and_a_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| (.+) \| (.+\.) \|$", generated.parts()["thresholds"], re.MULTILINE)
+
+    assert {(name, float(value)) for name, value, *_ in rows} == set(asdict(Thresholds()).items())
+
+
+def test_engines_have_colours_of_their_own() -> None:
+    colours = [engine.colour for engine in BUILT_IN.values()]
+
+    assert all(colours)
+    assert len(set(colours)) == len(colours)
 
 
 def test_metrics_document_names_every_metric_and_every_alias() -> None:

@@ -131,7 +131,9 @@ class Engine:
 
     prefixes: the spellings of its metrics' prefix; rules use the first one.
     marks: prefixes that only this kind of engine uses, if they are not just its `prefixes`.
-    port: where it listens by default.
+    port: where it listens by default; several engines may have the same one.
+    releases: those that its rules know, for people.
+    colour: Grafana's name of the colour that its series have on every dashboard.
     documents: what to fetch next, given what has been read of the engine so far (empty at first).
     owned_by: what `/v1/models` says of who owns its models, to recognise it where it has no metrics.
     greeting: what `GET /` answers, likewise.
@@ -153,6 +155,8 @@ class Engine:
     name: str
     title: str
     port: int
+    releases: str = ""
+    colour: str = ""
     prefixes: tuple[str, ...]
     documents: Callable[[Mapping[str, Any]], Iterable[Document]]
     marks: tuple[str, ...] = ()
