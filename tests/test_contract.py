@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,15 +59,20 @@ def test_every_family_of_every_capture_is_mapped_or_ignored_on_purpose(path: Pat
     assert [name for name in declared if vocabulary.state(name, "untyped") is SampleState.UNKNOWN] == []
 
 
+UPSTREAM_NAMES = ROOT / "tests" / "fixtures" / "upstream_names"
+LISTED = tuple(sorted(path.stem for path in UPSTREAM_NAMES.glob("*.txt")))
+"""Engines whose every name is known, out of their sources."""
+
+
 def upstream_names(engine: str) -> Iterator[tuple[str, str]]:
     """Every name and type that a release of an engine has ever defined."""
-    for line in (ROOT / "tests" / "fixtures" / "upstream_names" / f"{engine}.txt").read_text().splitlines():
+    for line in (UPSTREAM_NAMES / f"{engine}.txt").read_text().splitlines():
         if not line.startswith("#"):
             name, kind, _since, _until = line.split("\t")
             yield name, kind
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang", "sglang_router"])
+@pytest.mark.parametrize("engine", LISTED)
 def test_every_name_that_a_release_has_ever_defined_is_mapped_or_ignored_on_purpose(engine: str) -> None:
     vocabulary = Vocabulary(BUILT_IN[engine])
     names = list(upstream_names(engine))
@@ -94,31 +100,24 @@ def test_every_pattern_of_ignored_names_hits_something() -> None:
             if engine_of(path) is engine
             for key in parsed(path).layout.keys
         }
-        if name in {"vllm", "sglang", "sglang_router"}:
+        if name in LISTED:
             seen |= {upstream for upstream, _ in upstream_names(name)}
-        if name == "ollama":
-            continue  # there is no exposition of Ollama
+        if not seen:
+            continue  # there is no exposition of it, as of Ollama
         for pattern in engine.ignored.keys() - guesses:
             expression = re.compile(pattern.replace("*", ".*"))
             assert any(expression.fullmatch(each) for each in seen), (name, pattern)
 
 
 # Aliases -------------------------------------------------------------------------------------------------------------
-EXAMPLES = (
-    "",
-    "true",
-    "stop",
-    "abort",
-    "/v1/completions",
-    "local_compute",
-    "awake",
-    "prefill_compute",
-    "prefill_cache",
-    "prefill_forward",
-    "device_hit",
-    "decode",
-    "rejected",
-)
+@cache
+def examples() -> frozenset[str]:
+    """Every value that a label has in a capture."""
+    return frozenset(value for path in EXPOSITIONS for key in parsed(path).layout.keys for _, value in key.labels)
+
+
+UNSEEN = ("", "/v1/completions", "prefill_forward", "rejected")
+"""Values that rules look for and no capture has."""
 
 
 def aliases() -> Iterator[tuple[Engine, Rule, str]]:
@@ -134,7 +133,7 @@ def exposition(rule: Rule, name: str) -> bytes:
     """The least that an endpoint exposes for a rule to find something under a name."""
     labels = {}
     for label, pattern in rule.where.items():
-        labels[label] = next(example for example in EXAMPLES if re.fullmatch(pattern, example))
+        labels[label] = next(example for example in (*UNSEEN, *sorted(examples())) if re.fullmatch(pattern, example))
     labels |= dict.fromkeys(rule.labels.keys() - labels.keys(), "x")
     if rule.read is not None:
         labels |= {"kv_cache_size_tokens": "4", "gpu_memory_utilization": "0.9"}
@@ -155,6 +154,9 @@ def test_every_alias_finds_its_metric(engine: Engine, rule: Rule, name: str) -> 
     body = exposition(rule, name)
     if name.removeprefix("llamacpp") in {":prompt_tokens_cached_total", "_prompt_tokens_cached_total"} and rule.plus:
         body += exposition(rule, "llamacpp:prompt_tokens_total")
+
+    for factor in rule.times[:1]:
+        body += exposition(rule, factor)
 
     found = [point for point in captures.mapped(engine, body) if point.series.metric is rule.metric]
 
