@@ -16,7 +16,7 @@ from llm_headroom import schema
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import Config, load
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.poll.poller import EngineSource
+from llm_headroom.poll.engine import EngineSource
 from llm_headroom.scrape import catalog
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from llm_headroom import schema
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.engines.rules import Combine, Document, Engine, Rule
+from llm_headroom.engines.rules import Combine, Document, Engine, Rule, always
 from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
+    from collections.abc import Mapping
 
     from llm_headroom.config.load import Config, EngineSettings, RuleSettings
 
@@ -42,11 +41,6 @@ def _rule(settings: RuleSettings) -> Rule:
 
 
 def _engine(settings: EngineSettings) -> Engine:
-    metrics = Document(key="metrics", path=settings.path, text=True)
-
-    def documents(_known: Mapping[str, Any]) -> Iterable[Document]:
-        return (metrics,)
-
     rules = tuple(_rule(rule) for rule in settings.rules)
     routes = any(rule.metric.subject is Subject.ROUTER for rule in rules)
     return Engine(
@@ -54,7 +48,7 @@ def _engine(settings: EngineSettings) -> Engine:
         title=settings.name,
         port=settings.port or 0,
         prefixes=settings.prefixes,
-        documents=documents,
+        documents=always(Document(key="metrics", path=settings.path, text=True)),
         rules=rules,
         subject=Subject.ROUTER if routes else Subject.ENGINE,
         ignored=dict.fromkeys(settings.ignored, "by the configuration"),
