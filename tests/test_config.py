@@ -39,9 +39,8 @@ from llm_headroom.config.load import (
     load,
     parse_target,
 )
-from llm_headroom.engines.built_in import BUILT_IN
 
-ENGINES = tuple(BUILT_IN)
+ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"
 PAGE = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
 PASSWORD = "hunter2"

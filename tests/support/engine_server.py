@@ -153,14 +153,13 @@ def replayed(capture: Capture) -> dict[str, Reply | Behaviour]:
     """
     engine = BUILT_IN[capture.engine]
     routes: dict[str, Reply | Behaviour] = {}
-    if capture.exposition.exists():
-        routes["/metrics"] = Reply(capture.exposition.read_bytes())
     known: dict[str, Any] = {}
     while new := [document for document in engine.documents(known) if document.key not in known]:
         for document in new:
             found = _captured(capture, document.key.partition(" ")[0])
             known[document.key] = Absent(404)
-            if document.text and "/metrics" in routes:
+            if document.text and capture.exposition.exists():
+                routes[document.path] = Reply(capture.exposition.read_bytes())
                 known[document.key] = parsed(capture.exposition)
             elif found is not None and not document.text:
                 routes[document.path.partition("?")[0]] = Reply(found, content_type="application/json")
