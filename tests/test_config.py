@@ -39,6 +39,7 @@ from llm_headroom.config.load import (
     load,
     parse_target,
 )
+from llm_headroom.model import Subject
 
 ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"
@@ -107,7 +108,11 @@ def test_no_more_than_twenty_problems_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "label", sorted({name for metric in schema.ALL for name in metric.labels} | {"le", "quantile"})
+    "label",
+    sorted(
+        {name for metric in schema.ALL if metric.subject is not Subject.PROCESS for name in metric.labels}
+        | {"le", "quantile"}
+    ),
 )
 def test_labels_of_the_schema_cannot_be_given_by_a_target(tmp_path: Path, label: str) -> None:
     text = f"targets: [{{url: 'http://a', labels: {{'{label}': x}}}}]"

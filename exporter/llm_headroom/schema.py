@@ -67,6 +67,11 @@ def _own(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
     return Metric(f"llm_{name}", kind, unit, text, labels, subject=Subject.EXPORTER)
 
 
+def _process(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
+    """Of llm-headroom's own process, under the name that prometheus-client gives to it in every Python process."""
+    return Metric(name, kind, unit, text, labels, subject=Subject.PROCESS)
+
+
 # Traffic -------------------------------------------------------------------------------------------------------------
 REQUESTS_RUNNING: Final = _gauge("requests_running", "{request}", "Requests in the running batch.")
 REQUESTS_WAITING: Final = _gauge("requests_waiting", "{request}", "Requests that wait to be scheduled.")
@@ -715,9 +720,67 @@ CONFIG_RELOAD_TIME: Final = _own(
     "s",
     "Unix time of the last reading of the configuration that succeeded.",
 )
-PROCESS_CPU: Final = _own("exporter_cpu_seconds_total", Kind.COUNTER, "s", "CPU time of llm-headroom itself.")
-PROCESS_MEMORY: Final = _own(
-    "exporter_resident_memory_bytes", Kind.GAUGE, "By", "Resident memory of llm-headroom itself."
+EXPORTER_CPU: Final = _own(
+    "exporter_cpu_seconds_total",
+    Kind.COUNTER,
+    "s",
+    "Deprecated, removed in the release after this one: the same as process_cpu_seconds_total.",
+)
+EXPORTER_MEMORY: Final = _own(
+    "exporter_resident_memory_bytes",
+    Kind.GAUGE,
+    "By",
+    "Deprecated, removed in the release after this one: the same as process_resident_memory_bytes.",
+)
+PROCESS_CPU: Final = _process(
+    "process_cpu_seconds_total", Kind.COUNTER, "s", "User and system CPU time of llm-headroom itself."
+)
+PROCESS_MEMORY: Final = _process(
+    "process_resident_memory_bytes", Kind.GAUGE, "By", "Resident memory of llm-headroom itself."
+)
+PROCESS_VIRTUAL_MEMORY: Final = _process(
+    "process_virtual_memory_bytes", Kind.GAUGE, "By", "Virtual memory of llm-headroom itself."
+)
+PROCESS_START: Final = _process(
+    "process_start_time_seconds", Kind.GAUGE, "s", "Unix time at which llm-headroom was started."
+)
+PROCESS_FILES: Final = _process(
+    "process_open_fds", Kind.GAUGE, "{file}", "Open file descriptors of llm-headroom, its connections included."
+)
+PROCESS_FILES_LIMIT: Final = _process(
+    "process_max_fds", Kind.GAUGE, "{file}", "The most file descriptors that llm-headroom may open."
+)
+PYTHON_INFO: Final = _process(
+    "python_info",
+    Kind.GAUGE,
+    "{info}",
+    "Always 1; the Python that llm-headroom runs on.",
+    "implementation",
+    "major",
+    "minor",
+    "patchlevel",
+    "version",
+)
+GC_COLLECTED: Final = _process(
+    "python_gc_objects_collected_total",
+    Kind.COUNTER,
+    "{object}",
+    "Objects that the garbage collector has freed, by generation.",
+    "generation",
+)
+GC_UNCOLLECTABLE: Final = _process(
+    "python_gc_objects_uncollectable_total",
+    Kind.COUNTER,
+    "{object}",
+    "Objects that the garbage collector found and could not free, by generation.",
+    "generation",
+)
+GC_COLLECTIONS: Final = _process(
+    "python_gc_collections_total",
+    Kind.COUNTER,
+    "{collection}",
+    "Runs of the garbage collector, by generation.",
+    "generation",
 )
 OTLP_EXPORTS: Final = _own(
     "otlp_exports_total",

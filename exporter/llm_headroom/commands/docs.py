@@ -114,6 +114,7 @@ CHAPTERS: Final[Mapping[str, tuple[Subject, ...]]] = {
     "GPUs": (Subject.GPU, Subject.ATTRIBUTION),
     "Engines' host memory": (Subject.HOST,),
     "The exporter itself": (Subject.COLLECTION, Subject.EXPORTER),
+    "The exporter's process": (Subject.PROCESS,),
 }
 """The chapters of METRICS.md by what they speak of."""
 

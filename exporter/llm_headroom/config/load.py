@@ -43,7 +43,7 @@ from llm_headroom.config.yaml_nodes import (
     mapping_of,
     some,
 )
-from llm_headroom.model import Kind
+from llm_headroom.model import Kind, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -76,7 +76,9 @@ T = TypeVar("T")
 KV_CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """Types of a KV cache's elements as llama.cpp names them."""
 
-RESERVED_LABELS: Final = frozenset({"le", "quantile"}.union(*(metric.labels for metric in schema.ALL)))
+RESERVED_LABELS: Final = frozenset(
+    {"le", "quantile"}.union(*(metric.labels for metric in schema.ALL if metric.subject is not Subject.PROCESS))
+)
 """Labels that a target must not add to its series."""
 ENGINE_METRICS: Final = frozenset(metric.name for metric in schema.ALL if metric.exposed_by_engines)
 """Names of metrics that a rule may give: what others give as well would be there twice."""

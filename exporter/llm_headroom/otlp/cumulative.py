@@ -15,7 +15,7 @@ from llm_headroom.model import Histogram, Kind, Point, Series, Subject
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_OWN: Final = frozenset({Subject.COLLECTION, Subject.EXPORTER, Subject.DERIVED, Subject.PROXY})
+_OWN: Final = frozenset({Subject.COLLECTION, Subject.EXPORTER, Subject.PROCESS, Subject.DERIVED, Subject.PROXY})
 """Counted by llm-headroom itself, since it runs; and so are Xid errors."""
 _ELSEWHERE: Final = frozenset({Subject.GPU, Subject.HOST})
 """Counted by drivers and kernels, which do not say since when."""

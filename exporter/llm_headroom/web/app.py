@@ -33,6 +33,9 @@ log = logging.getLogger("llm_headroom")
 
 MOST_PROBED: Final = 256
 """Targets of `/probe` whose connections and plans are kept."""
+REUSED: Final = 1.0
+"""Seconds for which a rendering answers further scrapes, if nothing is published meanwhile: the age that the exporter's
+own series, such as `process_*`, can have."""
 TIMEOUT_MARGIN: Final = 0.5
 """Seconds that are left to Prometheus of the timeout that it announces."""
 JSON: Final = "application/json; charset=utf-8"
@@ -48,6 +51,7 @@ class App:
         self._renderer = Renderer()
         self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
+        self._rendered = 0.0
         self._probed: OrderedDict[tuple[str, str], tuple[EngineSource, asyncio.Lock]] = OrderedDict()
 
     def changed(self) -> None:
@@ -91,6 +95,10 @@ class App:
     def _metrics(self, request: Request) -> Response:
         form = negotiate(request.headers.get("accept", ""))
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
+        now = time.monotonic()
+        if not self._bodies or now - self._rendered > REUSED:
+            self._bodies.clear()
+            self._rendered = now
         body = self._bodies.get((form, compressed))
         if body is None:
             plain = self._bodies.get((form, False))

@@ -20,7 +20,7 @@ NOT_FILLING: Final = -3
 ENGINE_COLOURS: Final = {engine.name: engine.colour for engine in BUILT_IN.values()} | {"nvml": "#8e8e99"}
 """The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
 
-_METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+)")
+_METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+|process_\w+)")
 _GREY: Final = "#8e8e99"
 
 
