@@ -233,8 +233,8 @@ def screen(view: View, problem: str, now: float, *, width: int, whole: bool = Fa
         parts.append(_table(GPU_COLUMNS, map(_gpu_row, gpus), width))
     if not view.engines and not view.gpus:
         parts.append(Text("No engine and no GPU yet.", style="dim"))
-    lines = [Text(f"{card.source.target}: {card.source.error}", "red") for card in view.engines if card.source.error]
-    lines += [Text(f"{card.source.target}: {card.source.error}", "red") for card in view.gpus if card.source.error]
+    sources = [*(card.source for card in view.engines), *(card.source for card in view.gpus)]
+    lines = [Text(f"{source.target}: {source.error}", "red") for source in sources if source.error]
     if whole or not view.engines:
         lines += [Text(f"not found: {each.what}: {each.why}", "dim") for each in view.absent]
     for line in lines:

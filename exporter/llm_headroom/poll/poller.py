@@ -21,8 +21,8 @@ from llm_headroom.config.load import Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.model import Cause, Failure, Snapshot
-from llm_headroom.poll.collection_series import HealthSeries
 from llm_headroom.poll.engine import EngineSource
+from llm_headroom.poll.health import health_points
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.source import failed
 from llm_headroom.scrape import catalog
@@ -71,7 +71,7 @@ class Slot:
     def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
         self.name = name
         self.source = source
-        self._health = HealthSeries(extra)
+        self._extra = extra
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
@@ -104,7 +104,8 @@ class Slot:
         if self.snapshot is None:
             return []
         kept = () if self.snapshot.health.up else self.source.kept
-        return [*self.snapshot.points, *kept, *self._health.points(self.snapshot, self.errors, self.source.capped)]
+        health = health_points(self.snapshot, self.errors, self.source.capped, self._extra)
+        return [*self.snapshot.points, *kept, *health]
 
 
 class Poller:

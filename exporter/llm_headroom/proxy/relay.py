@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llm_headroom.proxy.measures import Measures
 
-_log = logging.getLogger("llm_headroom")
+log = logging.getLogger("llm_headroom")
 
 CONNECT_SECONDS: Final = 10.0
 MOST_BUFFERED: Final = 64 * 1024
@@ -200,8 +200,8 @@ class Client(asyncio.Protocol):
             engine.end_of_requests()
 
     def _refuse(self, status: HTTPStatus, text: str, target: str) -> None:
-        """Answers in the engine's place and closes; possible only as long as no answer is under way."""
-        _log.debug("a request was not relayed: %s", text)
+        """Answer in the engine's place and close; possible only as long as no answer is under way."""
+        log.debug("request not relayed", extra={"reason": text})
         self._over = True
         error: object = f"llm-headroom proxy: {text}"
         if target.startswith("/v1/"):  # clients of OpenAI's and Anthropic's API look for a message within

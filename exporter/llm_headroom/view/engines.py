@@ -23,6 +23,17 @@ RATE_WINDOW: Final = 30.0
 """Seconds over which tokens per second are taken."""
 KV_FULL: Final = 0.95
 """Usage from which on the KV cache is named as the reason why requests wait."""
+_KV: Final = {
+    "capacity": schema.KV_CACHE_CAPACITY,
+    "used": schema.KV_CACHE_USED,
+    "evictable": schema.KV_CACHE_EVICTABLE,
+    "usage": schema.KV_CACHE_USAGE,
+    "peak": schema.KV_CACHE_USAGE_PEAK,
+    "headroom_tokens": schema.KV_CACHE_HEADROOM_TOKENS,
+    "headroom_ratio": schema.KV_CACHE_HEADROOM_RATIO,
+    "headroom_requests": schema.KV_CACHE_HEADROOM_REQUESTS,
+    "exhaustion_seconds": schema.KV_CACHE_EXHAUSTION,
+}
 _KINDS: Final = ("weights", "kv_cache", "graph", "total", "device")
 
 
@@ -119,27 +130,15 @@ def _objectives(points: Sequence[Point], said: Said) -> tuple[Objective, ...]:
 
 
 def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
-    capacity, used = said.get(schema.KV_CACHE_CAPACITY), said.get(schema.KV_CACHE_USED)
-    usage, evictable = said.get(schema.KV_CACHE_USAGE), said.get(schema.KV_CACHE_EVICTABLE)
-    if usage is None and used is None:
+    found = said.named(_KV)
+    if found["usage"] is None and found["used"] is None:
         return None
     usages = [value for _, value in numbers(points, schema.KV_CACHE_USAGE)]
+    capacity, used = found["capacity"], found["used"]
     free = None
     if capacity is not None and used is not None:
-        free = max(capacity - used - (evictable or 0.0), 0.0)
-    return KvCache(
-        capacity=capacity,
-        used=used,
-        evictable=evictable,
-        free=free,
-        usage=usage,
-        worst=max(usages) if len(usages) > 1 else None,
-        peak=said.get(schema.KV_CACHE_USAGE_PEAK),
-        headroom_tokens=said.get(schema.KV_CACHE_HEADROOM_TOKENS),
-        headroom_ratio=said.get(schema.KV_CACHE_HEADROOM_RATIO),
-        headroom_requests=said.get(schema.KV_CACHE_HEADROOM_REQUESTS),
-        exhaustion_seconds=said.get(schema.KV_CACHE_EXHAUSTION),
-    )
+        free = max(capacity - used - (found["evictable"] or 0.0), 0.0)
+    return KvCache(free=free, worst=max(usages) if len(usages) > 1 else None, **found)
 
 
 def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
@@ -167,16 +166,15 @@ def _router(
     said = Said(points)
     healthy = said.by(schema.ROUTER_WORKER_HEALTHY, "worker")
     workers = said.get(schema.ROUTER_WORKERS)
-    up = sum(1.0 for value in healthy.values() if value) if healthy else None
+    up = sum(1.0 for value in healthy.values() if value)
     troubles = []
-    if healthy and up is not None and up < len(healthy):
+    if up < len(healthy):
         level = Level.WARN if up else Level.BAD
         troubles.append(Trouble(level, f"{len(healthy) - up:.0f} of {len(healthy)} workers unhealthy"))
     if source.warnings:
         troubles.append(Trouble(Level.WARN, "incomplete"))
-    taken_in = [
-        each for readings in histories if (each := rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW)) is not None
-    ]
+    rates_in = [rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW) for readings in histories]
+    taken_in = [each for each in rates_in if each is not None]
     own = histories[0]
     return EngineCard(
         id=_id(source.target, ""),
@@ -187,7 +185,7 @@ def _router(
             active=said.get(schema.ROUTER_REQUESTS_ACTIVE),
             waiting=said.get(schema.ROUTER_REQUESTS_WAITING),
             workers=float(len(healthy)) if workers is None and healthy else workers,
-            healthy=up,
+            healthy=up if healthy else None,
             request_rate=sum(taken_in) if taken_in else None,
         ),
         ages=ages(own),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections import Counter, OrderedDict
 from dataclasses import replace
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import __version__
 from llm_headroom.config.load import ConfigError, Module, parse_target
 from llm_headroom.net.http_connection import Request, Response
-from llm_headroom.poll.collection_series import HealthSeries
 from llm_headroom.poll.engine import EngineSource
+from llm_headroom.poll.health import health_points
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from llm_headroom.model import Snapshot
     from llm_headroom.poll.poller import Slot
     from llm_headroom.poll.published import Published
-
-log = logging.getLogger("llm_headroom")
 
 MOST_PROBED: Final = 256
 """Targets of `/probe` whose connections and plans are kept."""
@@ -155,7 +152,7 @@ class App:
         except TimeoutError:
             return Response(f"{address} has not answered within {limit:g} s.\n".encode(), status=504)
         errors = Counter([] if snapshot.health.error is None else [snapshot.health.error.cause])
-        points = [*snapshot.points, *HealthSeries({}).points(snapshot, errors, source.capped)]
+        points = [*snapshot.points, *health_points(snapshot, errors, source.capped, {})]
         form = negotiate(request.headers.get("accept", ""))
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
         body = exposition([Renderer().lines(points)], form)
