@@ -251,7 +251,8 @@ def test_a_plan_is_compiled_once_for_a_layout() -> None:
 
 # Documents -----------------------------------------------------------------------------------------------------------
 def test_metrics_document_is_fresh() -> None:
-    assert (ROOT / "METRICS.md").read_text(encoding="utf-8") == docs.markdown(), "run: make docs"
+    for path, text in docs.files(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run: make docs"
 
 
 def test_metrics_document_names_every_metric_and_every_alias() -> None:

@@ -25,7 +25,7 @@ from captures import Capture
 from engine_server import EngineServer, replayed
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.load import Target
+from llm_headroom.config.settings import Target
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.render.families import families

@@ -820,7 +820,14 @@ OTLP_LAST_SUCCESS: Final = Metric(
     "s",
     "Unix time of the last export that an OTLP collector accepted.",
 )
-OTLP: Final = (OTLP_EXPORTS, OTLP_DROPPED, OTLP_LAST_SUCCESS)
+OTLP_SETTING_PROBLEM: Final = Metric(
+    "llm_otlp_setting_problem",
+    Kind.GAUGE,
+    "{flag}",
+    "Always 1; an OTLP setting that is wrong or not supported, and whether the push is off for it or it is ignored.",
+    ("setting", "effect"),
+)
+OTLP: Final = (OTLP_EXPORTS, OTLP_DROPPED, OTLP_LAST_SUCCESS, OTLP_SETTING_PROBLEM)
 """How the push to a collector goes."""
 
 ALL: Final[tuple[Metric, ...]] = tuple(value for value in vars().values() if isinstance(value, Metric))

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from llm_headroom.config.load import Config
+    from llm_headroom.config.settings import Config
     from llm_headroom.view.values import EngineCard, GpuCard, Latency, Trouble, View
 
 USUAL: Final = "http://localhost:9836"

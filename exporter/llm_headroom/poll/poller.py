@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.load import Target
+from llm_headroom.config.settings import Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.model import Cause, Failure, Snapshot
@@ -32,7 +32,7 @@ from llm_headroom.scrape.identify import identify
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.load import Config
+    from llm_headroom.config.settings import Config
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
     from llm_headroom.poll.local import GpuReader

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llm_headroom.config.endpoint import Endpoint
-    from llm_headroom.config.load import Config, Target
+    from llm_headroom.config.settings import Config, Target
     from llm_headroom.model import Point
 
 log = logging.getLogger("llm_headroom")

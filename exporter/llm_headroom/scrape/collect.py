@@ -22,7 +22,7 @@ from llm_headroom.scrape.mapping import LabelCap, Mapper
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.load import Target
+    from llm_headroom.config.settings import Target
     from llm_headroom.derive.slo import Objective
     from llm_headroom.engines.rules import Document, Engine
     from llm_headroom.exposition.text import Exposition, Layout

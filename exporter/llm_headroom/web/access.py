@@ -72,9 +72,9 @@ class Watched:
             try:
                 self._access = self._read(self._path)
             except web_config.WebConfigError as error:
-                _log.error("The web configuration was changed and cannot be used; the former one stays: %s", error)
+                _log.error("web configuration not reloaded", extra={"error": str(error)})
             else:
-                _log.info("Read the web configuration anew: %s", self._path)
+                _log.info("web configuration reloaded", extra={"file": str(self._path)})
         return self._access
 
     def _read(self, path: Path) -> Access:
@@ -86,7 +86,7 @@ class Watched:
         self._stamps += tuple(map(stamp, config.pem_files))
         access = Access(config)
         for note in config.notes:
-            _log.warning("%s: %s", path, note)
+            _log.warning("web configuration", extra={"file": str(path), "note": note})
         return access
 
 

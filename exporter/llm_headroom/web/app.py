@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
-from llm_headroom.config.load import ConfigError, Module, parse_target
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.settings import Module, parse_target
 from llm_headroom.net.http_connection import Request, Response
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.health import health_points
@@ -23,7 +24,7 @@ from llm_headroom.web.stream import Feed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llm_headroom.config.load import Target
+    from llm_headroom.config.settings import Target
     from llm_headroom.model import Snapshot
     from llm_headroom.poll.poller import Slot
     from llm_headroom.poll.published import Published
