@@ -51,7 +51,7 @@ class Pushing:
         self.points = [Point(RUNNING, 3.0, "")]
         self.tally = Tally()
 
-    def told(self) -> dict[str, float]:
+    def counts(self) -> dict[str, float]:
         """How the push went: the label's value → count."""
         return {
             dict(series.labels)["result" if series.metric is schema.OTLP_EXPORTS else "cause"]: float(value)  # type: ignore[arg-type]
@@ -74,10 +74,10 @@ class Pushing:
             async with asyncio.timeout(DEADLINE):
                 while not holds():  # noqa: ASYNC110 - what holds is seen by threads of receivers
                     await asyncio.sleep(0.01)
-            told = self.told()
+            counts = self.counts()
             attempts = collector.attempts if collector else 0
             await push.close()
-            return (told, attempts) if collector else told
+            return (counts, attempts) if collector else counts
 
         return asyncio.run(main())
 
@@ -154,7 +154,7 @@ def test_a_header_that_cannot_be_read_is_told_and_sends_nothing(
 ) -> None:
     with HttpReceiver() as collector:
         push = Pushing(collector.url, headers_file={"Authorization": Secret(file=tmp_path / "gone")})
-        assert push.until(lambda: bool(push.told())) == {"dropped": 1.0, "credentials": 1.0}
+        assert push.until(lambda: bool(push.counts())) == {"dropped": 1.0, "credentials": 1.0}
     assert not collector.attempts
     assert f"{tmp_path / 'gone'}" in caplog.text or "gone" in str([record.__dict__ for record in caplog.records])
 
@@ -210,7 +210,7 @@ def test_both_sides_show_certificates(
 ) -> None:
     protocol, collector = tls_collector
     push = Pushing(collector.url, protocol=protocol, tls=certificates)
-    assert push.until(lambda: bool(push.told())) == {"accepted": 1.0}
+    assert push.until(lambda: bool(push.counts())) == {"accepted": 1.0}
     assert collector.received[0].points("llm_requests_running")
 
 
@@ -220,8 +220,8 @@ def test_a_collector_of_an_unknown_authority_gets_nothing(
     protocol, collector = tls_collector
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.crt")
     push = Pushing(collector.url, protocol=protocol, tls=Tls(ca_file=tmp_path / "other.crt"), interval=0.1, timeout=0.5)
-    told = push.until(lambda: bool(push.told()))
-    assert told.keys() == {"dropped", "tls"}
+    counts = push.until(lambda: bool(push.counts()))
+    assert counts.keys() == {"dropped", "tls"}
     assert not collector.received
 
 
@@ -232,8 +232,8 @@ def test_a_certificate_may_be_wanted_of_another_name_than_the_address_has(
     protocol, collector = tls_collector
     tls = replace(certificates, server_name=server_name)
     push = Pushing(f"https://127.0.0.1:{collector.port}", protocol=protocol, tls=tls, timeout=0.5)
-    told = push.until(lambda: bool(push.told()))
-    assert told == ({"accepted": 1.0} if server_name else {"dropped": 1.0, "tls": 1.0})
+    counts = push.until(lambda: bool(push.counts()))
+    assert counts == ({"accepted": 1.0} if server_name else {"dropped": 1.0, "tls": 1.0})
 
 
 def test_over_http_the_collector_s_certificate_may_go_unverified(tmp_path: Path, certificates: Tls) -> None:
@@ -242,7 +242,7 @@ def test_over_http_the_collector_s_certificate_may_go_unverified(tmp_path: Path,
     context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
     with HttpReceiver(tls=context) as collector:
         push = Pushing(collector.url, tls=Tls(insecure_skip_verify=True))
-        assert push.until(lambda: bool(push.told())) == {"accepted": 1.0}
+        assert push.until(lambda: bool(push.counts())) == {"accepted": 1.0}
 
 
 # Collectors that do not take it --------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_a_busy_collector_is_asked_again_and_gets_the_same_interval_once(caplog:
     caplog.set_level(logging.INFO)
     with HttpReceiver(Reply(503, b"busy")) as collector:
         push = Pushing(collector.url)
-        assert push.until(lambda: bool(push.told()), collector) == ({"accepted": 1.0}, 2)
+        assert push.until(lambda: bool(push.counts()), collector) == ({"accepted": 1.0}, 2)
     assert [record.getMessage() for record in caplog.records if "otlp" in record.getMessage()] == ["otlp export works"]
 
 
@@ -258,16 +258,16 @@ def test_a_busy_collector_is_asked_again_and_gets_the_same_interval_once(caplog:
 def test_a_collector_cannot_make_us_ask_again_at_once(value: str) -> None:
     with HttpReceiver(*[Reply(503, b"", {"Retry-After": value})] * 9) as collector:
         push = Pushing(collector.url, timeout=1.5)
-        told, attempts = push.until(lambda: bool(push.told()), collector)
+        counts, attempts = push.until(lambda: bool(push.counts()), collector)
     # A second attempt after about a second; the third would come after the timeout.
-    assert (told, attempts) == ({"dropped": 1.0, "unavailable": 1.0}, 2)
+    assert (counts, attempts) == ({"dropped": 1.0, "unavailable": 1.0}, 2)
 
 
 def test_a_collector_that_asks_to_wait_is_left_alone() -> None:
     with HttpReceiver(Reply(429, b"", {"Retry-After": "120"})) as collector:
         push = Pushing(collector.url, interval=0.1)
-        told, attempts = push.until(lambda: push.told().get("dropped", 0) >= 3, collector)
-    assert told.keys() == {"dropped", "unavailable"}
+        counts, attempts = push.until(lambda: push.counts().get("dropped", 0) >= 3, collector)
+    assert counts.keys() == {"dropped", "unavailable"}
     assert attempts == 1
 
 
@@ -275,7 +275,7 @@ def test_a_collector_that_refuses_is_not_asked_again_with_the_same(caplog: pytes
     refusal = Reply(400, b"\x12\x0abad metric")
     with HttpReceiver(refusal) as collector:
         push = Pushing(collector.url)
-        assert push.until(lambda: bool(push.told()), collector) == ({"dropped": 1.0, "refused": 1.0}, 1)
+        assert push.until(lambda: bool(push.counts()), collector) == ({"dropped": 1.0, "refused": 1.0}, 1)
     (record,) = (record for record in caplog.records if record.getMessage() == "otlp export failed")
     assert record.__dict__["error"] == "HTTP status 400: bad metric"
 
@@ -293,7 +293,7 @@ def test_a_collector_that_refuses_is_not_asked_again_with_the_same(caplog: pytes
 def test_why_points_were_dropped_is_counted(reply: Reply, cause: str) -> None:
     with HttpReceiver(reply) as collector:
         push = Pushing(collector.url)
-        assert push.until(lambda: bool(push.told())) == {"dropped": 1.0, cause: 1.0}
+        assert push.until(lambda: bool(push.counts())) == {"dropped": 1.0, cause: 1.0}
 
 
 def test_points_that_were_rejected_are_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -303,8 +303,8 @@ def test_points_that_were_rejected_are_counted_and_told_once(caplog: pytest.LogC
     partial = Reply(body=response.SerializeToString())
     with HttpReceiver(partial, partial) as collector:
         push = Pushing(collector.url, interval=0.1)
-        told = push.until(lambda: push.told().get("partial", 0) >= 2)
-    assert told["rejected"] == 4.0
+        counts = push.until(lambda: push.counts().get("partial", 0) >= 2)
+    assert counts["rejected"] == 4.0
     warnings = [record.__dict__["reason"] for record in caplog.records if record.getMessage() == "otlp points rejected"]
     assert warnings == ["too old"]
 
@@ -317,16 +317,16 @@ def test_a_dead_collector_costs_its_intervals_and_is_told_of_once(caplog: pytest
     receiver: list[HttpReceiver] = []
 
     def returns() -> bool:
-        if push.told().get("dropped", 0) >= 3 and not receiver:
+        if push.counts().get("dropped", 0) >= 3 and not receiver:
             receiver.append(HttpReceiver(port=port).__enter__())
         return bool(receiver and receiver[0].received)
 
     try:
-        told = push.until(returns)
+        counts = push.until(returns)
     finally:
         for each in receiver:
             each.__exit__()
-    assert told["unreachable"] == told["dropped"] >= 3
+    assert counts["unreachable"] == counts["dropped"] >= 3
     messages = [record.getMessage() for record in caplog.records if "otlp" in record.getMessage()]
     assert messages in (["otlp export failed", "otlp export works"], ["otlp export failed"])  # the end may come first
     # Nothing was queued: what came is one interval.
@@ -337,8 +337,8 @@ def test_a_dead_collector_costs_its_intervals_and_is_told_of_once(caplog: pytest
 def test_a_collector_that_never_answers_times_out_and_does_not_hold_up_the_end(protocol: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts by its backlog, and says nothing
         push = Pushing(f"http://127.0.0.1:{silent.getsockname()[1]}", protocol=protocol, timeout=0.3, interval=0.2)
-        told = push.until(lambda: push.told().get("dropped", 0) >= 2)
-    assert told.keys() == {"dropped", "timeout"}
+        counts = push.until(lambda: push.counts().get("dropped", 0) >= 2)
+    assert counts.keys() == {"dropped", "timeout"}
 
 
 def test_a_collector_that_drips_an_answer_counts_as_one_that_does_not_answer_in_time() -> None:
@@ -355,10 +355,10 @@ def test_a_collector_that_drips_an_answer_counts_as_one_that_does_not_answer_in_
         thread = threading.Thread(target=drip)
         thread.start()
         push = Pushing(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.1, interval=0.1)
-        told = push.until(lambda: push.told().get("dropped", 0) >= 3)
+        counts = push.until(lambda: push.counts().get("dropped", 0) >= 3)
         ended.set()
         thread.join()
-    assert told.keys() == {"dropped", "timeout"}
+    assert counts.keys() == {"dropped", "timeout"}
 
 
 def test_a_collector_that_never_answers_delays_no_collection() -> None:
@@ -381,7 +381,7 @@ def test_a_collector_that_never_answers_delays_no_collection() -> None:
 def test_grpc_that_is_unavailable_is_tried_again() -> None:
     with GrpcReceiver(grpc.StatusCode.UNAVAILABLE) as collector:
         push = Pushing(collector.url, protocol="grpc")
-        assert push.until(lambda: bool(push.told()), collector) == ({"accepted": 1.0}, 2)
+        assert push.until(lambda: bool(push.counts()), collector) == ({"accepted": 1.0}, 2)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_grpc_that_is_unavailable_is_tried_again() -> None:
 def test_why_grpc_failed_is_counted(code: grpc.StatusCode, cause: str) -> None:
     with GrpcReceiver(code) as collector:
         push = Pushing(collector.url, protocol="grpc", timeout=0.5)
-        assert push.until(lambda: bool(push.told()), collector) == ({"dropped": 1.0, cause: 1.0}, 1)
+        assert push.until(lambda: bool(push.counts()), collector) == ({"dropped": 1.0, cause: 1.0}, 1)
 
 
 # What changes --------------------------------------------------------------------------------------------------------
@@ -462,8 +462,8 @@ def test_a_reload_begins_to_push_and_ends_it(tmp_path: Path) -> None:
         exporter.process.send_signal(signal.SIGHUP)
         exporter.until(lambda: sum(line["msg"] == "configuration reloaded" for line in exporter.log) >= 2)
         ended = len(collector.received)
-        told = exporter.value("llm_otlp_exports_total", result="accepted")
-        assert told == ended
+        counts = exporter.value("llm_otlp_exports_total", result="accepted")
+        assert counts == ended
         exporter.process.send_signal(signal.SIGTERM)
         exporter.process.wait(DEADLINE)
         assert len(collector.received) == ended
@@ -510,7 +510,7 @@ def test_a_variable_that_cannot_be_used_is_said_and_costs_no_scrape(
 def test_a_certificate_that_is_missing_is_said_and_costs_no_scrape(tmp_path: Path) -> None:
     for protocol in ("http/protobuf", "grpc"):
         push = Pushing("https://localhost:1", protocol=protocol, tls=Tls(ca_file=tmp_path / "gone"), timeout=0.3)
-        assert push.until(lambda push=push: bool(push.told())).keys() == {"dropped", "tls"}  # type: ignore[misc]
+        assert push.until(lambda push=push: bool(push.counts())).keys() == {"dropped", "tls"}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("insecure", ["true", "false"])

@@ -67,7 +67,7 @@ class Starts:
     def started(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> list[Started]:
         """The points of each source, which were taken at a unix time, with the time since when each counts.
 
-        Series that are not among them are forgotten after a restart of their engine could no longer be told.
+        Series that are not among them are remembered, up to a limit: a source may fail for a while.
         """
         out: list[Started] = []
         seen: dict[Series, _Known] = {}
@@ -81,7 +81,7 @@ class Starts:
                     continue
                 known = seen[series] = self._next(point, time, engine)
                 out.append(Started(point, known.start, time))
-        # A source that fails for a while has no points; what was known of it tells later whether it was restarted.
+        # A source that fails for a while has no points; what is known of it shows later whether it was restarted.
         for series, known in self._known.items():
             if series not in seen and len(seen) < _MOST_KEPT:
                 seen[series] = known
