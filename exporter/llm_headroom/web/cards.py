@@ -5,8 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.thresholds import RISK_BAD, RISK_WARN
 from llm_headroom.view import text
-from llm_headroom.view.signals import RISK_BAD, RISK_WARN, risk_name
+from llm_headroom.view.signals import risk_name
 from llm_headroom.view.values import Share
 from llm_headroom.web.charts import SHORTEST, bar, chart
 
