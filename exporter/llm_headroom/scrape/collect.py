@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_headroom import schema
@@ -15,6 +16,7 @@ from llm_headroom.engines.openai_api import MODELS, present
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, point
+from llm_headroom.net.workers import Workers
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.layers import merge
@@ -41,6 +43,7 @@ MOST_LINES: Final = 250_000
 """Lines of an exposition: more would take seconds to read, whoever sends them."""
 MOST_WARNINGS: Final = 10
 OK: Final = 200
+_PARSING: Final = Workers("parsing", 2)
 
 
 def _optional(document: Document) -> bool:
@@ -256,7 +259,8 @@ class Collector:
         if len(response.body) < LARGE_BODY:
             exposition = parser.parse(response.body, openmetrics=openmetrics)
         else:
-            exposition = await asyncio.to_thread(parser.parse, response.body, openmetrics=openmetrics)
+            parse = partial(parser.parse, response.body, openmetrics=openmetrics)
+            exposition = await asyncio.get_running_loop().run_in_executor(_PARSING, parse)
         layout = exposition.layout
         if not layout.keys and (layout.invalid or not layout.families):
             found = layout.problems[0] if layout.problems else "an empty body"
