@@ -223,7 +223,7 @@ def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.
         discover=True,
         gpu=GpuSettings(enabled=True, processes=False, interval=5.0),
         probe=ProbeSettings(
-            allow=("10.0.*:8000",),
+            allow=("10.0.0.0/16:8000",),
             modules={
                 "vllm": Module(
                     name="vllm",

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from llm_headroom.net.accept import accepted
+from llm_headroom.net.bodies import Bodies
 from llm_headroom.net.http_connection import CLOSE_SECONDS, READ_BYTES, Connection, CutError, Handler, Limits
 from llm_headroom.net.listen import bound_address
 
@@ -72,6 +73,7 @@ class HttpServer:
         self._limits = limits or Limits()
         self._security = security
         self._needs_client = needs_client
+        self._bodies = Bodies()
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._accepting = [asyncio.create_task(self._accept(listener)) for listener in listeners]
 
@@ -101,20 +103,22 @@ class HttpServer:
             if len(self._connections) >= self._limits.connections and not self._drop_longest_waiting():
                 client.close()
                 continue
-            connection = Connection(self._limits, self._handler, needs_client=self._needs_client)
+            connection = Connection(self._limits, self._handler, self._bodies, needs_client=self._needs_client)
             task = loop.create_task(self._attend(client, connection))
             self._connections[task] = connection
             task.add_done_callback(self._connections.pop)
 
     def _drop_longest_waiting(self) -> bool:
-        """Makes room by closing the connection that has sat without a request for longest, if there is one."""
+        """Make room by closing who has sat without a request for longest, or else who has not read for longest."""
         waiting = [(since, task) for task, c in self._connections.items() if (since := c.waiting_since) is not None]
-        if not waiting:
-            return False
-        _, task = min(waiting, key=lambda pair: pair[0])
-        self._connections[task].waiting_since = None
-        task.cancel()
-        return True
+        stuck = [(since, task) for task, c in self._connections.items() if (since := c.stuck_since) is not None]
+        for found in (waiting, stuck):
+            if found:
+                _, task = min(found, key=lambda pair: pair[0])
+                self._connections[task].waiting_since = self._connections[task].stuck_since = None
+                task.cancel()
+                return True
+        return False
 
     async def _attend(self, client: socket.socket, connection: Connection) -> None:
         loop = asyncio.get_running_loop()

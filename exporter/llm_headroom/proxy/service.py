@@ -175,7 +175,7 @@ class Proxies:
             for proxy, target in self._doors:
                 there = target.endpoint if proxy.upstream is None else replace(target.endpoint, url=proxy.upstream)
                 host, _, port = proxy.listen.rpartition(":")
-                upstream = _Address(there, {host.lower(), *_names_here()})
+                upstream = _Address(there, {host.lower(), *map(str.lower, proxy.hosts), *_names_here()})
                 for listener in await bind(f"{host or 'localhost'}:{port}"):
                     self._listeners.append(listener)
                     work = self._accept(listener, upstream, self._measures[target.name])
