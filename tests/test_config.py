@@ -684,7 +684,7 @@ def test_the_example_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLLECTOR_TOKEN", "secret")
     config = read(tmp_path, example(tmp_path))
     assert [target.name for target in config.targets] == ["llm-a"]
-    assert config.proxies == (ProxySettings(listen=":8001", target="llm-a"),)
+    assert config.proxies == (ProxySettings(listen="0.0.0.0:8001", target="llm-a", hosts=("llm.example.org",)),)
     assert config.objectives == Objectives()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from llm_headroom.net.accept import accepted
 from llm_headroom.net.bodies import Bodies
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _log = logging.getLogger(__name__)
+
+
+STUCK_SECONDS: Final = 1.0
+"""For which a client must not have read what it was sent, before another one may have its place."""
 
 
 class Security(Protocol):
@@ -111,7 +115,10 @@ class HttpServer:
     def _drop_longest_waiting(self) -> bool:
         """Make room by closing who has sat without a request for longest, or else who has not read for longest."""
         waiting = [(since, task) for task, c in self._connections.items() if (since := c.waiting_since) is not None]
-        stuck = [(since, task) for task, c in self._connections.items() if (since := c.stuck_since) is not None]
+        long_ago = asyncio.get_running_loop().time() - STUCK_SECONDS
+        stuck = [
+            (since, task) for task, c in self._connections.items() if (since := c.stuck_since or long_ago) < long_ago
+        ]
         for found in (waiting, stuck):
             if found:
                 _, task = min(found, key=lambda pair: pair[0])

@@ -20,7 +20,7 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
-from llm_headroom.model import Cause, Failure, Snapshot, Subject
+from llm_headroom.model import Cause, Failure, Snapshot, Subject, series_of
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.health import health_points
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
@@ -205,6 +205,7 @@ class Poller:
                 if kept.get(target.name) != target:
                     await self._drop(target.name)
             self._start_targets(target for target in config.targets if target.name not in self.slots)
+        series_of.cache_clear()  # else it would go on to hold the series of targets that are no more
         self._changed()
 
     @property

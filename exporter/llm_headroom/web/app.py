@@ -34,7 +34,9 @@ class App:
         self._published = published
         self.poller = published.poller
         self._feed = Feed(self.poller)
-        self._renderer = Renderer()
+        self._own = Renderer()
+        self._renderers: dict[Slot, Renderer] = {}
+        """One for each source, so that what it remembers of series goes with the source."""
         self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
         self._rendered = 0.0
@@ -88,7 +90,7 @@ class App:
             plain = self._bodies.get((form, False))
             if plain is None:
                 plain = self._bodies[form, False] = exposition(
-                    [*self._gathered(), self._renderer.lines(self._published.own())], form
+                    [*self._gathered(), self._own.lines(self._published.own())], form
                 )
             body = plain
             if compressed:
@@ -97,12 +99,14 @@ class App:
 
     def _gathered(self) -> Iterable[Lines]:
         kept: dict[Slot, tuple[Snapshot, Lines]] = {}
-        for slot in self.poller.slots.values():
+        slots = self.poller.slots.values()
+        self._renderers = {slot: self._renderers.get(slot) or Renderer() for slot in slots}
+        for slot in slots:
             if slot.snapshot is None:
                 continue
             known = self._lines.get(slot)
             if known is None or known[0] is not slot.snapshot:
-                known = (slot.snapshot, self._renderer.lines(slot.points()))
+                known = (slot.snapshot, self._renderers[slot].lines(slot.points()))
             kept[slot] = known
             yield known[1]
         self._lines = kept
