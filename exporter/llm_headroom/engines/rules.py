@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from llm_headroom.exposition.text import Layout
     from llm_headroom.model import Metric
@@ -102,6 +102,15 @@ class Fact(NamedTuple):
     origin: str
 
 
+ENOUGH_BARE_NAMES: Final = 4
+"""Names without a prefix that tell an engine when they stand together."""
+
+
+def _families(name: str) -> tuple[str, ...]:
+    """What a sample's name may be written as in a rule: itself, and its histogram's."""
+    return (name, *(name.removesuffix(part) for part in ("_bucket", "_sum", "_count") if name.endswith(part)))
+
+
 def _no_facts(_documents: Mapping[str, Any]) -> Iterable[Fact]:
     return ()
 
@@ -118,8 +127,9 @@ def _no_complaint(_layout: Layout) -> str:
 class Engine:
     """All that is known of one kind of engine, as data and a few pure functions.
 
-    prefixes: the spellings of its metrics' prefix; rules use the first one.
-    marks: prefixes that only this kind of engine uses, if they are not just its `prefixes`.
+    prefixes: the spellings of its metrics' prefix; rules use the first one. An empty one: names without a prefix.
+    marks: prefixes that only this kind of engine uses. Without them a prefix that ends in a colon is such a mark, and
+        any other (`vllm_`, which `vllm_router_` and `vllm_mlx_` begin with, too) only in names that its rules know.
     port: where it listens by default.
     documents: what to fetch next, given what has been read of the engine so far (empty at first).
     owned_by: what `/v1/models` says of who owns its models, to recognise it where it has no metrics.
@@ -136,6 +146,7 @@ class Engine:
     interval: the shortest interval at which it may be polled, seconds.
     timeout: the shortest deadline that makes sense for it, seconds.
     queue_limit: the most requests that wait in it by default before it turns more away, None for any number.
+    vocabulary: every name that its rules use, in every spelling.
     """
 
     name: str
@@ -161,6 +172,16 @@ class Engine:
     interval: float = 0.0
     timeout: float = 0.0
     queue_limit: int | None = None
+    vocabulary: frozenset[str] = field(init=False)
+    _bare: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Index the names that rules use, in every spelling."""
+        names = [name for rule in self.rules for name in (*rule.names, *rule.plus)]
+        first = self.prefixes[0] if self.prefixes else ""
+        object.__setattr__(self, "vocabulary", frozenset(each for name in names for each in self.spellings(name)))
+        bare = frozenset(name.removeprefix(first) for name in names if first and name.startswith(first))
+        object.__setattr__(self, "_bare", bare)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """Every way in which an endpoint may write a name that a rule uses."""
@@ -172,4 +193,22 @@ class Engine:
 
     def owns(self, name: str) -> bool:
         """Whether a sample of this name can only come from this kind of engine."""
-        return name.startswith(self.marks or self.prefixes or (name + "?",))
+        if self.marks:
+            return name.startswith(self.marks)
+        colons = tuple(prefix for prefix in self.prefixes if prefix.endswith(":"))
+        if name.startswith(colons):
+            return True
+        others = tuple(prefix for prefix in self.prefixes if prefix and prefix not in colons)
+        return name.startswith(others) and any(base in self.vocabulary for base in _families(name))
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Whether an exposition with samples of these names is this kind of engine's.
+
+        One name that can only be its is enough. Names without a prefix can be anybody's: it takes `ENOUGH_BARE_NAMES`.
+        """
+        if any(map(self.owns, names)):
+            return True
+        if "" not in self.prefixes:
+            return False
+        families = {base for name in names for base in _families(name)}
+        return len(families & self.vocabulary & self._bare) >= ENOUGH_BARE_NAMES

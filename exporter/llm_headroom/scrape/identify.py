@@ -62,7 +62,7 @@ def _by_names(response: Response, engines: Iterable[Engine]) -> Engine | None:
     if response.status != OK:
         return None
     names = {key.name for key in Parser().parse(response.body).layout.keys}
-    return next((engine for engine in engines if any(engine.owns(name) for name in names)), None)
+    return next((engine for engine in engines if engine.recognises(names)), None)
 
 
 def _by_owner(response: Response, engines: Iterable[Engine]) -> Engine | None:

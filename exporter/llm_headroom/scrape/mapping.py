@@ -155,12 +155,7 @@ class Vocabulary:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._mapped = {
-            spelling
-            for rule in engine.rules
-            for name in (*rule.names, *rule.plus)
-            for spelling in engine.spellings(name)
-        }
+        self._mapped = engine.vocabulary
         self._known: dict[str, SampleState] = {}
 
     def state(self, name: str, kind: str) -> SampleState:
@@ -183,7 +178,7 @@ class Vocabulary:
 
     def _canonical(self, name: str) -> str:
         for prefix in self.engine.prefixes:
-            if name.startswith(prefix):
+            if prefix and name.startswith(prefix):
                 return self.engine.prefixes[0] + name.removeprefix(prefix)
         return name
 
@@ -219,7 +214,7 @@ class _Sources:
         models = {
             value
             for key in self.layout.keys
-            if self.engine.owns(key.name)
+            if self.engine.owns(key.name) or key.name in self.engine.vocabulary
             for name, value in key.labels
             if name == label and value
         }
@@ -312,7 +307,7 @@ class Mapper:
             states,
             unmapped,
             (*layout.problems, *problems),
-            any(self.engine.owns(key.name) for key in layout.keys),
+            self.engine.recognises({key.name for key in layout.keys}),
         )
 
     def _found(

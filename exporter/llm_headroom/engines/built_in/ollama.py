@@ -87,14 +87,12 @@ def _shown(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
 
 
 def _expiry(text: str) -> float | None:
-    """Unix seconds of an RFC 3339 time with nanoseconds; None if a model never expires."""
+    """Unix seconds of an RFC 3339 time with any number of fraction digits; None if a model never expires."""
     try:
-        moment = datetime.fromisoformat(
-            text[:26].rstrip("Z") + "+00:00" if text.endswith("Z") else text[:26] + text[29:]
-        )
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return None
-    if moment.year - datetime.now(tz=moment.tzinfo).year > NEVER_AFTER_YEARS:
+    if moment.tzinfo is None or moment.year - datetime.now(tz=moment.tzinfo).year > NEVER_AFTER_YEARS:
         return None
     return moment.timestamp()
 

@@ -17,7 +17,7 @@ from llm_headroom.engines.openai_api import (
     present,
     status_class,
 )
-from llm_headroom.engines.rules import Document, Engine, Fact, Rule
+from llm_headroom.engines.rules import Absent, Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -78,12 +78,14 @@ def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     }
 
 
-def _documents(_known: Mapping[str, Any]) -> Iterable[Document]:
-    return _DOCUMENTS
+def _documents(known: Mapping[str, Any]) -> Iterable[Document]:
+    """NVIDIA NIM serves vLLM's metrics at /v1/metrics, without their prefix, and nothing at /metrics."""
+    return (_METRICS, _NIM_METRICS, *_OTHERS) if isinstance(known.get("metrics"), Absent) else (_METRICS, *_OTHERS)
 
 
-_DOCUMENTS: Final = (
-    Document(key="metrics", path="/metrics", text=True),
+_METRICS: Final = Document(key="metrics", path="/metrics", text=True, tolerated=(404,))
+_NIM_METRICS: Final = Document(key="nim_metrics", path="/v1/metrics", text=True)
+_OTHERS: Final = (
     Document(
         key="version",
         path="/version",
@@ -137,7 +139,7 @@ ENGINE: Final = Engine(
     name="vllm",
     title="vLLM",
     port=8000,
-    prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_"),
+    prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_", ""),
     replica_label="engine",
     documents=_documents,
     owned_by="vllm",
@@ -154,6 +156,7 @@ ENGINE: Final = Engine(
     silent="no vllm: metrics: the server was started with --disable-log-stats, or has just started",
     rules=(
         Rule(metric=schema.REQUESTS_RUNNING, names=("vllm:num_requests_running", "vllm:running_requests")),
+        Rule(metric=schema.REQUESTS_RUNNING_LIMIT, names=("vllm:num_request_max",), needs="NVIDIA NIM"),
         Rule(
             metric=schema.REQUESTS_WAITING,
             names=("vllm:num_requests_waiting",),
@@ -178,6 +181,13 @@ ENGINE: Final = Engine(
             labels={"reason": "reason"},
             also=True,
             needs="0.32.0; counts with --max-num-queued-reqs or --max-num-queued-tokens",
+        ),
+        Rule(
+            metric=schema.REQUESTS_FAILED,
+            names=("vllm:request_failure_total",),
+            also=True,
+            needs="NVIDIA NIM",
+            note="NIM does not say why.",
         ),
         Rule(
             metric=schema.HTTP_RESPONSES,
@@ -307,6 +317,7 @@ ENGINE: Final = Engine(
         "process_*": "the server's process",
         "http_*": "HTTP layer without a model; responses are mapped",
         "vllm:http_*": "HTTP layer without a model",
+        "request_finish_total": "NVIDIA NIM: finished requests by reason; success and failure are mapped",
         "vllm:num_requests_waiting_by_reason": "parts of num_requests_waiting",
         "vllm:num_requests_kv_fetch_by_stage": "parts of num_requests_waiting",
         "vllm:num_requests_swapped": "V0's swapping, gone since V1",
