@@ -137,3 +137,29 @@ def test_an_expiry_is_right_with_any_number_of_fraction_digits_and_any_offset() 
         "five-docs:1": pytest.approx(earlier + 7 * 3600 + 0.83753, abs=1e-5),
         "four:1": pytest.approx(earlier + 7 * 3600 + 0.8375, abs=1e-5),
     }
+
+
+@pytest.mark.parametrize(
+    ("routes", "said"),
+    [
+        ({"/metrics": Reply(b"node_load1 0.5\n")}, "this looks like node_exporter"),
+        ({"/metrics": Reply(b"acme_widgets 0.5\n")}, "the metrics of something else (acme_widgets, …)"),
+        ({"/": Reply(b"<!doctype html><title>Grafana</title>")}, "this looks like a web page (Grafana)"),
+        ({"*": Reply(b"<html><title>Sign in &amp; go\x1b[31m</title>")}, "a login page (Sign in & go[31m)"),
+        ({"/": Reply(b"<html><input type=password>", 401)}, "auth.bearer_token_file"),
+        (field_inputs.routes("16"), "OLLAMA_HOST"),
+    ],
+)
+def test_what_is_no_engine_is_described(routes: Mapping[str, Reply | Behaviour], said: str) -> None:
+    with pytest.raises(FetchError) as raised:
+        identified(routes)
+
+    assert said in raised.value.failure.message
+
+
+def test_ollama_that_refuses_a_foreign_host_says_how_to_allow_it() -> None:
+    error = collected("ollama", field_inputs.routes("16")).health.error
+
+    assert error is not None
+    assert "OLLAMA_HOST" in error.message
+    assert "credentials" not in error.message

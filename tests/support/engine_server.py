@@ -68,7 +68,7 @@ def huge(megabytes: int) -> Behaviour:
 
 
 class EngineServer:
-    """Serves `routes`: path, with or without its query, or `*` → a reply or a behaviour. They may change at any time."""
+    """Serves `routes`: path, with or without its query, or `*` → a reply or a behaviour. They may change."""
 
     def __init__(self, routes: Mapping[str, Reply | Behaviour] | None = None) -> None:
         self.routes: dict[str, Reply | Behaviour] = dict(routes or {})

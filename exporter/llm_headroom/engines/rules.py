@@ -142,6 +142,7 @@ class Engine:
     model: the model of series that name none, out of its documents, "" if unknown.
     refuse: why an exposition is not this engine's although it looks like it, "" if it is.
     silent: what to tell the operator if an exposition holds none of the engine's own metrics.
+    hints: status → what it means when this engine answers it, and what to do.
     ignored: glob → why families of that name are passed over on purpose.
     interval: the shortest interval at which it may be polled, seconds.
     timeout: the shortest deadline that makes sense for it, seconds.
@@ -169,6 +170,7 @@ class Engine:
     model: Callable[[Mapping[str, Any]], str] = _unknown
     refuse: Callable[[Layout], str] = _no_complaint
     silent: str = ""
+    hints: Mapping[int, str] = field(default_factory=dict)
     interval: float = 0.0
     timeout: float = 0.0
     queue_limit: int | None = None

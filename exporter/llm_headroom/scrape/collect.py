@@ -39,6 +39,13 @@ MOST_LINES: Final = 250_000
 """Lines of an exposition: more would take seconds to read, whoever sends them."""
 MOST_WARNINGS: Final = 10
 OK: Final = 200
+_CREDENTIALS: Final = "credentials are missing or wrong"
+_HINTS: Final = {
+    401: _CREDENTIALS,
+    403: _CREDENTIALS,
+    404: "is this the right engine and port?",
+    503: "the engine is loading or overloaded",
+}
 
 
 def _optional(document: Document) -> bool:
@@ -241,10 +248,9 @@ class Collector:
 
     def _refused(self, document: Document, response: Response) -> Failure:
         url = self._url(document)
-        if response.status in (401, 403):
-            return Failure(Cause.AUTH, f"{url} answered {response.status}: credentials are missing or wrong")
-        hint = {404: ": is this the right engine and port?", 503: ": the engine is loading or overloaded"}
-        return Failure(Cause.STATUS, f"{url} answered {response.status}{hint.get(response.status, '')}")
+        hint = {**_HINTS, **self.engine.hints}.get(response.status, "")
+        cause = Cause.AUTH if response.status in (401, 403) else Cause.STATUS
+        return Failure(cause, f"{url} answered {response.status}" + (f": {hint}" if hint else ""))
 
     async def _exposition(self, document: Document, response: Response) -> Exposition:
         if len(response.body) > MOST_LINES and (lines := response.body.count(b"\n")) > MOST_LINES:

@@ -226,6 +226,10 @@ _NATIVE: Final = "a release with a metrics endpoint; none has one yet"
 ENGINE: Final = Engine(
     name="ollama",
     title="Ollama",
+    hints={
+        403: "Ollama refuses requests for a host name that is not its own while it listens on loopback only: start it "
+        "with OLLAMA_HOST=0.0.0.0, or name the target by 127.0.0.1 or its IP address"
+    },
     port=11434,
     prefixes=("ollama_", "ollama:"),
     model_label="model",
