@@ -23,6 +23,7 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, Cost, GpuSettings, ModelMemory, Target
 from llm_headroom.net.listen import ListenError
 from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published
 from llm_headroom.simulate import scenario
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.gpus import UNSEEN_PID, Holder, SimulatedGpus
@@ -216,7 +217,7 @@ async def _export(settings: Settings, watched: tuple[Target, ...], gpus: Simulat
         cost=Cost(gpu_hour=_GPU_HOUR),
     )
     poller = Poller(config, gpus=gpus)
-    app = App(poller)
+    app = App(Published(poller))
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen)
     stack.push_async_callback(app.close)

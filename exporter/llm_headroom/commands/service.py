@@ -15,13 +15,16 @@ from llm_headroom.config.load import Config, ConfigError
 from llm_headroom.net.listen import ListenError
 from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published, Reload
 from llm_headroom.proxy.service import Proxies
-from llm_headroom.web.app import App, Reload
-from llm_headroom.web.server import Server, serve
+from llm_headroom.web.app import App
+from llm_headroom.web.server import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from llm_headroom.net.http_server import HttpServer
 
 log = logging.getLogger("llm_headroom")
 
@@ -50,13 +53,14 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     `file` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
 
     Raises:
-        web.server.ListenError: an address cannot be listened on.
-        web.config.WebConfigError: the web configuration is wrong.
+        llm_headroom.net.listen.ListenError: an address cannot be listened on.
+        llm_headroom.web.config.WebConfigError: the web configuration is wrong.
     """
     proxies = Proxies(config)
-    poller = Poller(config, proxies=proxies)
+    poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
     pusher = Pusher()
-    app = App(poller, pusher.points)
+    published = Published(poller, pusher.points)
+    app = App(published)
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen, web_config=config.web_config)
     try:
@@ -74,9 +78,9 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
     poller.start()
-    await pusher.apply(config, app)
+    await pusher.apply(config, published, app.changed)
     watching = loop.create_task(_watch(file, reload)) if file is not None else None
-    reloading = loop.create_task(_reload(app, pusher, read, reload))
+    reloading = loop.create_task(_reload(published, pusher, app.changed, read, reload))
     try:
         await ended.wait()
     finally:
@@ -88,7 +92,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         await _end(server, poller, app, pusher)
 
 
-async def _end(server: Server, poller: Poller, app: App, pusher: Pusher) -> None:
+async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher) -> None:
     await pusher.close()
     await server.close()
     await poller.stop()
@@ -114,23 +118,25 @@ async def _watch(file: Watched, reload: asyncio.Event) -> None:
             reload.set()
 
 
-async def _reload(app: App, pusher: Pusher, read: Callable[[], Config], reload: asyncio.Event) -> None:
+async def _reload(
+    published: Published, pusher: Pusher, changed: Callable[[], None], read: Callable[[], Config], reload: asyncio.Event
+) -> None:
     while True:
         await reload.wait()
         reload.clear()
         try:
             config = read()
-            await pusher.apply(config, app)
+            await pusher.apply(config, published, changed)
         except ConfigError as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
-            app.reload = app.reload._replace(succeeded=False)
-            app.changed()
+            published.reload = published.reload._replace(succeeded=False)
+            changed()
             continue
-        old = app.poller.config
+        old = published.poller.config
         fixed = [name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)]
         if fixed:
             log.warning("changes that need a restart were left out", extra={"keys": ",".join(fixed)})
-        await app.poller.apply(config)
-        app.reload = Reload(succeeded=True, last_success=time.time())
-        app.changed()
+        await published.poller.apply(config)
+        published.reload = Reload(succeeded=True, last_success=time.time())
+        changed()
         log.info("configuration reloaded", extra={"targets": len(config.targets)})
