@@ -74,6 +74,10 @@ class Document:
     every: seconds between fetches; 0 with each poll.
     tolerated: status codes which are an answer too (a feature that is off), not a failure of the source.
     optional: True if the source is up without it.
+    leads: True if what else is asked for depends on its newest answer.
+    wakes: True if the engine takes the request for work that keeps it from going to sleep.
+    model: the model of its series that name none, where it is not that of the whole engine.
+    after: the usual path, which has been asked for in vain; messages name it.
     read: what is kept of a JSON document. Bodies can hold keys and prompts: nothing else of them is kept.
     """
 
@@ -85,6 +89,10 @@ class Document:
     every: float = 0.0
     tolerated: tuple[int, ...] = ()
     optional: bool = False
+    leads: bool = False
+    wakes: bool = False
+    model: str = ""
+    after: str = ""
     read: Callable[[Any], Any] = lambda document: document
 
 

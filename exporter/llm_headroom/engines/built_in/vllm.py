@@ -85,7 +85,7 @@ def _documents(known: Mapping[str, Any]) -> Iterable[Document]:
 
 
 _METRICS: Final = Document(key="metrics", path="/metrics", text=True, tolerated=(404,))
-_NIM_METRICS: Final = Document(key="nim_metrics", path="/v1/metrics", text=True)
+_NIM_METRICS: Final = Document(key="nim_metrics", path="/v1/metrics", text=True, after="/metrics")
 _OTHERS: Final = (
     Document(
         key="version",
@@ -273,6 +273,12 @@ ENGINE: Final = Engine(
             needs="V0; -1 stands for prefix caching that is off",
         ),
         Rule(schema.MODEL_LOADED, ("vllm:engine_sleep_state",), where={"sleep_state": "awake"}),
+        Rule(
+            schema.MODEL_ASLEEP,
+            ("vllm:engine_sleep_state",),
+            where={"sleep_state": "weights_offloaded|discard_all"},
+            needs="sleep mode",
+        ),
         Rule(
             schema.MODEL_MEMORY,
             ("vllm:cache_config_info",),
