@@ -104,6 +104,7 @@ EXAMPLES = (
     "true",
     "stop",
     "abort",
+    "weights_offloaded",
     "/v1/completions",
     "local_compute",
     "awake",
