@@ -15,9 +15,10 @@ import pytest
 from llm_headroom import schema
 from llm_headroom.bundle import recording
 from llm_headroom.bundle.dashboards import dashboards, files
-from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
 from llm_headroom.model import Kind
+from llm_headroom.thresholds import Thresholds
 from programs import program
 from prometheus_server import asked
 from simulator_process import Simulator
@@ -41,7 +42,7 @@ LEVELS: Final = {
     "llm_host_memory_oom_kills_total",
 }
 """Counters that are shown as they stand: a counter that appears with its first event has no rate."""
-SELECTOR: Final = re.compile(r"((?:\b\w+:)?\bllm_\w+(?::\w+)?|\bALERTS|\bup|\bscrape_\w+)\{([^}]*)\}")
+SELECTOR: Final = re.compile(r"((?:\b\w+:)?\bllm_\w+(?::\w+)?|\bALERTS|\bup|\bscrape_\w+|\bprocess_\w+)\{([^}]*)\}")
 
 
 def drawn(document: Json) -> Iterator[Json]:

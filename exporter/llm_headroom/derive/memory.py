@@ -10,12 +10,12 @@ from llm_headroom.derive import headroom, residency, risk, saturation, slo, turn
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.observation import Observation, growth, observe, restarted
-from llm_headroom.model import numbers, point
+from llm_headroom.model import Point, numbers, point, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llm_headroom.model import Labels, Metric, Point
+    from llm_headroom.model import Labels, Metric
 
 PEAK_SECONDS: Final = 60.0
 FINEST_SECONDS: Final = 1.0
@@ -108,24 +108,19 @@ def _remembered(
     objectives: Sequence[slo.Objective],
 ) -> ModelMemory:
     hottest, replicas = fullest
-    if known is None or at <= known.at:
-        tallies = {each.name: slo.tallied(slo.Tally(), each, None, now) for each in objectives}
-        fresh = ModelMemory(at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest)
-        return fresh if known is None else known
-    elapsed, before = at - known.at, known.last
+    if known is not None and at <= known.at:
+        return known
+    before = None if known is None else known.last
     tallies = {
-        each.name: slo.tallied(known.tallies.get(each.name, slo.Tally()), each, before, now) for each in objectives
+        each.name: slo.tallied(known.tallies.get(each.name, slo.Tally()) if known else slo.Tally(), each, before, now)
+        for each in objectives
     }
-    if restarted(before, now):
+    if known is None or before is None or restarted(before, now):
+        restarts = 0 if known is None else known.restarts + 1
         return ModelMemory(
-            at=at,
-            last=now,
-            tallies=tallies,
-            moved=at,
-            replicas=replicas,
-            hottest=hottest,
-            restarts=known.restarts + 1,
+            at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest, restarts=restarts
         )
+    elapsed = at - known.at
     moving = (
         growth(before.steps, now.steps) > 0
         or growth(before.generation_tokens, now.generation_tokens) > 0
@@ -191,7 +186,7 @@ def _usage(
 def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[Point]:
     for labels, recent in usage.items():
         peak = max(value for _, value in recent)
-        yield point(schema.KV_CACHE_USAGE_PEAK, peak, "highest poll of the last minute", dict(labels))
+        yield Point(series_of(schema.KV_CACHE_USAGE_PEAK, labels), peak, "highest poll of the last minute")
 
 
 def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str, str], **more: str) -> Iterator[Point]:

@@ -10,7 +10,7 @@ import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.derive.headroom import steady_demand
+from llm_headroom.derive.headroom import demanded, steady_demand
 
 if TYPE_CHECKING:
     from llm_headroom.derive.estimates import Estimates
@@ -45,7 +45,7 @@ def kv_distance(now: Observation, estimates: Estimates) -> float | None:
     arrivals = estimates.arrivals.value
     if not demand or not residence or not held or arrivals is None or not now.capacity or now.used is None:
         return None
-    begin = now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
+    begin = demanded(now, estimates)
     distances = []
     for ahead in _LOOK_AHEAD:
         fading = math.exp(-ahead / residence)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for the process of an engine that answers but was not found."""
-ROUTERS: Final = frozenset({"sglang_router"})
-"""Targets that hold no model themselves."""
 _INIT: Final = 1
 
 
@@ -34,6 +32,11 @@ class Watched(NamedTuple):
     def engine(self) -> str:
         """The kind of engine, empty if nobody knows it."""
         return (self.snapshot.engine if self.snapshot else "") or self.target.engine or ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels of every series about it."""
+        return {**self.target.labels, "engine": self.engine, "target": self.target.name}
 
     @property
     def up(self) -> bool:

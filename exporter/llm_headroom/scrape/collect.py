@@ -12,7 +12,7 @@ from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Exposition
-from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
+from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, point
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
 from llm_headroom.scrape.http import FetchError
@@ -22,9 +22,10 @@ from llm_headroom.scrape.mapping import LabelCap, Mapper
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.load import Target
+    from llm_headroom.config.settings import Target
     from llm_headroom.derive.slo import Objective
     from llm_headroom.engines.rules import Engine
+    from llm_headroom.model import Point
     from llm_headroom.scrape.identify import Look
     from llm_headroom.scrape.layers import Layer, Told
     from llm_headroom.scrape.mapping import Plan
@@ -71,7 +72,6 @@ class Collector:
         self._mappers: dict[str, Mapper] = {}
         self._remarks: list[Failure] = []
         self._looked: tuple[float, Look | None] = (-math.inf, None)
-        self._version_series: Series | None = None
         self._last_success: float | None = None
         self._memory = Memory()
         self._objectives = tuple(objectives)
@@ -84,7 +84,7 @@ class Collector:
         """One collection; failures are told in its health, never raised."""
         taken = time.time()
         started = time.monotonic()
-        reading: Reading | None = None
+        reading = Reading([], {}, ())
         error: Failure | None = None
         try:
             reading = await self.read(started + self._timeout)
@@ -103,21 +103,21 @@ class Collector:
         except FetchError as failed:
             error = failed.failure
         version = self._version()
-        if reading is not None and version:
-            reading.points.append(Point(self._info(version), 1.0, "version"))
+        if error is None and version and schema.ENGINE_INFO.name not in self._own:
+            reading.points.append(point(schema.ENGINE_INFO, 1.0, "version", self._base, version=version))
         return Snapshot(
             target=self.target.name,
             engine=self.engine.name,
             taken=taken,
-            points=() if reading is None else tuple(reading.points),
+            points=tuple(reading.points),
             health=Health(
                 up=error is None,
                 error=error,
                 warnings=self._warnings(),
                 duration_seconds=time.monotonic() - started,
                 last_success=self._last_success,
-                samples={} if reading is None else reading.samples,
-                unmapped=() if reading is None else reading.unmapped,
+                samples=reading.samples,
+                unmapped=reading.unmapped,
                 version=version,
             ),
         )
@@ -157,12 +157,6 @@ class Collector:
         """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""
         points = () if self._measured is None else self._measured(self._base)
         return [point for point in points if point.series.metric.name not in self._own]
-
-    def _info(self, version: str) -> Series:
-        known = self._version_series
-        if known is None or known.label("version") != version:
-            known = self._version_series = Series(schema.ENGINE_INFO, {**self._base, "version": version})
-        return known
 
     def _version(self) -> str:
         return self.engine.version(self._documents.held)[:64]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
-from llm_headroom.model import numbers
+from llm_headroom.model import Subject, numbers
+from llm_headroom.thresholds import DEFAULT
 from llm_headroom.view.history import key_of, rate, rates
 from llm_headroom.view.quantiles import latency
 from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
@@ -21,8 +22,17 @@ if TYPE_CHECKING:
 
 RATE_WINDOW: Final = 30.0
 """Seconds over which tokens per second are taken."""
-KV_FULL: Final = 0.95
-"""Usage from which on the KV cache is named as the reason why requests wait."""
+_KV: Final = {
+    "capacity": schema.KV_CACHE_CAPACITY,
+    "used": schema.KV_CACHE_USED,
+    "evictable": schema.KV_CACHE_EVICTABLE,
+    "usage": schema.KV_CACHE_USAGE,
+    "peak": schema.KV_CACHE_USAGE_PEAK,
+    "headroom_tokens": schema.KV_CACHE_HEADROOM_TOKENS,
+    "headroom_ratio": schema.KV_CACHE_HEADROOM_RATIO,
+    "headroom_requests": schema.KV_CACHE_HEADROOM_REQUESTS,
+    "exhaustion_seconds": schema.KV_CACHE_EXHAUSTION,
+}
 _KINDS: Final = ("weights", "kv_cache", "graph", "total", "device")
 
 
@@ -35,9 +45,10 @@ def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[M
     for point in snapshot.points:
         by_model.setdefault(key_of(point), []).append(point)
     whole = by_model.pop("", [])
-    if not by_model or source.engine == "sglang_router":
+    router = any(point.series.metric.subject is Subject.ROUTER for point in snapshot.points)
+    if not by_model or router:
         every = [*whole, *(point for points in by_model.values() for point in points)]
-        if source.engine == "sglang_router":
+        if router:
             return (_router(every, source, [history.readings(source.target, key) for key in ("", *by_model)], missing),)
         return (_card("", every, source, history.readings(source.target, ""), missing),)
     # Models that are in memory first; the order of the engine otherwise.
@@ -119,27 +130,15 @@ def _objectives(points: Sequence[Point], said: Said) -> tuple[Objective, ...]:
 
 
 def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
-    capacity, used = said.get(schema.KV_CACHE_CAPACITY), said.get(schema.KV_CACHE_USED)
-    usage, evictable = said.get(schema.KV_CACHE_USAGE), said.get(schema.KV_CACHE_EVICTABLE)
-    if usage is None and used is None:
+    found = said.named(_KV)
+    if found["usage"] is None and found["used"] is None:
         return None
     usages = [value for _, value in numbers(points, schema.KV_CACHE_USAGE)]
+    capacity, used = found["capacity"], found["used"]
     free = None
     if capacity is not None and used is not None:
-        free = max(capacity - used - (evictable or 0.0), 0.0)
-    return KvCache(
-        capacity=capacity,
-        used=used,
-        evictable=evictable,
-        free=free,
-        usage=usage,
-        worst=max(usages) if len(usages) > 1 else None,
-        peak=said.get(schema.KV_CACHE_USAGE_PEAK),
-        headroom_tokens=said.get(schema.KV_CACHE_HEADROOM_TOKENS),
-        headroom_ratio=said.get(schema.KV_CACHE_HEADROOM_RATIO),
-        headroom_requests=said.get(schema.KV_CACHE_HEADROOM_REQUESTS),
-        exhaustion_seconds=said.get(schema.KV_CACHE_EXHAUSTION),
-    )
+        free = max(capacity - used - (found["evictable"] or 0.0), 0.0)
+    return KvCache(free=free, worst=max(usages) if len(usages) > 1 else None, **found)
 
 
 def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
@@ -150,11 +149,11 @@ def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
     limit, offload = said.get(schema.REQUESTS_RUNNING_LIMIT), said.get(schema.MODEL_OFFLOAD)
     usage = None if kv is None else kv.worst if kv.worst is not None else kv.usage
     if waiting:
-        if usage is not None and usage >= KV_FULL:
+        if usage is not None and usage >= DEFAULT.kv_usage_critical:
             found.append(Trouble(Level.WARN, "saturated: KV cache full"))
         elif limit and running is not None and running >= limit:
             found.append(Trouble(Level.WARN, "saturated: at the running limit"))
-    if offload is not None and offload < 1.0:
+    if offload is not None and offload < DEFAULT.offload_low:
         found.append(Trouble(Level.WARN, "on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU"))
     if source.warnings:
         found.append(Trouble(Level.WARN, "incomplete"))
@@ -167,16 +166,15 @@ def _router(
     said = Said(points)
     healthy = said.by(schema.ROUTER_WORKER_HEALTHY, "worker")
     workers = said.get(schema.ROUTER_WORKERS)
-    up = sum(1.0 for value in healthy.values() if value) if healthy else None
+    up = sum(1.0 for value in healthy.values() if value)
     troubles = []
-    if healthy and up is not None and up < len(healthy):
+    if up < len(healthy):
         level = Level.WARN if up else Level.BAD
         troubles.append(Trouble(level, f"{len(healthy) - up:.0f} of {len(healthy)} workers unhealthy"))
     if source.warnings:
         troubles.append(Trouble(Level.WARN, "incomplete"))
-    taken_in = [
-        each for readings in histories if (each := rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW)) is not None
-    ]
+    rates_in = [rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW) for readings in histories]
+    taken_in = [each for each in rates_in if each is not None]
     own = histories[0]
     return EngineCard(
         id=_id(source.target, ""),
@@ -187,7 +185,7 @@ def _router(
             active=said.get(schema.ROUTER_REQUESTS_ACTIVE),
             waiting=said.get(schema.ROUTER_REQUESTS_WAITING),
             workers=float(len(healthy)) if workers is None and healthy else workers,
-            healthy=up,
+            healthy=up if healthy else None,
             request_rate=sum(taken_in) if taken_in else None,
         ),
         ages=ages(own),

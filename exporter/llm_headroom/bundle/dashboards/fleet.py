@@ -17,11 +17,12 @@ from llm_headroom.bundle.dashboards.parts import (
 )
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
+from llm_headroom.thresholds import SATURATION_HIGH
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.thresholds import Thresholds
     from llm_headroom.model import Metric
+    from llm_headroom.thresholds import Thresholds
 
 _CHOSEN = "${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${__url_time_range}"
 _CELL = "var-engine=${__data.fields.Engine}&var-target=${__data.fields.Target}"
@@ -171,7 +172,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.SATURATION, resource='max')})",
-                Column(title="Saturation", unit="percentunit", steps=above(0.8, 1), width=100, link=_TO_KV),
+                Column(title="Saturation", unit="percentunit", steps=above(SATURATION_HIGH, 1), width=100, link=_TO_KV),
             ),
         ),
         height=8,

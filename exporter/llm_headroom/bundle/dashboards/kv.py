@@ -10,10 +10,11 @@ from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, Steps, abov
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
+from llm_headroom.thresholds import SATURATION_HIGH
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.thresholds import Thresholds
+    from llm_headroom.thresholds import Thresholds
 
 _EARLY = "until enough traffic was seen"
 _PARTS = 'resource!="max"'
@@ -86,7 +87,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Of the target that is nearest its limit; at 1 first tokens begin to leave their objective.",
             scope.told(f"max({scope.of(schema.SATURATION, resource='max')})"),
             unit="percentunit",
-            steps=above(0.8, 1),
+            steps=above(SATURATION_HIGH, 1),
         ),
         stat(
             "Risk",

@@ -146,6 +146,7 @@ ENGINE: Final = Engine(
     name="llamacpp",
     title="llama.cpp server",
     port=8080,
+    colour="purple",
     prefixes=("llamacpp:", "llamacpp_"),
     model_label="model",
     documents=_documents,
