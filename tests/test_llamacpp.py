@@ -164,7 +164,7 @@ def test_slots_that_share_a_cache_do_not_have_one_each(
         (("-np", "-1"), (), True),
         (("-np", "4", "-kvu"), (), True),
         (("--no-kv-unified",), (), False),
-        ((), ("HOME=/", "LLAMA_ARG_N_PARALLEL=4"), False),
+        ((), ("LLAMA_ARG_N_PARALLEL=4",), False),
         (("-np", "4"), ("LLAMA_ARG_KV_UNIFIED=true",), True),
     ],
 )
@@ -174,7 +174,7 @@ def test_slots_share_one_cache_unless_their_number_is_given(
     tree = ProcTree(tmp_path)
     tree.listen(8080, 7)
     words = ("/usr/bin/llama-server", "-m", "/m.gguf", *command)
-    tree.process(60, sockets=(7,), name="llama-server", command=words, environment=environment)
+    tree.process(60, sockets=(7,), name="llama-server", command=words, environment=("HOME=/", *environment))
 
     assert runners.server(tree.proc, 8080) == runners.Server(unified)
 
@@ -185,7 +185,7 @@ def test_how_a_server_was_started_is_unknown_where_it_is_not_visible(tmp_path: P
     tree.process(60, sockets=(7,), name="python3")
     assert runners.server(tree.proc, 8080) is None
 
-    tree.process(61, sockets=(7,), name="llama-server", command=("llama-server",), environment=None)
+    tree.process(61, sockets=(7,), name="llama-server", command=("llama-server",), environment=())
     assert runners.server(tree.proc, 8080) is None
 
 

@@ -189,11 +189,9 @@ class Proc:
 
     def environment(self, pid: int, names: Collection[str]) -> dict[str, str] | None:
         """Those variables among `names` that a process was started with; None if this user has no right to look."""
-        try:
-            variables = (each.partition("=") for each in self._text(f"{pid}/environ").split("\0"))
-        except OSError:
-            return None
-        return {name: value for name, _, value in variables if name in names}
+        text = self._text(f"{pid}/environ")
+        variables = (each.partition("=") for each in text.split("\0"))
+        return {name: value for name, _, value in variables if name in names} if text else None
 
     def behind_docker_proxy(self, pid: int) -> tuple[Address, int] | None:
         """Where Docker's port proxy forwards to (moby, cmd/docker-proxy); None if the process is none."""
