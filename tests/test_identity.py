@@ -13,17 +13,15 @@ import field_inputs
 from captures import value, values
 from engine_server import EngineServer, Reply
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Target
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
+from one_target import polled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine_server import Behaviour
-    from llm_headroom.model import Snapshot
 
 NIM = b"""\
 # TYPE num_requests_running gauge
@@ -64,24 +62,9 @@ def identified(routes: Mapping[str, Reply | Behaviour]) -> str:
     return asyncio.run(ask())
 
 
-def collected(engine: str, routes: Mapping[str, Reply | Behaviour]) -> Snapshot:
-    """One poll of a server as an engine."""
-
-    async def collect() -> Snapshot:
-        with EngineServer(routes) as server:
-            target = Target(name="t", endpoint=Endpoint(url=server.url))
-            collector = Collector(target, BUILT_IN[engine], timeout=30, label_limit=200)
-            try:
-                return await collector.collect()
-            finally:
-                await collector.close()
-
-    return asyncio.run(collect())
-
-
 def test_the_router_of_vllm_is_a_router() -> None:
     assert identified(field_inputs.routes("10")) == "sglang_router"
-    points = collected("sglang_router", field_inputs.routes("10")).points
+    points = polled("sglang_router", field_inputs.routes("10")).snapshot.points
 
     assert value(points, "llm_router_requests_total") == 120
     assert values(points, "llm_router_errors_total", "reason") == {"request_failed": 3}
@@ -107,7 +90,7 @@ def test_names_without_a_prefix_identify_only_together() -> None:
 
 
 def test_nvidia_nim_serves_the_names_of_vllm_without_prefix_below_v1() -> None:
-    snapshot = collected("vllm", {"/v1/metrics": Reply(NIM)})
+    snapshot = polled("vllm", {"/v1/metrics": Reply(NIM)}).snapshot
     points = snapshot.points
 
     assert snapshot.health.up
@@ -122,7 +105,9 @@ def test_nvidia_nim_serves_the_names_of_vllm_without_prefix_below_v1() -> None:
 
 
 def test_an_expiry_is_right_with_any_number_of_fraction_digits_and_any_offset() -> None:
-    found = values(collected("ollama", field_inputs.routes("18")).points, "llm_model_expiry_timestamp_seconds", "model")
+    found = values(
+        polled("ollama", field_inputs.routes("18")).snapshot.points, "llm_model_expiry_timestamp_seconds", "model"
+    )
     day = datetime(2027, 8, 8, 0, 7, 26, tzinfo=UTC).timestamp()
     earlier = datetime(2024, 6, 4, 14, 38, 31, tzinfo=UTC).timestamp()
 
@@ -158,7 +143,7 @@ def test_what_is_no_engine_is_described(routes: Mapping[str, Reply | Behaviour],
 
 
 def test_ollama_that_refuses_a_foreign_host_says_how_to_allow_it() -> None:
-    error = collected("ollama", field_inputs.routes("16")).health.error
+    error = polled("ollama", field_inputs.routes("16")).snapshot.health.error
 
     assert error is not None
     assert "OLLAMA_HOST" in error.message

@@ -52,7 +52,7 @@ class ProcTree:
         environment: tuple[str, ...] = ("HOME=/",),
         resident: tuple[int, int, int] = (1024, 512, 256),
     ) -> int:
-        """Adds a process; `resident` are KiB of anonymous, file and shared memory; an empty environment is a hidden one."""
+        """Adds a process; `resident` are KiB of anonymous, file and shared memory. No environment: it is hidden."""
         self._write(str(pid), pid, parent, pid if group is None else group, start, cgroup, name)
         folder = self.root / str(pid)
         for number, inode in enumerate(sockets, start=3):
