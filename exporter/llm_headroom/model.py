@@ -182,6 +182,8 @@ class SampleState(StrEnum):
     IGNORED = "ignored"
     UNKNOWN = "unknown"
     INVALID = "invalid"
+    UNKNOWN_LABEL = "unknown_label"
+    """Mapped, but kept apart or held for a repetition because of a label that no rule knows."""
 
 
 class Cause(StrEnum):
