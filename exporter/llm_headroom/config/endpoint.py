@@ -19,7 +19,7 @@ VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Where a secret lies: a file (read anew at each use, so that it may be rotated) or an environment variable."""
+    """A secret in a file (read again at each use, so that it can be rotated) or in an environment variable."""
 
     file: Path | None = None
     env: str | None = None
@@ -70,7 +70,7 @@ class Auth:
     hides_unknown_keys: ClassVar[bool] = True  # a key that we do not know may be a misplaced secret
 
     bearer_token_file: SecretFile | None = None
-    """Holds the token. Must exist when the configuration is read; it is read anew when it is used, so that it can be
+    """Holds the token. Must exist when the configuration is read; it is read again at each use, so that it can be
     rotated. Example: `secrets/token`."""
     bearer_token_env: SecretVariable | None = None
     """The environment variable that holds the token; must be set."""

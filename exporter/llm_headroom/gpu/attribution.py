@@ -6,7 +6,7 @@ they cannot (an engine in another PID namespace, processes that NVML hides), by 
 
 NVML's PIDs: older drivers give those of the host whoever asks (NVIDIA/gpu-monitoring-tools#63); newer ones translate
 them into the asker's PID namespace and leave out who is not in it (NVIDIA/open-gpu-kernel-modules, _gpuConvertPid in
-src/nvidia/src/kernel/gpu), but do not always tell their memory there (its pull request 614).
+src/nvidia/src/kernel/gpu), but do not always report their memory there (its pull request 614).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UNSEEN: Final = "unseen"
 
 
 class Method(StrEnum):
-    """How it was found out that an engine holds memory of a device."""
+    """The method by which memory of a device was attributed to an engine."""
 
     PID = "pid"
     """A process that listens where the target's URL points to, or one below it."""
@@ -95,7 +95,7 @@ _BY_PROCESS: Final = {
 
 
 class _Kin:
-    """Whose a process is, by its place in /proc."""
+    """The engine that a process belongs to, by its place in /proc."""
 
     def __init__(self, proc: Proc, owners: Sequence[Owner]) -> None:
         self._proc = proc

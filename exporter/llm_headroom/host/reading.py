@@ -34,10 +34,10 @@ class _Group(NamedTuple):
 
 
 class HostMemory:
-    """Reads what /proc and /sys tell of engines. Blocks; to be used from one thread.
+    """Reads engines' processes and memory from /proc and /sys. Blocks; to be used from one thread.
 
     A control group is remembered after its engine's death, for as long as it exists: who was killed for want of memory
-    is told by its counters.
+    is recognised by its counters.
     """
 
     def __init__(self, finder: Finder, sys: Path = _SYS) -> None:

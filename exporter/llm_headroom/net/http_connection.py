@@ -46,7 +46,7 @@ class Request:
 
 
 class Stream(Protocol):
-    """A body that comes in parts, over as long as it takes. `aclose` is called once, whatever becomes of the client."""
+    """A body that comes in parts over any length of time. `aclose` is called once, whatever happens to the client."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The parts, none of them empty."""

@@ -113,7 +113,7 @@ class Push:
 
     async def _push(self, exporter: Exporter) -> None:
         loop, sources = asyncio.get_running_loop(), self._sources()
-        outcome, count = Outcome(Drop.TIMEOUT, "an export goes on and on"), sum(len(points) for _, points in sources)
+        outcome, count = Outcome(Drop.TIMEOUT, "the export does not end"), sum(len(points) for _, points in sources)
         if loop.time() < self._pause_until:
             outcome = Outcome(Drop.UNAVAILABLE, "the collector has asked to wait")
         elif self._export is None or self._export.done():
