@@ -239,6 +239,12 @@ ENGINE_GPU_RESERVATION: Final = _gauge(
     across=Across.MAX,
 )
 MODEL_LOADED: Final = _gauge("model_loaded", "{model}", "1 while the model is in memory.", across=Across.NONE)
+MODEL_ASLEEP: Final = _gauge(
+    "model_asleep",
+    "{model}",
+    "1 while the model sleeps, put to sleep or for want of work: it is out of GPU memory until it is woken.",
+    across=Across.MAX,
+)
 MODEL_EXPIRY: Final = _gauge(
     "model_expiry_timestamp_seconds",
     "s",

@@ -123,6 +123,7 @@ def load(  # noqa: PLR0913 - one argument for each flag
     values = reader.read(path, Config, problems, check=names.check, accept=names.accept) if path else {}
     if len(problems):
         names.doors.clear()  # of a file that cannot be used no target is known
+    added = _flags("target", lambda text: names.claim(parse_target(text), "--target"), targets, problems)
     flags = {
         "interval": (Interval, interval),
         "web-config": (ExistingFile, web_config),
@@ -133,7 +134,6 @@ def load(  # noqa: PLR0913 - one argument for each flag
         name: _flag(name, partial(parsed, kind), str(text), problems) for name, (kind, text) in flags.items() if text
     }
     addresses = _flags("listen", partial(parsed, Address), listen, problems)
-    added = _flags("target", lambda text: names.claim(parse_target(text), "--target"), targets, problems)
     own = (*values.get("targets", ()), *added)
     for option, fronts in (("ollama-proxy", ollama_proxy), ("listen", proxy)):
         behind = own[0] if option == "listen" and own else _ollama(own)

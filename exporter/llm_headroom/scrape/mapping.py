@@ -184,7 +184,7 @@ class _Sources:
         models = {
             value
             for key in self.layout.keys
-            if self.engine.owns(key.name)
+            if self.engine.owns(key.name) or key.name in self.engine.vocabulary
             for name, value in key.labels
             if name == label and value
         }
@@ -277,7 +277,7 @@ class Mapper:
             states,
             unmapped,
             (*layout.problems, *problems),
-            any(self.engine.owns(key.name) for key in layout.keys),
+            self.engine.recognises({key.name for key in layout.keys}),
             tuple(sources.products),
         )
 

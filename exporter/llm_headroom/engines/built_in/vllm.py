@@ -18,10 +18,10 @@ from llm_headroom.engines.openai_api import (
     present,
     status_class,
 )
-from llm_headroom.engines.rules import Document, Engine, Fact, Rule, always
+from llm_headroom.engines.rules import Absent, Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.exposition.text import Layout
 
@@ -79,8 +79,14 @@ def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     }
 
 
-_DOCUMENTS: Final = always(
-    Document(key="metrics", path="/metrics", text=True),
+def _documents(known: Mapping[str, Any]) -> Iterable[Document]:
+    """NVIDIA NIM serves vLLM's metrics at /v1/metrics, without their prefix, and nothing at /metrics."""
+    return (_METRICS, _NIM_METRICS, *_OTHERS) if isinstance(known.get("metrics"), Absent) else (_METRICS, *_OTHERS)
+
+
+_METRICS: Final = Document(key="metrics", path="/metrics", text=True, tolerated=(404,))
+_NIM_METRICS: Final = Document(key="nim_metrics", path="/v1/metrics", text=True, after="/metrics")
+_OTHERS: Final = (
     Document(
         key="version",
         path="/version",
@@ -132,9 +138,9 @@ ENGINE: Final = Engine(
     port=8000,
     releases="0.6 to 0.33 (V0 and V1)",
     colour="blue",
-    prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_"),
+    prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_", ""),
     replica_label="engine",
-    documents=_DOCUMENTS,
+    documents=_documents,
     owned_by="vllm",
     facts=_facts,
     fact_sources={
@@ -149,6 +155,7 @@ ENGINE: Final = Engine(
     silent="no vllm: metrics: the server was started with --disable-log-stats, or has just started",
     rules=(
         Rule(schema.REQUESTS_RUNNING, ("vllm:num_requests_running", "vllm:running_requests")),
+        Rule(schema.REQUESTS_RUNNING_LIMIT, ("vllm:num_request_max",), needs="NVIDIA NIM"),
         Rule(
             schema.REQUESTS_WAITING,
             ("vllm:num_requests_waiting",),
@@ -173,6 +180,13 @@ ENGINE: Final = Engine(
             labels={"reason": "reason"},
             also=True,
             needs="0.32.0; counts with --max-num-queued-reqs or --max-num-queued-tokens",
+        ),
+        Rule(
+            schema.REQUESTS_FAILED,
+            ("vllm:request_failure_total",),
+            also=True,
+            needs="NVIDIA NIM",
+            note="NIM does not say why.",
         ),
         Rule(
             schema.HTTP_RESPONSES,
@@ -262,6 +276,12 @@ ENGINE: Final = Engine(
         ),
         Rule(schema.MODEL_LOADED, ("vllm:engine_sleep_state",), where={"sleep_state": "awake"}),
         Rule(
+            schema.MODEL_ASLEEP,
+            ("vllm:engine_sleep_state",),
+            where={"sleep_state": "weights_offloaded|discard_all"},
+            needs="sleep mode",
+        ),
+        Rule(
             schema.MODEL_MEMORY,
             ("vllm:cache_config_info",),
             fixed={"kind": "kv_cache"},
@@ -281,6 +301,7 @@ ENGINE: Final = Engine(
         **RUNTIME,
         "http_*": "HTTP layer without a model; responses are mapped",
         "vllm:http_*": "HTTP layer without a model",
+        "request_finish_total": "NVIDIA NIM: finished requests by reason; success and failure are mapped",
         "vllm:num_requests_waiting_by_reason": "parts of num_requests_waiting",
         "vllm:num_requests_kv_fetch_by_stage": "parts of num_requests_waiting",
         "vllm:num_requests_swapped": "V0's swapping, gone since V1",
