@@ -172,7 +172,7 @@ def markdown() -> str:
         "",
         "One schema for every engine and version. A metric that an engine does not expose is absent, never 0. Series",
         "of engines carry `engine`, `target` (the configured name, else host:port), usually `model`, and `replica`",
-        "(the data-parallel rank) where the engine exposes it. Engines have different histogram buckets: keep `engine` in",
+        "(the data-parallel rank) where the engine exposes it. Histogram buckets differ by engine: keep `engine` in",
         "every aggregation by `le`.",
         "",
     ]
