@@ -212,26 +212,26 @@ def unexplained(
     for device in devices:
         left = device.used - held[device.gpu, device.uuid]
         if owners and left > _NOTEWORTHY:
-            why = f"GPU {device.gpu}: {left / 2**30:.1f} GiB are attributed to no engine: {_why(device, owners, proc)}"
-            found.append(Failure(Cause.DEVICE, why))
+            amount = f"GPU {device.gpu}: {left / 2**30:.1f} GiB are not attributed to any engine"
+            found.append(Failure(Cause.DEVICE, f"{amount}: {_why(device, owners, proc)}"))
     return found
 
 
 def _why(device: Device, owners: Sequence[Owner], proc: Proc) -> str:
     if device.processes is None:
-        return "NVML does not let this process list those of the device; give targets their gpus"
+        return "NVML does not allow this process to list the device's processes; give targets their gpus"
     hidden = [str(process.pid) for process in device.processes if proc.stat(process.pid) is None]
     if hidden or not device.processes:
         seen = f"processes {', '.join(hidden)} are not visible here" if hidden else "NVML lists no process here"
         return (
-            f"{seen}: who holds it runs in another PID namespace; share it (Kubernetes: shareProcessNamespace or "
+            f"{seen}: they run in another PID namespace; share it (Kubernetes: shareProcessNamespace or "
             "hostPID; Docker: --pid), or give the target its gpus"
         )
     unfound = [owner.target for owner in owners if owner.process is None]
     pids = ", ".join(str(process.pid) for process in device.processes)
     if unfound:
         return (
-            f"of {', '.join(unfound)} no process was found that could be compared with {pids}: run this exporter as "
+            f"of {', '.join(unfound)} no process was found to match with {pids}: run this exporter as "
             "the engine's user, or give the target its pid or gpus"
         )
-    return f"processes {pids} are not all of a target's; is a target missing?"
+    return f"processes {pids} do not all belong to a target; is a target missing?"

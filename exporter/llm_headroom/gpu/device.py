@@ -242,7 +242,7 @@ class Device:
         if value.least <= number <= value.most:
             points.append(Point(series, number * value.times / value.per, origin))
         else:
-            text = f"{self.name}: {origin} gave an impossible {value.metric.name}, which was dropped"
+            text = f"{self.name}: {origin} returned an impossible {value.metric.name}, which was dropped"
             warnings.append(Failure(Cause.DEVICE, text))
 
     def _trouble(self, error: NvmlError, origin: str, warnings: list[Failure], *, vital: bool = False) -> None:
@@ -388,7 +388,7 @@ def loss(device: str, refused: Refused) -> Failure:
     advice: dict[int, str] = {
         Code.GPU_IS_LOST: "it fell off the bus: look for Xid messages in dmesg, then reset the GPU or reboot",
         Code.RESET_REQUIRED: "it has to be reset before it can be used again",
-        Code.TIMEOUT: "the driver does not answer for it: look for Xid messages in dmesg",
+        Code.TIMEOUT: "the driver does not respond for it: look for Xid messages in dmesg",
         Code.INSUFFICIENT_POWER: "its power cables are not attached",
     }
     what = advice.get(refused.code, "look for Xid messages in dmesg")

@@ -153,7 +153,7 @@ class Gpus:
         count = call(pynvml, "nvmlDeviceGetCount")
         if not count:
             self.close()
-            why = f"NVML runs (driver {self._driver}) but lists no GPU: look for errors of the driver in dmesg; "
+            why = f"NVML works (driver {self._driver}) but lists no GPU: look for errors of the driver in dmesg; "
             raise GpuError(Failure(Cause.DEVICE, why + _CONTAINER))
         self._cards = [Card(pynvml, index, versions, self._questions) for index in range(count)]
 
@@ -216,7 +216,7 @@ def _explained(refused: Refused, library: Path | None) -> Failure:
         f"hidden from this process: on a host, load it (modprobe nvidia); {_CONTAINER}",
         Code.LIB_RM_VERSION_MISMATCH: f"the kernel module and {name} are of different versions, as after an upgrade of "
         "the driver: reboot or reload the module, then restart llm-headroom (recreate its container)",
-        Code.NO_PERMISSION: f"this user may not open /dev/nvidiactl, /dev/nvidia0, …; {_CONTAINER}",
+        Code.NO_PERMISSION: f"this user is not allowed to open /dev/nvidiactl, /dev/nvidia0, …; {_CONTAINER}",
         Code.UNINITIALIZED: "the driver was reloaded; the next reading initialises NVML again",
     }
     what = advice.get(code, "the NVIDIA driver does not respond: look for its messages in dmesg")

@@ -163,7 +163,7 @@ class HttpServer:
             transport.abort()
             raise
         except Exception:  # noqa: BLE001 - one client's connection must not end the server
-            _log.exception("connection cut by an error of the server")
+            _log.exception("connection closed after an internal error")
             transport.abort()
         finally:
             writer.close()

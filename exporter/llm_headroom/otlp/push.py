@@ -84,7 +84,7 @@ class Push:
         except TimeoutError:
             log.warning("last otlp export given up", extra={"endpoint": self._options.shown, "seconds": FLUSH})
         except Exception:
-            log.exception("export failed by a defect of llm-headroom")
+            log.exception("internal error (bug)")
         self._exporter.interrupt()
 
     async def _run(self, ready: Callable[[], Awaitable[None]]) -> None:
@@ -101,7 +101,7 @@ class Push:
             try:
                 await self._push(self._exporter)
             except Exception:
-                log.exception("export failed by a defect of llm-headroom")
+                log.exception("internal error (bug)")
             # Beats that passed during a slow export are skipped: the next one has what they would have shown.
             beat += interval * max(1, math.ceil((loop.time() - beat) / interval))
             await asyncio.sleep(beat - loop.time())
@@ -150,6 +150,6 @@ class Push:
                 refused = {"rejected": outcome.rejected, "reason": outcome.message}
                 log.warning("otlp points rejected", extra={**fields, **refused})
             elif outcome.message:
-                log.warning("otlp collector says", extra={**fields, "message_of_it": outcome.message})
+                log.warning("otlp collector message", extra={**fields, "detail": outcome.message})
             self._dropped = 0
         self._reported = news
