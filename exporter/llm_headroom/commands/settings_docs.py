@@ -45,8 +45,8 @@ def words(section: type) -> Mapping[str, Words]:
     [body] = ast.parse(inspect.getsource(section)).body
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - the source of a class is one
     found = {}
-    for name, text in zip(body.body, body.body[1:], strict=False):
-        match name, text:
+    for line, after in zip(body.body, body.body[1:], strict=False):
+        match line, after:
             case ast.AnnAssign(target=ast.Name(field)), ast.Expr(ast.Constant(str(text))):
                 parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", " ".join(text.split()))
                 assert parts  # noqa: S101 - every part may be missing
