@@ -344,7 +344,7 @@ def _header_name(text: str) -> str:
 
 def _public_header(text: str) -> str:
     if _header_name(text).lower() in _SECRET_HEADERS:
-        raise ConfigError("secrets are not allowed in this file: put it under headers_file or headers_env")
+        raise ConfigError("secrets are not allowed in this file: use headers_file or headers_env")
     return text
 
 
@@ -377,7 +377,7 @@ class OtlpSettings:
     encrypted unless `OTEL_EXPORTER_OTLP_INSECURE` is `true`. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`. Example:
     `https://collector.internal:4318`."""
     protocol: OtlpProtocol | None = None
-    """Protocol. Default: `http/protobuf`. Example: `http/protobuf`."""
+    """OTLP protocol. Default: `http/protobuf`. Example: `http/protobuf`."""
     headers: Mapping[PublicHeader, HeaderValue] = field(default_factory=lambda: NOTHING, hash=False)
     """HTTP headers of each export. Secrets (`Authorization` and the like) are not allowed here. Example:
     `{X-Scope-OrgID: tenant-1}`."""
@@ -386,8 +386,8 @@ class OtlpSettings:
     headers_file: Mapping[Header, SecretFile] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By header: the file that holds its value, read at each export. Example: `{Authorization: secrets/token}`."""
     tls: TlsSettings = field(default_factory=Tls)
-    """TLS towards the collector, only with `https://`; see [TLS](#tls). gRPC has no `insecure_skip_verify`. Default:
-    the system's certificates."""
+    """TLS towards the collector, with `https://`; see [TLS](#tls). gRPC has no `insecure_skip_verify`. Default: the
+    system's certificates."""
     compression: Compression | None = None
     """Compression of exports. Default: `gzip`. Example: `gzip`."""
     timeout: Timeout | None = None
@@ -451,6 +451,6 @@ class Config:
     web_config: File | None = None
     """TLS and authentication of the exporter's own server; see [its page](web-configuration.md). Example: `web.yml`."""
     log: Log = field(default_factory=Log)
-    """Logging; see [Log](#log)."""
+    """Level and format of the log; see [Log](#log)."""
     otlp: OtlpSettings | None = None
     """Push to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""
