@@ -47,8 +47,8 @@ def words(section: type) -> Mapping[str, Words]:
     found = {}
     for name, text in zip(body.body, body.body[1:], strict=False):
         match name, text:
-            case ast.AnnAssign(target=ast.Name(field)), ast.Expr(ast.Constant(str(text))):
-                parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", " ".join(text.split()))
+            case ast.AnnAssign(target=ast.Name(field)), ast.Expr(ast.Constant(str(docstring))):
+                parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", " ".join(docstring.split()))
                 assert parts  # noqa: S101 - every part may be missing
                 found[field] = Words(parts[1], parts[2] or "", parts[3] or "")
     return found
