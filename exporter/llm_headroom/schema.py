@@ -507,6 +507,12 @@ GPU_MEMORY_USED: Final = _gpu(
     "Memory allocated by processes; includes reserved memory where the driver does not report that separately.",
 )
 GPU_MEMORY_FREE: Final = _gpu("memory_free_bytes", Kind.GAUGE, "By", "Memory that can still be allocated.")
+GPU_MEMORY_UNIFIED: Final = _gpu(
+    "memory_unified",
+    Kind.GAUGE,
+    "{flag}",
+    "1 if the device shares the host's memory (GB10, Jetson): total and free memory are the host's then.",
+)
 GPU_MEMORY_RESERVED: Final = _gpu(
     "memory_reserved_bytes", Kind.GAUGE, "By", "Memory reserved by the driver and firmware."
 )

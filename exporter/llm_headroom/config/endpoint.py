@@ -132,7 +132,7 @@ class Endpoint:
 
     url: Url
     """`http://` or `https://`, host, port, and a prefix if the engine has one. Without a scheme it is `http`.
-    A `/metrics` at the end is removed. A query, a fragment or a password is not allowed. Example:
+    A `/metrics` or `/v1` at the end is removed. A query, a fragment or a password is not allowed. Example:
     `https://llm-a.internal:8000`."""
     tls: TlsSettings = field(default_factory=Tls)
     """TLS towards the engine, only with `https://`; see [TLS](#tls). Default: the system's certificates."""

@@ -258,7 +258,7 @@ def _listen(text: str) -> str:
 
 
 def url(text: str) -> str:
-    """A URL in its one spelling: no default port, no slash or `/metrics` at its end; without a scheme it is http."""
+    """A URL in its one spelling: no default port; no slash, `/metrics` or `/v1` at its end; without a scheme http."""
     if "@" in text:  # first, since what follows repeats the URL in errors
         raise ConfigError("the URL must not contain a user or password; give them under the key auth")
     if "?" in text or "#" in text:
@@ -275,6 +275,7 @@ def url(text: str) -> str:
     if not 1 <= port <= LAST_PORT:
         raise ConfigError(f"expected a port from 1 to {LAST_PORT}, got {shown(text)}")
     prefix = (match[3] or "").rstrip("/").removesuffix("/metrics").rstrip("/")
+    prefix = prefix.removesuffix("/v1").rstrip("/")  # the address that clients of the OpenAI API are given
     return f"{scheme}://{match[1].lower()}{'' if port == usual else f':{port}'}{prefix}"
 
 

@@ -101,7 +101,7 @@ def parse_target(text: str) -> "Target":
         engine, address = "", text
     elif not engine:
         raise ConfigError("expected an engine before the =, for example vllm=http://127.0.0.1:8000")
-    return Target(endpoint=Endpoint(url=url(address.strip())), engine=engine.strip() or None)
+    return Target(endpoint=Endpoint(url=url(address.strip())), engine=engine.strip().lower() or None)
 
 
 TargetLabel: TypeAlias = Annotated[Label, Form(name="label name", parse=_target_label)]
@@ -133,6 +133,9 @@ class Target:
     engine: Engine | None = None
     """`vllm`, `sglang`, `sglang_router`, `ollama`, `llamacpp`, or a name under `engines`. Default: detected. Example:
     `vllm`."""
+    model: Word = ""
+    """Name of the model on every series, in place of the engine's own name, if that is useless (`undefined`, a path).
+    For engines that serve one model. Default: the engine's own name. Example: `llama-3-8b`."""
     interval: Interval | None = None
     """Time between two polls. Default: the top-level value. Example: `10s`."""
     timeout: Timeout | None = None

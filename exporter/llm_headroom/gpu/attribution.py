@@ -169,6 +169,8 @@ def _of_device(device: Device, owners: Sequence[Owner], kin: _Kin, proc: Proc, *
         else:
             foreign[_STRANGER if lineage else _UNSEEN] += process.memory
     rest = max(0.0, device.used - sum(held.values()) - sum(foreign.values()))
+    if proc.is_wsl and not any(device.named(owner.gpus) for owner in owners):
+        rest, unreported = 0.0, set()  # Windows and its programs use the device, too, and nobody lists them
     hides = device.processes is None or not (device.processes or proc.initial_namespace)
     (sole,) = unreported if len(unreported) == 1 else (None,)
     if isinstance(sole, tuple):
@@ -218,6 +220,8 @@ def unexplained(
 
 
 def _why(device: Device, owners: Sequence[Owner], proc: Proc) -> str:
+    if proc.is_wsl:
+        return "under WSL 2 NVML reports no memory by process; give the target its gpus if nothing else uses the GPU"
     if device.processes is None:
         return "NVML does not allow this process to list the device's processes; give targets their gpus"
     hidden = [str(process.pid) for process in device.processes if proc.stat(process.pid) is None]
