@@ -568,7 +568,7 @@ GPU_UTILIZATION: Final = _gpu(
     Kind.GAUGE,
     "1",
     "Share of the last sample period during which a kernel was running.",
-    *_SOURCE,  # an engine that tells it itself cannot name the device
+    *_SOURCE,  # an engine that exposes its own cannot name the device
 )
 GPU_MEMORY_CONTROLLER: Final = _gpu(
     "memory_controller_utilization_ratio",

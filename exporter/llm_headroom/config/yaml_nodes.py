@@ -58,7 +58,7 @@ class Document:
         self._values = 0
 
     def count(self) -> None:
-        """Counts a value, so that few bytes cannot keep the exporter busy."""
+        """Counts a value, so that a small file cannot cost unlimited time."""
         self._values += 1
         if self._values > MOST_VALUES:
             raise OversizeError
