@@ -98,6 +98,29 @@ PROXY_UNMEASURED: Final = _counter(
     "reason",
     subject=Subject.PROXY,
 )
+PROXY_FIRST_TOKEN_WAIT: Final = _gauge(
+    "proxy_first_token_wait_seconds",
+    "s",
+    "Age of the oldest streamed request through the measuring proxy that has had no first token yet; 0 without any.",
+    across=Across.MAX,
+    subject=Subject.PROXY,
+)
+PROXY_SILENCE: Final = _gauge(
+    "proxy_silence_seconds",
+    "s",
+    "Time for which streamed requests have been under way through the measuring proxy without a byte of any answer; 0 "
+    "without any.",
+    across=Across.MAX,
+    subject=Subject.PROXY,
+)
+PROXY_OVERDUE: Final = _gauge(
+    "proxy_requests_overdue",
+    "{request}",
+    "Requests under way through the measuring proxy that have missed an objective already (ttft: streamed, and without "
+    "a first token; request_duration: without their end).",
+    "slo",
+    subject=Subject.PROXY,
+)
 HTTP_RESPONSES: Final = _counter(
     "http_responses_total", "{response}", "HTTP responses of the inference endpoints, by class of status code.", "code"
 )

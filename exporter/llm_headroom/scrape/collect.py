@@ -10,6 +10,7 @@ from llm_headroom import schema
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.openai_api import MODELS, present
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Exposition
 from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, point
@@ -156,6 +157,12 @@ class Collector:
         for layer in self._layers:
             await layer.close()
         await self._documents.close()
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The names of its models, as its metrics and its model list give them; of the latter adapters, too."""
+        listed = present(self._documents.held, MODELS.key) or ()
+        return frozenset({*self._memory.models, *(model["id"] for model in listed)}) - {""}
 
     def measured(self) -> list[Point]:
         """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""
