@@ -1,0 +1,244 @@
+"""The traffic of the last minutes, and draws of traffic like it: how bursty it is, and how long requests are."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom.derive.observation import histogram_growth
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llm_headroom.derive.interval import Interval
+    from llm_headroom.derive.observation import Observation
+    from llm_headroom.model import Histogram
+
+WINDOW_SECONDS: Final = 900.0
+COARSE_SECONDS: Final = 60.0
+"""Bursts are estimated at this scale first, and within it at that of single intervals."""
+ANSWER_SECONDS: Final = 1800.0
+"""Time constant of the mean answer: long answers end late, so that a short window misses them."""
+LEAST_ARRIVALS: Final = 10
+LEAST_FIRSTS: Final = 5
+_MOST_DISPERSION: Final = 20.0
+_LEAST_WARM_UP: Final = 60.0
+_RESIDENCES: Final = 3.0
+"""Residence times after which a simulated engine has settled."""
+
+
+class Call(NamedTuple):
+    """A request: seconds of its arrival, tokens of its prompt, how many of them are cached, tokens of its answer."""
+
+    arrival: float
+    prompt: int
+    cached: int
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long prompts or answers are: a histogram whose observations fade. `counts` are per bucket."""
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[float, ...] = ()
+
+    def after(self, before: Histogram | None, now: Histogram | None, keep: float) -> Lengths:
+        """The lengths with those between two readings, the older ones with a weight `keep` times as great."""
+        faded = Lengths(self.bounds, tuple(count * keep for count in self.counts))
+        grown = histogram_growth(before, now)
+        if grown is None:
+            return faded
+        fresh = tuple(b - a for a, b in zip((0.0, *grown.counts), grown.counts, strict=False))
+        if faded.bounds != grown.bounds:
+            return Lengths(grown.bounds, fresh)
+        return Lengths(grown.bounds, tuple(a + b for a, b in zip(faded.counts, fresh, strict=True)))
+
+    def sampler(self, mean: float) -> Sampler:
+        """Draws lengths of the given mean in tokens; exponential ones where there is no histogram."""
+        total = sum(self.counts)
+        if total <= 0:
+            return Sampler((), (), mean)
+        edges = [
+            (low, high if math.isfinite(high) else 2.0 * low)
+            for low, high in zip((1.0, *self.bounds), (max(1.0, bound) for bound in self.bounds), strict=False)
+        ]
+        shares = [count / total for count in self.counts]
+        own = sum(
+            share * ((high - low) / math.log(high / low) if high > low else low)
+            for share, (low, high) in zip(shares, edges, strict=True)
+        )
+        scale = mean / own
+        return Sampler(
+            tuple(accumulate(shares)), tuple((low * scale, math.log(high / low)) for low, high in edges), mean
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A distribution of lengths: its cumulative shares, and each bucket's low end and logarithmic width."""
+
+    shares: tuple[float, ...]
+    buckets: tuple[tuple[float, float], ...]
+    mean: float
+
+    def draw(self, chance: random.Random) -> int:
+        """One length in tokens, at least 1; within a bucket logarithms are equally likely."""
+        if not self.shares:
+            return max(1, round(chance.expovariate(1.0 / self.mean)))
+        index = min(bisect_left(self.shares, chance.random()), len(self.buckets) - 1)
+        low, width = self.buckets[index]
+        return max(1, round(low * math.exp(width * chance.random())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Mean prompt and answer in tokens, the share of prompts that is cached, and tokens that a step yields."""
+
+    prompt: float
+    answer: float
+    cached: float
+    per_step: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """The intervals of the last fifteen minutes, and lengths of a little longer.
+
+    `generated` and `answered` are tokens and the requests they are of, fading slowly. `busy` is for how many seconds
+    the engine has had something to do since it started.
+    """
+
+    intervals: tuple[Interval, ...] = ()
+    prompts: Lengths = field(default_factory=Lengths)
+    answers: Lengths = field(default_factory=Lengths)
+    generated: float = 0.0
+    answered: float = 0.0
+    busy: float = 0.0
+
+    def after(self, interval: Interval, before: Observation, now: Observation) -> Traffic:
+        """The traffic with one more interval, which lies between the two observations."""
+        keep = math.exp(-interval.seconds / WINDOW_SECONDS)
+        keep_answers = math.exp(-interval.seconds / ANSWER_SECONDS)
+        kept, seconds = [interval], interval.seconds
+        for each in reversed(self.intervals):
+            if seconds >= WINDOW_SECONDS:
+                break
+            kept.append(each)
+            seconds += each.seconds
+        return replace(
+            self,
+            intervals=tuple(reversed(kept)),
+            prompts=self.prompts.after(before.prompt_sizes, now.prompt_sizes, keep),
+            answers=self.answers.after(before.generation_sizes, now.generation_sizes, keep_answers),
+            generated=self.generated * keep_answers + interval.generated,
+            answered=self.answered * keep_answers + interval.admitted,
+            busy=self.busy + (interval.seconds if interval.busy else 0.0),
+        )
+
+    def total(self, name: str) -> float:
+        """The sum of a field over the window."""
+        return float(sum(getattr(each, name) for each in self.intervals))
+
+    @property
+    def seconds(self) -> float:
+        """How long the window is by now."""
+        return self.total("seconds")
+
+    @property
+    def rate(self) -> float:
+        """Arrivals per second."""
+        return self.total("arrivals") / self.seconds if self.intervals else 0.0
+
+    @property
+    def warm_up(self) -> float:
+        """Seconds of traffic after which an engine that began empty is as full as it will be."""
+        held = sum(each.running * each.seconds for each in self.intervals)
+        residence = held / max(self.total("finished"), 1.0)
+        return min(self.seconds, max(_LEAST_WARM_UP, _RESIDENCES * residence))
+
+    def sizes(self) -> Sizes | None:
+        """What requests are like; None before enough of them were seen."""
+        firsts, prompt = self.total("firsts"), self.total("prompt")
+        if firsts < LEAST_FIRSTS or prompt <= 0 or self.generated <= 0 or self.total("arrivals") < LEAST_ARRIVALS:
+            return None
+        steps = self.total("tokens") + firsts
+        return Sizes(
+            prompt=prompt / firsts,
+            answer=max(1.0, self.generated / max(1.0, self.answered)),
+            cached=self.total("cached") / prompt,
+            per_step=max(1.0, self.total("generated") / steps),
+        )
+
+    def intensity(self, chance: random.Random) -> list[float]:
+        """Arrivals per second of each interval, drawn from what its count leaves open.
+
+        Counts are of a Poisson process whose intensity itself varies, by minutes and within them; a gamma prior of the
+        variance that was seen shrinks each count towards its expectation.
+        """
+        counts = [each.arrivals * each.replicas for each in self.intervals]
+        seconds = [each.seconds for each in self.intervals]
+        mean = sum(counts) / sum(seconds)
+        coarse = _blocks(seconds, COARSE_SECONDS)
+        of_block = [sum(counts[i] for i in block) for block in coarse]
+        expected = [mean * sum(seconds[i] for i in block) for block in coarse]
+        by_block = ratios(of_block, expected, chance)
+        likely = [0.0] * len(counts)
+        for block, ratio in zip(coarse, by_block, strict=True):
+            for i in block:
+                likely[i] = mean * seconds[i] * ratio
+        fine = ratios(counts, likely, chance)
+        return [
+            a * b / (each.seconds * each.replicas) for a, b, each in zip(likely, fine, self.intervals, strict=True)
+        ]
+
+    def draw(self, sizes: Sizes, most: float, chance: random.Random) -> list[tuple[float, Call]]:
+        """Requests of `most` times this traffic, in order, each with a mark: those up to a factor are that traffic.
+
+        The end of the window is put before its begin, for the engine to settle: `warm_up` seconds.
+        """
+        prompts, answers = self.prompts.sampler(sizes.prompt), self.answers.sampler(sizes.answer)
+        span, lead = self.seconds, self.warm_up
+        drawn: list[tuple[float, Call]] = []
+        begin = lead
+        for rate, interval in zip(self.intensity(chance), self.intervals, strict=True):
+            end = begin + interval.seconds
+            at = begin
+            while rate > 0 and (at := at + chance.expovariate(rate * most)) < end:
+                prompt = prompts.draw(chance)
+                call = Call(at, prompt, min(prompt - 1, round(prompt * sizes.cached)), answers.draw(chance))
+                drawn.append((chance.random() * most, call))
+            begin = end
+        before = [(mark, call._replace(arrival=call.arrival - span)) for mark, call in drawn if call.arrival >= span]
+        return before + drawn
+
+
+def _blocks(seconds: Sequence[float], length: float) -> list[list[int]]:
+    """Indices of neighbouring intervals, together about `length` seconds."""
+    blocks: list[list[int]] = [[]]
+    filled = 0.0
+    for index, each in enumerate(seconds):
+        if filled >= length:
+            blocks.append([])
+            filled = 0.0
+        blocks[-1].append(index)
+        filled += each
+    return blocks
+
+
+def ratios(counts: Iterable[float], expected: Sequence[float], chance: random.Random) -> list[float]:
+    """For each count a draw of how its intensity compares with what was expected."""
+    counts = tuple(counts)
+    beyond = sum((count - mean) ** 2 - mean for count, mean in zip(counts, expected, strict=True))
+    weight = sum(mean**2 for mean in expected)
+    dispersion = min(max(beyond / weight, 0.0), _MOST_DISPERSION) if weight > 0 else 0.0
+    if dispersion < 1e-3:  # noqa: PLR2004 - as good as Poisson
+        return [1.0] * len(counts)
+    shape = 1.0 / dispersion
+    return [
+        chance.gammavariate(shape + count, 1.0 / (shape + mean)) for count, mean in zip(counts, expected, strict=True)
+    ]
