@@ -36,7 +36,10 @@ SMOOTHING_SECONDS: Final = 120.0
 SUSPECT_ERROR: Final = 0.15
 """Relative error of predicted token speed beyond which a figure is suspect."""
 _PRECISION: Final = 1.06
-_STEP: Final = 1.3
+_STEP: Final = 1.12
+"""By which the first guess is widened; the next ones by its square, and so on."""
+_REACH: Final = 1.5
+"""How far beyond the factor that is asked for draws are made, since the next one may be higher."""
 _FIRST_GUESS: Final = 2.0
 _WANTED_CALLS: Final = 2000.0
 _MOST_DRAWS: Final = 4
@@ -44,6 +47,9 @@ _RESERVING_CEILING: Final = 0.9
 """Of the cache, where an engine that reserves room for answers stops admitting, until it was seen to."""
 _CEILING_POLLS: Final = 6
 _NEAR_LIMIT: Final = 0.97
+_LEAST_LIMIT: Final = 16.0
+_FULL_POLLS: Final = 3
+"""Polls at which requests wait while exactly as many run as ever: that is the limit, if it is not a small number."""
 
 
 class Missing(StrEnum):
@@ -165,18 +171,26 @@ class Known:
         return twin.Engine(
             cost=self.learner.cost,
             capacity=capacity,
-            limit=(self.last.limit or math.inf) / self.replicas,
+            limit=self._limit,
             per_step=sizes.per_step,
             prefill_first=self.prefill_first,
         )
 
+    @property
+    def _limit(self) -> float:
+        """Most running requests of a replica: as reported, or where requests were seen to wait again and again."""
+        if self.last.limit:
+            return self.last.limit / self.replicas
+        most = max(each.running for each in self.traffic.intervals)
+        full = sum(each.running == most and all(each.waiting) for each in self.traffic.intervals)
+        return most if most >= _LEAST_LIMIT and full >= _FULL_POLLS else math.inf
+
     def _ceiling(self, capacity: float) -> float:
         """Usage at which requests wait although more could run: room that is reserved for answers."""
-        limit = (self.last.limit or math.inf) / self.replicas
         waiting = [
             max(each.held) / capacity
             for each in self.traffic.intervals
-            if all(each.waiting) and each.running < limit * _NEAR_LIMIT
+            if all(each.waiting) and each.running < self._limit * _NEAR_LIMIT
         ]
         return min(1.0, median(waiting)) if len(waiting) >= _CEILING_POLLS else _RESERVING_CEILING
 
@@ -199,9 +213,10 @@ def estimated(known: Known, targets: Sequence[Target]) -> Estimate | None:
 def factor(excess: Callable[[float], bool], guess: float) -> float:
     """The factor from which on there is an excess, by bisection around a guess; within the bounds of the headroom."""
     low = high = min(max(guess, LEAST), MOST)
+    step = _STEP
     if excess(high):
         while low > LEAST:
-            low = max(LEAST, low / _STEP)
+            low, step = max(LEAST, low / step), step**2
             if not excess(low):
                 break
             high = low
@@ -209,7 +224,7 @@ def factor(excess: Callable[[float], bool], guess: float) -> float:
             return LEAST
     else:
         while high < MOST:
-            high = min(MOST, high * _STEP)
+            high, step = min(MOST, high * step), step**2
             if excess(high):
                 break
             low = high
@@ -241,7 +256,7 @@ class _Trial:
     def outcomes(self, times: float) -> list[twin.Outcome]:
         """What `times` the traffic suffers, in each draw."""
         if times > self._most:  # draws reach a little further than asked for, and are nested below
-            self._most = min(MOST, times * _STEP**2)
+            self._most = min(MOST, times * _REACH)
             self._done.clear()
             seed = round(self._known.at)
             self._draws = [

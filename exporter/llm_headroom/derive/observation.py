@@ -20,9 +20,9 @@ class Observation:
     """One poll of one model. None is what the engine did not tell.
 
     Gauges: `running`, `waiting`, `limit` in requests, `capacity`, `used` in tokens, `usage` as a ratio. Counters since
-    the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`, `preemptions`. Histograms
-    since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds, `prompt_sizes`,
-    `generation_sizes` in tokens.
+    the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`,
+    `preemptions`. Histograms since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds,
+    `prompt_sizes`, `generation_sizes` in tokens.
     """
 
     running: float | None = None

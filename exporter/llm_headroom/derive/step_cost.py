@@ -21,7 +21,7 @@ FORGETTING_SECONDS: Final = 1800.0
 REFIT_SECONDS: Final = 60.0
 LONGEST_INTERVAL: Final = 45.0
 """Seconds; the means of a longer interval hide what the steps were like."""
-SELF_CHECK_SECONDS: Final = 300.0
+SELF_CHECK_SECONDS: Final = 120.0
 """For how long what was predicted is compared with what was seen."""
 _RATE_SECONDS: Final = 30.0
 _LEAST_TOKENS: Final = 5.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llm_headroom.derive.observation import histogram_growth
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterable, Sequence
 
     from llm_headroom.derive.interval import Interval
@@ -192,9 +192,7 @@ class Traffic:
             for i in block:
                 likely[i] = mean * seconds[i] * ratio
         fine = ratios(counts, likely, chance)
-        return [
-            a * b / (each.seconds * each.replicas) for a, b, each in zip(likely, fine, self.intervals, strict=True)
-        ]
+        return [a * b / (each.seconds * each.replicas) for a, b, each in zip(likely, fine, self.intervals, strict=True)]
 
     def draw(self, sizes: Sizes, most: float, chance: random.Random) -> list[tuple[float, Call]]:
         """Requests of `most` times this traffic, in order, each with a mark: those up to a factor are that traffic.

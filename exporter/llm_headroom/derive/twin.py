@@ -94,9 +94,7 @@ class _Batch:
         "outcome",
     )
 
-    def __init__(
-        self, calls: Sequence[Call], engine: Engine, first: float, between: float, since: float
-    ) -> None:
+    def __init__(self, calls: Sequence[Call], engine: Engine, first: float, between: float, since: float) -> None:
         self.outcome = Outcome(waits={KV_CACHE: 0.0, COMPUTE: 0.0, CONCURRENCY: 0.0})
         longest = max(1, int(engine.capacity * _LONGEST_SHARE))
         self._calls = [_fitting(call, longest) if call.prompt + call.answer > longest else call for call in calls]
