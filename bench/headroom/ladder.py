@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from headroom.peers import Peers
 from headroom.scenarios import LADDER
 from headroom.truth import ALLOWED, limit, polls
-from llm_headroom.derive.capacity import Known, Target, estimated
+from llm_headroom.derive.capacity import Known, Target, begun
+from llm_headroom.derive.trial import estimated
 
 if TYPE_CHECKING:
     from headroom.scenarios import Scenario
@@ -39,14 +40,14 @@ def ladder(scenario: Scenario, *, levels: tuple[float, ...] = LADDER, peers: boo
     kind = "tuning" if scenario.tuning else "steady" if scenario.steady else "held out"
     rows: list[Row] = []
     most, spent, runs = limit(scenario), 0.0, 0
-    targets = (Target("ttft", scenario.objective, ALLOWED),)
+    targets = (Target("ttft", "ttft", scenario.objective, ALLOWED),)
     for level in levels:
         known: Known | None = None
         others = Peers(scenario.objective, MAX_RUNNING)
         due = FROM
         for at, now in polls(scenario, most * level):
             if known is None:
-                known = Known(at=at, last=now, prefill_first=scenario.setup.scheduler == "sglang")
+                known = begun(now, at, scenario.setup.scheduler)
             known = known.after(now, at)
             others.poll(at, now)
             if at < due:

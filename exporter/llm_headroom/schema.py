@@ -289,11 +289,49 @@ SATURATION_HIGH_WATER_RISK: Final = _gauge(
     "forecast of TTFT and the highest KV demand of the last ten minutes.",
     across=Across.MAX,
 )
+LOAD_HEADROOM: Final = _gauge(
+    "load_headroom_ratio",
+    "1",
+    "How many times its traffic of the last 15 minutes the engine can take before it breaks the objective; 16 is 16 or "
+    "more. Absent until ten busy minutes were seen.",
+    "objective",
+    across=Across.NONE,
+)
+SUSTAINABLE_REQUESTS: Final = _gauge(
+    "sustainable_requests_per_second",
+    "{request}/s",
+    "Requests like those of the last 15 minutes that the engine can take per second within the objective.",
+    "objective",
+)
+LOAD_HEADROOM_BINDING: Final = _gauge(
+    "load_headroom_binding",
+    "1",
+    "1 for the resource (kv_cache, compute, concurrency) that first tokens or tokens wait for where the load headroom "
+    "ends, 0 for the others.",
+    "objective",
+    "resource",
+    across=Across.NONE,
+)
+LOAD_HEADROOM_SUSPECT: Final = _gauge(
+    "load_headroom_suspect",
+    "1",
+    "1 while tokens come more than 15 % faster or slower than predicted, so that the load headroom is not to be "
+    "believed.",
+    across=Across.MAX,
+)
 SATURATION: Final = _gauge(
     "saturation_ratio",
     "1",
-    "How far a resource (kv_cache, concurrency, prefill, gpu_memory) is used: 1 where TTFT begins to leave its "
-    "objective, more beyond. `max` is the one that binds; scale on that.",
+    "Load as a share of what the engine can take within the TTFT objective, with what waits as load of the next five "
+    "minutes: 1 at the limit, 2 at most. Scale on it (`max`), target 0.8.",
+    "resource",
+    across=Across.MAX,
+)
+PRESSURE: Final = _gauge(
+    "pressure_ratio",
+    "1",
+    "Demand on a resource (kv_cache, concurrency, prefill, gpu_memory) over what there is of it; no share of what the "
+    "engine can take.",
     "resource",
     across=Across.MAX,
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.derive import headroom, residency, risk, saturation, slo, turnover
+from llm_headroom.derive import capacity, headroom, pressure, residency, risk, slo, turnover
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.observation import Observation, growth, observe, restarted
 from llm_headroom.model import Point, series_of
@@ -30,7 +30,7 @@ class ModelMemory:
     """What is remembered of one model. `at` is the time of `last`, in seconds of the same clock as every poll's.
 
     `hottest` is `last` with the KV cache and queue of the fullest of its `replicas`. `moved` is when its steps or
-    tokens last moved, `restarts` how often its counters began anew.
+    tokens last moved, `restarts` how often its counters began anew, `load` what its load headroom follows from.
     """
 
     at: float
@@ -38,11 +38,12 @@ class ModelMemory:
     estimates: Estimates = field(default_factory=Estimates)
     firsts: tuple[slo.Firsts, ...] = ()
     tallies: Mapping[str, slo.Tally] = field(default_factory=dict)
-    levels: saturation.Levels = field(default_factory=saturation.Levels)
+    levels: pressure.Levels = field(default_factory=pressure.Levels)
     replicas: int = 1
     hottest: Observation = field(default_factory=Observation)
     moved: float
     restarts: int = 0
+    load: capacity.Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     """
     pools = headroom.kv_pools(points)
     models = {
-        model: _remembered(memory.models.get(model), now, headroom.fullest(pools, model, now), at, objectives)
+        model: _remembered(
+            memory.models.get(model), now, headroom.fullest(pools, model, now), at, objectives, base.get("engine", "")
+        )
         for model, now in observe(points).items()
     }
     kept = {
@@ -98,17 +101,27 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     return Memory({**kept, **models}, usage, resident, turned), derived
 
 
-def _remembered(
+def with_estimate(memory: Memory, model: str, estimate: capacity.Estimate) -> Memory:
+    """The memory with an estimate of a model's load headroom, which took its time: nothing if it is gone since."""
+    known = memory.models.get(model)
+    if known is None or known.load.begun > estimate.at:
+        return memory
+    return replace(memory, models={**memory.models, model: replace(known, load=known.load.with_estimate(estimate))})
+
+
+def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
     known: ModelMemory | None,
     now: Observation,
     fullest: tuple[Observation, int],
     at: float,
     objectives: Sequence[slo.Objective],
+    engine: str,
 ) -> ModelMemory:
     hottest, replicas = fullest
     if known is None or at <= known.at:
         tallies = {each.name: slo.tallied(slo.Tally(), each, None, now) for each in objectives}
-        fresh = ModelMemory(at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest)
+        load = capacity.begun(now, at, engine)
+        fresh = ModelMemory(at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest, load=load)
         return fresh if known is None else known
     elapsed, before = at - known.at, known.last
     tallies = {
@@ -123,6 +136,7 @@ def _remembered(
             replicas=replicas,
             hottest=hottest,
             restarts=known.restarts + 1,
+            load=capacity.begun(now, at, engine, known.load),
         )
     moving = (
         growth(before.steps, now.steps) > 0
@@ -145,14 +159,15 @@ def _remembered(
         replicas=replicas,
         hottest=hottest,
         levels=known.levels.after(
-            saturation.resources(hottest, own, threshold),
-            saturation.mark(hottest, own, threshold, at),
+            pressure.resources(hottest, own, threshold),
+            pressure.mark(hottest, own, threshold, at),
             at,
             elapsed,
         ),
         firsts=firsts,
         tallies=tallies,
         moved=at if moving else known.moved,
+        load=known.load.after(now, at, replicas),
     )
 
 
@@ -229,8 +244,9 @@ def _signals(
         ),
     ):
         yield from _point(metric, value, origin, labels)
+    yield from capacity.points(known.load, labels)
     for resource, level in known.levels.told().items():
-        yield from _point(schema.SATURATION, level, "demand / capacity", labels, resource=resource)
+        yield from _point(schema.PRESSURE, level, "demand / capacity", labels, resource=resource)
     for phase, counter, rate in (
         ("prompt", now.prompt_tokens, estimates.prompt_rate),
         ("generation", now.generation_tokens, estimates.generation_rate),

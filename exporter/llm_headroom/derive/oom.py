@@ -158,7 +158,7 @@ def gpus(
     for target, level in levels.items():
         engine = watched[target]
         labels = {**engine.target.labels, "engine": engine.engine, "target": target, "resource": "gpu_memory"}
-        points.append(Point(Series(schema.SATURATION, labels), level, "greatest rise / free memory"))
+        points.append(Point(Series(schema.PRESSURE, labels), level, "greatest rise / free memory"))
     return devices, points
 
 

@@ -15,7 +15,7 @@ from llm_headroom.derive.headroom import steady_demand
 if TYPE_CHECKING:
     from llm_headroom.derive.estimates import Estimates
     from llm_headroom.derive.observation import Observation
-    from llm_headroom.derive.saturation import Levels
+    from llm_headroom.derive.pressure import Levels
 
 HORIZON_SECONDS: Final = 300.0
 _LOOK_AHEAD: Final = (15.0, 30.0, 60.0, 120.0, 300.0)

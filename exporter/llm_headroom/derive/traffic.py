@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Histogram
 
 WINDOW_SECONDS: Final = 900.0
+LEAST_SECONDS: Final = 240.0
 COARSE_SECONDS: Final = 60.0
 """Bursts are estimated at this scale first, and within it at that of single intervals."""
 ANSWER_SECONDS: Final = 1800.0
@@ -139,6 +140,18 @@ class Traffic:
             answered=self.answered * keep_answers + interval.admitted,
             busy=self.busy + (interval.seconds if interval.busy else 0.0),
         )
+
+    def latest(self, arrivals: float) -> Traffic:
+        """The traffic of the last so many arrivals, and at least of the last minutes."""
+        kept: list[Interval] = []
+        seconds = 0.0
+        for each in reversed(self.intervals):
+            if arrivals <= 0 and seconds >= LEAST_SECONDS:
+                break
+            kept.append(each)
+            seconds += each.seconds
+            arrivals -= each.arrivals
+        return replace(self, intervals=tuple(reversed(kept)))
 
     def total(self, name: str) -> float:
         """The sum of a field over the window."""
