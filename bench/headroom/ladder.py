@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from headroom.scenarios import Scenario
 
 OURS: Final = "llm_load_headroom_ratio"
-FROM: Final = 900.0
-EVERY: Final = 120.0
+FROM: Final = 1380.0
+EVERY: Final = 60.0
 MAX_RUNNING: Final = 256.0
 
 
@@ -59,7 +59,7 @@ def ladder(scenario: Scenario, *, levels: tuple[float, ...] = LADDER, peers: boo
             said = others.estimates() if peers else {}
             if estimate is not None:
                 known = known.with_estimate(estimate)
-                said[OURS] = known.headroom["ttft"].ratio
+                said |= {OURS: headroom.ratio for headroom in known.headroom.values()}
             rows += [
                 Row(scenario.name, scenario.group, kind, level, at, name, value, 1.0 / level)
                 for name, value in said.items()

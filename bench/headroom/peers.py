@@ -67,10 +67,8 @@ class Peers:
             found["1 / KV usage"] = 1.0 / usage
         if running > 0:
             found["limit / running"] = self.limit / running
-        for name, value in (("WVA saturation V2", self._stock(now, window)), ("WVA throughput", self._rate(window))):
-            if value is not None and value > 0:
-                found[name] = value
-        return found
+        theirs = {"WVA saturation V2": self._stock(now, window), "WVA throughput": self._rate(window)}
+        return found | {name: value for name, value in theirs.items() if value is not None and value > 0}
 
     def _stock(self, now: Observation, window: Interval) -> float | None:
         prompt = window.prompt / window.firsts if window.firsts else 0.0

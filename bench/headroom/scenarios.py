@@ -1,11 +1,10 @@
-"""What is judged: half-hours of traces on engines, and steady traffic of constant sizes.
+"""What is judged: quarters of an hour of traces on engines, and steady traffic of constant sizes.
 
 Constants were tuned on two traces alone; the others are held out.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,10 +33,12 @@ from llm_headroom.simulate.traffic import Request
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SPAN: Final = 2400.0
+SETTLED: Final = 600.0
+"""Seconds from which on requests count, so that ten busy minutes lie before."""
+COUNTED: Final = 1500.0
+"""Seconds until which they do: a quarter of an hour, of which the limit is found."""
+SPAN: Final = 1560.0
 """Seconds of each scenario."""
-SETTLED: Final = 300.0
-"""Seconds from which on requests count."""
 COPIES: Final = 4
 """Copies of a trace, shifted by parts of its span, of which marks choose: factors up to this one can be drawn."""
 
@@ -109,14 +110,16 @@ def _of(group: str, setups: Sequence[Setup], begins: Sequence[float], *, tuning:
     return [Scenario(group, setup, begin, tuning=tuning) for setup in setups for begin in begins]
 
 
+_HOUR: Final = (0.0, 900.0, 1800.0)
+_TWO_HOURS: Final = (0.0, 1800.0, 3600.0, 5400.0)
 TUNING: Final = (
-    *_of(CONV, (A100_8B, L4_8B), (0.0, 1000.0), tuning=True),
-    *_of(LARGE, (A100_8B, A100_70B), (0.0, 4000.0), tuning=True),
+    *_of(CONV, (A100_8B, L4_8B), _HOUR, tuning=True),
+    *_of(LARGE, (A100_8B, A100_70B), _TWO_HOURS, tuning=True),
 )
 HELD_OUT: Final = (
-    *_of(CODE, (A100_8B, H100_70B, SGLANG_8B), (0.0, 1000.0)),
-    *_of(MOONCAKE, (A100_8B, H100_70B, SGLANG_70B), (0.0, 1000.0)),
-    *_of(REASONING, (A100_8B, H100_70B, SGLANG_8B), (0.0, 4000.0)),
+    *_of(CODE, (A100_8B, H100_70B, SGLANG_8B), _HOUR),
+    *_of(MOONCAKE, (A100_8B, H100_70B, SGLANG_70B), _HOUR),
+    *_of(REASONING, (A100_8B, H100_70B, SGLANG_8B), _TWO_HOURS),
 )
 STEADY: Final = tuple(
     Scenario(f"steady {prompt} + {answer}", setup, sizes=(prompt, answer))
@@ -130,8 +133,3 @@ STEADY: Final = tuple(
 )
 LADDER: Final = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 ALL: Final = (*TUNING, *HELD_OUT, *STEADY)
-
-
-def rounded(value: float) -> float:
-    """Two more digits than matter."""
-    return float(f"{value:.4g}") if math.isfinite(value) else value

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from evaluate.replay import POLL_SECONDS, points
-from headroom.scenarios import SETTLED, SPAN
+from headroom.scenarios import COUNTED, SETTLED, SPAN
 from llm_headroom.derive.observation import observe
 from llm_headroom.simulate.batching import Engine
 
@@ -24,18 +24,22 @@ _MOST: Final = 4.0
 
 
 def slow_share(scenario: Scenario, times: float) -> float:
-    """The share of first tokens beyond the objective at a factor; those that never came are."""
+    """The share of first tokens of the quarter of an hour beyond the objective; those that never came are."""
     engine, firsts = Engine(scenario.setup.config(), seed=1), []
 
     def ended(outcome: Outcome) -> None:
-        if outcome.first_token is not None and outcome.request.arrival >= SETTLED:
+        if outcome.first_token is not None and SETTLED <= outcome.request.arrival < COUNTED:
             firsts.append(outcome.first_token - outcome.request.arrival)
 
-    sent = [one for one in scenario.traffic(times) if one.prompt_tokens + one.output_tokens <= engine.config.longest]
+    sent = [
+        one
+        for one in scenario.traffic(times)
+        if one.arrival < COUNTED and one.prompt_tokens + one.output_tokens <= engine.config.longest
+    ]
     for request in sent:
         engine.submit(request, on_end=ended)
-    engine.advance(SPAN + 1800.0)
-    counted = sum(1 for one in sent if one.arrival >= SETTLED)
+    engine.advance(COUNTED + scenario.objective + 1.0)
+    counted = sum(one.arrival >= SETTLED for one in sent)
     quick = sum(1 for first in firsts if first <= scenario.objective)
     return 1.0 - quick / counted if counted else 0.0
 
@@ -44,9 +48,9 @@ def limit(scenario: Scenario) -> float:
     """The factor on the trace's arrivals at which the allowed share of first tokens is slow."""
     low = high = scenario.usual
     while slow_share(scenario, high) <= ALLOWED and high < _MOST:
-        low, high = high, min(_MOST, high * 1.5)
-    while low == high or slow_share(scenario, low) > ALLOWED:
-        low, high = low / 1.5, min(low, high) if low < high else high
+        low, high = high, min(_MOST, high * 1.4)
+    while slow_share(scenario, low) > ALLOWED:
+        low, high = low / 1.4, low
     while high / low > _PRECISION:
         middle = math.sqrt(low * high)
         if slow_share(scenario, middle) > ALLOWED:

@@ -42,6 +42,7 @@ log = logging.getLogger("llm_headroom")
 
 T = TypeVar("T")
 
+ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
@@ -74,6 +75,10 @@ class Source(Protocol):
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
+        ...
+
+    async def estimate(self) -> None:
+        """What takes too long for a collection, if it is time for it; the next collection has it."""
         ...
 
     async def close(self) -> None:
@@ -187,6 +192,11 @@ class EngineSource:
         labels = {**target.labels, "engine": snapshot.engine, "target": target.name}
         return economy.told(self._ledger, gpus, price, labels)
 
+    async def estimate(self) -> None:
+        """Estimate the load headroom."""
+        if self._collector is not None:
+            await self._collector.estimate()
+
     async def close(self) -> None:
         """Close the connection."""
         if self._collector is not None:
@@ -279,6 +289,7 @@ class Poller:
             self._spawn(self._watch_gpus())
         if self.config.host:
             self._spawn(self._watch_host())
+        self._spawn(self._estimate())
         if not self.config.targets:
             self._round.set()
 
@@ -423,6 +434,13 @@ class Poller:
         ):
             self._round.set()
         self._changed()
+
+    async def _estimate(self) -> None:
+        """Let one source after another estimate, so that never more than one core is busy with it."""
+        while True:
+            for slot in tuple(self.slots.values()):
+                await slot.source.estimate()
+            await asyncio.sleep(ESTIMATE_PAUSE)
 
     def _hand_out(self, held: Mapping[str, economy.Gpus]) -> None:
         """Tell each engine which devices it holds memory of."""

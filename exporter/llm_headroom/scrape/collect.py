@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Parser
@@ -17,6 +17,7 @@ from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Serie
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.layers import merge
+from llm_headroom.scrape.load_estimates import LoadEstimates
 from llm_headroom.scrape.mapping import LabelCap, Mapper
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Collector:
         self._last_success: float | None = None
         self._memory = Memory()
         self._objectives = tuple(objectives)
+        self._estimates = LoadEstimates(target.name, objectives)
         self._measured = measured
         self._own: set[str] = set()
         self._layers = tuple(layers)
@@ -134,6 +136,20 @@ class Collector:
                 version=version,
             ),
         )
+
+    async def estimate(self) -> None:
+        """Estimate the load headroom of models whose last estimate is old enough; the next collection tells it."""
+        for model, estimate in await self._estimates.made(self._memory):
+            self._memory = with_estimate(self._memory, model, estimate)
+
+    @property
+    def load_headroom_missing(self) -> dict[str, str]:
+        """Why there is no load headroom, by model."""
+        return {
+            model: str(known.load.missing)
+            for model, known in self._memory.models.items()
+            if known.load.missing is not None
+        }
 
     async def read(self, deadline: float) -> Reading:
         """Fetch and map what is due, by a deadline in seconds of the monotonic clock.
