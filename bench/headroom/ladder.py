@@ -59,7 +59,8 @@ def ladder(scenario: Scenario, *, levels: tuple[float, ...] = LADDER, peers: boo
             said = others.estimates() if peers else {}
             if estimate is not None:
                 known = known.with_estimate(estimate)
-                said |= {OURS: headroom.ratio for headroom in known.headroom.values()}
+                if known.headroom:
+                    said[OURS] = known.headroom["ttft"].ratio
             rows += [
                 Row(scenario.name, scenario.group, kind, level, at, name, value, 1.0 / level)
                 for name, value in said.items()

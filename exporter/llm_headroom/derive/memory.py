@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,10 @@ FINEST_SECONDS: Final = 1.0
 """Polls that follow one another faster are remembered as one, so that memory does not grow with their rate."""
 STALLED_SECONDS: Final = 60.0
 """Longer than the longest chunk of prefill, and than the 30 s for which an idle SGLang may show stale gauges."""
+HAPPENING_SECONDS: Final = 60.0
+"""For how long after a preemption requests are taken to be preempted."""
+_LATE_SHARE: Final = 0.05
+_LATE_FIRSTS: Final = 3
 FORGOTTEN_SECONDS: Final = 600.0
 """A model that has not been seen for so long begins anew."""
 
@@ -30,7 +35,8 @@ class ModelMemory:
     """What is remembered of one model. `at` is the time of `last`, in seconds of the same clock as every poll's.
 
     `hottest` is `last` with the KV cache and queue of the fullest of its `replicas`. `moved` is when its steps or
-    tokens last moved, `restarts` how often its counters began anew, `load` what its load headroom follows from.
+    tokens last moved, `restarts` how often its counters began anew, `preempted` when requests were last
+    seen to be preempted, `load` what its load headroom follows from.
     """
 
     at: float
@@ -43,6 +49,7 @@ class ModelMemory:
     hottest: Observation = field(default_factory=Observation)
     moved: float
     restarts: int = 0
+    preempted: float = -math.inf
     load: capacity.Known
 
 
@@ -88,7 +95,11 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     }
     usage = _usage(memory.usage, points, at)
     derived = list(_peaks(usage))
-    prompts = {model: known.estimates.prompt.value for model, known in models.items() if known.estimates.prompt.value}
+    prompts = {
+        model: known.estimates.computed.value
+        for model, known in models.items()
+        if known.estimates.computed.value is not None
+    }
     derived += headroom.kv_headroom(pools, prompts)
     for model, known in models.items():
         derived += _signals(known, at, {**base, "model": model}, objectives, queue_limit)
@@ -167,6 +178,7 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         firsts=firsts,
         tallies=tallies,
         moved=at if moving else known.moved,
+        preempted=at if growth(before.preemptions, now.preemptions) > 0 else known.preempted,
         load=known.load.after(now, at, replicas),
     )
 
@@ -223,6 +235,7 @@ def _signals(
 ) -> Iterator[Point]:
     now, estimates = known.last, known.estimates
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
+    exhausted = at - known.preempted < HAPPENING_SECONDS or risk.blocked(hottest, each_one)
     stalled = None
     if now.steps is not None or now.generation_tokens is not None:
         stalled = float(_busy(now) and at - known.moved >= STALLED_SECONDS)
@@ -236,10 +249,14 @@ def _signals(
             risk.queue_overflow(now, estimates, queue_limit),
             "queue and arrivals against its limit",
         ),
-        (schema.KV_SATURATION_RISK, risk.kv_saturation(hottest, each_one), "demand and its dispersion"),
+        (
+            schema.KV_SATURATION_RISK,
+            risk.with_facts(risk.kv_saturation(hottest, each_one), exhausted),
+            "demand and its dispersion, preemptions, what waits",
+        ),
         (
             schema.SATURATION_HIGH_WATER_RISK,
-            risk.high_water(known.levels, estimates),
+            risk.with_facts(risk.high_water(known.levels, estimates), exhausted, _overdue(known, at)),
             "highest TTFT forecast and KV demand of 10 min",
         ),
     ):
@@ -266,9 +283,15 @@ def _signals(
         ):
             yield from _point(metric, value, origin, labels, slo=each.name)
         if each.field == "ttft":
-            chance = risk.saturation(hottest, each_one, tally.boundary)
+            chance = risk.with_facts(risk.saturation(hottest, each_one, tally.boundary), exhausted, _overdue(known, at))
             yield from _point(schema.SATURATION_RISK, chance, "load on prefill and KV demand", labels)
             yield from _slow_first_tokens(known, at, labels)
+
+
+def _overdue(known: ModelMemory, at: float) -> bool:
+    """Whether first tokens come too late now: at least three of the last minute, and 5 % of them."""
+    share = slo.slow_share(known.firsts, min(slo.WINDOWS), at)
+    return share is not None and share[0] >= _LATE_SHARE and share[0] * share[1] >= _LATE_FIRSTS
 
 
 def _slow_first_tokens(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:

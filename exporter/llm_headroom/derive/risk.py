@@ -10,6 +10,7 @@ import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.derive.estimates import GROWTH_SECONDS
 from llm_headroom.derive.headroom import steady_demand
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 HORIZON_SECONDS: Final = 300.0
 _LOOK_AHEAD: Final = (15.0, 30.0, 60.0, 120.0, 300.0)
+FACT: Final = 0.95
+"""Of what is happening already; models are not asked."""
+_GROWTH_AHEAD: Final = 30.0
+"""Seconds for which the growth of the last ones is taken to go on."""
+_UNLIKELY: Final = 2.5
+"""Standard deviations from which on growth is no chance."""
 _MEASUREMENT_ERROR: Final = 0.01  # of the capacity: gauges are rounded and some seconds old
 
 # Fitted by bench/evaluate/calibrate.py on replayed traffic; docs/evaluation.md says how good they are on other traffic.
@@ -42,18 +49,40 @@ def _logit(p: float) -> float:
 def kv_distance(now: Observation, estimates: Estimates) -> float | None:
     """By how many standard deviations the expected KV demand misses the capacity (negative) at its worst moment."""
     demand, residence, held = steady_demand(estimates), estimates.residence.value, estimates.held.value
-    arrivals = estimates.arrivals.value
-    if not demand or not residence or not held or arrivals is None or not now.capacity or now.used is None:
+    arrivals, capacity = estimates.arrivals.value, now.capacity
+    if not demand or not residence or not held or arrivals is None or not capacity or now.used is None:
         return None
     begin = now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
+
+    def deviation(ahead: float) -> float:
+        fading = math.exp(-2.0 * ahead / residence)
+        variance = 2.0 * held**2 * arrivals * residence * estimates.burstiness * (1.0 - fading)
+        return math.sqrt(variance + (_MEASUREMENT_ERROR * capacity) ** 2)
+
     distances = []
     for ahead in _LOOK_AHEAD:
         fading = math.exp(-ahead / residence)
         expected = demand * (1.0 - fading) + begin * fading
-        variance = 2.0 * held**2 * arrivals * residence * estimates.burstiness * (1.0 - fading**2)
-        deviation = math.sqrt(variance + (_MEASUREMENT_ERROR * now.capacity) ** 2)
-        distances.append((expected - now.capacity) / deviation)
+        distances.append((expected - capacity) / deviation(ahead))
+    # What grows faster than chance explains goes on growing: the mix of requests has changed, and no mean knows it yet.
+    growth = estimates.growth.value or 0.0
+    if growth * GROWTH_SECONDS > _UNLIKELY * deviation(GROWTH_SECONDS):
+        distances.append((begin + growth * _GROWTH_AHEAD - capacity) / deviation(_GROWTH_AHEAD))
     return max(distances)
+
+
+def blocked(now: Observation, estimates: Estimates) -> bool:
+    """Whether a request waits that the free part of the KV cache does not hold, although more could run."""
+    sizes = estimates.sizes
+    if not now.waiting or now.capacity is None or now.used is None or sizes is None:
+        return False
+    full = now.limit is not None and (now.running or 0.0) >= now.limit
+    return not full and now.capacity - now.used < sizes[0]
+
+
+def with_facts(chance: float | None, *happening: bool) -> float | None:
+    """A probability, where what it is the probability of is not happening already."""
+    return max(FACT, chance or 0.0) if any(happening) else chance
 
 
 def kv_feature(distance: float) -> float:
