@@ -15,7 +15,6 @@ import gzip
 import json
 import multiprocessing
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
+
+from llm_headroom.commands import programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -186,7 +187,6 @@ class Scraped:
 
 def scraped(engines: int, port: int, interval: int, seconds: float, rules: Path | None) -> Scraped:
     """Let Prometheus scrape the fleet for a while."""
-    prometheus = shutil.which("prometheus") or "/usr/bin/prometheus"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-headroom-fleet-")))
         targets = [
@@ -213,17 +213,7 @@ def scraped(engines: int, port: int, interval: int, seconds: float, rules: Path 
                 }
             ],
         }
-        (folder / "prometheus.yml").write_text(json.dumps(config))
-        address = "127.0.0.1:18420"
-        stack.enter_context(
-            running(
-                prometheus,
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={address}",
-            )
-        )
-        fetched(f"http://{address}/-/ready")
+        address = stack.enter_context(programs.prometheus(folder, config)).address
         deadline = time.monotonic() + 60 + 3 * interval
         while (apart := query(address, "count(count by (target) (llm_up))")) != engines:
             if time.monotonic() > deadline:

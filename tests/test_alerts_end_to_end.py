@@ -8,20 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import threading
-import urllib.parse
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from llm_headroom.bundle import alerts
 from llm_headroom.bundle.thresholds import BundleSettings
+from llm_headroom.commands import programs
 from llm_headroom.commands.simulate import VERSIONS
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, Target
 from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.gpus import UNSEEN_PID, Holder, SimulatedGpus
 from llm_headroom.simulate.hardware import A100_80GB, GIB, LLAMA_3_8B, LLAMA_3_70B
@@ -32,17 +32,20 @@ from llm_headroom.simulate.traffic import Lengths, Synthetic
 from llm_headroom.web.app import App
 from llm_headroom.web.server import serve
 from programs import program
-from simulator_process import ask
+from prometheus_server import asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from llm_headroom.commands.programs import Program
 
 SPEED: Final = 5.0
 """Virtual seconds of the engines per real one."""
 DEADLINE: Final = 180.0
 """Seconds in which all of it must have come; a healthy run takes a small part of them."""
 INSTANCE: Final = "exporter:9836"
+RULES: Final = "llm-headroom.rules.yml"
 LARGE: Final = "llama3:70b"
 
 SATURATION: Final = {
@@ -110,28 +113,11 @@ class Webhook:
             self.firing.discard(key)
 
 
-@dataclass(frozen=True)
-class Prometheus:
-    """A running Prometheus."""
-
-    address: str
-    process: subprocess.Popen[bytes]
-    rules: Path
-
-    def has_seen(self, engines: int) -> bool:
-        """Whether it knows so many engines as they are when they are well."""
-        query = 'count(llm_source_samples{state="mapped", engine!="nvml"} > 0)'
-        try:
-            body = ask(self.address, "GET", f"/api/v1/query?{urllib.parse.urlencode({'query': query})}")[1]
-            result = json.loads(body)["data"]["result"]
-        except (OSError, ValueError, KeyError):
-            return False
-        return bool(result) and float(result[0]["value"][1]) == engines
-
-    def load(self, settings: BundleSettings) -> None:
-        """Have it evaluate the rules from now on: absence is no news before the first scrape."""
-        self.rules.write_text(json.dumps({"groups": alerts.groups(settings)}))
-        self.process.send_signal(signal.SIGHUP)
+def has_seen(prometheus: Program, engines: int) -> bool:
+    """Whether Prometheus knows so many engines as they are when they are well."""
+    query = 'count(llm_source_samples{state="mapped", engine!="nvml"} > 0)'
+    result = asked(prometheus.address, "query", query=query)["result"]
+    return bool(result) and float(result[0]["value"][1]) == engines
 
 
 def engines(clock: Clock) -> dict[str, EngineServer]:
@@ -199,7 +185,7 @@ async def exporter(servers: dict[str, EngineServer], simulated: SimulatedGpus, s
         host=False,
     )
     poller = Poller(config, gpus=simulated)
-    app = App(poller)
+    app = App(Published(poller))
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen)
     stack.push_async_callback(app.close)
@@ -209,63 +195,26 @@ async def exporter(servers: dict[str, EngineServer], simulated: SimulatedGpus, s
     return server.addresses[0]
 
 
-def watched(folder: Path, address: str, hook: Webhook, stack: ExitStack) -> Prometheus:
-    """Start Prometheus and Alertmanager over the exporter, without rules yet."""
-    rules = folder / "llm-headroom.rules.yml"
-    rules.write_text('{"groups": []}')
+def watched(folder: Path, address: str, hook: Webhook, stack: ExitStack) -> Program:
+    """Start Prometheus and Alertmanager over the exporter, without rules yet; return Prometheus."""
+    (folder / RULES).write_text('{"groups": []}')
     routes = alerts.alertmanager(hook.url)
     routes["route"] |= {"group_wait": "500ms", "group_interval": "1s", "group_by": ["..."]}
-    (folder / "alertmanager.yml").write_text(json.dumps(routes))
-    port, alertmanager = free_port(), free_port()
+    alertmanager = stack.enter_context(programs.alertmanager(folder, routes))
     scrape = {"job_name": "llm-headroom", "static_configs": [{"targets": [address], "labels": {"instance": INSTANCE}}]}
-    (folder / "prometheus.yml").write_text(
-        json.dumps(
-            {
-                "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
-                "rule_files": [rules.name],
-                "scrape_configs": [scrape],
-                "alerting": {"alertmanagers": [{"static_configs": [{"targets": [f"127.0.0.1:{alertmanager}"]}]}]},
-            }
-        )
-    )
-    start(
-        stack,
-        folder,
-        program("prometheus-alertmanager", "prometheus-alertmanager"),
-        "--config.file=alertmanager.yml",
-        "--storage.path=alertmanager",
-        f"--web.listen-address=127.0.0.1:{alertmanager}",
-        "--cluster.listen-address=",
-    )
-    process = start(
-        stack,
-        folder,
-        program("prometheus", "prometheus"),
-        "--config.file=prometheus.yml",
-        "--storage.tsdb.path=prometheus",
-        f"--web.listen-address=127.0.0.1:{port}",
-    )
-    return Prometheus(f"127.0.0.1:{port}", process, rules)
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [RULES],
+        "scrape_configs": [scrape],
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager.address]}]}]},
+    }
+    return stack.enter_context(programs.prometheus(folder, config))
 
 
-def start(stack: ExitStack, folder: Path, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Start a program that ends with the stack."""
-    with (folder / "programs.log").open("ab") as log:
-        process = subprocess.Popen([command, *arguments], cwd=folder, stdout=log, stderr=log)
-
-    def end() -> None:
-        process.terminate()
-        process.wait(30)
-
-    stack.callback(end)
-    return process
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        port: int = server.server_address[1]
-        return port
+def load(prometheus: Program, folder: Path, settings: BundleSettings) -> None:
+    """Have the rules evaluated from now on: absence is no news before the first scrape."""
+    (folder / RULES).write_text(json.dumps({"groups": alerts.groups(settings)}))
+    prometheus.process.send_signal(signal.SIGHUP)
 
 
 def test_the_right_alerts_reach_people_and_end(tmp_path: Path) -> None:
@@ -281,18 +230,18 @@ def test_the_right_alerts_reach_people_and_end(tmp_path: Path) -> None:
                 stack.push_async_callback(server.close)
             simulated = await stack.enter_async_context(gpus(servers, clock))
             address = await exporter(servers, simulated, stack)
-            prometheus = watched(tmp_path, address, hook, stack.enter_context(ExitStack()))
-            while not await asyncio.to_thread(prometheus.has_seen, len(servers)):  # noqa: ASYNC110 - another program tells
+            prometheus = await asyncio.to_thread(watched, tmp_path, address, hook, stack.enter_context(ExitStack()))
+            while not await asyncio.to_thread(has_seen, prometheus, len(servers)):  # noqa: ASYNC110 - another program tells
                 await asyncio.sleep(0.2)
-            prometheus.load(BundleSettings(for_scale=1 / 60))
+            load(prometheus, tmp_path, BundleSettings(for_scale=1 / 60))
             await incidents(servers, hook)
 
     with Webhook() as hook:
         try:
             asyncio.run(play(hook))
         except TimeoutError:
-            log = (tmp_path / "programs.log").read_text()
-            raise AssertionError(("what is missing did not come in time", hook.firing, hook.seen, log)) from None
+            logs = [log.read_text() for log in tmp_path.glob("*.log")]
+            raise AssertionError(("what is missing did not come in time", hook.firing, hook.seen, logs)) from None
 
 
 async def incidents(servers: dict[str, EngineServer], hook: Webhook) -> None:

@@ -403,7 +403,9 @@ def test_the_file_of_a_secret_is_not_opened(tmp_path: Path) -> None:
 
 
 def test_yaml_is_not_loaded_without_a_file() -> None:
-    program = "import sys, llm_headroom.config as c; c.load(None, engine_names=[]); sys.exit('yaml' in sys.modules)"
+    program = (
+        "import sys, llm_headroom.config.load as c; c.load(None, engine_names=[]); sys.exit('yaml' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

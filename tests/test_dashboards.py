@@ -16,8 +16,10 @@ from llm_headroom import schema
 from llm_headroom.bundle import recording
 from llm_headroom.bundle.dashboards import dashboards, files
 from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.commands import programs
 from llm_headroom.model import Kind
-from prometheus_server import asked, empty_prometheus, needed, ready
+from programs import program
+from prometheus_server import asked
 from simulator_process import Simulator
 
 if TYPE_CHECKING:
@@ -230,7 +232,7 @@ def test_every_linked_alert_exists() -> None:
 
 
 def test_every_expression_is_promql(tmp_path: Path) -> None:
-    promtool = needed("promtool")
+    promtool = program("promtool", "prometheus")
     every = sorted({filled_in(expr) for document in DOCUMENTS for expr in asked_for(document)})
     rules = [{"record": f"r{place}", "expr": expr} for place, expr in enumerate(every)]
     file = tmp_path / "rules.yml"
@@ -241,14 +243,15 @@ def test_every_expression_is_promql(tmp_path: Path) -> None:
 
 
 def test_no_query_fails_where_nothing_was_ever_seen(tmp_path: Path) -> None:
-    with empty_prometheus(tmp_path) as address:
+    program("prometheus", "prometheus")
+    with programs.prometheus(tmp_path, {}) as prometheus:
         for document in DOCUMENTS:
             for expr in asked_for(document):
-                assert asked(address, "query", query=filled_in(expr))["result"] == [], "nothing is made up"
+                assert asked(prometheus.address, "query", query=filled_in(expr))["result"] == [], "nothing is made up"
 
 
 def test_every_query_finds_data_in_the_demo(tmp_path: Path) -> None:
-    needed("prometheus")
+    program("prometheus", "prometheus")
     expected = {
         (one.uid, panel.title, query.expr)
         for one in dashboards(BundleSettings())
@@ -267,7 +270,6 @@ def test_every_query_finds_data_in_the_demo(tmp_path: Path) -> None:
     arguments = ("demo", "--listen", "127.0.0.1:0", "--seed", "1", "--speed", "10")
     with Simulator(*arguments, extra={"TMPDIR": str(tmp_path)}) as demo:
         address = demo.address("prometheus")
-        ready(address)
         end = time.monotonic() + 150
         while expected or selected:
             expected = {one for one in expected if not asked(address, "query", query=filled_in(one[2]))["result"]}

@@ -153,7 +153,9 @@ address = [one.partition("=")[2] for one in sys.argv if one.startswith("--web.li
 port = int(address[0].rpartition(":")[2] if address else os.environ["GF_SERVER_HTTP_PORT"])
 listener = socket.create_server(("127.0.0.1", port))
 while True:
-    listener.accept()[0].close()
+    with listener.accept()[0] as client:
+        client.recv(65536)
+        client.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
 """
 
 

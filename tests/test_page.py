@@ -19,15 +19,18 @@ from engine_server import EngineServer, Reply, replayed
 from exporter_process import Exporter
 from llm_headroom.config.load import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
+from llm_headroom.net.http_connection import Limits, Request, Response
 from llm_headroom.poll.poller import Poller, Slot
 from llm_headroom.schema import REQUESTS_RUNNING
 from llm_headroom.view.values import from_json
-from llm_headroom.web.server import Limits, Request, Response, Server, serve
+from llm_headroom.web.server import serve
 from llm_headroom.web.stream import Feed, Pace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
+
+    from llm_headroom.net.http_server import HttpServer
 
 SATURATED = Capture("vllm", "0.32.0", "saturated")
 STARTING = Capture("vllm", "0.32.0", "idle_startup")
@@ -230,7 +233,7 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def served(pace: Pace) -> AsyncIterator[tuple[Engine, Server]]:
+async def served(pace: Pace) -> AsyncIterator[tuple[Engine, HttpServer]]:
     engine = Engine(pace)
     engine.publish(1.0)
     # Whatever is under way for so long would hold the test up until it fails.
@@ -242,7 +245,7 @@ async def served(pace: Pace) -> AsyncIterator[tuple[Engine, Server]]:
 
 
 @contextlib.asynccontextmanager
-async def client(server: Server, query: str = "", method: str = "GET") -> AsyncIterator[Client]:
+async def client(server: HttpServer, query: str = "", method: str = "GET") -> AsyncIterator[Client]:
     host, _, port = server.addresses[0].rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:

@@ -16,7 +16,7 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint, Tls
 from llm_headroom.config.settings import Config, ProxySettings, Target
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.poll.poller import EngineSource
+from llm_headroom.poll.engine import EngineSource
 from llm_headroom.proxy.service import Proxies
 from measured_values import told
 from scripted_server import EngineServer, reply

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_headroom.simulate.batching import Engine, EngineConfig, Outcome
-from llm_headroom.simulate.data_parallel import DataParallel
 from llm_headroom.simulate.hardware import (
     A100_80GB,
     H100_SXM,
@@ -39,7 +38,6 @@ from llm_headroom.simulate.traffic import (
     read_trace,
     repeated,
     scaled,
-    thinned,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -350,13 +348,6 @@ def test_time_does_not_go_back() -> None:
         engine.advance(4)
 
 
-def test_replicas_share_the_load() -> None:
-    pair = DataParallel([Engine(vllm()), Engine(vllm())])
-    assert sorted(pair.submit(Request(0, 10, 5))[0] for _ in range(6)) == [0, 0, 0, 1, 1, 1]
-    pair.advance(3)
-    assert [one.running for one in pair.read()] == [3, 3]
-
-
 def test_a_trace_is_read_with_its_prefixes() -> None:
     rows = list(read_trace(TRACES / "mooncake_conversation.csv"))
     assert len(rows) == 60
@@ -384,14 +375,11 @@ def test_a_broken_trace_names_file_and_place(tmp_path: Path, text: str, message:
         list(read_trace(path))
 
 
-def test_traces_can_be_scaled_thinned_cut_and_repeated() -> None:
+def test_traces_can_be_scaled_cut_and_repeated() -> None:
     rows = [Request(float(second), 10, 5) for second in range(10)]
     assert [one.arrival for one in scaled(rows, 2)][-1] == 4.5
     assert [one.arrival for one in cut(rows, 3, 6)] == [0, 1, 2]
     assert [one.arrival for one in repeated(rows, 10, 2)] == list(range(20))
-    some = list(thinned(rows * 100, 0.3, seed=3))
-    assert 200 < len(some) < 400
-    assert some == list(thinned(rows * 100, 0.3, seed=3))
     with pytest.raises(ValueError, match="period"):
         next(repeated(rows, 5))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llm_headroom import schema
 from llm_headroom.derive import turnover
+from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.model import Point, Series
 
@@ -28,7 +29,7 @@ def poll(loaded: dict[str, float], idle: tuple[str, ...] = (), starts: dict[str,
 def counted(*polls: list[Point]) -> dict[str, tuple[int, int]]:
     known = None
     for points in polls:
-        known = turnover.advance(known, points)
+        known = turnover.advance(known, loaded(points))
     assert known is not None
     return {model: (count.loads, count.unloads) for model, count in known.counts.items()}
 
@@ -70,9 +71,9 @@ def test_a_clock_that_is_set_a_little_is_no_load() -> None:
 
 
 def test_counts_of_engines_that_load_nothing_by_themselves_are_absent() -> None:
-    loaded = Point(Series(schema.MODEL_LOADED, {"engine": "vllm", "model": "a", "target": "t"}), 1.0, "")
+    awake = Point(Series(schema.MODEL_LOADED, {"engine": "vllm", "model": "a", "target": "t"}), 1.0, "")
 
-    assert turnover.advance(None, [loaded]) is None
+    assert turnover.advance(None, loaded([awake])) is None
 
 
 def test_memory_of_models_is_bounded() -> None:

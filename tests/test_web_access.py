@@ -16,13 +16,16 @@ import pytest
 import trustme
 
 from bounded import run
+from llm_headroom.net.http_connection import Request, Response
 from llm_headroom.web.config import WebConfigError
-from llm_headroom.web.server import Request, Response, Server, serve
+from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
+
+    from llm_headroom.net.http_server import HttpServer
 
 TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
 
@@ -32,7 +35,7 @@ async def page(_: Request) -> Response:
 
 
 @contextlib.asynccontextmanager
-async def serving(web_config: Path) -> AsyncIterator[Server]:
+async def serving(web_config: Path) -> AsyncIterator[HttpServer]:
     server = await serve(page, ["127.0.0.1:0"], web_config=web_config)
     try:
         yield server
@@ -40,7 +43,7 @@ async def serving(web_config: Path) -> AsyncIterator[Server]:
         await server.close()
 
 
-def client_of(server: Server, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
+def client_of(server: HttpServer, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
     port = int(server.addresses[0].rpartition(":")[2])
     if context is None:
         return http.client.HTTPConnection("localhost", port, timeout=10)
@@ -56,7 +59,7 @@ def exchange(client: http.client.HTTPConnection, credentials: str = "") -> tuple
 
 
 async def ask(
-    server: Server, *, context: ssl.SSLContext | None = None, credentials: str = ""
+    server: HttpServer, *, context: ssl.SSLContext | None = None, credentials: str = ""
 ) -> tuple[int, Mapping[str, str], bytes]:
     def blocking() -> tuple[int, Mapping[str, str], bytes]:
         with contextlib.closing(client_of(server, context)) as client:
@@ -182,7 +185,7 @@ def test_tls_is_turned_on_and_off_while_serving(directory: Path, authority: trus
     run(test())
 
 
-def negotiated(server: Server, context: ssl.SSLContext) -> tuple[str | None, str]:
+def negotiated(server: HttpServer, context: ssl.SSLContext) -> tuple[str | None, str]:
     """The TLS version and the cipher suite of one connection."""
     with contextlib.closing(client_of(server, context)) as client:
         client.connect()
@@ -248,7 +251,7 @@ def test_the_cipher_suite_is_one_of_those_listed_in_their_order(directory: Path,
 MUTUAL = TLS + "  client_ca_file: ca.crt\n  client_auth_type: "
 
 
-async def is_admitted(server: Server, context: ssl.SSLContext) -> bool:
+async def is_admitted(server: HttpServer, context: ssl.SSLContext) -> bool:
     """With TLS 1.3 a client learns only while it reads that its certificate was refused."""
     try:
         return (await ask(server, context=context))[0] == 200

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bounded import run
-from llm_headroom.web.server import Limits, ListenError, Request, Response, Server, serve
+from llm_headroom.net.http_connection import Limits, Request, Response
+from llm_headroom.net.listen import ListenError
+from llm_headroom.web.server import serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+    from llm_headroom.net.http_server import HttpServer
 
 
 async def page(request: Request) -> Response:
@@ -31,7 +35,7 @@ async def serving(
     max_requests: int = 40,
     methods: Sequence[str] = ("GET", "HEAD"),
     limits: Limits | None = None,
-) -> AsyncIterator[Server]:
+) -> AsyncIterator[HttpServer]:
     server = await serve(handler, ["127.0.0.1:0"], max_requests=max_requests, methods=methods, limits=limits)
     try:
         yield server
@@ -39,13 +43,13 @@ async def serving(
         await server.close()
 
 
-def address(server: Server) -> tuple[str, int]:
+def address(server: HttpServer) -> tuple[str, int]:
     host, _, port = server.addresses[0].rpartition(":")
     return host, int(port)
 
 
 async def ask(
-    server: Server, path: str = "/", method: str = "GET", headers: Mapping[str, str] | None = None
+    server: HttpServer, path: str = "/", method: str = "GET", headers: Mapping[str, str] | None = None
 ) -> tuple[int, Mapping[str, str], bytes]:
     """One request with a connection of its own, by the standard library's client: status, headers, body."""
 
@@ -61,7 +65,7 @@ async def ask(
     return await asyncio.to_thread(blocking)
 
 
-async def say(server: Server, payload: bytes) -> bytes:
+async def say(server: HttpServer, payload: bytes) -> bytes:
     """Everything that the server sends in answer to raw bytes until it closes the connection."""
     reader, writer = await asyncio.open_connection(*address(server))
     try:
@@ -450,7 +454,7 @@ async def large_and_small(request: Request) -> Response:
     return Response(bytes(LARGE) if request.path == "/large" else b"small")
 
 
-def begin_large(server: Server) -> socket.socket:
+def begin_large(server: HttpServer) -> socket.socket:
     """A client that has asked for the large page and read one byte of the response."""
     client = socket.create_connection(address(server), timeout=10)
     client.sendall(b"GET /large HTTP/1.0\r\n\r\n")

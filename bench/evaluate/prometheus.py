@@ -5,23 +5,21 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
-import socket
 import subprocess
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from urllib.parse import urlencode
+
+from llm_headroom.commands import programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-    from types import TracebackType
 
 EPOCH: Final = 1_767_225_600
 """Unix time of every run's begin: 2026-01-01 00:00, on a block's edge."""
 STEP_SECONDS: Final = 15.0
 LOOKBACK: Final = "20s"
 """Backfilled series get no staleness markers; so a series that has ended is gone after one missed scrape instead."""
-STARTING_SECONDS: Final = 60.0
 
 
 class Vector(NamedTuple):
@@ -59,66 +57,32 @@ class Prometheus:
     """A server on the blocks below a directory, as a context; it scrapes nothing."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        """Start, and wait until it answers.
+        """Start it.
 
         Raises:
-            RuntimeError: it ended, or did not answer in time.
+            NotStartedError: it is not installed.
         """
-        config, log = self._directory / "prometheus.yml", self._directory / "prometheus.log"
-        config.write_text("{}\n")
-        command = [
-            "prometheus",
-            f"--config.file={config}",
-            f"--storage.tsdb.path={self._directory / 'data'}",
+        self._program = programs.prometheus(
+            directory,
+            {},
             "--storage.tsdb.retention.time=100y",
-            f"--web.listen-address=127.0.0.1:{self._port}",
             f"--query.lookback-delta={LOOKBACK}",
             "--query.max-samples=200000000",
             "--query.timeout=10m",
-        ]
-        with log.open("wb") as out:
-            self._process = subprocess.Popen(command, stdout=out, stderr=out)
-        deadline = time.monotonic() + STARTING_SECONDS
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                if self._ask("/-/ready")[0] == http.client.OK:
-                    return self
-            except OSError:
-                pass
-            time.sleep(0.05)
-        self._stop()
-        raise RuntimeError(f"prometheus did not start: {log.read_text()[-500:]}")
+        )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop it."""
-        self._stop()
+    def __enter__(self) -> Self:
+        """Wait until it answers.
 
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        Raises:
+            NotStartedError: it ended, or did not answer in time.
+        """
+        self._program.__enter__()
+        return self
 
-    def _ask(self, path: str, form: dict[str, str] | None = None) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
-        try:
-            if form is None:
-                connection.request("GET", path)
-            else:
-                headers = {"Content-Type": "application/x-www-form-urlencoded"}
-                connection.request("POST", path, urlencode(form), headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._program.end()
 
     def holds(self, expression: str, seconds: float) -> list[Vector]:
         """When an alert's expression holds, at every 15 s of the first `seconds`.
@@ -132,10 +96,16 @@ class Prometheus:
             "end": str(EPOCH + seconds),
             "step": str(STEP_SECONDS),
         }
-        status, body = self._ask("/api/v1/query_range", form)
-        answer = json.loads(body)
-        if status != http.client.OK:
-            raise RuntimeError(f"{expression}: {answer.get('error', status)}")
+        connection = http.client.HTTPConnection(self._program.address, timeout=600)
+        try:
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            connection.request("POST", "/api/v1/query_range", urlencode(form), headers)
+            response = connection.getresponse()
+            answer = json.load(response)
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            raise RuntimeError(f"{expression}: {answer.get('error', response.status)}")
         return [
             Vector(series["metric"], tuple(float(at) - EPOCH for at, _ in series["values"]))
             for series in answer["data"]["result"]

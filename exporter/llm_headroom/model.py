@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 """Label names and values, sorted by name, none of them empty: an empty label is an absent one."""
@@ -117,6 +117,19 @@ class Point(NamedTuple):
     series: Series
     value: float | Histogram
     origin: str
+
+
+def point(metric: Metric, value: float | Histogram, origin: str, labels: Mapping[str, str], /, **more: str) -> Point:
+    """A point with these labels and more, in any order; its series is remembered, see `series_of`."""
+    return Point(series_of(metric, (*labels.items(), *more.items())), value, origin)
+
+
+def numbers(points: Iterable[Point], *metrics: Metric) -> Iterator[tuple[Series, float]]:
+    """Series and values of the points of some metrics, histograms left out."""
+    wanted = frozenset(metrics)
+    for series, value, _ in points:
+        if series.metric in wanted and isinstance(value, float):
+            yield series, value
 
 
 class SampleState(StrEnum):

@@ -7,13 +7,16 @@ import importlib
 import importlib.util
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import click
+
 from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.commands.exits import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 PARTS: Final = tuple(
     part
@@ -68,3 +71,26 @@ def _threshold(text: str) -> tuple[str, float]:
     if not math.isfinite(number):
         raise ValueError(f"threshold {name}: expected a number, not {value or 'nothing'}")
     return name, number
+
+
+@click.command("bundle")
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to write.")
+@click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="Another threshold of the alerts.")
+@click.option("--selector", default="", metavar="MATCHERS", help="For every query, such as 'cluster=\"x\"'.")
+@click.option("--only", multiple=True, metavar="PART", help="alerts, dashboards or kubernetes.  [default: all]")
+@click.option("--job", "exporter_job", default="llm-headroom", show_default=True, help="Label `job` of the exporters.")
+@click.option("--runbooks", "runbook_base_url", metavar="URL", help="Where alerts/runbooks is published.")
+@click.option("--grafana", "dashboard_base_url", metavar="URL", help="Grafana's address, for links to dashboards.")
+@click.option("--for-scale", type=float, help="Factor on how long conditions must hold; below 1 for tests.")
+def command(output: Path, thresholds: tuple[str, ...], selector: str, only: tuple[str, ...], **others: Any) -> None:  # noqa: ANN401 - click's values
+    """Write alerts, dashboards and Kubernetes objects with thresholds and label matchers of your own."""
+    if unknown := set(only) - set(PARTS):
+        fail(f"part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+    try:
+        given = {name: value for name, value in others.items() if value is not None}
+        texts = files(settings(thresholds, selector, **given), only)
+        write(output, texts)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    for name in texts:
+        click.echo(output / name)

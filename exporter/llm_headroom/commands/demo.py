@@ -12,13 +12,18 @@ import os
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.commands import demo_stack
+import click
+
+from llm_headroom.commands import demo_stack, logs
+from llm_headroom.commands.exits import fail
 from llm_headroom.commands.simulate import VERSIONS
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, Cost, GpuSettings, ModelMemory, Target
+from llm_headroom.net.listen import ListenError
 from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published
 from llm_headroom.simulate import scenario
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.gpus import UNSEEN_PID, Holder, SimulatedGpus
@@ -212,7 +217,7 @@ async def _export(settings: Settings, watched: tuple[Target, ...], gpus: Simulat
         cost=Cost(gpu_hour=_GPU_HOUR),
     )
     poller = Poller(config, gpus=gpus)
-    app = App(poller)
+    app = App(Published(poller))
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen)
     stack.push_async_callback(app.close)
@@ -220,3 +225,28 @@ async def _export(settings: Settings, watched: tuple[Target, ...], gpus: Simulat
     stack.push_async_callback(server.close)
     poller.start()
     return server.addresses[0]
+
+
+@click.command("demo")
+@click.option(
+    "--listen",
+    default="127.0.0.1:9836",
+    show_default=True,
+    metavar="[HOST]:PORT",
+    help="Address of the exporter.",
+)
+@click.option("--speed", type=float, default=1.0, show_default=True, help="Virtual seconds per real second.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option(
+    "--prometheus/--no-prometheus",
+    "stack",
+    default=True,
+    help="Start Prometheus, Alertmanager and Grafana too, where they are installed.  [default: --prometheus]",
+)
+def command(**flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Show llm-headroom without a GPU: simulated engines, their traffic and incidents, and the status page."""
+    logs.set_up("error", "logfmt")
+    try:
+        asyncio.run(run(Settings(**flags), click.echo))
+    except (ValueError, ListenError) as error:
+        fail(str(error))

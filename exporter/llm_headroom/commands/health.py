@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+import os
+import sys
+from pathlib import Path
+from typing import Final
 
+import click
+
+from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
 from llm_headroom.config.endpoint import Endpoint, Tls
 from llm_headroom.config.settings import Config
 from llm_headroom.scrape.http import Client, FetchError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "[::]"})
 OK: Final = 200
@@ -47,3 +50,34 @@ async def _problem(client: Client, timeout: float) -> str | None:  # noqa: ASYNC
     finally:
         await client.close()
     return None if answer.status == OK or answer.status in ANSWERED else f"/-/healthy answered {answer.status}"
+
+
+@click.command("health")
+@click.option(
+    "--url",
+    "exporter",
+    envvar="LLM_HEADROOM_URL",
+    metavar="URL",
+    help="[default: this host, by LLM_HEADROOM_LISTEN]",
+)
+@click.option("--timeout", type=float, default=3.0, show_default=True, help="Seconds.")
+@click.option(
+    "--cert-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Client certificate, if the exporter requires one.",
+)
+@click.option("--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Private key for --cert-file.")
+def command(exporter: str | None, timeout: float, cert_file: Path | None, key_file: Path | None) -> None:
+    """Tell whether an exporter answers: a container's health check.
+
+    Exit status: 0 it does, 1 it does not, 2 the usage is wrong.
+    """
+    try:
+        address = exporter or url(os.environ.get("LLM_HEADROOM_LISTEN"))
+        found = problem(address, timeout, cert_file=cert_file, key_file=key_file)
+    except ValueError as error:
+        fail(str(error))
+    if found is not None:
+        click.echo(f"llm-headroom: {found}", err=True)
+        sys.exit(SOME_SOURCE_FAILED)

@@ -1,136 +1,68 @@
-"""The exporter as a service: poll, serve, reload, end."""
+"""`llm-headroom run`: the exporter."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
-import os
-import signal
-import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from llm_headroom import __version__
-from llm_headroom.config.load import Config, ConfigError
+import click
+
+from llm_headroom.commands import logs, service
+from llm_headroom.commands.exits import fail
+from llm_headroom.commands.options import collecting, loaded
+from llm_headroom.config.errors import ConfigError
 from llm_headroom.net.listen import ListenError
-from llm_headroom.otlp.pusher import Pusher
-from llm_headroom.poll.poller import Poller
-from llm_headroom.proxy.service import Proxies
-from llm_headroom.web.app import App, Reload
-from llm_headroom.web.server import Server, serve
+from llm_headroom.web.config import WebConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-log = logging.getLogger("llm_headroom")
-
-LOOK_AT_FILE: Final = 5.0
-"""Seconds between looks at the configuration file."""
-YOUNG_OBJECTS: Final = 20_000
-"""New containers after which the garbage collector looks at the young ones; 700 is Python's default."""
-NOT_RELOADED: Final = ("listen", "proxies", "web_config", "log")
+    from llm_headroom.config.settings import Config
 
 
-class Watched(NamedTuple):
-    """A configuration file, and how it was before it was read: a change in between must not be missed."""
+@click.command("run")
+@collecting
+@click.option(
+    "--listen",
+    multiple=True,
+    envvar="LLM_HEADROOM_LISTEN",
+    metavar="[HOST]:PORT",
+    help="Address to serve on; may be given several times.  [default: :9836]",
+)
+@click.option("--interval", envvar="LLM_HEADROOM_INTERVAL", metavar="DURATION", help="Between polls.  [default: 5s]")
+@click.option(
+    "--web-config",
+    type=click.Path(path_type=Path),
+    envvar="LLM_HEADROOM_WEB_CONFIG",
+    metavar="FILE",
+    help="TLS and basic authentication, in the format of Prometheus' exporter-toolkit.",
+)
+@click.option(
+    "--otlp-endpoint",
+    envvar="LLM_HEADROOM_OTLP_ENDPOINT",
+    metavar="URL",
+    help="Push to this OpenTelemetry collector too, such as http://localhost:4318.  [default: as OTEL_* variables say]",
+)
+@click.option(
+    "--ollama-proxy",
+    multiple=True,
+    envvar="LLM_HEADROOM_OLLAMA_PROXY",
+    metavar="[HOST]:PORT",
+    help="Measure the requests to Ollama: what comes here is passed to its target, or else to 127.0.0.1:11434.",
+)
+def command(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Watch engines and GPUs and serve /metrics.
 
-    path: Path
-    identity: tuple[int, int, int] | None
-
-
-def watched(path: Path) -> Watched:
-    """A file to watch from now on."""
-    return Watched(path, _identity(path))
-
-
-async def run(config: Config, *, file: Watched | None, read: Callable[[], Config]) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    `file` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
-
-    Raises:
-        web.server.ListenError: an address cannot be listened on.
-        web.config.WebConfigError: the web configuration is wrong.
+    With no configuration it looks for vLLM (port 8000), SGLang (30000), its router (29000), Ollama (11434) and
+    llama.cpp (8080) on this host and for NVIDIA GPUs, and says what it found.
     """
-    proxies = Proxies(config)
-    poller = Poller(config, proxies=proxies)
-    pusher = Pusher()
-    app = App(poller, pusher.points)
-    poller.on_change(app.changed)
-    server = await serve(app.handle, config.listen, web_config=config.web_config)
+
+    def read() -> Config:
+        return loaded(path, **flags)
+
     try:
-        await proxies.start()
-    except ListenError:
-        await server.close()
-        raise
-    loop = asyncio.get_running_loop()
-    ended, reload = asyncio.Event(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.set)
-    # What is loaded by now stays; a poll leaves no cycles behind, so that young objects need not be looked at often.
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, 20, 50)
-    log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
-    poller.start()
-    await pusher.apply(config, app)
-    watching = loop.create_task(_watch(file, reload)) if file is not None else None
-    reloading = loop.create_task(_reload(app, pusher, read, reload))
-    try:
-        await ended.wait()
-    finally:
-        log.info("ending")
-        for task in (watching, reloading):
-            if task is not None:
-                task.cancel()
-        await proxies.close()
-        await _end(server, poller, app, pusher)
-
-
-async def _end(server: Server, poller: Poller, app: App, pusher: Pusher) -> None:
-    await pusher.close()
-    await server.close()
-    await poller.stop()
-    await app.close()
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does, through the symbolic links of a mounted ConfigMap too."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - the path may be watched on every look
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-async def _watch(file: Watched, reload: asyncio.Event) -> None:
-    known = file.identity
-    while True:
-        await asyncio.sleep(LOOK_AT_FILE)
-        now = _identity(file.path)
-        if now is not None and now != known:
-            known = now
-            reload.set()
-
-
-async def _reload(app: App, pusher: Pusher, read: Callable[[], Config], reload: asyncio.Event) -> None:
-    while True:
-        await reload.wait()
-        reload.clear()
-        try:
-            config = read()
-            await pusher.apply(config, app)
-        except ConfigError as error:
-            log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
-            app.reload = app.reload._replace(succeeded=False)
-            app.changed()
-            continue
-        old = app.poller.config
-        fixed = [name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)]
-        if fixed:
-            log.warning("changes that need a restart were left out", extra={"keys": ",".join(fixed)})
-        await app.poller.apply(config)
-        app.reload = Reload(succeeded=True, last_success=time.time())
-        app.changed()
-        log.info("configuration reloaded", extra={"targets": len(config.targets)})
+        file = None if path is None else service.watched(path)
+        config = read()
+        logs.set_up(config.log.level, config.log.format)
+        asyncio.run(service.run(config, file=file, read=read))
+    except (ConfigError, WebConfigError, ListenError) as error:
+        fail(str(error))

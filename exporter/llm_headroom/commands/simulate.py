@@ -7,8 +7,12 @@ import signal
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import click
+
+from llm_headroom.commands.exits import fail
+from llm_headroom.net.listen import ListenError
 from llm_headroom.simulate import scenario
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.hardware import GPUS, MODELS
@@ -54,7 +58,7 @@ class Settings:
         trace: a bundled trace's name, or a file; None: none.
         rate: factor on the trace's rate; without a trace, requests per second.
         clients: that each send one request after the other.
-        seed: of everything random.
+        seed: of every random draw.
         scenario: a file of incidents.
     """
 
@@ -143,3 +147,25 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
             server.misbehave(incident.how)
 
         await scenario.play_until(ended, incidents, clock, begin)
+
+
+@click.command("simulate")
+@click.option("--engine", type=click.Choice(list(PORTS)), default="vllm", show_default=True)
+@click.option("--version", metavar="VERSION", help="Whose metrics it serves.  [default: the newest that is known]")
+@click.option("--model", default="llama-3-8b", show_default=True, help="What it runs.")
+@click.option("--gpu", default="a100-80gb", show_default=True, help="On what: a100-80gb, h100, l4 or rtx4090.")
+@click.option("--listen", metavar="[HOST]:PORT", help="[default: 127.0.0.1 and the engine's usual port]")
+@click.option("--speed", type=float, default=1.0, show_default=True, help="Virtual seconds per real second.")
+@click.option(
+    "--trace", metavar="NAME|FILE", help="Requests: azure_conv, azure_code, or a CSV file; replayed in a loop."
+)
+@click.option("--rate", type=float, help="Factor on the trace's rate; without a trace, requests per second.")
+@click.option("--clients", type=int, default=0, help="Clients that each send one request after the other.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option("--scenario", type=click.Path(path_type=Path), metavar="FILE", help="What goes wrong, and when (YAML).")
+def command(**flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Serve one simulated engine: its metrics, its API at a simulated pace, and POST /-/misbehave."""
+    try:
+        asyncio.run(run(Settings(**flags), click.echo))
+    except (ValueError, OSError, ListenError) as error:
+        fail(str(error))

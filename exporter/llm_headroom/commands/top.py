@@ -20,11 +20,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llm_headroom.commands import logs
+from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
+from llm_headroom.commands.options import collecting, loaded
+from llm_headroom.config.errors import ConfigError
 from llm_headroom.poll.poller import Poller
 from llm_headroom.view import text
 from llm_headroom.view.board import Board
@@ -33,6 +38,7 @@ from llm_headroom.view.values import Level, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from rich.console import RenderableType
 
@@ -349,3 +355,32 @@ def _bar(share: float | None) -> Text:
 
 def _notes(troubles: Sequence[Trouble]) -> Text:
     return Text(", ").join(Text(each.text, STYLES[each.level]) for each in troubles)
+
+
+@click.command("top")
+@collecting
+@click.option(
+    "--url",
+    envvar="LLM_HEADROOM_URL",
+    metavar="URL",
+    help="A running exporter.  [default: http://localhost:9836 if one is there and no target is named]",
+)
+@click.option("--once", is_flag=True, help="Print once and exit, as it does where the output is no terminal.")
+def command(path: Path | None, url: str | None, *, once: bool, **flags: Any) -> None:  # noqa: ANN401 - click's values
+    """Show engines and GPUs in the terminal, from a running exporter or by polling them itself. `q` quits.
+
+    Exit status: 0 it was shown, 1 there was nothing to show, 2 the usage or the configuration is wrong.
+    """
+    named = path is not None or bool(flags["targets"])
+    if url is None and not named and running():
+        url = USUAL
+    try:
+        config = None if url is not None else loaded(path, **flags)
+    except ConfigError as error:
+        fail(str(error))
+    logs.set_up("error", "logfmt")
+    try:
+        run(lambda latest: follow(url or "", latest) if config is None else poll(config, latest), once=once)
+    except Unusable as error:
+        click.echo(f"llm-headroom: {error}", err=True)
+        sys.exit(SOME_SOURCE_FAILED)

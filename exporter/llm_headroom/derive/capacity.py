@@ -13,7 +13,7 @@ from llm_headroom.derive import twin
 from llm_headroom.derive.interval import between
 from llm_headroom.derive.step_cost import Learner
 from llm_headroom.derive.traffic import Traffic
-from llm_headroom.model import Point, series_of
+from llm_headroom.model import point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llm_headroom.derive.observation import Observation
     from llm_headroom.derive.slo import Objective, Tally
     from llm_headroom.derive.traffic import Sizes
+    from llm_headroom.model import Point
 
 MOST: Final = 16.0
 LEAST: Final = 1.0 / 8.0
@@ -53,6 +54,16 @@ _NEAR_LIMIT: Final = 0.97
 _LEAST_LIMIT: Final = 16.0
 _FULL_POLLS: Final = 3
 """Polls at which requests wait while exactly as many run as ever: that is the limit, if it is not a small number."""
+FOLLOWING: Final = frozenset(
+    {
+        schema.LOAD_HEADROOM,
+        schema.SUSTAINABLE_REQUESTS,
+        schema.LOAD_HEADROOM_BINDING,
+        schema.LOAD_HEADROOM_SUSPECT,
+        schema.SATURATION,
+    }
+)
+"""The metrics that follow from it."""
 _FIELDS: Final = ("ttft", "inter_token")
 
 
@@ -62,7 +73,7 @@ class Missing(StrEnum):
     CAPACITY = "the engine does not report the size of its KV cache"
     LATENCIES = "the engine does not report histograms of first tokens and of inter-token latency"
     REQUESTS = "the engine does not report the requests that run, or those that have finished"
-    BUSY = "ten busy minutes have to be seen first"
+    BUSY = "ten busy minutes have to be seen first, and requests in the last 15"
     TRAFFIC = "there were too few requests in the last 15 minutes"
     DECODING = "no tokens are decoded here"
     PENDING = "the first estimate is under way"
@@ -245,19 +256,16 @@ def saturation(known: Known) -> float | None:
 def points(known: Known, labels: Mapping[str, str]) -> Iterator[Point]:
     """The signals of the load headroom; none where something is missing."""
     origin = "step cost learned from latencies, traffic of 15 min replayed"
-    own = tuple(labels.items())
     for name, (ratio, binding) in known.headroom.items():
-        of_objective = (*own, ("objective", name))
-        yield Point(series_of(schema.LOAD_HEADROOM, of_objective), ratio, origin)
+        yield point(schema.LOAD_HEADROOM, ratio, origin, labels, objective=name)
         sustainable = ratio * known.traffic.rate * known.replicas
-        yield Point(series_of(schema.SUSTAINABLE_REQUESTS, of_objective), sustainable, origin)
+        yield point(schema.SUSTAINABLE_REQUESTS, sustainable, origin, labels, objective=name)
         for resource in (twin.KV_CACHE, twin.COMPUTE, twin.CONCURRENCY):
-            series = series_of(schema.LOAD_HEADROOM_BINDING, (*of_objective, ("resource", resource)))
-            yield Point(series, float(resource == binding), origin)
+            binds = float(resource == binding)
+            yield point(schema.LOAD_HEADROOM_BINDING, binds, origin, labels, objective=name, resource=resource)
     if known.headroom:
-        suspect = float(known.suspect)
-        yield Point(series_of(schema.LOAD_HEADROOM_SUSPECT, own), suspect, "predicted against seen tokens per second")
+        against = "predicted against seen tokens per second"
+        yield point(schema.LOAD_HEADROOM_SUSPECT, float(known.suspect), against, labels)
     level = saturation(known)
     if level is not None:
-        series = series_of(schema.SATURATION, (*own, ("resource", "max")))
-        yield Point(series, level, "1 / load headroom, and the queue")
+        yield point(schema.SATURATION, level, "1 / load headroom, and the queue", labels, resource="max")

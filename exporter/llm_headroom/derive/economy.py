@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.derive.estimates import Mean
 from llm_headroom.derive.observation import growth
-from llm_headroom.model import Point, Series
+from llm_headroom.model import numbers, point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from llm_headroom.model import Point, Series
 
 WINDOW_SECONDS: Final = 300.0
 LONGEST_GAP: Final = 120.0
@@ -70,15 +72,10 @@ def held_gpus(points: Sequence[Point]) -> dict[str, Gpus]:
     A device that several engines hold memory of is split by how much each holds.
     """
     held: dict[str, dict[str, float]] = {}
-    energy: dict[str, float] = {}
-    for series, value, _ in points:
-        if not isinstance(value, float):
-            continue
-        if series.metric is schema.GPU_MEMORY_ENGINE:
-            devices = held.setdefault(series.label("target"), {})
-            devices[series.label("uuid")] = devices.get(series.label("uuid"), 0.0) + value
-        elif series.metric is schema.GPU_ENERGY:
-            energy[series.label("uuid")] = value
+    for series, value in numbers(points, schema.GPU_MEMORY_ENGINE):
+        devices = held.setdefault(series.label("target"), {})
+        devices[series.label("uuid")] = devices.get(series.label("uuid"), 0.0) + value
+    energy = {series.label("uuid"): value for series, value in numbers(points, schema.GPU_ENERGY)}
     totals: dict[str, float] = {}
     for devices in held.values():
         for uuid, size in devices.items():
@@ -102,11 +99,7 @@ def advance(known: Ledger | None, points: Sequence[Point], gpus: Gpus | None, pr
 
     Counters go on over restarts of the engine and of the driver. A device that joins counts from then on.
     """
-    tokens = {
-        series: value
-        for series, value, _ in points
-        if series.metric is schema.GENERATION_TOKENS and isinstance(value, float)
-    }
+    tokens = dict(numbers(points, schema.GENERATION_TOKENS))
     counters = {} if gpus is None else dict(gpus.energy)
     if known is None or at <= known.at:
         return Ledger(at=at, tokens=tokens, counters=counters) if known is None else known
@@ -136,15 +129,15 @@ def advance(known: Ledger | None, points: Sequence[Point], gpus: Gpus | None, pr
 def told(known: Ledger, gpus: Gpus | None, price: Price | None, labels: Mapping[str, str]) -> Iterator[Point]:
     """The points of a ledger; nothing that there is no price, no counter or no token for."""
     if gpus is not None:
-        yield Point(Series(schema.ENGINE_GPUS, labels), float(gpus.count), "attribution or configuration")
+        yield point(schema.ENGINE_GPUS, float(gpus.count), "attribution or configuration", labels)
     if price is not None and gpus is not None:
         money = {**labels, "currency": price.currency}
-        yield Point(Series(schema.ENGINE_COST, money), known.cost, "price of GPU-hours")
+        yield point(schema.ENGINE_COST, known.cost, "price of GPU-hours", money)
         if known.cost_per_token.below >= _LEAST_TOKENS:
             each = known.cost_per_token.above / known.cost_per_token.below
-            yield Point(Series(schema.COST_PER_MILLION_TOKENS, money), each * 1e6, "price / generated tokens")
+            yield point(schema.COST_PER_MILLION_TOKENS, each * 1e6, "price / generated tokens", money)
     if known.energy is not None:
-        yield Point(Series(schema.ENGINE_ENERGY, labels), known.energy, "llm_gpu_energy_joules_total")
+        yield point(schema.ENGINE_ENERGY, known.energy, "llm_gpu_energy_joules_total", labels)
         if known.energy_per_token.below >= _LEAST_TOKENS:
             each = known.energy_per_token.above / known.energy_per_token.below
-            yield Point(Series(schema.ENERGY_PER_TOKEN, labels), each, "energy / generated tokens")
+            yield point(schema.ENERGY_PER_TOKEN, each, "energy / generated tokens", labels)

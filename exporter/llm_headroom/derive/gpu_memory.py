@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
-from llm_headroom.model import Cause, Failure, Point, Series
+from llm_headroom.model import Cause, Failure, numbers, point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llm_headroom.config.settings import ModelMemory
     from llm_headroom.gpu.attribution import Holding
     from llm_headroom.host.engines import Watched
-    from llm_headroom.model import Metric, Snapshot
+    from llm_headroom.model import Metric, Point, Snapshot
 
 _ORIGIN: Final = "NVML's processes"
 _TOLERANCE: Final = 1.05
@@ -68,13 +68,10 @@ class _Told(NamedTuple):
 def device_memory(points: Iterable[Point]) -> dict[DeviceKey, dict[str, float]]:
     """Total, used, free and reserved bytes of the devices that engines may use: not of those cut into MIG instances."""
     found: dict[DeviceKey, dict[str, float]] = {}
-    cut: set[str] = set()
-    for series, value, _ in points:
-        part = _DEVICE_MEMORY.get(series.metric)
-        if part is not None and isinstance(value, float):
-            found.setdefault((series.label("gpu"), series.label("uuid")), {})[part] = value
-        elif series.metric is schema.GPU_INFO:
-            cut.add(series.label("mig_parent"))
+    points = tuple(points)
+    for series, value in numbers(points, *_DEVICE_MEMORY):
+        found.setdefault((series.label("gpu"), series.label("uuid")), {})[_DEVICE_MEMORY[series.metric]] = value
+    cut = {series.label("mig_parent") for series, _ in numbers(points, schema.GPU_INFO)}
     return {
         key: parts for key, parts in found.items() if key[1] not in cut and {"total", "used", "free"} <= parts.keys()
     }
@@ -101,16 +98,16 @@ def derived(
         for key, kinds in _parts(target, devices, told, result.warnings).items():
             device = {"gpu": key[0], "uuid": key[1], **labels}
             for kind, size in kinds.items():
-                result.points.append(Point(Series(schema.GPU_MEMORY_ENGINE, {**device, "kind": kind}), size, _ORIGIN))
+                result.points.append(point(schema.GPU_MEMORY_ENGINE, size, _ORIGIN, device, kind=kind))
             least = memory[key]["total"] * (told.reservation or 0.0) if told else 0.0
             taken = max(devices[key], least)
             reserved[key] = reserved.get(key, 0.0) + taken
-            result.points.append(Point(Series(schema.GPU_MEMORY_RESERVATION, device), taken, _ORIGIN))
+            result.points.append(point(schema.GPU_MEMORY_RESERVATION, taken, _ORIGIN, device))
     for holding in holdings:
         engine = watched[holding.target]
-        labels = {**engine.target.labels, "engine": engine.engine, "target": holding.target, "method": holding.method}
+        whose = {**engine.target.labels, "engine": engine.engine, "target": holding.target, "method": holding.method}
         place = {"gpu": holding.gpu, "uuid": holding.uuid}
-        result.points.append(Point(Series(schema.GPU_ATTRIBUTION_INFO, place | labels), 1.0, "attribution"))
+        result.points.append(point(schema.GPU_ATTRIBUTION_INFO, 1.0, "attribution", whose, **place))
     for key, parts in memory.items():
         mine = sum(size for (device, _), size in held.items() if device == key)
         result.points.extend(_of_device(key, parts, mine, reserved.get(key, 0.0)))
@@ -122,10 +119,10 @@ def _of_device(key: DeviceKey, parts: Mapping[str, float], held: float, reserved
     total, used, free = parts["total"], parts["used"], parts["free"]
     unattributed = max(0.0, used - held)
     over = reserved_by_engines + unattributed + parts.get("reserved", 0.0) - total
-    yield Point(Series(schema.GPU_MEMORY_HEADROOM, labels), free, "NVML free")
-    yield Point(Series(schema.GPU_MEMORY_HEADROOM_RATIO, labels), free / total, "NVML free / total")
-    yield Point(Series(schema.GPU_MEMORY_UNATTRIBUTED, labels), unattributed, "NVML used - engines")
-    yield Point(Series(schema.GPU_MEMORY_OVERCOMMITTED, labels), max(0.0, over), "reservations - NVML total")
+    yield point(schema.GPU_MEMORY_HEADROOM, free, "NVML free", labels)
+    yield point(schema.GPU_MEMORY_HEADROOM_RATIO, free / total, "NVML free / total", labels)
+    yield point(schema.GPU_MEMORY_UNATTRIBUTED, unattributed, "NVML used - engines", labels)
+    yield point(schema.GPU_MEMORY_OVERCOMMITTED, max(0.0, over), "reservations - NVML total", labels)
 
 
 def _held(
@@ -151,9 +148,8 @@ def _held(
 
 def _told(snapshot: Snapshot, configured: ModelMemory) -> _Told:
     kinds: dict[str, dict[str, list[float]]] = {}
-    for series, value, _ in snapshot.points:
-        if series.metric is schema.MODEL_MEMORY and isinstance(value, float):
-            kinds.setdefault(series.label("kind"), {}).setdefault(series.label("model"), []).append(value)
+    for series, value in numbers(snapshot.points, schema.MODEL_MEMORY):
+        kinds.setdefault(series.label("kind"), {}).setdefault(series.label("model"), []).append(value)
     # Replicas repeat one another on devices of their own, models lie side by side.
     ranks = {
         kind: sum(sum(values) / len(values) for values in models.values())
@@ -164,7 +160,8 @@ def _told(snapshot: Snapshot, configured: ModelMemory) -> _Told:
     kv = _kv(snapshot)
     capacity, used = kv.get(schema.KV_CACHE_CAPACITY), kv.get(schema.KV_CACHE_USED)
     if configured.weights is not None:
-        whole["weights"] = float(configured.weights * _replicas(snapshot))
+        replica_names = {series.label("replica") for series, _ in numbers(snapshot.points, schema.KV_CACHE_CAPACITY)}
+        whole["weights"] = float(configured.weights * max(1, len(replica_names)))
     if configured.kv_bytes_per_token is not None and capacity:
         whole["kv_cache"] = configured.kv_bytes_per_token * capacity
     if whole.keys() & {"weights", "kv_cache"}:
@@ -176,25 +173,17 @@ def _told(snapshot: Snapshot, configured: ModelMemory) -> _Told:
         whole=whole,
         used=None if share is None else min(max(share, 0.0), 1.0),
         evictable=evictable / capacity if evictable is not None and capacity else None,
-        reservation=max(_values(snapshot, schema.ENGINE_GPU_RESERVATION), default=None),
+        reservation=max((share for _, share in numbers(snapshot.points, schema.ENGINE_GPU_RESERVATION)), default=None),
     )
-
-
-def _values(snapshot: Snapshot, metric: Metric) -> list[float]:
-    return [value for series, value, _ in snapshot.points if series.metric is metric and isinstance(value, float)]
-
-
-def _replicas(snapshot: Snapshot) -> int:
-    names = {series.label("replica") for series, _, _ in snapshot.points if series.metric is schema.KV_CACHE_CAPACITY}
-    return max(1, len(names))
 
 
 def _kv(snapshot: Snapshot) -> dict[Metric, float]:
     """The target's KV cache: that of its replicas together, and of its models, of which each has a pool."""
     found: dict[Metric, float] = {}
-    for series, value, _ in replicas.combined(point for point in snapshot.points if point.series.metric in _KV):
-        if isinstance(value, float):
-            found[series.metric] = found.get(series.metric, 0.0) + value
+    for series, value in numbers(
+        replicas.combined(each for each in snapshot.points if each.series.metric in _KV), *_KV
+    ):
+        found[series.metric] = found.get(series.metric, 0.0) + value
     return found
 
 

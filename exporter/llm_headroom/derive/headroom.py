@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import Point, series_of
+from llm_headroom.model import numbers, point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from llm_headroom.derive.estimates import Estimates
     from llm_headroom.derive.observation import Observation
-    from llm_headroom.model import Labels, Metric
+    from llm_headroom.model import Labels, Metric, Point
 
 _PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.REQUESTS_WAITING)
 
@@ -22,9 +22,8 @@ _PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.REQUESTS
 def kv_pools(points: Iterable[Point]) -> dict[Labels, dict[Metric, float]]:
     """Capacity and held tokens of each replica's KV cache, and its waiting requests, as far as told."""
     told: dict[Labels, dict[Metric, float]] = {}
-    for series, value, _ in points:
-        if series.metric in _PARTS and isinstance(value, float):
-            told.setdefault(series.labels, {})[series.metric] = value
+    for series, value in numbers(points, *_PARTS):
+        told.setdefault(series.labels, {})[series.metric] = value
     return told
 
 
@@ -62,11 +61,11 @@ def kv_headroom(pools: Mapping[Labels, Mapping[Metric, float]], prompts: Mapping
         capacity, used = parts.get(schema.KV_CACHE_CAPACITY), parts.get(schema.KV_CACHE_USED)
         if not capacity or used is None:
             continue
-        waiting = parts.get(schema.REQUESTS_WAITING, 0.0) * prompts.get(dict(labels).get("model", ""), 0.0)
+        names, origin = dict(labels), "capacity - used - waiting * prompt"
+        waiting = parts.get(schema.REQUESTS_WAITING, 0.0) * prompts.get(names.get("model", ""), 0.0)
         tokens = max(0.0, capacity - used - waiting)
-        origin = "capacity - used - waiting * prompt"
-        yield Point(series_of(schema.KV_CACHE_HEADROOM_TOKENS, labels), tokens, origin)
-        yield Point(series_of(schema.KV_CACHE_HEADROOM_RATIO, labels), tokens / capacity, origin)
+        yield point(schema.KV_CACHE_HEADROOM_TOKENS, tokens, origin, names)
+        yield point(schema.KV_CACHE_HEADROOM_RATIO, tokens / capacity, origin, names)
 
 
 def requests(now: Observation, estimates: Estimates) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from llm_headroom.derive.observation import growth
 from llm_headroom.model import Kind, Point
 
 if TYPE_CHECKING:
@@ -15,16 +16,15 @@ ENDED_ORIGIN = "runners that have ended"
 
 
 class Total(NamedTuple):
-    """A counter over several lives: what the ended ones had come to, and the latest life with its latest value."""
+    """A counter over several lives: their sum, and the latest life with its latest value."""
 
-    ended: float
+    sum: float
     life: str
     last: float
 
     def after(self, life: str, value: float) -> Total:
-        """After a reading; a life of another name, or a value that has fallen, begins anew."""
-        begins = life != self.life or value < self.last
-        return Total(self.ended + self.last if begins else self.ended, life, value)
+        """After a reading; a life of another name begins anew, and so does a value that has fallen."""
+        return Total(self.sum + growth(self.last if life == self.life else 0.0, value), life, value)
 
 
 def accumulated(
@@ -44,12 +44,10 @@ def accumulated(
             if series.metric.kind is not Kind.COUNTER or not isinstance(value, float):
                 points.append(point)
                 continue
-            total = after[series].after(life, value) if series in after else Total(0.0, life, value)
+            total = after[series].after(life, value) if series in after else Total(value, life, value)
             after[series] = total
             if series not in told:
-                points.append(Point(series, total.ended + total.last, origin))
+                points.append(Point(series, total.sum, origin))
                 told.add(series)
-    points += [
-        Point(series, each.ended + each.last, ENDED_ORIGIN) for series, each in after.items() if series not in told
-    ]
+    points += [Point(series, each.sum, ENDED_ORIGIN) for series, each in after.items() if series not in told]
     return after, points

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.derive import capacity, headroom, pressure, residency, risk, slo, turnover
 from llm_headroom.derive.estimates import Estimates
+from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.observation import Observation, growth, observe, restarted
-from llm_headroom.model import Point, series_of
+from llm_headroom.model import numbers, point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llm_headroom.model import Labels, Metric
+    from llm_headroom.model import Labels, Metric, Point
 
 PEAK_SECONDS: Final = 60.0
 FINEST_SECONDS: Final = 1.0
@@ -103,10 +104,11 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     derived += headroom.kv_headroom(pools, prompts)
     for model, known in models.items():
         derived += _signals(known, at, {**base, "model": model}, objectives, queue_limit)
-    resident = residency.advance(memory.resident, points, at)
+    in_memory = loaded(points)
+    resident = residency.advance(memory.resident, in_memory, at)
     if resident is not None:
         derived += residency.risks(resident, base)
-    turned = turnover.advance(memory.turnover, points)
+    turned = turnover.advance(memory.turnover, in_memory)
     if turned is not None:
         derived += turnover.points(turned, base)
     return Memory({**kept, **models}, usage, resident, turned), derived
@@ -202,28 +204,27 @@ def _usage(
     known: Mapping[Labels, tuple[tuple[float, float], ...]], points: Sequence[Point], at: float
 ) -> dict[Labels, tuple[tuple[float, float], ...]]:
     usage: dict[Labels, tuple[tuple[float, float], ...]] = {}
-    for series, value, _ in points:
-        if series.metric is schema.KV_CACHE_USAGE and isinstance(value, float):
-            recent = [each for each in known.get(series.labels, ()) if at - PEAK_SECONDS < each[0] < at]
-            if recent and at - recent[-1][0] < FINEST_SECONDS and recent[-1][1] <= value:
-                recent.pop()  # the higher one of two polls in quick succession speaks for both
-            elif recent and at - recent[-1][0] < FINEST_SECONDS:
-                usage[series.labels] = tuple(recent)
-                continue
-            usage[series.labels] = (*recent, (at, value))
+    for series, value in numbers(points, schema.KV_CACHE_USAGE):
+        recent = [each for each in known.get(series.labels, ()) if at - PEAK_SECONDS < each[0] < at]
+        if recent and at - recent[-1][0] < FINEST_SECONDS:  # the higher one of two polls in quick succession speaks
+            then, before = recent.pop()
+            recent.append((at, value) if before <= value else (then, before))
+        else:
+            recent.append((at, value))
+        usage[series.labels] = tuple(recent)
     return usage
 
 
 def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[Point]:
     for labels, recent in usage.items():
         peak = max(value for _, value in recent)
-        yield Point(series_of(schema.KV_CACHE_USAGE_PEAK, labels), peak, "highest poll of the last minute")
+        yield point(schema.KV_CACHE_USAGE_PEAK, peak, "highest poll of the last minute", dict(labels))
 
 
 def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str, str], **more: str) -> Iterator[Point]:
     """A point, unless there is nothing to tell."""
     if value is not None:
-        yield Point(series_of(metric, (*labels.items(), *more.items())), value, origin)
+        yield point(metric, value, origin, labels, **more)
 
 
 def _signals(

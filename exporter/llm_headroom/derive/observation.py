@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from operator import sub
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
@@ -107,9 +108,7 @@ def histogram_growth(before: Histogram | None, now: Histogram | None) -> Histogr
     """The observations between two readings; None without any, or if the bounds have changed."""
     if now is None or before is None or now.bounds != before.bounds:
         return None
-    if now.count < before.count:
+    counts = tuple(map(sub, now.counts, before.counts))
+    if min(counts) < 0.0:  # it began anew
         return now if now.count else None
-    if now.count == before.count:
-        return None
-    counts = tuple(has - had for has, had in zip(now.counts, before.counts, strict=True))
-    return Histogram(now.bounds, counts, now.sum - before.sum)
+    return Histogram(now.bounds, counts, now.sum - before.sum) if counts[-1] else None

@@ -13,15 +13,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
+from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.trend import Trend
-from llm_headroom.model import Point, Series
+from llm_headroom.model import numbers, point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from llm_headroom.derive.gpu_memory import DeviceKey
     from llm_headroom.gpu.attribution import Holding
     from llm_headroom.host.engines import Watched
+    from llm_headroom.model import Point
 
 RISE_SECONDS: Final = 1800.0
 """Length of a window over which a rise is taken: its highest reading less its first one."""
@@ -135,7 +137,8 @@ def gpus(
         key, engine = (holding.gpu, holding.uuid), watched[holding.target]
         before = known.get(key, Device()).holders
         if engine.up:
-            holders.setdefault(key, {})[holding.target] = engine.resident
+            models = loaded(engine.snapshot.points if engine.snapshot else ()).models
+            holders.setdefault(key, {})[holding.target] = frozenset(models)
         elif holding.target in before:  # it misses polls, but holds what it has held
             holders.setdefault(key, {})[holding.target] = before[holding.target]
         else:
@@ -151,14 +154,14 @@ def gpus(
         chance = device.risk(free, memory[key]["used"])
         if chance is None:
             continue
-        labels = {"gpu": key[0], "uuid": key[1], "memory": "gpu"}
-        points.append(Point(Series(schema.OOM_RISK, labels), chance, "rises of used memory against free memory"))
+        place = {"gpu": key[0], "uuid": key[1], "memory": "gpu"}
+        points.append(point(schema.OOM_RISK, chance, "rises of used memory against free memory", place))
         for target in holders.get(key, {}):
             levels[target] = max(levels.get(target, 0.0), device.shown[-1] / max(free, 1.0))
     for target, level in levels.items():
         engine = watched[target]
         labels = {**engine.target.labels, "engine": engine.engine, "target": target, "resource": "gpu_memory"}
-        points.append(Point(Series(schema.PRESSURE, labels), level, "greatest rise / free memory"))
+        points.append(point(schema.PRESSURE, level, "greatest rise / free memory", labels))
     return devices, points
 
 
@@ -205,6 +208,7 @@ _HOST_PARTS: Final = {
     schema.HOST_MEMORY_USED: "used",
     schema.HOST_MEMORY_LIMIT: "limit",
     schema.HOST_OOM_KILLS: "kills",
+    schema.HOST_MEMORY_PRESSURE: "pressure",
 }
 
 
@@ -212,22 +216,14 @@ def host(known: Host | None, points: Sequence[Point], at: float) -> tuple[Host |
     """What is remembered of one engine's host memory after a reading of it, and its risk."""
     parts: dict[str, float] = {}
     labels: dict[str, str] = {}
-    for series, value, _ in points:
-        name = _HOST_PARTS.get(series.metric)
-        if series.metric is schema.HOST_MEMORY_PRESSURE and series.label("severity") == "full":
-            name = "pressure"
-        if name is not None and isinstance(value, float):
-            parts[name] = value
+    for series, value in numbers(points, *_HOST_PARTS):
+        if series.label("severity") in ("", "full"):  # of pressure: the time in which all tasks waited
+            parts[_HOST_PARTS[series.metric]] = value
             labels = {key: text for key, text in series.labels if key != "severity"}
     if "used" not in parts:
         return known, []
     now = (known or Host()).after(at, parts["used"], parts.get("kills"), parts.get("pressure"))
     chance = now.risk(parts["limit"] - parts["used"] if "limit" in parts else None)
-    return now, list(_host_point(labels, chance))
-
-
-def _host_point(labels: Mapping[str, str], chance: float | None) -> Iterator[Point]:
-    if chance is not None:
-        yield Point(
-            Series(schema.OOM_RISK, {**labels, "memory": "host"}), chance, "trend, kills and pressure of memory"
-        )
+    if chance is None:
+        return now, []
+    return now, [point(schema.OOM_RISK, chance, "trend, kills and pressure of memory", labels, memory="host")]

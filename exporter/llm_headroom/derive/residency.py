@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive.estimates import Mean
-from llm_headroom.model import Point, Series
+from llm_headroom.model import point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from llm_headroom.derive.loaded import Loaded
+    from llm_headroom.model import Point
 
 HORIZON_SECONDS: Final = 300.0
 WARM_SECONDS: Final = 600.0
@@ -54,25 +57,11 @@ class Residency:
     evictions: Mean = field(default_factory=lambda: Mean(3600.0))
 
 
-def _resident(points: Iterable[Point]) -> dict[str, float | None] | None:
-    """The GPU share of each model in memory, None where not told; None if the engine does not tell which are."""
-    told = False
-    found: dict[str, float | None] = {}
-    for series, value, _ in points:
-        if series.metric is schema.MODELS_LOADED:
-            told = True
-        elif series.metric is schema.MODEL_LOADED and value == 1.0:
-            found.setdefault(series.label("model"), None)
-        elif series.metric is schema.MODEL_OFFLOAD and isinstance(value, float):
-            found[series.label("model")] = value
-    return found if told else None
-
-
-def advance(known: Residency | None, points: Iterable[Point], at: float) -> Residency | None:
-    """What is remembered after a poll; None for an engine that tells no models in memory."""
-    now = _resident(points)
-    if now is None:
+def advance(known: Residency | None, polled: Loaded, at: float) -> Residency | None:
+    """What is remembered after a poll; None for an engine that loads none by itself."""
+    if not polled.by_itself:
         return None
+    now = {model: each.offload for model, each in polled.models.items()}
     on_gpu = any(share for share in now.values())
     if known is None:
         return Residency(at=at, since=at, gpu=on_gpu, offload=now, loads=_counted({}, now, now))
@@ -110,10 +99,9 @@ def risks(known: Residency, base: Mapping[str, str]) -> Iterator[Point]:
     """Spill and eviction of each model in memory. A model that has spilled is certain to have, where there is a GPU."""
     eviction = 1.0 - math.exp(-HORIZON_SECONDS * (known.evictions.value or 0.0))
     for model, share in known.offload.items():
-        labels = {**base, "model": model}
         loads = known.loads.get(model, Loads())
         if share is not None and known.gpu:
             chance = 1.0 if share < WHOLE else (loads.spilled + _RARE) / (loads.seen + 1)
-            yield Point(Series(schema.SPILL_RISK, labels), chance, "llm_model_offload_ratio of its loads")
+            yield point(schema.SPILL_RISK, chance, "llm_model_offload_ratio of its loads", base, model=model)
         if known.at - known.since >= WARM_SECONDS:
-            yield Point(Series(schema.EVICTION_RISK, labels), eviction, "models that gave way to others")
+            yield point(schema.EVICTION_RISK, eviction, "models that gave way to others", base, model=model)

@@ -6,33 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.model import Point, series_of
+from llm_headroom.model import point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
+
+    from llm_headroom.derive.loaded import Instance, Loaded
+    from llm_headroom.model import Point
 
 _MOST_MODELS: Final = 200
-_CLOCK_STEP: Final = 2.0
-"""Seconds by which the start of one process may seem to move when the host's clock is set."""
-
-
-class Instance(NamedTuple):
-    """One load of a model: its context in tokens and the unix time at which its process started, as far as told."""
-
-    context: float | None = None
-    start: float | None = None
-
-    def differs(self, other: Instance) -> bool:
-        """Whether the two cannot be the same load."""
-        if self.context is not None and other.context is not None and self.context != other.context:
-            return True
-        return self.start is not None and other.start is not None and abs(self.start - other.start) > _CLOCK_STEP
-
-    def known(self, other: Instance) -> Instance:
-        """The same load, with what the other poll knew of it where this one does not tell."""
-        return Instance(
-            other.context if self.context is None else self.context, other.start if self.start is None else self.start
-        )
 
 
 class Count(NamedTuple):
@@ -50,17 +32,16 @@ class Turnover:
     counts: Mapping[str, Count] = field(default_factory=dict)
 
 
-def advance(known: Turnover | None, points: Iterable[Point]) -> Turnover | None:
-    """What is remembered after a poll; None for an engine that does not tell which models are in memory.
+def advance(known: Turnover | None, polled: Loaded) -> Turnover | None:
+    """What is remembered after a poll; None for an engine that loads none by itself.
 
     A model that is in memory at the first poll has not been loaded before our eyes. One that is there at two polls with
     another context, or another process, has been loaded anew. What happens between two polls and leaves no trace is
     not counted.
     """
-    points = tuple(points)
-    if not any(series.metric is schema.MODELS_LOADED for series, _, _ in points):
+    if not polled.by_itself:
         return known
-    now, seen = _loaded(points)
+    now, seen = dict(polled.models), polled.listed
     before = now if known is None else known.loaded
     counts = {} if known is None else dict(known.counts)
     for model in (*seen, *before):
@@ -80,30 +61,9 @@ def advance(known: Turnover | None, points: Iterable[Point]) -> Turnover | None:
     return Turnover(now, counts)
 
 
-def _loaded(points: Iterable[Point]) -> tuple[dict[str, Instance], dict[str, None]]:
-    """The models in memory, and the names of all models, in memory or not."""
-    loaded: set[str] = set()
-    seen: dict[str, None] = {}
-    context: dict[str, float] = {}
-    start: dict[str, float] = {}
-    for series, value, _ in points:
-        if not isinstance(value, float):
-            continue
-        model = series.label("model")
-        if series.metric is schema.MODEL_LOADED:
-            seen[model] = None
-            if value == 1.0:
-                loaded.add(model)
-        elif series.metric is schema.MODEL_CONTEXT:
-            context[model] = value
-        elif series.metric is schema.ENGINE_START:
-            start[model] = value
-    return {model: Instance(context.get(model), start.get(model)) for model in loaded}, seen
-
-
 def points(known: Turnover, base: Mapping[str, str]) -> Iterator[Point]:
     """The counters; a model that was never loaded begins with 0, so that its first load shows as growth."""
     for model, count in known.counts.items():
-        labels = (*base.items(), ("model", model))
-        yield Point(series_of(schema.MODEL_LOADS, labels), float(count.loads), "models in memory, poll by poll")
-        yield Point(series_of(schema.MODEL_UNLOADS, labels), float(count.unloads), "models in memory, poll by poll")
+        origin = "models in memory, poll by poll"
+        yield point(schema.MODEL_LOADS, float(count.loads), origin, base, model=model)
+        yield point(schema.MODEL_UNLOADS, float(count.unloads), origin, base, model=model)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.engines.rules import Absent, Document
+from llm_headroom import schema
+from llm_headroom.engines.rules import Absent, Document, Fact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 INFERENCE_PATHS: Final = (
     r"/(v\d+|api|inference)/(?!models|loads|version|ps|tags|show).*"
@@ -17,6 +18,12 @@ INFERENCE_PATHS: Final = (
 
 SLOWLY: Final = 300.0
 """Seconds between fetches of what only changes when an engine starts anew."""
+RUNTIME: Final = {
+    "*_created": "times of creation of other series",
+    "python_*": "the server's Python runtime",
+    "process_*": "the server's process",
+}
+"""Families that any Python server may expose, passed over."""
 
 
 def status_class(code: str) -> str:
@@ -43,6 +50,15 @@ def base_models(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
     if models is None or isinstance(models, Absent):
         return []
     return [model for model in models if not model["parent"]]
+
+
+def model_facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
+    """That those models are loaded, and the context of each."""
+    for model in base_models(documents):
+        labels = {"model": model["id"]}
+        yield Fact(schema.MODEL_LOADED, labels, 1.0, "/v1/models")
+        if model["max_model_len"] is not None:
+            yield Fact(schema.MODEL_CONTEXT, labels, float(model["max_model_len"]), "/v1/models max_model_len")
 
 
 def only_model(documents: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -25,7 +25,7 @@ Reader: TypeAlias = "Callable[[Sequence[Mapping[str, str]]], Iterable[float | No
 """The labels of info series → a value for each of them, None for unknown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Rule:
     """How one canonical metric is found in an exposition.
 
@@ -49,6 +49,7 @@ class Rule:
 
     metric: Metric
     names: tuple[str, ...]
+    _: KW_ONLY
     where: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +86,11 @@ class Document:
     tolerated: tuple[int, ...] = ()
     optional: bool = False
     read: Callable[[Any], Any] = lambda document: document
+
+
+def always(*documents: Document) -> Callable[[Mapping[str, Any]], Iterable[Document]]:
+    """The `documents` of an engine that serves the same ones whatever it has answered so far."""
+    return lambda _known: documents
 
 
 class Absent(NamedTuple):

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
 from llm_headroom.gpu.nvml import DEVICE_LOST, Code
-from llm_headroom.model import Point, Series
+from llm_headroom.model import point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llm_headroom.gpu.device import Handle, Nvml
-    from llm_headroom.model import Labels
+    from llm_headroom.model import Labels, Point
 
 WAIT_MILLISECONDS: Final = 500
 """How long one wait takes at most, and so how long `stop` may block."""
@@ -93,13 +93,12 @@ class XidWatcher:
         with self._lock:
             seen = dict(self._seen)
         points = [
-            Point(Series(schema.GPU_XID_WATCHED, dict(labels)), float(watched), "nvmlDeviceRegisterEvents")
+            point(schema.GPU_XID_WATCHED, float(watched), "nvmlDeviceRegisterEvents", dict(labels))
             for labels, watched in self._watched.items()
         ]
         for (device, xid), (times, last) in seen.items():
-            labels = dict(device) | {"xid": str(xid)}
-            points.append(Point(Series(schema.GPU_XID_ERRORS, labels), float(times), _ORIGIN))
-            points.append(Point(Series(schema.GPU_XID_LAST, labels), last, _ORIGIN))
+            points.append(point(schema.GPU_XID_ERRORS, float(times), _ORIGIN, dict(device), xid=str(xid)))
+            points.append(point(schema.GPU_XID_LAST, last, _ORIGIN, dict(device), xid=str(xid)))
         return points
 
     def _run(self, pynvml: Nvml, named: Sequence[tuple[Handle, Labels]], registered: _Registered | None) -> None:

@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from llm_headroom import schema
 from llm_headroom.host.proc import Proc, addresses_of, reaches
 
 if TYPE_CHECKING:
@@ -41,15 +40,18 @@ class Watched(NamedTuple):
         """Whether the latest collection succeeded."""
         return self.snapshot is not None and self.snapshot.health.up
 
-    @property
-    def resident(self) -> frozenset[str]:
-        """The models in its memory, of an engine that loads and unloads them by itself."""
-        points = self.snapshot.points if self.snapshot else ()
-        return frozenset(
-            series.label("model")
-            for series, value, _ in points
-            if series.metric is schema.MODEL_LOADED and value == 1.0
-        )
+
+def addresses(target: Target) -> tuple[Address, ...]:
+    """The addresses of a target's URL, as far as they show without asking a name server."""
+    return addresses_of(urlsplit(target.endpoint.url).hostname or "")
+
+
+def runs_here(target: Target) -> bool:
+    """Whether the target may be a process of this host, as far as that shows without asking a name server."""
+    if target.pid is not None or target.cgroup is not None or target.gpus:
+        return True
+    found = addresses(target)
+    return any(address.is_loopback for address in found) or not Proc().addresses().isdisjoint(found)
 
 
 class How(StrEnum):
@@ -100,7 +102,7 @@ class Finder:
             elif target.pid is None and up and now >= self._next_look.get(target.name, now):
                 parts = urlsplit(target.endpoint.url)
                 port = parts.port or {"https": 443}.get(parts.scheme, 80)
-                missing[target.name] = (addresses_of(parts.hostname or ""), port)
+                missing[target.name] = (addresses(target), port)
             if not up:
                 self._next_look.pop(target.name, None)
         if missing:

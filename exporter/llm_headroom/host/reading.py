@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llm_headroom import schema
 from llm_headroom.host import cgroup
 from llm_headroom.host.engines import LOOK_AGAIN
-from llm_headroom.model import Cause, Failure, Point, Series
+from llm_headroom.model import Cause, Failure, point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.host.engines import EngineProcess, Finder, Watched
+    from llm_headroom.model import Point
 
 _SYS: Final = Path("/sys")
 
@@ -91,11 +92,11 @@ class HostMemory:
                     resident[kind] = resident.get(kind, 0.0) + size
         self._trees[name] = (process, looked, alive)
         for kind, size in resident.items():
-            yield Point(Series(schema.HOST_PROCESS_MEMORY, {**labels, "kind": kind}), size, "/proc/<pid>/status Rss")
+            yield point(schema.HOST_PROCESS_MEMORY, size, "/proc/<pid>/status Rss", labels, kind=kind)
         if alive:
-            yield Point(Series(schema.HOST_PROCESSES, labels), float(len(alive)), "/proc/<pid>/stat")
+            yield point(schema.HOST_PROCESSES, float(len(alive)), "/proc/<pid>/stat", labels)
         if (started := self._proc.started(process.stat)) is not None:
-            yield Point(Series(schema.HOST_PROCESS_START, labels), started, "/proc/<pid>/stat starttime")
+            yield point(schema.HOST_PROCESS_START, started, "/proc/<pid>/stat starttime", labels)
 
 
 def _of_group(group: _Group, labels: Mapping[str, str], *, shared: bool) -> Iterable[Point]:
@@ -103,16 +104,14 @@ def _of_group(group: _Group, labels: Mapping[str, str], *, shared: bool) -> Iter
     if memory is None:
         return
     info = {"cgroup": f"v{memory.version}", "method": group.method, "scope": "shared" if shared else "engine"}
-    yield Point(Series(schema.HOST_MEMORY_INFO, {**labels, **info}), 1.0, "cgroup")
-    yield Point(Series(schema.HOST_MEMORY_USED, labels), memory.used, "cgroup memory less inactive_file")
+    yield point(schema.HOST_MEMORY_INFO, 1.0, "cgroup", labels, **info)
+    yield point(schema.HOST_MEMORY_USED, memory.used, "cgroup memory less inactive_file", labels)
     if memory.limit is not None:
-        yield Point(Series(schema.HOST_MEMORY_LIMIT, labels), memory.limit, "cgroup memory limit")
+        yield point(schema.HOST_MEMORY_LIMIT, memory.limit, "cgroup memory limit", labels)
     for severity, seconds in memory.pressure.items():
-        yield Point(
-            Series(schema.HOST_MEMORY_PRESSURE, {**labels, "severity": severity}), seconds, "cgroup memory.pressure"
-        )
+        yield point(schema.HOST_MEMORY_PRESSURE, seconds, "cgroup memory.pressure", labels, severity=severity)
     if memory.oom_kills is not None:
-        yield Point(Series(schema.HOST_OOM_KILLS, labels), memory.oom_kills, "cgroup oom_kill")
+        yield point(schema.HOST_OOM_KILLS, memory.oom_kills, "cgroup oom_kill", labels)
 
 
 def _hidden(each: Watched, process: EngineProcess | None) -> Failure:

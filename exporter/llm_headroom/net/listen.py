@@ -7,7 +7,10 @@ import contextlib
 import errno
 import re
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class ListenError(Exception):
@@ -15,8 +18,27 @@ class ListenError(Exception):
 
 
 _ADDRESS: Final = re.compile(r"(?:\[(?P<bracketed>[^\[\]]+)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
-_BACKLOG: Final = 256
+BACKLOG: Final = 256
+"""Connections that the kernel holds until they are accepted."""
 _NO_SUCH_FAMILY: Final = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
+
+
+async def bind_all(addresses: Iterable[str]) -> list[socket.socket]:
+    """Listens on each of the addresses, one at least.
+
+    Raises:
+        ListenError: there is no address, or one cannot be listened on; none stays bound.
+    """
+    listeners: list[socket.socket] = []
+    with contextlib.ExitStack() as on_failure:
+        for address in addresses:
+            for listener in await bind(address):
+                on_failure.callback(listener.close)
+                listeners.append(listener)
+        if not listeners:
+            raise ListenError("there is no address to listen on")
+        on_failure.pop_all()
+    return listeners
 
 
 async def bind(address: str) -> list[socket.socket]:
@@ -81,16 +103,30 @@ async def _each_address(host: str, port: int) -> list[socket.socket]:
 
 
 def _listen(family: int, where: tuple[object, ...], *, dual_stack: bool = False) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = hold(family, where, dual_stack=dual_stack)
     try:
-        # A restart must not wait for the connections of the process before it.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
-        listener.bind(where)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def hold(family: int, where: tuple[object, ...], *, dual_stack: bool = False) -> socket.socket:
+    """A socket bound to an address without listening: connections are refused, and nobody else gets the port.
+
+    Raises:
+        OSError: it cannot be bound.
+    """
+    held = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A restart must not wait for the connections of the process before it.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+        held.bind(where)
+        held.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+    except BaseException:
+        held.close()
+        raise
+    return held

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from llm_headroom.config.load import Config, OtlpSettings
     from llm_headroom.model import Point
     from llm_headroom.otlp.outcome import Transport
     from llm_headroom.otlp.push import Push
     from llm_headroom.otlp.tally import Tally
-    from llm_headroom.web.app import App
+    from llm_headroom.poll.published import Published
 
 _BEGAN: Final = time.time()
 
@@ -36,8 +36,8 @@ class Pusher:
         """How the push goes."""
         return () if self._tally is None else self._tally.points()
 
-    async def apply(self, config: Config, app: App) -> None:
-        """Take over a configuration.
+    async def apply(self, config: Config, published: Published, changed: Callable[[], None]) -> None:
+        """Take over a configuration; `changed` is called when `points` has something new.
 
         Raises:
             ConfigError: its protocol needs an extra that is not installed; what ran before goes on.
@@ -56,14 +56,14 @@ class Pusher:
         self._tally = self._tally or Tally()
         self._push = Push(
             config.otlp,
-            sources=app.sources,
-            settled=app.changed,
+            sources=published.sources,
+            settled=changed,
             transport=transport,
             tally=self._tally,
             resource=attributes(config.otlp.resource, os.environ, config.listen[0].rpartition(":")[2]),
             began=_BEGAN,
         )
-        self._push.start(app.poller.first_round)
+        self._push.start(published.poller.first_round)
 
     async def close(self) -> None:
         """Push what holds now, and end."""

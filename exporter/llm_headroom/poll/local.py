@@ -6,20 +6,20 @@ Both block (NVML, /proc), so each reading has a thread of its own: one that hang
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import threading
 import time
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, Protocol
 
-from llm_headroom.host.proc import Proc, addresses_of
+from llm_headroom.host.engines import addresses, runs_here
 from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot
+from llm_headroom.net.threads import in_thread
+from llm_headroom.poll.source import failed
+from llm_headroom.scrape.coverage import GPUS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llm_headroom.config.settings import Config, Target
     from llm_headroom.derive import oom
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from llm_headroom.gpu.attribution import Holding
     from llm_headroom.gpu.reading import Reading
     from llm_headroom.host.engines import Finder, Watched
+    from llm_headroom.host.reading import HostMemory
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
 
 log = logging.getLogger("llm_headroom")
 
-T = TypeVar("T")
-
-GPU_TARGET: Final = "nvml"
+GPU_TARGET: Final = GPUS
+"""The name of the target, too."""
 
 
 class GpuReader(Protocol):
@@ -104,7 +104,7 @@ class GpuSource:
         except TimeoutError:
             waited = time.monotonic() - self._pending_since
             failure = Failure(Cause.TIMEOUT, f"NVML has not answered for {waited:.1f} s: the driver may hang")
-            return _failed(taken, started, failure, self._last_success)
+            return failed(GPU_TARGET, GPU_TARGET, taken, started, failure, self._last_success)
         self._last_success = snapshot.health.last_success
         return snapshot
 
@@ -116,7 +116,7 @@ class GpuSource:
         try:
             reading = self._gpus.read()
         except GpuError as error:
-            return _failed(taken, started, error.failure, self._last_success)
+            return failed(GPU_TARGET, GPU_TARGET, taken, started, error.failure, self._last_success)
         memory = gpu_memory.device_memory(reading.points)
         attributed, unexplained = self._attributed(memory, reading, watched)
         derived = gpu_memory.derived(memory, attributed, watched)
@@ -153,7 +153,7 @@ class GpuSource:
         visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "")
         sidecar = attribution.may_eliminate(
             len(devices), visible=visible, initial_namespace=proc.initial_namespace
-        ) and all(_on_loopback(each.target) for each in watched)
+        ) and all(_on_loopback(each) for each in watched)
         holdings = attribution.attribute(devices, owners, proc, sidecar=sidecar)
         return holdings, attribution.unexplained(devices, holdings, owners, proc)
 
@@ -170,15 +170,35 @@ class HostWatch:
     """Processes and host memory of the engines that run on this host, as `finder` finds them."""
 
     def __init__(self, finder: Finder, *, timeout: float) -> None:
-        from llm_headroom.host.reading import HostMemory  # noqa: PLC0415 - only where engines run on this host
-
-        self._memory = HostMemory(finder)
+        self._finder = finder
+        self._memory: HostMemory | None = None
         self._timeout = timeout
+        self._here: dict[Target, bool] = {}
+        self._hidden: dict[str, Failure] = {}
         self._pending: asyncio.Future[dict[str, HostReading]] | None = None
         self._risks: dict[str, oom.Host | None] = {}
 
+    def may_see(self, targets: Iterable[Target]) -> bool:
+        """Whether any of all the targets may run on this host."""
+        self._here = {each: self._here[each] if each in self._here else runs_here(each) for each in targets}
+        return any(self._here.values())
+
     async def read(self, watched: Sequence[Watched]) -> dict[str, HostReading]:
-        """What is found of each target; nothing if /proc or /sys does not answer in time."""
+        """What is found of each target; nothing if /proc or /sys does not answer in time.
+
+        `hidden` is left out of targets that run elsewhere, and logged once of the others.
+        """
+        readings = await self._found(watched)
+        elsewhere = {each.target.name for each in watched if not self._here.get(each.target)}
+        found = {name: each._replace(hidden=None) if name in elsewhere else each for name, each in readings.items()}
+        hidden = {name: each.hidden for name, each in found.items() if each.hidden}
+        for name, failure in hidden.items():
+            if self._hidden.get(name) != failure:
+                log.info("not seen", extra={"target": name, "reason": failure.message})
+        self._hidden = hidden
+        return found
+
+    async def _found(self, watched: Sequence[Watched]) -> dict[str, HostReading]:
         if self._pending is None or self._pending.done():
             self._pending = in_thread(lambda: self._read(watched, time.monotonic()), "host")
         try:
@@ -190,7 +210,9 @@ class HostWatch:
 
     def _read(self, watched: Sequence[Watched], now: float) -> dict[str, HostReading]:
         from llm_headroom.derive import oom  # noqa: PLC0415 - only where engines run on this host
+        from llm_headroom.host.reading import HostMemory  # noqa: PLC0415 - the same
 
+        self._memory = self._memory or HostMemory(self._finder)
         risks: dict[str, oom.Host | None] = {}
         readings = {}
         for name, reading in self._memory.read(watched, now).items():
@@ -200,45 +222,6 @@ class HostWatch:
         return readings
 
 
-def runs_here(target: Target) -> bool:
-    """Whether the target may be a process of this host, as far as that shows without asking a name server."""
-    if target.pid is not None or target.cgroup is not None or target.gpus:
-        return True
-    addresses = addresses_of(urlsplit(target.endpoint.url).hostname or "")
-    return any(address.is_loopback for address in addresses) or not Proc().addresses().isdisjoint(addresses)
-
-
-def _on_loopback(target: Target) -> bool:
-    addresses = addresses_of(urlsplit(target.endpoint.url).hostname or "")
-    return bool(addresses) and all(address.is_loopback for address in addresses)
-
-
-def in_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """Run a blocking call in a daemon thread: one that never returns must not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # T may include None
-
-    def run() -> None:
-        try:
-            result, error = work(), None
-        except BaseException as raised:  # noqa: BLE001 - handed to whoever awaits the future
-            result, error = None, raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future
-
-
-def _failed(taken: float, started: float, failure: Failure, last_success: float | None) -> Snapshot:
-    duration = time.monotonic() - started
-    health = Health(up=False, error=failure, duration_seconds=duration, last_success=last_success)
-    return Snapshot(target=GPU_TARGET, engine=GPU_TARGET, taken=taken, health=health)
+def _on_loopback(engine: Watched) -> bool:
+    found = addresses(engine.target)
+    return bool(found) and all(address.is_loopback for address in found)

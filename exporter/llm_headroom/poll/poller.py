@@ -12,35 +12,33 @@ import logging
 import math
 import time
 from collections import Counter
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.load import Target
-from llm_headroom.derive import economy, slo
+from llm_headroom.derive import economy
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
-from llm_headroom.model import Cause, Failure, Health, Point, Snapshot
+from llm_headroom.model import Cause, Failure, Snapshot
 from llm_headroom.poll.collection_series import HealthSeries
-from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, runs_here
+from llm_headroom.poll.engine import EngineSource
+from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
+from llm_headroom.poll.source import failed
 from llm_headroom.scrape import catalog
-from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from llm_headroom.config.load import Config
-    from llm_headroom.engines.rules import Engine
+    from llm_headroom.host.reading import Reading as HostReading
+    from llm_headroom.model import Point
     from llm_headroom.poll.local import GpuReader
-    from llm_headroom.proxy.measures import Measures
-    from llm_headroom.proxy.service import Proxies
-    from llm_headroom.scrape.layers import Layer
+    from llm_headroom.poll.source import Measured, NamedSource, Source
 
 log = logging.getLogger("llm_headroom")
-
-T = TypeVar("T")
 
 ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
@@ -55,163 +53,17 @@ HOST_POLLS: Final = 10
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
-class Source(Protocol):
-    """Something that is collected: an engine or this host's GPUs."""
+class Sought(NamedTuple):
+    """Something that is looked for on this host: where, and what is usually there."""
 
-    @property
-    def capped(self) -> Mapping[str, int]:
-        """Label values that were reported as `other`, by label."""
-        ...
+    address: str
+    usual: str
 
-    @property
-    def interval(self) -> float:
-        """Seconds between collections."""
-        ...
-
-    @property
-    def kept(self) -> Sequence[Point]:
-        """What the source has counted itself and is told while it fails, too."""
-        ...
-
-    async def collect(self) -> Snapshot:
-        """One collection; failures are told in its health, never raised."""
-        ...
-
-    async def estimate(self) -> None:
-        """What takes too long for a collection, if it is time for it; the next collection has it."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of connections and libraries."""
-        ...
+    def __str__(self) -> str:
+        return self.usual if self.address == GPU_TARGET else f"{self.address} ({self.usual})"
 
 
-class EngineSource:
-    """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
-
-    `here` is what this host tells of the engine's process and memory, if it runs here, `measures` what a proxy in
-    front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a
-    richer layer could not tell, for a report to people.
-    """
-
-    def __init__(
-        self,
-        target: Target,
-        engines: Mapping[str, Engine],
-        config: Config,
-        measures: Measures | None = None,
-        *,
-        explain: bool = False,
-    ) -> None:
-        self._explain = explain
-        self.target = target
-        self.here: Sequence[Point] = ()
-        self._measures = measures
-        self._engines = engines
-        self._config = config
-        self.gpus: economy.Gpus | None = None
-        self._ledger: economy.Ledger | None = None
-        self._collector: Collector | None = None
-        if target.engine is not None:
-            self._collector = self._made(engines[target.engine])
-
-    @property
-    def engine(self) -> Engine | None:
-        """The engine, as soon as it is known."""
-        return None if self._collector is None else self._collector.engine
-
-    @property
-    def kept(self) -> Sequence[Point]:
-        """What is told while the engine does not answer, too."""
-        measured = () if self._collector is None else self._collector.measured()
-        return (*self.here, *measured)
-
-    @property
-    def capped(self) -> Mapping[str, int]:
-        """Label values that were reported as `other`, by label."""
-        caps = [
-            None if self._collector is None else self._collector.cap,
-            self._measures.cap if self._measures is not None else None,
-        ]
-        counts = [Counter(cap.capped()) for cap in caps if cap is not None]
-        return sum(counts, Counter())
-
-    @property
-    def interval(self) -> float:
-        """Seconds between collections; never shorter than the engine bears."""
-        wanted = self._config.interval if self.target.interval is None else self.target.interval
-        return wanted if self.engine is None else max(wanted, self.engine.interval)
-
-    def _made(self, engine: Engine) -> Collector:
-        config = self._config
-        return Collector(
-            self.target,
-            engine,
-            timeout=config.timeout,
-            label_limit=config.label_limit,
-            objectives=slo.objectives(**asdict(config.objectives)),
-            measured=None if self._measures is None else self._measures.points,
-            layers=self._layers(engine),
-        )
-
-    def _layers(self, engine: Engine) -> Sequence[Layer]:
-        """What tells of the target beside its own API, the richest first."""
-        if engine.name != "ollama" or not self._config.host or not runs_here(self.target):
-            return ()
-        from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs on this host
-
-        return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
-
-    async def collect(self) -> Snapshot:
-        """One collection; failures are told in its health, never raised."""
-        if self._collector is None:
-            taken, started = time.time(), time.monotonic()
-            timeout = self._config.timeout if self.target.timeout is None else self.target.timeout
-            try:
-                engine = await identify(self.target.endpoint, self._engines, timeout=timeout)
-            except FetchError as failed:
-                return _failed(self.target.name, "", taken, started, failed.failure)
-            log.info("identified", extra={"target": self.target.name, "engine": engine.name})
-            self._collector = self._made(engine)
-        snapshot = await self._collector.collect()
-        if not snapshot.health.up:
-            return snapshot
-        return replace(snapshot, points=(*snapshot.points, *self._economy(snapshot), *self.here))
-
-    def _economy(self, snapshot: Snapshot) -> Iterator[Point]:
-        """What its tokens cost, where its GPUs are known."""
-        target, cost = self.target, self._config.cost
-        gpus = self.gpus
-        if target.gpu_count is not None:
-            gpus = economy.Gpus(target.gpu_count, gpus.energy if gpus else {})
-        if gpus is None:
-            return iter(())
-        gpu_hour = cost.gpu_hour if target.gpu_hour is None else target.gpu_hour
-        price = None if gpu_hour is None else economy.Price(gpu_hour, cost.currency)
-        self._ledger = economy.advance(self._ledger, snapshot.points, gpus, price, time.monotonic())
-        labels = {**target.labels, "engine": snapshot.engine, "target": target.name}
-        return economy.told(self._ledger, gpus, price, labels)
-
-    async def estimate(self) -> None:
-        """Estimate the load headroom."""
-        if self._collector is not None:
-            await self._collector.estimate()
-
-    async def close(self) -> None:
-        """Close the connection."""
-        if self._collector is not None:
-            await self._collector.close()
-
-
-def _failed(  # noqa: PLR0913, PLR0917 - a snapshot's fields
-    target: str, engine: str, taken: float, started: float, failure: Failure, last_success: float | None = None
-) -> Snapshot:
-    return Snapshot(
-        target=target,
-        engine=engine,
-        taken=taken,
-        health=Health(up=False, error=failure, duration_seconds=time.monotonic() - started, last_success=last_success),
-    )
+_GPUS: Final = Sought(GPU_TARGET, "GPUs")
 
 
 class Slot:
@@ -259,18 +111,31 @@ class Slot:
 class Poller:
     """Polls the sources of a configuration until it is stopped; holds the latest snapshot of each.
 
-    `gpus` is what GPUs are read through instead of NVML, `proxies` are the proxies in front of targets.
+    `gpus` is what GPUs are read through instead of NVML, `beside` are sources that no configuration names, `measured`
+    is what was measured of the traffic to targets, by their names. `explain`: warn of what could not be seen, for a
+    report to people.
     """
 
-    def __init__(self, config: Config, *, gpus: GpuReader | None = None, proxies: Proxies | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        gpus: GpuReader | None = None,
+        beside: Sequence[NamedSource] = (),
+        measured: Mapping[str, Measured] | None = None,
+        explain: bool = False,
+    ) -> None:
         self.config = config
-        self._proxies = proxies
-        self._gpus = gpus
         self.engines = catalog.engines(config)
         self.slots: dict[str, Slot] = {}
+        self.absent: dict[Sought, Failure] = {}
+        """What was looked for on this host and not found, and why."""
+        self._gpus = gpus
+        self._beside = beside
+        self._measured = measured or {}
+        self._explain = explain
         self._changed: Callable[[], None] = lambda: None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._absent: dict[str, Failure] = {}
         self._round = asyncio.Event()
         self._finder = Finder()
 
@@ -281,7 +146,7 @@ class Poller:
     def start(self) -> None:
         """Begin to poll; returns at once."""
         self._start_targets(self.config.targets)
-        for source in self._proxies.sources if self._proxies else ():
+        for source in self._beside:
             self._start(Slot(source.name, source, source.labels), 0.0)
         if self._discovers():
             self._spawn(self._discover())
@@ -292,6 +157,26 @@ class Poller:
         self._spawn(self._estimate())
         if not self.config.targets:
             self._round.set()
+
+    async def once(self) -> None:
+        """Collect everything one time instead of again and again: engines, then GPUs and host, which go by them."""
+        found = await asyncio.gather(*map(self._look, self._ports())) if self._discovers() else ()
+        slots = self._added([*self.config.targets, *(target for target in found if target is not None)])
+        await asyncio.gather(*map(self._collect, slots))
+        if self.config.gpu.enabled is not False:
+            source = self._gpu_source()
+            snapshot = await source.collect()
+            if snapshot.health.error is None or self.config.gpu.enabled:
+                slot = self.slots[GPU_TARGET] = Slot(GPU_TARGET, source, {})
+                slot.publish(snapshot)
+            else:
+                self._miss(_GPUS, snapshot.health.error)
+                await source.close()
+        if self.config.host:
+            readings = await self._read_host(HostWatch(self._finder, timeout=self.config.timeout)) or {}
+            for slot in slots:
+                if slot.snapshot is not None and slot.name in readings:
+                    slot.snapshot = _joined(slot.snapshot, readings[slot.name])
 
     async def stop(self) -> None:
         """End all polling and close every source."""
@@ -332,22 +217,19 @@ class Poller:
         """Wait until `ready`."""
         await self._round.wait()
 
-    @property
-    def absent(self) -> dict[str, str]:
-        """What was looked for on this host and not found, and why."""
-        return {what: failure.message for what, failure in self._absent.items()}
-
     def snapshots(self) -> list[Snapshot]:
         """The latest snapshot of each source."""
         return [slot.snapshot for slot in self.slots.values() if slot.snapshot is not None]
 
+    def _engine_slots(self) -> list[tuple[EngineSource, Slot]]:
+        return [(slot.source, slot) for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
+
     def _watched(self) -> list[Watched]:
         """Engines with their latest collections, for what is read of them on this host."""
-        sources = ((slot.source, slot.snapshot) for slot in self.slots.values())
         return [
-            Watched(source.target, snapshot)
-            for source, snapshot in sources
-            if isinstance(source, EngineSource) and (source.engine is None or source.engine.name not in ROUTERS)
+            Watched(source.target, slot.snapshot)
+            for source, slot in self._engine_slots()
+            if source.engine is None or source.engine.name not in ROUTERS
         ]
 
     async def _watch_host(self) -> None:
@@ -355,29 +237,24 @@ class Poller:
 
         Less often than engines are polled: it costs about as much as a poll, and what it tells moves slowly.
         """
-        host: HostWatch | None = None
-        here: dict[Target, bool] = {}
-        told: dict[str, Failure | None] = {}
+        host = HostWatch(self._finder, timeout=self.config.timeout)
         while True:
-            settled = False
-            sources = [slot.source for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
-            targets = [each.target for each in sources]
-            here = {target: here[target] if target in here else runs_here(target) for target in targets}
-            # Where GPUs are read, engines may run in containers of this host, with addresses of their own.
-            if any(here.values()) or (sources and GPU_TARGET in self.slots):
-                host = host or HostWatch(self._finder, timeout=self.config.timeout)
-                watched = self._watched()
-                settled = all(each.snapshot is not None for each in watched)
-                readings = await host.read(watched)
-                for source in sources:
-                    name, reading = source.target.name, readings.get(source.target.name)
-                    source.here = reading.points if reading else ()
-                    hidden = reading.hidden if reading and here[source.target] else None
-                    if hidden and told.get(name) != hidden:
-                        log.info("not seen", extra={"target": name, "reason": hidden.message})
-                    told[name] = hidden
+            found = await self._read_host(host)
+            settled = found is not None and all(each.snapshot is not None for each in self._watched())
             interval = self.config.interval
             await asyncio.sleep(max(interval, min(HOST_SECONDS, HOST_POLLS * interval)) if settled else interval)
+
+    async def _read_host(self, host: HostWatch) -> dict[str, HostReading] | None:
+        """What this host shows of engines, by target; handed to their sources, too. None if none can be here."""
+        sources = [source for source, _ in self._engine_slots()]
+        # Where GPUs are read, engines may run in containers of this host, with addresses of their own.
+        if not (host.may_see(source.target for source in sources) or (sources and GPU_TARGET in self.slots)):
+            return None
+        readings = await host.read(self._watched())
+        for source in sources:
+            reading = readings.get(source.target.name)
+            source.here = reading.points if reading else ()
+        return readings
 
     def _discovers(self, config: Config | None = None) -> bool:
         config = config or self.config
@@ -388,12 +265,19 @@ class Poller:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _added(self, targets: Iterable[Target]) -> list[Slot]:
+        found = []
+        for target in targets:
+            measured = self._measured.get(target.name)
+            source = EngineSource(target, self.engines, self.config, measured, explain=self._explain)
+            slot = self.slots[target.name] = Slot(target.name, source, target.labels)
+            found.append(slot)
+        return found
+
     def _start_targets(self, targets: Iterable[Target]) -> None:
-        targets = list(targets)
-        for index, target in enumerate(targets):
-            measures = self._proxies.joined.get(target.name) if self._proxies else None
-            source = EngineSource(target, self.engines, self.config, measures)
-            self._start(Slot(target.name, source, target.labels), index * BURSTS // len(targets) / BURSTS)
+        slots = self._added(targets)
+        for index, slot in enumerate(slots):
+            self._start(slot, index * BURSTS // len(slots) / BURSTS)
 
     def _start(self, slot: Slot, phase: float) -> None:
         self.slots[slot.name] = slot
@@ -425,10 +309,12 @@ class Poller:
         except Exception as error:
             log.exception("collection failed by a defect of llm-headroom", extra={"target": slot.name})
             failure = Failure(Cause.INTERNAL, f"{type(error).__name__} in llm-headroom; see its log")
-            snapshot = _failed(slot.name, "", taken, started, failure)
+            snapshot = failed(slot.name, "", taken, started, failure)
         slot.publish(snapshot)
         if slot.name == GPU_TARGET:
-            self._hand_out(economy.held_gpus(snapshot.points))
+            held = economy.held_gpus(snapshot.points)
+            for source, engine in self._engine_slots():
+                source.gpus = held.get(engine.name)
         if not self._round.is_set() and all(
             target.name in self.slots and self.slots[target.name].snapshot is not None for target in self.config.targets
         ):
@@ -442,58 +328,69 @@ class Poller:
                 await slot.source.estimate()
             await asyncio.sleep(ESTIMATE_PAUSE)
 
-    def _hand_out(self, held: Mapping[str, economy.Gpus]) -> None:
-        """Tell each engine which devices it holds memory of."""
-        for slot in self.slots.values():
-            if isinstance(slot.source, EngineSource):
-                slot.source.gpus = held.get(slot.name)
+    def _ports(self) -> list[int]:
+        """This host's usual ports of engines where no target is yet."""
+        urls = [urlsplit(target.endpoint.url) for target in self.config.targets]
+        taken = {url.port for url in urls if url.hostname in LOCAL}
+        ports = {engine.port for engine in self.engines.values() if engine.port} - taken
+        return [port for port in sorted(ports) if f"127.0.0.1:{port}" not in self.slots]
 
     async def _discover(self) -> None:
         """Look for engines on this host's usual ports, again and again; say what is found, and what is not and why."""
+
+        async def start(port: int) -> None:
+            if target := await self._look(port):
+                self._start_targets([target])
+
         while True:
-            taken = {
-                urlsplit(target.endpoint.url).port
-                for target in self.config.targets
-                if urlsplit(target.endpoint.url).hostname in LOCAL
-            }
-            ports = {engine.port for engine in self.engines.values() if engine.port} - taken
-            missing = [port for port in sorted(ports) if f"127.0.0.1:{port}" not in self.slots]
-            await asyncio.gather(*(self._look(port) for port in missing))
+            await asyncio.gather(*map(start, self._ports()))
             await asyncio.sleep(LOOK_AGAIN)
 
-    async def _look(self, port: int) -> None:
+    async def _look(self, port: int) -> Target | None:
         address = f"127.0.0.1:{port}"
-        titles = ", ".join(engine.title for engine in self.engines.values() if engine.port == port)
+        sought = Sought(address, ", ".join(engine.title for engine in self.engines.values() if engine.port == port))
         endpoint = Endpoint(url=f"http://{address}")
         try:
             engine = await identify(endpoint, self.engines, timeout=LOOK_TIMEOUT)
-        except FetchError as failed:
-            self._tell_absent(f"{address} ({titles})", failed.failure)
-            return
-        self._absent.pop(f"{address} ({titles})", None)
+        except FetchError as error:
+            self._miss(sought, error.failure)
+            return None
+        self.absent.pop(sought, None)
         log.info("engine found", extra={"address": address, "engine": engine.name})
-        target = Target(name=address, endpoint=endpoint, engine=engine.name)
-        self._start_targets([target])
+        return Target(name=address, endpoint=endpoint, engine=engine.name)
 
-    def _tell_absent(self, what: str, failure: Failure) -> None:
+    def _miss(self, what: Sought, failure: Failure) -> None:
         """Log once what was looked for and not found, and once more when the reason changes."""
-        known = self._absent.get(what)
-        self._absent[what] = failure
+        known = self.absent.get(what)
+        self.absent[what] = failure
         if known is None or known.cause != failure.cause:
-            log.info("not found", extra={"what": what, "cause": failure.cause, "reason": failure.message})
+            log.info("not found", extra={"what": str(what), "cause": failure.cause, "reason": failure.message})
+
+    def _gpu_source(self) -> GpuSource:
+        config, explain = self.config, self._explain
+        return GpuSource(config, self._watched, self._finder, explain=explain, events=not explain, reader=self._gpus)
 
     async def _watch_gpus(self) -> None:
         """Poll the GPUs; where NVML is optional and absent, look for it again and again instead."""
-        source = GpuSource(self.config, self._watched, self._finder, events=True, reader=self._gpus)
+        source = self._gpu_source()
         try:
             while self.config.gpu.enabled is None:
                 error = (await source.collect()).health.error
                 if error is None:
                     break
-                self._tell_absent("GPUs", error)
+                self._miss(_GPUS, error)
                 await asyncio.sleep(LOOK_AGAIN)
         except asyncio.CancelledError:
             await source.close()
             raise
-        self._absent.pop("GPUs", None)
+        self.absent.pop(_GPUS, None)
         self._start(Slot(GPU_TARGET, source, {}), 0.0)
+
+
+def _joined(snapshot: Snapshot, host: HostReading) -> Snapshot:
+    """An engine that is up, with what this host shows of it, or why it does not."""
+    if not snapshot.health.up:
+        return snapshot
+    hidden = () if host.hidden is None else (host.hidden,)
+    health = replace(snapshot.health, warnings=(*snapshot.health.warnings, *hidden))
+    return replace(snapshot, points=(*snapshot.points, *host.points), health=health)

@@ -9,11 +9,13 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import Histogram, Kind, Metric, Point, series_of
+from llm_headroom.model import Histogram, Kind, Metric, point
 from llm_headroom.scrape.mapping import LabelCap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from llm_headroom.model import Point
 
 ORIGIN: Final = "proxy"
 _LATENCY: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0)
@@ -104,22 +106,20 @@ class Measures:
 
     def points(self, base: Mapping[str, str]) -> Iterator[Point]:
         """Everything so far; `base` are the labels that every series of the target has."""
-        own = tuple(base.items())
         for model, requests in self._under_way.items():
             if not model and not requests and len(self._under_way) > 1:
                 continue  # by now the engine has named the model
-            labels = (*own, ("model", model))
             running = requests if self._running_limit is None else min(requests, self._running_limit)
-            yield Point(series_of(schema.REQUESTS_RUNNING, labels), float(running), f"{ORIGIN}: requests under way")
+            origin = f"{ORIGIN}: requests under way"
+            yield point(schema.REQUESTS_RUNNING, float(running), origin, base, model=model)
             if self._running_limit is not None:
-                waiting = float(requests - running)
-                origin = f"{ORIGIN}: requests under way above requests_running_limit"
-                yield Point(series_of(schema.REQUESTS_WAITING, labels), waiting, origin)
+                origin += " above requests_running_limit"
+                yield point(schema.REQUESTS_WAITING, float(requests - running), origin, base, model=model)
         for (metric, model), grown in self._histograms.items():
-            yield Point(series_of(metric, (*own, ("model", model))), grown.value(), ORIGIN)
+            yield point(metric, grown.value(), ORIGIN, base, model=model)
         for (metric, model, value), total in self._counters.items():
-            extra = ((name, value) for name in metric.labels[-1:] if value)
-            yield Point(series_of(metric, (*own, ("model", model), *extra)), total, ORIGIN)
+            extra = {name: value for name in metric.labels[-1:] if value}
+            yield point(metric, total, ORIGIN, base, model=model, **extra)
 
 
 assert all(metric.kind is Kind.HISTOGRAM for metric in BOUNDS)  # noqa: S101 - a table's invariant

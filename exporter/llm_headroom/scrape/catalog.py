@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from llm_headroom import schema
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.engines.rules import Combine, Document, Engine, Rule
+from llm_headroom.engines.rules import Combine, Document, Engine, Rule, always
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import Any
+    from collections.abc import Mapping
 
     from llm_headroom.config.load import Config, EngineSettings, RuleSettings
 
@@ -40,17 +39,12 @@ def _rule(settings: RuleSettings) -> Rule:
 
 
 def _engine(settings: EngineSettings) -> Engine:
-    metrics = Document(key="metrics", path=settings.path, text=True)
-
-    def documents(_known: Mapping[str, Any]) -> Iterable[Document]:
-        return (metrics,)
-
     return Engine(
         name=settings.name,
         title=settings.name,
         port=settings.port or 0,
         prefixes=settings.prefixes,
-        documents=documents,
+        documents=always(Document(key="metrics", path=settings.path, text=True)),
         rules=tuple(_rule(rule) for rule in settings.rules),
         ignored=dict.fromkeys(settings.ignored, "by the configuration"),
         model_label=settings.model_label or "",

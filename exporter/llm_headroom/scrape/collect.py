@@ -142,15 +142,6 @@ class Collector:
         for model, estimate in await self._estimates.made(self._memory):
             self._memory = with_estimate(self._memory, model, estimate)
 
-    @property
-    def load_headroom_missing(self) -> dict[str, str]:
-        """Why there is no load headroom, by model."""
-        return {
-            model: str(known.load.missing)
-            for model, known in self._memory.models.items()
-            if known.load.missing is not None
-        }
-
     async def read(self, deadline: float) -> Reading:
         """Fetch and map what is due, by a deadline in seconds of the monotonic clock.
 

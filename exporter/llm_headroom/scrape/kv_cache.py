@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import Point, series_of
+from llm_headroom.model import point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from llm_headroom.model import Labels
+    from llm_headroom.model import Labels, Metric, Point
 
-_PARTS: Final = frozenset((schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.KV_CACHE_USAGE))
+_PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.KV_CACHE_USAGE)
 
 
 def implied(points: Iterable[Point]) -> Iterator[Point]:
@@ -20,24 +20,17 @@ def implied(points: Iterable[Point]) -> Iterator[Point]:
 
     vLLM's ratio leaves one reserved block out of the capacity, so that used tokens are right to one block.
     """
-    told: dict[Labels, dict[str, Point]] = {}
-    for point in points:
-        if point.series.metric in _PARTS:
-            told.setdefault(point.series.labels, {})[point.series.metric.name] = point
-    for labels, parts in told.items():
-        capacity = parts.get(schema.KV_CACHE_CAPACITY.name)
-        used, usage = parts.get(schema.KV_CACHE_USED.name), parts.get(schema.KV_CACHE_USAGE.name)
-        if capacity is None or not isinstance(capacity.value, float) or capacity.value <= 0:
+    parts: dict[Labels, dict[Metric, tuple[float, str]]] = {}
+    for series, value, origin in points:
+        if series.metric in _PARTS and isinstance(value, float):
+            parts.setdefault(series.labels, {})[series.metric] = (value, origin)
+    for labels, by_metric in parts.items():
+        capacity, used, usage = map(by_metric.get, _PARTS)
+        if capacity is None or capacity[0] <= 0:
             continue
-        if used is None and usage is not None and isinstance(usage.value, float):
-            yield Point(
-                series_of(schema.KV_CACHE_USED, labels),
-                usage.value * capacity.value,
-                f"{usage.origin} * {capacity.origin}",
-            )
-        elif usage is None and used is not None and isinstance(used.value, float):
-            yield Point(
-                series_of(schema.KV_CACHE_USAGE, labels),
-                used.value / capacity.value,
-                f"{used.origin} / {capacity.origin}",
-            )
+        if used is None and usage is not None:
+            origin = f"{usage[1]} * {capacity[1]}"
+            yield point(schema.KV_CACHE_USED, usage[0] * capacity[0], origin, dict(labels))
+        elif usage is None and used is not None:
+            origin = f"{used[1]} / {capacity[1]}"
+            yield point(schema.KV_CACHE_USAGE, used[0] / capacity[0], origin, dict(labels))

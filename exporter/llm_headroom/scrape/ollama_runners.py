@@ -18,8 +18,8 @@ from llm_headroom.derive.lives import accumulated
 from llm_headroom.engines.built_in import llamacpp, ollama
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
-from llm_headroom.model import Cause, Failure, Point, series_of
-from llm_headroom.poll.local import in_thread
+from llm_headroom.model import Cause, Failure, point
+from llm_headroom.net.threads import in_thread
 from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.layers import Told
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from llm_headroom.derive.lives import Total
     from llm_headroom.host.runners import Runner
-    from llm_headroom.model import Series
+    from llm_headroom.model import Point, Series
 
 SHARE: Final = 0.5
 """Of the time that is left of a poll, the part that runners may take."""
@@ -135,11 +135,7 @@ class RunnerLayer:
     def _starts(self, names: Mapping[str, str], mine: Iterable[Runner]) -> list[Point]:
         base = {**self._target.labels, "engine": "ollama", "target": self._target.name}
         return [
-            Point(
-                series_of(schema.ENGINE_START, (*base.items(), ("model", names[runner.model]))),
-                runner.started,
-                "the runner's process",
-            )
+            point(schema.ENGINE_START, runner.started, "the runner's process", base, model=names[runner.model])
             for runner in mine
             if runner.started is not None
         ]

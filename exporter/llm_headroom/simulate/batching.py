@@ -211,11 +211,6 @@ class Engine:
             histograms=self._measures.histograms(),
         )
 
-    @property
-    def load(self) -> int:
-        """The load that vLLM's data-parallel balancer sees: four times the waiting plus the running requests."""
-        return 4 * len(self._waiting) + len(self._running)
-
     # -- a step: scheduling at its begin -------------------------------------------------------------------------------
 
     def _begin_step(self) -> None:
@@ -476,28 +471,8 @@ class Engine:
         self._withdraw(sequence)
         self._full = False
         if reason in {"stop", "length"}:
-            self._observe_finish(sequence)
+            sequence.measure_finish(self._measures, self.now, queue=self.config.scheduler == "vllm")
         self._end(sequence, reason)
-
-    def _observe_finish(self, sequence: Sequence) -> None:
-        measures, request, now = self._measures, sequence.request, self.now
-        arrival, admitted, first = request.arrival, sequence.admitted, sequence.first_token
-        if admitted is None or first is None:
-            raise RuntimeError(f"request {sequence.number} finished without having run")
-        measures.finished_prompt_tokens += request.prompt_tokens
-        measures.finished_generated_tokens += sequence.generated
-        measures.h_e2e.observe(now - arrival)
-        if self.config.scheduler == "vllm":
-            measures.h_queue.observe(admitted - arrival)
-        measures.h_prefill.observe(first - admitted)
-        measures.h_decode.observe(now - first)
-        measures.h_inference.observe(now - admitted)
-        measures.h_tpot.observe((now - first) / max(sequence.generated - 1, 1))
-        measures.h_prompt.observe(request.prompt_tokens)
-        measures.h_generation.observe(sequence.generated)
-        measures.h_max_tokens.observe(sequence.allowed)
-        measures.h_preemptions.observe(sequence.preemptions)
-        measures.h_prefill_computed.observe(request.prompt_tokens - sequence.cached)
 
     def _end(self, sequence: Sequence, reason: str) -> None:
         sequence.state = State.ENDED

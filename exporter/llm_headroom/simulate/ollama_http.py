@@ -6,20 +6,21 @@ Forms follow ollama/ollama docs/api.md and server/routes.go.
 from __future__ import annotations
 
 import json
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.simulate import ollama_api, prompts
+from llm_headroom.net.http_connection import CutError, Response
+from llm_headroom.simulate import ollama_api, prompts, replies
 from llm_headroom.simulate.batching import Outcome
 from llm_headroom.simulate.live import QueueFullError
 from llm_headroom.simulate.ollama_model import BUSY_MESSAGE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
-    from llm_headroom.simulate.http_server import Reply, Request
+    from llm_headroom.net.http_connection import Request
     from llm_headroom.simulate.live import Event, LiveOllama
     from llm_headroom.simulate.traffic import Request as Work
 
@@ -37,82 +38,80 @@ class OllamaApi:
     def __init__(self, live: LiveOllama) -> None:
         self._live = live
 
-    async def handle(self, request: Request, reply: Reply) -> None:
-        """Answer one request."""
+    async def handle(self, request: Request) -> Response:
+        """Answer one request.
+
+        Raises:
+            CutError: the server dies before it has answered.
+        """
         if request.method == "POST" and request.path in (_CHAT, _GENERATE):
             try:
-                document = request.json()
+                document = replies.document(request)
                 work = _work(request.path, document)
             except ValueError as error:
-                await reply.json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-                return
-            await self._answer(request.path == _CHAT, document, work, reply)
-        elif request.path == "/":
-            await reply.whole(b"Ollama is running", content_type="text/plain; charset=utf-8")
-        else:
-            await self._describe(request, reply)
-
-    async def _describe(self, request: Request, reply: Reply) -> None:
-        config = self._live.server.config
-        if request.path == "/api/show" and request.method == "POST":
-            try:
-                asked = str(request.json().get("model", ""))
-                await reply.json(ollama_api.show(_tagged(asked), config))
-            except ValueError as error:
-                await reply.json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-            except KeyError:
-                await reply.json({"error": f"model '{asked}' not found"}, HTTPStatus.NOT_FOUND)
-            return
-        found = ollama_api.documents(self._live.read(), config, start=self._live.clock.started).get(request.path)
+                return replies.as_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
+            return await self._answer(request.path == _CHAT, document, work)
+        if request.method == "POST" and request.path == "/api/show":
+            return self._show(request)
+        if request.path == "/":
+            return Response(b"Ollama is running")
+        documents = ollama_api.documents(self._live.read(), self._live.server.config, start=self._live.clock.started)
+        found = documents.get(request.path)
         if found is None:
-            await reply.whole(b"404 page not found", HTTPStatus.NOT_FOUND, "text/plain")
-        else:
-            await reply.json(found)
+            return Response(b"404 page not found", HTTPStatus.NOT_FOUND, "text/plain")
+        return replies.as_json(found)
 
-    async def _answer(self, chat: bool, document: Mapping[str, Any], work: Work, reply: Reply) -> None:  # noqa: FBT001 - which of two forms
+    def _show(self, request: Request) -> Response:
+        try:
+            asked = str(replies.document(request).get("model", ""))
+            return replies.as_json(ollama_api.show(_tagged(asked), self._live.server.config))
+        except ValueError as error:
+            return replies.as_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
+        except KeyError:
+            return _unknown(asked)
+
+    async def _answer(self, chat: bool, document: Mapping[str, Any], work: Work) -> Response:  # noqa: FBT001 - which of two forms
         asked = str(document.get("model", ""))
-        name = _tagged(asked)
-        async with aclosing(self._live.ask(name, work)) as events:
+        name, form = _tagged(asked), _Form(chat, asked)
+        events = self._live.ask(name, work)
+        async with AsyncExitStack() as ends:
+            await ends.enter_async_context(aclosing(events))
             try:
-                first = await anext(events)
+                event = await anext(events)
             except KeyError:
-                await reply.json({"error": f"model '{asked}' not found"}, HTTPStatus.NOT_FOUND)
-                return
+                return _unknown(asked)
             except QueueFullError:
-                await reply.json({"error": BUSY_MESSAGE}, HTTPStatus.SERVICE_UNAVAILABLE)
-                return
-            await self._tell(
-                _Form(chat, asked), name, _after(first, events), reply, stream=document.get("stream", True)
-            )
-
-    async def _tell(self, form: _Form, name: str, events: AsyncIterator[Event], reply: Reply, *, stream: bool) -> None:
-        if stream:
-            await reply.begin(_LINES)
-        tokens = 0
-        async for event in events:
-            if not isinstance(event, Outcome):
+                return replies.as_json({"error": BUSY_MESSAGE}, HTTPStatus.SERVICE_UNAVAILABLE)
+            if document.get("stream", True):
+                ends.pop_all()  # the response ends them
+                return replies.in_parts(_LINES, self._lines(form, name, event, events), events)
+            tokens = 0
+            while not isinstance(event, Outcome):
                 tokens += 1
-                if stream:
-                    await reply.write(form.line(_TEXT))
-            elif event.reason not in ("stop", "length"):
-                return  # the connection is cut: the answer has no end
-            else:
-                last = form.line("" if stream else _TEXT * tokens, _timings(event, self._live.loaded_at(name)))
-                if not stream:
-                    await reply.whole(last)
-                    return
-                await reply.write(last)
-                await reply.end()
+                event = await anext(events)
+            return Response(form.line(_TEXT * tokens, self._end(event, name)), content_type=replies.JSON)
+
+    async def _lines(
+        self, form: _Form, name: str, event: Event, events: AsyncGenerator[Event, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """The tokens as they come, the first of which is ``event``."""
+        while not isinstance(event, Outcome):
+            yield form.line(_TEXT)
+            event = await anext(events)
+        yield form.line("", self._end(event, name))
+
+    def _end(self, outcome: Outcome, name: str) -> dict[str, Any]:
+        if outcome.reason not in ("stop", "length"):
+            raise CutError
+        return _timings(outcome, self._live.loaded_at(name))
+
+
+def _unknown(model: str) -> Response:
+    return replies.as_json({"error": f"model '{model}' not found"}, HTTPStatus.NOT_FOUND)
 
 
 def _tagged(name: str) -> str:
     return name if ":" in name else f"{name}:latest"
-
-
-async def _after(first: Event, rest: AsyncIterator[Event]) -> AsyncIterator[Event]:
-    yield first
-    async for event in rest:
-        yield event
 
 
 class _Form:

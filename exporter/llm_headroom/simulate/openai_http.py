@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.simulate import prompts
+from llm_headroom.net.http_connection import CutError, Response
+from llm_headroom.simulate import prompts, replies
 from llm_headroom.simulate.batching import Outcome
 from llm_headroom.simulate.exposition import renamed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
+    from llm_headroom.net.http_connection import Request
     from llm_headroom.simulate.exposition import Exposition
-    from llm_headroom.simulate.http_server import Reply, Request
     from llm_headroom.simulate.live import Event, LiveEngine
     from llm_headroom.simulate.traffic import Request as Work
 
@@ -48,54 +49,56 @@ class OpenAiApi:
         self._model = model
         self._answers = 0
 
-    async def handle(self, request: Request, reply: Reply) -> None:
-        """Answer one request; a client that leaves cancels this, which aborts its request in the engine."""
+    async def handle(self, request: Request) -> Response:
+        """Answer one request; a client that leaves cancels this, which aborts its request in the engine.
+
+        Raises:
+            CutError: the engine dies before it has answered.
+        """
         if request.path in _DEFAULT_TOKENS:
             if request.method != "POST":
-                await _refuse(reply, HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed")
-                return
+                return _refusal(HTTPStatus.METHOD_NOT_ALLOWED, "Method Not Allowed")
             try:
-                document = request.json()
+                document = replies.document(request)
                 work = _work(request.path, document)
             except ValueError as error:
-                await _refuse(reply, HTTPStatus.BAD_REQUEST, str(error))
-                return
-            await self._complete(request.path == _CHAT, document, work, reply)
-        elif request.path == "/metrics":
+                return _refusal(HTTPStatus.BAD_REQUEST, str(error))
+            return await self._complete(request.path == _CHAT, document, work)
+        if request.path == "/metrics":
             body = self._exposition.render((self._live.read(),), now=self._live.clock.started + self._live.clock.now())
-            await reply.whole(renamed(body, self.renames) if self.renames else body, content_type=METRICS)
-        elif request.path in ("/health", "/health_generate", "/ping"):
-            await reply.whole(b"")
-        else:
-            found = self._exposition.documents((self._live.read(),)).get(request.path)
-            if found is None:
-                await reply.json({"detail": "Not Found"}, HTTPStatus.NOT_FOUND)
-            else:
-                await reply.json(found)
+            return Response(renamed(body, self.renames) if self.renames else body, content_type=METRICS)
+        if request.path in ("/health", "/health_generate", "/ping"):
+            return Response(b"", content_type=replies.JSON)
+        found = self._exposition.documents((self._live.read(),)).get(request.path)
+        if found is None:
+            return replies.as_json({"detail": "Not Found"}, HTTPStatus.NOT_FOUND)
+        return replies.as_json(found)
 
-    async def _complete(self, chat: bool, document: Mapping[str, Any], work: Work, reply: Reply) -> None:  # noqa: FBT001 - which of two forms
+    async def _complete(self, chat: bool, document: Mapping[str, Any], work: Work) -> Response:  # noqa: FBT001 - which of two forms
         self._answers += 1
         form = _Form(chat, f"{'chatcmpl' if chat else 'cmpl'}-{self._answers:08d}", document.get("model", self._model))
-        async with aclosing(self._live.ask(work)) as events:
+        events = self._live.ask(work)
+        async with AsyncExitStack() as ends:
+            await ends.enter_async_context(aclosing(events))
             first = await anext(events)
-            if isinstance(first, Outcome) and first.reason in _CUT:
-                return
             if isinstance(first, Outcome):
-                await self._reject(first, reply)
-            elif document.get("stream"):
-                options = document.get("stream_options") or {}
-                await _stream(form, work, events, reply, usage=bool(options.get("include_usage")))
-            else:
-                await _whole(form, work, events, reply)
+                return self._rejection(first)
+            if not document.get("stream"):
+                return await _whole(form, work, events)
+            options = document.get("stream_options") or {}
+            parts = _parts(form, work, events, usage=bool(options.get("include_usage")))
+            ends.pop_all()  # the response ends them
+            return replies.in_parts(_EVENTS, parts, events)
 
-    async def _reject(self, outcome: Outcome, reply: Reply) -> None:
+    def _rejection(self, outcome: Outcome) -> Response:
+        if outcome.reason in _CUT:
+            raise CutError
         if outcome.reason == "rejected_queue":
-            await _refuse(reply, HTTPStatus.SERVICE_UNAVAILABLE, "The request queue is full.")
-            return
+            return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, "The request queue is full.")
         asked = outcome.request.prompt_tokens + outcome.request.output_tokens
         longest = self._live.engine.config.longest
         why = f"This model's maximum context length is {longest} tokens. However, your request has {asked} tokens."
-        await _refuse(reply, HTTPStatus.BAD_REQUEST, why)
+        return _refusal(HTTPStatus.BAD_REQUEST, why)
 
 
 def _work(path: str, document: Mapping[str, Any]) -> Work:
@@ -155,38 +158,39 @@ def _reason(work: Work) -> str:
     return "length" if work.max_tokens is None or work.output_tokens == work.max_tokens else "stop"
 
 
-async def _stream(form: _Form, work: Work, events: AsyncIterator[Event], reply: Reply, *, usage: bool) -> None:
-    """Send the tokens, the first of which has been taken from ``events``, as they come."""
-    told = {"usage": None} if usage else {}
-    await reply.begin(_EVENTS)
+async def _parts(
+    form: _Form, work: Work, events: AsyncGenerator[Event, None], *, usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The tokens as they come, the first of which has been taken from ``events``."""
+    more = {"usage": None} if usage else {}
 
-    async def send(value: dict[str, Any]) -> None:
-        await reply.write(b"data: " + json.dumps(value).encode() + b"\n\n")
-
-    async def token(index: int) -> None:
-        await send(form.chunk(_TEXT, _reason(work) if index == work.output_tokens else None) | told)
+    def token(index: int) -> bytes:
+        return _sent(form.chunk(_TEXT, _reason(work) if index == work.output_tokens else None) | more)
 
     if form.chat:
-        await send(form.chunk("", None, role=True) | told)
-    await token(1)
+        yield _sent(form.chunk("", None, role=True) | more)
+    yield token(1)
     async for event in events:
         if not isinstance(event, Outcome):
-            await token(event)
+            yield token(event)
         elif event.reason not in ("stop", "length"):
-            return  # the connection is cut: the stream has no end
+            raise CutError
     if usage:
-        await send(form.usage(_usage(work)))
-    await reply.write(b"data: [DONE]\n\n")
-    await reply.end()
+        yield _sent(form.usage(_usage(work)))
+    yield b"data: [DONE]\n\n"
 
 
-async def _whole(form: _Form, work: Work, events: AsyncIterator[Event], reply: Reply) -> None:
+def _sent(value: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+async def _whole(form: _Form, work: Work, events: AsyncGenerator[Event, None]) -> Response:
     async for event in events:
         if isinstance(event, Outcome) and event.reason not in ("stop", "length"):
-            return
-    await reply.json(form.whole(_TEXT * work.output_tokens, _reason(work), _usage(work)))
+            raise CutError
+    return replies.as_json(form.whole(_TEXT * work.output_tokens, _reason(work), _usage(work)))
 
 
-async def _refuse(reply: Reply, status: HTTPStatus, why: str) -> None:
+def _refusal(status: HTTPStatus, why: str) -> Response:
     kind = "BadRequestError" if status is HTTPStatus.BAD_REQUEST else status.phrase
-    await reply.json({"error": {"message": why, "type": kind, "param": None, "code": status}}, status)
+    return replies.as_json({"error": {"message": why, "type": kind, "param": None, "code": status}}, status)

@@ -10,6 +10,7 @@ from llm_headroom.simulate.engine_state import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llm_headroom.simulate.measures import Measures
     from llm_headroom.simulate.traffic import Request
 
 
@@ -109,6 +110,30 @@ class Sequence:
         """Tell the client of a token."""
         if self.on_token:
             self.on_token(time, index)
+
+    def measure_finish(self, measures: Measures, now: float, *, queue: bool) -> None:
+        """Add what it took to the measures, with its time in the queue for an engine that observes that at the end.
+
+        Raises:
+            RuntimeError: it has not run.
+        """
+        arrival, admitted, first = self.request.arrival, self.admitted, self.first_token
+        if admitted is None or first is None:
+            raise RuntimeError(f"request {self.number} finished without having run")
+        measures.finished_prompt_tokens += self.request.prompt_tokens
+        measures.finished_generated_tokens += self.generated
+        measures.h_e2e.observe(now - arrival)
+        if queue:
+            measures.h_queue.observe(admitted - arrival)
+        measures.h_prefill.observe(first - admitted)
+        measures.h_decode.observe(now - first)
+        measures.h_inference.observe(now - admitted)
+        measures.h_tpot.observe((now - first) / max(self.generated - 1, 1))
+        measures.h_prompt.observe(self.request.prompt_tokens)
+        measures.h_generation.observe(self.generated)
+        measures.h_max_tokens.observe(self.allowed)
+        measures.h_preemptions.observe(self.preemptions)
+        measures.h_prefill_computed.observe(self.request.prompt_tokens - self.cached)
 
     def tell_end(self, reason: str, time: float) -> None:
         """Tell the client how it ended."""

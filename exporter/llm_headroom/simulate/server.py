@@ -10,16 +10,23 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.net import listen as net_listen
+from llm_headroom.net.http_connection import Limits
+from llm_headroom.net.http_server import HttpServer
+from llm_headroom.simulate import replies
 from llm_headroom.simulate.batching import EngineConfig
 from llm_headroom.simulate.exposition import Exposition
 from llm_headroom.simulate.hardware import Roofline, plan_memory
-from llm_headroom.simulate.http_server import HttpServer, Reply, Request
 from llm_headroom.simulate.live import LiveEngine, LiveOllama
 from llm_headroom.simulate.misbehave import Misbehaviour, parsed
 from llm_headroom.simulate.ollama_http import OllamaApi
 from llm_headroom.simulate.openai_http import OpenAiApi
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from llm_headroom.net.http_connection import Request, Response
     from llm_headroom.simulate.clock import Clock
     from llm_headroom.simulate.engine_state import Scheduler
     from llm_headroom.simulate.hardware import Gpu, Model
@@ -32,13 +39,20 @@ _TICK: Final = 5.0
 """Real seconds after which an engine that nobody asks does what was due, so that no question waits for long."""
 
 
+_LIMITS: Final = Limits(connections=10_000, body_bytes=16 * 1024 * 1024, grace_seconds=0.0)
+"""An engine takes long prompts of many clients, and dies without a goodbye."""
+
+
 class EngineServer:
     """One simulated engine that answers HTTP.
 
     Attributes:
         name: for messages.
         live: the engine.
+        address: ``host:port`` where it listens, once it was started.
     """
+
+    address: str
 
     def __init__(self, name: str, live: LiveEngine | LiveOllama, api: OpenAiApi | OllamaApi, memory: int = 0) -> None:
         """``memory``: bytes of GPU memory that it holds from its start on, apart from Ollama's models."""
@@ -46,17 +60,13 @@ class EngineServer:
         self.live = live
         self._api = api
         self._memory = memory
-        self._http = HttpServer(self._handle)
+        self._listeners: Sequence[socket.socket] = ()
+        self._http: HttpServer | None = None
         self._leaked, self._leak_rate, self._leak_since = 0.0, 0.0, 0.0
         self._seeds = itertools.count(1)
         self._back = 0.0
         self._down: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
-
-    @property
-    def address(self) -> str:
-        """``host:port`` where it listens."""
-        return self._http.address
 
     async def start(self, listen: str) -> None:
         """Listen on ``[HOST]:PORT``.
@@ -64,7 +74,8 @@ class EngineServer:
         Raises:
             llm_headroom.net.listen.ListenError: the address cannot be listened on.
         """
-        await self._http.start(listen)
+        self._serve(await net_listen.bind(listen))
+        self.address = net_listen.bound_address(self._listeners[0])
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
 
     async def close(self) -> None:
@@ -74,7 +85,12 @@ class EngineServer:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        await self._http.close()
+        if self._http is not None:
+            await self._http.close()
+
+    def _serve(self, listeners: Sequence[socket.socket]) -> None:
+        self._listeners = listeners
+        self._http = HttpServer(self._handle, listeners, limits=_LIMITS, needs_client=True)
 
     async def _tick(self) -> None:
         while True:
@@ -129,33 +145,42 @@ class EngineServer:
             self._down = asyncio.get_running_loop().create_task(self._refuse())
 
     async def _refuse(self) -> None:
-        await self._http.refuse()
-        # a crash while it is down makes it stay down for longer
-        while (wait := self.live.clock.seconds_until(self._back)) > 0:  # noqa: ASYNC110 - time passes, nothing is set
-            await asyncio.sleep(wait)
-        await self._http.resume()
+        """Cut every connection and refuse new ones, with the port held, until it is back."""
+        if self._http is None:
+            return
+        names = [(one.family, one.getsockname()) for one in self._listeners]
+        await self._http.close()
+        with contextlib.ExitStack() as on_failure:
+            held = []
+            for family, name in names:
+                held.append(net_listen.hold(family, name, dual_stack=name[0] == "::"))
+                on_failure.callback(held[-1].close)
+            # a crash while it is down makes it stay down for longer
+            while (wait := self.live.clock.seconds_until(self._back)) > 0:  # noqa: ASYNC110 - time passes, nothing is set
+                await asyncio.sleep(wait)
+            for one in held:
+                one.listen(net_listen.BACKLOG)
+            on_failure.pop_all()
+        self._serve(held)
 
     # -- HTTP ----------------------------------------------------------------------------------------------------------
 
-    async def _handle(self, request: Request, reply: Reply) -> None:
+    async def _handle(self, request: Request) -> Response:
         if request.path == MISBEHAVE:
-            await self._admin(request, reply)
-        elif not self.live.alive:
-            await reply.json({"error": "the simulated engine is starting"}, HTTPStatus.SERVICE_UNAVAILABLE)
-        else:
-            await self._api.handle(request, reply)
+            return self._admin(request)
+        if not self.live.alive:
+            return replies.as_json({"error": "the simulated engine is starting"}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return await self._api.handle(request)
 
-    async def _admin(self, request: Request, reply: Reply) -> None:
+    def _admin(self, request: Request) -> Response:
         if request.method != "POST":
-            await reply.json({"error": "POST a JSON object"}, HTTPStatus.METHOD_NOT_ALLOWED)
-            return
+            return replies.as_json({"error": "POST a JSON object"}, HTTPStatus.METHOD_NOT_ALLOWED)
         try:
-            self.misbehave(parsed(request.json()))
+            self.misbehave(parsed(replies.document(request)))
         except ValueError as error:
-            await reply.json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-            return
+            return replies.as_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
         _log.info("told to misbehave", extra={"engine": self.name, "how": request.body.decode("utf-8", "replace")})
-        await reply.json({"accepted": True})
+        return replies.as_json({"accepted": True})
 
 
 def _check_ollama(how: Misbehaviour, live: LiveOllama) -> None:

@@ -121,14 +121,6 @@ def scaled(requests: Iterable[Request], rate: float) -> Iterator[Request]:
     return (replace(one, arrival=one.arrival / rate) for one in requests)
 
 
-def thinned(requests: Iterable[Request], share: float, seed: int) -> Iterator[Request]:
-    """Yield each request with probability ``share``: what one of 1/share replicas behind a random balancer sees."""
-    if not 0 < share <= 1:
-        raise ValueError(f"the share must be above 0 and at most 1, not {share}")
-    chance = random.Random(seed)  # noqa: S311  simulation, not security
-    return (one for one in requests if chance.random() < share)
-
-
 def cut(requests: Iterable[Request], begin: float, end: float) -> Iterator[Request]:
     """Yield the requests that arrive in [begin, end), with ``begin`` as the new time 0."""
     for one in requests:

@@ -6,6 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from llm_headroom import __version__
+from llm_headroom.scrape import coverage
+from llm_headroom.scrape.coverage import GPUS
 from llm_headroom.view import engines, gpus
 from llm_headroom.view.history import History
 from llm_headroom.view.values import Absent, Missing, Source, View
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
     from llm_headroom.view.values import EngineCard, GpuCard
 
     Cards: TypeAlias = tuple[EngineCard, ...] | tuple[GpuCard, ...]
-
-GPUS = "nvml"
-"""The engine of snapshots that tell of GPUs."""
 
 
 def view(  # noqa: PLR0913 - everything that is shown
@@ -103,7 +102,8 @@ class Board:
                 known = (snapshot, cards(snapshot, self._history, titles, self._lacking))
             made[snapshot.target] = known
         self._cards = made
-        return assembled(list(made.values()), self._poller.absent, time.time())
+        absent = {str(what): failure.message for what, failure in self._poller.absent.items()}
+        return assembled(list(made.values()), absent, time.time())
 
     def _lacking(self, snapshot: Snapshot) -> tuple[Missing, ...]:
         told = frozenset(point.series.metric.name for point in snapshot.points)
@@ -117,9 +117,5 @@ class Board:
 
 def lacking(snapshot: Snapshot, engine: Engine | None) -> tuple[Missing, ...]:
     """What a source does not tell, by reason."""
-    from llm_headroom.commands import check  # noqa: PLC0415 - only where somebody looks
-
-    by_reason: dict[str, list[str]] = {}
-    for entry in check.missing(snapshot, engine):
-        by_reason.setdefault(entry["reason"], []).append(entry["metric"])
+    by_reason = coverage.by_reason(coverage.missing(snapshot, engine))
     return tuple(Missing(reason, tuple(metrics)) for reason, metrics in by_reason.items())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
+from llm_headroom.model import numbers
 from llm_headroom.view.history import key_of, rate, rates
 from llm_headroom.view.quantiles import latency
 from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
@@ -104,10 +105,9 @@ def _latencies(readings: Sequence[Reading]) -> tuple[Latency, ...]:
 def _objectives(points: Sequence[Point], said: Said) -> tuple[Objective, ...]:
     """Objectives that anything has counted for, all replicas together."""
     counted: dict[str, dict[str, float]] = {}
-    for series, value, _ in points:
-        if series.metric in (schema.SLO_REQUESTS, schema.SLO_REQUESTS_GOOD) and isinstance(value, float):
-            sums = counted.setdefault(series.label("slo"), {})
-            sums[series.metric.name] = sums.get(series.metric.name, 0.0) + value
+    for series, value in numbers(points, schema.SLO_REQUESTS, schema.SLO_REQUESTS_GOOD):
+        sums = counted.setdefault(series.label("slo"), {})
+        sums[series.metric.name] = sums.get(series.metric.name, 0.0) + value
     thresholds, wanted = said.by(schema.SLO_THRESHOLD, "slo"), said.by(schema.SLO_OBJECTIVE, "slo")
     return tuple(
         Objective(
@@ -123,7 +123,7 @@ def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
     usage, evictable = said.get(schema.KV_CACHE_USAGE), said.get(schema.KV_CACHE_EVICTABLE)
     if usage is None and used is None:
         return None
-    usages = [point.value for point in points if point.series.metric is schema.KV_CACHE_USAGE]
+    usages = [value for _, value in numbers(points, schema.KV_CACHE_USAGE)]
     free = None
     if capacity is not None and used is not None:
         free = max(capacity - used - (evictable or 0.0), 0.0)
@@ -133,7 +133,7 @@ def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
         evictable=evictable,
         free=free,
         usage=usage,
-        worst=max((each for each in usages if isinstance(each, float)), default=None) if len(usages) > 1 else None,
+        worst=max(usages) if len(usages) > 1 else None,
         peak=said.get(schema.KV_CACHE_USAGE_PEAK),
         headroom_tokens=said.get(schema.KV_CACHE_HEADROOM_TOKENS),
         headroom_ratio=said.get(schema.KV_CACHE_HEADROOM_RATIO),

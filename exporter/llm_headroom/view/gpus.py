@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.model import numbers
 from llm_headroom.view.history import key_of
 from llm_headroom.view.signals import Said, ages, gauge_line, ordered, risk_troubles, worst
 from llm_headroom.view.values import GpuCard, Level, Share, Trouble
@@ -84,9 +85,8 @@ def _card(
 def _held(points: Sequence[Point], label: str) -> tuple[Share, ...]:
     """The memory that engines hold by the value of a label."""
     sums: dict[str, float] = {}
-    for series, value, _ in points:
-        if series.metric is schema.GPU_MEMORY_ENGINE and isinstance(value, float):
-            sums[series.label(label)] = sums.get(series.label(label), 0.0) + value
+    for series, value in numbers(points, schema.GPU_MEMORY_ENGINE):
+        sums[series.label(label)] = sums.get(series.label(label), 0.0) + value
     return tuple(Share(name, size) for name, size in sums.items())
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
+from llm_headroom.derive.observation import growth, histogram_growth
 from llm_headroom.model import Histogram, Kind
 
 if TYPE_CHECKING:
@@ -106,15 +107,13 @@ class _Track:
             if isinstance(value, Histogram):
                 histograms.setdefault(name, []).append((value, before if isinstance(before, Histogram) else None))
             elif isfinite(value):
-                sums[name] = sums.get(name, 0.0) + _growth(value, before)
-        for name, growth in sums.items():
+                sums[name] = sums.get(name, 0.0) + growth(before if isinstance(before, float) else None, value)
+        for name, more in sums.items():
             known = totals.get(name)
-            totals[name] = growth + (known if isinstance(known, float) else 0.0)
+            totals[name] = more + (known if isinstance(known, float) else 0.0)
         for name, pairs in histograms.items():
-            grown = _histogram_growth(totals.get(name), pairs)
-            if grown is None:
-                totals.pop(name, None)
-            else:
+            grown = _grown(totals.pop(name, None), pairs)
+            if grown is not None:
                 totals[name] = grown
         if points:
             self._last = seen
@@ -122,26 +121,17 @@ class _Track:
                 del totals[name]
 
 
-def _growth(value: float, before: float | Histogram | None) -> float:
-    if not isinstance(before, float):
-        return 0.0
-    return value - before if value >= before else value
-
-
-def _histogram_growth(known: float | Grown | None, pairs: Sequence[tuple[Histogram, Histogram | None]]) -> Grown | None:
+def _grown(known: float | Grown | None, pairs: Sequence[tuple[Histogram, Histogram | None]]) -> Grown | None:
     """The total so far plus what the replicas' histograms have grown by; None if their bounds differ."""
     bounds = pairs[0][0].bounds
     if any(now.bounds != bounds for now, _ in pairs):
         return None
-    counts = (
-        known.counts[:] if isinstance(known, Grown) and known.bounds == bounds else array("d", bytes(8 * len(bounds)))
-    )
+    same = isinstance(known, Grown) and known.bounds == bounds
+    counts = known.counts[:] if isinstance(known, Grown) and same else array("d", bytes(8 * len(bounds)))
     for now, before in pairs:
-        if before is None or before.bounds != bounds:
-            continue
-        reset = any(new < old for new, old in zip(now.counts, before.counts, strict=True))
-        for index, new in enumerate(now.counts):
-            counts[index] += new if reset else new - before.counts[index]
+        if (growth := histogram_growth(before, now)) is not None:
+            for index, count in enumerate(growth.counts):
+                counts[index] += count
     return Grown(bounds, counts)
 
 
@@ -185,17 +175,9 @@ class History:
                 del tracks[key]  # nothing left within the span: a model that is gone makes room for another
 
 
-def value_at(reading: Reading, metric: Metric) -> float | None:
-    """A gauge of a reading."""
-    return reading.gauges.get(metric.name)
-
-
 def rate(readings: Sequence[Reading], metric: Metric, window: float) -> float | None:
     """The growth of a counter per second over up to the last `window` seconds; None without two readings of it."""
-    told = _told(readings, metric, window)
-    if len(told) < 2:  # noqa: PLR2004 - a rate needs two
-        return None
-    (start, first), (end, last) = told[0], told[-1]
+    (start, first), (end, last) = _ends(readings, metric, window)
     if not isinstance(first, float) or not isinstance(last, float) or end <= start:
         return None
     return max(last - first, 0.0) / (end - start)
@@ -204,38 +186,35 @@ def rate(readings: Sequence[Reading], metric: Metric, window: float) -> float | 
 def rates(readings: Sequence[Reading], metric: Metric) -> tuple[float | None, ...]:
     """The growth of a counter per second between each reading and the one before; None where either is missing."""
     found: list[float | None] = [None] * min(len(readings), 1)
-    for before, after in pairwise(readings):
-        found.append(rate((before, after), metric, SPAN))
-    return tuple(found)
+    return (*found, *(rate(pair, metric, SPAN) for pair in pairwise(readings)))
 
 
 def grown(readings: Sequence[Reading], metric: Metric, window: float) -> tuple[float, Grown] | None:
     """By how much a histogram has grown over up to the last `window` seconds, and over how many; None if unknown."""
-    told = _told(readings, metric, window)
-    if len(told) < 2:  # noqa: PLR2004 - growth needs two
-        return None
-    (start, first), (end, last) = told[0], told[-1]
-    if not isinstance(first, Grown) or not isinstance(last, Grown) or first.bounds != last.bounds:
+    (start, first), (end, last) = _ends(readings, metric, window)
+    if not isinstance(first, Grown) or not isinstance(last, Grown) or end <= start:
         return None
     counts = (max(new - old, 0.0) for new, old in zip(last.counts, first.counts, strict=True))
     return end - start, Grown(last.bounds, array("d", counts))
 
 
-def _told(readings: Sequence[Reading], metric: Metric, window: float) -> list[tuple[float, float | Grown]]:
-    """The totals of a metric in the window that are one unbroken run up to the latest reading."""
-    found: list[tuple[float, float | Grown]] = []
+def _ends(
+    readings: Sequence[Reading], metric: Metric, window: float
+) -> tuple[tuple[float, float | Grown | None], tuple[float, float | Grown | None]]:
+    """First and last time and total of the unbroken run in the window up to the latest reading with the metric."""
+    first: tuple[float, float | Grown | None] = (0.0, None)
+    last = first
     for reading in reversed(readings):
         total = reading.grown.get(metric.name)
         if total is None:
             if reading.gauges or reading.grown:
                 break  # the metric vanished while the source was up: what came before is another run
             continue  # a failed collection: the growth over the gap is counted
-        if found:
-            earlier, later = total, found[-1][1]
-            if isinstance(earlier, Grown) and isinstance(later, Grown) and earlier.bounds != later.bounds:
-                break
-            if readings[-1].at - reading.at > window:
-                break
-        found.append((reading.at, total))
-    found.reverse()
-    return found
+        before, latest = first[1], last[1]
+        other = isinstance(total, Grown) and isinstance(before, Grown) and total.bounds != before.bounds
+        if latest is not None and (other or readings[-1].at - reading.at > window):
+            break
+        if latest is None:
+            last = (reading.at, total)
+        first = (reading.at, total)
+    return first, last

@@ -5,31 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import platform
-import resource
 import time
 from collections import Counter, OrderedDict
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from llm_headroom import __version__, schema
+from llm_headroom import __version__
 from llm_headroom.config.load import ConfigError, Module, parse_target
-from llm_headroom.model import Point, Series
+from llm_headroom.net.http_connection import Request, Response
 from llm_headroom.poll.collection_series import HealthSeries
-from llm_headroom.poll.poller import EngineSource
+from llm_headroom.poll.engine import EngineSource
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
-from llm_headroom.web.server import Request, Response
 from llm_headroom.web.stream import Feed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from llm_headroom.config.load import Target
     from llm_headroom.model import Snapshot
-    from llm_headroom.poll.poller import Poller, Slot
+    from llm_headroom.poll.poller import Slot
+    from llm_headroom.poll.published import Published
 
 log = logging.getLogger("llm_headroom")
 
@@ -38,31 +36,15 @@ MOST_PROBED: Final = 256
 TIMEOUT_MARGIN: Final = 0.5
 """Seconds that are left to Prometheus of the timeout that it announces."""
 JSON: Final = "application/json; charset=utf-8"
-_BUILD: Final = Series(schema.BUILD_INFO, {"version": __version__, "python": platform.python_version()})
-_RELOADED: Final = Series(schema.CONFIG_RELOAD_SUCCESS, {})
-_RELOAD_TIME: Final = Series(schema.CONFIG_RELOAD_TIME, {})
-_CPU: Final = Series(schema.PROCESS_CPU, {})
-_MEMORY: Final = Series(schema.PROCESS_MEMORY, {})
-
-
-class Reload(NamedTuple):
-    """How the last reading of the configuration went, and the unix time of the last one that succeeded."""
-
-    succeeded: bool
-    last_success: float
 
 
 class App:
-    """Answers requests from what a poller holds; keeps renderings until something new is published.
+    """Answers requests from what is published; keeps renderings until something new is."""
 
-    `more` gives points about what else the exporter does.
-    """
-
-    def __init__(self, poller: Poller, more: Callable[[], Iterable[Point]] = tuple) -> None:
-        self.poller = poller
-        self._more = more
-        self.reload = Reload(succeeded=True, last_success=time.time())
-        self._feed = Feed(poller)
+    def __init__(self, published: Published) -> None:
+        self._published = published
+        self.poller = published.poller
+        self._feed = Feed(self.poller)
         self._renderer = Renderer()
         self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
@@ -114,7 +96,7 @@ class App:
             plain = self._bodies.get((form, False))
             if plain is None:
                 plain = self._bodies[form, False] = exposition(
-                    [*self._gathered(), self._renderer.lines(self._own())], form
+                    [*self._gathered(), self._renderer.lines(self._published.own())], form
                 )
             body = plain
             if compressed:
@@ -132,24 +114,6 @@ class App:
             kept[slot] = known
             yield known[1]
         self._lines = kept
-
-    def sources(self) -> list[tuple[float, Sequence[Point]]]:
-        """What `/metrics` shows, by source: the unix time at which its points were taken, and the points."""
-        slots = [(slot.snapshot.taken, slot.points()) for slot in self.poller.slots.values() if slot.snapshot]
-        return [*slots, (time.time(), self._own())]
-
-    def _own(self) -> list[Point]:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        points = [
-            Point(_BUILD, 1.0, ""),
-            Point(_RELOADED, float(self.reload.succeeded), ""),
-            Point(_RELOAD_TIME, self.reload.last_success, ""),
-            Point(_CPU, usage.ru_utime + usage.ru_stime, ""),
-        ]
-        resident = resident_bytes()
-        if resident is not None:
-            points.append(Point(_MEMORY, resident, ""))
-        return [*points, *self._more()]
 
     def _snapshot(self) -> bytes:
         sources = [as_json.source(snapshot) for snapshot in self.poller.snapshots()]
@@ -244,12 +208,3 @@ def _gzip(body: bytes) -> bytes:
 def _exposed(body: bytes, form: Format, *, compressed: bool) -> Response:
     vary = ("Vary", "Accept, Accept-Encoding")
     return Response(body, content_type=form, headers=(vary, ("Content-Encoding", "gzip")) if compressed else (vary,))
-
-
-def resident_bytes() -> float | None:
-    """Resident memory of this process in bytes, None where the kernel does not tell (proc(5), /proc/self/statm)."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:  # noqa: PTH123 - one line of procfs
-            return float(statm.read().split()[1]) * resource.getpagesize()
-    except (OSError, IndexError, ValueError):
-        return None

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.net.http_connection import Response, plain
 from llm_headroom.view.values import Level
 from llm_headroom.web import cards
-from llm_headroom.web.connection import Response, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.net.http_connection import Response, plain
 from llm_headroom.view.board import Board
 from llm_headroom.view.values import as_json
-from llm_headroom.web.connection import Response, plain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMS: Final = ("json", "page")
 HEADERS: Final = (
     ("Cache-Control", "no-store"),
+    ("Connection", "close"),  # a client that comes back after `Pace.lifetime` shows its certificate again
     ("X-Accel-Buffering", "no"),  # nginx would hold events back until its buffer is full
 )
 

@@ -1,7 +1,7 @@
 """Grafana dashboards, generated: `llm-headroom bundle --only dashboards` writes them.
 
 The builder is our own: frozen values (`panel`, `dashboard`), PromQL over values of the schema (`scope`), and one module
-for each dashboard.
+for each dashboard's rows, which `plan` makes whole.
 """
 
 from __future__ import annotations
@@ -10,28 +10,17 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.bundle.dashboards import compare, engine, exporter, fleet, gpu, kv
-from llm_headroom.bundle.dashboards.scope import Scope
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.dashboard import Dashboard
     from llm_headroom.bundle.thresholds import BundleSettings
 
-_OURS: Final = 'alertname=~"LLM.+"'
+_PLANS: Final = tuple(module.DASHBOARD for module in (fleet, engine, kv, gpu, compare, exporter))
 
 
 def dashboards(settings: BundleSettings) -> tuple[Dashboard, ...]:
     """Return the dashboards as values."""
-    scope = Scope(settings.selector)
-    limits = settings.thresholds
-    alerts = f"{_OURS}, {settings.selector}" if settings.selector else _OURS
-    return (
-        fleet.dashboard(scope, limits, alerts),
-        engine.dashboard(scope, limits, alerts),
-        kv.dashboard(scope, limits, alerts),
-        gpu.dashboard(Scope(settings.selector, gpus=True), limits, alerts),
-        compare.dashboard(scope, alerts),
-        exporter.dashboard(scope, limits, alerts),
-    )
+    return tuple(plan.drawn(settings) for plan in _PLANS)
 
 
 def files(settings: BundleSettings) -> dict[str, str]:

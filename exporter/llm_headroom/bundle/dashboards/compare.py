@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row, Variable
+from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import Column, Query
 from llm_headroom.bundle.dashboards.parts import bars, lines, table
+from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, Scope
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
+    from llm_headroom.bundle.thresholds import Thresholds
     from llm_headroom.model import Metric
 
-UID = "llm-headroom-compare"
 _ENGINE = "{{engine}}"
 _RANGE = "$__range"
 _SHOWN = "Over the time range shown."
 
 
-def dashboard(scope: Scope, alerts: str) -> Dashboard:
-    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
-    some = scope.matchers(())
-    baseline = Variable(
-        "baseline",
-        "Baseline",
-        f"label_values(llm_generation_tokens_total{{{some}}}, engine)",
-        several=False,
+def _rows(scope: Scope, _limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
+    return (
+        Row("Which engine serves most, and how fast?", (_summary(scope),)),
+        Row("How do they compare over time?", _curves(scope)),
+        Row("What do they use the GPUs' memory for?", _memory(scope)),
+        Row("What does a token cost?", _cost(scope)),
+        Row("How do several models share an engine?", _models(scope)),
     )
-    return Dashboard(
-        uid=UID,
-        title="llm-headroom / Engine comparison",
-        description="Which engine serves this traffic best? Each on its own load: compare like with like.",
-        variables=(*scope.variables(), baseline),
-        annotations=scope.annotations(alerts),
-        rows=(
-            Row("Which engine serves most, and how fast?", (_summary(scope),)),
-            Row("How do they compare over time?", _curves(scope)),
-            Row("What do they use the GPUs' memory for?", _memory(scope)),
-            Row("What does a token cost?", _cost(scope)),
-            Row("How do several models share an engine?", _models(scope)),
-        ),
-        since="now-30m",
-    )
+
+
+DASHBOARD: Final = Plan(
+    "compare",
+    "Engine comparison",
+    "Which engine serves this traffic best? Each on its own load: compare like with like.",
+    _rows,
+    since="now-30m",
+    baseline=True,
+)
 
 
 def _tokens(scope: Scope, *more: str) -> str:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
+from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import Query, above, below
-from llm_headroom.bundle.dashboards.parts import dashed, failed_share, heatmap, lines, quiet, stat
+from llm_headroom.bundle.dashboards.parts import (
+    dashed,
+    failed_share,
+    finished_requests,
+    finished_requests_now,
+    heatmap,
+    lines,
+    quiet,
+    stat,
+)
+from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, Scope
 
 if TYPE_CHECKING:
@@ -15,36 +25,32 @@ if TYPE_CHECKING:
     from llm_headroom.bundle.thresholds import Thresholds
     from llm_headroom.model import Metric
 
-UID = "llm-headroom-engine"
 _QUANTILES: tuple[tuple[str, Json], ...] = ((" p50$", quiet()), (" p99$", quiet()))
 
 
-def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
-    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
-    return Dashboard(
-        uid=UID,
-        title="llm-headroom / Engine and model",
-        description="Where does a request's time go? In the order in which a request lives.",
-        variables=scope.variables(),
-        annotations=scope.annotations(alerts),
-        rows=(
-            Row("How is it doing?", _numbers(scope, limits)),
-            Row("What arrives, and how does it end?", _arrivals(scope)),
-            Row("Do requests wait?", _queue(scope, limits)),
-            Row("How long until the first token?", _prefill(scope, limits)),
-            Row("How fast does the text flow?", _decode(scope, limits)),
-            Row("How much work is done?", _tokens(scope)),
-            Row("Does the cache help, and does it suffice?", _cache(scope, limits)),
-            Row(
-                "How are $engine's latencies spread?",
-                _heatmaps(scope),
-                optional="for whom quantiles hide too much",
-                repeat="engine",
-            ),
-            Row("Does speculative decoding pay?", _speculation(scope), optional="for engines with a draft model"),
-            Row("What does the router do?", _router(scope), optional="for fleets behind SGLang's router or gateway"),
+def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
+    return (
+        Row("How is it doing?", _numbers(scope, limits)),
+        Row("What arrives, and how does it end?", _arrivals(scope)),
+        Row("Do requests wait?", _queue(scope, limits)),
+        Row("How long until the first token?", _prefill(scope, limits)),
+        Row("How fast does the text flow?", _decode(scope, limits)),
+        Row("How much work is done?", _tokens(scope)),
+        Row("Does the cache help, and does it suffice?", _cache(scope, limits)),
+        Row(
+            "How are $engine's latencies spread?",
+            _heatmaps(scope),
+            optional="for whom quantiles hide too much",
+            repeat="engine",
         ),
+        Row("Does speculative decoding pay?", _speculation(scope), optional="for engines with a draft model"),
+        Row("What does the router do?", _router(scope), optional="for fleets behind SGLang's router or gateway"),
     )
+
+
+DASHBOARD: Final = Plan(
+    "engine", "Engine and model", "Where does a request's time go? In the order in which a request lives.", _rows
+)
 
 
 def _quantiles(scope: Scope, metric: Metric) -> tuple[Query, ...]:
@@ -59,12 +65,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         return scope.told(f"max({scope.quantile(0.95, metric)})")
 
     return (
-        stat(
-            "Requests",
-            "Finished requests per second.",
-            scope.told(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"),
-            unit="reqps",
-        ),
+        finished_requests_now(scope),
         stat("Running", "Requests in the running batch.", scope.told(f"sum({scope.of(schema.REQUESTS_RUNNING)})")),
         stat(
             "Waiting",
@@ -110,12 +111,7 @@ def _arrivals(scope: Scope) -> tuple[Panel, ...]:
     ends = f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FINISHED)})"
     fails = f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FAILED)})"
     return (
-        lines(
-            "Requests",
-            "Finished requests per second.",
-            Query(f"sum by ({MODEL}) ({scope.rate(schema.REQUESTS_FINISHED)})", BY_MODEL),
-            unit="reqps",
-        ),
+        finished_requests(scope),
         lines(
             "Size of requests",
             "Mean tokens of prompts and answers. A larger prompt costs prefill, a longer answer costs KV cache.",

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
+from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import Column, Query, above, below
 from llm_headroom.bundle.dashboards.parts import lines, stat, table
+from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, Scope
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.bundle.thresholds import Thresholds
 
-UID = "llm-headroom-exporter"
 _WRONG = 'state=~"unknown|invalid"'
 
 
-def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
-    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
-    return Dashboard(
-        uid=UID,
-        title="llm-headroom / Exporter health",
-        description="Can the other dashboards be believed? Sources, ages, mapping coverage, and the exporter's cost.",
-        variables=scope.variables(),
-        annotations=scope.annotations(alerts),
-        rows=(
-            Row("Can the other dashboards be believed?", _numbers(scope, limits)),
-            Row("How is each source?", (_sources(scope, limits),)),
-            Row("What fails, and how slow is it?", _collections(scope, limits)),
-            Row("Is every sample understood?", _samples(scope)),
-            Row("What does watching cost?", _cost(scope)),
-        ),
+def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
+    return (
+        Row("Can the other dashboards be believed?", _numbers(scope, limits)),
+        Row("How is each source?", (_sources(scope, limits),)),
+        Row("What fails, and how slow is it?", _collections(scope, limits)),
+        Row("Is every sample understood?", _samples(scope)),
+        Row("What does watching cost?", _cost(scope)),
     )
+
+
+DASHBOARD: Final = Plan(
+    "exporter",
+    "Exporter health",
+    "Can the other dashboards be believed? Sources, ages, mapping coverage, and the exporter's cost.",
+    _rows,
+)
 
 
 def _age(scope: Scope) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
+from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, above, below, thresholds
-from llm_headroom.bundle.dashboards.parts import failed_share, lines, stat, table
+from llm_headroom.bundle.dashboards.parts import (
+    failed_share,
+    finished_requests,
+    finished_requests_now,
+    lines,
+    stat,
+    table,
+)
+from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
 
 if TYPE_CHECKING:
@@ -15,7 +23,6 @@ if TYPE_CHECKING:
     from llm_headroom.bundle.thresholds import Thresholds
     from llm_headroom.model import Metric
 
-UID = "llm-headroom-fleet"
 _CHOSEN = "${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${__url_time_range}"
 _CELL = "var-engine=${__data.fields.Engine}&var-target=${__data.fields.Target}"
 _TO_ENGINE = f"/d/llm-headroom-engine?{_CELL}&var-model=${{__data.fields.Model}}&{_CHOSEN}"
@@ -26,24 +33,24 @@ _TO_GPU = f"/d/llm-headroom-gpu?{_CHOSEN}"
 _TO_EXPORTER = f"/d/llm-headroom-exporter?{_CHOSEN}"
 
 
-def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
-    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
-    return Dashboard(
-        uid=UID,
-        title="llm-headroom / Fleet",
-        description="Is everything all right? Engines, traffic, objectives and headroom of all that is watched.",
-        variables=scope.variables(),
-        annotations=scope.annotations(alerts),
-        rows=(
-            Row("Is everything all right?", _numbers(scope, limits, alerts)),
-            Row("Which engine needs a look?", (_table(scope, limits),)),
-            Row("Do users get what they were promised?", _users(scope, limits)),
-            Row("How much is asked for?", _traffic(scope, limits)),
-            Row("How near are the limits?", _limits(scope, limits)),
-            Row("How long do answers take?", _latencies(scope), optional="with the recording rules of llm-headroom"),
-            Row("Which alerts are firing?", (_alerts(alerts),), optional="while an alert fires"),
-        ),
+def _rows(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Row, ...]:
+    return (
+        Row("Is everything all right?", _numbers(scope, limits, alerts)),
+        Row("Which engine needs a look?", (_table(scope, limits),)),
+        Row("Do users get what they were promised?", _users(scope, limits)),
+        Row("How much is asked for?", _traffic(scope, limits)),
+        Row("How near are the limits?", _limits(scope, limits)),
+        Row("How long do answers take?", _latencies(scope), optional="with the recording rules of llm-headroom"),
+        Row("Which alerts are firing?", (_alerts(alerts),), optional="while an alert fires"),
     )
+
+
+DASHBOARD: Final = Plan(
+    "fleet",
+    "Fleet",
+    "Is everything all right? Engines, traffic, objectives and headroom of all that is watched.",
+    _rows,
+)
 
 
 def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]:
@@ -66,12 +73,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             f'count(ALERTS{{alertstate="firing", {alerts}}}) or max({up}) * 0',
             steps=above(1),
         ),
-        stat(
-            "Requests",
-            "Finished requests per second.",
-            scope.told(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"),
-            unit="reqps",
-        ),
+        finished_requests_now(scope),
         stat(
             "Generated",
             "Generated tokens per second.",
@@ -211,12 +213,7 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 
 def _traffic(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
-        lines(
-            "Requests",
-            "Finished requests per second.",
-            Query(f"sum by ({MODEL}) ({scope.rate(schema.REQUESTS_FINISHED)})", BY_MODEL),
-            unit="reqps",
-        ),
+        finished_requests(scope),
         lines(
             "Generated tokens",
             "Tokens per second.",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
+from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import Column, Json, Query, above, below
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat, table
+from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_TARGET, SOURCE, Scope
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.bundle.thresholds import Thresholds
 
-UID = "llm-headroom-gpu"
 _GPU = "gpu, instance"
 _KIND_COLOURS = {
     "weights|model": "dark-blue",
@@ -34,26 +34,27 @@ _MEMORY: tuple[tuple[str, Json], ...] = (
 )
 
 
-def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
-    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
-    return Dashboard(
-        uid=UID,
-        title="llm-headroom / GPU",
-        description="Whose is the GPUs' memory, how much is left, how hard do they work, and are they well?",
-        variables=scope.variables(),
-        annotations=scope.annotations(alerts),
-        rows=(
-            Row("Is there room, and are the GPUs well?", _numbers(scope, limits)),
-            Row("Whose is the memory?", _memory(scope, limits)),
-            Row("How much is left?", _left(scope, limits)),
-            Row("How hard do they work?", _work(scope, limits)),
-            Row("What does a token cost?", _cost(scope)),
-            Row("Are they held back?", _held_back(scope), optional="where the driver tells of clocks and throttling"),
-            Row("Are they broken?", _errors(scope), optional="where the driver tells of errors"),
-            Row("Which processes are on them?", (_processes(scope),), optional="where process ids can be seen"),
-            Row("How much host memory do engines use?", _host(scope), optional="where control groups can be read"),
-        ),
+def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
+    return (
+        Row("Is there room, and are the GPUs well?", _numbers(scope, limits)),
+        Row("Whose is the memory?", _memory(scope, limits)),
+        Row("How much is left?", _left(scope, limits)),
+        Row("How hard do they work?", _work(scope, limits)),
+        Row("What does a token cost?", _cost(scope)),
+        Row("Are they held back?", _held_back(scope), optional="where the driver tells of clocks and throttling"),
+        Row("Are they broken?", _errors(scope), optional="where the driver tells of errors"),
+        Row("Which processes are on them?", (_processes(scope),), optional="where process ids can be seen"),
+        Row("How much host memory do engines use?", _host(scope), optional="where control groups can be read"),
     )
+
+
+DASHBOARD: Final = Plan(
+    "gpu",
+    "GPU",
+    "Whose is the GPUs' memory, how much is left, how hard do they work, and are they well?",
+    _rows,
+    gpus=True,
+)
 
 
 def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row
+from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, Steps, above, below
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
+from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.bundle.thresholds import Thresholds
 
-UID = "llm-headroom-kv"
 _EARLY = "until enough traffic was seen"
 _PARTS = 'resource!="max"'
 _BY_TARGET_MODEL = "{{engine}} · {{target}} · {{model}}"
 
 
-def dashboard(scope: Scope, limits: Thresholds, alerts: str) -> Dashboard:
-    """Return the dashboard; `alerts` selects our alerts in ALERTS."""
-    return Dashboard(
-        uid=UID,
-        title="llm-headroom / KV cache and capacity",
-        description="How much room is left for requests, and what will bind first?",
-        variables=scope.variables(),
-        annotations=scope.annotations(alerts),
-        rows=(
-            Row("How much room is left?", _numbers(scope, limits)),
-            Row("What holds the cache?", _held(scope, limits)),
-            Row("How much more fits?", _room(scope, limits)),
-            Row("Which resource binds first?", _binding(scope)),
-            Row("What is likely to come, and why?", _risks(scope, limits)),
-            Row(
-                "Do Ollama's models fit?",
-                _residency(scope, limits),
-                optional="for engines that load models on demand",
-            ),
+def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
+    return (
+        Row("How much room is left?", _numbers(scope, limits)),
+        Row("What holds the cache?", _held(scope, limits)),
+        Row("How much more fits?", _room(scope, limits)),
+        Row("Which resource binds first?", _binding(scope)),
+        Row("What is likely to come, and why?", _risks(scope, limits)),
+        Row(
+            "Do Ollama's models fit?",
+            _residency(scope, limits),
+            optional="for engines that load models on demand",
         ),
     )
+
+
+DASHBOARD: Final = Plan(
+    "kv", "KV cache and capacity", "How much room is left for requests, and what will bind first?", _rows
+)
 
 
 def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from llm_headroom import schema
 from llm_headroom.bundle.dashboards.panel import Column, Json, Kind, Panel, Query, above
+from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.scope import Scope
@@ -15,14 +17,14 @@ def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
     return tuple(one if isinstance(one, Query) else Query(one) for one in what)
 
 
-def _numbers(expr: str) -> str:
+def _without_nan(expr: str) -> str:
     """Drop NaN, which a quotient of two idle counters is, and a quantile of no observations."""
     return f"({expr}) >= 0" if " / " in expr or "histogram_quantile" in expr else expr
 
 
 def lines(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
     """Return curves over time, with gaps where there is nothing to divide by."""
-    drawn = tuple(Query(_numbers(one.expr), one.legend) for one in _queries(queries))
+    drawn = tuple(Query(_without_nan(one.expr), one.legend) for one in _queries(queries))
     return Panel(kind=Kind.TIMESERIES, title=title, answers=answers, queries=drawn, **more)
 
 
@@ -35,6 +37,20 @@ def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:
     """Return numbers of now; several of them need names."""
     defaults = {"width": 3, "height": 4} | more
     return Panel(kind=Kind.STAT, title=title, answers=answers, queries=_queries(queries), **defaults)
+
+
+_REQUESTS: Final = ("Requests", "Finished requests per second.")
+
+
+def finished_requests_now(scope: Scope) -> Panel:
+    """Return how many requests finish now, of all that is selected."""
+    return stat(*_REQUESTS, scope.told(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"), unit="reqps")
+
+
+def finished_requests(scope: Scope) -> Panel:
+    """Return how many requests of each model finish, over time."""
+    query = Query(f"sum by ({MODEL}) ({scope.rate(schema.REQUESTS_FINISHED)})", BY_MODEL)
+    return lines(*_REQUESTS, query, unit="reqps")
 
 
 def failed_share(scope: Scope, limits: Thresholds) -> Panel:

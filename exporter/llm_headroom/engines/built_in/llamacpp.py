@@ -9,21 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
-from llm_headroom.engines.openai_api import MODELS, SLOWLY, base_models, only_model, present
-from llm_headroom.engines.rules import Document, Engine, Fact, Rule
+from llm_headroom.engines.openai_api import MODELS, SLOWLY, model_facts, only_model, present
+from llm_headroom.engines.rules import Document, Engine, Fact, Rule, always
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 
 def _slots(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
     """The few fields wanted: slots can hold prompts."""
     return [
-        {
-            "context": slot["n_ctx"],
-            "busy": bool(slot["is_processing"]),
-            "tokens": slot.get("n_prompt_tokens"),
-        }
+        {"context": slot["n_ctx"], "busy": bool(slot["is_processing"]), "tokens": slot.get("n_prompt_tokens")}
         for slot in document
     ]
 
@@ -42,11 +38,6 @@ _METRICS: Final = Document(key="metrics", path="/metrics", text=True, optional=T
 PROPERTIES: Final = Document(
     key="properties", path="/props", every=SLOWLY, optional=True, tolerated=(401, 403, 404, 501), read=_properties
 )
-_DOCUMENTS: Final = (_SLOTS, _METRICS, PROPERTIES, MODELS)
-
-
-def _documents(_known: Mapping[str, Any]) -> Iterable[Document]:
-    return _DOCUMENTS
 
 
 def _model(documents: Mapping[str, Any]) -> str:
@@ -54,8 +45,7 @@ def _model(documents: Mapping[str, Any]) -> str:
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
-    for model in base_models(documents):
-        yield Fact(schema.MODEL_LOADED, {"model": model["id"]}, 1.0, "/v1/models")
+    yield from model_facts(documents)
     yield from _slot_facts(_model(documents), documents)
 
 
@@ -83,7 +73,7 @@ ENGINE: Final = Engine(
     port=8080,
     prefixes=("llamacpp:", "llamacpp_"),
     model_label="model",
-    documents=_documents,
+    documents=always(_SLOTS, _METRICS, PROPERTIES, MODELS),
     owned_by="llamacpp",
     facts=_facts,
     fact_sources={
@@ -98,64 +88,53 @@ ENGINE: Final = Engine(
     version=lambda documents: (present(documents, "properties") or {}).get("build", ""),
     model=_model,
     rules=(
-        Rule(metric=schema.REQUESTS_RUNNING, names=("llamacpp:requests_processing",), needs="--metrics"),
+        Rule(schema.REQUESTS_RUNNING, ("llamacpp:requests_processing",), needs="--metrics"),
         Rule(
-            metric=schema.REQUESTS_WAITING,
-            names=("llamacpp:requests_deferred",),
+            schema.REQUESTS_WAITING,
+            ("llamacpp:requests_deferred",),
             needs="--metrics",
             note="Too low while a long prefill runs. Inside Ollama it stays 0: Ollama holds requests back itself.",
         ),
         Rule(
-            metric=schema.PROMPT_TOKENS,
-            names=("llamacpp:prompt_tokens_total",),
+            schema.PROMPT_TOKENS,
+            ("llamacpp:prompt_tokens_total",),
             plus=("llamacpp:prompt_tokens_cached_total",),
             needs="--metrics",
             note="llama.cpp counts cached tokens apart; old builds do not tell them.",
         ),
-        Rule(metric=schema.PROMPT_TOKENS_CACHED, names=("llamacpp:prompt_tokens_cached_total",), needs="--metrics"),
+        Rule(schema.PROMPT_TOKENS_CACHED, ("llamacpp:prompt_tokens_cached_total",), needs="--metrics"),
         Rule(
-            metric=schema.PREFIX_CACHE_QUERIES,
-            names=("llamacpp:prompt_tokens_total",),
+            schema.PREFIX_CACHE_QUERIES,
+            ("llamacpp:prompt_tokens_total",),
             plus=("llamacpp:prompt_tokens_cached_total",),
             needs="--metrics",
         ),
-        Rule(metric=schema.PREFIX_CACHE_HITS, names=("llamacpp:prompt_tokens_cached_total",), needs="--metrics"),
+        Rule(schema.PREFIX_CACHE_HITS, ("llamacpp:prompt_tokens_cached_total",), needs="--metrics"),
         Rule(
-            metric=schema.GENERATION_TOKENS,
-            names=("llamacpp:tokens_predicted_total",),
+            schema.GENERATION_TOKENS,
+            ("llamacpp:tokens_predicted_total",),
             needs="--metrics",
             note="Counted when a request ends.",
         ),
+        Rule(schema.PROCESSED_TOKENS, ("llamacpp:prompt_tokens_total",), fixed={"phase": "prefill"}, needs="--metrics"),
         Rule(
-            metric=schema.PROCESSED_TOKENS,
-            names=("llamacpp:prompt_tokens_total",),
-            fixed={"phase": "prefill"},
-            needs="--metrics",
-        ),
-        Rule(
-            metric=schema.PROCESSED_TOKENS,
-            names=("llamacpp:tokens_predicted_total",),
+            schema.PROCESSED_TOKENS,
+            ("llamacpp:tokens_predicted_total",),
             fixed={"phase": "decode"},
             needs="--metrics",
             note="Counted when a request ends.",
         ),
-        Rule(metric=schema.ENGINE_STEPS, names=("llamacpp:n_decode_total",), needs="--metrics"),
+        Rule(schema.ENGINE_STEPS, ("llamacpp:n_decode_total",), needs="--metrics"),
+        Rule(schema.SPEC_DECODE_DRAFT_TOKENS, ("llamacpp:spec_decode_num_draft_tokens_total",), needs="--metrics"),
         Rule(
-            metric=schema.SPEC_DECODE_DRAFT_TOKENS,
-            names=("llamacpp:spec_decode_num_draft_tokens_total",),
-            needs="--metrics",
+            schema.SPEC_DECODE_ACCEPTED_TOKENS, ("llamacpp:spec_decode_num_accepted_tokens_total",), needs="--metrics"
         ),
         Rule(
-            metric=schema.SPEC_DECODE_ACCEPTED_TOKENS,
-            names=("llamacpp:spec_decode_num_accepted_tokens_total",),
-            needs="--metrics",
-        ),
-        Rule(
-            metric=schema.KV_CACHE_USAGE,
-            names=("llamacpp:kv_cache_usage_ratio",),
+            schema.KV_CACHE_USAGE,
+            ("llamacpp:kv_cache_usage_ratio",),
             needs="a build of before 2025-05; else used / capacity",
         ),
-        Rule(metric=schema.KV_CACHE_USED, names=("llamacpp:kv_cache_tokens",), needs="a build of before 2025-05"),
+        Rule(schema.KV_CACHE_USED, ("llamacpp:kv_cache_tokens",), needs="a build of before 2025-05"),
     ),
     ignored={
         "*_created": "times of creation of other series",
@@ -179,7 +158,7 @@ def runner(model: str) -> Engine:
     return replace(
         ENGINE,
         name="ollama",
-        documents=lambda _: (_SLOTS, _METRICS, PROPERTIES),
+        documents=always(_SLOTS, _METRICS, PROPERTIES),
         facts=lambda documents: _slot_facts(model, documents),
         model=lambda _: model,
         rules=tuple(rule for rule in ENGINE.rules if rule.metric is not schema.REQUESTS_WAITING),

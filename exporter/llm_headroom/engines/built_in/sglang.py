@@ -5,14 +5,16 @@ Sources: sgl-project/sglang, python/sglang/srt/metrics/collector.py (srt/observa
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
 from llm_headroom.engines.openai_api import (
     INFERENCE_PATHS,
     MODELS,
+    RUNTIME,
     SLOWLY,
-    base_models,
+    model_facts,
     only_model,
     present,
     status_class,
@@ -84,14 +86,7 @@ _SERVER_INFO: Final = Document(
     tolerated=(401, 403, 404, 405),
     read=_server_info,
 )
-_GET_SERVER_INFO: Final = Document(
-    key="get_server_info",
-    path="/get_server_info",
-    every=SLOWLY,
-    optional=True,
-    tolerated=(401, 403, 404, 405),
-    read=_server_info,
-)
+_GET_SERVER_INFO: Final = replace(_SERVER_INFO, key="get_server_info", path="/get_server_info")
 _LOADS: Final = Document(key="loads", path="/v1/loads?include=core", read=_loads)
 
 
@@ -120,11 +115,7 @@ def _model(documents: Mapping[str, Any]) -> str:
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
     name = _model(documents)
-    for model in base_models(documents):
-        labels = {"model": model["id"]}
-        yield Fact(schema.MODEL_LOADED, labels, 1.0, "/v1/models")
-        if model["max_model_len"] is not None:
-            yield Fact(schema.MODEL_CONTEXT, labels, float(model["max_model_len"]), "/v1/models max_model_len")
+    yield from model_facts(documents)
     yield from _loads_facts(documents, name)
     info = _known_of_the_server(documents)
     replicas = info.get("replicas", [])
@@ -200,168 +191,143 @@ ENGINE: Final = Engine(
     silent="no sglang: metrics: the server was started without --enable-metrics",
     rules=(
         Rule(
-            metric=schema.REQUESTS_RUNNING,
-            names=("sglang:num_running_reqs",),
+            schema.REQUESTS_RUNNING,
+            ("sglang:num_running_reqs",),
             where=_TOTAL_OF_PRIORITIES,
             note="Written when batches are reported, so it lags; up to 0.5.15 an idle server can show it for 30 s.",
         ),
-        Rule(metric=schema.REQUESTS_WAITING, names=("sglang:num_queue_reqs",), where=_TOTAL_OF_PRIORITIES),
+        Rule(schema.REQUESTS_WAITING, ("sglang:num_queue_reqs",), where=_TOTAL_OF_PRIORITIES),
         Rule(
-            metric=schema.REQUESTS_FINISHED,
-            names=("sglang:num_requests_total",),
+            schema.REQUESTS_FINISHED,
+            ("sglang:num_requests_total",),
             note="Without a reason; requests aborted while they ran are among them.",
         ),
         Rule(
-            metric=schema.REQUESTS_FAILED,
-            names=("sglang:num_aborted_requests_total",),
+            schema.REQUESTS_FAILED,
+            ("sglang:num_aborted_requests_total",),
             fixed={"reason": "abort"},
             needs=_FIRST_EVENT,
         ),
         Rule(
-            metric=schema.HTTP_RESPONSES,
-            names=("sglang:http_responses_total",),
+            schema.HTTP_RESPONSES,
+            ("sglang:http_responses_total",),
             where={"endpoint": INFERENCE_PATHS},
             labels={"status_code": "code"},
             rewrite={"code": status_class},
             needs="0.5.7",
         ),
         Rule(
-            metric=schema.PREEMPTIONS,
-            names=("sglang:num_retracted_requests_total", "sglang:total_retracted_reqs"),
+            schema.PREEMPTIONS,
+            ("sglang:num_retracted_requests_total", "sglang:total_retracted_reqs"),
             needs=f"{_FIRST_EVENT}; 0.5.7, or 0.4.10 to 0.5.2 as a gauge that only grows",
         ),
         Rule(
-            metric=schema.PROMPT_TOKENS,
-            names=("sglang:prompt_tokens_total",),
+            schema.PROMPT_TOKENS,
+            ("sglang:prompt_tokens_total",),
             note="Counted when a request ends; `llm_processed_tokens_total` moves with each step.",
         ),
         Rule(
-            metric=schema.GENERATION_TOKENS,
-            names=("sglang:generation_tokens_total",),
+            schema.GENERATION_TOKENS,
+            ("sglang:generation_tokens_total",),
             note="Counted when a request ends; `llm_processed_tokens_total` moves with each step.",
         ),
+        Rule(schema.PROMPT_TOKENS_CACHED, ("sglang:cached_tokens_total",), needs=f"0.4.4; {_FIRST_EVENT}"),
         Rule(
-            metric=schema.PROMPT_TOKENS_CACHED,
-            names=("sglang:cached_tokens_total",),
-            needs=f"0.4.4; {_FIRST_EVENT}",
-        ),
-        Rule(
-            metric=schema.PROCESSED_TOKENS,
-            names=("sglang:realtime_tokens_total",),
+            schema.PROCESSED_TOKENS,
+            ("sglang:realtime_tokens_total",),
             where={"mode": "prefill_compute"},
             fixed={"phase": "prefill"},
             needs="0.5.7",
         ),
         Rule(
-            metric=schema.PROCESSED_TOKENS,
-            names=("sglang:realtime_tokens_total",),
+            schema.PROCESSED_TOKENS,
+            ("sglang:realtime_tokens_total",),
             where={"mode": "decode"},
             fixed={"phase": "decode"},
             needs="0.5.7",
         ),
-        Rule(metric=schema.WAITING_TOKENS, names=("sglang:num_waiting_tokens",)),
-        Rule(metric=schema.ENGINE_STEPS, names=("sglang:cuda_graph_passes_total",), needs="0.5.7"),
-        Rule(metric=schema.FORWARD_SECONDS, names=("sglang:forward_latency_ms",), scale=1e-3),
+        Rule(schema.WAITING_TOKENS, ("sglang:num_waiting_tokens",)),
+        Rule(schema.ENGINE_STEPS, ("sglang:cuda_graph_passes_total",), needs="0.5.7"),
+        Rule(schema.FORWARD_SECONDS, ("sglang:forward_latency_ms",), scale=1e-3),
+        Rule(schema.PREFILL_THROUGHPUT, ("sglang:prefill_throughput",)),
         Rule(
-            metric=schema.PREFILL_THROUGHPUT,
-            names=("sglang:prefill_throughput",),
-        ),
-        Rule(
-            metric=schema.DECODE_THROUGHPUT,
-            names=("sglang:gen_throughput", "sglang:decode_throughput"),
+            schema.DECODE_THROUGHPUT,
+            ("sglang:gen_throughput", "sglang:decode_throughput"),
             note="Keeps its last value for a while on an idle server.",
         ),
         Rule(
-            metric=schema.TIME_TO_FIRST_TOKEN,
-            names=("sglang:time_to_first_token_seconds",),
+            schema.TIME_TO_FIRST_TOKEN,
+            ("sglang:time_to_first_token_seconds",),
             where=_STREAMING,
             note="Streamed requests only, where they can be told apart (0.5.17). Before, and up to 0.5.21, requests "
             "that are not streamed count with the time of their first 50 tokens.",
         ),
         Rule(
-            metric=schema.INTER_TOKEN_LATENCY,
-            names=("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
+            schema.INTER_TOKEN_LATENCY,
+            ("sglang:inter_token_latency_seconds", "sglang:time_per_output_token_seconds"),
             needs=_FIRST_EVENT,
         ),
+        Rule(schema.TIME_PER_OUTPUT_TOKEN, ("sglang:request_time_per_output_token_seconds",), needs="0.5.22"),
+        Rule(schema.REQUEST_DURATION, ("sglang:e2e_request_latency_seconds",)),
+        Rule(schema.REQUEST_QUEUE, ("sglang:queue_time_seconds", "sglang:queue_time_s"), needs="0.5.2"),
         Rule(
-            metric=schema.TIME_PER_OUTPUT_TOKEN,
-            names=("sglang:request_time_per_output_token_seconds",),
-            needs="0.5.22",
-        ),
-        Rule(metric=schema.REQUEST_DURATION, names=("sglang:e2e_request_latency_seconds",)),
-        Rule(
-            metric=schema.REQUEST_QUEUE,
-            names=("sglang:queue_time_seconds", "sglang:queue_time_s"),
-            needs="0.5.2",
-        ),
-        Rule(
-            metric=schema.REQUEST_PREFILL,
-            names=("sglang:per_stage_req_latency_seconds",),
+            schema.REQUEST_PREFILL,
+            ("sglang:per_stage_req_latency_seconds",),
             where={"stage": "prefill_forward"},
             needs="0.5.3",
         ),
         Rule(
-            metric=schema.REQUEST_PROMPT_TOKENS,
-            names=("sglang:prompt_tokens_histogram",),
+            schema.REQUEST_PROMPT_TOKENS,
+            ("sglang:prompt_tokens_histogram",),
             needs="0.4.7; up to 0.5.10 with --collect-tokens-histogram",
         ),
         Rule(
-            metric=schema.REQUEST_GENERATION_TOKENS,
-            names=("sglang:generation_tokens_histogram",),
+            schema.REQUEST_GENERATION_TOKENS,
+            ("sglang:generation_tokens_histogram",),
             needs="0.4.7; up to 0.5.10 with --collect-tokens-histogram",
         ),
         Rule(
-            metric=schema.SPEC_DECODE_ACCEPTANCE,
-            names=("sglang:spec_accept_rate",),
+            schema.SPEC_DECODE_ACCEPTANCE,
+            ("sglang:spec_accept_rate",),
             needs="0.5.4",
             note="0 also without speculative decoding.",
         ),
-        Rule(metric=schema.KV_CACHE_CAPACITY, names=("sglang:max_total_num_tokens",), needs="0.5.6"),
-        Rule(metric=schema.KV_CACHE_USED, names=("sglang:kv_used_tokens", "sglang:num_used_tokens")),
+        Rule(schema.KV_CACHE_CAPACITY, ("sglang:max_total_num_tokens",), needs="0.5.6"),
+        Rule(schema.KV_CACHE_USED, ("sglang:kv_used_tokens", "sglang:num_used_tokens")),
+        Rule(schema.KV_CACHE_EVICTABLE, ("sglang:kv_evictable_tokens", "sglang:radix_cache_size"), needs="0.5.11"),
         Rule(
-            metric=schema.KV_CACHE_EVICTABLE,
-            names=("sglang:kv_evictable_tokens", "sglang:radix_cache_size"),
-            needs="0.5.11",
-        ),
-        Rule(
-            metric=schema.KV_CACHE_USAGE,
-            names=("sglang:full_token_usage", "sglang:token_usage"),
+            schema.KV_CACHE_USAGE,
+            ("sglang:full_token_usage", "sglang:token_usage"),
             note="`token_usage`, before 0.5.10, is the fullest of several pools, rounded to two decimals.",
         ),
         Rule(
-            metric=schema.PREFIX_CACHE_QUERIES,
-            names=("sglang:prefill_effective_tokens_total",),
+            schema.PREFIX_CACHE_QUERIES,
+            ("sglang:prefill_effective_tokens_total",),
             needs="0.5.18; before, what the next rules find",
         ),
         Rule(
-            metric=schema.PREFIX_CACHE_QUERIES,
-            names=("sglang:realtime_tokens_total",),
-            where={"mode": "prefill_.*"},
-            needs="0.5.7",
+            schema.PREFIX_CACHE_QUERIES, ("sglang:realtime_tokens_total",), where={"mode": "prefill_.*"}, needs="0.5.7"
         ),
-        Rule(metric=schema.PREFIX_CACHE_QUERIES, names=("sglang:prompt_tokens_total",)),
+        Rule(schema.PREFIX_CACHE_QUERIES, ("sglang:prompt_tokens_total",)),
         Rule(
-            metric=schema.PREFIX_CACHE_HITS,
-            names=("sglang:prefill_effective_tokens_total",),
+            schema.PREFIX_CACHE_HITS,
+            ("sglang:prefill_effective_tokens_total",),
             where={"mode": ".*_hit"},
             needs="0.5.18; before, what the next rules find",
         ),
         Rule(
-            metric=schema.PREFIX_CACHE_HITS,
-            names=("sglang:realtime_tokens_total",),
-            where={"mode": "prefill_cache"},
-            needs="0.5.7",
+            schema.PREFIX_CACHE_HITS, ("sglang:realtime_tokens_total",), where={"mode": "prefill_cache"}, needs="0.5.7"
         ),
-        Rule(metric=schema.PREFIX_CACHE_HITS, names=("sglang:cached_tokens_total",), needs="0.4.4"),
+        Rule(schema.PREFIX_CACHE_HITS, ("sglang:cached_tokens_total",), needs="0.4.4"),
         Rule(
-            metric=schema.PREFIX_CACHE_HIT_RATIO,
-            names=("sglang:cache_hit_rate",),
+            schema.PREFIX_CACHE_HIT_RATIO,
+            ("sglang:cache_hit_rate",),
             note="Of the last prefill batch alone (0.4.4); keeps its value for ever.",
         ),
-        Rule(metric=schema.MODEL_CONTEXT, names=("sglang:context_len",), needs="0.5.11"),
+        Rule(schema.MODEL_CONTEXT, ("sglang:context_len",), needs="0.5.11"),
         Rule(
-            metric=schema.MODEL_MEMORY,
-            names=("sglang:weight_memory_usage_gb",),
+            schema.MODEL_MEMORY,
+            ("sglang:weight_memory_usage_gb",),
             fixed={"kind": "weights"},
             scale=GIB,
             per_rank=True,
@@ -369,27 +335,25 @@ ENGINE: Final = Engine(
             note="Of the ranks that report: all of them with --enable-metrics-for-all-schedulers, else the first.",
         ),
         Rule(
-            metric=schema.MODEL_MEMORY,
-            names=("sglang:kv_cache_memory_usage_gb",),
+            schema.MODEL_MEMORY,
+            ("sglang:kv_cache_memory_usage_gb",),
             fixed={"kind": "kv_cache"},
             scale=GIB,
             per_rank=True,
             needs="0.5.17",
         ),
         Rule(
-            metric=schema.MODEL_MEMORY,
-            names=("sglang:graph_memory_usage_gb",),
+            schema.MODEL_MEMORY,
+            ("sglang:graph_memory_usage_gb",),
             fixed={"kind": "graph"},
             scale=GIB,
             per_rank=True,
             needs="0.5.17",
         ),
-        Rule(metric=schema.MODELS_LOADED, names=("sglang:num_running_models",)),
+        Rule(schema.MODELS_LOADED, ("sglang:num_running_models",)),
     ),
     ignored={
-        "*_created": "times of creation of other series",
-        "python_*": "the server's Python runtime",
-        "process_*": "the server's process",
+        **RUNTIME,
         "sglang:process_cpu_seconds_total": "the server's processes",
         "sglang:http_*": "HTTP layer; responses are mapped",
         "http_*": "HTTP layer",

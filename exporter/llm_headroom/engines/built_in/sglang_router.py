@@ -6,22 +6,14 @@ Source: the metric reference of smg-project/smg and the routers' own expositions
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from llm_headroom import schema
 from llm_headroom.engines.openai_api import INFERENCE_PATHS, status_class
-from llm_headroom.engines.rules import Document, Engine, Rule
+from llm_headroom.engines.rules import Document, Engine, Rule, always
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-_DOCUMENTS: Final = (Document(key="metrics", path="/metrics", text=True),)
 _WORKER: Final = {"worker": "worker"}
 _GONE_WORKERS: Final = "A worker that was removed shows -1 there, and nothing here."
-
-
-def _documents(_known: Mapping[str, Any]) -> Iterable[Document]:
-    return _DOCUMENTS
 
 
 ENGINE: Final = Engine(
@@ -31,86 +23,81 @@ ENGINE: Final = Engine(
     prefixes=("smg_",),
     marks=("smg_", "sgl_router_"),
     model_label="model",
-    documents=_documents,
+    documents=always(Document(key="metrics", path="/metrics", text=True)),
     silent="no smg_ or sgl_router_ metrics: is this the router's metrics port (--prometheus-port)?",
     rules=(
         Rule(
-            metric=schema.ROUTER_REQUESTS,
-            names=("smg_router_requests_total", "sgl_router_requests_total"),
+            schema.ROUTER_REQUESTS,
+            ("smg_router_requests_total", "sgl_router_requests_total"),
             note="Without a model in the body the router calls it `default` or `unknown`.",
         ),
         Rule(
-            metric=schema.ROUTER_ERRORS,
-            names=("smg_router_request_errors_total", "sgl_router_request_errors_total"),
+            schema.ROUTER_ERRORS,
+            ("smg_router_request_errors_total", "sgl_router_request_errors_total"),
             labels={"error_type": "reason"},
             needs="the first error",
         ),
         Rule(
-            metric=schema.ROUTER_REJECTED,
-            names=("smg_http_rate_limit_total",),
+            schema.ROUTER_REJECTED,
+            ("smg_http_rate_limit_total",),
             where={"result": "rejected"},
             fixed={"reason": "rate_limit"},
             needs="--max-concurrent-requests",
         ),
         Rule(
-            metric=schema.ROUTER_REJECTED,
-            names=("smg_admission_queue_rejected_total",),
+            schema.ROUTER_REJECTED,
+            ("smg_admission_queue_rejected_total",),
             labels={"reason": "reason"},
             needs="smg 1.10",
         ),
         Rule(
-            metric=schema.ROUTER_REJECTED,
-            names=("smg_worker_overload_shed_total",),
-            fixed={"reason": "overload"},
-            needs="smg 1.10",
+            schema.ROUTER_REJECTED, ("smg_worker_overload_shed_total",), fixed={"reason": "overload"}, needs="smg 1.10"
         ),
         Rule(
-            metric=schema.HTTP_RESPONSES,
-            names=("smg_http_responses_total", "sgl_router_http_responses_total"),
+            schema.HTTP_RESPONSES,
+            ("smg_http_responses_total", "sgl_router_http_responses_total"),
             where={"path": f"({INFERENCE_PATHS})?"},
             labels={"status_code": "code"},
             rewrite={"code": status_class},
         ),
         Rule(
-            metric=schema.ROUTER_RESPONSE_HEAD,
-            names=("smg_router_request_duration_seconds", "sgl_router_request_duration_seconds"),
+            schema.ROUTER_RESPONSE_HEAD,
+            ("smg_router_request_duration_seconds", "sgl_router_request_duration_seconds"),
             note="About TTFT for streamed requests.",
         ),
         Rule(
-            metric=schema.TIME_TO_FIRST_TOKEN,
-            names=("smg_router_ttft_seconds",),
+            schema.TIME_TO_FIRST_TOKEN,
+            ("smg_router_ttft_seconds",),
             needs="gRPC workers; a summary, without buckets, in 0.3",
         ),
         Rule(
-            metric=schema.TIME_PER_OUTPUT_TOKEN,
-            names=("smg_router_tpot_seconds",),
+            schema.TIME_PER_OUTPUT_TOKEN,
+            ("smg_router_tpot_seconds",),
             needs="gRPC workers; a summary, without buckets, in 0.3",
         ),
         Rule(
-            metric=schema.ROUTER_REQUESTS_ACTIVE,
-            names=("smg_http_connections_active",),
+            schema.ROUTER_REQUESTS_ACTIVE,
+            ("smg_http_connections_active",),
             note="Requests under way, in spite of its name.",
         ),
-        Rule(metric=schema.ROUTER_REQUESTS_WAITING, names=("smg_admission_queue_depth",), needs="smg 1.10"),
-        Rule(metric=schema.ROUTER_WORKERS, names=("smg_worker_pool_size", "sgl_router_active_workers")),
+        Rule(schema.ROUTER_REQUESTS_WAITING, ("smg_admission_queue_depth",), needs="smg 1.10"),
+        Rule(schema.ROUTER_WORKERS, ("smg_worker_pool_size", "sgl_router_active_workers")),
         Rule(
-            metric=schema.ROUTER_WORKER_HEALTHY,
-            names=("smg_worker_health", "sgl_router_worker_health"),
+            schema.ROUTER_WORKER_HEALTHY,
+            ("smg_worker_health", "sgl_router_worker_health"),
             labels=_WORKER,
             note=_GONE_WORKERS,
         ),
         Rule(
-            metric=schema.ROUTER_WORKER_REQUESTS,
-            names=("smg_worker_requests_active", "sgl_router_running_requests"),
-            labels=_WORKER,
+            schema.ROUTER_WORKER_REQUESTS, ("smg_worker_requests_active", "sgl_router_running_requests"), labels=_WORKER
         ),
         Rule(
-            metric=schema.ROUTER_CIRCUIT_STATE,
-            names=("smg_worker_cb_state", "sgl_router_cb_state"),
+            schema.ROUTER_CIRCUIT_STATE,
+            ("smg_worker_cb_state", "sgl_router_cb_state"),
             labels=_WORKER,
             note=_GONE_WORKERS,
         ),
-        Rule(metric=schema.ROUTER_RETRIES, names=("smg_worker_retries_total", "sgl_router_retries_total")),
+        Rule(schema.ROUTER_RETRIES, ("smg_worker_retries_total", "sgl_router_retries_total")),
     ),
     ignored={
         "*_created": "times of creation of other series",

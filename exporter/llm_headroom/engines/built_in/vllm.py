@@ -11,16 +11,17 @@ from llm_headroom import schema
 from llm_headroom.engines.openai_api import (
     INFERENCE_PATHS,
     MODELS,
+    RUNTIME,
     SLOWLY,
-    base_models,
+    model_facts,
     only_model,
     present,
     status_class,
 )
-from llm_headroom.engines.rules import Document, Engine, Fact, Rule
+from llm_headroom.engines.rules import Document, Engine, Fact, Rule, always
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llm_headroom.exposition.text import Layout
 
@@ -78,11 +79,7 @@ def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     }
 
 
-def _documents(_known: Mapping[str, Any]) -> Iterable[Document]:
-    return _DOCUMENTS
-
-
-_DOCUMENTS: Final = (
+_DOCUMENTS: Final = always(
     Document(key="metrics", path="/metrics", text=True),
     Document(
         key="version",
@@ -105,11 +102,7 @@ _DOCUMENTS: Final = (
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
-    for model in base_models(documents):
-        labels = {"model": model["id"]}
-        yield Fact(schema.MODEL_LOADED, labels, 1.0, "/v1/models")
-        if model["max_model_len"] is not None:
-            yield Fact(schema.MODEL_CONTEXT, labels, float(model["max_model_len"]), "/v1/models max_model_len")
+    yield from model_facts(documents)
     info = present(documents, "server_info")
     if info and info["max_num_seqs"]:
         name = only_model(documents) or info["model"] or ""
@@ -139,7 +132,7 @@ ENGINE: Final = Engine(
     port=8000,
     prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_"),
     replica_label="engine",
-    documents=_documents,
+    documents=_DOCUMENTS,
     owned_by="vllm",
     facts=_facts,
     fact_sources={
@@ -153,158 +146,137 @@ ENGINE: Final = Engine(
     refuse=_refuse,
     silent="no vllm: metrics: the server was started with --disable-log-stats, or has just started",
     rules=(
-        Rule(metric=schema.REQUESTS_RUNNING, names=("vllm:num_requests_running", "vllm:running_requests")),
+        Rule(schema.REQUESTS_RUNNING, ("vllm:num_requests_running", "vllm:running_requests")),
         Rule(
-            metric=schema.REQUESTS_WAITING,
-            names=("vllm:num_requests_waiting",),
+            schema.REQUESTS_WAITING,
+            ("vllm:num_requests_waiting",),
             note="From 0.20.0 with the requests deferred for LoRA slots or KV transfer.",
         ),
         Rule(
-            metric=schema.REQUESTS_FINISHED,
-            names=("vllm:request_success_total",),
+            schema.REQUESTS_FINISHED,
+            ("vllm:request_success_total",),
             where={"finished_reason": f"(?!({_FAILED})$).*"},
             labels={"finished_reason": "reason"},
         ),
         Rule(
-            metric=schema.REQUESTS_FAILED,
-            names=("vllm:request_success_total",),
+            schema.REQUESTS_FAILED,
+            ("vllm:request_success_total",),
             where={"finished_reason": _FAILED},
             labels={"finished_reason": "reason"},
             note="Clients that go away are not counted by vLLM (vllm-project/vllm#31503).",
         ),
         Rule(
-            metric=schema.REQUESTS_FAILED,
-            names=("vllm:admission_rejections_total",),
+            schema.REQUESTS_FAILED,
+            ("vllm:admission_rejections_total",),
             labels={"reason": "reason"},
             also=True,
             needs="0.32.0; counts with --max-num-queued-reqs or --max-num-queued-tokens",
         ),
         Rule(
-            metric=schema.HTTP_RESPONSES,
-            names=("http_requests_total",),
+            schema.HTTP_RESPONSES,
+            ("http_requests_total",),
             where={"handler": INFERENCE_PATHS},
             labels={"status": "code"},
             rewrite={"code": status_class},
             note="Streams that fail after their head count as 2xx.",
         ),
-        Rule(metric=schema.PREEMPTIONS, names=("vllm:num_preemptions_total",)),
+        Rule(schema.PREEMPTIONS, ("vllm:num_preemptions_total",)),
         Rule(
-            metric=schema.PROMPT_TOKENS,
-            names=("vllm:prompt_tokens_total",),
+            schema.PROMPT_TOKENS,
+            ("vllm:prompt_tokens_total",),
             note="V0 counts prompts again that are computed again after a preemption.",
         ),
+        Rule(schema.GENERATION_TOKENS, ("vllm:generation_tokens_total", "vllm:num_generation_tokens_total")),
+        Rule(schema.PROMPT_TOKENS_CACHED, ("vllm:prompt_tokens_cached_total",), needs="0.16.0"),
         Rule(
-            metric=schema.GENERATION_TOKENS, names=("vllm:generation_tokens_total", "vllm:num_generation_tokens_total")
-        ),
-        Rule(metric=schema.PROMPT_TOKENS_CACHED, names=("vllm:prompt_tokens_cached_total",), needs="0.16.0"),
-        Rule(
-            metric=schema.PROCESSED_TOKENS,
-            names=("vllm:prompt_tokens_by_source_total",),
+            schema.PROCESSED_TOKENS,
+            ("vllm:prompt_tokens_by_source_total",),
             where={"source": "local_compute"},
             fixed={"phase": "prefill"},
             needs="0.16.0",
         ),
-        Rule(metric=schema.PROCESSED_TOKENS, names=("vllm:generation_tokens_total",), fixed={"phase": "decode"}),
-        Rule(metric=schema.ENGINE_STEPS, names=("vllm:iteration_tokens_total_count",)),
+        Rule(schema.PROCESSED_TOKENS, ("vllm:generation_tokens_total",), fixed={"phase": "decode"}),
+        Rule(schema.ENGINE_STEPS, ("vllm:iteration_tokens_total_count",)),
         Rule(
-            metric=schema.ENGINE_STEP_TOKENS,
-            names=("vllm:iteration_tokens_total",),
+            schema.ENGINE_STEP_TOKENS,
+            ("vllm:iteration_tokens_total",),
             note="From 0.23.0 without cached prompt tokens.",
         ),
-        Rule(metric=schema.BATCH_TOKENS, names=("vllm:num_batched_tokens",)),
-        Rule(metric=schema.PREFILL_THROUGHPUT, names=("vllm:avg_prompt_throughput_toks_per_s",), needs="0.6 (V0)"),
-        Rule(metric=schema.DECODE_THROUGHPUT, names=("vllm:avg_generation_throughput_toks_per_s",), needs="0.6 (V0)"),
-        Rule(metric=schema.TIME_TO_FIRST_TOKEN, names=("vllm:time_to_first_token_seconds",)),
+        Rule(schema.BATCH_TOKENS, ("vllm:num_batched_tokens",)),
+        Rule(schema.PREFILL_THROUGHPUT, ("vllm:avg_prompt_throughput_toks_per_s",), needs="0.6 (V0)"),
+        Rule(schema.DECODE_THROUGHPUT, ("vllm:avg_generation_throughput_toks_per_s",), needs="0.6 (V0)"),
+        Rule(schema.TIME_TO_FIRST_TOKEN, ("vllm:time_to_first_token_seconds",)),
         Rule(
-            metric=schema.INTER_TOKEN_LATENCY,
-            names=("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+            schema.INTER_TOKEN_LATENCY,
+            ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
             note="One observation for each decode step, which can bring several tokens with speculative decoding. "
             "`time_per_output_token_seconds` is its old name (until 0.14), not the mean of a request.",
         ),
+        Rule(schema.TIME_PER_OUTPUT_TOKEN, ("vllm:request_time_per_output_token_seconds",), needs="0.11.0"),
+        Rule(schema.REQUEST_DURATION, ("vllm:e2e_request_latency_seconds",), note="Finished requests only."),
         Rule(
-            metric=schema.TIME_PER_OUTPUT_TOKEN,
-            names=("vllm:request_time_per_output_token_seconds",),
-            needs="0.11.0",
-        ),
-        Rule(
-            metric=schema.REQUEST_DURATION,
-            names=("vllm:e2e_request_latency_seconds",),
-            note="Finished requests only.",
-        ),
-        Rule(
-            metric=schema.REQUEST_QUEUE,
-            names=("vllm:request_queue_time_seconds", "vllm:time_in_queue_requests"),
+            schema.REQUEST_QUEUE,
+            ("vllm:request_queue_time_seconds", "vllm:time_in_queue_requests"),
             note="Smallest bound 0.3 s: below it use sum / count.",
         ),
-        Rule(metric=schema.REQUEST_PREFILL, names=("vllm:request_prefill_time_seconds",)),
-        Rule(metric=schema.REQUEST_DECODE, names=("vllm:request_decode_time_seconds",)),
-        Rule(metric=schema.REQUEST_PROMPT_TOKENS, names=("vllm:request_prompt_tokens",)),
-        Rule(metric=schema.REQUEST_GENERATION_TOKENS, names=("vllm:request_generation_tokens",)),
+        Rule(schema.REQUEST_PREFILL, ("vllm:request_prefill_time_seconds",)),
+        Rule(schema.REQUEST_DECODE, ("vllm:request_decode_time_seconds",)),
+        Rule(schema.REQUEST_PROMPT_TOKENS, ("vllm:request_prompt_tokens",)),
+        Rule(schema.REQUEST_GENERATION_TOKENS, ("vllm:request_generation_tokens",)),
         Rule(
-            metric=schema.SPEC_DECODE_DRAFT_TOKENS,
-            names=("vllm:spec_decode_num_draft_tokens_total",),
+            schema.SPEC_DECODE_DRAFT_TOKENS, ("vllm:spec_decode_num_draft_tokens_total",), needs="speculative decoding"
+        ),
+        Rule(
+            schema.SPEC_DECODE_ACCEPTED_TOKENS,
+            ("vllm:spec_decode_num_accepted_tokens_total",),
             needs="speculative decoding",
         ),
         Rule(
-            metric=schema.SPEC_DECODE_ACCEPTED_TOKENS,
-            names=("vllm:spec_decode_num_accepted_tokens_total",),
-            needs="speculative decoding",
-        ),
-        Rule(
-            metric=schema.SPEC_DECODE_ACCEPTANCE,
-            names=("vllm:spec_decode_draft_acceptance_rate", "vllm:spec_decodeAccepted_tokens"),
+            schema.SPEC_DECODE_ACCEPTANCE,
+            ("vllm:spec_decode_draft_acceptance_rate", "vllm:spec_decodeAccepted_tokens"),
             needs="V0 with speculative decoding",
         ),
         Rule(
-            metric=schema.KV_CACHE_CAPACITY,
-            names=("vllm:cache_config_info",),
+            schema.KV_CACHE_CAPACITY,
+            ("vllm:cache_config_info",),
             read=_capacity,
             note="kv_cache_size_tokens (0.24.0), before that block_size * num_gpu_blocks / engines.",
         ),
         Rule(
-            metric=schema.KV_CACHE_USAGE,
-            names=(
-                "vllm:kv_cache_usage_perc",
-                "vllm:gpu_cache_usage_perc",
-                "vllm:gpu_cache_usage_utilization",
-            ),
+            schema.KV_CACHE_USAGE,
+            ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "vllm:gpu_cache_usage_utilization"),
             note="A ratio in spite of its name. Evictable blocks count as free.",
         ),
         Rule(
-            metric=schema.PREFIX_CACHE_QUERIES,
-            names=("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
+            schema.PREFIX_CACHE_QUERIES,
+            ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
             note="Before 0.27.1 waiting requests are counted again at each attempt to schedule them.",
         ),
+        Rule(schema.PREFIX_CACHE_HITS, ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")),
         Rule(
-            metric=schema.PREFIX_CACHE_HITS,
-            names=("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
-        ),
-        Rule(
-            metric=schema.PREFIX_CACHE_HIT_RATIO,
-            names=("vllm:gpu_prefix_cache_hit_rate", "vllm:kv_cache_hit_rate"),
+            schema.PREFIX_CACHE_HIT_RATIO,
+            ("vllm:gpu_prefix_cache_hit_rate", "vllm:kv_cache_hit_rate"),
             needs="V0; -1 stands for prefix caching that is off",
         ),
-        Rule(metric=schema.MODEL_LOADED, names=("vllm:engine_sleep_state",), where={"sleep_state": "awake"}),
+        Rule(schema.MODEL_LOADED, ("vllm:engine_sleep_state",), where={"sleep_state": "awake"}),
         Rule(
-            metric=schema.MODEL_MEMORY,
-            names=("vllm:cache_config_info",),
+            schema.MODEL_MEMORY,
+            ("vllm:cache_config_info",),
             fixed={"kind": "kv_cache"},
             read=_kv_cache_memory,
             needs="--kv-cache-memory-bytes",
             note="Of each GPU.",
         ),
         Rule(
-            metric=schema.ENGINE_GPU_RESERVATION,
-            names=("vllm:cache_config_info",),
+            schema.ENGINE_GPU_RESERVATION,
+            ("vllm:cache_config_info",),
             read=_reservation,
             note="gpu_memory_utilization, which --kv-cache-memory-bytes puts out of force.",
         ),
-        Rule(metric=schema.ENGINE_START, names=("process_start_time_seconds",), needs="one API server process"),
+        Rule(schema.ENGINE_START, ("process_start_time_seconds",), needs="one API server process"),
     ),
     ignored={
-        "*_created": "times of creation of other series",
-        "python_*": "the server's Python runtime",
-        "process_*": "the server's process",
+        **RUNTIME,
         "http_*": "HTTP layer without a model; responses are mapped",
         "vllm:http_*": "HTTP layer without a model",
         "vllm:num_requests_waiting_by_reason": "parts of num_requests_waiting",

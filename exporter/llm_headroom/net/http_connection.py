@@ -1,4 +1,4 @@
-"""One connection of the web server: HTTP/1.1 in h11's framing over asyncio's streams.
+"""One connection of an HTTP server: HTTP/1.1 in h11's framing over asyncio's streams.
 
 Everything that a client can hold on to is bounded: the sizes of heads and bodies, and the time of each step.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from urllib.parse import parse_qsl, unquote
@@ -17,23 +18,31 @@ from urllib.parse import parse_qsl, unquote
 import h11
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+_log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 4096
 CLOSE_SECONDS: Final = 1.0
 _WRITE_BYTES: Final = 256 * 1024
 _LINGER_BYTES: Final = 1024 * 1024
 _QUERY_FIELDS: Final = 100
+_NO_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "CONNECT"})
+"""Methods whose bodies mean nothing (RFC 9110, sections 9.3.1, 9.3.2, 9.3.5, 9.3.6): read over, not retained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request: `path` and `query` percent-decoded, of each parameter its first value, header names in lower case."""
+    """A request: `path` and `query` percent-decoded, of each parameter its first value, header names in lower case.
+
+    `body` is empty where the method gives a body no meaning.
+    """
 
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 class Stream(Protocol):
@@ -52,7 +61,8 @@ class Stream(Protocol):
 class Response:
     """A response; the server adds Content-Length and headers of its own, and leaves the body out where HTTP does.
 
-    With a `stream` the body is what that gives: it ends when the stream, the client or the server does.
+    With a `stream` the body is what that gives: it ends when the stream, the client or the server does. A stream that
+    raises cuts the connection, so that the client sees that the body is not whole.
     """
 
     body: bytes
@@ -63,7 +73,11 @@ class Response:
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
-"""Answers a request. What it raises becomes a response 500, its traceback in the log alone."""
+"""Answers a request. What it raises becomes a response 500, its traceback in the log alone, but for `CutError`."""
+
+
+class CutError(Exception):
+    """Raised by a handler or a stream: the connection ends at once, without an answer or in the middle of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +107,21 @@ class _RefusedError(Exception):
 class Connection:
     """One client's connection: requests in, responses out, one after the other in their order.
 
-    `answer` must not raise.
+    A stream is cut off when the client closes its side. Whole responses are not, since a client may shut its writing
+    side and still read (RFC 9112, section 9.6), unless `needs_client` says that handlers are cancelled then.
     """
 
-    __slots__ = ("_answer", "_head_only", "_limits", "ending", "streaming", "waiting_since")
+    __slots__ = (
+        "_client_left",
+        "_handler",
+        "_head_only",
+        "_interruptible",
+        "_limits",
+        "_needs_client",
+        "ending",
+        "streaming",
+        "waiting_since",
+    )
 
     ending: bool
     """Set to end the connection after the response under way."""
@@ -105,13 +130,33 @@ class Connection:
     waiting_since: float | None
     """Since when (of the loop's clock) no whole request has come; None while one is being answered."""
 
-    def __init__(self, limits: Limits, answer: Handler) -> None:
+    def __init__(self, limits: Limits, handler: Handler, *, needs_client: bool = False) -> None:
         self._limits = limits
-        self._answer = answer
+        self._handler = handler
+        self._needs_client = needs_client
         self._head_only = False
+        self._client_left = False
+        self._interruptible: asyncio.Task[object] | None = None
         self.ending = False
         self.streaming = False
         self.waiting_since = asyncio.get_running_loop().time()
+
+    def client_left(self) -> None:
+        """Takes note that the client has closed its side: what nobody waits for any more is cancelled."""
+        self._client_left = True
+        if self._interruptible is not None:
+            self._interruptible.cancel()
+            self._interruptible = None
+
+    @contextlib.contextmanager
+    def _while_client_stays(self) -> Iterator[None]:
+        if self._client_left:
+            raise _gone()
+        self._interruptible = asyncio.current_task()
+        try:
+            yield
+        finally:
+            self._interruptible = None
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answers until one of both sides ends the connection."""
@@ -121,13 +166,8 @@ class Connection:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.head_bytes)
         deadline = loop.time() + self._limits.head_seconds
         while True:
-            response = await self._exchange(http, reader, deadline)
-            if response is None:
+            if not await self._exchange(http, reader, writer, deadline):
                 return
-            if response.stream is not None:
-                await self._stream(http, reader, writer, response)
-                return
-            await self._send(http, writer, response)
             if self.ending or http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 break
             http.start_next_cycle()
@@ -150,12 +190,30 @@ class Connection:
         http.receive_data(data)
         return bool(data)
 
-    async def _exchange(self, http: h11.Connection, reader: asyncio.StreamReader, deadline: float) -> Response | None:
-        """Takes one request in and gives the response to it, None if there was none."""
+    async def _exchange(
+        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float
+    ) -> bool:
+        """Takes one request in and sends the response to it; False if there was none.
+
+        The response is let go with this call: a connection that idles holds no body.
+        """
+        response = await self._response(http, reader, writer, deadline)
+        if response is None:
+            return False
+        if response.stream is not None:
+            await self._stream(http, writer, response, response.stream)
+        else:
+            await self._send(http, writer, response)
+        return True
+
+    async def _response(
+        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float
+    ) -> Response | None:
+        """The response to the next request, None if there was none."""
         self._head_only = False
         try:
             async with asyncio.timeout_at(deadline):
-                request = await self._receive(http, reader)
+                request = await self._receive(http, reader, writer)
         except TimeoutError:
             if http.their_state is h11.IDLE and not http.trailing_data[0]:
                 return None
@@ -169,9 +227,14 @@ class Connection:
         if request is None:
             return None
         self.waiting_since = None
-        return await self._answer(request)
+        if not self._needs_client:
+            return await answered(self._handler, request)
+        with self._while_client_stays():
+            return await answered(self._handler, request)
 
-    async def _receive(self, http: h11.Connection, reader: asyncio.StreamReader) -> Request | None:
+    async def _receive(
+        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Request | None:
         head = await _event(http, reader)
         if not isinstance(head, h11.Request):
             return None
@@ -181,52 +244,47 @@ class Connection:
         request = _request(head)
         size = int(request.headers.get("content-length", "0"))
         received = 0
-        # A client that waits for 100 Continue is answered without its body: it is of no use to any page.
-        wanted = not http.they_are_waiting_for_100_continue
+        parts: list[bytes] = []
         while max(size, received) <= self._limits.body_bytes:
-            event = await _event(http, reader) if wanted else None
+            if http.they_are_waiting_for_100_continue:
+                if request.method in _NO_BODY:
+                    return request  # answered without its body, which the client then does not send
+                writer.write(http.send(h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[])) or b"")
+            event = await _event(http, reader)
             if not isinstance(event, h11.Data):
-                return request
+                return replace(request, body=b"".join(parts)) if parts else request
             received += len(event.data)
+            if request.method not in _NO_BODY:
+                parts.append(bytes(event.data))
         raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The request's body is too large.")
 
     async def _stream(
-        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, response: Response
+        self, http: h11.Connection, writer: asyncio.StreamWriter, response: Response, stream: Stream
     ) -> None:
-        """Sends a stream, and stops as soon as the client closes its side; the connection ends with it."""
-        assert response.stream is not None  # noqa: S101 - the caller has looked
-        self.ending = True
+        """Sends a stream, and stops as soon as the client closes its side."""
         self.streaming = True
         try:
-            async with asyncio.TaskGroup() as group:
-                gone = group.create_task(_closed(reader))
-                sending = group.create_task(self._parts(http, writer, response))
-                await asyncio.wait((gone, sending), return_when=asyncio.FIRST_COMPLETED)
-                gone.cancel()
-                sending.cancel()
-        except* OSError as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            await response.stream.aclose()
-
-    async def _parts(self, http: h11.Connection, writer: asyncio.StreamWriter, response: Response) -> None:
-        head = http.send(_head(response, ("Connection", "close")))
-        writer.write(head or b"")
-        await self._flush(writer)
-        if response.stream is not None and not self._head_only:
-            async for part in response.stream:
-                writer.write(http.send(h11.Data(data=part)) or b"")
+            with self._while_client_stays():
+                writer.write(http.send(_head(response, *self._closing(http))) or b"")
                 await self._flush(writer)
+                if not self._head_only:
+                    async for part in stream:
+                        writer.write(http.send(h11.Data(data=part)) or b"")
+                        await self._flush(writer)
+        finally:
+            await stream.aclose()
+            self.streaming = False
         if end := http.send(h11.EndOfMessage()):
             writer.write(end)
         await self._flush(writer)
 
+    def _closing(self, http: h11.Connection) -> tuple[tuple[str, str], ...]:
+        return (("Connection", "close"),) if self.ending or http.their_state is h11.ERROR else ()
+
     async def _send(self, http: h11.Connection, writer: asyncio.StreamWriter, response: Response) -> None:
         bodiless = response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
-        extra = [] if bodiless else [("Content-Length", str(len(response.body)))]
-        if self.ending or http.their_state is h11.ERROR:
-            extra.append(("Connection", "close"))
-        head = http.send(_head(response, *extra))
+        length = () if bodiless else (("Content-Length", str(len(response.body))),)
+        head = http.send(_head(response, *length, *self._closing(http)))
         body = b"" if bodiless or self._head_only else response.body
         http.send_with_data_passthrough(h11.Data(data=body))
         http.send(h11.EndOfMessage())
@@ -243,7 +301,7 @@ class Connection:
 
     async def _flush(self, writer: asyncio.StreamWriter) -> None:
         if writer.transport.is_closing():
-            raise ConnectionResetError(errno.ECONNRESET, "the client has closed the connection")
+            raise _gone()
         if writer.transport.get_write_buffer_size():
             async with asyncio.timeout(self._limits.write_seconds):
                 await writer.drain()
@@ -258,10 +316,8 @@ def _head(response: Response, *extra: tuple[str, str]) -> h11.Response:
     return h11.Response(status_code=response.status, headers=raw, reason=phrase)
 
 
-async def _closed(reader: asyncio.StreamReader) -> None:
-    """Waits until the client closes its side; what it still sends is of no use, since its connection ends anyway."""
-    while await reader.read(READ_BYTES):
-        pass
+def _gone() -> ConnectionResetError:
+    return ConnectionResetError(errno.ECONNRESET, "the client has closed the connection")
 
 
 async def _event(http: h11.Connection, reader: asyncio.StreamReader) -> object:
@@ -302,6 +358,21 @@ def _request(head: h11.Request) -> Request:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return Request(head.method.decode("ascii"), unquote(path) or "/", query, headers)
+
+
+async def answered(handler: Handler, request: Request) -> Response:
+    """The handler's response, or a 500 where it fails.
+
+    Raises:
+        CutError: the handler wants the connection cut.
+    """
+    try:
+        return await handler(request)
+    except CutError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever a handler does wrong is its own affair
+        _log.exception("The handler of %s failed", request.path)
+        return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more.")
 
 
 def plain(status: int, text: str, *headers: tuple[str, str]) -> Response:

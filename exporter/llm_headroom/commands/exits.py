@@ -1,0 +1,17 @@
+"""How a command ends that cannot do what it was asked."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final, NoReturn
+
+import click
+
+SOME_SOURCE_FAILED: Final = 1
+USAGE: Final = 2
+
+
+def fail(message: str) -> NoReturn:
+    """End with what is wrong about the usage or the configuration."""
+    click.echo(f"llm-headroom: {message}", err=True)
+    sys.exit(USAGE)

@@ -1,0 +1,142 @@
+"""The exporter as a service: wires poller, server, proxies and pusher; reloads, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import __version__
+from llm_headroom.config.load import Config, ConfigError
+from llm_headroom.net.listen import ListenError
+from llm_headroom.otlp.pusher import Pusher
+from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published, Reload
+from llm_headroom.proxy.service import Proxies
+from llm_headroom.web.app import App
+from llm_headroom.web.server import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from llm_headroom.net.http_server import HttpServer
+
+log = logging.getLogger("llm_headroom")
+
+LOOK_AT_FILE: Final = 5.0
+"""Seconds between looks at the configuration file."""
+YOUNG_OBJECTS: Final = 20_000
+"""New containers after which the garbage collector looks at the young ones; 700 is Python's default."""
+NOT_RELOADED: Final = ("listen", "proxies", "web_config", "log")
+
+
+class Watched(NamedTuple):
+    """A configuration file, and how it was before it was read: a change in between must not be missed."""
+
+    path: Path
+    identity: tuple[int, int, int] | None
+
+
+def watched(path: Path) -> Watched:
+    """A file to watch from now on."""
+    return Watched(path, _identity(path))
+
+
+async def run(config: Config, *, file: Watched | None, read: Callable[[], Config]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    `file` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
+
+    Raises:
+        llm_headroom.net.listen.ListenError: an address cannot be listened on.
+        llm_headroom.web.config.WebConfigError: the web configuration is wrong.
+    """
+    proxies = Proxies(config)
+    poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
+    pusher = Pusher()
+    published = Published(poller, pusher.points)
+    app = App(published)
+    poller.on_change(app.changed)
+    server = await serve(app.handle, config.listen, web_config=config.web_config)
+    try:
+        await proxies.start()
+    except ListenError:
+        await server.close()
+        raise
+    loop = asyncio.get_running_loop()
+    ended, reload = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    loop.add_signal_handler(signal.SIGHUP, reload.set)
+    # What is loaded by now stays; a poll leaves no cycles behind, so that young objects need not be looked at often.
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 20, 50)
+    log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
+    poller.start()
+    await pusher.apply(config, published, app.changed)
+    watching = loop.create_task(_watch(file, reload)) if file is not None else None
+    reloading = loop.create_task(_reload(published, pusher, app.changed, read, reload))
+    try:
+        await ended.wait()
+    finally:
+        log.info("ending")
+        for task in (watching, reloading):
+            if task is not None:
+                task.cancel()
+        await proxies.close()
+        await _end(server, poller, app, pusher)
+
+
+async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher) -> None:
+    await pusher.close()
+    await server.close()
+    await poller.stop()
+    await app.close()
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file does, through the symbolic links of a mounted ConfigMap too."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - the path may be watched on every look
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+async def _watch(file: Watched, reload: asyncio.Event) -> None:
+    known = file.identity
+    while True:
+        await asyncio.sleep(LOOK_AT_FILE)
+        now = _identity(file.path)
+        if now is not None and now != known:
+            known = now
+            reload.set()
+
+
+async def _reload(
+    published: Published, pusher: Pusher, changed: Callable[[], None], read: Callable[[], Config], reload: asyncio.Event
+) -> None:
+    while True:
+        await reload.wait()
+        reload.clear()
+        try:
+            config = read()
+            await pusher.apply(config, published, changed)
+        except ConfigError as error:
+            log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
+            published.reload = published.reload._replace(succeeded=False)
+            changed()
+            continue
+        old = published.poller.config
+        fixed = [name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)]
+        if fixed:
+            log.warning("changes that need a restart were left out", extra={"keys": ",".join(fixed)})
+        await published.poller.apply(config)
+        published.reload = Reload(succeeded=True, last_success=time.time())
+        changed()
+        log.info("configuration reloaded", extra={"targets": len(config.targets)})

@@ -1,0 +1,188 @@
+"""The HTTP/1.1 server of the exporter's pages and of simulated engines: who is let in, how many, and how it ends.
+
+It serves trusted and untrusted clients alike: a client is bounded in all that it can hold on to (`Limits`), and what a
+client does wrong is no error of the server's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from llm_headroom.net.http_connection import CLOSE_SECONDS, READ_BYTES, Connection, CutError, Handler, Limits
+from llm_headroom.net.listen import bound_address
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Callable, Mapping, Sequence
+
+_log = logging.getLogger(__name__)
+
+
+class Security(Protocol):
+    """How a connection is secured."""
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """Its TLS, None for plain HTTP."""
+        ...
+
+    def admits_certificate(self, certificate: Mapping[str, object] | None) -> bool:
+        """Whether a client with this certificate (`SSLSocket.getpeercert()`), or without one, may come in."""
+        ...
+
+
+class _PlainHttp:
+    tls = None
+
+    def admits_certificate(self, certificate: Mapping[str, object] | None) -> bool:  # noqa: ARG002 - the protocol's
+        return True
+
+
+class HttpServer:
+    """A server at work from its making on, inside a running event loop.
+
+    Attributes:
+        addresses: as they are bound, `host:port`, a port 0 replaced by the real one.
+    """
+
+    addresses: tuple[str, ...]
+
+    def __init__(
+        self,
+        handler: Handler,
+        listeners: Sequence[socket.socket],
+        *,
+        limits: Limits | None = None,
+        security: Callable[[], Security] = _PlainHttp,
+        needs_client: bool = False,
+    ) -> None:
+        """`listeners` are closed with the server.
+
+        `security` is asked for each connection. With `needs_client` a handler is cancelled when its client closes its
+        side; else it goes on, and the client may still read the answer.
+        """
+        self.addresses = tuple(map(bound_address, listeners))
+        self._handler = handler
+        self._listeners = listeners
+        self._limits = limits or Limits()
+        self._security = security
+        self._needs_client = needs_client
+        self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._accepting = [asyncio.create_task(self._accept(listener)) for listener in listeners]
+
+    async def close(self) -> None:
+        """Stops accepting, cuts streams off, and other requests under way after the grace period."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+        # A task that is cancelled before its first step would never take its socket over, nor close it.
+        await asyncio.sleep(0)
+        for task, connection in self._connections.items():
+            connection.ending = True
+            if connection.waiting_since is not None or connection.streaming:
+                task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=self._limits.grace_seconds)
+        for task in self._connections:
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        failing = False
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno == errno.ECONNABORTED:
+                    continue
+                if not failing:
+                    _log.error("Cannot accept connections on %s: %s", bound_address(listener), error.strerror)
+                failing = True
+                await asyncio.sleep(1)
+                continue
+            failing = False
+            if len(self._connections) >= self._limits.connections and not self._drop_longest_waiting():
+                accepted.close()
+                continue
+            connection = Connection(self._limits, self._handler, needs_client=self._needs_client)
+            task = loop.create_task(self._attend(accepted, connection))
+            self._connections[task] = connection
+            task.add_done_callback(self._connections.pop)
+            # sock_accept does not yield while connections are queued, and others must have their turn.
+            await asyncio.sleep(0)
+
+    def _drop_longest_waiting(self) -> bool:
+        """Makes room by closing the connection that has sat without a request for longest, if there is one."""
+        waiting = [(since, task) for task, c in self._connections.items() if (since := c.waiting_since) is not None]
+        if not waiting:
+            return False
+        _, task = min(waiting, key=lambda pair: pair[0])
+        self._connections[task].waiting_since = None
+        task.cancel()
+        return True
+
+    async def _attend(self, accepted: socket.socket, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        security = self._security()
+        reader = asyncio.StreamReader(limit=READ_BYTES)
+        seconds = None if security.tls is None else self._limits.head_seconds
+        try:
+            transport, protocol = await loop.connect_accepted_socket(
+                lambda: _Reading(reader, connection.client_left),
+                accepted,
+                ssl=security.tls,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=None if security.tls is None else CLOSE_SECONDS,
+            )
+        except OSError as error:  # a TLS handshake that fails or times out is one, too
+            _log.debug("A client's TLS handshake failed: %s", error)
+            return
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        try:
+            if security.admits_certificate(writer.get_extra_info("peercert")):
+                await connection.converse(reader, writer)
+            else:
+                _log.info("Refused a client: its certificate has no name out of client_allowed_sans")
+                transport.abort()
+        except CutError:
+            transport.abort()
+        except OSError as error:
+            _log.debug("A client's connection ended early: %s", error)
+            transport.abort()
+        except asyncio.CancelledError:
+            transport.abort()
+            raise
+        except Exception:  # noqa: BLE001 - one client's connection must not end the server
+            _log.exception("A connection was cut by an error of the server")
+            transport.abort()
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                async with asyncio.timeout(CLOSE_SECONDS + 1):
+                    await writer.wait_closed()
+            transport.abort()
+
+
+class _Reading(asyncio.StreamReaderProtocol):
+    """Fills a reader, and says at once when the client closes its side, also while nobody reads."""
+
+    def __init__(self, reader: asyncio.StreamReader, left: Callable[[], None]) -> None:
+        super().__init__(reader)
+        self._client_left = left
+
+    def eof_received(self) -> bool:
+        self._client_left()
+        return bool(super().eof_received())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client_left()
+        super().connection_lost(exc)

@@ -1,0 +1,144 @@
+"""An engine as a source: identified if nobody said what it is, collected, and joined with what else is known of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from llm_headroom.derive import economy, slo
+from llm_headroom.host.engines import runs_here
+from llm_headroom.poll.source import failed
+from llm_headroom.scrape.collect import Collector
+from llm_headroom.scrape.http import FetchError
+from llm_headroom.scrape.identify import identify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from llm_headroom.config.load import Config, Target
+    from llm_headroom.engines.rules import Engine
+    from llm_headroom.model import Point, Snapshot
+    from llm_headroom.poll.source import Measured
+    from llm_headroom.scrape.layers import Layer
+
+log = logging.getLogger("llm_headroom")
+
+
+class EngineSource:
+    """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
+
+    `here` is what this host tells of the engine's process and memory, if it runs here, `measured` what a proxy in
+    front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a
+    richer layer could not tell, for a report to people.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        engines: Mapping[str, Engine],
+        config: Config,
+        measured: Measured | None = None,
+        *,
+        explain: bool = False,
+    ) -> None:
+        self._explain = explain
+        self.target = target
+        self.here: Sequence[Point] = ()
+        self._measured = measured
+        self._engines = engines
+        self._config = config
+        self.gpus: economy.Gpus | None = None
+        self._ledger: economy.Ledger | None = None
+        self._collector: Collector | None = None
+        if target.engine is not None:
+            self._collector = self._made(engines[target.engine])
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine, as soon as it is known."""
+        return None if self._collector is None else self._collector.engine
+
+    @property
+    def kept(self) -> Sequence[Point]:
+        """What is told while the engine does not answer, too."""
+        measured = () if self._collector is None else self._collector.measured()
+        return (*self.here, *measured)
+
+    @property
+    def capped(self) -> Mapping[str, int]:
+        """Label values that were reported as `other`, by label."""
+        caps = [
+            None if self._collector is None else self._collector.cap,
+            self._measured.cap if self._measured is not None else None,
+        ]
+        counts = [Counter(cap.capped()) for cap in caps if cap is not None]
+        return sum(counts, Counter())
+
+    @property
+    def interval(self) -> float:
+        """Seconds between collections; never shorter than the engine bears."""
+        wanted = self._config.interval if self.target.interval is None else self.target.interval
+        return wanted if self.engine is None else max(wanted, self.engine.interval)
+
+    def _made(self, engine: Engine) -> Collector:
+        config = self._config
+        return Collector(
+            self.target,
+            engine,
+            timeout=config.timeout,
+            label_limit=config.label_limit,
+            objectives=slo.objectives(**asdict(config.objectives)),
+            measured=None if self._measured is None else self._measured.points,
+            layers=self._layers(engine),
+        )
+
+    def _layers(self, engine: Engine) -> Sequence[Layer]:
+        """What tells of the target beside its own API, the richest first."""
+        if engine.name != "ollama" or not self._config.host or not runs_here(self.target):
+            return ()
+        from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs on this host
+
+        return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
+
+    async def collect(self) -> Snapshot:
+        """One collection; failures are told in its health, never raised."""
+        if self._collector is None:
+            taken, started = time.time(), time.monotonic()
+            timeout = self._config.timeout if self.target.timeout is None else self.target.timeout
+            try:
+                engine = await identify(self.target.endpoint, self._engines, timeout=timeout)
+            except FetchError as error:
+                return failed(self.target.name, "", taken, started, error.failure)
+            log.info("identified", extra={"target": self.target.name, "engine": engine.name})
+            self._collector = self._made(engine)
+        snapshot = await self._collector.collect()
+        if not snapshot.health.up:
+            return snapshot
+        return replace(snapshot, points=(*snapshot.points, *self._economy(snapshot), *self.here))
+
+    def _economy(self, snapshot: Snapshot) -> Iterator[Point]:
+        """What its tokens cost, where its GPUs are known."""
+        target, cost = self.target, self._config.cost
+        gpus = self.gpus
+        if target.gpu_count is not None:
+            gpus = economy.Gpus(target.gpu_count, gpus.energy if gpus else {})
+        if gpus is None:
+            return iter(())
+        gpu_hour = cost.gpu_hour if target.gpu_hour is None else target.gpu_hour
+        price = None if gpu_hour is None else economy.Price(gpu_hour, cost.currency)
+        self._ledger = economy.advance(self._ledger, snapshot.points, gpus, price, time.monotonic())
+        labels = {**target.labels, "engine": snapshot.engine, "target": target.name}
+        return economy.told(self._ledger, gpus, price, labels)
+
+    async def estimate(self) -> None:
+        """Estimate the load headroom."""
+        if self._collector is not None:
+            await self._collector.estimate()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._collector is not None:
+            await self._collector.close()

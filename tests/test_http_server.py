@@ -1,0 +1,184 @@
+"""The HTTP server that pages and simulated engines share: request bodies, streams, cuts, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bounded import run
+from llm_headroom.net.http_connection import CutError, Limits, Request, Response
+from llm_headroom.net.http_server import HttpServer
+from llm_headroom.net.listen import bind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from llm_headroom.net.http_connection import Handler
+
+LAST = b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    handler: Handler, *, limits: Limits | None = None, needs_client: bool = False
+) -> AsyncIterator[HttpServer]:
+    server = HttpServer(handler, await bind("127.0.0.1:0"), limits=limits, needs_client=needs_client)
+    try:
+        yield server
+    finally:
+        await server.close()
+
+
+@contextlib.asynccontextmanager
+async def client(server: HttpServer) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    host, _, port = server.addresses[0].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def say(server: HttpServer, payload: bytes) -> bytes:
+    """Everything that comes back until the server closes the connection."""
+    async with client(server) as (reader, writer):
+        writer.write(payload)
+        return await reader.read()
+
+
+def statuses(raw: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", raw)]
+
+
+async def echo(request: Request) -> Response:
+    return Response(request.body or b"nothing")
+
+
+async def parts() -> AsyncGenerator[bytes, None]:
+    yield b"one "
+    yield b"two"
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"]
+)
+def test_a_body_reaches_the_handler_where_the_method_gives_it_a_meaning(body: bytes) -> None:
+    async def test() -> None:
+        async with serving(echo) as server:
+            posted = await say(server, b"POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n" + body)
+            assert posted.endswith(b"\r\n\r\nhello")
+            asked = await say(server, b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n" + body)
+            assert asked.endswith(b"\r\n\r\nnothing")
+
+    run(test())
+
+
+def test_a_client_that_waits_to_send_its_body_is_asked_for_it_unless_it_is_too_large() -> None:
+    async def test() -> None:
+        head = b"POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+        async with serving(echo, limits=Limits(body_bytes=5)) as server:
+            async with client(server) as (reader, writer):
+                writer.write(head % 5)
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 \r\n\r\n"
+                writer.write(b"hello")
+                assert (await reader.read()).endswith(b"hello")
+            assert statuses(await say(server, head % 6)) == [413]
+
+    run(test())
+
+
+def test_after_a_stream_the_connection_goes_on() -> None:
+    async def test() -> None:
+        async def handler(request: Request) -> Response:
+            return Response(b"", stream=parts()) if request.path == "/stream" else Response(b"whole")
+
+        async with serving(handler) as server:
+            raw = await say(server, b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n" + LAST)
+        assert statuses(raw) == [200, 200]
+        assert b"4\r\none \r\n3\r\ntwo\r\n0\r\n\r\nHTTP/1.1 200" in raw
+        assert raw.endswith(b"whole")
+
+    run(test())
+
+
+def test_a_stream_to_a_client_of_http_1_0_ends_with_the_connection() -> None:
+    async def test() -> None:
+        async def handler(_: Request) -> Response:
+            return Response(b"", stream=parts())
+
+        async with serving(handler) as server:
+            assert (await say(server, b"GET / HTTP/1.0\r\n\r\n")).endswith(b"\r\n\r\none two")
+
+    run(test())
+
+
+def test_a_cut_sends_nothing_more_and_leaves_no_trace_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken() -> AsyncGenerator[bytes, None]:
+        yield b"one"
+        raise CutError
+
+    async def test() -> None:
+        async def handler(request: Request) -> Response:
+            if request.path == "/stream":
+                return Response(b"", stream=broken())
+            raise CutError
+
+        async with serving(handler) as server:
+            for path, expected in ((b"/", b""), (b"/stream", b"3\r\none\r\n")):
+                async with client(server) as (reader, writer):
+                    writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+                    raw = b""
+                    with contextlib.suppress(ConnectionResetError):
+                        while data := await reader.read(65_536):
+                            raw += data
+                    assert raw.endswith(expected)
+                    assert not raw.endswith(b"0\r\n\r\n")
+
+    run(test())
+    assert caplog.records == []
+
+
+def test_a_handler_that_needs_its_client_is_cancelled_when_the_client_leaves() -> None:
+    async def test() -> None:
+        started, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def handler(_: Request) -> Response:
+            started.set()
+            try:
+                return await asyncio.Future()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        async with serving(handler, needs_client=True) as server:
+            async with client(server) as (_, writer):
+                writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+                await started.wait()
+            await cancelled.wait()
+
+    run(test())
+
+
+def test_a_connection_that_idles_holds_no_response() -> None:
+    async def test() -> None:
+        gone = asyncio.Event()
+
+        class Body(bytes):
+            __slots__ = ()
+
+            def __del__(self) -> None:
+                gone.set()
+
+        async def handler(_: Request) -> Response:
+            return Response(Body(b"whole"))
+
+        async with serving(handler) as server, client(server) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            await reader.readuntil(b"whole")
+            await gone.wait()
+
+    run(test())
