@@ -1,6 +1,7 @@
 """Traffic of the last minutes, and draws of traffic like it."""
 
 import random
+from dataclasses import replace
 from statistics import fmean, pvariance
 
 import pytest
@@ -90,6 +91,20 @@ def test_poisson_counts_are_shrunk_to_their_mean_and_bursts_are_not() -> None:
     drawn = traffic(bursts).intensity(random.Random(1))
     assert drawn[30] == pytest.approx(10.0, rel=0.4)
     assert fmean(drawn[31:60]) == pytest.approx(1.6, rel=0.4)
+
+
+def test_prompts_of_a_burst_are_alike_only_if_chance_does_not_explain_it() -> None:
+    alike = traffic([10.0] * 180)
+    assert alike.prompt_ratios(1000.0, 1000.0) == [1.0] * 180
+
+    long = Interval(seconds=5.0, arrivals=10.0, firsts=10.0, prompt=50_000.0)
+    short = Interval(seconds=5.0, arrivals=10.0, firsts=10.0, prompt=5_000.0)
+    mixed = replace(alike, intervals=(*(short,) * 168, *(long,) * 12))
+    mean = (168 * 500 + 12 * 5000) / 180
+    ratios_of = mixed.prompt_ratios(mean, 1000.0)
+    assert ratios_of[0] == pytest.approx(500 / mean, rel=0.05)
+    assert ratios_of[-1] == pytest.approx(5000 / mean, rel=0.05)
+    assert mixed.prompt_ratios(mean, 1e5) == [1.0] * 180
 
 
 def test_lengths_follow_the_histogram_and_have_the_mean_that_was_seen() -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WINDOW_SECONDS: Final = 900.0
 LEAST_SECONDS: Final = 240.0
+LIKE_SECONDS: Final = 60.0
+"""Prompts of so many seconds are taken to be alike, as far as they are."""
 COARSE_SECONDS: Final = 60.0
 """Bursts are estimated at this scale first, and within it at that of single intervals."""
 ANSWER_SECONDS: Final = 1800.0
@@ -86,6 +88,18 @@ class Sampler:
     shares: tuple[float, ...]
     buckets: tuple[tuple[float, float], ...]
     mean: float
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation in tokens."""
+        if not self.shares:
+            return self.mean
+        square = last = 0.0
+        for share, (low, width) in zip(self.shares, self.buckets, strict=True):
+            high = low * math.exp(width)
+            square += (share - last) * ((high**2 - low**2) / (2.0 * width) if width > 0 else low**2)
+            last = share
+        return math.sqrt(max(0.0, square - self.mean**2))
 
     def draw(self, chance: random.Random) -> int:
         """One length in tokens, at least 1; within a bucket logarithms are equally likely."""
@@ -207,6 +221,28 @@ class Traffic:
         fine = ratios(counts, likely, chance)
         return [a * b / (each.seconds * each.replicas) for a, b, each in zip(likely, fine, self.intervals, strict=True)]
 
+    def prompt_ratios(self, mean: float, deviation: float) -> list[float]:
+        """For each interval how its minute's mean prompt compares with the window's: bursts are of like requests.
+
+        What chance explains, with requests of that standard deviation, is shrunk away.
+        """
+        blocks = _blocks([each.seconds for each in self.intervals], LIKE_SECONDS)
+        counts = [sum(self.intervals[i].firsts for i in block) for block in blocks]
+        means = [
+            sum(self.intervals[i].prompt for i in block) / count if count else mean
+            for block, count in zip(blocks, counts, strict=True)
+        ]
+        total = sum(counts)
+        spread = total - sum(count**2 for count in counts) / total
+        seen = sum(count * (each - mean) ** 2 for count, each in zip(counts, means, strict=True))
+        between = max(0.0, (seen - (len(blocks) - 1) * deviation**2) / spread) if spread > 0 else 0.0
+        found = [1.0] * len(self.intervals)
+        for block, count, each in zip(blocks, counts, means, strict=True):
+            trust = between * count / (between * count + deviation**2) if count and between else 0.0
+            for i in block:
+                found[i] = 1.0 + trust * (each / mean - 1.0)
+        return found
+
     def draw(self, sizes: Sizes, most: float, chance: random.Random) -> list[tuple[float, Call]]:
         """Requests of `most` times this traffic, in order, each with a mark: those up to a factor are that traffic.
 
@@ -216,11 +252,12 @@ class Traffic:
         span, lead = self.seconds, self.warm_up
         drawn: list[tuple[float, Call]] = []
         begin = lead
-        for rate, interval in zip(self.intensity(chance), self.intervals, strict=True):
+        like = self.prompt_ratios(sizes.prompt, prompts.deviation)
+        for rate, ratio, interval in zip(self.intensity(chance), like, self.intervals, strict=True):
             end = begin + interval.seconds
             at = begin
             while rate > 0 and (at := at + chance.expovariate(rate * most)) < end:
-                prompt = prompts.draw(chance)
+                prompt = max(1, round(ratio * prompts.draw(chance)))
                 call = Call(at, prompt, min(prompt - 1, round(prompt * sizes.cached)), answers.draw(chance))
                 drawn.append((chance.random() * most, call))
             begin = end
