@@ -12,7 +12,7 @@ help:
 	@echo "make test    lint, types and every test"
 	@echo "make bench   measure against prometheus_client, httpx and vmagent"
 	@echo "make evaluate  judge alerts and risks on replayed traces, in minutes; writes docs/evaluation.md"
-	@echo "make docs    regenerate METRICS.md"
+	@echo "make docs    regenerate METRICS.md, the schema, the example and the tables of the configuration"
 
 $(VENV)/.run: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)

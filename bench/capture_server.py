@@ -5,7 +5,7 @@
 Prints one line of JSON with the ports, then serves until it is ended. Each target has a port of its own. Whoever
 scrapes a target over one connection gets the same bodies in the same order. Bodies are never compressed, whatever a
 client asks for. A POST to any port is taken and thrown away: the other end of a remote write. `/-/counts` tells how
-many scrapes and POSTs came, by User-Agent.
+many scrapes and POSTs came, by User-Agent; who asks below `/as/NAME/` is counted by that name instead.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ SCRAPE: Final = "saturated.prom"
 BODIES: Final = 100
 """Scrapes until the numbers begin anew, which looks like a restart of the engine: more than a window has."""
 DOCUMENTS: Final = {"/version": "version.json", "/v1/models": "models.json", "/server_info": "server_info.json"}
+ALIAS: Final = "/as/"
 _SAMPLE: Final = re.compile(r"^([^#\s{][^{\s]*)(\{.*\})? (\S+)$")
 _BOUND: Final = re.compile(r'le="[^"]*",?')
 _NOT_FOUND: Final = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
@@ -133,6 +134,9 @@ class _Connection(asyncio.Protocol):
         method, target, _ = line.split(" ")
         path = target.partition("?")[0]
         agent = headers.get("user-agent", "")
+        if path.startswith(ALIAS):
+            agent, _, rest = path.removeprefix(ALIAS).partition("/")
+            path = f"/{rest}"
         if method == "POST":
             self._counts[f"POST {agent}"] += 1
             self._skip = int(headers.get("content-length", "0"))

@@ -126,7 +126,7 @@ def recorded(engine: str, seconds: float) -> Sidecar:
             time.sleep(15)
             last = fetched(url)
         elapsed = time.monotonic() - began
-        cost = value(last, "llm_exporter_cpu_seconds_total") - value(first, "llm_exporter_cpu_seconds_total")
+        cost = value(last, "process_cpu_seconds_total") - value(first, "process_cpu_seconds_total")
         slow.terminate()
         slow.wait(30)
         simulated(SPEED)
@@ -136,7 +136,7 @@ def recorded(engine: str, seconds: float) -> Sidecar:
         for _ in range(RECORDED):
             bodies.append(fetched(url))
             time.sleep(1)
-    return Sidecar(engine, tuple(bodies), cost / elapsed, value(last, "llm_exporter_resident_memory_bytes") / 1e6)
+    return Sidecar(engine, tuple(bodies), cost / elapsed, value(last, "process_resident_memory_bytes") / 1e6)
 
 
 # The fleet, and who scrapes it ---------------------------------------------------------------------------------------

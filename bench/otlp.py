@@ -1,30 +1,61 @@
-"""What an OTLP export costs: our encoder beside OpenTelemetry's generated messages, on the same points in one run.
+"""What an OTLP export costs: CPU of its parts on the same points, and resident memory with the push off and on.
 
 python bench/otlp.py
 """
 
 from __future__ import annotations
 
-import gzip
+import os
+import re
 import statistics
+import subprocess
+import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
+from llm_headroom.config.settings import OtlpSettings
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.exposition.text import Parser
-from llm_headroom.model import Histogram, Kind, Point, Series
-from llm_headroom.otlp.cumulative import Started, Starts
-from llm_headroom.render.otlp import Encoder, Line, Reading, line_of
+from llm_headroom.otlp.cumulative import Starts
+from llm_headroom.otlp.data import metrics_data, reading
+from llm_headroom.otlp.exporter import Exporter
+from llm_headroom.otlp.options import options
+from llm_headroom.otlp.resource import resource
 from llm_headroom.scrape.mapping import LabelCap, Mapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llm_headroom.model import Point
+
 CAPTURE = Path(__file__).parent.parent / "tests" / "fixtures" / "captures" / "vllm" / "0.32.0" / "saturated.prom"
-ROUNDS = 7
+ROUNDS = 15
+EXPORTS = 5
+"""Exports after which memory is looked at."""
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes everything over HTTP."""
+
+    protocol_version = "HTTP/1.1"
+    taken = threading.Semaphore(0)
+
+    def do_POST(self) -> None:
+        """Answer with full success."""
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        Collector.taken.release()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 def points(targets: int) -> list[tuple[float, list[Point]]]:
@@ -38,71 +69,70 @@ def points(targets: int) -> list[tuple[float, list[Point]]]:
     return found
 
 
-def by_messages(started: list[Started]) -> bytes:
-    """The same content by generated messages."""
-    request = ExportMetricsServiceRequest()
-    scope = request.resource_metrics.add().scope_metrics.add()
-    metrics: dict[str, tuple[object, object]] = {}
-    for (series, value, _), start, at in started:
-        metric = series.metric
-        if metric.name not in metrics:
-            made = scope.metrics.add(name=metric.name, unit=metric.unit, description=metric.help)
-            data = {Kind.GAUGE: "gauge", Kind.COUNTER: "sum", Kind.HISTOGRAM: "histogram"}[metric.kind]
-            holder = getattr(made, data)
-            if metric.kind is not Kind.GAUGE:
-                holder.aggregation_temporality = 2
-            if metric.kind is Kind.COUNTER:
-                holder.is_monotonic = True
-            metrics[metric.name] = (made, holder)
-        point = metrics[metric.name][1].data_points.add(start_time_unix_nano=start, time_unix_nano=at)  # type: ignore[attr-defined]
-        for name, text in series.labels:
-            pair = point.attributes.add(key=name)
-            pair.value.string_value = text
-        if isinstance(value, Histogram):
-            point.count = round(value.count)
-            point.sum = value.sum
-            point.explicit_bounds.extend(value.bounds[:-1])
-            before = (0.0, *value.counts)
-            point.bucket_counts.extend(round(b - a) for a, b in zip(before, value.counts, strict=False))
-        else:
-            point.as_double = value
-    body: bytes = request.SerializeToString()
-    return body
-
-
 def cost(work: Callable[[], object]) -> float:
-    """Milliseconds of CPU of one run, the median of several."""
+    """Milliseconds of this thread's CPU of one run, the median of several."""
     work()
     spent = []
     for _ in range(ROUNDS):
-        before = time.process_time()
+        before = time.thread_time()
         work()
-        spent.append((time.process_time() - before) * 1000)
+        spent.append((time.thread_time() - before) * 1000)
     return statistics.median(spent)
 
 
-def main() -> None:
-    """Print the table."""
-    heads = ("targets", "points", "bytes", "gzip", "starts", "encode", "gzip ms", "messages")
-    print(" ".join(f"{head:>9}" for head in heads), " ratio")
-    for targets in (1, 10, 50):
-        sources = points(targets)
-        memory, encoder = Starts(0.0), Encoder({"service.name": "bench"})
+def cpu(url: str) -> None:
+    """Print what the parts of an export cost by the number of engines, and a whole one over HTTP."""
+    heads = ("targets", "points", "bytes", "starts", "objects", "encode", "whole")
+    print(" ".join(f"{head:>9}" for head in heads))
+    who = resource({}, "9836")
+    for targets in (1, 6, 10, 50):
+        sources, memory = points(targets), Starts(0.0)
         started = memory.started(sources)
-        lines = {series: line_of(series) for (series, _, _), _, _ in started}
-
-        def readings(started: list[Started] = started, lines: dict[Series, Line] = lines) -> list[Reading]:
-            return [Reading(lines[series], value, start, at) for (series, value, _), start, at in started]
-
-        body = encoder.request(readings())
-        since = cost(lambda memory=memory, sources=sources: memory.started(sources))  # type: ignore[misc]
-        ours = cost(lambda encoder=encoder, readings=readings: encoder.request(readings()))  # type: ignore[misc]
-        packed = cost(lambda body=body: gzip.compress(body, 1, mtime=0))  # type: ignore[misc]
-        theirs = cost(lambda started=started: by_messages(started))  # type: ignore[misc]
-        print(
-            f"{targets:>9} {len(started):>9} {len(body):>9} {len(gzip.compress(body, 1, mtime=0)):>9} "
-            f"{since:>9.2f} {ours:>9.2f} {packed:>9.2f} {theirs:>9.2f}  1/{theirs / ours:.1f}"
+        data = metrics_data(map(reading, started), who)
+        exporter = Exporter(options(OtlpSettings(endpoint=url), {}), port="9836", began=0.0)
+        parts = (
+            cost(lambda memory=memory, sources=sources: memory.started(sources)),  # type: ignore[misc]
+            cost(lambda started=started: metrics_data(map(reading, started), who)),  # type: ignore[misc]
+            cost(lambda data=data: encode_metrics(data).SerializeToString()),  # type: ignore[misc]
+            cost(lambda exporter=exporter, sources=sources: exporter.export(sources)),  # type: ignore[misc]
         )
+        exporter.interrupt()
+        size = len(encode_metrics(data).SerializeToString())
+        print(f"{targets:>9} {len(started):>9} {size:>9} " + " ".join(f"{each:>9.2f}" for each in parts))
+
+
+def resident(protocol: str | None, url: str, taken: Callable[[], object]) -> float:
+    """MB of a `run` without a target after some exports, or without a push."""
+    asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol} if protocol else {}
+    interval = {"OTEL_METRIC_EXPORT_INTERVAL": "200"}
+    command = [sys.executable, "-m", "llm_headroom", "run", "--listen", "127.0.0.1:0", "--no-gpu", "--no-discover"]
+    with subprocess.Popen(
+        command, env={**os.environ, **asked, **interval}, stderr=subprocess.PIPE, text=True
+    ) as exporter:
+        assert exporter.stderr is not None  # noqa: S101 - as asked for
+        exporter.stderr.readline()
+        for _ in range(EXPORTS if protocol else 0):
+            taken()
+        status = Path(f"/proc/{exporter.pid}/status").read_text(encoding="ascii")
+        exporter.terminate()
+    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+
+
+def main() -> None:
+    """Print both tables."""
+    server = HTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    cpu(url)
+    while Collector.taken.acquire(blocking=False):
+        pass
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
+    from otlp_receiver import GrpcReceiver  # noqa: PLC0415 - after its path
+
+    print(f"\nresident MB: off {resident(None, '', lambda: None):.1f}", end="")
+    print(f", http {resident('http/protobuf', url, Collector.taken.acquire):.1f}", end="")
+    with GrpcReceiver() as collector:
+        print(f", grpc {resident('grpc', collector.url, lambda: collector.wait(EXPORTS)):.1f}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """What a whole poll costs: the exporter beside vmagent, Prometheus, and httpx with prometheus_client.
 
-    python bench/poll.py [seconds]
+    python bench/poll.py [--seconds N] [--peer DIR ...]
+
+`--peer` measures another source tree of the exporter beside this one, such as `git worktree add DIR COMMIT` makes of
+an earlier one. It runs with this one's installed packages.
 
 All run at the same time over the same window against the same capture server, so that whatever else the machine does
 hits all of them. The CPU of a process is that of all its threads, kernel time included; it is divided by the scrapes
@@ -9,11 +12,12 @@ that the capture server has counted. Needs Linux.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import http.client
 import importlib.metadata
-import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
+from capture_server import ALIAS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -37,10 +43,7 @@ PROMETHEUS: Final = "prometheus"
 HTTPX: Final = "httpx + prometheus_client"
 PACKAGES: Final = {VMAGENT: "victoria-metrics", PROMETHEUS: "prometheus"}
 """Debian's packages."""
-MISSING: Final = {
-    **{program: f"install Debian's package {package}" for program, package in PACKAGES.items()},
-    HTTPX: "run `pip install httpx` in the virtual environment",
-}
+MISSING: Final = {program: f"install Debian's package {package}" for program, package in PACKAGES.items()}
 """How to get a peer that is not there."""
 SCRAPER: Final = {"User-Agent": "Prometheus/2.42.0", "Accept": "text/plain;version=0.0.4", "Accept-Encoding": "gzip"}
 _TOO_FEW: Final = 0.5
@@ -115,17 +118,15 @@ class _Contender(NamedTuple):
 
 def missing() -> tuple[str, ...]:
     """The peers that are not installed."""
-    absent = [name for name in (VMAGENT, PROMETHEUS) if shutil.which(name) is None]
-    return (*absent, *([] if importlib.util.find_spec("httpx") else [HTTPX]))
+    return tuple(name for name in (VMAGENT, PROMETHEUS) if shutil.which(name) is None)
 
 
 def versions() -> Iterator[tuple[str, str]]:
     """What is measured, with its versions."""
     yield EXPORTER, importlib.metadata.version("llm-headroom")
-    yield "prometheus_client", importlib.metadata.version("prometheus-client")
+    for package in ("prometheus-client", "httpx", "aiohttp"):
+        yield package, importlib.metadata.version(package)
     absent = missing()
-    if HTTPX not in absent:
-        yield "httpx", importlib.metadata.version("httpx")
     for program, flag in ((VMAGENT, "-version"), (PROMETHEUS, "--version")):
         if program not in absent:
             yield program, _version(program, flag)
@@ -143,8 +144,8 @@ def _version(program: str, flag: str) -> str:
     return "of unknown version"
 
 
-def measure(case: Case, seconds: float = SECONDS) -> Result:
-    """What the exporter and the installed peers use in a window of so many seconds.
+def measure(case: Case, seconds: float = SECONDS, trees: Sequence[Path] = ()) -> Result:
+    """What the exporter, other source trees of it and the installed peers use in a window of so many seconds.
 
     Raises:
         NotMeasuredError: a contender did not start, died, or polled too little or without success.
@@ -159,13 +160,17 @@ def measure(case: Case, seconds: float = SECONDS) -> Result:
         if not targets:
             raise NotMeasuredError("the capture server has not started")
         exporter, address = _exporter(stack, case, targets, folder)
-        contenders = [exporter, *_peers(stack, case, [address for _, address in targets], folder)]
-        reader = _Reader(address, case.interval)
+        others = [_exporter(stack, case, targets, folder, tree) for tree in trees]
+        contenders = [exporter, *(other for other, _ in others)]
+        contenders += _peers(stack, case, [address for _, address in targets], folder)
+        readers = [_Reader(each, case.interval) for each in (address, *(there for _, there in others))]
         if case.served:
-            stack.enter_context(reader)
+            for reader in readers:
+                stack.enter_context(reader)
         time.sleep(max(3.0, 2.5 * case.interval))
         usages = _window(contenders, targets[0][1], seconds)
-        _check(reader.once(), len(targets))
+        for reader in readers:
+            _check(reader.once(), len(targets))
     expected = seconds / case.interval * len(targets)
     for usage in usages:
         if usage.scrapes < _TOO_FEW * expected:
@@ -196,9 +201,13 @@ def _window(contenders: Sequence[_Contender], server: str, seconds: float) -> tu
 
 
 def _start(
-    stack: ExitStack, command: Sequence[str], stdout: int = subprocess.DEVNULL, stderr: int | None = None
+    stack: ExitStack,
+    command: Sequence[str],
+    stdout: int = subprocess.DEVNULL,
+    stderr: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment)
     stack.callback(_end, process)
     return process
 
@@ -215,25 +224,31 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def _exporter(stack: ExitStack, case: Case, targets: Sequence[tuple[str, str]], folder: Path) -> tuple[_Contender, str]:
-    """The exporter, and the address that it listens on."""
-    program = Path(sys.executable).with_name(EXPORTER)
-    command = [str(program), "run", "--listen", "127.0.0.1:0", "--no-gpu", "--log-format", "json"]
+def _exporter(
+    stack: ExitStack, case: Case, targets: Sequence[tuple[str, str]], folder: Path, tree: Path | None = None
+) -> tuple[_Contender, str]:
+    """The exporter, this one or that of another source tree, and the address that it listens on."""
+    name, agent, prefix, environment = EXPORTER, "llm-headroom/", "", None
+    if tree is not None:
+        name = agent = tree.resolve().name
+        prefix = f"{ALIAS}{name}"  # both give the same User-Agent
+        environment = {**os.environ, "PYTHONPATH": str(tree.resolve() / "exporter")}
+    command = [sys.executable, "-m", "llm_headroom", "run", "--listen", "127.0.0.1:0", "--no-gpu", "--log-format=json"]
     command += ["--interval", f"{case.interval * 1000:.0f}ms"]
     for engine, address in targets:
-        command += ["--target", f"{engine}=http://{address}"]
-    path = folder / "exporter.log"
+        command += ["--target", f"{engine}=http://{address}{prefix}"]
+    path = folder / f"{name}.log"
     with path.open("wb") as log:
-        process = _start(stack, command, stderr=log.fileno())
+        process = _start(stack, command, stderr=log.fileno(), environment=environment)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):
                 event = json.loads(line)
                 if event["msg"] == "listening":
-                    return _Contender(EXPORTER, "llm-headroom/", process), event["addresses"].split(",")[0]
+                    return _Contender(name, agent, process), event["addresses"].split(",")[0]
         time.sleep(0.1)
-    raise NotMeasuredError(f"{EXPORTER} has not started: {path.read_text(encoding='utf-8')[-500:]}")
+    raise NotMeasuredError(f"{name} has not started: {path.read_text(encoding='utf-8')[-500:]}")
 
 
 def _peers(stack: ExitStack, case: Case, addresses: Sequence[str], folder: Path) -> list[_Contender]:
@@ -263,11 +278,9 @@ def _peers(stack: ExitStack, case: Case, addresses: Sequence[str], folder: Path)
             "--log.level=error",
         ]
         found.append(_Contender(PROMETHEUS, "Prometheus/", _start(stack, command)))
-    if HTTPX not in absent:
-        urls = [f"http://{address}/metrics" for address in addresses]
-        command = [sys.executable, str(BENCH / "httpx_poll.py"), str(case.interval), *urls]
-        found.append(_Contender(HTTPX, "python-httpx/", _start(stack, command)))
-    return found
+    urls = [f"http://{address}/metrics" for address in addresses]
+    command = [sys.executable, str(BENCH / "httpx_poll.py"), str(case.interval), *urls]
+    return [*found, _Contender(HTTPX, "python-httpx/", _start(stack, command))]
 
 
 class _Reader:
@@ -352,13 +365,23 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of every program that measures polls."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--seconds", type=float, default=SECONDS, help="length of each window (%(default)g)")
+    arguments.add_argument(
+        "--peer", type=Path, action="append", default=[], metavar="DIR", help="another source tree of the exporter"
+    )
+    return arguments
+
+
 def main() -> None:
     """Prints the tables."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else SECONDS
+    arguments = parser("Measures whole polls of llm-headroom beside its peers.").parse_args()
     for name in missing():
         print(f"without {name}: {MISSING[name]}")
     for case in CASES:
-        print(table(measure(case, seconds)))
+        print(table(measure(case, arguments.seconds, arguments.peer)), flush=True)
 
 
 if __name__ == "__main__":

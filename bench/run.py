@@ -1,13 +1,12 @@
 """Every benchmark in one run, and whether the goals are met: `make bench`.
 
-    python bench/run.py [--seconds N]
+    python bench/run.py [--seconds N] [--peer DIR ...]
 
 Exit status: 0 all goals that could be measured are met, 1 one is missed, 2 something could not be measured.
 """
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,9 +17,12 @@ import poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 LEAST_PARSE_RATIO: Final = 30.0
-MOST_RESIDENT: Final = 40e6
+MOST_RESIDENT: Final = 48e6
+MOST_OF_ANOTHER: Final = 1.1
+"""CPU of a poll as a share of another source tree's."""
 
 
 class Goal(NamedTuple):
@@ -57,7 +59,7 @@ def parse_goals(costs: Sequence[parse.Cost]) -> Iterator[Goal]:
         )
 
 
-def poll_goals(results: Sequence[poll.Result]) -> Iterator[Goal]:
+def poll_goals(results: Sequence[poll.Result], trees: Sequence[Path]) -> Iterator[Goal]:
     """Goals of the whole poll."""
     for result in results:
         own, peer = result.of(poll.EXPORTER), result.of(poll.VMAGENT)
@@ -69,6 +71,12 @@ def poll_goals(results: Sequence[poll.Result]) -> Iterator[Goal]:
             yield Goal(
                 text, "no vmagent" if ratio is None else f"{ratio:.2f} of it", None if ratio is None else ratio <= 1
             )
+        for tree in trees:
+            other = result.of(tree.resolve().name)
+            if other is not None:
+                ratio = own.cpu / other.cpu
+                text = f"{result.case.title}: CPU at most {MOST_OF_ANOTHER:g} times that of {other.name}"
+                yield Goal(text, f"{ratio:.2f} times", ratio <= MOST_OF_ANOTHER)
         if sum(result.case.targets.values()) == 1:
             yield Goal(
                 f"{result.case.title}: at most {MOST_RESIDENT / 1e6:.0f} MB resident",
@@ -79,9 +87,8 @@ def poll_goals(results: Sequence[poll.Result]) -> Iterator[Goal]:
 
 def main() -> int:
     """Runs everything; returns the exit status."""
-    arguments = argparse.ArgumentParser(description="Measures llm-headroom beside its peers.")
-    arguments.add_argument("--seconds", type=float, default=poll.SECONDS, help="length of each window (%(default)g)")
-    seconds: float = arguments.parse_args().seconds
+    arguments = poll.parser("Measures llm-headroom beside its peers.").parse_args()
+    seconds: float = arguments.seconds
     print(f"Python {platform.python_version()}; " + "; ".join(f"{name} {text}" for name, text in poll.versions()))
     for name in poll.missing():
         print(f"without {name}: {poll.MISSING[name]}")
@@ -92,7 +99,7 @@ def main() -> int:
     results = []
     for case in poll.CASES:
         try:
-            results.append(poll.measure(case, seconds))
+            results.append(poll.measure(case, seconds, arguments.peer))
         except poll.NotMeasuredError as error:
             print(f"{case.title}: not measured: {error}", file=sys.stderr)
             return 2
@@ -100,7 +107,7 @@ def main() -> int:
     print(f"\nThe engine's side: CPU to render a scrape, and per hour at {engine_side.INTERVAL:g} s for each scraper")
     print(engine_side.table(engine_side.measure()))
     print("\nGoals")
-    goals = [*parse_goals(costs), *poll_goals(results)]
+    goals = [*parse_goals(costs), *poll_goals(results, arguments.peer)]
     for goal in goals:
         verdict = "open" if goal.met is None else "met" if goal.met else "missed"
         print(f"  {verdict:6}  {goal.text} ({goal.measured})")

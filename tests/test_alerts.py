@@ -24,7 +24,7 @@ DEFAULTS: Final = BundleSettings()
 NAMES: Final = frozenset(alert.name for alert in alerts.ALERTS)
 RECORDED: Final = frozenset(rule.name for rule in alerts.RECORDINGS)
 EVERY: Final[tuple[Alert | Recording, ...]] = (*alerts.ALERTS, *alerts.RECORDINGS)
-_WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|up)(?=\s*[{\[)]|\s|$)")
+_WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|process_\w+|up)(?=\s*[{\[)]|\s|$)")
 
 
 def metrics(expr: str) -> set[str]:

@@ -25,6 +25,7 @@ from llm_headroom.poll.published import Published
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.gpus import UNSEEN_PID, Holder, SimulatedGpus
 from llm_headroom.simulate.hardware import A100_80GB, GIB, LLAMA_3_8B, LLAMA_3_70B
+from llm_headroom.simulate.live import LiveEngine
 from llm_headroom.simulate.misbehave import Burst, Misbehaviour
 from llm_headroom.simulate.ollama_model import OllamaConfig
 from llm_headroom.simulate.server import EngineServer, batching_server, ollama_server
@@ -47,6 +48,8 @@ DEADLINE: Final = 180.0
 INSTANCE: Final = "exporter:9836"
 RULES: Final = "llm-headroom.rules.yml"
 LARGE: Final = "llama3:70b"
+SATURATED: Final = 40
+"""Waiting requests with which an engine stays saturated until the next burst."""
 
 SATURATION: Final = {
     *("LLMFirstTokensSlow", "LLMFirstTokensSlowSustained", "LLMSaturationRisk", "LLMLatencyBudgetBurnFast"),
@@ -273,8 +276,10 @@ async def saturation(server: EngineServer, hook: Webhook) -> None:
         return any((name, "saturated") in hook.firing for name in names)
 
     full = ("LLMKVHeadroomLow", "LLMKVCacheHigh", "LLMKVCacheExhausted")  # the last inhibits the others
+    assert isinstance(server.live, LiveEngine)
     while not (told(*full) and told("LLMFirstTokensSlow", "LLMFirstTokensSlowSustained")):
-        server.misbehave(Misbehaviour(burst=Burst(8.0, 10.0, 800, 300)))
+        if server.live.read().waiting < SATURATED:  # more would only take longer to be worked off
+            server.misbehave(Misbehaviour(burst=Burst(8.0, 10.0, 800, 300)))
         await asyncio.sleep(10.0 / SPEED)  # one burst after the other
     await until(lambda: not told(*full))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -12,18 +13,19 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_headroom import schema
-from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Secret, Tls
-from llm_headroom.config.load import (
-    LARGEST_FILE,
-    SECTIONS,
+from llm_headroom.config.endpoint import Auth, Basic, Bearer, Endpoint, Secret, Tls
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.load import load
+from llm_headroom.config.reader import shape
+from llm_headroom.config.settings import (
     Config,
-    ConfigError,
     Cost,
     EngineSettings,
     GpuSettings,
@@ -36,13 +38,15 @@ from llm_headroom.config.load import (
     ProxySettings,
     RuleSettings,
     Target,
-    load,
     parse_target,
 )
+from llm_headroom.config.yaml_nodes import LARGEST_FILE
 
 ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"
-PAGE = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
+DOCS = Path(__file__).parent.parent / "docs"
+EXAMPLE = DOCS / "config.example.yaml"
+SCHEMA = json.loads((DOCS / "config.schema.json").read_text())
 PASSWORD = "hunter2"
 
 
@@ -107,7 +111,10 @@ def test_no_more_than_twenty_problems_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "label", sorted({name for metric in schema.ALL for name in metric.labels} | {"le", "quantile"})
+    "label",
+    sorted(
+        {name for metric in schema.ALL if metric not in schema.PROCESS for name in metric.labels} | {"le", "quantile"}
+    ),
 )
 def test_labels_of_the_schema_cannot_be_given_by_a_target(tmp_path: Path, label: str) -> None:
     text = f"targets: [{{url: 'http://a', labels: {{'{label}': x}}}}]"
@@ -152,22 +159,22 @@ def test_the_defaults_are_those_that_the_page_gives() -> None:
         gpu=GpuSettings(enabled=None, processes=False, interval=None),
         probe=ProbeSettings(allow=(), modules={}),
         mappings={},
-        engines=(),
+        engines={},
         label_limit=200,
         web_config=None,
         log=Log(level="info", format="logfmt"),
     )
 
 
-def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SGLANG_PASSWORD", "secret")
     monkeypatch.setenv("PROBE_TOKEN", "secret")
     monkeypatch.setenv("COLLECTOR_TOKEN", "secret")
     for name in ("tls/ca.pem", "tls/client.pem", "tls/client-key.pem", "secrets/token", "web.yml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    examples = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    assert read(tmp_path, examples[0]) == Config(
+    text = (FIXTURES.parent / "config_complete" / "headroom.yml").read_text()
+    assert read(tmp_path, text) == Config(
         listen=(":9836",),
         interval=5.0,
         timeout=5.0,
@@ -228,8 +235,8 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
             },
         ),
         mappings={"vllm": (RuleSettings(metric="llm_requests_running", names=("myfork:running",)),)},
-        engines=(
-            EngineSettings(
+        engines={
+            "tgi": EngineSettings(
                 name="tgi",
                 path="/metrics",
                 port=8080,
@@ -247,21 +254,23 @@ def test_the_example_of_the_page_means_what_it_says(tmp_path: Path, monkeypatch:
                     ),
                 ),
                 ignored=("tgi_tokenize_*",),
-            ),
-        ),
+            )
+        },
         objectives=Objectives(ttft=2.5, inter_token_latency=0.2, request_duration=30.0, ratio=0.95),
         cost=Cost(gpu_hour=2.5, currency="USD"),
         label_limit=200,
         web_config=tmp_path / "web.yml",
         log=Log(level="info", format="logfmt"),
         otlp=OtlpSettings(
-            url="https://collector.internal:4318",
+            endpoint="https://collector.internal:4318",
+            protocol="http/protobuf",
             headers={"X-Scope-OrgID": "tenant-1"},
-            secrets={
-                "X-Token": Secret(env="COLLECTOR_TOKEN"),
-                "Authorization": Secret(file=tmp_path / "secrets/token"),
-            },
+            headers_env={"X-Token": Secret(env="COLLECTOR_TOKEN")},
+            headers_file={"Authorization": Secret(file=tmp_path / "secrets/token")},
             tls=Tls(ca_file=tmp_path / "tls/ca.pem"),
+            compression="gzip",
+            timeout=10.0,
+            interval=15.0,
             resource={"deployment.environment.name": "production"},
         ),
     )
@@ -595,6 +604,26 @@ def test_mappings_of_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
 
 
 # Whatever is written -------------------------------------------------------------------------------------------------
+SECTIONS = {
+    name: tuple(shape(section).keys)
+    for name, section in {
+        "": Config,
+        "targets": Target,
+        "tls": Tls,
+        "auth": Auth,
+        "model_memory": ModelMemory,
+        "proxies": ProxySettings,
+        "gpu": GpuSettings,
+        "probe": ProbeSettings,
+        "probe.modules": Module,
+        "mappings": RuleSettings,
+        "engines": EngineSettings,
+        "objectives": Objectives,
+        "cost": Cost,
+        "log": Log,
+        "otlp": OtlpSettings,
+    }.items()
+}
 KEYS = sorted({key for keys in SECTIONS.values() for key in keys} | {"<<", "vllm", "x y"})
 SCALARS = st.sampled_from(
     [None, True, 0, -1, 1.5, "", "5s", "16MiB", "vllm", "http://a", ":1", "/", "llm_up", "(", "\x00"]
@@ -616,6 +645,7 @@ def test_any_values_give_a_configuration_or_the_reason_why_not(content: dict[str
             assert all(line.startswith(directory) for line in str(error).split("\n")[:20])  # noqa: PT017 - one of two ends
         else:
             assert config == read(Path(directory), yaml.safe_dump(content))
+            jsonschema.validate(yaml.safe_load(yaml.safe_dump(content)), SCHEMA)
 
 
 @settings(max_examples=150, deadline=None)
@@ -630,51 +660,72 @@ def test_any_bytes_give_a_configuration_or_the_reason_why_not(data: bytes) -> No
             assert config == Config()
 
 
-# The page ------------------------------------------------------------------------------------------------------------
-HEADINGS = {
-    "": "Top level",
-    "targets": "Targets",
-    "tls": "TLS",
-    "auth": "Authentication",
-    "model_memory": "Model memory",
-    "proxies": "Proxies",
-    "gpu": "GPU",
-    "probe": "Probe",
-    "probe.modules": "Modules",
-    "mappings": "Mappings",
-    "engines": "Engines",
-    "objectives": "Objectives",
-    "cost": "Cost",
-    "log": "Log",
-    "otlp": "OTLP",
-}
+# Documents -----------------------------------------------------------------------------------------------------------
+def keys_in(node: yaml.Node | None) -> set[str]:
+    if isinstance(node, yaml.MappingNode):
+        return {key.value for key, _ in node.value}.union(*(keys_in(value) for _, value in node.value))
+    return set().union(*map(keys_in, node.value)) if isinstance(node, yaml.SequenceNode) else set()
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_the_page_tells_of_every_key_and_of_no_other(section: str) -> None:
-    parts = dict(re.findall(r"^##+ (.*)\n((?:(?!##).*\n)*)", PAGE, re.MULTILINE))
-    documented = re.findall(r"^\| `(\w+)` \|", parts[HEADINGS[section]], re.MULTILINE)
-    assert sorted(documented) == sorted(SECTIONS[section])
+def example(directory: Path) -> str:
+    """The documents' example; the files that it names lie in the directory."""
+    for name in ("tls/ca.pem", "tls/client.pem", "tls/client-key.pem", "secrets/token", "web.yml"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).touch()
+    return EXAMPLE.read_text()
 
 
-def test_the_page_names_every_engine_that_is_built_in() -> None:
-    row = next(line for line in PAGE.split("\n") if line.startswith("| `engine` | name | found out | `"))
-    assert set(re.findall(r"`(\w+)`", row)) - {"engine", "engines"} == set(ENGINES)
+def test_the_example_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLLECTOR_TOKEN", "secret")
+    config = read(tmp_path, example(tmp_path))
+    assert [target.name for target in config.targets] == ["llm-a"]
+    assert config.proxies == (ProxySettings(listen=":8001", target="llm-a"),)
+    assert config.objectives == Objectives()
 
 
-def test_the_example_of_the_page_has_every_key_that_is_not_refused() -> None:
-    example = yaml.compose(re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[0])
-    seen: set[str] = set()
-    nodes: list[Any] = [example]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, yaml.MappingNode):
-            seen |= {key.value for key, _ in node.value}
-            nodes += [value for _, value in node.value]
-        elif isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-    refused = {"bearer_token", "password", "password_file"}  # the last: its twin password_env is there
-    assert {key for keys in SECTIONS.values() for key in keys} - seen == refused
+def test_the_example_has_every_key_that_is_not_refused() -> None:
+    text = EXAMPLE.read_text()
+    excluded = set(re.findall(r"^ *# (\w+):$", text, re.MULTILINE))
+    assert excluded == {"bearer_token_env", "username", "password_file", "password_env", "upstream", "engine"}
+    keys = {key for keys in SECTIONS.values() for key in keys} - {"bearer_token", "password"}
+    assert keys - keys_in(yaml.compose(text)) == excluded - {"engine"}
+
+
+def test_examples_fit_the_schema_for_editors() -> None:
+    for path in (EXAMPLE, FIXTURES.parent / "config_complete" / "headroom.yml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), SCHEMA)
+    for content in (
+        {},
+        {"targets": None, "interval": 0.5, "gpu": True},
+        {"targets": ["vllm=http://a"], "timeout": "5"},
+    ):
+        jsonschema.validate(content, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"intervall": "5s"},
+        {"interval": "soon"},
+        {"targets": [{"name": "a"}]},
+        {"targets": [{"url": "http://a", "auth": {"bearer_token": "x"}}]},
+        {"targets": [{"url": "http://a", "requests_running_limit": 0}]},
+        {"log": {"level": "all"}},
+        {"listen": []},
+        {"engines": {"Tgi": {"rules": []}}},
+    ],
+)
+def test_the_schema_for_editors_refuses_what_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert complaint(tmp_path, yaml.safe_dump(content))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, SCHEMA)
+
+
+def test_every_key_says_what_it_means_and_which_engines_are_built_in() -> None:
+    for section in SCHEMA["definitions"].values():
+        assert all(len(key["description"]) > 10 for key in section["properties"].values())
+    said = SCHEMA["definitions"]["Target"]["properties"]["engine"]["description"]
+    assert set(re.findall(r"`(\w+)`", said)) - {"engines"} == set(ENGINES)
 
 
 # Proxies -------------------------------------------------------------------------------------------------------------

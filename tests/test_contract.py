@@ -172,7 +172,7 @@ def test_metrics_are_distinct() -> None:
 
 @pytest.mark.parametrize("metric", schema.ALL, ids=lambda metric: metric.name)
 def test_names_follow_the_conventions(metric: Metric) -> None:
-    assert re.fullmatch(r"llm_[a-z][a-z0-9]*(_[a-z0-9]+)*", metric.name)
+    assert re.fullmatch(r"llm_[a-z][a-z0-9]*(_[a-z0-9]+)*", metric.name) or metric in schema.PROCESS
     assert metric.name.endswith("_total") is (metric.kind is Kind.COUNTER)
     stem = metric.name.removesuffix("_total")
     if metric.unit in UNIT_WORDS:
@@ -194,7 +194,8 @@ def test_every_metric_of_engines_is_told_by_some_engine_and_the_reverse() -> Non
     engines = {
         metric.name
         for metric in schema.ALL
-        if not metric.name.startswith(
+        if metric not in schema.PROCESS
+        and not metric.name.startswith(
             (
                 "llm_gpu",
                 "llm_host_",
@@ -250,7 +251,8 @@ def test_a_plan_is_compiled_once_for_a_layout() -> None:
 
 # Documents -----------------------------------------------------------------------------------------------------------
 def test_metrics_document_is_fresh() -> None:
-    assert (ROOT / "METRICS.md").read_text(encoding="utf-8") == docs.markdown(), "run: make docs"
+    for path, text in docs.files(ROOT).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run: make docs"
 
 
 def test_metrics_document_names_every_metric_and_every_alias() -> None:

@@ -41,7 +41,7 @@ LEVELS: Final = {
     "llm_host_memory_oom_kills_total",
 }
 """Counters that are shown as they stand: a counter that appears with its first event has no rate."""
-SELECTOR: Final = re.compile(r"((?:\b\w+:)?\bllm_\w+(?::\w+)?|\bALERTS|\bup|\bscrape_\w+)\{([^}]*)\}")
+SELECTOR: Final = re.compile(r"((?:\b\w+:)?\bllm_\w+(?::\w+)?|\bALERTS|\bup|\bscrape_\w+|\bprocess_\w+)\{([^}]*)\}")
 
 
 def drawn(document: Json) -> Iterator[Json]:

@@ -192,6 +192,7 @@ def test_autoscalers_use_the_saturation_of_the_resource_that_binds(chart: Path) 
         ({"mode": "sidecar"}, "mode"),
         ({"sidecar": {"engine": "tgi"}}, "engine"),
         ({"imgae": {}}, "imgae"),
+        ({"config": {"targets": [{"url": "http://a", "timeot": "5s"}]}}, "timeot"),
         ({"monitors": {"probes": [{"name": "x"}]}}, "selector"),
         ({"mode": "none", "monitors": {"probes": [{"name": "x", "port": "p", "selector": {"a": "b"}}]}}, "set mode"),
         ({"monitors": {"probes": [{"name": "x", "selector": {"a": "b"}}]}}, "port or portNumber"),

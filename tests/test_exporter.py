@@ -76,6 +76,49 @@ def test_formats_are_negotiated(vllm: EngineServer) -> None:
     assert families["llm_kv_cache_usage_ratio"].unit == "ratio"
 
 
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+"""What Prometheus 3 sends (prometheus/prometheus, scrape/scrape.go, acceptHeader)."""
+
+
+def test_whatever_is_accepted_there_is_an_answer_in_one_of_two_formats() -> None:
+    text, openmetrics = "text/plain; version=0.0.4", "application/openmetrics-text; version=1.0.0"
+    wanted = {
+        PROMETHEUS_3: openmetrics,
+        "application/openmetrics-text": openmetrics,
+        "application/openmetrics-text;version=2.0.0": openmetrics,
+        "text/plain;version=1.0.0;escaping=allow-utf-8": text,
+        "text/html,*/*;q=0.8": text,
+        "application/openmetrics-text;version=soon": text,
+        "text/plain;version=1.x": text,
+        ";;=,": text,
+    }
+    with Exporter("--no-gpu", "--no-discover") as exporter:
+        answers = {accept: exporter.get("/metrics", Accept=accept) for accept in wanted}
+        refused = exporter.get("/metrics", Accept_Encoding="gzip;q=0")
+
+    assert {accept: (status, headers["content-type"]) for accept, (status, headers, _) in answers.items()} == {
+        accept: (200, f"{form}; charset=utf-8") for accept, form in wanted.items()
+    }
+    assert "content-encoding" not in refused[1]
+
+
+def test_a_name_that_utf8_cannot_hold_costs_nobody_the_scrape(vllm: EngineServer) -> None:
+    routes = replayed(OLLAMA)
+    loaded = (OLLAMA.directory / "ps_loaded.json").read_bytes().replace(b"small:latest", b"\\ud83d:latest")
+    routes["/api/ps"] = Reply(loaded, content_type="application/json")
+    with (
+        EngineServer(routes) as ollama,
+        Exporter(f"--target=ollama={ollama.url}", f"--target=vllm={vllm.url}", *FAST) as exporter,
+    ):
+        exporter.until(lambda: exporter.value("llm_model_loaded", model="?:latest") == 1)
+        exporter.until(lambda: exporter.value("llm_requests_waiting", engine="vllm") == 39)
+        assert exporter.get("/")[0] == exporter.get("/api/v1/snapshot")[0] == 200
+
+
 def test_promtool_finds_nothing_in_what_is_served(vllm: EngineServer) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:

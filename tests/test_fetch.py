@@ -189,7 +189,8 @@ def test_an_ipv6_address_is_bracketed_in_the_host_header() -> None:
 
     async def main() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            hosts.append(next(line for line in (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n") if b"ost:" in line))
+            lines = (await reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
+            hosts.append(next(line for line in lines if line.startswith(b"host:")))
             writer.write(head(200, {"Content-Length": "0"}))
             writer.close()
 
@@ -198,7 +199,7 @@ def test_an_ipv6_address_is_bracketed_in_the_host_header() -> None:
             client = Client(Endpoint(url=f"http://[0:0::1]:{port}"))
             await client.get("/metrics", timeout=PATIENT)
             await client.close()
-            assert hosts == [f"Host: [::1]:{port}".encode()]
+            assert hosts == [f"host: [::1]:{port}".encode()]
 
     try:
         with socket.socket(socket.AF_INET6) as probe:
@@ -302,6 +303,56 @@ def test_what_a_server_says_unasked_is_no_answer_to_the_next_request(at_once: bo
     assert server.connections == 2
 
 
+def test_what_a_server_says_unasked_while_it_stays_connected_is_no_answer_either() -> None:
+    async def talkative(request: Request, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head(200, {"Content-Length": "1"}) + b"%d" % request.connection)
+        if request.connection == 1:
+            await answered.wait()
+            writer.write(head(200, {"Content-Length": "4"}) + b"late")
+
+    answered = asyncio.Event()
+    server = EngineServer({"/metrics": talkative})
+
+    async def use(client: Client) -> None:
+        assert (await client.get("/metrics", timeout=PATIENT)).body == b"1"
+        answered.set()
+        other = Client(Endpoint(url=server.url))
+        assert (await other.get("/metrics", timeout=PATIENT)).body == b"2"  # by now the first client has heard it
+        await other.close()
+        assert (await client.get("/metrics", timeout=PATIENT)).body == b"3"
+
+    with_client(server, use)
+
+
+def test_a_post_is_sent_once_more_too() -> None:
+    server = EngineServer({"/api/show": in_turn(reply(b"1"), raw(b""), reply(b"3"))})
+
+    async def use(client: Client) -> None:
+        for expected in (b"1", b"3"):
+            answer = await client.get("/api/show", timeout=PATIENT, method="POST", body=b"{}")
+            assert answer.body == expected
+
+    with_client(server, use)
+    assert [(request.connection, request.body) for request in server.requests] == [(1, b"{}"), (1, b"{}"), (2, b"{}")]
+
+
+def test_cookies_are_not_kept() -> None:
+    server = EngineServer({"/metrics": reply(BODY, headers={"Set-Cookie": "a=1; Path=/"})})
+
+    async def use(client: Client) -> None:
+        for _ in range(2):
+            await client.get("/metrics", timeout=PATIENT)
+
+    with_client(server, use)
+    assert all("cookie" not in request.headers for request in server.requests)
+
+
+def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert fetch(EngineServer({"/metrics": reply(BODY)})).body == BODY
+
+
 def test_a_closed_client_leaves_no_connection_and_can_be_used_again() -> None:
     server = EngineServer({"/metrics": reply(BODY)})
 
@@ -366,7 +417,7 @@ def test_the_deadline_cuts_a_slow_answer_and_the_connection(answer: Answer, doin
 
 
 def test_the_deadline_cuts_even_a_body_that_is_all_there_but_takes_too_long_to_take_apart() -> None:
-    server = EngineServer({"/metrics": reply(bytes(20_000), chunk=1)})
+    server = EngineServer({"/metrics": reply(bytes(1_000_000), chunk=1)})
     assert failure_of(server, timeout=0.01).failure.cause is Cause.TIMEOUT
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import nvml_library
 from llm_headroom import schema
-from llm_headroom.gpu import GpuError, Gpus, why_no_gpu
+from llm_headroom.gpu import GpuError, Gpus
 from llm_headroom.gpu.device import DeviceProcesses, GpuProcess
 from llm_headroom.model import Cause
 
@@ -679,16 +679,14 @@ def test_nvml_without_gpus_is_a_failure(gpus: Gpus, machine: nvml_library.Descri
     assert devices(gpus.read()) == {"0"}
 
 
-def test_why_no_gpu_explains_and_leaves_nvml_shut_down(
+def test_a_machine_without_gpus_is_explained_and_nvml_shut_down(
     library: Path, machine: nvml_library.Description, log: Path
 ) -> None:
-    assert why_no_gpu(library) is None
     machine.say("system", "nvmlDeviceGetCount_v2", 0)
-    failure = why_no_gpu(library)
-    assert failure is not None
-    assert "lists no GPU" in failure.message
+    with pytest.raises(GpuError, match="lists no GPU"):
+        Gpus(library=library).read()
     calls = log.read_text(encoding="utf-8")
-    assert calls.count("nvmlShutdown") == calls.count("nvmlInitWithFlags") == 2
+    assert calls.count("nvmlShutdown") == calls.count("nvmlInitWithFlags") == 1
 
 
 def test_nothing_of_nvml_is_loaded_before_the_first_reading() -> None:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llm_headroom.config.endpoint import Secret, Tls
-from llm_headroom.config.load import Config, ConfigError, OtlpSettings, load
-from llm_headroom.otlp.resource import attributes
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.load import load
+from llm_headroom.config.settings import Config, OtlpSettings
+from llm_headroom.otlp.options import options
+from llm_headroom.otlp.resource import SCHEMA_URL, resource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,85 +63,58 @@ def test_the_file_can_switch_off_what_the_variables_ask_for(monkeypatch: pytest.
     assert loaded(written(tmp_path, "otlp: {enabled: false}")).otlp is None
 
 
-@pytest.mark.parametrize(
-    ("variables", "url", "path"),
-    [
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, "http://c:4318", "/v1/metrics"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318/"}, "http://c:4318", "/v1/metrics"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://c/otlp"}, "https://c/otlp", "/v1/metrics"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318"}, "http://c:4318", "/v1/metrics"),
-        (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4318", "OTEL_EXPORTER_OTLP_INSECURE": "false"},
-            "https://c:4318",
-            "/v1/metrics",
-        ),
-        (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "c:1", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://m:9/a/v1/metrics"},
-            "http://m:9/a",
-            "/v1/metrics",
-        ),
-        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://m:9/push"}, "http://m:9", "/push"),
-        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://m:9"}, "http://m:9", "/"),
-        (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_METRICS_EXPORTER": "otlp"},
-            "http://c:4318",
-            "/v1/metrics",
-        ),
-    ],
-)
-def test_an_endpoint_of_the_variables(
-    monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str], url: str, path: str
-) -> None:
-    set_all(monkeypatch, variables)
-    assert loaded().otlp == OtlpSettings(url=url, path=path)
-
-
 def test_the_flag_goes_before_the_file_and_the_file_before_the_variables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    set_all(
-        monkeypatch,
-        {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://variable:1",
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "1000",
-            "OTEL_METRIC_EXPORT_INTERVAL": "2000",
-        },
-    )
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://variable:1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "1000",
+        "OTEL_METRIC_EXPORT_INTERVAL": "2000",
+    }
+    set_all(monkeypatch, variables)
     path = written(tmp_path, "otlp: {endpoint: 'http://file:2/v1/metrics', timeout: 3s}")
-    assert loaded(path).otlp == OtlpSettings(url="http://file:2", timeout=3.0, interval=2.0)
-    assert loaded(path, otlp_endpoint="flag:3").otlp == OtlpSettings(url="http://flag:3", timeout=3.0, interval=2.0)
+    for settings, endpoint, timeout in (
+        (loaded().otlp, None, 1.0),
+        (loaded(path).otlp, "http://file:2/v1/metrics", 3.0),
+        (loaded(path, otlp_endpoint="flag:3").otlp, "http://flag:3/v1/metrics", 3.0),
+    ):
+        assert settings is not None
+        found = options(settings, variables)
+        assert (found.endpoint, found.timeout, found.interval) == (endpoint, timeout, 2.0)
+        assert not found.problems
 
 
-def test_every_standard_variable_has_its_meaning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("ca", "cert", "key"):
-        (tmp_path / name).touch()
-    set_all(
-        monkeypatch,
+def test_variables_have_the_specification_s_meaning() -> None:
+    found = options(
+        OtlpSettings(),
         {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": "https://c:4317",
-            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
-            "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "grpc",
-            "OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b%3D, x-tenant = 7",
+            "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "https://user:hunter2@c/otlp?key=hunter2",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+            "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "HTTP/protobuf",
             "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
-            "OTEL_EXPORTER_OTLP_TIMEOUT": "2500",
-            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(tmp_path / "ca"),
-            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(tmp_path / "cert"),
-            "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(tmp_path / "key"),
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "60000",
+            "OTEL_METRIC_EXPORT_TIMEOUT": "2500",
             "OTEL_METRIC_EXPORT_INTERVAL": "60000",
-            "OTEL_RESOURCE_ATTRIBUTES": "team=a%2Cb,service.name=unused",
-            "OTEL_SERVICE_NAME": "gpu-box",
+            "OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b%3D, x-tenant = 7,",
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": "cumulative",
         },
     )
-    assert loaded().otlp == OtlpSettings(
-        url="https://c:4317",
-        protocol="grpc",
-        headers={"api-key": "a b=", "x-tenant": "7"},
-        tls=Tls(ca_file=tmp_path / "ca", cert_file=tmp_path / "cert", key_file=tmp_path / "key"),
-        gzip=False,
-        timeout=2.5,
-        interval=60.0,
-        resource={"team": "a,b", "service.name": "gpu-box"},
-    )
+    assert not found.problems
+    assert (found.protocol, found.gzip, found.timeout, found.interval) == ("http/protobuf", False, 2.5, 60.0)
+    assert found.endpoint is None
+    assert found.shown == "https://c/otlp"
+
+
+def test_what_is_given_replaces_a_variable_that_is_wrong() -> None:
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}
+    assert not options(OtlpSettings(), environment).usable
+    assert options(OtlpSettings(protocol="http/protobuf"), environment).usable
+
+
+def test_grpc_by_a_variable_cannot_leave_certificates_unverified() -> None:
+    settings = OtlpSettings(endpoint="https://c:4317", tls=Tls(insecure_skip_verify=True))
+    (problem,) = options(settings, {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}).problems
+    assert (problem.setting, problem.effect) == ("tls.insecure_skip_verify", "off")
 
 
 def test_secrets_are_named_by_file_or_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -182,47 +158,34 @@ def test_what_is_wrong_in_the_file_is_told_with_its_place(tmp_path: Path, text: 
     assert "Bearer" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "told"),
-    [
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "expected one of http/protobuf, grpc, got 'http/json'"),
-        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "expected milliseconds from 100 to 60000, got '10s'"),
-        ("OTEL_METRIC_EXPORT_INTERVAL", "1", "expected milliseconds from 100 to 3600000, got '1'"),
-        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "expected one of gzip, none, got 'zstd'"),
-        ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", "expected name=value, separated by commas"),
-        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nonexistent/ca", "/nonexistent/ca: no such file"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "=x", "expected name=value, separated by commas"),
-    ],
-)
-def test_what_is_wrong_in_a_variable_is_told_with_its_name(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
-) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://c:4318")
-    monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError) as error:
-        loaded()
-    assert str(error.value) == f"{name}: {told}"
-
-
-def test_a_wrong_variable_is_no_matter_where_nothing_is_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
-    assert loaded().otlp is None
-
-
-# Who pushes ----------------------------------------------------------------------------------------------------------
-def test_a_pod_tells_its_names_and_what_is_given_wins() -> None:
-    environment = {"POD_NAME": "vllm-0", "K8S_NAMESPACE_NAME": "llm", "POD_NAMESPACE": "other", "NODE_NAME": "gpu-7"}
-    found = attributes({"host.name": "box", "k8s.node.name": "node"}, environment, "9836")
+# Who pushes -----------------------------------------------------------------------------------------------------------
+def test_a_pod_reports_its_names_and_what_is_given_wins_over_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(
+        monkeypatch,
+        {
+            "POD_NAME": "vllm-0",
+            "K8S_NAMESPACE_NAME": "llm",
+            "POD_NAMESPACE": "other",
+            "NODE_NAME": "gpu-7",
+            "OTEL_RESOURCE_ATTRIBUTES": "team=a%2Cb,service.name=unused,host.name=variable,k8s.pod.name=vllm-1",
+            "OTEL_SERVICE_NAME": "gpu-box",
+        },
+    )
+    found = dict(resource({"host.name": "box", "k8s.node.name": "node"}, "9836").attributes)
     assert found.pop("service.version")
-    assert found == {
-        "service.name": "llm-headroom",
+    assert {name: value for name, value in found.items() if not name.startswith("telemetry.sdk.")} == {
+        "service.name": "gpu-box",
         "service.instance.id": "box:9836",
         "host.name": "box",
-        "k8s.pod.name": "vllm-0",
+        "team": "a,b",
+        "k8s.pod.name": "vllm-1",
         "k8s.namespace.name": "llm",
         "k8s.node.name": "node",
     }
 
 
 def test_outside_of_kubernetes_there_is_no_pod() -> None:
-    assert not [name for name in attributes({}, {}, "9836") if name.startswith("k8s.")]
+    found = resource({}, "9836")
+    assert not [name for name in found.attributes if name.startswith("k8s.")]
+    assert found.attributes["service.name"] == "llm-headroom"
+    assert found.schema_url == SCHEMA_URL

@@ -1,29 +1,25 @@
-"""OTLP on the wire, compared with OpenTelemetry's own messages; since when counters count; names."""
+"""What OTLP receivers get of our readings; since when counters count; names."""
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
-    ExportMetricsServiceRequest,
-    ExportMetricsServiceResponse,
-)
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.sdk.resources import Resource
 
 from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, Point, Series
-from llm_headroom.otlp.conventions import CONVENTIONS, Conventions
+from llm_headroom.otlp.conventions import CONVENTIONS, conventional
 from llm_headroom.otlp.cumulative import PROXY, Started, Starts
-from llm_headroom.otlp.over_grpc import retry_delay
+from llm_headroom.otlp.data import Reading, metrics_data, reading
 from llm_headroom.otlp.over_http import retry_after
 from llm_headroom.proxy.measures import ORIGIN
-from llm_headroom.render.otlp import Answer, Encoder, Line, Reading, answer, line_of, status_message
-from llm_headroom.render.protobuf import fields, number, sized, text, varint
 from otlp_receiver import points_of
 from otlp_translation import translated
 
@@ -35,22 +31,23 @@ SECOND = 1_000_000_000
 TTFT = Histogram((0.1, 1.0, INF), (2.0, 5.0, 6.0), 4.5)
 
 
-def line(metric: Metric, labels: Iterable[tuple[str, str]] = ()) -> Line:
-    return line_of(Series(metric, dict(labels)))
+def decoded(*readings: Reading, **attributes: str) -> Any:  # noqa: ANN401 - a generated message
+    data = metrics_data(readings, Resource(attributes, "https://schema"))
+    return ExportMetricsServiceRequest.FromString(encode_metrics(data).SerializeToString())
 
 
-def decoded(*readings: Reading, **resource: str) -> Any:  # noqa: ANN401 - a generated message
-    return ExportMetricsServiceRequest.FromString(Encoder(resource, "https://schema").request(readings))
+def read(metric: Metric, labels: Iterable[tuple[str, str]], value: float | Histogram, start: int, time: int) -> Reading:
+    return reading(Started(Point(Series(metric, dict(labels)), value, ""), start, time))
 
 
 # The wire ------------------------------------------------------------------------------------------------------------
 def test_a_request_as_the_messages_of_opentelemetry_read_it() -> None:
     labels = (("engine", "vllm"), ("target", "a"))
     request = decoded(
-        Reading(line(schema.REQUESTS_RUNNING, labels), 3.0, 0, 7 * SECOND),
-        Reading(line(schema.PROMPT_TOKENS, labels), 12.0, 5 * SECOND, 7 * SECOND),
-        Reading(line(schema.TIME_TO_FIRST_TOKEN, labels), TTFT, 5 * SECOND, 7 * SECOND),
-        Reading(line(schema.REQUESTS_RUNNING, (("target", "b"),)), 4.0, 0, 8 * SECOND),
+        read(schema.REQUESTS_RUNNING, labels, 3.0, 0, 7 * SECOND),
+        read(schema.PROMPT_TOKENS, labels, 12.0, 5 * SECOND, 7 * SECOND),
+        read(schema.TIME_TO_FIRST_TOKEN, labels, TTFT, 5 * SECOND, 7 * SECOND),
+        read(schema.REQUESTS_RUNNING, (("target", "b"),), 4.0, 0, 8 * SECOND),
         service="x",
     )
     (resource_metrics,) = request.resource_metrics
@@ -75,16 +72,9 @@ def test_a_request_as_the_messages_of_opentelemetry_read_it() -> None:
     assert (point.count, point.sum, point.start_time_unix_nano) == (6, 4.5, 5 * SECOND)
 
 
-@pytest.mark.parametrize("metric", [schema.REQUESTS_RUNNING, schema.PROMPT_TOKENS, schema.TIME_TO_FIRST_TOKEN])
-def test_a_series_that_is_gone_has_no_recorded_value(metric: Metric) -> None:
-    request = decoded(Reading(line(metric, (("target", "a"),)), None, 0, 7 * SECOND))
-    ((labels, point),) = points_of(request.resource_metrics[0].scope_metrics[0].metrics[0])
-    assert (labels, point.flags, point.time_unix_nano) == ((("target", "a"),), 1, 7 * SECOND)
-
-
 def test_buckets_that_fall_still_add_up_to_the_count() -> None:
     odd = Histogram((0.1, 1.0, INF), (5.0, 4.0, 6.0), 3.0)
-    request = decoded(Reading(line(schema.TIME_TO_FIRST_TOKEN, ()), odd, 1, 2))
+    request = decoded(read(schema.TIME_TO_FIRST_TOKEN, (), odd, 1, 2))
     ((_, point),) = points_of(request.resource_metrics[0].scope_metrics[0].metrics[0])
     assert (list(point.bucket_counts), point.count) == ([5, 0, 1], 6)
 
@@ -99,90 +89,35 @@ VALUES = st.floats() | st.lists(st.integers(0, 2**40), min_size=1, max_size=40).
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(LABELS, VALUES, st.integers(0, 2**63), st.integers(0, 2**63)), max_size=8))
-def test_whatever_is_encoded_is_what_the_oracle_reads(given_: list[Any]) -> None:
-    encoder = Encoder({"service.name": "é"})
-    lines: dict[Any, Line] = {}
-    for _ in range(2):  # the second time from what is remembered
-        for labels, value, start, at in given_:
-            metric = schema.TIME_TO_FIRST_TOKEN if isinstance(value, Histogram) else schema.PROMPT_TOKENS
-            known = lines.setdefault((metric, *sorted(labels.items())), line(metric, labels.items()))
-            request = ExportMetricsServiceRequest.FromString(encoder.request([Reading(known, value, start, at)]))
-            ((pairs, point),) = points_of(request.resource_metrics[0].scope_metrics[0].metrics[0])
-            assert pairs == tuple(sorted(labels.items()))
-            assert (point.start_time_unix_nano, point.time_unix_nano) == (start, at)
-            if isinstance(value, Histogram):
-                assert list(point.explicit_bounds) == list(value.bounds[:-1])
-                assert sum(point.bucket_counts) == point.count == value.count
-            else:
-                assert repr(point.as_double) == repr(value)
+def test_whatever_is_sent_is_what_a_receiver_reads(given_: list[Any]) -> None:
+    for labels, value, start, at in given_:
+        metric = schema.TIME_TO_FIRST_TOKEN if isinstance(value, Histogram) else schema.PROMPT_TOKENS
+        request = decoded(read(metric, labels.items(), value, start, at))
+        ((pairs, point),) = points_of(request.resource_metrics[0].scope_metrics[0].metrics[0])
+        assert pairs == tuple(sorted(labels.items()))
+        assert (point.start_time_unix_nano, point.time_unix_nano) == (start, at)
+        if isinstance(value, Histogram):
+            assert list(point.explicit_bounds) == list(value.bounds[:-1])
+            assert sum(point.bucket_counts) == point.count == value.count
+            assert not point.HasField("min")
+            assert not point.HasField("max")
+        else:
+            assert repr(point.as_double) == repr(value)
 
 
 def test_a_label_that_is_no_unicode_does_not_break_the_rest() -> None:
-    request = decoded(Reading(line(schema.REQUESTS_RUNNING, (("model", "a\udcffb"),)), 1.0, 0, 1))
+    request = decoded(read(schema.REQUESTS_RUNNING, (("model", "a\udcffb"),), 1.0, 0, 1))
     ((labels, _),) = points_of(request.resource_metrics[0].scope_metrics[0].metrics[0])
     assert labels == (("model", "a?b"),)
 
 
-# Answers -------------------------------------------------------------------------------------------------------------
-@given(st.integers(0, 2**62), st.text(max_size=300))
-def test_what_a_collector_rejected_is_read(rejected: int, message: str) -> None:
-    response = ExportMetricsServiceResponse()
-    response.partial_success.rejected_data_points = rejected
-    response.partial_success.error_message = message
-    assert answer(response.SerializeToString()) == Answer(rejected, message)
-
-
-def test_an_empty_answer_is_full_success() -> None:
-    assert answer(b"") == Answer(0, "")
-
-
-@given(st.binary(max_size=60))
-def test_any_bytes_are_an_answer_or_a_value_error(data: bytes) -> None:
-    with suppress(ValueError):
-        assert answer(data).rejected >= 0
-    assert isinstance(status_message(data), str)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"\x0a\x05ab", b"\xff" * 11, b"\x0b", b"\x00\x01", b"\x09\x01"],
-    ids=["cut", "endless", "group", "zero", "8"],
-)
-def test_what_is_no_message_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"field|varint|wire type"):
-        list(fields(data))
-
-
-def test_the_message_of_an_error_is_found() -> None:
-    assert status_message(number(1, 3) + text(2, "bad metric")) == "bad metric"
-    assert status_message(b"<html>") == ""
-
-
+# Answers --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("7", 7.0), ("", None), ("soon", None), ("-1", None), ("Thu, 01 Jan 1970 00:16:50 GMT", 10.0)],
+    [("7", 7.0), ("", 0.0), ("soon", 0.0), ("-1", 0.0), ("Thu, 01 Jan 1970 00:16:50 GMT", 10.0)],
 )
-def test_retry_after_is_a_number_or_a_date(value: str, seconds: float | None) -> None:
-    assert retry_after({"retry-after": value}, 1000.0) == seconds
-
-
-def test_the_delay_that_grpc_details_ask_for_is_read() -> None:
-    delay = sized(1, number(1, 3) + number(2, 500_000_000))
-    info = text(1, "type.googleapis.com/google.rpc.RetryInfo") + sized(2, delay)
-    status = number(1, 8) + text(2, "slow down") + sized(3, info)
-    assert retry_delay([("x", "y"), ("grpc-status-details-bin", status)]) == 3.5
-    assert retry_delay([("grpc-status-details-bin", b"\xff")]) is None
-    assert retry_delay([]) is None
-
-
-def test_a_varint_of_every_size_is_what_protobuf_has() -> None:
-    assert [varint(each) for each in (0, 127, 128, 300, 2**64 - 1)] == [
-        b"\x00",
-        b"\x7f",
-        b"\x80\x01",
-        b"\xac\x02",
-        b"\xff" * 9 + b"\x01",
-    ]
+def test_retry_after_is_a_number_or_a_date(value: str, seconds: float) -> None:
+    assert retry_after(value, 1000.0) == seconds
 
 
 # Since when ----------------------------------------------------------------------------------------------------------
@@ -298,7 +233,7 @@ def test_what_the_conventions_call_it() -> None:
         Started(Point(Series(schema.GPU_UTILIZATION, {"engine": "sglang", "target": "a"}), 0.5, ""), 0, 2),
         Started(Point(Series(schema.REQUESTS_RUNNING, engine), 7.0, ""), 0, 2),
     ]
-    request = decoded(*Conventions().readings(points))
+    request = decoded(*conventional(points))
     found = {metric.name: metric for metric in request.resource_metrics[0].scope_metrics[0].metrics}
     assert {name: [dict(labels) for labels, _ in points_of(metric)] for name, metric in found.items()} == {
         "gen_ai.server.time_to_first_token": [

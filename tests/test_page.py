@@ -17,7 +17,7 @@ from captures import Capture
 from chromium import Chromium
 from engine_server import EngineServer, Reply, replayed
 from exporter_process import Exporter
-from llm_headroom.config.load import Config
+from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
 from llm_headroom.net.http_connection import Limits, Request, Response
 from llm_headroom.poll.poller import Poller, Slot
@@ -138,7 +138,7 @@ def test_names_that_engines_make_up_are_text_and_nothing_else(browser: Chromium)
         Exporter(f"--target=vllm={hostile.url}", "--no-gpu", *FAST) as exporter,
     ):
         browser.open(f"{exporter.url}/")
-        browser.until(f"{LIVE} && document.querySelector('h3').innerText.includes('onerror')")
+        browser.until(f"{LIVE} && document.querySelector('h3')?.innerText.includes('onerror')")
         found = browser.evaluate("[document.querySelectorAll('main img, main script').length, window.hacked ?? 0]")
 
     assert found == [0, 0]

@@ -86,7 +86,7 @@ async def place(serve: Serve, *, tls: ssl.SSLContext | None = None, ca: Path | N
 
     server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
-    url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+    url = f"{'https' if ca else 'http'}://127.0.0.1:{port}"
     target = Target(name="engine", endpoint=Endpoint(url=url, tls=Tls(ca_file=ca)), engine="ollama")
     proxies = Proxies(Config(targets=(target,), proxies=(ProxySettings(listen="127.0.0.1:0", target="engine"),)))
     await proxies.start()
@@ -622,6 +622,21 @@ def test_an_engine_may_speak_tls(tmp_path: Path) -> None:
             writer.write(post())
             assert await reader.readexactly(len(message)) == message
             writer.close()
+
+    bounded.run(test())
+
+
+def test_a_tls_file_that_cannot_be_used_is_a_502_that_names_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        file = tmp_path / "ca.pem"
+        file.write_text("nothing")
+        async with place(replaying(b""), ca=file) as here:
+            reader, writer = await here.connect()
+            writer.write(post())
+            answer = await reader.read()
+            writer.close()
+        assert answer.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert f"cannot use file {file}".encode() in answer
 
     bounded.run(test())
 

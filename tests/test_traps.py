@@ -152,11 +152,9 @@ def test_unknown_capacity_is_absent(labels: str) -> None:
 
 def test_usage_of_data_parallel_engines_is_never_summed() -> None:
     points = mapped("vllm", "vllm/0.32.0-dp2-api2/saturated")
-    usage = ("llm_kv_cache_usage_ratio", (("engine", "vllm"), ("model", "tiny-llama"), ("target", "t")))
 
     assert values(points, "llm_kv_cache_usage_ratio", "replica") == {"0": 0.8085106382978724, "1": 0.851063829787234}
     assert value(replicas.combined(points), "llm_kv_cache_usage_ratio") == pytest.approx(0.8297872)
-    assert replicas.highest(points)[usage] == 0.851063829787234
 
 
 def test_requests_of_data_parallel_engines_are_summed() -> None:

@@ -52,14 +52,9 @@ def shown(*rounds: Sequence[Snapshot]) -> View:
     history = History()
     for snapshots in rounds:
         history.record(snapshots)
-    return board.view(
-        rounds[-1],
-        history,
-        titles={"vllm": "vLLM"},
-        absent={"GPUs": "libnvidia-ml.so.1 not found"},
-        missing=lambda _: (Missing("does not tell it", ("llm_x",)),),
-        now=200.0,
-    )
+    titles, missing = {"vllm": "vLLM"}, (Missing("does not tell it", ("llm_x",)),)
+    made = [(snapshot, board.cards(snapshot, history, titles, lambda _: missing)) for snapshot in rounds[-1]]
+    return board.assembled(made, {"GPUs": "libnvidia-ml.so.1 not found"}, 200.0)
 
 
 def engine(*snapshots: Snapshot) -> EngineCard:

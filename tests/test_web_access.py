@@ -168,7 +168,7 @@ def test_a_half_finished_rotation_keeps_the_former_certificate(
             assert (await ask(server, context=trusting(other_authority)))[0] == 200
 
     run(test())
-    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    errors = [vars(record)["error"] for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 1
     assert "server.key does not belong to the certificate" in errors[0]
 
@@ -487,7 +487,7 @@ def test_a_broken_edit_keeps_the_last_good_configuration_and_is_logged_once(
             assert (await ask(server))[0] == 200
 
     run(test())
-    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    errors = [vars(record)["error"] for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 1
     assert "web.yml" in errors[0]
 

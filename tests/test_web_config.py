@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from llm_headroom.web.config import ClientAuth, RateLimit, WebConfigError, load, parse
+from llm_headroom.web.config import ClientAuth, RateLimit, WebConfig, WebConfigError, parse
+from llm_headroom.web.tls import server_context
 
 HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
 TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
@@ -33,6 +34,14 @@ def written(directory: Path, text: str) -> Path:
     file = directory / "web.yml"
     file.write_text(text)
     return file
+
+
+def load(path: Path) -> WebConfig:
+    """Reads a file and the certificates that it names, as the server does."""
+    config = parse(path)
+    if config.tls is not None:
+        server_context(config.tls)
+    return config
 
 
 def test_an_empty_file_configures_nothing(tmp_path: Path) -> None:
@@ -156,32 +165,40 @@ def test_an_interval_of_zero_is_no_rate_limit(tmp_path: Path) -> None:
     ("text", "line", "problem"),
     [
         ("tls_config: {}\n", 1, "tls_config: unknown key"),
-        ("- 1\n", 1, "must be a mapping of keys to values, not a list"),
+        ("- 1\n", 1, "expected a mapping, got a list"),
         (TLS + "  cert_flie: x\n", 4, "tls_server_config.cert_flie: unknown key"),
-        (TLS + "  key_file: other\n", 4, "tls_server_config.key_file: is given twice, first in line 3"),
-        ("tls_server_config: [1]\n", 1, "tls_server_config: must be a mapping of keys to values, not a list"),
-        ("tls_server_config:\n  cert_file: [a]\n", 2, "tls_server_config.cert_file: must be a string, not a list"),
-        ("tls_server_config:\n  cert_file: 12\n", 2, "tls_server_config.cert_file: must be a string, not an integer"),
+        (TLS + "  key_file: other\n", 4, "tls_server_config: the key key_file is given twice, first on line 3"),
+        ("tls_server_config: [1]\n", 1, "tls_server_config: expected a mapping, got a list"),
+        ("tls_server_config:\n  cert_file: [a]\n", 2, "tls_server_config.cert_file: expected a string, got a list"),
+        (
+            "tls_server_config:\n  cert_file: 12\n",
+            2,
+            "tls_server_config.cert_file: expected a string, got a number: put it",
+        ),
         ("\ntls_server_config:\n  min_version: TLS13\n", 2, "tls_server_config: cert_file (or cert) is missing"),
         ("tls_server_config:\n  cert_file: server.crt\n", 1, "tls_server_config: key_file (or key) is missing"),
         (TLS + "  key: abc\n", 4, "tls_server_config.key: excludes key_file"),
-        (TLS + "  client_auth_type: Require\n", 4, "client_auth_type: 'Require' is not one of NoClientCert"),
+        (TLS + "  client_auth_type: Require\n", 4, "client_auth_type: expected one of NoClientCert, RequestClientCert"),
         (TLS + "  client_auth_type: RequireAnyClientCert\n", 4, "RequireAnyClientCert is not supported"),
         (TLS + "  client_ca_file: ca.crt\n", 4, "tls_server_config.client_ca_file: needs a client_auth_type"),
-        (TLS + "  client_allowed_sans:\n    - a\n", 5, "client_allowed_sans: needs a client_auth_type that verifies"),
-        (TLS + "  client_allowed_sans: a\n", 4, "client_allowed_sans: must be a list of strings, not a str"),
-        (TLS + "  min_version: TLS14\n", 4, "'TLS14' is not one of TLS10, TLS11, TLS12, TLS13"),
-        (TLS + "  min_version: 1.2\n", 4, "min_version: must be a string, not a float"),
+        (TLS + "  client_allowed_sans:\n    - a\n", 4, "client_allowed_sans: needs a client_auth_type that verifies"),
+        (TLS + "  client_allowed_sans: a\n", 4, "client_allowed_sans: expected a list, got a string"),
+        (TLS + "  min_version: TLS14\n", 4, "expected one of TLS10, TLS11, TLS12, TLS13, got 'TLS14'"),
+        (TLS + "  min_version: 1.2\n", 4, "min_version: expected a string, got a number"),
         (TLS + "  max_version: TLS11\n", 4, "max_version: TLS11 is below min_version, TLS12"),
-        (TLS + "  cipher_suites:\n    - TLS_NULL\n", 5, "cipher_suites: 'TLS_NULL' is not one of"),
+        (TLS + "  cipher_suites:\n    - TLS_NULL\n", 5, "cipher_suites[0]: expected one of TLS_ECDHE"),
         (TLS + "  max_version: TLS12\n  cipher_suites: [TLS_AES_128_GCM_SHA256]\n", 5, "suites of TLS 1.3 alone"),
-        (TLS + "  curve_preferences: [P256]\n", 4, "curve_preferences: 'P256' is not one of CurveP256"),
-        (TLS + "  prefer_server_cipher_suites: 1\n", 4, "must be true or false, not an integer"),
-        ("http_server_config:\n  http2: maybe\n", 2, "http_server_config.http2: must be true or false"),
+        (TLS + "  curve_preferences: [P256]\n", 4, "curve_preferences[0]: expected one of CurveP256"),
+        (TLS + "  prefer_server_cipher_suites: 1\n", 4, "expected true or false, got a number"),
+        ("http_server_config:\n  http2: maybe\n", 2, "http_server_config.http2: expected true or false"),
         ("http_server_config:\n  http3: true\n", 2, "http_server_config.http3: unknown key"),
         ("http_server_config:\n  headers:\n    Server: x\n", 3, "headers.Server: this header cannot be set"),
-        ("http_server_config:\n  headers:\n    X-Frame-Options: allow\n", 3, "'allow' is not one of deny, sameorigin"),
-        ("http_server_config:\n  headers:\n    X-XSS-Protection: [0]\n", 3, "must be a string, not a list"),
+        (
+            "http_server_config:\n  headers:\n    X-Frame-Options: allow\n",
+            3,
+            "expected one of deny, sameorigin, got 'allow'",
+        ),
+        ("http_server_config:\n  headers:\n    X-XSS-Protection: [0]\n", 3, "expected a string, got a list"),
         (
             'http_server_config:\n  headers:\n    Content-Security-Policy: "a\\r\\nSet-Cookie: b"\n',
             3,
@@ -189,17 +206,20 @@ def test_an_interval_of_zero_is_no_rate_limit(tmp_path: Path) -> None:
         ),
         ("basic_auth_users:\n  alice: secret\n", 2, "basic_auth_users.alice: must be the bcrypt hash"),
         ("basic_auth_users:\n  alice:\n", 2, "basic_auth_users.alice: must be the bcrypt hash"),
-        (f"basic_auth_users:\n  'a:b': {HASH}\n", 2, "basic_auth_users.a:b: a user name cannot contain a colon"),
-        (f"basic_auth_users:\n  a: {HASH}\n  a: {HASH}\n", 3, "basic_auth_users.a: is given twice, first in line 2"),
+        (f"basic_auth_users:\n  'a:b': {HASH}\n", 2, "basic_auth_users.'a:b': a user name cannot contain a colon"),
+        (
+            f"basic_auth_users:\n  a: {HASH}\n  a: {HASH}\n",
+            3,
+            "basic_auth_users: the key a is given twice, first on line 2",
+        ),
         ("rate_limit:\n  interval: 5\n  burst: 1\n", 2, "rate_limit.interval: must be a duration with a unit"),
         ("rate_limit:\n  interval: 1s\n  burst: -1\n", 3, "rate_limit.burst: must be a count"),
         ("rate_limit:\n  interval: 1s\n  burst: 0\n", 3, "rate_limit.burst: burst must be at least 1"),
         ("rate_limit:\n  per: 1s\n", 2, "rate_limit.per: unknown key"),
-        ("a: b: c\n", 1, "is not YAML"),
-        ("a: *unknown\n", 1, "is not YAML"),
-        ("a: 1\n---\nb: 2\n", 2, "is not YAML"),
-        ("a: 1\nb: \x07\n", 2, "is not YAML"),
-        ("[" * 5000, 1, "is nested too deeply"),
+        ("a: b: c\n", 1, "is not valid YAML"),
+        ("a: *unknown\n", 1, "is not valid YAML"),
+        ("a: 1\n---\nb: 2\n", 2, "is not valid YAML"),
+        ("a: 1\nb: \x07\n", 2, "is not valid YAML"),
     ],
 )
 def test_an_error_names_file_line_and_key(directory: Path, text: str, line: int, problem: str) -> None:
@@ -208,6 +228,11 @@ def test_an_error_names_file_line_and_key(directory: Path, text: str, line: int,
         load(file)
     assert str(raised.value).startswith(f"{file}:{line}: ")
     assert problem in str(raised.value)
+
+
+def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WebConfigError, match=r"web\.yml: is nested too deeply"):
+        load(written(tmp_path, "[" * 5000))
 
 
 def test_an_error_does_not_quote_what_may_be_secret(tmp_path: Path) -> None:
@@ -258,7 +283,7 @@ def test_the_example_of_the_documentation_is_accepted(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WebConfigError, match=r"absent\.yml: cannot be read: No such file"):
+    with pytest.raises(WebConfigError, match=r"absent\.yml: No such file"):
         load(tmp_path / "absent.yml")
 
 

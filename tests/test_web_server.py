@@ -404,7 +404,8 @@ def test_a_handler_that_raises_gives_500_and_its_traceback_goes_to_the_log_alone
         assert b"Traceback" not in raw
 
     run(test())
-    assert "The handler of /x failed" in caplog.text
+    failures = [vars(record).get("path") for record in caplog.records if record.message == "handler failed"]
+    assert failures == ["/x", "/y"]
     assert "the inner secret" in caplog.text
 
 

@@ -63,9 +63,12 @@ class Series:
     labels: Labels
 
     def __init__(self, metric: Metric, labels: Mapping[str, str]) -> None:
-        """Drops empty label values: Prometheus takes them for absent ones."""
+        """Drops empty label values: Prometheus takes them for absent ones.
+
+        Lone surrogates, which JSON can hold and UTF-8 cannot (RFC 8259, section 8.2), become `?`.
+        """
         self.metric = metric
-        self.labels = tuple(sorted((name, value) for name, value in labels.items() if value))
+        self.labels = tuple(sorted((name, _encodable(value)) for name, value in labels.items() if value))
         self._hash = hash((metric.name, self.labels))
 
     def __hash__(self) -> int:
@@ -85,6 +88,10 @@ class Series:
     def label(self, name: str) -> str:
         """The value of a label, empty if the series does not carry it."""
         return next((value for key, value in self.labels if key == name), "")
+
+
+def _encodable(text: str) -> str:
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 @lru_cache(maxsize=100_000)

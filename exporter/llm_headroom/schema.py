@@ -767,10 +767,77 @@ CONFIG_RELOAD_TIME: Final = Metric(
     "s",
     "Unix time of the last reading of the configuration that succeeded.",
 )
-PROCESS_CPU: Final = Metric("llm_exporter_cpu_seconds_total", Kind.COUNTER, "s", "CPU time of llm-headroom itself.")
-PROCESS_MEMORY: Final = Metric(
-    "llm_exporter_resident_memory_bytes", Kind.GAUGE, "By", "Resident memory of llm-headroom itself."
+EXPORTER_CPU: Final = Metric(
+    "llm_exporter_cpu_seconds_total",
+    Kind.COUNTER,
+    "s",
+    "Deprecated, removed in the release after this one: the same as process_cpu_seconds_total.",
 )
+EXPORTER_MEMORY: Final = Metric(
+    "llm_exporter_resident_memory_bytes",
+    Kind.GAUGE,
+    "By",
+    "Deprecated, removed in the release after this one: the same as process_resident_memory_bytes.",
+)
+PROCESS_CPU: Final = Metric(
+    "process_cpu_seconds_total", Kind.COUNTER, "s", "User and system CPU time of llm-headroom itself."
+)
+PROCESS_MEMORY: Final = Metric(
+    "process_resident_memory_bytes", Kind.GAUGE, "By", "Resident memory of llm-headroom itself."
+)
+PROCESS_VIRTUAL_MEMORY: Final = Metric(
+    "process_virtual_memory_bytes", Kind.GAUGE, "By", "Virtual memory of llm-headroom itself."
+)
+PROCESS_START: Final = Metric(
+    "process_start_time_seconds", Kind.GAUGE, "s", "Unix time at which llm-headroom was started."
+)
+PROCESS_FILES: Final = Metric(
+    "process_open_fds", Kind.GAUGE, "{file}", "Open file descriptors of llm-headroom, its connections included."
+)
+PROCESS_FILES_LIMIT: Final = Metric(
+    "process_max_fds", Kind.GAUGE, "{file}", "The most file descriptors that llm-headroom may open."
+)
+PYTHON_INFO: Final = Metric(
+    "python_info",
+    Kind.GAUGE,
+    "{info}",
+    "Always 1; the Python that llm-headroom runs on.",
+    ("implementation", "major", "minor", "patchlevel", "version"),
+)
+GC_COLLECTED: Final = Metric(
+    "python_gc_objects_collected_total",
+    Kind.COUNTER,
+    "{object}",
+    "Objects that the garbage collector has freed, by generation.",
+    ("generation",),
+)
+GC_UNCOLLECTABLE: Final = Metric(
+    "python_gc_objects_uncollectable_total",
+    Kind.COUNTER,
+    "{object}",
+    "Objects that the garbage collector found and could not free, by generation.",
+    ("generation",),
+)
+GC_COLLECTIONS: Final = Metric(
+    "python_gc_collections_total",
+    Kind.COUNTER,
+    "{collection}",
+    "Runs of the garbage collector, by generation.",
+    ("generation",),
+)
+PROCESS: Final = (
+    PROCESS_CPU,
+    PROCESS_MEMORY,
+    PROCESS_VIRTUAL_MEMORY,
+    PROCESS_START,
+    PROCESS_FILES,
+    PROCESS_FILES_LIMIT,
+    PYTHON_INFO,
+    GC_COLLECTED,
+    GC_UNCOLLECTABLE,
+    GC_COLLECTIONS,
+)
+"""The exporter's own process, under the names that prometheus-client gives to every Python process."""
 OTLP_EXPORTS: Final = Metric(
     "llm_otlp_exports_total",
     Kind.COUNTER,
@@ -791,7 +858,14 @@ OTLP_LAST_SUCCESS: Final = Metric(
     "s",
     "Unix time of the last export that an OTLP collector accepted.",
 )
-OTLP: Final = (OTLP_EXPORTS, OTLP_DROPPED, OTLP_LAST_SUCCESS)
+OTLP_SETTING_PROBLEM: Final = Metric(
+    "llm_otlp_setting_problem",
+    Kind.GAUGE,
+    "{flag}",
+    "Always 1; an OTLP setting that is wrong or not supported, and whether the push is off for it or it is ignored.",
+    ("setting", "effect"),
+)
+OTLP: Final = (OTLP_EXPORTS, OTLP_DROPPED, OTLP_LAST_SUCCESS, OTLP_SETTING_PROBLEM)
 """How the push to a collector goes."""
 
 ALL: Final[tuple[Metric, ...]] = tuple(value for value in vars().values() if isinstance(value, Metric))

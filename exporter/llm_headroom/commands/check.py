@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import replace
 from textwrap import wrap
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llm_headroom import __version__, schema
-from llm_headroom.commands import logs
+from llm_headroom.commands import logs, variables
 from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
 from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.errors import ConfigError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from llm_headroom.config.load import Config
+    from llm_headroom.config.settings import Config
     from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Snapshot
 
@@ -123,6 +124,8 @@ def command(path: Path | None, form: str, **flags: Any) -> None:  # noqa: ANN401
     except ConfigError as error:
         fail(str(error))
     logs.set_up("error", config.log.format)
+    for name, problem in variables.unknown(os.environ):
+        click.echo(f"llm-headroom: {name}: {problem}", err=True)
     reports, absent = asyncio.run(collect(config))
     if form == "json":
         click.echo(json.dumps({"version": __version__, "sources": reports, "not_found": absent}, allow_nan=False))

@@ -12,6 +12,7 @@ from llm_headroom import __version__
 COMMANDS: Final = {
     "run": "Watch engines and GPUs and serve /metrics.",
     "check": "Collect everything once and report each signal.",
+    "config": "Check the configuration without polling: `config check [FILE]`.",
     "top": "Show engines and GPUs in the terminal.",
     "proxy": "Measure the requests to one engine.",
     "health": "Tell whether an exporter answers.",

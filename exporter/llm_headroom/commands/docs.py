@@ -1,11 +1,13 @@
-"""METRICS.md, generated from the schema and the engines' rules: `python -m llm_headroom.commands.docs`."""
+"""METRICS.md and what documents and editors need of the settings: `python -m llm_headroom.commands.docs`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
+from llm_headroom.commands import settings_docs
 from llm_headroom.engines.built_in import BUILT_IN
 
 if TYPE_CHECKING:
@@ -113,13 +115,16 @@ def _groups() -> Iterator[tuple[str, tuple[Metric, ...]]]:
         return tuple(metric for metric in schema.ALL if metric.name.removeprefix("llm_").startswith(prefixes))
 
     own = named("up", "source_", "label_values_", "build_", "config_", "exporter_")
+    process = schema.PROCESS
     gpus, host = named("gpu"), named("host_")
     routers = named("router_")
-    yield "Engines", tuple(metric for metric in schema.ALL if metric not in (*own, *gpus, *host, *routers))
+    others = (*own, *process, *gpus, *host, *routers)
+    yield "Engines", tuple(metric for metric in schema.ALL if metric not in others)
     yield "Routers", routers
     yield "GPUs", gpus
     yield "Engines' host memory", host
     yield "The exporter itself", own
+    yield "The exporter's process", process
 
 
 def _cell(text: str) -> str:
@@ -192,5 +197,22 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
+def files(root: Path) -> dict[Path, str]:
+    """Every generated file below the project's directory with what belongs into it."""
+    chart, page = root / "deploy/helm/llm-headroom/values.schema.json", root / "docs/configuration.md"
+    schema_of_settings = settings_docs.schema()
+    values = json.loads(chart.read_text(encoding="utf-8"))
+    values["properties"]["config"] = {"$ref": schema_of_settings["$ref"]}
+    values["definitions"] = schema_of_settings["definitions"]
+    return {
+        root / "METRICS.md": markdown(),
+        root / "docs/config.schema.json": json.dumps(schema_of_settings, indent=2, ensure_ascii=False) + "\n",
+        root / "docs/config.example.yaml": settings_docs.example(),
+        page: settings_docs.page(page.read_text(encoding="utf-8")),
+        chart: json.dumps(values, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
 if __name__ == "__main__":
-    Path("METRICS.md").write_text(markdown(), encoding="utf-8")
+    for path, text in files(Path()).items():
+        path.write_text(text, encoding="utf-8")

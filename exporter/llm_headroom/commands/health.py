@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Final
 
 import click
 
 from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
-from llm_headroom.config.endpoint import Endpoint, Tls
+from llm_headroom.config.endpoint import Endpoint, Tls, check, parse_target
 from llm_headroom.config.settings import Config
-from llm_headroom.scrape.http import Client, FetchError
+from llm_headroom.net.lean_httpx import httpx
+from llm_headroom.net.tls import TlsFileError, client_context
+from llm_headroom.scrape.refusals import broken, root, unconnected
 
 ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "[::]"})
+PATH: Final = "/-/healthy"
 OK: Final = 200
 ANSWERED: Final = frozenset({401, 429})
 """Statuses of an exporter that is well and wants a password first, or has been asked too much."""
@@ -38,18 +41,33 @@ def problem(
     Raises:
         ValueError: it is no URL, or a key has no certificate.
     """
-    tls = Tls(insecure_skip_verify=True, cert_file=cert_file, key_file=key_file)
-    return asyncio.run(_problem(Client(Endpoint(url=exporter, tls=tls)), timeout))
+    endpoint = Endpoint(url=exporter, tls=Tls(insecure_skip_verify=True, cert_file=cert_file, key_file=key_file))
+    origin, _, prefix = parse_target(exporter)
+    check(endpoint)
+    address = f"{origin}{prefix}{PATH}"
+    found: list[str | None] = [f"{address}: no answer within {timeout:g} s"]
+    # Limits of httpx are for each step; a thread that is left alone after the timeout is a limit for all of them.
+    thread = threading.Thread(target=lambda: found.append(_problem(address, endpoint.tls)), daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return found[-1]
 
 
-async def _problem(client: Client, timeout: float) -> str | None:  # noqa: ASYNC109 - the client keeps it
+def _problem(address: str, tls: Tls) -> str | None:
+    encrypted = address.startswith("https:")
     try:
-        answer = await client.get("/-/healthy", timeout=timeout)
-    except FetchError as error:
-        return str(error)
-    finally:
-        await client.close()
-    return None if answer.status == OK or answer.status in ANSWERED else f"/-/healthy answered {answer.status}"
+        with httpx.stream("GET", address, verify=client_context(tls), trust_env=False, timeout=None) as answer:
+            status = answer.status_code
+    except TlsFileError as error:
+        return f"{address}: {error}"
+    except httpx.ConnectError as error:
+        return f"{address}: {unconnected(root(error), encrypted=encrypted)}"
+    except httpx.NetworkError as error:
+        return f"{address}: {broken(root(error))}"
+    except httpx.HTTPError as error:
+        hint = "" if encrypted else "; does it speak TLS (https://)?"
+        return f"{address}: the answer is not valid HTTP/1.1: {error}{hint}"
+    return None if status == OK or status in ANSWERED else f"{PATH} answered {status}"
 
 
 @click.command("health")

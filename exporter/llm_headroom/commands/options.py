@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
-from llm_headroom.config.load import Config, load
+from llm_headroom.config.load import load
 from llm_headroom.engines.built_in import BUILT_IN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from llm_headroom.config.settings import Config
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llm_headroom.commands import logs, service
+from llm_headroom.commands import logs, service, variables
 from llm_headroom.commands.exits import fail
 from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.errors import ConfigError
@@ -17,6 +19,8 @@ from llm_headroom.web.config import WebConfigError
 
 if TYPE_CHECKING:
     from llm_headroom.config.settings import Config
+
+log = logging.getLogger("llm_headroom")
 
 
 @click.command("run")
@@ -63,6 +67,8 @@ def command(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's 
         file = None if path is None else service.watched(path)
         config = read()
         logs.set_up(config.log.level, config.log.format)
+        for name, problem in variables.unknown(os.environ):
+            log.warning("unknown environment variable", extra={"variable": name, "problem": problem})
         asyncio.run(service.run(config, file=file, read=read))
     except (ConfigError, WebConfigError, ListenError) as error:
         fail(str(error))

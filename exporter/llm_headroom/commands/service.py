@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
-from llm_headroom.config.load import Config, ConfigError
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.net.files import stamp
 from llm_headroom.net.listen import ListenError
 from llm_headroom.otlp.pusher import Pusher
+from llm_headroom.otlp.tally import Tally
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published, Reload
 from llm_headroom.proxy.service import Proxies
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from llm_headroom.config.settings import Config
+    from llm_headroom.net.files import Stamp
     from llm_headroom.net.http_server import HttpServer
 
 log = logging.getLogger("llm_headroom")
@@ -39,12 +42,12 @@ class Watched(NamedTuple):
     """A configuration file, and how it was before it was read: a change in between must not be missed."""
 
     path: Path
-    identity: tuple[int, int, int] | None
+    identity: Stamp | None
 
 
 def watched(path: Path) -> Watched:
     """A file to watch from now on."""
-    return Watched(path, _identity(path))
+    return Watched(path, stamp(path))
 
 
 async def run(config: Config, *, file: Watched | None, read: Callable[[], Config]) -> None:
@@ -58,9 +61,16 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     """
     proxies = Proxies(config)
     poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
-    pusher = Pusher()
-    published = Published(poller, pusher.points)
+    tally = Tally()
+    published = Published(poller, tally.points)
     app = App(published)
+    pusher = Pusher(
+        tally,
+        sources=published.sources,
+        changed=app.changed,
+        ready=poller.first_round,
+        port=config.listen[0].rpartition(":")[2],
+    )
     poller.on_change(app.changed)
     server = await serve(app.handle, config.listen, web_config=config.web_config)
     try:
@@ -78,7 +88,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     gc.set_threshold(YOUNG_OBJECTS, 20, 50)
     log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
     poller.start()
-    await pusher.apply(config, published, app.changed)
+    await pusher.apply(config.otlp)
     watching = loop.create_task(_watch(file, reload)) if file is not None else None
     reloading = loop.create_task(_reload(published, pusher, app.changed, read, reload))
     try:
@@ -99,20 +109,11 @@ async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher) -> 
     await app.close()
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does, through the symbolic links of a mounted ConfigMap too."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - the path may be watched on every look
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 async def _watch(file: Watched, reload: asyncio.Event) -> None:
     known = file.identity
     while True:
         await asyncio.sleep(LOOK_AT_FILE)
-        now = _identity(file.path)
+        now = stamp(file.path)
         if now is not None and now != known:
             known = now
             reload.set()
@@ -126,7 +127,7 @@ async def _reload(
         reload.clear()
         try:
             config = read()
-            await pusher.apply(config, published, changed)
+            await pusher.apply(config.otlp)
         except ConfigError as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
             published.reload = published.reload._replace(succeeded=False)

@@ -12,13 +12,10 @@ import termios
 import threading
 import time
 import tty
-import urllib.error
-import urllib.request
-from base64 import b64encode
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import click
 from rich.console import Console, Group
@@ -30,7 +27,9 @@ from llm_headroom.commands import logs
 from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
 from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.errors import ConfigError
+from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.poll.poller import Poller
+from llm_headroom.scrape.refusals import root
 from llm_headroom.view import text
 from llm_headroom.view.board import Board
 from llm_headroom.view.signals import ORDER
@@ -38,11 +37,12 @@ from llm_headroom.view.values import Level, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from rich.console import RenderableType
 
-    from llm_headroom.config.load import Config
+    from llm_headroom.config.settings import Config
     from llm_headroom.view.values import EngineCard, GpuCard, Latency, Trouble, View
 
 USUAL: Final = "http://localhost:9836"
@@ -85,11 +85,10 @@ def running(url: str = USUAL) -> bool:
     """Whether an exporter answers there; one that wants a password does, too."""
     try:
         with _opened(url, "/-/healthy", 1.0) as answer:
-            return b"llm-headroom" in answer.read(100)
-    except urllib.error.HTTPError as error:
-        with error:
-            return "llm-headroom" in error.headers.get("WWW-Authenticate", "")
-    except (OSError, ValueError):
+            if answer.is_success:
+                return b"llm-headroom" in next(answer.iter_bytes(), b"")
+            return "llm-headroom" in answer.headers.get("WWW-Authenticate", "")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return False
 
 
@@ -98,21 +97,25 @@ def follow(url: str, latest: Latest) -> None:
     while not latest.ended.is_set():
         try:
             with _opened(url, "/api/v1/stream", TIMEOUT) as answer:
-                for line in answer:
-                    if line.startswith(b"data: "):
-                        latest.show(from_json(json.loads(line[6:])))
-                        latest.settled.set()
-                    if latest.ended.is_set():
-                        return
-        except urllib.error.HTTPError as error:
-            with error:
-                latest.lost(f"{_shown(url)} answered {error.code} {error.reason}")
-        except urllib.error.URLError as error:
-            reason = getattr(error.reason, "strerror", None) or error.reason
-            latest.lost(f"{_shown(url)} cannot be reached: {reason}")
-        except (OSError, ValueError) as error:
+                if answer.is_success:
+                    _hear(answer, latest)
+                else:
+                    latest.lost(f"{_shown(url)} answered {answer.status_code} {answer.reason_phrase}")
+        except httpx.ConnectError as error:
+            first = root(error)
+            latest.lost(f"{_shown(url)} cannot be reached: {getattr(first, 'strerror', None) or first}")
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             latest.lost(f"{_shown(url)}: {error}")
         latest.ended.wait(RETRY)
+
+
+def _hear(stream: httpx.Response, latest: Latest) -> None:
+    for line in stream.iter_lines():
+        if line.startswith("data: "):
+            latest.show(from_json(json.loads(line[6:])))
+            latest.settled.set()
+        if latest.ended.is_set():
+            return
 
 
 def poll(config: Config, latest: Latest) -> None:
@@ -138,19 +141,14 @@ async def _poll(config: Config, latest: Latest) -> None:
     await poller.stop()
 
 
-def _opened(url: str, path: str, timeout: float) -> Any:  # noqa: ANN401 - urllib's response
+def _opened(url: str, path: str, timeout: float) -> AbstractContextManager[httpx.Response]:
+    """An answer to be read as it comes; a user name and password of the URL are sent."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("an exporter's address is http://HOST:PORT or https://HOST:PORT")
-    address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + path, "", ""))
-    request = urllib.request.Request(address)  # noqa: S310 - the scheme was looked at
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        request.add_header("Authorization", f"Basic {b64encode(pair.encode()).decode()}")
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-    if parts.scheme == "https":
-        handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context()))
-    return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
+    address = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + path, "", ""))
+    context = ssl.create_default_context()  # the system's authorities, where httpx has its own
+    return httpx.stream("GET", address, timeout=timeout, verify=context, follow_redirects=True, trust_env=False)
 
 
 def _shown(url: str) -> str:
@@ -235,8 +233,8 @@ def screen(view: View, problem: str, now: float, *, width: int, whole: bool = Fa
         parts.append(_table(GPU_COLUMNS, map(_gpu_row, gpus), width))
     if not view.engines and not view.gpus:
         parts.append(Text("No engine and no GPU yet.", style="dim"))
-    lines = [Text(f"{card.source.target}: {card.source.error}", "red") for card in view.engines if card.source.error]
-    lines += [Text(f"{card.source.target}: {card.source.error}", "red") for card in view.gpus if card.source.error]
+    sources = [*(card.source for card in view.engines), *(card.source for card in view.gpus)]
+    lines = [Text(f"{source.target}: {source.error}", "red") for source in sources if source.error]
     if whole or not view.engines:
         lines += [Text(f"not found: {each.what}: {each.why}", "dim") for each in view.absent]
     for line in lines:
@@ -270,6 +268,7 @@ ENGINE_COLUMNS: Final = (
     Column(""),
     Column("MODEL", narrowest=10),
     Column("ENGINE", room=110),
+    Column("TAKES", number=True, room=90),
     Column("RUN", number=True),
     Column("WAIT", number=True),
     Column("TOK/S", number=True, room=70),
@@ -311,6 +310,7 @@ def _engine_row(card: EngineCard) -> tuple[Text | str, ...]:
         Text("●", STYLES[card.level]),
         Text(card.model or source.target),
         Text(f"{source.title} {source.version}".strip(), "dim"),
+        text.times(next((load.headroom for load in card.load if load.objective == "ttft"), None)),
         text.count(card.running if router is None else router.active),
         text.count(card.waiting if router is None else router.waiting),
         text.rate(card.generation_rate),

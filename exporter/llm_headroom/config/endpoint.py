@@ -1,15 +1,16 @@
 """An engine's address, and how to speak to it: values, and what makes them valid."""
 
-from __future__ import annotations
-
 import ipaddress
+import os
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path
+from typing import Annotated, ClassVar, Final, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.kinds import File, Form, Host, Size, Url, User, Word, existing, parsed
+from llm_headroom.config.yaml_nodes import Value
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
@@ -39,30 +40,108 @@ class Basic:
     password: Secret
 
 
+def _secret_file(value: Value) -> Secret:
+    # Without its name in errors, since people write the secret itself in the name's place.
+    called = f"the file that is named here (a relative path begins at {value.directory})"
+    return Secret(file=existing(value.directory / parsed(Word, value.string()), called))
+
+
+def _secret_variable(value: Value) -> Secret:
+    name = value.string()
+    # Without the name in errors, since people write the secret itself in its place.
+    if not name.isprintable() or not os.environ.get(name):
+        raise ConfigError("the environment variable that is named here is not set, or empty")
+    return Secret(env=name)
+
+
+def _secret_itself(value: Value) -> NoReturn:
+    raise ConfigError(f"a secret must not stand in this file: use {value.key}_file or {value.key}_env")
+
+
+SecretFile: TypeAlias = Annotated[Secret, Form(name="file", read=_secret_file)]
+SecretVariable: TypeAlias = Annotated[Secret, Form(name="name", read=_secret_variable)]
+Refused: TypeAlias = Annotated[None, Form(read=_secret_itself)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Credentials as they are configured: a token, or a user name and a password, by file or variable."""
+
+    hides_unknown_keys: ClassVar[bool] = True  # a key that we do not know may be a misplaced secret
+
+    bearer_token_file: SecretFile | None = None
+    """Holds the token. Must exist when the configuration is read; it is read anew when it is used, so that it can be
+    rotated. Example: `secrets/token`."""
+    bearer_token_env: SecretVariable | None = None
+    """The environment variable that holds the token; must be set."""
+    username: User | None = None
+    """User name for basic authentication."""
+    password_file: SecretFile | None = None
+    """Holds the password, as `bearer_token_file` the token."""
+    password_env: SecretVariable | None = None
+    """The environment variable that holds the password."""
+    bearer_token: Refused = None
+    """Refused: use a file or a variable."""
+    password: Refused = None
+    """Refused: use a file or a variable."""
+
+    def credentials(self) -> Bearer | Basic:
+        """What goes into requests; ConfigError if it is too little or too much."""
+        tokens = [each for each in (self.bearer_token_file, self.bearer_token_env) if each]
+        passwords = [each for each in (self.password_file, self.password_env) if each]
+        match tokens, passwords, self.username:
+            case [token], [], None:
+                return Bearer(token)
+            case [], [password], str(username):
+                return Basic(username, password)
+        raise ConfigError(
+            "expected either one of bearer_token_file and bearer_token_env, "
+            "or username with one of password_file and password_env"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
     """TLS towards an engine: without a CA file the system's certificates are trusted."""
 
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    server_name: str | None = None
+    ca_file: File | None = None
+    """The certificates that are trusted. Default: the system's certificates. Example: `tls/ca.pem`."""
+    cert_file: File | None = None
+    """The exporter's client certificate. Example: `tls/client.pem`."""
+    key_file: File | None = None
+    """The key of the client certificate. Default: in `cert_file`. Example: `tls/client-key.pem`."""
+    server_name: Host | None = None
+    """The name that the engine's certificate must bear. Default: host of the URL. Example: `llm-a`."""
     insecure_skip_verify: bool = False
+    """Accepts any certificate. Whoever is in between can then read credentials."""
+
+
+def _checked_tls(tls: Tls) -> Tls:
+    if tls.key_file and not tls.cert_file:
+        raise ConfigError("key_file needs cert_file beside it")
+    return tls
+
+
+TlsSettings: TypeAlias = Annotated[Tls, Form(finish=_checked_tls)]
+Credentials: TypeAlias = Annotated[Bearer | Basic | None, Form(key="auth", section=Auth, finish=Auth.credentials)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """An engine's address and how to speak to it.
+    """An engine's address and how to speak to it; `url` in its one spelling, `http(s)://host[:port][/prefix]`."""
 
-    `url` is `http(s)://host[:port][/prefix]`, `max_bytes` caps a body after decompression, `gzip` asks for
-    compressed bodies (off by default: compressing costs the engine more than the bytes cost a local network).
-    """
-
-    url: str
-    tls: Tls = field(default_factory=Tls)
-    credentials: Bearer | Basic | None = None
-    max_bytes: int = 16 * 1024 * 1024
+    url: Url
+    """`http://` or `https://`, host, port, and a prefix if the engine stands behind one. Without a scheme it is `http`.
+    A `/metrics` at the end is taken off. A query, a fragment or a password in it is refused. Example:
+    `https://llm-a.internal:8000`."""
+    tls: TlsSettings = field(default_factory=Tls)
+    """TLS towards the engine, only with `https://`; see [TLS](#tls). Default: the system's certificates."""
+    credentials: Credentials = None
+    """Credentials for the engine; see [Authentication](#authentication)."""
+    max_bytes: Size = 16 * 1024 * 1024
+    """The largest answer that is read, after decompression."""
     gzip: bool = False
+    """Whether to ask for compressed answers. Compression costs the engine more than it saves on a local network."""
 
 
 class Origin(NamedTuple):

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as the operator is told: the place, the problem, and what may have been meant."""
+"""What is wrong with a configuration: the place, the problem, and what may have been meant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ MOST_PROBLEMS: Final = 20
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; `str(error)` is the whole message for the operator, one problem a line."""
+    """The configuration cannot be used; `str(error)` is the whole message for the operator, one problem a line.
+
+    `key` is the key of a section that the problem belongs to, empty for the section as a whole. `problems` are all
+    that were found, where the message leaves some out.
+    """
+
+    def __init__(self, message: str, key: str = "", problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.key = key
+        self.problems = problems or (message,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +37,17 @@ class Place:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
-    def told(self, problem: str) -> str:
-        """The line for the operator about a problem here."""
+    def line_for(self, problem: str) -> str:
+        """The line of an error message about a problem here."""
         return f"{self}: {self.key}{': ' if self.key else ''}{problem}"
 
     def error(self, problem: str) -> ConfigError:
         """The error to raise about a problem here, if it is to be the only one."""
-        return ConfigError(self.told(problem))
+        return ConfigError(self.line_for(problem))
 
 
 class Problems:
-    """All that was found wrong so far, so that the operator hears of it at once."""
+    """All that was found wrong so far, so that it is reported at once."""
 
     __slots__ = ("_found",)
 
@@ -49,15 +58,15 @@ class Problems:
         return len(self._found)
 
     def add(self, text: str, line: float = float("inf")) -> None:
-        """Adds a problem; problems are told in the order of their lines, those without one last."""
+        """Adds a problem; they are listed in the order of their lines, those without one last."""
         self._found.append((line, text))
 
     def check(self) -> None:
         """Raises all problems as one ConfigError, if there is any."""
-        if self._found:
-            lines = [text for _, text in sorted(self._found, key=lambda found: found[0])]
-            more = len(lines) - MOST_PROBLEMS
-            raise ConfigError("\n".join(lines[:MOST_PROBLEMS] + ([f"… and {more} more"] if more > 0 else [])))
+        lines = [text for _, text in sorted(self._found, key=lambda found: found[0])]
+        more = [f"… and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
+        if lines:
+            raise ConfigError("\n".join(lines[:MOST_PROBLEMS] + more), problems=tuple(lines))
 
 
 def shown(text: str) -> str:

@@ -1,261 +1,65 @@
-"""The part of the configuration that is about OTLP: the file's key `otlp`, and OpenTelemetry's environment variables.
+"""Whether anyone asks for a push over OTLP: the flag, the file, OpenTelemetry's environment variables.
 
-Spec: https://opentelemetry.io/docs/specs/otel/protocol/exporter/ and
-https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+What else those variables say is read where the push begins (`otlp/options.py`).
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import unquote, urlsplit
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from llm_headroom.config import settings_text
-from llm_headroom.config.endpoint import Secret, Tls
-from llm_headroom.config.errors import ConfigError, shown
-from llm_headroom.config.settings import OtlpSettings
-from llm_headroom.config.yaml_nodes import Value, from_number, from_string, mapping_of
+from llm_headroom.config.endpoint import Tls
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.kinds import parsed
+from llm_headroom.config.settings import Collector, OtlpSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from llm_headroom.config.errors import Place, Problems
-
-    _Read: TypeAlias = Callable[[Value[Any]], Any]
-
-PATH: Final = "/v1/metrics"
-_PREFIX: Final = "OTEL_EXPORTER_OTLP_"
-_SECRETS: Final = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
-_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""A header's name: RFC 9110, section 5.6.2."""
-
-_AS_THEY_ARE: Final = ("protocol", "headers", "tls", "timeout", "interval", "semantic_conventions")
-
-protocol: Final = settings_text.choice("http/protobuf", "grpc")
-_compression: Final = settings_text.choice("gzip", "none")
-
-
-def endpoint(text: str) -> tuple[str, str]:
-    """A collector's URL, and the path of metrics there: `/v1/metrics` below it, unless it ends so already."""
-    return settings_text.url(text.rstrip("/").removesuffix(PATH))[0], PATH
-
-
-def _exact_endpoint(text: str) -> tuple[str, str]:
-    """A URL that is used as it is."""
-    if text.rstrip("/").endswith(PATH):
-        return endpoint(text)
-    parts = urlsplit(text if "://" in text else f"http://{text}")
-    settings_text.url(text)
-    path = settings_text.url_path(parts.path or "/")
-    return settings_text.url(f"{parts.scheme}://{parts.netloc}")[0], path
-
-
-def _header_name(name: str) -> None:
-    if not _TOKEN.fullmatch(name):
-        raise ConfigError("expected the name of an HTTP header")
-
-
-def _header_value(text: str) -> str:
-    if not text.isascii() or not text.isprintable():
-        raise ConfigError("expected a header's value: printable ASCII characters")
-    return text
-
-
-def _header(value: Value[Any]) -> str:
-    _header_name(value.key)
-    if value.key.lower() in _SECRETS:
-        raise ConfigError("a secret must not stand in this file: put it under headers_file or headers_env")
-    return _header_value(value.string())
-
-
-def _attribute(value: Value[Any]) -> str:
-    settings_text.word(value.key)
-    return settings_text.word(value.string())
-
-
-def table(tls: _Read, secret_variable: _Read, secret_file: _Read) -> Mapping[str, _Read]:
-    """The keys of the section, given how TLS and secrets are read in all sections."""
-
-    def of_header(read: _Read) -> _Read:
-        def named(value: Value[Any]) -> Any:  # noqa: ANN401 - whatever is read
-            _header_name(value.key)
-            return read(value)
-
-        return mapping_of(named)
-
-    return {
-        "enabled": Value.boolean,
-        "endpoint": from_string(endpoint),
-        "protocol": from_string(protocol),
-        "headers": mapping_of(_header),
-        "headers_env": of_header(secret_variable),
-        "headers_file": of_header(secret_file),
-        "tls": tls,
-        "compression": from_string(_compression),
-        "timeout": from_number(settings_text.timeout),
-        "interval": from_number(settings_text.interval),
-        "resource": mapping_of(_attribute),
-        "semantic_conventions": Value.boolean,
-    }
+    from llm_headroom.config.errors import Problems
 
 
 def settled(
-    file: Mapping[str, Any], flag: str | None, environment: Mapping[str, str], problems: Problems
+    file: OtlpSettings | None, flag: str | None, environment: Mapping[str, str], problems: Problems
 ) -> OtlpSettings | None:
-    """The flag above the file above OpenTelemetry's variables; None if nobody asks for a push."""
-    if file.get("enabled") is False or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    """The flag above the file; None if nobody asks for a push, OpenTelemetry's variables included."""
+    settings = file or OtlpSettings()
+    if not settings.enabled or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
-
-    def told(key: str, problem: str) -> None:
-        place: Place | None = file.get("place")
-        if place is None:
+    if flag:
+        try:
+            settings = replace(settings, endpoint=parsed(Collector, flag))
+        except ConfigError as error:
+            problems.add(f"--otlp-endpoint/LLM_HEADROOM_OTLP_ENDPOINT: {error}")
+            return None
+    found = list(_contradictions(settings))
+    asked = settings.endpoint is not None or _asked(environment)
+    if not asked:
+        missing = ("", "endpoint is missing (or --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT)")
+        found = [missing] if settings != OtlpSettings() else []
+    for key, problem in found:
+        if settings.place is None:
             problems.add(f"otlp{key}: {problem}")
         else:
-            problems.add(f"{place}: {place.key}{key}: {problem}", place.line)
-
-    asked, standard = _endpoint(file, flag, environment, problems), _Standard(environment, problems)
-    if asked is None:
-        if file.keys() - {"place"}:
-            told("", "endpoint is missing (or --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT)")
-        return None
-    url, path = asked
-    given: dict[str, Any] = standard.values()
-    if not url.startswith("https:"):
-        given.pop("tls", None)  # certificates for all signals may well be there
-    given |= {key: file[key] for key in _AS_THEY_ARE if key in file}
-    if "compression" in file:
-        given["gzip"] = file["compression"] == "gzip"
-    secrets: dict[str, Secret] = {**file.get("headers_env", {}), **file.get("headers_file", {})}
-    given["resource"] = {**given.get("resource", {}), **file.get("resource", {})}
-    settings = OtlpSettings(url=url, path=path, secrets=secrets, **given)
-    for key, problem in _contradictions(settings, file):
-        told(key, problem)
-    return settings
+            problems.add(replace(settings.place, key=f"otlp{key}").line_for(problem), settings.place.line)
+    return settings if asked else None
 
 
-def _contradictions(settings: OtlpSettings, file: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if "tls" in file and not settings.url.startswith("https:"):
-        yield ".tls", "is given, but the endpoint is not https"
-    if settings.protocol == "grpc" and settings.tls.insecure_skip_verify:
-        yield ".tls.insecure_skip_verify", "gRPC cannot do it; give ca_file instead"
-    if settings.protocol == "grpc" and urlsplit(settings.url).path:
-        yield ".endpoint", f"with gRPC it must not have a path, as {settings.url} has"
-
-
-def _endpoint(
-    file: Mapping[str, Any], flag: str | None, environment: Mapping[str, str], problems: Problems
-) -> tuple[str, str] | None:
-    if flag:
-        return _address(endpoint, flag, "--otlp-endpoint/LLM_HEADROOM_OTLP_ENDPOINT", problems)
-    if "endpoint" in file:
-        found: tuple[str, str] = file["endpoint"]
-        return found
+def _asked(environment: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's variables ask for a push."""
     exporters = environment.get("OTEL_METRICS_EXPORTER", "").strip()
     if exporters and "otlp" not in [each.strip() for each in exporters.split(",")]:
-        return None
-    for name, read in ((f"{_PREFIX}METRICS_ENDPOINT", _exact_endpoint), (f"{_PREFIX}ENDPOINT", endpoint)):
-        text = environment.get(name, "").strip()
-        if text:
-            if "://" not in text and environment.get(f"{_PREFIX}INSECURE", "").strip().lower() == "false":
-                text = f"https://{text}"
-            return _address(read, text, name, problems)
-    return None
+        return False
+    names = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    return any(environment.get(name, "").strip() for name in names)
 
 
-def _address(
-    read: Callable[[str], tuple[str, str]], text: str, place: str, problems: Problems
-) -> tuple[str, str] | None:
-    found: tuple[str, str] | None = _read(read, text, place, problems)
-    return found
-
-
-def _read(read: Callable[[str], Any], text: str, place: str, problems: Problems) -> Any:  # noqa: ANN401 - what it reads
-    try:
-        return read(text)
-    except ConfigError as error:
-        problems.add(f"{place}: {error}")
-        return None
-
-
-def pairs(text: str) -> dict[str, str]:
-    """`name=value,name=value` with percent-encoding, as W3C baggage has it."""
-    found: dict[str, str] = {}
-    for part in text.split(","):
-        name, equals, value = part.strip().partition("=")
-        if not equals and not name:
-            continue
-        if not equals or not name.strip():
-            raise ConfigError("expected name=value, separated by commas")  # without the text: it may hold a key
-        found[unquote(name.strip())] = unquote(value.strip())
-    return found
-
-
-def _headers(text: str) -> dict[str, str]:
-    found = pairs(text)
-    for name, value in found.items():
-        _header_name(name)
-        _header_value(value)
-    return found
-
-
-def _milliseconds(lowest: float, highest: float) -> Callable[[str], float]:
-    low, high = round(lowest * 1000), round(highest * 1000)
-
-    def read(text: str) -> float:
-        if not text.isascii() or not text.isdigit() or not lowest <= int(text[:9]) / 1000 <= highest:
-            raise ConfigError(f"expected milliseconds from {low} to {high}, got {shown(text)}")
-        return int(text[:9]) / 1000
-
-    return read
-
-
-def _existing(text: str) -> Path:
-    path = Path(text)
-    if not path.is_file():
-        raise ConfigError(f"{text}: no such file")
-    return path
-
-
-class _Standard:
-    """OpenTelemetry's variables; those for metrics alone come before those for all signals."""
-
-    def __init__(self, environment: Mapping[str, str], problems: Problems) -> None:
-        self._environment = environment
-        self._problems = problems
-
-    def _one(self, name: str, read: Callable[[str], Any]) -> Any:  # noqa: ANN401 - what it reads
-        for variable in (f"{_PREFIX}METRICS_{name}", f"{_PREFIX}{name}"):
-            text = self._environment.get(variable, "").strip()
-            if text:
-                return _read(read, text, variable, self._problems)
-        return None
-
-    def values(self) -> dict[str, Any]:
-        """What they say of settings."""
-        environment, problems = self._environment, self._problems
-        found = {
-            "protocol": self._one("PROTOCOL", protocol),
-            "headers": self._one("HEADERS", _headers),
-            "timeout": self._one("TIMEOUT", _milliseconds(0.1, 60.0)),
-        }
-        compression = self._one("COMPRESSION", _compression)
-        if compression is not None:
-            found["gzip"] = compression == "gzip"
-        interval = environment.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
-        if interval:
-            found["interval"] = _read(_milliseconds(0.1, 3600.0), interval, "OTEL_METRIC_EXPORT_INTERVAL", problems)
-        certificates = {
-            "ca_file": self._one("CERTIFICATE", _existing),
-            "cert_file": self._one("CLIENT_CERTIFICATE", _existing),
-            "key_file": self._one("CLIENT_KEY", _existing),
-        }
-        if certificates["key_file"] and not certificates["cert_file"]:
-            problems.add(f"{_PREFIX}CLIENT_KEY: needs {_PREFIX}CLIENT_CERTIFICATE beside it")
-        elif any(certificates.values()):
-            found["tls"] = Tls(**certificates)
-        attributes = environment.get("OTEL_RESOURCE_ATTRIBUTES", "").strip()
-        resource = _read(pairs, attributes, "OTEL_RESOURCE_ATTRIBUTES", problems) or {}
-        name = environment.get("OTEL_SERVICE_NAME", "").strip()
-        found["resource"] = resource | ({"service.name": name} if name else {})
-        return {key: value for key, value in found.items() if value is not None}
+def _contradictions(settings: OtlpSettings) -> Iterator[tuple[str, str]]:
+    scheme, separator, rest = (settings.endpoint or "https://").partition("://")
+    grpc = settings.protocol == "grpc"
+    if settings.tls != Tls() and scheme != "https" and (separator or not grpc):
+        yield ".tls", "is given, but the endpoint is not https"
+    if grpc and settings.tls.insecure_skip_verify:
+        yield ".tls.insecure_skip_verify", "gRPC cannot do it; give ca_file instead"
+    if grpc and "/" in rest:
+        yield ".endpoint", f"with gRPC it must not have a path, as {settings.endpoint} has"

@@ -93,10 +93,9 @@ def derived(
     reserved: dict[DeviceKey, float] = {}
     for target, devices in of_target.items():
         engine = watched[target]
-        labels = {**engine.target.labels, "engine": engine.engine, "target": target}
         told = _told(engine.snapshot, engine.target.model_memory) if engine.snapshot and engine.up else None
         for key, kinds in _parts(target, devices, told, result.warnings).items():
-            device = {"gpu": key[0], "uuid": key[1], **labels}
+            device = {"gpu": key[0], "uuid": key[1], **engine.labels}
             for kind, size in kinds.items():
                 result.points.append(point(schema.GPU_MEMORY_ENGINE, size, _ORIGIN, device, kind=kind))
             least = memory[key]["total"] * (told.reservation or 0.0) if told else 0.0
@@ -104,10 +103,9 @@ def derived(
             reserved[key] = reserved.get(key, 0.0) + taken
             result.points.append(point(schema.GPU_MEMORY_RESERVATION, taken, _ORIGIN, device))
     for holding in holdings:
-        engine = watched[holding.target]
-        whose = {**engine.target.labels, "engine": engine.engine, "target": holding.target, "method": holding.method}
-        place = {"gpu": holding.gpu, "uuid": holding.uuid}
-        result.points.append(point(schema.GPU_ATTRIBUTION_INFO, 1.0, "attribution", whose, **place))
+        place = {"gpu": holding.gpu, "uuid": holding.uuid, "method": holding.method}
+        labels = watched[holding.target].labels
+        result.points.append(point(schema.GPU_ATTRIBUTION_INFO, 1.0, "attribution", labels, **place))
     for key, parts in memory.items():
         mine = sum(size for (device, _), size in held.items() if device == key)
         result.points.extend(_of_device(key, parts, mine, reserved.get(key, 0.0)))

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import numbers, point
+from llm_headroom.model import Point, numbers, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from llm_headroom.derive.estimates import Estimates
     from llm_headroom.derive.observation import Observation
-    from llm_headroom.model import Labels, Metric, Point
+    from llm_headroom.model import Labels, Metric
 
 _PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.REQUESTS_WAITING)
 
@@ -61,11 +61,11 @@ def kv_headroom(pools: Mapping[Labels, Mapping[Metric, float]], prompts: Mapping
         capacity, used = parts.get(schema.KV_CACHE_CAPACITY), parts.get(schema.KV_CACHE_USED)
         if not capacity or used is None:
             continue
-        names, origin = dict(labels), "capacity - used - waiting * prompt"
-        waiting = parts.get(schema.REQUESTS_WAITING, 0.0) * prompts.get(names.get("model", ""), 0.0)
+        waiting = parts.get(schema.REQUESTS_WAITING, 0.0) * prompts.get(dict(labels).get("model", ""), 0.0)
         tokens = max(0.0, capacity - used - waiting)
-        yield point(schema.KV_CACHE_HEADROOM_TOKENS, tokens, origin, names)
-        yield point(schema.KV_CACHE_HEADROOM_RATIO, tokens / capacity, origin, names)
+        origin = "capacity - used - waiting * prompt"
+        yield Point(series_of(schema.KV_CACHE_HEADROOM_TOKENS, labels), tokens, origin)
+        yield Point(series_of(schema.KV_CACHE_HEADROOM_RATIO, labels), tokens / capacity, origin)
 
 
 def requests(now: Observation, estimates: Estimates) -> float | None:
@@ -78,6 +78,11 @@ def requests(now: Observation, estimates: Estimates) -> float | None:
         return None
     tokens = max(0.0, now.capacity - now.used - (now.waiting or 0.0) * sizes[0])
     return tokens / sum(sizes)
+
+
+def demanded(now: Observation, estimates: Estimates) -> float:
+    """KV tokens that requests hold, and that the waiting ones will hold at first."""
+    return (now.used or 0.0) + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
 
 
 def steady_demand(estimates: Estimates) -> float | None:
@@ -99,7 +104,7 @@ def exhaustion_seconds(now: Observation, estimates: Estimates) -> float | None:
     demand, residence = steady_demand(estimates), estimates.residence.value
     if demand is None or residence is None or now.capacity is None or now.used is None or not estimates.warm:
         return None
-    begin = now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
+    begin = demanded(now, estimates)
     if begin >= now.capacity:
         return 0.0
     if demand <= now.capacity:

@@ -11,12 +11,12 @@ from llm_headroom.derive import capacity, headroom, pressure, residency, risk, s
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.observation import Observation, growth, observe, restarted
-from llm_headroom.model import numbers, point
+from llm_headroom.model import Point, numbers, point, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llm_headroom.model import Labels, Metric, Point
+    from llm_headroom.model import Labels, Metric
 
 PEAK_SECONDS: Final = 60.0
 FINEST_SECONDS: Final = 1.0
@@ -131,16 +131,15 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
     engine: str,
 ) -> ModelMemory:
     hottest, replicas = fullest
-    if known is None or at <= known.at:
-        tallies = {each.name: slo.tallied(slo.Tally(), each, None, now) for each in objectives}
-        load = capacity.begun(now, at, engine)
-        fresh = ModelMemory(at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest, load=load)
-        return fresh if known is None else known
-    elapsed, before = at - known.at, known.last
+    if known is not None and at <= known.at:
+        return known
+    before = None if known is None else known.last
     tallies = {
-        each.name: slo.tallied(known.tallies.get(each.name, slo.Tally()), each, before, now) for each in objectives
+        each.name: slo.tallied(known.tallies.get(each.name, slo.Tally()) if known else slo.Tally(), each, before, now)
+        for each in objectives
     }
-    if restarted(before, now):
+    if known is None or before is None or restarted(before, now):
+        restarts = 0 if known is None else known.restarts + 1
         return ModelMemory(
             at=at,
             last=now,
@@ -148,9 +147,10 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
             moved=at,
             replicas=replicas,
             hottest=hottest,
-            restarts=known.restarts + 1,
-            load=capacity.begun(now, at, engine, known.load),
+            restarts=restarts,
+            load=capacity.begun(now, at, engine, None if known is None else known.load),
         )
+    elapsed = at - known.at
     moving = (
         growth(before.steps, now.steps) > 0
         or growth(before.generation_tokens, now.generation_tokens) > 0
@@ -218,7 +218,7 @@ def _usage(
 def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[Point]:
     for labels, recent in usage.items():
         peak = max(value for _, value in recent)
-        yield point(schema.KV_CACHE_USAGE_PEAK, peak, "highest poll of the last minute", dict(labels))
+        yield Point(series_of(schema.KV_CACHE_USAGE_PEAK, labels), peak, "highest poll of the last minute")
 
 
 def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str, str], **more: str) -> Iterator[Point]:

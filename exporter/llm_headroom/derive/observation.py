@@ -108,7 +108,9 @@ def histogram_growth(before: Histogram | None, now: Histogram | None) -> Histogr
     """The observations between two readings; None without any, or if the bounds have changed."""
     if now is None or before is None or now.bounds != before.bounds:
         return None
+    if now.count == before.count:
+        return None
     counts = tuple(map(sub, now.counts, before.counts))
     if min(counts) < 0.0:  # it began anew
         return now if now.count else None
-    return Histogram(now.bounds, counts, now.sum - before.sum) if counts[-1] else None
+    return Histogram(now.bounds, counts, now.sum - before.sum)

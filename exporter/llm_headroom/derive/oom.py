@@ -159,9 +159,8 @@ def gpus(
         for target in holders.get(key, {}):
             levels[target] = max(levels.get(target, 0.0), device.shown[-1] / max(free, 1.0))
     for target, level in levels.items():
-        engine = watched[target]
-        labels = {**engine.target.labels, "engine": engine.engine, "target": target, "resource": "gpu_memory"}
-        points.append(point(schema.PRESSURE, level, "greatest rise / free memory", labels))
+        labels = watched[target].labels
+        points.append(point(schema.PRESSURE, level, "greatest rise / free memory", labels, resource="gpu_memory"))
     return devices, points
 
 

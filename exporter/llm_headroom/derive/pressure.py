@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.estimates import Mean
+from llm_headroom.derive.headroom import demanded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ def kv_demand(now: Observation, estimates: Estimates) -> float | None:
     """What requests hold and what the waiting ones will hold at first, as a share of the KV cache; may exceed 1."""
     if not now.capacity or now.used is None:
         return None
-    return (now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)) / now.capacity
+    return demanded(now, estimates) / now.capacity
 
 
 def resources(now: Observation, estimates: Estimates, slo_seconds: float | None) -> dict[str, float]:

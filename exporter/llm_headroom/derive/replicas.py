@@ -39,16 +39,6 @@ def combined(points: Iterable[Point]) -> Iterator[Point]:
             yield Point(series_of(metric, labels), value, group[0].origin)
 
 
-def highest(points: Iterable[Point]) -> dict[tuple[str, Labels], float]:
-    """The greatest value among the replicas of each series that is no histogram, by metric name and labels."""
-    found: dict[tuple[str, Labels], float] = {}
-    for point in points:
-        if isinstance(point.value, float):
-            key = (point.series.metric.name, _without_replica(point.series))
-            found[key] = max(point.value, found.get(key, point.value))
-    return found
-
-
 def _value(across: Across, group: Sequence[Point], capacities: dict[Labels, float]) -> float | Histogram | None:
     first = group[0].value
     if len(group) == 1:

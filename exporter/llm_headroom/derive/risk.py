@@ -11,7 +11,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.estimates import GROWTH_SECONDS
-from llm_headroom.derive.headroom import steady_demand
+from llm_headroom.derive.headroom import demanded, steady_demand
 
 if TYPE_CHECKING:
     from llm_headroom.derive.estimates import Estimates
@@ -52,7 +52,7 @@ def kv_distance(now: Observation, estimates: Estimates) -> float | None:
     arrivals, capacity = estimates.arrivals.value, now.capacity
     if not demand or not residence or not held or arrivals is None or not capacity or now.used is None:
         return None
-    begin = now.used + (now.waiting or 0.0) * (estimates.prompt.value or 0.0)
+    begin = demanded(now, estimates)
 
     def deviation(ahead: float) -> float:
         fading = math.exp(-2.0 * ahead / residence)

@@ -31,6 +31,11 @@ def status_class(code: str) -> str:
     return f"{code[0]}xx" if code[:1].isdigit() else code
 
 
+def whole(value: object) -> int | None:
+    """A number of JSON that is whole and not negative; None if it is anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
 def _models(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
     return [
         {"id": str(entry["id"]), "max_model_len": entry.get("max_model_len"), "parent": entry.get("parent")}

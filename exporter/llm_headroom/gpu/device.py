@@ -8,7 +8,7 @@ from llm_headroom import schema
 from llm_headroom.gpu import nvml
 from llm_headroom.gpu.nvml import Code
 from llm_headroom.host.proc import Proc
-from llm_headroom.model import Cause, Failure, Point, Series
+from llm_headroom.model import Cause, Failure, Point, Series, point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -118,9 +118,8 @@ class Device:
         self.labels = labels
         self.info = info
         self._asked = [_Asked(question, labels) for question in questions]
-        self._info = Point(Series(schema.GPU_INFO, {**labels, **info}), 1.0, "nvmlDeviceGetName")
+        self._info = point(schema.GPU_INFO, 1.0, "nvmlDeviceGetName", labels, **info)
         self._process_lists: tuple[str, ...] = nvml.PROCESS_LISTS
-        self._processes: dict[tuple[str, str], Series] = {}
 
     @property
     def name(self) -> str:
@@ -128,7 +127,11 @@ class Device:
         return f"GPU {self.labels['gpu']} ({self.labels['uuid']})"
 
     def read(self, points: list[Point], warnings: list[Failure]) -> None:
-        """Raises Refused if the device is lost."""
+        """Add what the device tells.
+
+        Raises:
+            Refused: the device is lost.
+        """
         points.append(self._info)
         self._read_fields(points, warnings)
         for asked in self._asked:
@@ -220,13 +223,10 @@ class Device:
 
     def process_points(self, listed: DeviceProcesses) -> Iterator[Point]:
         """A point for each process whose memory is known."""
-        known, self._processes = self._processes, {}
         for pid, used in listed.processes:
             if used is not None:
-                key = (str(pid), _process_name(pid))
-                labels = {**self.labels, "pid": key[0], "process": key[1]}
-                self._processes[key] = known.get(key) or Series(schema.GPU_PROCESS_MEMORY, labels)
-                yield Point(self._processes[key], float(used), self._process_lists[0])
+                whose = {"pid": str(pid), "process": _process_name(pid)}
+                yield point(schema.GPU_PROCESS_MEMORY, float(used), self._process_lists[0], self.labels, **whose)
 
     def _add(  # noqa: PLR0913, PLR0917 (the parts of one value)
         self,
@@ -287,9 +287,10 @@ class Card:
     def read(
         self, points: list[Point], warnings: list[Failure], listed: list[DeviceProcesses], *, series: bool
     ) -> None:
-        """Reads the GPU and its MIG instances; `series`: with a point for each process.
+        """Read the GPU and its MIG instances; `series`: with a point for each process.
 
-        Raises Refused if the GPU is lost.
+        Raises:
+            Refused: the GPU is lost.
         """
         if self._device is None:
             self._device = self._found()

@@ -63,7 +63,7 @@ class XidWatcher:
         return self._thread is not None and not self._thread.is_alive()
 
     def start(self, pynvml: Nvml, devices: Sequence[tuple[Handle, Mapping[str, str]]]) -> None:
-        """Registers for the events of devices, given with their labels, and waits for them in a thread.
+        """Register for the events of devices, given with their labels, and wait for them in a thread.
 
         Where the driver has no events, or not for this user, `points` says so with a 0 for each device.
         """
@@ -81,7 +81,7 @@ class XidWatcher:
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; returns when it no longer uses NVML."""
+        """End the thread; returns when it no longer uses NVML."""
         self._ending.set()
         if self._thread is not None:
             self._thread.join()
@@ -111,7 +111,7 @@ class XidWatcher:
             registered = _register(pynvml, named) if again else None
 
     def _wait(self, pynvml: Nvml, registered: _Registered) -> int:
-        """Counts events until `stop`, or until NVML fails; the code of the failure, else 0."""
+        """Count events until `stop`, or until NVML fails; the code of the failure, else 0."""
         while not self._ending.is_set():
             try:
                 event = pynvml.nvmlEventSetWait_v2(registered.events, WAIT_MILLISECONDS)

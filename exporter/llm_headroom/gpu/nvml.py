@@ -171,17 +171,26 @@ _RECOVERY: Final = (Value(schema.GPU_RECOVERY_ACTION, 100),)
 _ALL_LINKS: Final = 2**32 - 1
 
 
+def _call(origin: str, values: tuple[Value, ...], *arguments: int, constant: bool = False) -> Call:
+    """A function that gives one number."""
+    return Call(origin, lambda pynvml, handle: (getattr(pynvml, origin)(handle, *arguments),), values, constant)
+
+
 def _number(origin: str, metric: Metric, most: float, per: int = 1) -> Call:
-    return Call(origin, lambda pynvml, handle: (getattr(pynvml, origin)(handle),), (Value(metric, most, per=per),))
+    return _call(origin, (Value(metric, most, per=per),))
 
 
 def _clock(origin: str, metric: Metric, number: int, domain: str, *, constant: bool) -> Call:
-    return Call(
-        origin,
-        lambda pynvml, handle: (getattr(pynvml, origin)(handle, number),),
-        (Value(metric, 100_000, ("domain", domain), times=1_000_000),),
-        constant,
-    )
+    return _call(origin, (Value(metric, 100_000, ("domain", domain), times=1_000_000),), number, constant=constant)
+
+
+def _each(origin: str, values: tuple[Value, ...], *arguments: tuple[int, ...]) -> Call:
+    """A function that is called once for each of the values."""
+    return Call(origin, lambda pynvml, handle: [getattr(pynvml, origin)(handle, *each) for each in arguments], values)
+
+
+def _reasons(origin: str) -> Call:
+    return Call(origin, lambda pynvml, handle: _bits(getattr(pynvml, origin)(handle)), _THROTTLE)
 
 
 def fans(count: int | None) -> list[Question]:
@@ -190,7 +199,7 @@ def fans(count: int | None) -> list[Question]:
     def fan(origin: str, number: int, *argument: int) -> Question:
         # It "may exceed 100% in certain cases" (nvml.h, nvmlDeviceGetFanSpeed).
         value = Value(schema.GPU_FAN, 300, ("fan", str(number)), per=100)
-        return (Call(origin, lambda pynvml, handle: (getattr(pynvml, origin)(handle, *argument),), (value,)),)
+        return (_call(origin, (value,), *argument),)
 
     if count is None:
         return [fan("nvmlDeviceGetFanSpeed", 0)]
@@ -222,11 +231,7 @@ BOARD: Final[tuple[Question, ...]] = (
     (_number("nvmlDeviceGetEnforcedPowerLimit", schema.GPU_POWER_LIMIT, _MILLIWATTS, 1000),),
     (
         Fields(("NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION",), _ENERGY),
-        Call(
-            "nvmlDeviceGetTotalEnergyConsumption",
-            lambda pynvml, handle: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle),),
-            _ENERGY,
-        ),
+        _call("nvmlDeviceGetTotalEnergyConsumption", _ENERGY),
     ),
     (
         Call(
@@ -250,18 +255,7 @@ BOARD: Final[tuple[Question, ...]] = (
         for name, metric in (("", schema.GPU_CLOCK), ("Max", schema.GPU_CLOCK_MAX))
         for number, domain in enumerate(("graphics", "sm", "memory", "video"))
     ),
-    (
-        Call(
-            "nvmlDeviceGetCurrentClocksEventReasons",
-            lambda pynvml, handle: _bits(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle)),
-            _THROTTLE,
-        ),
-        Call(
-            "nvmlDeviceGetCurrentClocksThrottleReasons",
-            lambda pynvml, handle: _bits(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
-            _THROTTLE,
-        ),
-    ),
+    (_reasons("nvmlDeviceGetCurrentClocksEventReasons"), _reasons("nvmlDeviceGetCurrentClocksThrottleReasons")),
     (
         Fields(tuple(f"NVML_FI_DEV_PERF_POLICY_{policy.upper()}" for policy in _POLICIES), _POLICY_TIME),
         Call(
@@ -275,13 +269,7 @@ BOARD: Final[tuple[Question, ...]] = (
     (Fields(("NVML_FI_DEV_GET_GPU_RECOVERY_ACTION",), _RECOVERY),),
     (
         Fields(("NVML_FI_DEV_ECC_SBE_AGG_TOTAL", "NVML_FI_DEV_ECC_DBE_AGG_TOTAL"), _ECC),
-        Call(
-            "nvmlDeviceGetTotalEccErrors",
-            lambda pynvml, handle: tuple(
-                pynvml.nvmlDeviceGetTotalEccErrors(handle, severity, 1) for severity in (0, 1)
-            ),
-            _ECC,
-        ),
+        _each("nvmlDeviceGetTotalEccErrors", _ECC, (0, 1), (1, 1)),
     ),
     (
         Fields(tuple(f"NVML_FI_DEV_REMAPPED_{part}" for part in ("COR", "UNC", "PENDING", "FAILURE")), _ROWS),
@@ -296,14 +284,14 @@ BOARD: Final[tuple[Question, ...]] = (
     (Fields(("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", "NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX"), _NVLINK, _ALL_LINKS),),
 )
 PCIE: Final[Question] = (
-    Call(
+    _each(
         "nvmlDeviceGetPcieThroughput",
-        lambda pynvml, handle: tuple(pynvml.nvmlDeviceGetPcieThroughput(handle, direction) for direction in (0, 1)),
         tuple(
             # "KB/s" (nvml.h) leaves open whether 1000 or 1024 bytes are meant.
             Value(schema.GPU_PCIE_THROUGHPUT, 10**9, ("direction", direction), times=1000)
             for direction in ("transmit", "receive")
         ),
+        *((0,), (1,)),
     ),
 )
 """Asked only on demand: it takes 20 ms for each direction (utkuozdemir/nvidia_gpu_exporter, docs/CONFIGURE.md)."""

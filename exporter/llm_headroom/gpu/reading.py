@@ -75,7 +75,7 @@ class Gpus:
     def __init__(
         self, *, processes: bool = False, pcie: bool = False, events: bool = False, library: Path | None = None
     ) -> None:
-        """Loads nothing yet."""
+        """Load nothing yet."""
         self._processes = processes
         self._questions = (nvml.PCIE,) if pcie else ()
         self._xids = XidWatcher() if events else None
@@ -89,7 +89,7 @@ class Gpus:
         self._patience = 1
 
     def read(self) -> Reading:
-        """Reads every GPU. A lost one gives no points but a warning, and is tried again by each reading.
+        """Read every GPU. A lost one gives no points but a warning, and is tried again by each reading.
 
         NVML is initialised by the first reading, and anew after a failure, when its list of GPUs has changed, and
         while a GPU is lost: by the next reading at first, then ever more rarely, since it costs the other GPUs' drivers
@@ -113,7 +113,7 @@ class Gpus:
             raise GpuError(_explained(refused, self._library)) from refused
 
     def close(self) -> None:
-        """Shuts NVML down; a later reading initialises it anew."""
+        """Shut NVML down; a later reading initialises it anew."""
         if self._xids is not None:
             self._xids.stop()
         self._watching = ()
@@ -196,18 +196,6 @@ class Gpus:
         if self._xids is not None and (uuids != self._watching or self._xids.broken):
             self._xids.start(self._pynvml, [(board.handle, board.labels) for board in boards])
             self._watching = uuids
-
-
-def why_no_gpu(library: Path | None = None) -> Failure | None:
-    """Why NVML gives no GPU here and what to do about it, in words for the operator; None if it gives one."""
-    gpus = Gpus(library=library)
-    try:
-        gpus.read()
-    except GpuError as error:
-        return error.failure
-    finally:
-        gpus.close()
-    return None
 
 
 def _explained(refused: Refused, library: Path | None) -> Failure:

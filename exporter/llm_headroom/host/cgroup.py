@@ -10,6 +10,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_headroom.host.proc import text_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -44,12 +46,10 @@ def directories(proc: Proc, sys: Path, pid: int | str) -> Iterator[Path]:
     """
     groups = proc.cgroups(pid)
     own_view = proc.root / str(pid) / "root/sys/fs/cgroup"
-    if "memory" in groups:
-        mount, path = "memory", groups["memory"]
-    elif "" in groups:
-        mount, path = "", groups[""]
-    else:
+    mount = "memory" if "memory" in groups else ""
+    if mount not in groups:
         return
+    path = groups[mount]
     if ".." not in PurePosixPath(path).parts:
         yield sys / "fs/cgroup" / mount / path.lstrip("/")
         yield own_view / mount / path.lstrip("/")
@@ -92,26 +92,19 @@ def _limit(directory: Path) -> float | None:
     return _number(directory / "memory.max")
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
-
-
 def _number(path: Path) -> float | None:
     """None if the file is not there or says `max`."""
-    text = _text(path).strip()
+    text = text_of(path).strip()
     return float(text) if text.isdigit() else None
 
 
 def _keyed(path: Path) -> dict[str, float]:
     """A file with a name and a number on each line."""
-    lines = (line.split() for line in _text(path).splitlines())
+    lines = (line.split() for line in text_of(path).splitlines())
     return {words[0]: float(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}  # noqa: PLR2004
 
 
 def _pressure(path: Path) -> dict[str, float]:
     """Seconds by severity (some, full); the file gives microseconds."""
-    found = re.findall(r"^(some|full) .*\btotal=(\d+)$", _text(path), re.MULTILINE)
+    found = re.findall(r"^(some|full) .*\btotal=(\d+)$", text_of(path), re.MULTILINE)
     return {severity: int(total) / 1e6 for severity, total in found}

@@ -36,6 +36,11 @@ class Watched(NamedTuple):
         return (self.snapshot.engine if self.snapshot else "") or self.target.engine or ""
 
     @property
+    def labels(self) -> dict[str, str]:
+        """The labels of every series about it."""
+        return {**self.target.labels, "engine": self.engine, "target": self.target.name}
+
+    @property
     def up(self) -> bool:
         """Whether the latest collection succeeded."""
         return self.snapshot is not None and self.snapshot.health.up

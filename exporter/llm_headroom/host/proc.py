@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
@@ -65,7 +66,7 @@ class Proc:
             text = self._text(f"{pid}/stat")
             fields = text.rpartition(")")[2].split()
             return Stat(int(text.partition(" ")[0]), int(fields[1]), int(fields[2]), int(fields[19]))
-        except (OSError, ValueError, IndexError):
+        except (ValueError, IndexError):
             return None
 
     def lineage(self, pid: int) -> list[Stat]:
@@ -89,10 +90,7 @@ class Proc:
 
     def name(self, pid: int) -> str:
         """The process' name as the kernel keeps it; empty if unknown."""
-        try:
-            return self._text(f"{pid}/comm").strip()
-        except OSError:
-            return ""
+        return self._text(f"{pid}/comm").strip()
 
     def resident(self, pid: int) -> dict[str, float]:
         """Resident bytes by kind: anonymous, file, shared; empty if unknown."""
@@ -102,34 +100,23 @@ class Proc:
                 key, _, rest = line.partition(":")
                 if key in _STATUS:
                     found[_STATUS[key]] = float(rest.split()[0]) * 1024
-        except (OSError, ValueError, IndexError):
+        except (ValueError, IndexError):
             return {}
         return found
 
     def started(self, stat: Stat) -> float | None:
         """Unix seconds at which the process started; None if the time of the boot is unknown."""
-        try:
-            boot = re.search(r"^btime (\d+)$", self._text("stat"), re.MULTILINE)
-        except OSError:
-            return None
+        boot = re.search(r"^btime (\d+)$", self._text("stat"), re.MULTILINE)
         return int(boot[1]) + stat.start / os.sysconf("SC_CLK_TCK") if boot else None
 
     def cgroups(self, pid: int | str) -> dict[str, str]:
         """The process' control groups: path by controller, that of version 2 under the empty name."""
-        try:
-            lines = self._text(f"{pid}/cgroup").splitlines()
-        except OSError:
-            return {}
-        parts = [line.split(":", 2) for line in lines if line.count(":") > 1]
+        parts = [line.split(":", 2) for line in self._text(f"{pid}/cgroup").splitlines() if line.count(":") > 1]
         return {controller: path for _, controllers, path in parts for controller in controllers.split(",")}
 
     def mounted_group(self, pid: int | str, controller: str) -> str:
         """Which control group of version 1 a process sees at the root of a controller's files; empty if unknown."""
-        try:
-            lines = self._text(f"{pid}/mountinfo").splitlines()
-        except OSError:
-            return ""
-        for line in lines:
+        for line in self._text(f"{pid}/mountinfo").splitlines():
             fields = line.split()
             if "cgroup" in fields and controller in fields[-1].split(","):
                 return fields[3]
@@ -147,11 +134,7 @@ class Proc:
         """The sockets of a process' network namespace that listen on one of these ports."""
         found = []
         for table in ("tcp", "tcp6"):
-            try:
-                lines = self._text(f"{pid}/net/{table}").splitlines()[1:]
-            except OSError:
-                continue
-            for line in lines:
+            for line in self._text(f"{pid}/net/{table}").splitlines()[1:]:
                 fields = line.split()
                 if len(fields) > 9 and fields[3] == _LISTEN:  # noqa: PLR2004 - up to the inode
                     digits, _, port = fields[1].partition(":")
@@ -162,19 +145,13 @@ class Proc:
     def addresses(self, pid: int | str = "self") -> set[Address]:
         """The addresses of a process' network namespace."""
         found: set[Address] = set()
-        try:
-            last = ""
-            for line in self._text(f"{pid}/net/fib_trie").splitlines():
+        with suppress(ValueError):
+            for before, line in pairwise(("", *self._text(f"{pid}/net/fib_trie").splitlines())):
                 if line.endswith("/32 host LOCAL"):
-                    found.add(IPv4Address(last))
-                last = line.rpartition(" ")[2]
-        except (OSError, ValueError):
-            pass
-        try:
+                    found.add(IPv4Address(before.rpartition(" ")[2]))
+        with suppress(ValueError, IndexError):
             for line in self._text(f"{pid}/net/if_inet6").splitlines():
                 found.add(IPv6Address(bytes.fromhex(line.split()[0])))
-        except (OSError, ValueError, IndexError):
-            pass
         return found
 
     def sockets(self, pid: int) -> Iterator[int]:
@@ -193,10 +170,7 @@ class Proc:
 
     def command(self, pid: int) -> list[str]:
         """The words of a process' command line; none if it is not shown."""
-        try:
-            return self._text(f"{pid}/cmdline").rstrip("\0").split("\0")
-        except OSError:
-            return []
+        return self._text(f"{pid}/cmdline").rstrip("\0").split("\0")
 
     def behind_docker_proxy(self, pid: int) -> tuple[Address, int] | None:
         """Where Docker's port proxy forwards to (moby, cmd/docker-proxy); None if the process is none."""
@@ -205,12 +179,20 @@ class Proc:
         try:
             given = dict(pairwise(self.command(pid)))
             return ip_address(given["-container-ip"]), int(given["-container-port"])
-        except (OSError, ValueError, KeyError):
+        except (ValueError, KeyError):
             return None
 
     def _text(self, name: str) -> str:
-        with open(f"{self.root}/{name}", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - much faster
+        return text_of(f"{self.root}/{name}")
+
+
+def text_of(path: Path | str) -> str:
+    """What a file of the kernel's says; empty if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - much faster
             return file.read()
+    except OSError:
+        return ""
 
 
 def addresses_of(host: str) -> tuple[Address, ...]:

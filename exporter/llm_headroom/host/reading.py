@@ -56,7 +56,7 @@ class HostMemory:
         readings = {}
         for each in watched:
             name = each.target.name
-            labels = {**each.target.labels, "target": name, "engine": each.engine}
+            labels = each.labels
             process, group = processes.get(name), groups[name]
             points = [] if process is None else list(self._of_process(process, labels, name, now))
             if group is not None:

@@ -371,7 +371,7 @@ async def answered(handler: Handler, request: Request) -> Response:
     except CutError:
         raise
     except Exception:  # noqa: BLE001 - whatever a handler does wrong is its own affair
-        _log.exception("The handler of %s failed", request.path)
+        _log.exception("handler failed", extra={"path": request.path})
         return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more.")
 
 

@@ -105,7 +105,8 @@ class HttpServer:
                 if error.errno == errno.ECONNABORTED:
                     continue
                 if not failing:
-                    _log.error("Cannot accept connections on %s: %s", bound_address(listener), error.strerror)
+                    where = {"address": bound_address(listener), "error": error.strerror}
+                    _log.error("connections cannot be accepted", extra=where)
                 failing = True
                 await asyncio.sleep(1)
                 continue
@@ -144,25 +145,25 @@ class HttpServer:
                 ssl_shutdown_timeout=None if security.tls is None else CLOSE_SECONDS,
             )
         except OSError as error:  # a TLS handshake that fails or times out is one, too
-            _log.debug("A client's TLS handshake failed: %s", error)
+            _log.debug("TLS handshake failed", extra={"error": str(error)})
             return
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
             if security.admits_certificate(writer.get_extra_info("peercert")):
                 await connection.converse(reader, writer)
             else:
-                _log.info("Refused a client: its certificate has no name out of client_allowed_sans")
+                _log.info("client refused", extra={"error": "its certificate has no name out of client_allowed_sans"})
                 transport.abort()
         except CutError:
             transport.abort()
         except OSError as error:
-            _log.debug("A client's connection ended early: %s", error)
+            _log.debug("connection ended early", extra={"error": str(error)})
             transport.abort()
         except asyncio.CancelledError:
             transport.abort()
             raise
         except Exception:  # noqa: BLE001 - one client's connection must not end the server
-            _log.exception("A connection was cut by an error of the server")
+            _log.exception("connection cut by an error of the server")
             transport.abort()
         finally:
             writer.close()

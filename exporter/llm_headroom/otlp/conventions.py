@@ -2,21 +2,21 @@
 
 Spec: https://github.com/open-telemetry/semantic-conventions/blob/v1.41.0/docs/gen-ai/gen-ai-metrics.md and
 docs/hardware/gpu.md, docs/hardware/common.md. All of them are in development there. What the conventions require and
-no engine tells (`gen_ai.operation.name`) stays absent.
+no engine exposes (`gen_ai.operation.name`) stays absent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.render.otlp import Line, Reading, Shape, Stream
+from llm_headroom.model import NOTHING
+from llm_headroom.otlp.data import Reading, Shape, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from llm_headroom.model import Labels, Metric, Series
+    from llm_headroom.model import Labels, Metric
     from llm_headroom.otlp.cumulative import Started
 
 RENAMED: Final[Mapping[str, str]] = {
@@ -26,116 +26,71 @@ RENAMED: Final[Mapping[str, str]] = {
     "target": "target",
     "replica": "replica",
 }
-"""Our labels → attributes. Those that are not here are told in `Convention.renamed`, or left out."""
+"""Our labels → attributes. Those that are not here are in `Convention.renamed`, or left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Convention:
+class Convention(NamedTuple):
     """How a metric of ours is called by the conventions: its stream, fixed attributes, and attributes of labels."""
 
     stream: Stream
-    added: Mapping[str, str] = field(default_factory=dict)
-    renamed: Mapping[str, str] = field(default_factory=dict)
+    added: Mapping[str, str] = NOTHING
+    renamed: Mapping[str, str] = NOTHING
 
 
-def _convention(  # noqa: PLR0913 - a row of the table
-    name: str,
-    shape: Shape,
-    unit: str,
-    description: str,
-    *,
-    added: Mapping[str, str] | None = None,
-    renamed: Mapping[str, str] | None = None,
-) -> Convention:
-    return Convention(Stream(name, shape, unit, description), added or {}, renamed or {})
+def _latency(name: str, description: str) -> Convention:
+    return Convention(Stream(f"gen_ai.server.{name}", Shape.HISTOGRAM, "s", description))
 
 
-_GPU: Final = {"hw.type": "gpu"}
+def _gpu(stream: Stream, renamed: Mapping[str, str] = NOTHING, **added: str) -> Convention:
+    fixed = {"hw.type": "gpu"} | {name.replace("_", "."): value for name, value in added.items()}
+    return Convention(stream, fixed, renamed)
+
 
 CONVENTIONS: Final[Mapping[Metric, Convention]] = {
-    schema.TIME_TO_FIRST_TOKEN: _convention(
-        "gen_ai.server.time_to_first_token",
-        Shape.HISTOGRAM,
-        "s",
-        "Time to generate first token for successful responses.",
+    schema.TIME_TO_FIRST_TOKEN: _latency(
+        "time_to_first_token", "Time to generate first token for successful responses."
     ),
-    schema.TIME_PER_OUTPUT_TOKEN: _convention(
-        "gen_ai.server.time_per_output_token",
-        Shape.HISTOGRAM,
-        "s",
-        "Time per output token generated after the first token for successful responses.",
+    schema.TIME_PER_OUTPUT_TOKEN: _latency(
+        "time_per_output_token", "Time per output token generated after the first token for successful responses."
     ),
-    schema.REQUEST_DURATION: _convention(
-        "gen_ai.server.request.duration",
-        Shape.HISTOGRAM,
-        "s",
-        "Generative AI server request duration such as time-to-last byte or last output token.",
+    schema.REQUEST_DURATION: _latency(
+        "request.duration", "Generative AI server request duration such as time-to-last byte or last output token."
     ),
-    schema.GPU_MEMORY_TOTAL: _convention(
-        "hw.gpu.memory.limit", Shape.LEVEL, "By", "Size of the GPU memory.", added=_GPU
+    schema.GPU_MEMORY_TOTAL: _gpu(Stream("hw.gpu.memory.limit", Shape.LEVEL, "By", "Size of the GPU memory.")),
+    schema.GPU_MEMORY_USED: _gpu(Stream("hw.gpu.memory.usage", Shape.LEVEL, "By", "GPU memory used.")),
+    schema.GPU_UTILIZATION: _gpu(
+        Stream("hw.gpu.utilization", Shape.GAUGE, "1", "Fraction of time spent in a specific task."),
+        hw_gpu_task="general",
     ),
-    schema.GPU_MEMORY_USED: _convention("hw.gpu.memory.usage", Shape.LEVEL, "By", "GPU memory used.", added=_GPU),
-    schema.GPU_UTILIZATION: _convention(
-        "hw.gpu.utilization",
-        Shape.GAUGE,
-        "1",
-        "Fraction of time spent in a specific task.",
-        added={**_GPU, "hw.gpu.task": "general"},
+    schema.GPU_ENERGY: _gpu(Stream("hw.energy", Shape.COUNTER, "J", "Energy consumed by the component.")),
+    schema.GPU_POWER: _gpu(Stream("hw.power", Shape.GAUGE, "W", "Instantaneous power consumed by the component.")),
+    schema.GPU_TEMPERATURE: _gpu(
+        Stream("hw.temperature", Shape.GAUGE, "Cel", "Temperature in degrees Celsius."),
+        {"sensor": "hw.sensor_location"},
     ),
-    schema.GPU_ENERGY: _convention("hw.energy", Shape.COUNTER, "J", "Energy consumed by the component.", added=_GPU),
-    schema.GPU_POWER: _convention(
-        "hw.power", Shape.GAUGE, "W", "Instantaneous power consumed by the component.", added=_GPU
+    schema.GPU_FAN: _gpu(
+        Stream("hw.fan.speed_ratio", Shape.GAUGE, "1", "Fan speed expressed as a fraction of its maximum speed."),
+        {"fan": "hw.sensor_location"},
     ),
-    schema.GPU_TEMPERATURE: _convention(
-        "hw.temperature",
-        Shape.GAUGE,
-        "Cel",
-        "Temperature in degrees Celsius.",
-        added=_GPU,
-        renamed={"sensor": "hw.sensor_location"},
-    ),
-    schema.GPU_FAN: _convention(
-        "hw.fan.speed_ratio",
-        Shape.GAUGE,
-        "1",
-        "Fan speed expressed as a fraction of its maximum speed.",
-        added=_GPU,
-        renamed={"fan": "hw.sensor_location"},
-    ),
-    schema.GPU_XID_ERRORS: _convention(
-        "hw.errors",
-        Shape.COUNTER,
-        "{error}",
-        "Number of errors encountered by the component.",
-        added={**_GPU, "error.type": "xid"},
-        renamed={"xid": "xid"},
+    schema.GPU_XID_ERRORS: _gpu(
+        Stream("hw.errors", Shape.COUNTER, "{error}", "Number of errors encountered by the component."),
+        {"xid": "xid"},
+        error_type="xid",
     ),
 }
 
 
-class Conventions:
-    """Turns points of ours into those that the conventions name."""
-
-    def __init__(self) -> None:
-        self._lines: dict[Series, Line] = {}
-
-    def readings(self, points: Iterable[Started]) -> Iterator[Reading]:
-        """The points for which there is a name, under that name."""
-        for (series, value, _), start, time in points:
-            convention = CONVENTIONS.get(series.metric)
-            if convention is None:
-                continue
-            if series.metric in _OF_GPUS and not series.label("uuid"):
-                continue  # told by an engine, which cannot name the device
-            line = self._lines.get(series)
-            if line is None:
-                if len(self._lines) > _MOST_KEPT:
-                    self._lines.clear()
-                line = self._lines[series] = Line(convention.stream, _labels(convention, series.labels))
-            yield Reading(line, value, start, time)
+def conventional(points: Iterable[Started]) -> Iterator[Reading]:
+    """The points for which there is a name, under that name."""
+    for (series, value, _), start, time in points:
+        convention = CONVENTIONS.get(series.metric)
+        if convention is None:
+            continue
+        if series.metric in _OF_GPUS and not series.label("uuid"):
+            continue  # reported by an engine, which cannot name the device
+        yield Reading(convention.stream, _labels(convention, series.labels), value, start, time)
 
 
-_MOST_KEPT: Final = 200_000
 _OF_GPUS: Final = frozenset(metric for metric in CONVENTIONS if metric.name.startswith("llm_gpu_"))
 
 

@@ -20,7 +20,8 @@ _OWN: Final = frozenset(
         *schema.COLLECTION,
         *schema.OTLP,
         *schema.DERIVED,
-        schema.PROCESS_CPU,
+        schema.EXPORTER_CPU,
+        *schema.PROCESS,
         schema.GPU_XID_ERRORS,
     }
 )

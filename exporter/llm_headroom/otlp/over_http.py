@@ -1,107 +1,160 @@
-"""OTLP over HTTP with binary protobuf.
+"""The SDK's exporter over HTTP, and the session below it, which sees what the exporter neither reports nor bounds.
+
+The exporter takes redirects and web pages for success, drops what a collector says about rejected points, and asks
+again at once where `Retry-After` is 0 or a date in the past.
 
 Spec: https://opentelemetry.io/docs/specs/otlp/#otlphttp-response
 """
 
 from __future__ import annotations
 
-import asyncio
-import gzip
+import re
 import time
+from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.model import Cause
+import requests
+import urllib3
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from requests.adapters import HTTPAdapter
+
 from llm_headroom.otlp.outcome import Drop, Outcome
-from llm_headroom.render import otlp
-from llm_headroom.scrape.http import Client, FetchError, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from llm_headroom.config.settings import OtlpSettings
+    from opentelemetry.sdk.metrics.export import MetricExporter
+
+    from llm_headroom.config.endpoint import Tls
+    from llm_headroom.otlp.options import Options
 
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 _DENIED: Final = frozenset({401, 403})
 _OK: Final = range(200, 300)
-_LEVEL: Final = 1
-_LARGEST_ANSWER: Final = 1 << 20
-_DROPS: Final = {
-    Cause.REFUSED: Drop.UNREACHABLE,
-    Cause.UNREACHABLE: Drop.UNREACHABLE,
-    Cause.TRUNCATED: Drop.UNREACHABLE,
-    Cause.TIMEOUT: Drop.TIMEOUT,
-    Cause.TLS: Drop.TLS,
-}
-"""By cause of a failed request; any other means that no collector answers there."""
-_GRPC_PORT: Final = ":4317"
+_REDIRECT: Final = range(300, 400)
+_LARGEST_ANSWER: Final = 1 << 16
+_SOONEST: Final = 1.0
+"""Seconds below which a collector's `Retry-After` does not count; the exporter then backs off by itself."""
+_PROTOBUF: Final = "application/x-protobuf"
 
 
-class HttpTransport:
-    """Sends export requests to `/v1/metrics` of a collector, over a connection that is kept."""
+class Session(requests.Session):
+    """`last` is what came of the newest request."""
 
-    def __init__(self, settings: OtlpSettings) -> None:
-        self._client = Client(Endpoint(url=settings.url, tls=settings.tls, max_bytes=_LARGEST_ANSWER))
-        self._path = settings.path
-        self._gzip = settings.gzip
-        self._hint = "; port 4317 is usually gRPC's (protocol: grpc)" if settings.url.endswith(_GRPC_PORT) else ""
+    def __init__(self, tls: Tls) -> None:
+        super().__init__()
+        self.last = Outcome()
+        self._tls = tls
+        if tls.insecure_skip_verify:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # asked for in so many words
+        if tls.server_name:
+            self.mount("https://", _Named(tls.server_name))
 
-    async def send(self, body: bytes, headers: Mapping[str, str], timeout: float) -> Outcome:  # noqa: ASYNC109
-        """One attempt."""
-        headers = {"Content-Type": "application/x-protobuf", **headers}
-        if self._gzip:
-            body = await asyncio.to_thread(gzip.compress, body, _LEVEL, mtime=0)
-            headers["Content-Encoding"] = "gzip"
+    def request(self, *args: Any, **kwargs: Any) -> requests.Response:  # noqa: ANN401 - requests' own
+        """One request; a body is read up to a limit, since the exporter reads none."""
         try:
-            response = await self._client.get(
-                self._path,
-                timeout=timeout,
-                accept="application/x-protobuf",
-                method="POST",
-                body=body,
-                headers=headers,
-            )
-        except FetchError as failed:
-            cause = _DROPS.get(failed.failure.cause, Drop.PROTOCOL)
-            hint = "" if cause is Drop.UNREACHABLE else self._hint
-            return Outcome(cause, failed.failure.message + hint, retry=cause in {Drop.UNREACHABLE, Drop.TIMEOUT})
-        return _judged(response)
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._client.close()
+            # For each request, since requests prefers REQUESTS_CA_BUNDLE to the session's own.
+            verify = False if self._tls.insecure_skip_verify else self.verify
+            response = super().request(*args, **{**kwargs, "stream": True, "verify": verify})
+            self.last = _judged(response, next(response.iter_content(_LARGEST_ANSWER), b""))
+        except OSError as error:
+            self.last = _failed(error)
+            raise
+        if self.last.cause is Drop.PROTOCOL:
+            raise requests.RequestException(self.last.message)
+        if self.last.pause < _SOONEST:
+            response.headers.pop("Retry-After", None)
+        return response
 
 
-def _judged(response: Response) -> Outcome:
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if response.status in _OK:
-        if kind == "text/html":
-            return Outcome(Drop.PROTOCOL, "a web page answered: the endpoint is no OTLP receiver")
-        try:
-            answer = otlp.answer(response.body if kind in {"application/x-protobuf", ""} else b"")
-        except ValueError:
-            answer = otlp.Answer(0, "")  # taken, but by something that has its own words for it
-        return Outcome(None, answer.message, rejected=answer.rejected)
-    told = otlp.status_message(response.body) if kind == "application/x-protobuf" else _line(response.body)
-    message = f"HTTP status {response.status}" + (f": {told[:200]}" if told else "")
-    if response.status in _RETRYABLE:
-        return Outcome(Drop.UNAVAILABLE, message, retry=True, retry_after=retry_after(response.headers, time.time()))
-    return Outcome(Drop.AUTH if response.status in _DENIED else Drop.REFUSED, message)
+class _Named(HTTPAdapter):
+    """Wants a certificate of another name than the URL's host."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - requests' own
+        """As requests has it, with the name."""
+        super().init_poolmanager(*args, **kwargs, server_hostname=self._name, assert_hostname=self._name)
 
 
-def _line(body: bytes) -> str:
-    return " ".join(body[:400].decode(errors="replace").split())
+def opened(options: Options, headers: Mapping[str, str]) -> tuple[MetricExporter, Callable[[object], Outcome]]:
+    """An exporter, and what came of its newest export."""
+    tls = options.settings.tls
+    session = Session(tls)
+    made = OTLPMetricExporter(
+        endpoint=options.endpoint,
+        headers=headers,
+        timeout=options.timeout,
+        compression=Compression.Gzip if options.gzip else Compression.NoCompression,
+        session=session,
+        certificate_file=_text(tls.ca_file),
+        client_key_file=_text(tls.key_file),
+        client_certificate_file=_text(tls.cert_file),
+    )
+    return made, lambda _: session.last
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110, section 10.2.3): a number, or a date after the unix time `now`."""
-    text = headers.get("retry-after", "").strip()
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _judged(response: requests.Response, body: bytes) -> Outcome:
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    status = response.status_code
+    if status in _REDIRECT or (status in _OK and kind == "text/html"):
+        return Outcome(Drop.PROTOCOL, f"HTTP status {status} {kind}: the endpoint is no OTLP receiver")
+    if status in _OK:
+        answer = ExportMetricsServiceResponse()
+        with suppress(DecodeError):  # taken, but by something that has its own words for it
+            answer.ParseFromString(body if kind in {_PROTOBUF, ""} else b"")
+        partial = answer.partial_success
+        return Outcome(message=partial.error_message, rejected=max(partial.rejected_data_points, 0))
+    message = f"HTTP status {status}: {_said(kind, body)[:200]}".rstrip(": ")
+    if status in _RETRYABLE:
+        return Outcome(Drop.UNAVAILABLE, message, retry_after(response.headers.get("Retry-After", ""), time.time()))
+    return Outcome(Drop.AUTH if status in _DENIED else Drop.REFUSED, message)
+
+
+def _said(kind: str, body: bytes) -> str:
+    if kind != _PROTOBUF:
+        return " ".join(body[:400].decode(errors="replace").split())
+    with suppress(DecodeError):
+        return str(Status.FromString(body).message)
+    return ""
+
+
+def _failed(error: OSError) -> Outcome:
+    inner = error.args[0] if error.args else error
+    text = re.sub(r"^.*object at 0x\w+>: ", "", str(getattr(inner, "reason", inner)))
+    if isinstance(error, requests.exceptions.SSLError) or not isinstance(error, requests.RequestException):
+        return Outcome(Drop.TLS, text)  # the latter: a certificate's file is missing
+    if isinstance(error, requests.Timeout):
+        return Outcome(Drop.TIMEOUT, text)
+    if not isinstance(error, requests.ConnectionError):
+        return Outcome(Drop.OTHER, text)
+    answer = inner.args[-1] if isinstance(inner, urllib3.exceptions.ProtocolError) else None
+    if isinstance(answer, HTTPException) and not isinstance(answer, ConnectionError):
+        return Outcome(Drop.PROTOCOL, "what answers is not HTTP; port 4317 is usually gRPC's (protocol: grpc)")
+    return Outcome(Drop.UNREACHABLE, text)
+
+
+def retry_after(text: str, now: float) -> float:
+    """Seconds from the unix time `now` of a Retry-After header (RFC 9110, section 10.2.3): a number, or a date."""
+    text = text.strip()
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
         date = parsedate_to_datetime(text)
     except ValueError:
-        return None
+        return 0.0
     return max((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now, 0.0)

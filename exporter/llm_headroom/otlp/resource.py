@@ -5,8 +5,11 @@ Spec: https://opentelemetry.io/docs/specs/semconv/resource/ (service, host, k8s)
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, Final
+
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from llm_headroom import __version__
 
@@ -27,17 +30,17 @@ _FROM_ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
 """Attributes by the variables that a pod's template usually fills from the downward API, the first one set wins."""
 
 
-def attributes(given: Mapping[str, str], environment: Mapping[str, str], port: str) -> dict[str, str]:
-    """Resource attributes; what is given wins.
+def resource(given: Mapping[str, str], port: str) -> Resource:
+    """What is given wins over OpenTelemetry's variables, these over what is found out.
 
     The instance is host name and port, since it must stay the same over restarts: it becomes Prometheus' `instance`.
     """
-    host = socket.gethostname()
-    found = {"service.name": "llm-headroom", "service.version": __version__, "host.name": host}
+    found: dict[str, object] = {"service.name": "llm-headroom", "service.version": __version__}
+    found["host.name"] = socket.gethostname()
     for attribute, variables in _FROM_ENVIRONMENT.items():
-        value = next((environment[name] for name in variables if environment.get(name)), "")
+        value = next((os.environ[name] for name in variables if os.environ.get(name)), "")
         if value:
             found[attribute] = value
-    named = found | dict(given)
-    named.setdefault("service.instance.id", f"{named.get('host.name', host)}:{port}")
-    return named
+    found |= {**OTELResourceDetector().detect().attributes, **given}
+    found.setdefault("service.instance.id", f"{found['host.name']}:{port}")
+    return Resource.create(found, SCHEMA_URL)  # type: ignore[arg-type]  # texts, whatever the detector's type says

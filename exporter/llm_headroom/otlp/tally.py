@@ -9,30 +9,31 @@ from llm_headroom import schema
 from llm_headroom.model import Point, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from llm_headroom.otlp.outcome import Drop
+    from llm_headroom.otlp.options import Problem
+    from llm_headroom.otlp.outcome import Outcome
 
 
 class Tally:
-    """Counts exports by result, and the data points that were dropped by cause, since this process runs."""
+    """Counts exports by result and dropped data points by cause since this process runs; holds problems of settings."""
 
     def __init__(self) -> None:
         self._exports: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._last_success: float | None = None
+        self.problems: Sequence[Problem] = ()
 
-    def accepted(self, at: float, rejected: int) -> None:
-        """An export was accepted at a unix time, but for some data points."""
-        self._exports["partial" if rejected else "accepted"] += 1
+    def count(self, outcome: Outcome, points: int, at: float) -> None:
+        """An export of so many points ended at a unix time."""
+        if outcome.cause is not None:
+            self._exports["dropped"] += 1
+            self._dropped[outcome.cause] += points
+            return
+        self._exports["partial" if outcome.rejected else "accepted"] += 1
         self._last_success = at
-        if rejected:
-            self._dropped["rejected"] += rejected
-
-    def dropped(self, cause: Drop, points: int) -> None:
-        """An interval was given up."""
-        self._exports["dropped"] += 1
-        self._dropped[cause] += points
+        if outcome.rejected:
+            self._dropped["rejected"] += outcome.rejected
 
     def points(self) -> Iterator[Point]:
         """The counts so far; what has not happened is absent."""
@@ -42,3 +43,5 @@ class Tally:
             yield Point(Series(schema.OTLP_DROPPED, {"cause": cause}), float(count), "")
         if self._last_success is not None:
             yield Point(Series(schema.OTLP_LAST_SUCCESS, {}), self._last_success, "")
+        for setting, effect, _ in self.problems:
+            yield Point(Series(schema.OTLP_SETTING_PROBLEM, {"setting": setting, "effect": effect}), 1.0, "")

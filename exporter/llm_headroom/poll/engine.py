@@ -18,7 +18,7 @@ from llm_headroom.scrape.identify import identify
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from llm_headroom.config.load import Config, Target
+    from llm_headroom.config.settings import Config, Target
     from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Point, Snapshot
     from llm_headroom.poll.source import Measured

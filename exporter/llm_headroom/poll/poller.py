@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.load import Target
+from llm_headroom.config.settings import Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import ROUTERS, Finder, Watched
 from llm_headroom.model import Cause, Failure, Snapshot
-from llm_headroom.poll.collection_series import HealthSeries
 from llm_headroom.poll.engine import EngineSource
+from llm_headroom.poll.health import health_points
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.source import failed
 from llm_headroom.scrape import catalog
@@ -32,7 +32,7 @@ from llm_headroom.scrape.identify import identify
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.load import Config
+    from llm_headroom.config.settings import Config
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
     from llm_headroom.poll.local import GpuReader
@@ -72,7 +72,7 @@ class Slot:
     def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
         self.name = name
         self.source = source
-        self._health = HealthSeries(extra)
+        self._extra = extra
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
@@ -105,7 +105,8 @@ class Slot:
         if self.snapshot is None:
             return []
         kept = () if self.snapshot.health.up else self.source.kept
-        return [*self.snapshot.points, *kept, *self._health.points(self.snapshot, self.errors, self.source.capped)]
+        health = health_points(self.snapshot, self.errors, self.source.capped, self._extra)
+        return [*self.snapshot.points, *kept, *health]
 
 
 class Poller:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from llm_headroom.proxy.exchange import Exchange
 
-_log = logging.getLogger("llm_headroom")
+log = logging.getLogger("llm_headroom")
 
 
 class Answers:
@@ -41,7 +41,7 @@ class Answers:
         try:
             self._look(data, now)
         except framing.FramingError as error:
-            _log.warning("answers are relayed unmeasured", extra={"reason": str(error)})
+            log.warning("answers are relayed unmeasured", extra={"reason": str(error)})
             self._blind = True
 
     def end(self, now: float) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from llm_headroom.engines.openai_api import whole
 from llm_headroom.proxy.documents import DONE
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Answer:
     decode: float | None = None
 
     def read(self, api: Api, document: Any) -> None:  # noqa: ANN401 - JSON
-        """Takes in the next document. What has another form than the API's is passed over."""
+        """Take in the next document. What has another form than the API's is passed over."""
         self.output = False
         if document is DONE:
             self.ended = True
@@ -107,15 +108,11 @@ class Answer:
                 _READ[api](self, document)
 
     def end(self, reason: object) -> None:
-        """Notes that nothing more is generated, and why."""
+        """Note that nothing more is generated, and why."""
         self.ended = True
         if reason:
             known = str(reason)
             self.reason = known if known in NO_INFERENCE else _REASONS.get(known, "other")
-
-
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _seconds(value: object, unit: float) -> float | None:
@@ -148,21 +145,21 @@ def _ollama(answer: Answer, document: dict[str, Any]) -> None:
     if document.get("done") is True:
         answer.end(document.get("done_reason"))
         # what is 0 is left out
-        answer.prompt = _count(document.get("prompt_eval_count", 0))
-        answer.generated = _count(document.get("eval_count", 0))
-        answer.cached = _count(document.get("prompt_eval_cached_count"))
+        answer.prompt = whole(document.get("prompt_eval_count", 0))
+        answer.generated = whole(document.get("eval_count", 0))
+        answer.cached = whole(document.get("prompt_eval_cached_count"))
         answer.total = _seconds(document.get("total_duration"), _NANOSECOND)
         answer.prefill = _seconds(document.get("prompt_eval_duration"), _NANOSECOND)
         answer.decode = _seconds(document.get("eval_duration"), _NANOSECOND)
 
 
 def _usage(answer: Answer, usage: Mapping[str, Any], prompt: str, generated: str, details: str) -> None:
-    counts = _count(usage.get(prompt)), _count(usage.get(generated))
+    counts = whole(usage.get(prompt)), whole(usage.get(generated))
     if not any(counts):  # Ollama's /v1/completions puts zeros into each part of a stream
         return
     answer.prompt = answer.prompt if counts[0] is None else counts[0]
     answer.generated = answer.generated if counts[1] is None else counts[1]
-    cached = _count(_inner(usage, details).get("cached_tokens"))
+    cached = whole(_inner(usage, details).get("cached_tokens"))
     answer.cached = answer.cached if cached is None else cached
 
 
@@ -207,10 +204,10 @@ def _anthropic(answer: Answer, document: dict[str, Any]) -> None:
         _model(answer, message)
     usage = _inner(message, "usage")
     if kind == "message_start":  # an estimate, where message_delta says it again
-        answer.prompt = _count(usage.get("input_tokens"))
+        answer.prompt = whole(usage.get("input_tokens"))
     elif usage:
         _usage(answer, usage, "input_tokens", "output_tokens", "input_tokens_details")
-    cached = _count(usage.get("cache_read_input_tokens"))
+    cached = whole(usage.get("cache_read_input_tokens"))
     answer.cached = answer.cached if cached is None else cached
     if kind == "message":
         answer.output = bool(document.get("content"))
@@ -243,21 +240,21 @@ def _llamacpp(answer: Answer, document: dict[str, Any]) -> None:
     answer.output = bool(document.get("content"))
     if document.get("stop") is True:
         answer.end(document.get("stop_type") or "other")
-        answer.prompt = _count(document.get("tokens_evaluated"))
-        answer.generated = _count(document.get("tokens_predicted"))
+        answer.prompt = whole(document.get("tokens_evaluated"))
+        answer.generated = whole(document.get("tokens_predicted"))
         timings = _inner(document, "timings")
-        answer.cached = _count(timings.get("cache_n"))
+        answer.cached = whole(timings.get("cache_n"))
         _timings(answer, timings)
 
 
 def _sglang(answer: Answer, document: dict[str, Any]) -> None:
     # `text` is all of it so far, so that more tokens are what is new
     told = _inner(document, "meta_info")
-    generated = _count(told.get("completion_tokens"))
+    generated = whole(told.get("completion_tokens"))
     answer.output = bool(generated) and generated != answer.generated
     answer.generated = answer.generated if generated is None else generated
-    answer.prompt = _count(told.get("prompt_tokens")) or answer.prompt
-    cached = _count(told.get("cached_tokens"))
+    answer.prompt = whole(told.get("prompt_tokens")) or answer.prompt
+    cached = whole(told.get("cached_tokens"))
     answer.cached = answer.cached if cached is None else cached
     finish = _inner(told, "finish_reason").get("type")
     if finish:

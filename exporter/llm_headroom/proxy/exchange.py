@@ -28,27 +28,6 @@ _COMPRESSED: Final = ("", "identity")
 class Exchange:
     """A request of one connection and its answer. Times are seconds of one monotonic clock."""
 
-    __slots__ = (
-        "_answer",
-        "_api",
-        "_begun",
-        "_body",
-        "_first",
-        "_last",
-        "_latest",
-        "_measures",
-        "_model",
-        "_over",
-        "_reader",
-        "_sent",
-        "_status",
-        "_streamed",
-        "_told",
-        "_unread",
-        "_wanted",
-        "method",
-    )
-
     def __init__(self, measures: Measures, head: RequestHead) -> None:
         self.method = head.method
         self._measures = measures
@@ -179,7 +158,7 @@ class Exchange:
         return self._measures.told(named) or self._model
 
     def _close(self, failure: str = "") -> str:
-        """Ends the exchange; the label of its model."""
+        """End the exchange; the label of its model."""
         model = self._label()
         self._over = True
         self._reader = None

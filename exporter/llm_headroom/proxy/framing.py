@@ -116,7 +116,7 @@ class Chunked:
         return start, False
 
     def _step(self, line: bytes) -> bool:
-        """Takes a line between chunks; True if it ends the body."""
+        """Take a line between chunks; True if it ends the body."""
         blank = line in (b"\r\n", b"\n")
         if self._expect == "end of chunk":
             if not blank:
@@ -174,7 +174,11 @@ def _headers(raw: bytes) -> dict[str, str]:
 
 
 def request_head(raw: bytes) -> RequestHead:
-    """Reads a request's head; raises FramingError if it is none of HTTP/1.0 or 1.1."""
+    """Read a request's head.
+
+    Raises:
+        FramingError: it is none of HTTP/1.0 or 1.1.
+    """
     match = _REQUEST.match(raw)
     if match is None:
         raise FramingError("no request line of HTTP/1.1")
@@ -182,7 +186,11 @@ def request_head(raw: bytes) -> RequestHead:
 
 
 def response_head(raw: bytes) -> ResponseHead:
-    """Reads a response's head; raises FramingError if it is none of HTTP/1.0 or 1.1."""
+    """Read a response's head.
+
+    Raises:
+        FramingError: it is none of HTTP/1.0 or 1.1.
+    """
     match = _STATUS.match(raw)
     if match is None:
         raise FramingError("no status line of HTTP/1.1")

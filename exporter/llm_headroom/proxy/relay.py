@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llm_headroom.proxy.measures import Measures
 
-_log = logging.getLogger("llm_headroom")
+log = logging.getLogger("llm_headroom")
 
 CONNECT_SECONDS: Final = 10.0
 MOST_BUFFERED: Final = 64 * 1024
@@ -178,7 +178,7 @@ class Client(asyncio.Protocol):
                 await self._upstream.connect(lambda: engine)
         except OSError as error:
             timed_out = isinstance(error, TimeoutError)
-            reason = "no answer" if timed_out else (error.strerror or type(error).__name__)
+            reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
             where = f"cannot connect to {self._upstream.authority}: {reason}"
             if not self._over:
                 now = self._loop.time()
@@ -200,8 +200,8 @@ class Client(asyncio.Protocol):
             engine.end_of_requests()
 
     def _refuse(self, status: HTTPStatus, text: str, target: str) -> None:
-        """Answers in the engine's place and closes; possible only as long as no answer is under way."""
-        _log.debug("a request was not relayed: %s", text)
+        """Answer in the engine's place and close; possible only as long as no answer is under way."""
+        log.debug("request not relayed", extra={"reason": text})
         self._over = True
         error: object = f"llm-headroom proxy: {text}"
         if target.startswith("/v1/"):  # clients of OpenAI's and Anthropic's API look for a message within

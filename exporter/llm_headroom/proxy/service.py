@@ -14,16 +14,16 @@ from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.model import Health, Snapshot
 from llm_headroom.net.listen import bind, bound_address
+from llm_headroom.net.tls import client_context
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.relay import Client
-from llm_headroom.scrape.http import FetchError, tls_context
 from llm_headroom.scrape.load_estimates import LoadEstimates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from llm_headroom.config.endpoint import Endpoint
-    from llm_headroom.config.load import Config, Target
+    from llm_headroom.config.settings import Config, Target
     from llm_headroom.model import Point
 
 log = logging.getLogger("llm_headroom")
@@ -49,10 +49,7 @@ class _Address:
         if not self._literal:
             options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS_SECONDS
         if self._origin.scheme == "https":
-            try:
-                options["ssl"] = tls_context(self._endpoint.tls)
-            except FetchError as error:
-                raise OSError(str(error)) from error
+            options["ssl"] = client_context(self._endpoint.tls)
             options["server_hostname"] = self._endpoint.tls.server_name or self._origin.host
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(made, self._host, self._origin.port, **options)

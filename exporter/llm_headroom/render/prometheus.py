@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from prometheus_client.exposition import choose_encoder
+
 from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, Point, Series
 
@@ -42,24 +44,15 @@ class Format(StrEnum):
 
 
 def negotiate(accept: str) -> Format:
-    """The format to answer with: OpenMetrics 1.0 or 0.0.1 if the Accept header prefers it, else text."""
-    best, found = 0.0, Format.TEXT
-    for part in accept.split(","):
-        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        options = dict(piece.split("=", 1) for piece in parameters if "=" in piece)
-        try:
-            quality = float(options.get("q", "1"))
-        except ValueError:
-            continue
-        if kind == "application/openmetrics-text" and options.get("version", "1.0.0") in ("1.0.0", "0.0.1"):
-            candidate = Format.OPENMETRICS
-        elif kind in ("text/plain", "text/*", "*/*"):
-            candidate = Format.TEXT
-        else:
-            continue
-        if quality > best:
-            best, found = quality, candidate
-    return found
+    """The format to answer with: OpenMetrics if the Accept header names it, whatever its version from 1.0.0, else text.
+
+    The choice is prometheus-client's: like every Python service, this one takes no notice of the header's q values.
+    """
+    try:
+        content_type = choose_encoder(accept)[1]
+    except TypeError:  # of versions that are no numbers, which it compares with numbers
+        return Format.TEXT
+    return Format.OPENMETRICS if content_type.startswith("application/openmetrics-text") else Format.TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +105,20 @@ def _braces(series: Series, bound: str = "") -> str:
 def _histogram_prefixes(series: Series, bounds: tuple[float, ...]) -> tuple[str, ...]:
     name = series.metric.name
     return (
-        *(f"{name}_bucket{_braces(series, '+Inf' if math.isinf(bound) else repr(bound))} " for bound in bounds),
+        *(f"{name}_bucket{_braces(series, bound_text(bound))} " for bound in bounds),
         f"{name}_count{_braces(series)} ",
         f"{name}_sum{_braces(series)} ",
     )
+
+
+def bound_text(bound: float) -> str:
+    """The value of the label `le` for an upper bound."""
+    return "+Inf" if math.isinf(bound) else repr(bound)
+
+
+def unit_word(metric: Metric) -> str:
+    """The unit that the metric's name says and that OpenMetrics has in a UNIT line, empty if there is none."""
+    return UNIT_WORDS.get(metric.unit, "")
 
 
 def _heading(metric: Metric, form: Format) -> str:
@@ -123,8 +126,8 @@ def _heading(metric: Metric, form: Format) -> str:
     if form is Format.TEXT:
         return f"# HELP {metric.name} {text}\n# TYPE {metric.name} {metric.kind}\n"
     family = metric.name.removesuffix("_total") if metric.kind is Kind.COUNTER else metric.name
-    word = UNIT_WORDS.get(metric.unit, "")
-    unit = f"# UNIT {family} {word}\n" if word and family.endswith(f"_{word}") else ""
+    word = unit_word(metric)
+    unit = f"# UNIT {family} {word}\n" if word else ""
     escaped = text.replace('"', r"\"")
     return f"# TYPE {family} {metric.kind}\n{unit}# HELP {family} {escaped}\n"
 

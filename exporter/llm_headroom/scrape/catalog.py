@@ -13,13 +13,13 @@ from llm_headroom.engines.rules import Combine, Document, Engine, Rule, always
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llm_headroom.config.load import Config, EngineSettings, RuleSettings
+    from llm_headroom.config.settings import Config, EngineSettings, RuleSettings
 
 
 def engines(config: Config) -> Mapping[str, Engine]:
     """Every engine by name. Rules from the configuration go before those of the package."""
     found = dict(BUILT_IN)
-    for settings in config.engines:
+    for settings in config.engines.values():
         found[settings.name] = _engine(settings)
     for name, rules in config.mappings.items():
         engine = found[name]

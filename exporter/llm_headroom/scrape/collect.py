@@ -13,7 +13,7 @@ from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Parser
-from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot
+from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, point
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.layers import merge
@@ -23,10 +23,11 @@ from llm_headroom.scrape.mapping import LabelCap, Mapper
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.load import Target
+    from llm_headroom.config.settings import Target
     from llm_headroom.derive.slo import Objective
     from llm_headroom.engines.rules import Document, Engine
     from llm_headroom.exposition.text import Exposition, Layout
+    from llm_headroom.model import Point
     from llm_headroom.scrape.http import Response
     from llm_headroom.scrape.layers import Layer, Told
 
@@ -85,7 +86,6 @@ class Collector:
         self._due: dict[str, float] = {}
         self._warnings: dict[str, Failure] = {}
         self._accepted: Layout | None = None
-        self._version_series: Series | None = None
         self._last_success: float | None = None
         self._memory = Memory()
         self._objectives = tuple(objectives)
@@ -99,7 +99,7 @@ class Collector:
         """One collection; failures are told in its health, never raised."""
         taken = time.time()
         started = time.monotonic()
-        reading: Reading | None = None
+        reading = Reading([], {}, ())
         error: Failure | None = None
         try:
             reading = await self.read(started + self._timeout)
@@ -118,21 +118,21 @@ class Collector:
         except FetchError as failed:
             error = failed.failure
         version = self._version()
-        if reading is not None and version:
-            reading.points.append(Point(self._info(version), 1.0, "version"))
+        if error is None and version:
+            reading.points.append(point(schema.ENGINE_INFO, 1.0, "version", self._base, version=version))
         return Snapshot(
             target=self.target.name,
             engine=self.engine.name,
             taken=taken,
-            points=() if reading is None else tuple(reading.points),
+            points=tuple(reading.points),
             health=Health(
                 up=error is None,
                 error=error,
                 warnings=(*self._warnings.values(), *self._layer_warnings)[:MOST_WARNINGS],
                 duration_seconds=time.monotonic() - started,
                 last_success=self._last_success,
-                samples={} if reading is None else reading.samples,
-                unmapped=() if reading is None else reading.unmapped,
+                samples=reading.samples,
+                unmapped=reading.unmapped,
                 version=version,
             ),
         )
@@ -167,12 +167,6 @@ class Collector:
         """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""
         points = () if self._measured is None else self._measured(self._base)
         return [point for point in points if point.series.metric.name not in self._own]
-
-    def _info(self, version: str) -> Series:
-        known = self._version_series
-        if known is None or known.label("version") != version:
-            known = self._version_series = Series(schema.ENGINE_INFO, {**self._base, "version": version})
-        return known
 
     def _forget(self) -> None:
         """After a failure the next answer may be another version's: nothing that was read before holds."""

@@ -22,8 +22,9 @@ EXPORTER_METRICS: Final = (
     schema.BUILD_INFO,
     schema.CONFIG_RELOAD_SUCCESS,
     schema.CONFIG_RELOAD_TIME,
-    schema.PROCESS_CPU,
-    schema.PROCESS_MEMORY,
+    schema.EXPORTER_CPU,
+    schema.EXPORTER_MEMORY,
+    *schema.PROCESS,
 )
 _NO_ENGINE: Final = "no engine is known to hold memory of these devices"
 _UNTOLD: Final = {

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import point
+from llm_headroom.model import Point, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from llm_headroom.model import Labels, Metric, Point
+    from llm_headroom.model import Labels, Metric
 
 _PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.KV_CACHE_USAGE)
+_ANY: Final = frozenset(_PARTS)
 
 
 def implied(points: Iterable[Point]) -> Iterator[Point]:
@@ -22,15 +23,15 @@ def implied(points: Iterable[Point]) -> Iterator[Point]:
     """
     parts: dict[Labels, dict[Metric, tuple[float, str]]] = {}
     for series, value, origin in points:
-        if series.metric in _PARTS and isinstance(value, float):
+        if series.metric in _ANY and isinstance(value, float):
             parts.setdefault(series.labels, {})[series.metric] = (value, origin)
     for labels, by_metric in parts.items():
         capacity, used, usage = map(by_metric.get, _PARTS)
         if capacity is None or capacity[0] <= 0:
             continue
         if used is None and usage is not None:
-            origin = f"{usage[1]} * {capacity[1]}"
-            yield point(schema.KV_CACHE_USED, usage[0] * capacity[0], origin, dict(labels))
+            tokens, origin = usage[0] * capacity[0], f"{usage[1]} * {capacity[1]}"
+            yield Point(series_of(schema.KV_CACHE_USED, labels), tokens, origin)
         elif usage is None and used is not None:
-            origin = f"{used[1]} / {capacity[1]}"
-            yield point(schema.KV_CACHE_USAGE, used[0] / capacity[0], origin, dict(labels))
+            ratio, origin = used[0] / capacity[0], f"{used[1]} / {capacity[1]}"
+            yield Point(series_of(schema.KV_CACHE_USAGE, labels), ratio, origin)

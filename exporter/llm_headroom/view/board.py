@@ -24,22 +24,6 @@ if TYPE_CHECKING:
     Cards: TypeAlias = tuple[EngineCard, ...] | tuple[GpuCard, ...]
 
 
-def view(  # noqa: PLR0913 - everything that is shown
-    snapshots: Sequence[Snapshot],
-    history: History,
-    *,
-    titles: Mapping[str, str],
-    absent: Mapping[str, str],
-    missing: Callable[[Snapshot], tuple[Missing, ...]],
-    now: float,
-) -> View:
-    """What to show. `titles` names engines for people, `absent` says what was not found and why, `missing` what a
-    source does not tell.
-    """  # noqa: D205 - the line is one sentence too long
-    made = [(snapshot, cards(snapshot, history, titles, missing)) for snapshot in snapshots]
-    return assembled(made, absent, now)
-
-
 def cards(
     snapshot: Snapshot,
     history: History,

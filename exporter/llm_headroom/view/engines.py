@@ -10,7 +10,7 @@ from llm_headroom.model import numbers
 from llm_headroom.view.history import key_of, rate, rates
 from llm_headroom.view.quantiles import latency
 from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
-from llm_headroom.view.values import EngineCard, KvCache, Level, Objective, Router, Share, Slow, Trouble
+from llm_headroom.view.values import EngineCard, KvCache, Level, Load, Objective, Router, Share, Slow, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +23,17 @@ RATE_WINDOW: Final = 30.0
 """Seconds over which tokens per second are taken."""
 KV_FULL: Final = 0.95
 """Usage from which on the KV cache is named as the reason why requests wait."""
+_KV: Final = {
+    "capacity": schema.KV_CACHE_CAPACITY,
+    "used": schema.KV_CACHE_USED,
+    "evictable": schema.KV_CACHE_EVICTABLE,
+    "usage": schema.KV_CACHE_USAGE,
+    "peak": schema.KV_CACHE_USAGE_PEAK,
+    "headroom_tokens": schema.KV_CACHE_HEADROOM_TOKENS,
+    "headroom_ratio": schema.KV_CACHE_HEADROOM_RATIO,
+    "headroom_requests": schema.KV_CACHE_HEADROOM_REQUESTS,
+    "exhaustion_seconds": schema.KV_CACHE_EXHAUSTION,
+}
 _KINDS: Final = ("weights", "kv_cache", "graph", "total", "device")
 
 
@@ -70,6 +81,7 @@ def _card(
         troubles=ordered(troubles),
         model=model,
         replicas=len({replica for point in points if (replica := point.series.label("replica"))}),
+        load=_load(points, said),
         running=running,
         waiting=waiting,
         limit=said.get(schema.REQUESTS_RUNNING_LIMIT),
@@ -96,6 +108,20 @@ def _card(
     )
 
 
+def _load(points: Sequence[Point], said: Said) -> tuple[Load, ...]:
+    binding = {
+        series.label("objective"): series.label("resource")
+        for series, value in numbers(points, schema.LOAD_HEADROOM_BINDING)
+        if value
+    }
+    sustainable = said.by(schema.SUSTAINABLE_REQUESTS, "objective")
+    suspect = bool(said.get(schema.LOAD_HEADROOM_SUSPECT))
+    return tuple(
+        Load(objective, headroom, binding.get(objective, ""), sustainable.get(objective), suspect)
+        for objective, headroom in said.by(schema.LOAD_HEADROOM, "objective").items()
+    )
+
+
 def _latencies(readings: Sequence[Reading]) -> tuple[Latency, ...]:
     first = latency(readings, schema.TIME_TO_FIRST_TOKEN)
     between = latency(readings, schema.INTER_TOKEN_LATENCY) or latency(readings, schema.TIME_PER_OUTPUT_TOKEN)
@@ -119,27 +145,15 @@ def _objectives(points: Sequence[Point], said: Said) -> tuple[Objective, ...]:
 
 
 def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
-    capacity, used = said.get(schema.KV_CACHE_CAPACITY), said.get(schema.KV_CACHE_USED)
-    usage, evictable = said.get(schema.KV_CACHE_USAGE), said.get(schema.KV_CACHE_EVICTABLE)
-    if usage is None and used is None:
+    found = said.named(_KV)
+    if found["usage"] is None and found["used"] is None:
         return None
     usages = [value for _, value in numbers(points, schema.KV_CACHE_USAGE)]
+    capacity, used = found["capacity"], found["used"]
     free = None
     if capacity is not None and used is not None:
-        free = max(capacity - used - (evictable or 0.0), 0.0)
-    return KvCache(
-        capacity=capacity,
-        used=used,
-        evictable=evictable,
-        free=free,
-        usage=usage,
-        worst=max(usages) if len(usages) > 1 else None,
-        peak=said.get(schema.KV_CACHE_USAGE_PEAK),
-        headroom_tokens=said.get(schema.KV_CACHE_HEADROOM_TOKENS),
-        headroom_ratio=said.get(schema.KV_CACHE_HEADROOM_RATIO),
-        headroom_requests=said.get(schema.KV_CACHE_HEADROOM_REQUESTS),
-        exhaustion_seconds=said.get(schema.KV_CACHE_EXHAUSTION),
-    )
+        free = max(capacity - used - (found["evictable"] or 0.0), 0.0)
+    return KvCache(free=free, worst=max(usages) if len(usages) > 1 else None, **found)
 
 
 def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
@@ -167,16 +181,15 @@ def _router(
     said = Said(points)
     healthy = said.by(schema.ROUTER_WORKER_HEALTHY, "worker")
     workers = said.get(schema.ROUTER_WORKERS)
-    up = sum(1.0 for value in healthy.values() if value) if healthy else None
+    up = sum(1.0 for value in healthy.values() if value)
     troubles = []
-    if healthy and up is not None and up < len(healthy):
+    if up < len(healthy):
         level = Level.WARN if up else Level.BAD
         troubles.append(Trouble(level, f"{len(healthy) - up:.0f} of {len(healthy)} workers unhealthy"))
     if source.warnings:
         troubles.append(Trouble(Level.WARN, "incomplete"))
-    taken_in = [
-        each for readings in histories if (each := rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW)) is not None
-    ]
+    rates_in = [rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW) for readings in histories]
+    taken_in = [each for each in rates_in if each is not None]
     own = histories[0]
     return EngineCard(
         id=_id(source.target, ""),
@@ -187,7 +200,7 @@ def _router(
             active=said.get(schema.ROUTER_REQUESTS_ACTIVE),
             waiting=said.get(schema.ROUTER_REQUESTS_WAITING),
             workers=float(len(healthy)) if workers is None and healthy else workers,
-            healthy=up,
+            healthy=up if healthy else None,
             request_rate=sum(taken_in) if taken_in else None,
         ),
         ages=ages(own),

@@ -9,7 +9,7 @@ from llm_headroom.model import Kind
 from llm_headroom.view.values import Level, Line, Risk, Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from llm_headroom.model import Metric, Point
     from llm_headroom.view.history import Reading
@@ -45,6 +45,10 @@ class Said:
     def get(self, metric: Metric | str) -> float | None:
         """The value of a metric by itself or by its name; None if it was not told."""
         return self._first.get(metric if isinstance(metric, str) else metric.name)
+
+    def named(self, metrics: Mapping[str, Metric]) -> dict[str, float | None]:
+        """The values of several metrics by names of their own."""
+        return {name: self.get(metric) for name, metric in metrics.items()}
 
     def by(self, metric: Metric | str, label: str) -> dict[str, float]:
         """The values of a metric by the value of a label, those without the label left out."""

@@ -8,12 +8,15 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from llm_headroom.net.files import stamp
 from llm_headroom.web import config as web_config
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
     from pathlib import Path
+
+    from llm_headroom.net.files import Stamp
 
 _log = logging.getLogger(__name__)
 
@@ -60,43 +63,31 @@ class Watched:
         """Raises WebConfigError if the file is unusable; without a path nothing is configured or watched."""
         self._path = path
         self._watched: tuple[Path, ...] = ()
-        self._stamps: tuple[_Stamp, ...] = ()
+        self._stamps: tuple[Stamp | None, ...] = ()
         self._access = Access(web_config.WebConfig()) if path is None else self._read(path)
 
     def current(self) -> Access:
         """The configuration in force, after a look at whether the files are still those that were read."""
-        if self._path is not None and tuple(map(_stamp, self._watched)) != self._stamps:
+        if self._path is not None and tuple(map(stamp, self._watched)) != self._stamps:
             try:
                 self._access = self._read(self._path)
             except web_config.WebConfigError as error:
-                _log.error("The web configuration was changed and cannot be used; the former one stays: %s", error)
+                _log.error("web configuration not reloaded", extra={"error": str(error)})
             else:
-                _log.info("Read the web configuration anew: %s", self._path)
+                _log.info("web configuration reloaded", extra={"file": str(self._path)})
         return self._access
 
     def _read(self, path: Path) -> Access:
         # Stamps are taken before the files are read: a write in between is found as a change by the next look.
         self._watched = (path,)
-        self._stamps = (_stamp(path),)
+        self._stamps = (stamp(path),)
         config = web_config.parse(path)
         self._watched += config.pem_files
-        self._stamps += tuple(map(_stamp, config.pem_files))
+        self._stamps += tuple(map(stamp, config.pem_files))
         access = Access(config)
         for note in config.notes:
-            _log.warning("%s: %s", path, note)
+            _log.warning("web configuration", extra={"file": str(path), "note": note})
         return access
-
-
-_Stamp = tuple[int, int, int, int] | None
-
-
-def _stamp(path: Path) -> _Stamp:
-    """What changes when a file does: also when a symbolic link on the way is turned, as Kubernetes does."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - the hot path: half the cost of Path.stat
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 class Users:

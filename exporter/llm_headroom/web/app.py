@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections import Counter, OrderedDict
 from dataclasses import replace
@@ -12,10 +11,11 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
-from llm_headroom.config.load import ConfigError, Module, parse_target
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.settings import Module, parse_target
 from llm_headroom.net.http_connection import Request, Response
-from llm_headroom.poll.collection_series import HealthSeries
 from llm_headroom.poll.engine import EngineSource
+from llm_headroom.poll.health import health_points
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
@@ -24,15 +24,16 @@ from llm_headroom.web.stream import Feed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from llm_headroom.config.load import Target
+    from llm_headroom.config.settings import Target
     from llm_headroom.model import Snapshot
     from llm_headroom.poll.poller import Slot
     from llm_headroom.poll.published import Published
 
-log = logging.getLogger("llm_headroom")
-
 MOST_PROBED: Final = 256
 """Targets of `/probe` whose connections and plans are kept."""
+REUSED: Final = 1.0
+"""Seconds for which a rendering answers further scrapes, if nothing is published meanwhile: the age that the exporter's
+own series, such as `process_*`, can have."""
 TIMEOUT_MARGIN: Final = 0.5
 """Seconds that are left to Prometheus of the timeout that it announces."""
 JSON: Final = "application/json; charset=utf-8"
@@ -48,6 +49,7 @@ class App:
         self._renderer = Renderer()
         self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
+        self._rendered = 0.0
         self._probed: OrderedDict[tuple[str, str], tuple[EngineSource, asyncio.Lock]] = OrderedDict()
 
     def changed(self) -> None:
@@ -91,6 +93,10 @@ class App:
     def _metrics(self, request: Request) -> Response:
         form = negotiate(request.headers.get("accept", ""))
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
+        now = time.monotonic()
+        if not self._bodies or now - self._rendered > REUSED:
+            self._bodies.clear()
+            self._rendered = now
         body = self._bodies.get((form, compressed))
         if body is None:
             plain = self._bodies.get((form, False))
@@ -147,7 +153,7 @@ class App:
         except TimeoutError:
             return Response(f"{address} has not answered within {limit:g} s.\n".encode(), status=504)
         errors = Counter([] if snapshot.health.error is None else [snapshot.health.error.cause])
-        points = [*snapshot.points, *HealthSeries({}).points(snapshot, errors, source.capped)]
+        points = [*snapshot.points, *health_points(snapshot, errors, source.capped, {})]
         form = negotiate(request.headers.get("accept", ""))
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
         body = exposition([Renderer().lines(points)], form)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         KvCache,
         Latency,
         Line,
+        Load,
         Missing,
         Objective,
         Risk,
@@ -57,6 +58,8 @@ PART_NAMES: Final = {
     "total": "total",
     "device": "on GPUs",
 }
+TIGHT: Final = 1.25
+"""Load headroom below which an engine is beyond the 80 % that autoscalers aim at."""
 OBJECTIVE_NAMES: Final = {"ttft": "TTFT", "inter_token_latency": "Inter-token", "request_duration": "Duration"}
 
 
@@ -71,6 +74,7 @@ def engine(card: EngineCard, now: float) -> str:
     if source.up:
         numbers = _router(card.router) if card.router is not None else _traffic(card)
         parts += [
+            _load(card.load),
             _numbers(numbers),
             "" if card.kv is None else _kv_cache(card.kv),
             _model_memory(card, now),
@@ -149,6 +153,18 @@ def _down(source: Source, now: float) -> str:
     return "".join(parts)
 
 
+def _load(loads: Sequence[Load]) -> str:
+    """How much more the engine takes: the first thing to know of it."""
+    parts = []
+    for each in loads:
+        name = escape(OBJECTIVE_NAMES.get(each.objective, each.objective))
+        level = "bad" if each.headroom < 1.0 else "warn" if each.headroom < TIGHT else ""
+        sustainable = "" if each.sustainable is None else f", {text.rate(each.sustainable)} requests/s"
+        doubt = "; suspect" if each.suspect else ""
+        parts.append(f'{name}: <b class="{level}">{escape(text.takes(each))}</b>{sustainable}{doubt}')
+    return _line("Load", parts)
+
+
 def _traffic(card: EngineCard) -> list[tuple[str, str, str]]:
     limit = "" if card.limit is None else f"of {text.count(card.limit)}"
     replicas = f"{card.replicas} replicas" if card.replicas > 1 else ""
@@ -192,11 +208,7 @@ def _kv_cache(kv: KvCache) -> str:
         shares = [(kind, (value or 0.0) / whole) for kind, _, value in said if kind != "free"]
     else:
         shares = [("kv-used", usage or 0.0)]
-    legend = "".join(
-        f'<li><i class="{kind}"></i>{name} <b>{text.count(value)}</b></li>'
-        for kind, name, value in said
-        if value is not None
-    )
+    legend = _legend((kind, name, text.count(value)) for kind, name, value in said if value is not None)
     of = "" if whole is None else f" of {text.count(whole)} tokens"
     notes = []
     if kv.worst is not None:
@@ -211,12 +223,22 @@ def _kv_cache(kv: KvCache) -> str:
         headroom.append(f"<b>{text.count(kv.headroom_tokens)}</b> tokens{ratio}")
     if kv.exhaustion_seconds is not None:
         headroom.append(f'full in <b class="warn">{text.span(kv.exhaustion_seconds)}</b>')
-    return (
-        f'<section class="memory"><h4>KV cache <span>{text.percent(usage)}{of}</span></h4>'
-        f"{bar(shares, f'KV cache: {text.percent(usage)} used')}"
-        f'{f"""<ul class="legend">{legend}</ul>""" if legend else ""}'
-        f"{_line('Headroom', headroom)}{_line('', notes)}</section>"
+    drawn = bar(shares, f"KV cache: {text.percent(usage)} used")
+    lines = _line("Headroom", headroom) + _line("", notes)
+    return _section("KV cache", f"{text.percent(usage)}{of}", drawn + legend + lines, "memory")
+
+
+def _section(title: str, about: str, inside: str, kind: str = "") -> str:
+    named = f' class="{kind}"' if kind else ""
+    return f"<section{named}><h4>{title} <span>{about}</span></h4>{inside}</section>"
+
+
+def _legend(items: Iterable[tuple[str, str, str]]) -> str:
+    """What colours stand for: each with its class, its name, and its value if it has one."""
+    entries = "".join(
+        f'<li><i class="{kind}"></i>{name}{f" <b>{value}</b>" if value else ""}</li>' for kind, name, value in items
     )
+    return f'<ul class="legend">{entries}</ul>' if entries else ""
 
 
 def _line(name: str, parts: Sequence[str]) -> str:
@@ -240,21 +262,17 @@ def _model_memory(card: EngineCard, now: float) -> str:
     drawn = ""
     if card.offload is not None and total:
         drawn = bar([("used", card.offload)], f"{text.percent(card.offload)} of the model on GPUs")
-    legend = _legend([share for share in card.memory if share.name not in ("total", "device")])
+    legend = _parts([share for share in card.memory if share.name not in ("total", "device")])
     said = "" if total is None else text.size(total)
-    return (
-        f'<section class="memory"><h4>Model memory <span>{said}</span></h4>{drawn}{legend}{_line("", notes)}</section>'
-    )
+    return _section("Model memory", said, drawn + legend + _line("", notes), "memory")
 
 
-def _legend(shares: Sequence[Share]) -> str:
-    items = "".join(
-        f'<li><i class="{escape(share.name.replace("_", "-"))}"></i>{escape(PART_NAMES.get(share.name, share.name))} '
-        f"<b>{text.size(share.bytes)}</b></li>"
-        for share in shares
-        if share.bytes
+def _parts(shares: Sequence[Share]) -> str:
+    return _legend(
+        (escape(each.name.replace("_", "-")), escape(PART_NAMES.get(each.name, each.name)), text.size(each.bytes))
+        for each in shares
+        if each.bytes
     )
-    return f'<ul class="legend">{items}</ul>' if items else ""
 
 
 def _gpu_memory(card: GpuCard) -> str:
@@ -271,10 +289,9 @@ def _gpu_memory(card: GpuCard) -> str:
         parts.append(Share("free", card.free))
     used = 1 - card.free / card.total if card.free is not None else card.used / card.total
     holders = [f"{escape(share.name)} <b>{text.size(share.bytes)}</b>" for share in card.engines]
-    return (
-        f'<section class="memory"><h4>Memory <span>{text.percent(used)} of {text.size(card.total)}</span></h4>'
-        f"{bar(shares, f'Memory: {text.percent(used)} taken')}{_legend(parts)}{_line('Engines', holders)}</section>"
-    )
+    drawn = bar(shares, f"Memory: {text.percent(used)} taken")
+    about = f"{text.percent(used)} of {text.size(card.total)}"
+    return _section("Memory", about, drawn + _parts(parts) + _line("Engines", holders), "memory")
 
 
 def _latencies(latencies: Sequence[Latency], card: EngineCard) -> str:
@@ -285,11 +302,9 @@ def _latencies(latencies: Sequence[Latency], card: EngineCard) -> str:
     )
     window = text.span(max(each.window for each in latencies))
     slow = [f"<b>{text.percent(each.ratio)}</b> slow in {escape(each.window)}" for each in card.slow]
-    return (
-        f'<section><h4>Latency <span>last {window}</span></h4><table><thead><tr><td></td><th scope="col">p50</th>'
-        f'<th scope="col">p95</th><th scope="col">p99</th></tr></thead><tbody>{rows}</tbody></table>'
-        f"{_line('First tokens', slow)}</section>"
-    )
+    ranks = "".join(f'<th scope="col">{rank}</th>' for rank in ("p50", "p95", "p99"))
+    table = f"<table><thead><tr><td></td>{ranks}</tr></thead><tbody>{rows}</tbody></table>"
+    return _section("Latency", f"last {window}", table + _line("First tokens", slow))
 
 
 def _quantiles(latency: Latency) -> str:
@@ -313,21 +328,17 @@ def _charts(
         highest = max((value for _, values in drawn for value in values if value is not None), default=0.0)
         top = 1.0 if unit == "ratio" else (tops or {}).get(unit) or highest
         peak = _amount(highest, unit)
-        names = "".join(
-            f'<li><i class="{kind}"></i>{LINE_NAMES[name]}</li>'
-            for name, kind in series
-            if name in by_name and len(drawn) > 1
-        )
+        names = [(kind, LINE_NAMES[name], "") for name, kind in series if name in by_name and len(drawn) > 1]
         label = f"{title} over the last minutes, at most {peak}"
         figures.append(
             f"<figure><figcaption>{title} <span>max {peak}</span></figcaption>"
             f"{chart(drawn, ages, top=top, label=label)}"
-            f'{f"""<ul class="legend">{names}</ul>""" if names else ""}</figure>'
+            f"{_legend(names)}</figure>"
         )
     if not figures:
         return ""
     span = text.span(max(SHORTEST, *ages))
-    return f'<section><h4>History <span>last {span}</span></h4><div class="charts">{"".join(figures)}</div></section>'
+    return _section("History", f"last {span}", f'<div class="charts">{"".join(figures)}</div>')
 
 
 def _amount(value: float, unit: str) -> str:
@@ -350,7 +361,7 @@ def _risks(risks: Sequence[Risk]) -> str:
         f"<b>{text.percent(risk.value)}</b></li>"
         for risk in risks
     )
-    return f'<section><h4>Risk <span>within 5 min</span></h4><ul class="risks">{rows}</ul></section>'
+    return _section("Risk", "within 5 min", f'<ul class="risks">{rows}</ul>')
 
 
 def _level(risk: float) -> str:

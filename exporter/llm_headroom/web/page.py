@@ -46,7 +46,7 @@ def page(view: View) -> Response:
         '<nav><a href="metrics">Metrics</a><a href="api/v1/snapshot">JSON</a></nav></header>'
         f'<main data-time="{view.time:.3f}">{body(view)}</main></body></html>'
     )
-    return Response(html.encode(), content_type="text/html; charset=utf-8", headers=HEADERS)
+    return Response(html.encode(errors="replace"), content_type="text/html; charset=utf-8", headers=HEADERS)
 
 
 def body(view: View) -> str:

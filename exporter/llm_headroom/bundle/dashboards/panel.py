@@ -25,7 +25,7 @@ ENGINE_COLOURS: Final = {
 }
 """The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
 
-_METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+)")
+_METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+|process_\w+)")
 _GREY: Final = "#8e8e99"
 
 

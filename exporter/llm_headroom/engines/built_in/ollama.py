@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
 from llm_headroom.engines.ollama_geometry import cells, geometry
-from llm_headroom.engines.openai_api import SLOWLY, present
+from llm_headroom.engines.openai_api import SLOWLY, present, whole
 from llm_headroom.engines.rules import Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def _loaded(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
         {
             "name": str(model["name"]),
             "digest": model.get("digest") or "",
-            "size": _bytes(model.get("size")),
-            "size_vram": _bytes(model.get("size_vram", 0)),
-            "context": _bytes(model.get("context_length")),
+            "size": whole(model.get("size")),
+            "size_vram": whole(model.get("size_vram", 0)),
+            "context": whole(model.get("context_length")),
             "expires": _expiry(model.get("expires_at") or ""),
             "details": _details(model),
         }
@@ -58,7 +58,7 @@ def _loaded(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
 
 def _installed(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
     return [
-        {"name": str(model["name"]), "size": _bytes(model.get("size")), "details": _details(model)}
+        {"name": str(model["name"]), "size": whole(model.get("size")), "details": _details(model)}
         for model in document["models"] or ()
         if not _remote(model)
     ]
@@ -69,17 +69,13 @@ def _remote(model: Mapping[str, Any]) -> bool:
     return bool(model.get("remote_host") or model.get("remote_model"))
 
 
-def _bytes(value: Any) -> int | None:  # noqa: ANN401 - JSON
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
 def _shown(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     info = document.get("model_info") or {}
     architecture = info.get("general.architecture", "")
     path = _FROM.search(document.get("modelfile") or "")
     return {
-        "parameters": _bytes(info.get("general.parameter_count")),
-        "trained_context": _bytes(info.get(f"{architecture}.context_length")),
+        "parameters": whole(info.get("general.parameter_count")),
+        "trained_context": whole(info.get(f"{architecture}.context_length")),
         "path": path[1] if path else "",
         "geometry": geometry(info),
         "embedding": document.get("capabilities") == ["embedding"],

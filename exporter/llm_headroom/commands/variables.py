@@ -1,0 +1,34 @@
+"""Environment variables that look like ours and are not: likely slips, as `LLM_HEADROOM_TARGET` is."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.config.errors import near
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+PREFIX: Final = "LLM_HEADROOM_"
+KNOWN: Final = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        *("CONFIG", "TARGETS", "LISTEN", "INTERVAL", "WEB_CONFIG", "OTLP_ENDPOINT", "OLLAMA_PROXY"),
+        *("LOG_LEVEL", "LOG_FORMAT", "GPU", "DISCOVER", "URL"),
+    )
+)
+"""What options read; listed here, since the options of all commands are not imported to run one of them."""
+# https://kubernetes.io/docs/concepts/containers/container-environment/: Services as Docker links, after their names,
+# here of a Service llm-headroom or llm-headroom-…
+_SERVICE_LINK: Final = re.compile(
+    rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+
+
+def unknown(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Names of variables that nothing reads, each with what may have been meant."""
+    for name, value in sorted(environment.items()):
+        link = _SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and "://" in value)
+        if name.startswith(PREFIX) and name not in KNOWN and not link:
+            yield name, f"unknown variable{near(name, KNOWN)}"

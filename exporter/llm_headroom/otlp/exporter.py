@@ -1,0 +1,140 @@
+"""What blocks: readings become the SDK's data, and its exporter takes them to the collector."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.sdk.metrics.export import MetricExportResult
+from opentelemetry.util.re import parse_env_headers
+
+from llm_headroom.otlp.conventions import conventional
+from llm_headroom.otlp.cumulative import Starts
+from llm_headroom.otlp.data import metrics_data, reading
+from llm_headroom.otlp.options import GRPC
+from llm_headroom.otlp.outcome import Drop, Outcome
+from llm_headroom.otlp.resource import resource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from opentelemetry.sdk.metrics.export import MetricExporter
+
+    from llm_headroom.config.endpoint import Secret
+    from llm_headroom.model import Point
+    from llm_headroom.otlp.options import Options
+
+
+class _Log(logging.Handler):
+    """Holds the SDK's last line of log back: we say ourselves what failed, once. Some of them show secrets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: logging.LogRecord | None = None
+        logger = logging.getLogger("opentelemetry")
+        logger.addHandler(self)
+        logger.propagate = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hold it."""
+        self.last = record
+
+    def taken(self) -> logging.LogRecord | None:
+        """The last line since the call before."""
+        record, self.last = self.last, None
+        return record
+
+
+_LOG: Final = _Log()
+
+
+class Exporter:
+    """Pushes readings as some options say. `port` is the one that we serve on, `began` when this process started.
+
+    Its calls block. One at a time, from whatever thread, but for `interrupt`.
+
+    Raises:
+        Exception: whatever the SDK raises at settings that it cannot work with.
+    """
+
+    def __init__(self, options: Options, *, port: str, began: float) -> None:
+        # An empty variable counts as one that is not set, in the specification, not in the exporter over gRPC.
+        for name in [name for name, value in os.environ.items() if name.startswith("OTEL_") and not value.strip()]:
+            del os.environ[name]
+        self._options = options
+        self._resource = resource(options.settings.resource, port)
+        self._starts = Starts(began)
+        self._headers: dict[str, str] = {}
+        self._sdk: MetricExporter | None = None
+        self._why: Callable[[logging.LogRecord | None], Outcome]
+        with suppress(OSError, _CredentialsError):  # said at each export until the file is there
+            self._opened(self._all_headers())
+
+    def export(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> tuple[Outcome, int]:
+        """Push the points of each source, which were taken at a unix time; what came of it, and how many they were."""
+        started = self._starts.started(sources)
+        readings = [reading(each) for each in started]
+        if self._options.settings.semantic_conventions:
+            readings += conventional(started)
+        try:
+            sdk = self._opened(self._all_headers())
+        except _CredentialsError as error:
+            return Outcome(Drop.CREDENTIALS, str(error)), len(readings)
+        except OSError as error:
+            return Outcome(Drop.TLS, f"cannot read file {error.filename}: {error.strerror}"), len(readings)
+        _LOG.taken()
+        succeeded = sdk.export(metrics_data(readings, self._resource)) is MetricExportResult.SUCCESS
+        record = _LOG.taken()
+        outcome = self._why(record)
+        if succeeded:
+            return (outcome if outcome.cause is None else Outcome()), len(readings)
+        self.interrupt()  # the next one connects at once, and reads renewed certificates
+        if outcome.cause is None:
+            outcome = Outcome(Drop.OTHER, record.getMessage() if record else "")
+        return outcome, len(readings)
+
+    def interrupt(self) -> None:
+        """End what is under way, as far as the SDK can."""
+        sdk, self._sdk = self._sdk, None
+        if sdk is not None:
+            sdk.shutdown()
+
+    def _opened(self, headers: dict[str, str]) -> MetricExporter:
+        if self._sdk is not None and headers == self._headers:
+            return self._sdk
+        self.interrupt()
+        if self._options.protocol == GRPC:
+            from llm_headroom.otlp.over_grpc import opened  # noqa: PLC0415 - megabytes, only for those who use it
+        else:
+            from llm_headroom.otlp.over_http import opened  # noqa: PLC0415 - the same
+        sdk, self._why = opened(self._options, headers)
+        self._sdk, self._headers = sdk, headers
+        return sdk
+
+    def _all_headers(self) -> dict[str, str]:
+        variables = ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+        text = next((os.environ[name] for name in variables if name in os.environ), "")
+        given = {**self._options.settings.headers}
+        given |= {name: _value(secret) for name, secret in self._options.settings.secrets.items()}
+        return {**parse_env_headers(text, liberal=True), **{name.lower(): value for name, value in given.items()}}
+
+
+class _CredentialsError(Exception):
+    """A header's value cannot be read."""
+
+
+def _value(secret: Secret) -> str:
+    """A header's value, read anew at each export."""
+    if secret.file is None:
+        return os.environ.get(secret.env or "", "")
+    try:
+        value = secret.file.read_text(encoding="utf-8").strip("\r\n")
+    except OSError as error:
+        raise _CredentialsError(f"cannot read file {secret.file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        value = "\0"
+    if value.isascii() and value.isprintable():
+        return value
+    raise _CredentialsError(f"file {secret.file} does not hold one line of ASCII")

@@ -1,0 +1,146 @@
+"""How httpx's requests reach an engine: over one connection of aiohttp's, which is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import aiohttp
+from yarl import URL
+
+from llm_headroom.model import Cause
+from llm_headroom.net.lean_httpx import httpx
+from llm_headroom.scrape.refusals import Refusal, broken, root, unanswered, unconnected
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator
+
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+_LINE_BYTES = 16 * 1024
+
+
+class Died(Refusal):
+    """The connection ended before any byte of an answer."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    reused = False
+    doing = "preparing the request"
+    _served: object = None
+
+    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:  # noqa: ASYNC109 - aiohttp's signature
+        """Called by aiohttp for every request."""
+        connection = await super().connect(req, traces, timeout)
+        protocol = connection.protocol
+        if protocol is self._served and protocol is not None and protocol.should_close:
+            # Something was said unasked, such as a 408 to an idle client; aiohttp would take it for the next answer.
+            connection.close()
+            connection = await super().connect(req, traces, timeout)
+        self.reused = connection.protocol is self._served
+        self._served = connection.protocol
+        self.doing = "waiting for the answer"
+        return connection
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """Requests to one origin, one at a time, without a time limit; nothing follows redirects or keeps cookies."""
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        self._connector = _Connector(
+            limit=1,
+            ssl=context or True,
+            keepalive_timeout=None,  # the engine's decision
+            use_dns_cache=False,
+            resolver=aiohttp.ThreadedResolver(),
+        )
+        self._session = aiohttp.ClientSession(
+            connector=self._connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(),
+            auto_decompress=False,
+            max_line_size=_LINE_BYTES,
+            max_field_size=_LINE_BYTES,
+            middlewares=(_once,),
+        )
+
+    @property
+    def reused(self) -> bool:
+        """Whether the last request went over a connection that had served before."""
+        return self._connector.reused
+
+    @property
+    def doing(self) -> str:
+        """What the last request has come to, in words."""
+        return self._connector.doing
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """The head of the answer, its body to be read as it comes; the extension `sni_hostname` as httpx has it.
+
+        Raises:
+            Died: the connection ended before any byte of an answer.
+            Refusal: there is no answer for another reason; the body's iterator raises it too.
+        """
+        self._connector.doing = "connecting"
+        try:
+            response = await self._session.request(
+                request.method,
+                URL(str(request.url), encoded=True),
+                headers=request.headers.multi_items(),
+                data=request.content or None,
+                allow_redirects=False,
+                server_hostname=request.extensions.get("sni_hostname"),
+            )
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:
+            if self.doing == "connecting":
+                raise unconnected(root(error), encrypted=request.url.scheme == "https") from None
+            raise _invalid(error) from None
+        self._connector.doing = "reading the body"
+        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._session.close()
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, response: ClientResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._response.content.iter_any():
+                yield piece
+        except aiohttp.ClientPayloadError as error:
+            reason = getattr(root(error), "message", error)
+            raise Refusal(Cause.TRUNCATED, f"the connection was closed too early: {reason}") from None
+        except aiohttp.ClientError as error:
+            raise _invalid(error) from None
+
+    async def aclose(self) -> None:
+        self._response.close()
+
+
+async def _once(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+    """Keeps aiohttp from asking again where a connection died that had not been idle, or had begun to answer."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except aiohttp.ClientOSError as error:
+        refusal = broken(root(error))
+    except aiohttp.ServerDisconnectedError as error:
+        if not isinstance(error.message, str):  # but what there is of a head
+            raise Refusal(Cause.TRUNCATED, "the connection was closed too early, within the header") from None
+        refusal = unanswered(encrypted=request.is_ssl())
+    raise Died(refusal.cause, str(refusal))
+
+
+def _invalid(error: Exception) -> Refusal:
+    first = root(error)
+    reason = " ".join(str(getattr(first, "message", first)).split())
+    if r"b'\x15\x03" in reason:  # a TLS alert: RFC 8446, section 5.1
+        return Refusal(Cause.TLS, "the server speaks TLS on this port; the target's URL should begin with https://")
+    return Refusal(Cause.PROTOCOL, f"the answer is not valid HTTP/1.1: {reason[:200]}")

@@ -1,0 +1,59 @@
+"""What every room builds on: files that change, and httpx without what it does not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llm_headroom.net.files import stamp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_file_that_is_rewritten_or_replaced_has_another_stamp(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("one")
+    first = stamp(file)
+    assert stamp(file) == first
+
+    file.write_text("other")
+    second = stamp(file)
+    replacement = tmp_path / "next"
+    replacement.write_text("third")
+    replacement.replace(file)
+
+    assert len({first, second, stamp(file)}) == 3
+
+
+def test_a_link_that_is_turned_changes_the_file_behind_it(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "token").write_text(name)
+    (tmp_path / "now").symlink_to("a")
+    first = stamp(tmp_path / "now" / "token")
+    (tmp_path / "next").symlink_to("b")
+    (tmp_path / "next").replace(tmp_path / "now")
+
+    assert stamp(tmp_path / "now" / "token") != first
+
+
+def test_a_file_that_is_not_there_has_no_stamp(tmp_path: Path) -> None:
+    assert stamp(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("module", ["llm_headroom.commands.run", "llm_headroom.commands.health"])
+def test_a_command_loads_httpx_without_its_command_line(module: str) -> None:
+    unwanted = ("rich", "pygments", "httpx._main")
+    program = f"import sys, {module}; print('httpx' in sys.modules, [n for n in {unwanted} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True []\n"
+
+
+def test_httpx_as_a_whole_can_still_be_loaded_afterwards() -> None:
+    program = "import llm_headroom.net.lean_httpx, httpx._main; print(callable(httpx._main.main))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
