@@ -170,8 +170,8 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                 ),
             ),
             (
-                f"max by ({TARGET}) ({scope.of(schema.SATURATION, resource='max')})",
-                Column(title="Saturation", unit="percentunit", steps=above(0.8, 1), width=100, link=_TO_KV),
+                f"min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})",
+                Column(title="Load headroom", unit="none", decimals=1, steps=below(1.25, 1), width=120, link=_TO_KV),
             ),
         ),
         height=8,
@@ -242,8 +242,8 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Saturation",
-            "How far the resource that binds is used: at 100 % first tokens begin to leave their objective; cut "
-            "at 200 %. Scale on it.",
+            "Load as a share of what the fullest target takes within its objective of first tokens, its queue "
+            "included; 200 % at most. Scale on it, target 80 %.",
             Query(f"max by ({MODEL}) ({scope.of(schema.SATURATION, resource='max')})", BY_MODEL),
             unit="percentunit",
             highest=2,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llm_headroom.bundle.thresholds import Thresholds
 
 _EARLY = "until enough traffic was seen"
-_PARTS = 'resource!="max"'
+_TEN_MINUTES = "until ten busy minutes were seen"
 _BY_TARGET_MODEL = "{{engine}} · {{target}} · {{model}}"
 
 
@@ -82,11 +82,11 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVTimeToFull",
         ),
         stat(
-            "Saturation",
-            "Of the target that is nearest its limit; at 1 first tokens begin to leave their objective.",
-            scope.told(f"max({scope.of(schema.SATURATION, resource='max')})"),
-            unit="percentunit",
-            steps=above(0.8, 1),
+            "Load headroom",
+            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
+            scope.told(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+            decimals=1,
+            steps=below(1.25, 1),
         ),
         stat(
             "Risk",
@@ -175,21 +175,39 @@ def _room(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 
 
 def _binding(scope: Scope) -> tuple[Panel, ...]:
-    parts = scope.of(schema.SATURATION, _PARTS)
+    binding = f"max by ({SOURCE}, objective, resource) ({scope.of(schema.LOAD_HEADROOM_BINDING)} == 1)"
     return (
         lines(
-            "Saturation by resource",
-            "The most saturated target of each engine: KV cache, concurrency, prefill, GPU memory. Cut at 200 %.",
-            Query(f"max by (engine, resource) ({parts})", "{{resource}} ({{engine}})"),
+            "Load headroom",
+            "How many times its traffic of 15 minutes each target takes before its first tokens leave their objective; "
+            "16 is 16 or more.",
+            Query(f"min by ({SOURCE}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})", BY_TARGET),
+            width=12,
+            steps=below(1.25, 1),
+            empty=_TEN_MINUTES,
+        ),
+        lines(
+            "Saturation",
+            "Load as a share of what the target takes, its queue included; 200 % at most. Scale on it, target 80 %.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION, resource='max')})", BY_TARGET),
             unit="percentunit",
             width=12,
             highest=2,
             steps=Steps("green", ((1, "red"),)),
+            empty=_TEN_MINUTES,
         ),
         lines(
-            "Saturation of the resource that binds",
-            "At 100 % first tokens begin to leave their objective; the curve is cut at 200 %. Scale on it.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION, resource='max')})", BY_TARGET),
+            "What binds",
+            "The resource that tokens wait for where the load headroom ends.",
+            Query(binding, f"{BY_TARGET}: {{{{objective}}}}, {{{{resource}}}}"),
+            width=12,
+            empty=_TEN_MINUTES,
+        ),
+        lines(
+            "Pressure by resource",
+            "Demand over what there is, of the target of each engine where it is greatest: KV cache, concurrency, "
+            "prefill, GPU memory. No share of what an engine takes. Cut at 200 %.",
+            Query(f"max by (engine, resource) ({scope.of(schema.PRESSURE)})", "{{resource}} ({{engine}})"),
             unit="percentunit",
             width=12,
             highest=2,
