@@ -305,7 +305,7 @@ SUSTAINABLE_REQUESTS: Final = _gauge(
 )
 LOAD_HEADROOM_BINDING: Final = _gauge(
     "load_headroom_binding",
-    "1",
+    "{flag}",
     "1 for the resource (kv_cache, compute, concurrency) that first tokens or tokens wait for where the load headroom "
     "ends, 0 for the others.",
     "objective",
@@ -314,7 +314,7 @@ LOAD_HEADROOM_BINDING: Final = _gauge(
 )
 LOAD_HEADROOM_SUSPECT: Final = _gauge(
     "load_headroom_suspect",
-    "1",
+    "{flag}",
     "1 while tokens come more than 15 % faster or slower than predicted, so that the load headroom is not to be "
     "believed.",
     across=Across.MAX,
@@ -446,7 +446,12 @@ DERIVED: Final = (
     SATURATION_RISK,
     KV_SATURATION_RISK,
     SATURATION_HIGH_WATER_RISK,
+    LOAD_HEADROOM,
+    SUSTAINABLE_REQUESTS,
+    LOAD_HEADROOM_BINDING,
+    LOAD_HEADROOM_SUSPECT,
     SATURATION,
+    PRESSURE,
     OOM_RISK,
     SPILL_RISK,
     EVICTION_RISK,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from llm_headroom.model import Histogram
 
 WINDOW_SECONDS: Final = 900.0
+QUIET_SECONDS: Final = 60.0
+"""A minute is busy if anything happens in it."""
 LEAST_SECONDS: Final = 240.0
 LIKE_SECONDS: Final = 60.0
 """Prompts of so many seconds are taken to be alike, as far as they are."""
@@ -124,8 +126,8 @@ class Sizes:
 class Traffic:
     """The intervals of the last fifteen minutes, and lengths of a little longer.
 
-    `generated` and `answered` are tokens and the requests they are of, fading slowly. `busy` is for how many seconds
-    the engine has had something to do since it started.
+    `generated` and `answered` are tokens and the requests they are of, fading slowly. `busy` are the seconds since
+    the engine started in which it had something to do, or had within a minute; `quiet` are those since it had.
     """
 
     intervals: tuple[Interval, ...] = ()
@@ -134,11 +136,13 @@ class Traffic:
     generated: float = 0.0
     answered: float = 0.0
     busy: float = 0.0
+    quiet: float = math.inf
 
     def after(self, interval: Interval, before: Observation, now: Observation) -> Traffic:
         """The traffic with one more interval, which lies between the two observations."""
         keep = math.exp(-interval.seconds / WINDOW_SECONDS)
         keep_answers = math.exp(-interval.seconds / ANSWER_SECONDS)
+        quiet = 0.0 if interval.busy else self.quiet + interval.seconds
         kept, seconds = [interval], interval.seconds
         for each in reversed(self.intervals):
             if seconds >= WINDOW_SECONDS:
@@ -152,7 +156,8 @@ class Traffic:
             answers=self.answers.after(before.generation_sizes, now.generation_sizes, keep_answers),
             generated=self.generated * keep_answers + interval.generated,
             answered=self.answered * keep_answers + interval.admitted,
-            busy=self.busy + (interval.seconds if interval.busy else 0.0),
+            busy=self.busy + (interval.seconds if quiet < QUIET_SECONDS else 0.0),
+            quiet=quiet,
         )
 
     def latest(self, arrivals: float) -> Traffic:
