@@ -12,7 +12,7 @@ help:
 	@echo "make test    lint, types and every test"
 	@echo "make bench   measure against prometheus_client, httpx and vmagent"
 	@echo "make evaluate  judge alerts and risks on replayed traces, in minutes; writes docs/evaluation.md"
-	@echo "make docs    regenerate METRICS.md, the schema, the example and the tables of the configuration"
+	@echo "make docs    write everything that is generated: METRICS.md, alerts, dashboards, marked parts, the settings' schema"
 
 $(VENV)/.run: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -47,7 +47,7 @@ evaluate: $(VENV)/.dev
 	PYTHONPATH=bench $(BIN)/python -m evaluate $(ARGS)
 
 docs: $(VENV)/.run
-	$(BIN)/python -m llm_headroom.commands.docs
+	$(BIN)/python -m llm_headroom.commands.generated
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from llm_headroom.bundle import alerts
-from llm_headroom.bundle.thresholds import BundleSettings
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
 from llm_headroom.commands.simulate import VERSIONS
 from llm_headroom.config.endpoint import Endpoint

@@ -41,6 +41,7 @@ from llm_headroom.config.settings import (
     parse_target,
 )
 from llm_headroom.config.yaml_nodes import LARGEST_FILE
+from llm_headroom.model import Subject
 
 ENGINES = ("vllm", "sglang", "sglang_router", "ollama", "llamacpp")
 FIXTURES = Path(__file__).parent / "fixtures" / "config"
@@ -113,7 +114,8 @@ def test_no_more_than_twenty_problems_are_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "label",
     sorted(
-        {name for metric in schema.ALL if metric not in schema.PROCESS for name in metric.labels} | {"le", "quantile"}
+        {name for metric in schema.ALL if metric.subject is not Subject.PROCESS for name in metric.labels}
+        | {"le", "quantile"}
     ),
 )
 def test_labels_of_the_schema_cannot_be_given_by_a_target(tmp_path: Path, label: str) -> None:
@@ -251,6 +253,9 @@ def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.
                         where={"err": "overloaded|validation"},
                         labels={"err": "reason"},
                         combine="sum",
+                    ),
+                    RuleSettings(
+                        metric="llm_kv_cache_capacity_tokens", names=("tgi_kv_blocks",), times=("tgi_kv_block_size",)
                     ),
                 ),
                 ignored=("tgi_tokenize_*",),

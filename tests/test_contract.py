@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,17 +13,21 @@ import pytest
 import captures
 from captures import CAPTURES, parsed
 from llm_headroom import schema
-from llm_headroom.commands import docs
+from llm_headroom.bundle.alerts import ALERTS
+from llm_headroom.commands import docs, generated
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.rules import Rule
 from llm_headroom.exposition.text import Parser
-from llm_headroom.model import Kind, Metric, SampleState
+from llm_headroom.model import Kind, Metric, SampleState, Subject
 from llm_headroom.render.prometheus import UNIT_WORDS
-from llm_headroom.scrape.mapping import HISTOGRAM_PARTS, Mapper, Vocabulary, family
+from llm_headroom.scrape.vocabulary import HISTOGRAM_PARTS, Vocabulary, family
+from llm_headroom.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llm_headroom.engines.rules import Engine, Rule
+    from llm_headroom.engines.rules import Engine
+    from llm_headroom.scrape.mapping import Mapper
 
 ROOT = Path(__file__).parent.parent
 EXPOSITIONS = tuple(path for path in sorted(CAPTURES.glob("*/*/*.prom")) if ".v1_loads_" not in path.name)
@@ -53,15 +59,20 @@ def test_every_family_of_every_capture_is_mapped_or_ignored_on_purpose(path: Pat
     assert [name for name in declared if vocabulary.state(name, "untyped") is SampleState.UNKNOWN] == []
 
 
+UPSTREAM_NAMES = ROOT / "tests" / "fixtures" / "upstream_names"
+LISTED = tuple(sorted(path.stem for path in UPSTREAM_NAMES.glob("*.txt")))
+"""Engines whose every name is known, out of their sources."""
+
+
 def upstream_names(engine: str) -> Iterator[tuple[str, str]]:
     """Every name and type that a release of an engine has ever defined."""
-    for line in (ROOT / "tests" / "fixtures" / "upstream_names" / f"{engine}.txt").read_text().splitlines():
+    for line in (UPSTREAM_NAMES / f"{engine}.txt").read_text().splitlines():
         if not line.startswith("#"):
             name, kind, _since, _until = line.split("\t")
             yield name, kind
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang", "sglang_router"])
+@pytest.mark.parametrize("engine", LISTED)
 def test_every_name_that_a_release_has_ever_defined_is_mapped_or_ignored_on_purpose(engine: str) -> None:
     vocabulary = Vocabulary(BUILT_IN[engine])
     names = list(upstream_names(engine))
@@ -89,31 +100,24 @@ def test_every_pattern_of_ignored_names_hits_something() -> None:
             if engine_of(path) is engine
             for key in parsed(path).layout.keys
         }
-        if name in {"vllm", "sglang", "sglang_router"}:
+        if name in LISTED:
             seen |= {upstream for upstream, _ in upstream_names(name)}
-        if name == "ollama":
-            continue  # there is no exposition of Ollama
+        if not seen:
+            continue  # there is no exposition of it, as of Ollama
         for pattern in engine.ignored.keys() - guesses:
             expression = re.compile(pattern.replace("*", ".*"))
             assert any(expression.fullmatch(each) for each in seen), (name, pattern)
 
 
 # Aliases -------------------------------------------------------------------------------------------------------------
-EXAMPLES = (
-    "",
-    "true",
-    "stop",
-    "abort",
-    "/v1/completions",
-    "local_compute",
-    "awake",
-    "prefill_compute",
-    "prefill_cache",
-    "prefill_forward",
-    "device_hit",
-    "decode",
-    "rejected",
-)
+@cache
+def examples() -> frozenset[str]:
+    """Every value that a label has in a capture."""
+    return frozenset(value for path in EXPOSITIONS for key in parsed(path).layout.keys for _, value in key.labels)
+
+
+UNSEEN = ("", "/v1/completions", "prefill_forward", "rejected")
+"""Values that rules look for and no capture has."""
 
 
 def aliases() -> Iterator[tuple[Engine, Rule, str]]:
@@ -129,7 +133,7 @@ def exposition(rule: Rule, name: str) -> bytes:
     """The least that an endpoint exposes for a rule to find something under a name."""
     labels = {}
     for label, pattern in rule.where.items():
-        labels[label] = next(example for example in EXAMPLES if re.fullmatch(pattern, example))
+        labels[label] = next(example for example in (*UNSEEN, *sorted(examples())) if re.fullmatch(pattern, example))
     labels |= dict.fromkeys(rule.labels.keys() - labels.keys(), "x")
     if rule.read is not None:
         labels |= {"kv_cache_size_tokens": "4", "gpu_memory_utilization": "0.9"}
@@ -150,6 +154,9 @@ def test_every_alias_finds_its_metric(engine: Engine, rule: Rule, name: str) -> 
     body = exposition(rule, name)
     if name.removeprefix("llamacpp") in {":prompt_tokens_cached_total", "_prompt_tokens_cached_total"} and rule.plus:
         body += exposition(rule, "llamacpp:prompt_tokens_total")
+
+    for factor in rule.times[:1]:
+        body += exposition(rule, factor)
 
     found = [point for point in captures.mapped(engine, body) if point.series.metric is rule.metric]
 
@@ -172,7 +179,7 @@ def test_metrics_are_distinct() -> None:
 
 @pytest.mark.parametrize("metric", schema.ALL, ids=lambda metric: metric.name)
 def test_names_follow_the_conventions(metric: Metric) -> None:
-    assert re.fullmatch(r"llm_[a-z][a-z0-9]*(_[a-z0-9]+)*", metric.name) or metric in schema.PROCESS
+    assert re.fullmatch(r"llm_[a-z][a-z0-9]*(_[a-z0-9]+)*", metric.name) or metric.subject is Subject.PROCESS
     assert metric.name.endswith("_total") is (metric.kind is Kind.COUNTER)
     stem = metric.name.removesuffix("_total")
     if metric.unit in UNIT_WORDS:
@@ -187,32 +194,33 @@ def test_names_follow_the_conventions(metric: Metric) -> None:
     assert not {"le", "quantile", "job", "instance", "cluster", "namespace", "pod"} & set(metric.labels)
 
 
-def test_every_metric_of_engines_is_told_by_some_engine_and_the_reverse() -> None:
-    told = {rule.metric.name for engine in BUILT_IN.values() for rule in engine.rules}
-    told |= {name for engine in BUILT_IN.values() for name in engine.fact_sources}
-    own = {"llm_up", "llm_engine_info", *(metric.name for metric in schema.DERIVED)}
-    engines = {
-        metric.name
-        for metric in schema.ALL
-        if metric not in schema.PROCESS
-        and not metric.name.startswith(
-            (
-                "llm_gpu",
-                "llm_host_",
-                "llm_otlp_",
-                "llm_proxy_",
-                "llm_otlp_",
-                "llm_source_",
-                "llm_label_",
-                "llm_build_",
-                "llm_config_",
-                "llm_exporter_",
-            )
-        )
-    }
+def test_every_metric_of_engines_is_exposed_by_some_engine_and_no_other_is() -> None:
+    exposed = {rule.metric for engine in BUILT_IN.values() for rule in engine.rules}
+    exposed |= {schema.BY_NAME[name] for engine in BUILT_IN.values() for name in engine.fact_sources}
+    own = {schema.ENGINE_INFO}  # from the version that an engine's documents give
+    of_engines = {metric for metric in schema.ALL if metric.exposed_by_engines}
 
-    assert engines - own - told == set()
-    assert told - set(schema.BY_NAME) == set()
+    assert [metric.name for metric in of_engines - own - exposed] == []
+    assert [metric.name for metric in exposed - of_engines] == []
+
+
+OTHERS = tuple(metric for metric in schema.ALL if not metric.exposed_by_engines)
+
+
+@pytest.mark.parametrize("metric", OTHERS, ids=lambda metric: metric.name)
+def test_no_rule_gives_what_no_engine_exposes(metric: Metric) -> None:
+    with pytest.raises(ValueError, match=f"^{metric.name} is not a metric that an engine exposes"):
+        Rule(metric=metric, names=("x",))
+
+
+@pytest.mark.parametrize("engine", tuple(BUILT_IN.values()), ids=tuple(BUILT_IN))
+def test_an_engine_gives_what_its_kind_is_about(engine: Engine) -> None:
+    """Whoever has metrics of routers is one; a router may have what engines have, too (its HTTP responses)."""
+    given = {rule.metric.subject for rule in engine.rules}
+    given |= {schema.BY_NAME[name].subject for name in engine.fact_sources}
+
+    assert (Subject.ROUTER in given) is (engine.subject is Subject.ROUTER)
+    assert given <= {Subject.ENGINE, Subject.ROUTER, Subject.GPU}
 
 
 @pytest.mark.parametrize("engine", tuple(BUILT_IN.values()), ids=tuple(BUILT_IN))
@@ -232,8 +240,8 @@ def test_points_of_every_capture_are_declared_and_distinct(capture: captures.Cap
 
 
 @pytest.mark.parametrize("engine", tuple(BUILT_IN.values()), ids=tuple(BUILT_IN))
-def test_engines_have_ports_of_their_own_and_speak_for_themselves(engine: Engine) -> None:
-    assert [other.name for other in BUILT_IN.values() if other.port == engine.port] == [engine.name]
+def test_engines_have_ports_and_speak_for_themselves(engine: Engine) -> None:
+    assert 0 < engine.port < 1 << 16
     assert engine.title
     assert all(reason for reason in engine.ignored.values())
 
@@ -250,9 +258,44 @@ def test_a_plan_is_compiled_once_for_a_layout() -> None:
 
 
 # Documents -----------------------------------------------------------------------------------------------------------
-def test_metrics_document_is_fresh() -> None:
-    for path, text in docs.files(ROOT).items():
-        assert path.read_text(encoding="utf-8") == text, f"{path}: run: make docs"
+def test_generated_files_and_parts_are_fresh() -> None:
+    old = [path for path, text in generated.files(ROOT).items() if (ROOT / path).read_text(encoding="utf-8") != text]
+
+    assert old == [], "run: make docs"
+
+
+def test_every_generated_part_stands_somewhere() -> None:
+    texts = [(ROOT / path).read_text(encoding="utf-8") for path in generated.files(ROOT)]
+
+    assert [name for name in generated.parts() if not any(f"generated: {name}" in text for text in texts)] == []
+
+
+def test_a_part_that_nobody_generates_is_an_error() -> None:
+    with pytest.raises(KeyError, match="nothing"):
+        generated.filled("<!-- generated: nothing --><!-- end -->", generated.parts())
+
+
+def test_the_document_of_alerts_lists_each_with_its_thresholds() -> None:
+    text = generated.parts()["alerts"]
+    rows = re.findall(r"^\| \[(\w+)\]\(\.\./alerts/runbooks/\1\.md\) \| (\w+) \| (\w+) \| (.*) \|$", text, re.MULTILINE)
+
+    assert {(name, severity, wait, frozenset(re.findall(r"`(\w+)`", used))) for name, severity, wait, used in rows} == {
+        (a.name, a.severity, a.wait, frozenset(re.findall(r"\$(\w+)", a.expr)) - {"exporter_job"}) for a in ALERTS
+    }
+    assert all((ROOT / "alerts" / "runbooks" / f"{name}.md").is_file() for name, *_ in rows)
+
+
+def test_every_threshold_has_a_unit_and_a_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| (.+) \| (.+\.) \|$", generated.parts()["thresholds"], re.MULTILINE)
+
+    assert {(name, float(value)) for name, value, *_ in rows} == set(asdict(Thresholds()).items())
+
+
+def test_engines_have_colours_of_their_own() -> None:
+    colours = [engine.colour for engine in BUILT_IN.values()]
+
+    assert all(colours)
+    assert len(set(colours)) == len(colours)
 
 
 def test_metrics_document_names_every_metric_and_every_alias() -> None:

@@ -15,10 +15,11 @@ import pytest
 from llm_headroom import schema
 from llm_headroom.bundle import recording
 from llm_headroom.bundle.dashboards import dashboards, files
-from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
 from llm_headroom.derive import capacity
 from llm_headroom.model import Kind
+from llm_headroom.thresholds import Thresholds
 from programs import program
 from prometheus_server import asked
 from simulator_process import Simulator

@@ -14,11 +14,13 @@ import pytest
 import yaml
 
 from llm_headroom import __version__
-from llm_headroom.commands.simulate import PORTS
+from llm_headroom.commands.simulate import SIMULATED
+from llm_headroom.engines.built_in import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 COMPOSE = DEPLOY / "compose"
+PORTS = {name: BUILT_IN[name].port for name in SIMULATED}
 
 
 def loaded(path: Path) -> Any:  # noqa: ANN401 - YAML

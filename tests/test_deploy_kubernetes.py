@@ -13,7 +13,7 @@ from exporter_process import check
 from kubernetes_objects import ROOT, objects, program, ran, validate
 from llm_headroom import __version__, schema
 from llm_headroom.bundle import kubernetes as bundled
-from llm_headroom.bundle.thresholds import BundleSettings
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.config.load import load
 
 if TYPE_CHECKING:

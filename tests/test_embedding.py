@@ -28,6 +28,7 @@ from engine_server import EngineServer, hang, replayed
 from exporter_process import DEADLINE, Exporter, environment
 from llm_headroom import HeadroomCollector, schema
 from llm_headroom.config.errors import ConfigError
+from llm_headroom.model import Subject
 from llm_headroom.poll.process_series import ProcessSeries
 from proc_tree import BOOT, ProcTree
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 VLLM = Capture("vllm", "0.32.0", "saturated")
 OLLAMA = Capture("ollama", "0.33.0-rc2", "ps_loaded")
 ROOT = Path(__file__).parents[1]
+PROCESS = tuple(metric for metric in schema.ALL if metric.subject is Subject.PROCESS)
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def test_a_registry_exposes_what_the_exporter_does(vllm: EngineServer, registry:
 
     assert ours.pop("shop_questions_total") == [({}, 1.0)]
     del ours["shop_questions_created"]
-    own = {metric.name for metric in (*schema.PROCESS, schema.EXPORTER_CPU, schema.EXPORTER_MEMORY)}
+    own = {metric.name for metric in (*PROCESS, schema.EXPORTER_CPU, schema.EXPORTER_MEMORY)}
     own |= {schema.CONFIG_RELOAD_SUCCESS.name, schema.CONFIG_RELOAD_TIME.name}
     assert {name: len(samples) for name, samples in ours.items() if not name.startswith("llm_host_")} == {
         name: count for name, count in theirs.items() if name not in own and not name.startswith("llm_host_")
@@ -217,9 +219,9 @@ def test_the_process_has_the_names_and_kinds_that_prometheus_client_gives() -> N
         sample.name: (family.type, set(sample.labels)) for family in registry.collect() for sample in family.samples
     }
 
-    assert {metric.name: (metric.kind.value, set(metric.labels)) for metric in schema.PROCESS} == theirs
+    assert {metric.name: (metric.kind.value, set(metric.labels)) for metric in PROCESS} == theirs
     points = list(ProcessSeries().points())
-    assert {point.series.metric for point in points} == {*schema.PROCESS, schema.EXPORTER_CPU, schema.EXPORTER_MEMORY}
+    assert {point.series.metric for point in points} == {*PROCESS, schema.EXPORTER_CPU, schema.EXPORTER_MEMORY}
 
 
 def test_the_names_of_before_say_the_same() -> None:

@@ -65,7 +65,7 @@ def _room(module: str) -> str:
 
 def test_every_room_has_its_floor() -> None:
     rooms = {_room(name) for name in _modules()} - DOORS
-    assert rooms == set(FLOOR) - {"thresholds"}
+    assert rooms == set(FLOOR)
 
 
 def test_imports_run_downwards() -> None:

@@ -12,7 +12,7 @@ from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Histogram, SampleState
 from llm_headroom.scrape import kv_cache
-from llm_headroom.scrape.mapping import Vocabulary
+from llm_headroom.scrape.vocabulary import Vocabulary
 
 
 def lines(*samples: str) -> bytes:

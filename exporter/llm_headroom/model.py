@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from types import MappingProxyType
@@ -23,6 +23,31 @@ class Kind(StrEnum):
     GAUGE = "gauge"
     COUNTER = "counter"
     HISTOGRAM = "histogram"
+
+
+class Subject(StrEnum):
+    """Whose metric it is: what its values speak of, and who may give them. Each metric has one."""
+
+    ENGINE = "engine"
+    """An inference engine: its traffic, latencies, KV cache and models, as it exposes them."""
+    ROUTER = "router"
+    """A router (gateway) in front of engines, as it exposes them."""
+    DERIVED = "derived"
+    """An engine, worked out here from several readings, or from engine and GPUs together: headroom, risks."""
+    PROXY = "proxy"
+    """Requests through our measuring proxy that only the proxy itself can count."""
+    GPU = "gpu"
+    """A GPU, read through NVML; some engines expose their GPU themselves."""
+    ATTRIBUTION = "attribution"
+    """An engine's part of a GPU: which processes hold its memory, and what that memory is used for."""
+    HOST = "host"
+    """An engine's processes and control group on this host, as the kernel reports them."""
+    COLLECTION = "collection"
+    """How the collection from one target went."""
+    EXPORTER = "exporter"
+    """llm-headroom itself: its build, configuration and push."""
+    PROCESS = "process"
+    """The process that llm-headroom runs in, as every Python process has it."""
 
 
 class Across(StrEnum):
@@ -52,6 +77,17 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     across: Across = Across.NONE
+    _: KW_ONLY
+    subject: Subject
+
+    @property
+    def exposed_by_engines(self) -> bool:
+        """Whether a rule may read it from an endpoint: nobody else gives a series with the same labels.
+
+        A GPU metric may be read if it has a `target` to carry: NVML's own series have none.
+        """
+        gpu = self.subject is Subject.GPU and "target" in self.labels
+        return gpu or self.subject in {Subject.ENGINE, Subject.ROUTER}
 
 
 class Series:

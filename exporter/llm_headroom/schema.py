@@ -7,43 +7,69 @@ specification/compatibility/prometheus_and_openmetrics.md).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
-from llm_headroom.model import Across, Kind, Metric
+from llm_headroom.model import Across, Kind, Metric, Subject
 
 _ENGINE = ("engine", "model", "target", "replica")
 _SOURCE = ("engine", "target")
 _GPU = ("gpu", "uuid")
 
 
-def _gauge(name: str, unit: str, text: str, *labels: str, across: Across = Across.SUM) -> Metric:
-    return Metric(f"llm_{name}", Kind.GAUGE, unit, text, (*_ENGINE, *labels), across)
+def _gauge(
+    name: str,
+    unit: str,
+    text: str,
+    *labels: str,
+    across: Across = Across.SUM,
+    subject: Subject = Subject.ENGINE,
+) -> Metric:
+    return Metric(f"llm_{name}", Kind.GAUGE, unit, text, (*_ENGINE, *labels), across, subject=subject)
 
 
-def _counter(name: str, unit: str, text: str, *labels: str) -> Metric:
-    return Metric(f"llm_{name}", Kind.COUNTER, unit, text, (*_ENGINE, *labels), Across.SUM)
+def _counter(name: str, unit: str, text: str, *labels: str, subject: Subject = Subject.ENGINE) -> Metric:
+    return Metric(f"llm_{name}", Kind.COUNTER, unit, text, (*_ENGINE, *labels), Across.SUM, subject=subject)
 
 
-def _histogram(name: str, unit: str, text: str) -> Metric:
-    return Metric(f"llm_{name}", Kind.HISTOGRAM, unit, text, _ENGINE, Across.SUM)
+def _histogram(name: str, unit: str, text: str, subject: Subject = Subject.ENGINE) -> Metric:
+    return Metric(f"llm_{name}", Kind.HISTOGRAM, unit, text, _ENGINE, Across.SUM, subject=subject)
+
+
+_derived_gauge = partial(_gauge, subject=Subject.DERIVED)
+_derived_counter = partial(_counter, subject=Subject.DERIVED)
+_router_gauge = partial(_gauge, subject=Subject.ROUTER)
+_router_counter = partial(_counter, subject=Subject.ROUTER)
+
+
+def _target(subject: Subject, name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
+    """Of one target as a whole."""
+    return Metric(f"llm_{name}", kind, unit, text, (*_SOURCE, *labels), subject=subject)
+
+
+_whole = partial(_target, Subject.ENGINE)
+_derived = partial(_target, Subject.DERIVED)
+_host = partial(_target, Subject.HOST)
+_collection = partial(_target, Subject.COLLECTION)
 
 
 def _gpu(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
-    return Metric(f"llm_gpu_{name}", kind, unit, text, (*_GPU, *labels))
+    return Metric(f"llm_gpu_{name}", kind, unit, text, (*_GPU, *labels), subject=Subject.GPU)
 
 
 def _held(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
     """Of one engine on one GPU."""
-    return Metric(f"llm_gpu_{name}", kind, unit, text, (*_GPU, *_SOURCE, *labels))
+    return Metric(f"llm_gpu_{name}", kind, unit, text, (*_GPU, *_SOURCE, *labels), subject=Subject.ATTRIBUTION)
 
 
-def _host(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
-    """Of one engine on this host."""
-    return Metric(f"llm_host_{name}", kind, unit, text, (*_SOURCE, *labels))
+def _own(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
+    """Of llm-headroom itself."""
+    return Metric(f"llm_{name}", kind, unit, text, labels, subject=Subject.EXPORTER)
 
 
-def _source(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
-    return Metric(f"llm_{name}", kind, unit, text, (*_SOURCE, *labels))
+def _process(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metric:
+    """Of llm-headroom's own process, under the name that prometheus-client gives to it in every Python process."""
+    return Metric(name, kind, unit, text, labels, subject=Subject.PROCESS)
 
 
 # Traffic -------------------------------------------------------------------------------------------------------------
@@ -70,6 +96,7 @@ PROXY_UNMEASURED: Final = _counter(
     "Requests through the measuring proxy whose tokens it could not count, by cause (usage_missing: the engine did not "
     "tell them; compressed, format, too_long: the answer could not be read).",
     "reason",
+    subject=Subject.PROXY,
 )
 HTTP_RESPONSES: Final = _counter(
     "http_responses_total", "{response}", "HTTP responses of the inference endpoints by class of status code.", "code"
@@ -213,83 +240,82 @@ MODEL_OFFLOAD: Final = _gauge(
     "Share of the model's memory that lies on GPUs; below 1 it has spilled to the CPU.",
     across=Across.NONE,
 )
-MODELS_LOADED: Final = Metric("llm_models_loaded", Kind.GAUGE, "{model}", "Models in memory.", _SOURCE)
-MODELS_INSTALLED: Final = Metric(
-    "llm_models_installed", Kind.GAUGE, "{model}", "Models in the engine's library on its disk.", _SOURCE
+MODELS_LOADED: Final = _whole("models_loaded", Kind.GAUGE, "{model}", "Models in memory.")
+MODELS_INSTALLED: Final = _whole(
+    "models_installed", Kind.GAUGE, "{model}", "Models in the engine's library on its disk."
 )
-MODELS_INSTALLED_BYTES: Final = Metric(
-    "llm_models_installed_bytes",
+MODELS_INSTALLED_BYTES: Final = _whole(
+    "models_installed_bytes",
     Kind.GAUGE,
     "By",
     "Size on disk of the models in the library, summed; files that models share are counted for each.",
-    _SOURCE,
 )
-ENGINE_INFO: Final = Metric(
-    "llm_engine_info", Kind.GAUGE, "{info}", "Always 1; the engine's version in a label.", (*_SOURCE, "version")
+ENGINE_INFO: Final = _whole(
+    "engine_info", Kind.GAUGE, "{info}", "Always 1; the engine's version in a label.", "version"
 )
 ENGINE_START: Final = _gauge(
     "engine_start_time_seconds", "s", "Unix time at which the engine's server process started.", across=Across.NONE
 )
 
 # Derived by the exporter ---------------------------------------------------------------------------------------------
-KV_CACHE_HEADROOM_TOKENS: Final = _gauge(
+KV_CACHE_HEADROOM_TOKENS: Final = _derived_gauge(
     "kv_cache_headroom_tokens",
     "{token}",
     "KV cache that can still be given to new requests: free and evictable tokens less what already waits.",
 )
-KV_CACHE_HEADROOM_RATIO: Final = _gauge(
+KV_CACHE_HEADROOM_RATIO: Final = _derived_gauge(
     "kv_cache_headroom_ratio",
     "1",
     "Headroom of the KV cache as a share of its capacity.",
     across=Across.CAPACITY_WEIGHTED,
 )
-KV_CACHE_HEADROOM_REQUESTS: Final = _gauge(
+KV_CACHE_HEADROOM_REQUESTS: Final = _derived_gauge(
     "kv_cache_headroom_requests",
     "{request}",
     "Requests of the recent mean size that can still be admitted and end without running out of KV cache.",
 )
-KV_CACHE_EXHAUSTION: Final = _gauge(
+KV_CACHE_EXHAUSTION: Final = _derived_gauge(
     "kv_cache_exhaustion_seconds",
     "s",
     "Time until the KV cache is full if demand stays as it is; absent if it does not fill up so.",
     across=Across.NONE,
 )
-KV_CACHE_USAGE_PEAK: Final = _gauge(
+KV_CACHE_USAGE_PEAK: Final = _derived_gauge(
     "kv_cache_usage_peak_ratio",
     "1",
     "Highest usage of the KV cache among the polls of the last minute.",
     across=Across.MAX,
 )
-TTFT_SLOW: Final = _gauge(
+TTFT_SLOW: Final = _derived_gauge(
     "ttft_slow_ratio",
     "1",
     "Share of first tokens slower than the TTFT objective in a sliding window; absent without traffic.",
     "window",
     across=Across.NONE,
 )
-TTFT_WINDOW_REQUESTS: Final = _gauge(
+TTFT_WINDOW_REQUESTS: Final = _derived_gauge(
     "ttft_window_requests", "{request}", "First tokens in the sliding window of llm_ttft_slow_ratio.", "window"
 )
-SATURATION_RISK: Final = _gauge(
+SATURATION_RISK: Final = _derived_gauge(
     "saturation_risk_ratio",
     "1",
     "Probability of KV cache trouble or first tokens slower than the objective within five minutes.",
     across=Across.MAX,
 )
-KV_SATURATION_RISK: Final = _gauge(
+KV_SATURATION_RISK: Final = _derived_gauge(
     "kv_saturation_risk_ratio",
     "1",
     "Probability that requests are preempted or blocked for want of KV cache within five minutes.",
     across=Across.MAX,
 )
-SATURATION_HIGH_WATER_RISK: Final = _gauge(
+SATURATION_HIGH_WATER_RISK: Final = _derived_gauge(
     "saturation_high_water_risk_ratio",
     "1",
     "Probability of KV cache trouble or first tokens slower than the objective within five minutes, from the highest "
     "forecast of TTFT and the highest KV demand of the last ten minutes.",
     across=Across.MAX,
 )
-LOAD_HEADROOM: Final = _gauge(
+LOAD_HEADROOM: Final = _derived_gauge(
     "load_headroom_ratio",
     "1",
     "How many times its traffic of the last 15 minutes the engine can take before it breaks the objective; 16 is 16 or "
@@ -297,13 +323,13 @@ LOAD_HEADROOM: Final = _gauge(
     "objective",
     across=Across.NONE,
 )
-SUSTAINABLE_REQUESTS: Final = _gauge(
+SUSTAINABLE_REQUESTS: Final = _derived_gauge(
     "sustainable_requests_per_second",
     "{request}/s",
     "Requests like those of the last 15 minutes that the engine can take per second within the objective.",
     "objective",
 )
-LOAD_HEADROOM_BINDING: Final = _gauge(
+LOAD_HEADROOM_BINDING: Final = _derived_gauge(
     "load_headroom_binding",
     "{flag}",
     "1 for the resource (kv_cache, compute, concurrency) that first tokens or tokens wait for where the load headroom "
@@ -312,14 +338,14 @@ LOAD_HEADROOM_BINDING: Final = _gauge(
     "resource",
     across=Across.NONE,
 )
-LOAD_HEADROOM_SUSPECT: Final = _gauge(
+LOAD_HEADROOM_SUSPECT: Final = _derived_gauge(
     "load_headroom_suspect",
     "{flag}",
     "1 while tokens come more than 15 % faster or slower than predicted, so that the load headroom is not to be "
     "believed.",
     across=Across.MAX,
 )
-SATURATION: Final = _gauge(
+SATURATION: Final = _derived_gauge(
     "saturation_ratio",
     "1",
     "Load as a share of what the engine can take within the TTFT objective, with what waits as load of the next five "
@@ -327,7 +353,7 @@ SATURATION: Final = _gauge(
     "resource",
     across=Across.MAX,
 )
-PRESSURE: Final = _gauge(
+PRESSURE: Final = _derived_gauge(
     "pressure_ratio",
     "1",
     "Demand on a resource (kv_cache, concurrency, prefill, gpu_memory) over what there is of it; no share of what the "
@@ -342,165 +368,134 @@ OOM_RISK: Final = Metric(
     "Probability that an allocation fails for want of memory within the next 30 minutes: of a GPU (gpu), or of the "
     "host or control group under an engine (host).",
     (*_GPU, *_SOURCE, "memory"),
+    subject=Subject.DERIVED,
 )
-SPILL_RISK: Final = _gauge(
+SPILL_RISK: Final = _derived_gauge(
     "spill_risk_ratio",
     "1",
     "Probability that the model, or its next load, does not fit on the GPUs and runs in part on the CPU.",
     across=Across.MAX,
 )
-EVICTION_RISK: Final = _gauge(
+EVICTION_RISK: Final = _derived_gauge(
     "eviction_risk_ratio",
     "1",
     "Probability that the loaded model is unloaded to make room for another one within five minutes.",
     across=Across.MAX,
 )
-QUEUE_OVERFLOW_RISK: Final = _gauge(
+QUEUE_OVERFLOW_RISK: Final = _derived_gauge(
     "queue_overflow_risk_ratio",
     "1",
     "Probability that the engine turns requests away because its queue is full within five minutes; of engines whose "
     "queue is bounded by default (Ollama: 512), where waiting requests are known.",
     across=Across.MAX,
 )
-TOKEN_THROUGHPUT: Final = _gauge(
+TOKEN_THROUGHPUT: Final = _derived_gauge(
     "tokens_per_second", "{token}/s", "Tokens per second of the last minute by phase (prompt, generation).", "phase"
 )
-ENGINE_GPUS: Final = Metric(
-    "llm_engine_gpus", Kind.GAUGE, "{gpu}", "GPUs that the engine has memory on, or was configured with.", _SOURCE
+ENGINE_GPUS: Final = _derived(
+    "engine_gpus", Kind.GAUGE, "{gpu}", "GPUs that the engine has memory on, or was configured with."
 )
-ENGINE_COST: Final = Metric(
-    "llm_engine_cost_total",
+ENGINE_COST: Final = _derived(
+    "engine_cost_total",
     Kind.COUNTER,
     "{currency}",
     "Price of the engine's GPUs for the time that llm-headroom has watched it, in the configured currency.",
-    (*_SOURCE, "currency"),
+    "currency",
 )
-ENGINE_ENERGY: Final = Metric(
-    "llm_engine_energy_joules_total",
+ENGINE_ENERGY: Final = _derived(
+    "engine_energy_joules_total",
     Kind.COUNTER,
     "J",
     "Energy of the engine's GPUs since llm-headroom watches it; that of a shared GPU is split by the memory held.",
-    _SOURCE,
 )
-COST_PER_MILLION_TOKENS: Final = Metric(
-    "llm_cost_per_million_tokens",
+COST_PER_MILLION_TOKENS: Final = _derived(
+    "cost_per_million_tokens",
     Kind.GAUGE,
     "{currency}",
     "Price of the engine's GPUs over the tokens that it generated in the last five minutes, per million of them.",
-    (*_SOURCE, "currency"),
+    "currency",
 )
-ENERGY_PER_TOKEN: Final = Metric(
-    "llm_energy_per_token_joules",
+ENERGY_PER_TOKEN: Final = _derived(
+    "energy_per_token_joules",
     Kind.GAUGE,
     "J",
     "Energy of the engine's GPUs over the tokens that it generated in the last five minutes.",
-    _SOURCE,
 )
-ENGINE_STALLED: Final = _gauge(
+ENGINE_STALLED: Final = _derived_gauge(
     "engine_stalled",
     "{flag}",
     "1 if requests are there but neither steps nor tokens have moved for a minute.",
     across=Across.MAX,
 )
-ENGINE_RESTARTS: Final = _counter("engine_restarts_total", "{restart}", "Times that the engine's counters began anew.")
-MODEL_LOADS: Final = _counter(
+ENGINE_RESTARTS: Final = _derived_counter(
+    "engine_restarts_total", "{restart}", "Times that the engine's counters began anew."
+)
+MODEL_LOADS: Final = _derived_counter(
     "model_loads_total",
     "{load}",
     "Times that the engine was seen to have loaded the model since llm-headroom watches it. Many of them mean that "
     "models push each other out, or that requests want different contexts.",
 )
-MODEL_UNLOADS: Final = _counter(
+MODEL_UNLOADS: Final = _derived_counter(
     "model_unloads_total", "{unload}", "Times that the engine was seen to have unloaded the model."
 )
-SLO_REQUESTS: Final = _counter(
+SLO_REQUESTS: Final = _derived_counter(
     "slo_requests_total",
     "{request}",
     "Requests that count for an objective (tokens, for inter-token latency); goes on over restarts of the engine.",
     "slo",
 )
-SLO_REQUESTS_GOOD: Final = _counter(
+SLO_REQUESTS_GOOD: Final = _derived_counter(
     "slo_requests_good_total", "{request}", "Requests (tokens) within the threshold of an objective.", "slo"
 )
-SLO_THRESHOLD: Final = _gauge(
+SLO_THRESHOLD: Final = _derived_gauge(
     "slo_threshold_seconds",
     "s",
     "Threshold of an objective, moved to the next bucket boundary that the engine has.",
     "slo",
     across=Across.NONE,
 )
-SLO_OBJECTIVE: Final = _gauge(
+SLO_OBJECTIVE: Final = _derived_gauge(
     "slo_objective_ratio",
     "1",
     "Share of requests that an objective wants within the threshold.",
     "slo",
     across=Across.NONE,
 )
-DERIVED: Final = (
-    KV_CACHE_HEADROOM_TOKENS,
-    KV_CACHE_HEADROOM_RATIO,
-    KV_CACHE_HEADROOM_REQUESTS,
-    KV_CACHE_EXHAUSTION,
-    KV_CACHE_USAGE_PEAK,
-    TTFT_SLOW,
-    TTFT_WINDOW_REQUESTS,
-    SATURATION_RISK,
-    KV_SATURATION_RISK,
-    SATURATION_HIGH_WATER_RISK,
-    LOAD_HEADROOM,
-    SUSTAINABLE_REQUESTS,
-    LOAD_HEADROOM_BINDING,
-    LOAD_HEADROOM_SUSPECT,
-    SATURATION,
-    PRESSURE,
-    OOM_RISK,
-    SPILL_RISK,
-    EVICTION_RISK,
-    QUEUE_OVERFLOW_RISK,
-    TOKEN_THROUGHPUT,
-    ENGINE_GPUS,
-    ENGINE_COST,
-    ENGINE_ENERGY,
-    COST_PER_MILLION_TOKENS,
-    ENERGY_PER_TOKEN,
-    ENGINE_STALLED,
-    ENGINE_RESTARTS,
-    MODEL_LOADS,
-    MODEL_UNLOADS,
-    SLO_REQUESTS,
-    SLO_REQUESTS_GOOD,
-    SLO_THRESHOLD,
-    SLO_OBJECTIVE,
-)
-"""What no engine tells: it follows from several polls."""
 
 # Router (gateway) ----------------------------------------------------------------------------------------------------
-ROUTER_REQUESTS: Final = _counter("router_requests_total", "{request}", "Requests that the router took in.")
-ROUTER_ERRORS: Final = _counter(
+ROUTER_REQUESTS: Final = _router_counter("router_requests_total", "{request}", "Requests that the router took in.")
+ROUTER_ERRORS: Final = _router_counter(
     "router_errors_total", "{request}", "Requests that the router could not have answered, by reason.", "reason"
 )
-ROUTER_REJECTED: Final = _counter(
+ROUTER_REJECTED: Final = _router_counter(
     "router_rejected_total", "{request}", "Requests that the router turned away (rate limit, overload).", "reason"
 )
-ROUTER_RETRIES: Final = _counter("router_retries_total", "{request}", "Requests that the router sent again.")
+ROUTER_RETRIES: Final = _router_counter("router_retries_total", "{request}", "Requests that the router sent again.")
 ROUTER_RESPONSE_HEAD: Final = _histogram(
-    "router_response_head_seconds", "s", "From a request's arrival at the router to the head of its response."
+    "router_response_head_seconds",
+    "s",
+    "From a request's arrival at the router to the head of its response.",
+    subject=Subject.ROUTER,
 )
-ROUTER_REQUESTS_ACTIVE: Final = _gauge("router_requests_active", "{request}", "Requests that the router has under way.")
-ROUTER_REQUESTS_WAITING: Final = _gauge(
+ROUTER_REQUESTS_ACTIVE: Final = _router_gauge(
+    "router_requests_active", "{request}", "Requests that the router has under way."
+)
+ROUTER_REQUESTS_WAITING: Final = _router_gauge(
     "router_requests_waiting", "{request}", "Requests that wait in the router for admission."
 )
-ROUTER_WORKERS: Final = _gauge("router_workers", "{worker}", "Workers that the router knows.")
-ROUTER_WORKER_HEALTHY: Final = _gauge(
+ROUTER_WORKERS: Final = _router_gauge("router_workers", "{worker}", "Workers that the router knows.")
+ROUTER_WORKER_HEALTHY: Final = _router_gauge(
     "router_worker_healthy",
     "{worker}",
     "1 if the router holds the worker for healthy, else 0.",
     "worker",
     across=Across.NONE,
 )
-ROUTER_WORKER_REQUESTS: Final = _gauge(
+ROUTER_WORKER_REQUESTS: Final = _router_gauge(
     "router_worker_requests_active", "{request}", "Requests that the router has under way at the worker.", "worker"
 )
-ROUTER_CIRCUIT_STATE: Final = _gauge(
+ROUTER_CIRCUIT_STATE: Final = _router_gauge(
     "router_worker_circuit_state",
     "{state}",
     "The router's circuit breaker for the worker: 0 closed, 1 open (no requests are sent), 2 half open.",
@@ -673,36 +668,36 @@ GPU_NVLINK_BYTES: Final = _gpu(
     "Data moved over all NVLinks by direction (transmit, receive).",
     "direction",
 )
-GPUS: Final = Metric("llm_gpus", Kind.GAUGE, "{gpu}", "GPUs that NVML lists, lost ones included.", ())
+GPUS: Final = Metric("llm_gpus", Kind.GAUGE, "{gpu}", "GPUs that NVML lists, lost ones included.", subject=Subject.GPU)
 
 # Host ----------------------------------------------------------------------------------------------------------------
 HOST_MEMORY_LIMIT: Final = _host(
-    "memory_limit_bytes",
+    "host_memory_limit_bytes",
     Kind.GAUGE,
     "By",
     "Memory limit of the engine's control group: the lowest of those that can be seen. Absent if there is none.",
 )
 HOST_MEMORY_USED: Final = _host(
-    "memory_used_bytes",
+    "host_memory_used_bytes",
     Kind.GAUGE,
     "By",
     "Working set of the engine's control group: its memory less inactive file cache.",
 )
 HOST_MEMORY_PRESSURE: Final = _host(
-    "memory_pressure_seconds_total",
+    "host_memory_pressure_seconds_total",
     Kind.COUNTER,
     "s",
     "Time for which some or all (full) tasks of the engine's control group waited for memory (PSI).",
     "severity",
 )
 HOST_OOM_KILLS: Final = _host(
-    "memory_oom_kills_total",
+    "host_memory_oom_kills_total",
     Kind.COUNTER,
     "{kill}",
     "Processes of the engine's control group that were killed for want of memory.",
 )
 HOST_MEMORY_INFO: Final = _host(
-    "memory_info",
+    "host_memory_info",
     Kind.GAUGE,
     "{info}",
     "Always 1; the version of the engine's control group (v1, v2), how it was found (listener, configured, container) "
@@ -712,7 +707,7 @@ HOST_MEMORY_INFO: Final = _host(
     "scope",
 )
 HOST_PROCESS_MEMORY: Final = _host(
-    "process_resident_bytes",
+    "host_process_resident_bytes",
     Kind.GAUGE,
     "By",
     "Resident memory of the engine's processes by kind (anonymous, file, shared). Pages that several of them map are "
@@ -720,158 +715,139 @@ HOST_PROCESS_MEMORY: Final = _host(
     "kind",
 )
 HOST_PROCESSES: Final = _host(
-    "processes", Kind.GAUGE, "{process}", "The engine's processes: the one that listens and those below it."
+    "host_processes", Kind.GAUGE, "{process}", "The engine's processes: the one that listens and those below it."
 )
 HOST_PROCESS_START: Final = _host(
-    "process_start_time_seconds",
+    "host_process_start_time_seconds",
     Kind.GAUGE,
     "s",
     "Unix time at which the engine's process started; another one means a restart.",
 )
 
 # Exporter ------------------------------------------------------------------------------------------------------------
-UP: Final = _source("up", Kind.GAUGE, "{source}", "1 if the last collection of the source succeeded, else 0.")
-SOURCE_LAST_SUCCESS: Final = _source(
+UP: Final = _collection("up", Kind.GAUGE, "{source}", "1 if the last collection of the source succeeded, else 0.")
+SOURCE_LAST_SUCCESS: Final = _collection(
     "source_last_success_timestamp_seconds", Kind.GAUGE, "s", "Unix time of the last collection that succeeded."
 )
-SOURCE_DURATION: Final = _source("source_duration_seconds", Kind.GAUGE, "s", "Duration of the last collection.")
-SOURCE_ERRORS: Final = _source(
+SOURCE_DURATION: Final = _collection("source_duration_seconds", Kind.GAUGE, "s", "Duration of the last collection.")
+SOURCE_ERRORS: Final = _collection(
     "source_errors_total", Kind.COUNTER, "{error}", "Collections that failed, and parts of others, by cause.", "cause"
 )
-SOURCE_SAMPLES: Final = _source(
+SOURCE_SAMPLES: Final = _collection(
     "source_samples", Kind.GAUGE, "{sample}", "Samples of the last collection by what became of them.", "state"
 )
-LABEL_VALUES_CAPPED: Final = _source(
+LABEL_VALUES_CAPPED: Final = _collection(
     "label_values_capped_total",
     Kind.COUNTER,
     "{value}",
     "Label values beyond the cap, reported as `other`, by label.",
     "label",
 )
-COLLECTION: Final = (
-    UP,
-    SOURCE_LAST_SUCCESS,
-    SOURCE_DURATION,
-    SOURCE_ERRORS,
-    SOURCE_SAMPLES,
-    LABEL_VALUES_CAPPED,
+BUILD_INFO: Final = _own(
+    "build_info", Kind.GAUGE, "{info}", "Always 1; the version of llm-headroom in a label.", "version", "python"
 )
-"""How the collection from each target went."""
-BUILD_INFO: Final = Metric(
-    "llm_build_info", Kind.GAUGE, "{info}", "Always 1; the version of llm-headroom in a label.", ("version", "python")
-)
-CONFIG_RELOAD_SUCCESS: Final = Metric(
-    "llm_config_last_reload_success",
+CONFIG_RELOAD_SUCCESS: Final = _own(
+    "config_last_reload_success",
     Kind.GAUGE,
     "{flag}",
     "1 if the last reading of the configuration succeeded, else 0.",
 )
-CONFIG_RELOAD_TIME: Final = Metric(
-    "llm_config_last_reload_success_timestamp_seconds",
+CONFIG_RELOAD_TIME: Final = _own(
+    "config_last_reload_success_timestamp_seconds",
     Kind.GAUGE,
     "s",
     "Unix time of the last reading of the configuration that succeeded.",
 )
-EXPORTER_CPU: Final = Metric(
-    "llm_exporter_cpu_seconds_total",
+EXPORTER_CPU: Final = _own(
+    "exporter_cpu_seconds_total",
     Kind.COUNTER,
     "s",
     "Deprecated, removed in the release after this one: the same as process_cpu_seconds_total.",
 )
-EXPORTER_MEMORY: Final = Metric(
-    "llm_exporter_resident_memory_bytes",
+EXPORTER_MEMORY: Final = _own(
+    "exporter_resident_memory_bytes",
     Kind.GAUGE,
     "By",
     "Deprecated, removed in the release after this one: the same as process_resident_memory_bytes.",
 )
-PROCESS_CPU: Final = Metric(
+PROCESS_CPU: Final = _process(
     "process_cpu_seconds_total", Kind.COUNTER, "s", "User and system CPU time of llm-headroom itself."
 )
-PROCESS_MEMORY: Final = Metric(
+PROCESS_MEMORY: Final = _process(
     "process_resident_memory_bytes", Kind.GAUGE, "By", "Resident memory of llm-headroom itself."
 )
-PROCESS_VIRTUAL_MEMORY: Final = Metric(
+PROCESS_VIRTUAL_MEMORY: Final = _process(
     "process_virtual_memory_bytes", Kind.GAUGE, "By", "Virtual memory of llm-headroom itself."
 )
-PROCESS_START: Final = Metric(
+PROCESS_START: Final = _process(
     "process_start_time_seconds", Kind.GAUGE, "s", "Unix time at which llm-headroom was started."
 )
-PROCESS_FILES: Final = Metric(
+PROCESS_FILES: Final = _process(
     "process_open_fds", Kind.GAUGE, "{file}", "Open file descriptors of llm-headroom, its connections included."
 )
-PROCESS_FILES_LIMIT: Final = Metric(
+PROCESS_FILES_LIMIT: Final = _process(
     "process_max_fds", Kind.GAUGE, "{file}", "The most file descriptors that llm-headroom may open."
 )
-PYTHON_INFO: Final = Metric(
+PYTHON_INFO: Final = _process(
     "python_info",
     Kind.GAUGE,
     "{info}",
     "Always 1; the Python that llm-headroom runs on.",
-    ("implementation", "major", "minor", "patchlevel", "version"),
+    "implementation",
+    "major",
+    "minor",
+    "patchlevel",
+    "version",
 )
-GC_COLLECTED: Final = Metric(
+GC_COLLECTED: Final = _process(
     "python_gc_objects_collected_total",
     Kind.COUNTER,
     "{object}",
     "Objects that the garbage collector has freed, by generation.",
-    ("generation",),
+    "generation",
 )
-GC_UNCOLLECTABLE: Final = Metric(
+GC_UNCOLLECTABLE: Final = _process(
     "python_gc_objects_uncollectable_total",
     Kind.COUNTER,
     "{object}",
     "Objects that the garbage collector found and could not free, by generation.",
-    ("generation",),
+    "generation",
 )
-GC_COLLECTIONS: Final = Metric(
+GC_COLLECTIONS: Final = _process(
     "python_gc_collections_total",
     Kind.COUNTER,
     "{collection}",
     "Runs of the garbage collector, by generation.",
-    ("generation",),
+    "generation",
 )
-PROCESS: Final = (
-    PROCESS_CPU,
-    PROCESS_MEMORY,
-    PROCESS_VIRTUAL_MEMORY,
-    PROCESS_START,
-    PROCESS_FILES,
-    PROCESS_FILES_LIMIT,
-    PYTHON_INFO,
-    GC_COLLECTED,
-    GC_UNCOLLECTABLE,
-    GC_COLLECTIONS,
-)
-"""The exporter's own process, under the names that prometheus-client gives to every Python process."""
-OTLP_EXPORTS: Final = Metric(
-    "llm_otlp_exports_total",
+OTLP_EXPORTS: Final = _own(
+    "otlp_exports_total",
     Kind.COUNTER,
     "{export}",
     "Intervals pushed over OTLP by what became of them: accepted, partial (some points were rejected), dropped.",
-    ("result",),
+    "result",
 )
-OTLP_DROPPED: Final = Metric(
-    "llm_otlp_dropped_points_total",
+OTLP_DROPPED: Final = _own(
+    "otlp_dropped_points_total",
     Kind.COUNTER,
     "{point}",
     "Data points that no OTLP collector took, by cause; the next interval brings newer ones.",
-    ("cause",),
+    "cause",
 )
-OTLP_LAST_SUCCESS: Final = Metric(
-    "llm_otlp_last_success_timestamp_seconds",
+OTLP_LAST_SUCCESS: Final = _own(
+    "otlp_last_success_timestamp_seconds",
     Kind.GAUGE,
     "s",
     "Unix time of the last export that an OTLP collector accepted.",
 )
-OTLP_SETTING_PROBLEM: Final = Metric(
-    "llm_otlp_setting_problem",
+OTLP_SETTING_PROBLEM: Final = _own(
+    "otlp_setting_problem",
     Kind.GAUGE,
     "{flag}",
     "Always 1; an OTLP setting that is wrong or not supported, and whether the push is off for it or it is ignored.",
-    ("setting", "effect"),
+    "setting",
+    "effect",
 )
-OTLP: Final = (OTLP_EXPORTS, OTLP_DROPPED, OTLP_LAST_SUCCESS, OTLP_SETTING_PROBLEM)
-"""How the push to a collector goes."""
 
 ALL: Final[tuple[Metric, ...]] = tuple(value for value in vars().values() if isinstance(value, Metric))
 """Every metric in the order in which it is defined, which is the order of the exposition and of METRICS.md."""

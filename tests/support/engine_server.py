@@ -8,6 +8,10 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from captures import parsed
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.rules import Absent
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
@@ -141,26 +145,36 @@ class EngineServer:
         return True
 
 
-PATHS = {
-    "vllm": {"/version": "version", "/v1/models": "models", "/server_info": "server_info"},
-    "sglang": {"/v1/models": "models", "/server_info": "server_info", "/get_server_info": "get_server_info"},
-    "sglang_router": {},
-    "llamacpp": {"/slots": "slots_{state}", "/props": "properties", "/v1/models": "models"},
-    "ollama": {"/api/ps": "{state}", "/api/tags": "tags", "/api/show": "show", "/api/version": "version"},
-}
-"""Where each engine serves the documents that lie in a capture's directory."""
-
-
 def replayed(capture: Capture) -> dict[str, Reply | Behaviour]:
-    """The routes of the server that a capture was taken of."""
+    """The routes of the server that a capture was taken of: every document that its engine's description asks for.
+
+    A document lies in the capture's directory under its key: `models.json`, or `slots_STATE.json` if it was taken in
+    each state.
+    """
+    engine = BUILT_IN[capture.engine]
     routes: dict[str, Reply | Behaviour] = {}
-    if capture.exposition.exists():
-        routes["/metrics"] = Reply(capture.exposition.read_bytes())
-    for path, name in PATHS[capture.engine].items():
-        file = capture.directory / f"{name.format(state=capture.state)}.json"
+    known: dict[str, Any] = {}
+    while new := [document for document in engine.documents(known) if document.key not in known]:
+        for document in new:
+            found = _captured(capture, document.key.partition(" ")[0])
+            known[document.key] = Absent(404)
+            if document.text and capture.exposition.exists():
+                routes[document.path] = Reply(capture.exposition.read_bytes())
+                known[document.key] = parsed(capture.exposition)
+            elif found is not None and not document.text:
+                routes[document.path.partition("?")[0]] = Reply(found, content_type="application/json")
+                known[document.key] = document.read(json.loads(found))
+    for path, name, status in (("/", "root", 200), ("/metrics", "metrics_404", 404)):
+        file = capture.directory / f"{name}.txt"
         if file.exists():
-            routes[path] = Reply(file.read_bytes(), content_type="application/json")
-    if capture.engine == "ollama":
-        routes["/"] = Reply((capture.directory / "root.txt").read_bytes())
-        routes["/metrics"] = Reply((capture.directory / "metrics_404.txt").read_bytes(), 404)
+            routes[path] = Reply(file.read_bytes(), status)
     return routes
+
+
+def _captured(capture: Capture, key: str) -> bytes | None:
+    whole = [capture.state] if capture.state.startswith(f"{key}_") else []
+    for name in (*whole, f"{key}_{capture.state}", key):
+        file = capture.directory / f"{name}.json"
+        if file.exists():
+            return file.read_bytes()
+    return None

@@ -11,7 +11,7 @@ from llm_headroom.bundle.text import as_yaml
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llm_headroom.bundle.thresholds import BundleSettings
+    from llm_headroom.bundle.settings import BundleSettings
 
 GROUPS: Final[dict[str, tuple[Recording, ...] | tuple[Alert, ...]]] = {
     "llm-headroom.fleet": recording.FLEET,

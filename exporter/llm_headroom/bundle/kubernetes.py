@@ -8,7 +8,7 @@ from llm_headroom.bundle.alerts import groups
 from llm_headroom.bundle.text import as_yaml
 
 if TYPE_CHECKING:
-    from llm_headroom.bundle.thresholds import BundleSettings
+    from llm_headroom.bundle.settings import BundleSettings
 
 
 _LABELS: Final = {"app.kubernetes.io/name": "llm-headroom"}

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands.exits import fail
+from llm_headroom.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.bundle import alerts as alert_rules
-from llm_headroom.bundle.thresholds import BundleSettings
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from llm_headroom.commands import logs, service, variables
 from llm_headroom.commands.exits import fail
 from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.errors import ConfigError
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.net.listen import ListenError
 from llm_headroom.web.config import WebConfigError
 
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("llm_headroom")
 
 
-@click.command("run")
+@click.command(
+    "run",
+    help=f"""Watch engines and GPUs and serve /metrics.
+
+    With no configuration it looks for {", ".join(f"{engine.title} ({engine.port})" for engine in BUILT_IN.values())} on
+    the usual ports of this host and for NVIDIA GPUs, and says what it found.
+    """,
+)
 @collecting
 @click.option(
     "--listen",
@@ -54,11 +62,7 @@ log = logging.getLogger("llm_headroom")
     help="Measure the requests to Ollama: what comes here is passed to its target, or else to 127.0.0.1:11434.",
 )
 def command(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's values
-    """Watch engines and GPUs and serve /metrics.
-
-    With no configuration it looks for vLLM (port 8000), SGLang (30000), its router (29000), Ollama (11434) and
-    llama.cpp (8080) on this host and for NVIDIA GPUs, and says what it found.
-    """
+    """Watch engines and GPUs and serve /metrics."""
 
     def read() -> Config:
         return loaded(path, **flags)

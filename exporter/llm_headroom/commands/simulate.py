@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from llm_headroom.commands.exits import fail
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.net.listen import ListenError
 from llm_headroom.simulate import scenario
 from llm_headroom.simulate.clock import Clock
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PORTS: Final = {"vllm": 8000, "sglang": 30000, "ollama": 11434}
 VERSIONS: Final = {"vllm": "0.32.0", "sglang": "0.5.23"}
+SIMULATED: Final = (*VERSIONS, "ollama")
 _PROMPT: Final = Lengths(500, 0.8)
 _OUTPUT: Final = Lengths(200, 0.8)
 
@@ -138,7 +139,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
             )
     server = make(settings, clock)
     async with AsyncExitStack() as stack:
-        await server.start(settings.listen or f"127.0.0.1:{PORTS[settings.engine]}")
+        await server.start(settings.listen or f"127.0.0.1:{BUILT_IN[settings.engine].port}")
         stack.push_async_callback(server.close)
         say(f"{settings.engine} http://{server.address}/  misbehaves by POST {MISBEHAVE}")
 
@@ -150,7 +151,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 @click.command("simulate")
-@click.option("--engine", type=click.Choice(list(PORTS)), default="vllm", show_default=True)
+@click.option("--engine", type=click.Choice(SIMULATED), default="vllm", show_default=True)
 @click.option("--version", metavar="VERSION", help="Whose metrics it serves.  [default: the newest that is known]")
 @click.option("--model", default="llama-3-8b", show_default=True, help="What it runs.")
 @click.option("--gpu", default="a100-80gb", show_default=True, help="On what: a100-80gb, h100, l4 or rtx4090.")

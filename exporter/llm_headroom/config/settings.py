@@ -63,20 +63,14 @@ from llm_headroom.config.kinds import (
     parsed,
     url,
 )
-from llm_headroom.model import NOTHING
+from llm_headroom.model import NOTHING, Kind, Subject
 
 RESERVED_LABELS: Final = frozenset(
-    {"le", "quantile"}.union(*(metric.labels for metric in schema.ALL if metric not in schema.PROCESS))
+    {"le", "quantile"}.union(*(metric.labels for metric in schema.ALL if metric.subject is not Subject.PROCESS))
 )
 """Labels that a target must not add to its series."""
-ENGINE_METRICS: Final = frozenset(
-    metric.name
-    for metric in schema.ALL
-    if "target" in metric.labels
-    and metric not in schema.COLLECTION
-    and not metric.name.startswith(("llm_gpu_memory_", "llm_host_"))
-)
-"""Names that a rule may give values to: neither what NVML or /proc alone know, nor how the collection went."""
+ENGINE_METRICS: Final = frozenset(metric.name for metric in schema.ALL if metric.exposed_by_engines)
+"""Names of metrics that a rule may give: what others give as well would be there twice."""
 
 
 def _target_label(text: str) -> str:
@@ -217,13 +211,19 @@ class RuleSettings:
     labels: Mapping[Label, OurLabel] = field(default_factory=lambda: NOTHING, hash=False)
     """The engine's label → the metric's own label. `engine` and `target` are given by the exporter. Example: `{err:
     reason}`."""
+    times: Annotated[tuple[Metric, ...], Some] = ()
+    """Names, newest first, of a second signal that the first one is multiplied with, where the engine's labels are the
+    same. Example: `[kv_cache_tokens_per_block]`."""
     scale: Scale = 1.0
     """What the value is multiplied with to come into the metric's unit."""
     combine: Combine = "sum"
     """How several series of the engine that fall on one of ours are combined."""
 
     def __post_init__(self) -> None:
-        declared = schema.BY_NAME[self.metric].labels
+        metric = schema.BY_NAME[self.metric]
+        if self.times and metric.kind is Kind.HISTOGRAM:
+            raise ConfigError(f"{self.metric} is a histogram, which `times` cannot multiply")
+        declared = metric.labels
         for label in self.labels.values():
             if label not in declared:
                 raise ConfigError(f"{self.metric} has no label {shown(label)}{near(label, declared)}")

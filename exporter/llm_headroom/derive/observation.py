@@ -108,7 +108,7 @@ def histogram_growth(before: Histogram | None, now: Histogram | None) -> Histogr
     """The observations between two readings; None without any, or if the bounds have changed."""
     if now is None or before is None or now.bounds != before.bounds:
         return None
-    if now.count == before.count:
+    if now.counts == before.counts:
         return None
     counts = tuple(map(sub, now.counts, before.counts))
     if min(counts) < 0.0:  # it began anew

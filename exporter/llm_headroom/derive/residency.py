@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.derive.estimates import Mean
 from llm_headroom.model import point
+from llm_headroom.thresholds import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -24,8 +25,6 @@ WARM_SECONDS: Final = 600.0
 """Eviction is not spoken of before this long a look."""
 SWAP_SECONDS: Final = 30.0
 """A model that goes while another one comes within this time has made room for it."""
-WHOLE: Final = 0.999
-"""Share on the GPUs from which on a model counts as wholly there: sizes are rounded."""
 _RARE: Final = 0.02
 """The chance of a spill that is presumed before any load was seen, worth one load."""
 _MOST_MODELS: Final = 200
@@ -88,7 +87,7 @@ def _counted(loads: Mapping[str, Loads], now: Mapping[str, float | None], new: I
     counted = dict(loads)
     for model in new:
         before, share = counted.pop(model, Loads()), now[model]
-        spilled = share is not None and share < WHOLE
+        spilled = share is not None and share < DEFAULT.offload_low
         counted[model] = Loads(before.seen + 1, before.spilled + spilled)
     while len(counted) > _MOST_MODELS:
         del counted[next(iter(counted))]
@@ -101,7 +100,7 @@ def risks(known: Residency, base: Mapping[str, str]) -> Iterator[Point]:
     for model, share in known.offload.items():
         loads = known.loads.get(model, Loads())
         if share is not None and known.gpu:
-            chance = 1.0 if share < WHOLE else (loads.spilled + _RARE) / (loads.seen + 1)
+            chance = 1.0 if share < DEFAULT.offload_low else (loads.spilled + _RARE) / (loads.seen + 1)
             yield point(schema.SPILL_RISK, chance, "llm_model_offload_ratio of its loads", base, model=model)
         if known.at - known.since >= WARM_SECONDS:
             yield point(schema.EVICTION_RISK, eviction, "models that gave way to others", base, model=model)

@@ -6,11 +6,12 @@ from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from llm_headroom.model import Kind, Metric, Subject
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llm_headroom.exposition.text import Layout
-    from llm_headroom.model import Metric
 
 
 class Combine(StrEnum):
@@ -36,6 +37,8 @@ class Rule:
     fixed: labels that every series of this rule gets.
     rewrite: our label → what turns an upstream value into ours (a status code into its class).
     plus: names whose values are added to those of the name found, where they are present.
+    times: names, newest first, of a second signal: each value is multiplied with that of the series with the same
+        upstream labels. A series of ours is absent if one of its values has no such partner.
     also: True if the rule adds series to those of an earlier rule of the same metric. Otherwise the first rule of a
         metric (and of the same `fixed` labels) that finds something is the only one.
     scale: what a value is multiplied with to come into the metric's unit.
@@ -55,6 +58,7 @@ class Rule:
     fixed: Mapping[str, str] = field(default_factory=dict)
     rewrite: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
     plus: tuple[str, ...] = ()
+    times: tuple[str, ...] = ()
     also: bool = False
     scale: float = 1.0
     combine: Combine = Combine.SUM
@@ -62,6 +66,13 @@ class Rule:
     read: Reader | None = None
     needs: str = ""
     note: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses a metric that others give, whose series would stand there twice, and a product of histograms."""
+        if not self.metric.exposed_by_engines:
+            raise ValueError(f"{self.metric.name} is not a metric that an engine exposes ({self.metric.subject})")
+        if self.times and (self.metric.kind is Kind.HISTOGRAM or self.read is not None):
+            raise ValueError(f"{self.metric.name}: only a rule for plain numbers can multiply two of them")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +137,15 @@ class Engine:
 
     prefixes: the spellings of its metrics' prefix; rules use the first one.
     marks: prefixes that only this kind of engine uses, if they are not just its `prefixes`.
-    port: where it listens by default.
+    port: where it listens by default; several engines may have the same one.
+    releases: those that its rules know, for people.
+    colour: Grafana's name of the colour that its series have on every dashboard.
     documents: what to fetch next, given what has been read of the engine so far (empty at first).
     owned_by: what `/v1/models` says of who owns its models, to recognise it where it has no metrics.
     greeting: what `GET /` answers, likewise.
     facts: values out of its JSON documents, and of the target's settings under the key `settings`. Rules go before
         facts: a fact is used if no rule gave its metric.
+    subject: what its metrics speak of: an engine that holds models, or a router that holds none.
     limit_per_model: True if the engine's facts make use of the configured `requests_running_limit` themselves.
     fact_sources: canonical name → where facts find it, for people.
     version: the engine's version out of its documents, "" if unknown.
@@ -147,6 +161,8 @@ class Engine:
     name: str
     title: str
     port: int
+    releases: str = ""
+    colour: str = ""
     prefixes: tuple[str, ...]
     documents: Callable[[Mapping[str, Any]], Iterable[Document]]
     marks: tuple[str, ...] = ()
@@ -158,6 +174,7 @@ class Engine:
     owned_by: str = ""
     greeting: str = ""
     facts: Callable[[Mapping[str, Any]], Iterable[Fact]] = _no_facts
+    subject: Subject = Subject.ENGINE
     limit_per_model: bool = False
     fact_sources: Mapping[str, str] = field(default_factory=dict)
     version: Callable[[Mapping[str, Any]], str] = _unknown

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for the process of an engine that answers but was not found."""
-ROUTERS: Final = frozenset({"sglang_router"})
-"""Targets that hold no model themselves."""
 _INIT: Final = 1
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.model import NOTHING
+from llm_headroom.model import NOTHING, Subject
 from llm_headroom.otlp.data import Reading, Shape, Stream
 
 if TYPE_CHECKING:
@@ -86,12 +86,9 @@ def conventional(points: Iterable[Started]) -> Iterator[Reading]:
         convention = CONVENTIONS.get(series.metric)
         if convention is None:
             continue
-        if series.metric in _OF_GPUS and not series.label("uuid"):
+        if series.metric.subject is Subject.GPU and not series.label("uuid"):
             continue  # reported by an engine, which cannot name the device
         yield Reading(convention.stream, _labels(convention, series.labels), value, start, time)
-
-
-_OF_GPUS: Final = frozenset(metric for metric in CONVENTIONS if metric.name.startswith("llm_gpu_"))
 
 
 def _labels(convention: Convention, labels: Labels) -> Labels:

@@ -10,23 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.model import Histogram, Kind, Point, Series
+from llm_headroom.model import Histogram, Kind, Point, Series, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_OWN: Final = frozenset(
-    {
-        *schema.COLLECTION,
-        *schema.OTLP,
-        *schema.DERIVED,
-        schema.EXPORTER_CPU,
-        *schema.PROCESS,
-        schema.GPU_XID_ERRORS,
-    }
-)
-"""Counted by llm-headroom itself, since it runs."""
-_ELSEWHERE: Final = ("llm_gpu_", "llm_host_")
+_OWN: Final = frozenset({Subject.COLLECTION, Subject.EXPORTER, Subject.PROCESS, Subject.DERIVED, Subject.PROXY})
+"""Counted by llm-headroom itself, since it runs; and so are Xid errors."""
+_ELSEWHERE: Final = frozenset({Subject.GPU, Subject.HOST})
 """Counted by drivers and kernels, which do not say since when."""
 PROXY: Final = "proxy"
 """Where points are from (`proxy.measures.ORIGIN`, not imported: few run the proxy) that were counted here, too."""
@@ -67,7 +58,7 @@ class Starts:
     def started(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> list[Started]:
         """The points of each source, which were taken at a unix time, with the time since when each counts.
 
-        Series that are not among them are forgotten after a restart of their engine could no longer be told.
+        Series that are not among them are remembered, up to a limit: a source may fail for a while.
         """
         out: list[Started] = []
         seen: dict[Series, _Known] = {}
@@ -81,7 +72,7 @@ class Starts:
                     continue
                 known = seen[series] = self._next(point, time, engine)
                 out.append(Started(point, known.start, time))
-        # A source that fails for a while has no points; what was known of it tells later whether it was restarted.
+        # A source that fails for a while has no points; what is known of it shows later whether it was restarted.
         for series, known in self._known.items():
             if series not in seen and len(seen) < _MOST_KEPT:
                 seen[series] = known
@@ -91,9 +82,10 @@ class Starts:
     def _next(self, point: Point, time: int, engine: int) -> _Known:
         series, value = point.series, _total(point)
         known = self._known.get(series)
-        if series.metric in _OWN or point.origin == PROXY:
+        metric = series.metric
+        if metric.subject in _OWN or metric is schema.GPU_XID_ERRORS or point.origin == PROXY:
             engine, first = 0, self._began
-        elif series.metric.name.startswith(_ELSEWHERE):
+        elif metric.subject in _ELSEWHERE:
             engine, first = 0, time
         else:
             first = engine or time

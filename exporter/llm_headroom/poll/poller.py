@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.derive import economy
-from llm_headroom.host.engines import ROUTERS, Finder, Watched
-from llm_headroom.model import Cause, Failure, Snapshot
+from llm_headroom.host.engines import Finder, Watched
+from llm_headroom.model import Cause, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.health import health_points
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
@@ -230,7 +230,7 @@ class Poller:
         return [
             Watched(source.target, slot.snapshot)
             for source, slot in self._engine_slots()
-            if source.engine is None or source.engine.name not in ROUTERS
+            if source.engine is None or source.engine.subject is not Subject.ROUTER
         ]
 
     async def _watch_host(self) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from llm_headroom import schema
 from llm_headroom.config.load import load
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.model import Subject
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import BUILD
 from llm_headroom.render import families
@@ -27,16 +28,9 @@ if TYPE_CHECKING:
     from llm_headroom.model import Point
 
 _NOT_COLLECTED: Final = frozenset(
-    {
-        *schema.PROCESS,  # the service's own registry has them
-        *schema.OTLP,
-        schema.EXPORTER_CPU,
-        schema.EXPORTER_MEMORY,
-        schema.CONFIG_RELOAD_SUCCESS,
-        schema.CONFIG_RELOAD_TIME,
-    }
-)
-"""What only `llm-headroom run` exposes."""
+    metric for metric in schema.ALL if metric.subject in {Subject.EXPORTER, Subject.PROCESS}
+) - {schema.BUILD_INFO}
+"""What only `llm-headroom run` exposes; the process is in the service's own registry."""
 
 
 class HeadroomCollector(Collector):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from llm_headroom import schema
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Combine, Document, Engine, Rule, always
+from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,19 +34,23 @@ def _rule(settings: RuleSettings) -> Rule:
         names=settings.names,
         where=settings.where,
         labels=settings.labels,
+        times=settings.times,
         scale=settings.scale,
         combine=Combine(settings.combine),
     )
 
 
 def _engine(settings: EngineSettings) -> Engine:
+    rules = tuple(_rule(rule) for rule in settings.rules)
+    routes = any(rule.metric.subject is Subject.ROUTER for rule in rules)
     return Engine(
         name=settings.name,
         title=settings.name,
         port=settings.port or 0,
         prefixes=settings.prefixes,
         documents=always(Document(key="metrics", path=settings.path, text=True)),
-        rules=tuple(_rule(rule) for rule in settings.rules),
+        rules=rules,
+        subject=Subject.ROUTER if routes else Subject.ENGINE,
         ignored=dict.fromkeys(settings.ignored, "by the configuration"),
         model_label=settings.model_label or "",
         replica_label=settings.replica_label or "",

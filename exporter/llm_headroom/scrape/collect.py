@@ -118,7 +118,7 @@ class Collector:
         except FetchError as failed:
             error = failed.failure
         version = self._version()
-        if error is None and version:
+        if error is None and version and schema.ENGINE_INFO.name not in self._own:
             reading.points.append(point(schema.ENGINE_INFO, 1.0, "version", self._base, version=version))
         return Snapshot(
             target=self.target.name,

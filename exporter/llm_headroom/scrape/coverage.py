@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.derive import capacity
 from llm_headroom.derive.observation import observe
+from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,21 +17,17 @@ if TYPE_CHECKING:
 
 GPUS: Final = "nvml"
 """The engine of snapshots that tell of GPUs."""
-EXPORTER_METRICS: Final = (
-    *schema.COLLECTION,
-    *schema.OTLP,
-    schema.BUILD_INFO,
-    schema.CONFIG_RELOAD_SUCCESS,
-    schema.CONFIG_RELOAD_TIME,
-    schema.EXPORTER_CPU,
-    schema.EXPORTER_MEMORY,
-    *schema.PROCESS,
-)
-_NO_ENGINE: Final = "no engine is known to hold memory of these devices"
+_OF_GPUS: Final = frozenset({Subject.GPU, Subject.ATTRIBUTION})
+_OF_ROUTERS: Final = frozenset({Subject.ROUTER})
+_OF_ENGINES: Final = frozenset({Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.HOST})
+_GIVEN_BY_OTHERS: Final = {
+    Subject.DERIVED: "derived: needs traffic over some polls, or something that the engine does not tell",
+    Subject.PROXY: "a measuring proxy in front of the engine tells it",
+    Subject.HOST: "the engine runs elsewhere, or this host does not show it",
+    Subject.ATTRIBUTION: "no engine is known to hold memory of these devices",
+}
+"""Why a metric is missing that its source does not give alone."""
 _UNTOLD: Final = {
-    schema.GPU_MEMORY_ENGINE: _NO_ENGINE,
-    schema.GPU_MEMORY_RESERVATION: _NO_ENGINE,
-    schema.GPU_ATTRIBUTION_INFO: _NO_ENGINE,
     schema.GPU_PROCESS_MEMORY: "off (gpu.processes), or no process is listed",
     schema.GPU_PCIE_THROUGHPUT: "off (gpu.pcie), since it takes 40 ms for each GPU",
     schema.GPU_XID_ERRORS: "counted while the exporter runs; none has come",
@@ -40,20 +37,13 @@ _UNTOLD: Final = {
 """Why a metric of GPUs is missing, if not for the devices' sake."""
 
 
-def expected(engine: str) -> Iterator[Metric]:
-    """The canonical metrics that a kind of source could tell: those of GPUs, of routers, or of engines."""
-    for metric in schema.ALL:
-        if metric in EXPORTER_METRICS:
-            continue
-        about = (
-            GPUS
-            if metric.name.startswith("llm_gpu")
-            else "sglang_router"
-            if metric.name.startswith("llm_router_")
-            else ""
-        )
-        if about == engine or (not about and engine not in (GPUS, "sglang_router")):
-            yield metric
+def expected(snapshot: Snapshot, engine: Engine | None) -> Iterator[Metric]:
+    """The canonical metrics that a kind of source could give: those of GPUs, of routers, or of engines."""
+    if snapshot.engine == GPUS:
+        subjects = _OF_GPUS
+    else:
+        subjects = _OF_ROUTERS if engine is not None and engine.subject is Subject.ROUTER else _OF_ENGINES
+    return (metric for metric in schema.ALL if metric.subject in subjects)
 
 
 def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, str]]:
@@ -62,7 +52,7 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, st
     if not snapshot.health.up:
         down = snapshot.health.error.message if snapshot.health.error else "the source is down"
     exposed = {point.series.metric for point in snapshot.points}
-    for metric in expected(snapshot.engine):
+    for metric in expected(snapshot, engine):
         if metric not in exposed:
             yield metric.name, down or _load_headroom(metric, snapshot) or _reason(metric, engine)
 
@@ -85,12 +75,8 @@ def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def _reason(metric: Metric, engine: Engine | None) -> str:
-    if metric in schema.DERIVED:
-        return "derived: needs traffic over some polls, or something that the engine does not tell"
-    if metric.name.startswith("llm_proxy_"):
-        return "a measuring proxy in front of the engine tells it"
-    if metric.name.startswith("llm_host_"):
-        return "the engine runs elsewhere, or this host does not show it"
+    if metric.subject in _GIVEN_BY_OTHERS:
+        return _GIVEN_BY_OTHERS[metric.subject]
     if engine is None:
         return _UNTOLD.get(metric, "not supported by these devices or this driver")
     rules = [rule for rule in engine.rules if rule.metric is metric]

@@ -16,7 +16,7 @@ from urllib.parse import urljoin
 
 from llm_headroom import __version__
 from llm_headroom.config.endpoint import VISIBLE, check, parse_target, parse_url, without_query
-from llm_headroom.model import NOTHING, Cause, Failure
+from llm_headroom.model import Cause, Failure
 from llm_headroom.net.files import stamp
 from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.net.tls import TlsFileError, client_context
@@ -80,7 +80,7 @@ class Client:
         self._moved: dict[str, str] = {}
         self._busy = False
 
-    async def get(  # noqa: PLR0913 - a request's parts
+    async def get(
         self,
         path: str,
         *,
@@ -88,15 +88,13 @@ class Client:
         accept: str = "text/plain;version=0.0.4,*/*;q=0.1",
         method: str = "GET",
         body: bytes | None = None,
-        headers: Mapping[str, str] = NOTHING,
     ) -> Response:
         """The answer to a request for `path` below the endpoint's prefix, whatever its status.
 
         Redirects are followed within the same origin. `timeout` in seconds covers everything from the name's
         resolution to the body's last byte; after it, as after a cancellation, the connection is gone, so that a late
         answer is never taken for that of the next request. A request may reach the engine twice where a kept
-        connection dies under it, so ask only what changes nothing. A `body` is JSON
-        unless `headers`, which are sent besides the usual ones, say otherwise.
+        connection dies under it, so ask only what changes nothing. A `body` is JSON.
 
         Raises:
             FetchError: there is no complete answer.
@@ -111,10 +109,10 @@ class Client:
         answered = False
         try:
             async with asyncio.timeout(timeout):
-                response = await self._follow(method, path, accept, body, headers)
+                response = await self._follow(method, path, accept, body)
             answered = True
         except TimeoutError:
-            doing = "preparing the request" if self._transport is None else self._transport.doing
+            doing = "preparing the request" if self._transport is None else self._transport.connection.doing
             raise self._error(path, Cause.TIMEOUT, f"no answer within {timeout:g} s ({doing})") from None
         except Refusal as refusal:
             raise self._error(path, refusal.cause, str(refusal)) from None
@@ -135,15 +133,13 @@ class Client:
         # A query is left out: filters make it long, and it may hold an API key.
         return FetchError(Failure(cause, f"{self._origin}{self._prefix}{path.partition('?')[0]}: {reason}"))
 
-    async def _follow(
-        self, method: str, path: str, accept: str, body: bytes | None, extra: Mapping[str, str]
-    ) -> Response:
+    async def _follow(self, method: str, path: str, accept: str, body: bytes | None) -> Response:
         # Where a path has moved to is remembered only as long as asking there succeeds.
         moved = self._moved.pop(path, None)
         target = moved or self._prefix + path
         lasting = method == "GET"
         for _ in range(_MAX_REDIRECTS + 1):
-            response = await self._exchange(method, target, accept, body, extra)
+            response = await self._exchange(method, target, accept, body)
             location = response.headers.get("location") if response.status in _REDIRECTS else None
             if location is None:
                 if moved is not None and response.status < 400:  # noqa: PLR2004 - errors begin there, RFC 9110, 15.5
@@ -170,9 +166,7 @@ class Client:
             raise Refusal(Cause.REDIRECT, f"redirects to another origin, {without_query(f'{origin}{moved}')}; {hint}")
         return moved or "/"
 
-    async def _exchange(
-        self, method: str, target: str, accept: str, body: bytes | None, extra: Mapping[str, str]
-    ) -> Response:
+    async def _exchange(self, method: str, target: str, accept: str, body: bytes | None) -> Response:
         headers = {
             "Host": self._origin.authority,
             "User-Agent": f"llm-headroom/{__version__}",
@@ -182,13 +176,13 @@ class Client:
         if self._authorization is not None:
             headers["Authorization"] = self._authorization.header()
         if body is not None:
-            headers |= {"Content-Type": "application/json", **extra}
+            headers["Content-Type"] = "application/json"
         request = self._request(method, target, headers, body)
         transport = await self._connection()
         try:
             return await self._converse(transport, request)
         except Died:
-            if not transport.reused:
+            if not transport.connection.reused:
                 raise
         return await self._converse(transport, request)
 

@@ -10,13 +10,13 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from operator import itemgetter, le
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.engines.rules import Combine
 from llm_headroom.model import Histogram, Kind, Point, SampleState, Series
+from llm_headroom.scrape.vocabulary import Vocabulary, family
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,11 +24,8 @@ if TYPE_CHECKING:
     from llm_headroom.engines.rules import Engine, Fact, Reader, Rule
     from llm_headroom.exposition.text import Exposition, Layout
 
-HISTOGRAM_PARTS: Final = ("_bucket", "_sum", "_count")
 OVERFLOW: Final = "other"
 LONGEST_LABEL_VALUE: Final = 256
-MOST_NAMES: Final = 10_000
-"""An endpoint that invents names must not fill our memory."""
 
 
 @dataclass(slots=True)
@@ -92,7 +89,8 @@ class Mapped(NamedTuple):
 class Plan:
     """A layout's mapping, resolved: which positions make which points.
 
-    `owned` says whether any sample can only be this kind of engine's.
+    `owned` says whether any sample can only be this kind of engine's. `products` are pairs of positions whose values
+    are multiplied; the results have the positions behind those of the layout.
     """
 
     scalars: tuple[_Scalar, ...]
@@ -102,11 +100,14 @@ class Plan:
     unmapped: tuple[str, ...]
     problems: tuple[str, ...]
     owned: bool
+    products: tuple[tuple[int, int], ...] = ()
 
     def apply(self, values: Sequence[float]) -> Mapped:
         """Points from the values of a scrape. Values that cannot be (NaN, ±Inf, negative) are dropped and counted."""
         points = list(self.constants)
         invalid = 0
+        if self.products:
+            values = [*values, *(_product(values[one], values[other]) for one, other in self.products)]
         for series, origin, indices, scale, combine in self.scalars:
             if len(indices) == 1:
                 value = values[indices[0]]
@@ -130,6 +131,11 @@ class Plan:
         return Mapped(points, invalid)
 
 
+def _product(one: float, other: float) -> float:
+    """NaN, which is no value, where either is negative: two wrongs make no right."""
+    return one * other if one >= 0.0 <= other else math.nan
+
+
 def _cumulative(counts: tuple[float, ...]) -> bool:
     return counts[0] >= 0.0 and counts[-1] < math.inf and all(map(le, counts, counts[1:]))
 
@@ -139,53 +145,6 @@ def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, 
         (only,) = indices
         return lambda values: (values[only],)
     return itemgetter(*indices)
-
-
-def family(name: str, kind: str) -> str:
-    """The family that a sample belongs to, by its name and its family's type."""
-    if kind in ("histogram", "summary", "gaugehistogram"):
-        for part in HISTOGRAM_PARTS:
-            if name.endswith(part):
-                return name.removesuffix(part)
-    return name
-
-
-class Vocabulary:
-    """An engine's rules and exceptions, indexed: whether a family is mapped, ignored or unknown."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._mapped = {
-            spelling
-            for rule in engine.rules
-            for name in (*rule.names, *rule.plus)
-            for spelling in engine.spellings(name)
-        }
-        self._known: dict[str, SampleState] = {}
-
-    def state(self, name: str, kind: str) -> SampleState:
-        """What becomes of a sample of this name and family type."""
-        base = family(name, kind)
-        known = self._known.get(base)
-        if known is None:
-            known = self._known[base] = self._judge(base, name)
-            if len(self._known) > MOST_NAMES:
-                self._known.clear()
-        return known
-
-    def _judge(self, base: str, name: str) -> SampleState:
-        if base in self._mapped or name in self._mapped or any(base + part in self._mapped for part in HISTOGRAM_PARTS):
-            return SampleState.MAPPED
-        canonical = self._canonical(base)
-        if any(fnmatchcase(canonical, pattern) for pattern in self.engine.ignored):
-            return SampleState.IGNORED
-        return SampleState.UNKNOWN
-
-    def _canonical(self, name: str) -> str:
-        for prefix in self.engine.prefixes:
-            if name.startswith(prefix):
-                return self.engine.prefixes[0] + name.removeprefix(prefix)
-        return name
 
 
 class _Sources:
@@ -198,6 +157,12 @@ class _Sources:
         for index, key in enumerate(layout.keys):
             self.positions.setdefault(key.name, []).append(index)
         self._labels: dict[int, dict[str, str]] = {}
+        self.products: list[tuple[int, int]] = []
+
+    def product(self, one: int, other: int) -> int:
+        """The position of the product of two positions' values."""
+        self.products.append((one, other))
+        return len(self.layout.keys) + len(self.products) - 1
 
     def labels(self, index: int) -> dict[str, str]:
         found = self._labels.get(index)
@@ -313,6 +278,7 @@ class Mapper:
             unmapped,
             (*layout.problems, *problems),
             any(self.engine.owns(key.name) for key in layout.keys),
+            tuple(sources.products),
         )
 
     def _found(
@@ -385,6 +351,9 @@ class Mapper:
                 if series in groups:
                     groups[series] += group
                     origin = f"{origin} + {added}" if added not in origin else origin
+        if rule.times:
+            factor, groups = self._multiplied(sources, rule, groups)
+            origin = f"{origin} × {factor}"
         return [
             _Scalar(
                 series,
@@ -395,6 +364,20 @@ class Mapper:
             )
             for series, group in groups.items()
         ]
+
+    def _multiplied(
+        self, sources: _Sources, rule: Rule, groups: Mapping[Series, list[int]]
+    ) -> tuple[str, dict[Series, list[int]]]:
+        """The second signal's name, and the positions of products for the groups in which each series has a partner."""
+        name, indices = self._present_as(rule.times, sources, {})
+        partners = {frozenset(sources.labels(index).items()): index for index in indices}
+        found: dict[Series, list[int]] = {}
+        for series, group in groups.items():
+            pairs = [(index, partners.get(frozenset(sources.labels(index).items()))) for index in group]
+            products = [sources.product(index, partner) for index, partner in pairs if partner is not None]
+            if len(products) == len(pairs):
+                found[series] = products
+        return name, found
 
     def _groups(self, sources: _Sources, rule: Rule, indices: Iterable[int], model: str) -> dict[Series, list[int]]:
         kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
-    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
-    from aiohttp.connector import Connection
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout, connector
     from aiohttp.tracing import Trace
 
 _LINE_BYTES = 16 * 1024
@@ -26,12 +25,14 @@ class Died(Refusal):
     """The connection ended before any byte of an answer."""
 
 
-class _Connector(aiohttp.TCPConnector):
+class Connection(aiohttp.TCPConnector):
+    """The one connection: whether the last request found it open, and what that request has come to, in words."""
+
     reused = False
     doing = "preparing the request"
     _served: object = None
 
-    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:  # noqa: ASYNC109 - aiohttp's signature
+    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> connector.Connection:  # noqa: ASYNC109 - aiohttp's signature
         """Called by aiohttp for every request."""
         connection = await super().connect(req, traces, timeout)
         protocol = connection.protocol
@@ -49,7 +50,7 @@ class Transport(httpx.AsyncBaseTransport):
     """Requests to one origin, one at a time, without a time limit; nothing follows redirects or keeps cookies."""
 
     def __init__(self, context: ssl.SSLContext | None) -> None:
-        self._connector = _Connector(
+        self.connection = Connection(
             limit=1,
             ssl=context or True,
             keepalive_timeout=None,  # the engine's decision
@@ -57,7 +58,7 @@ class Transport(httpx.AsyncBaseTransport):
             resolver=aiohttp.ThreadedResolver(),
         )
         self._session = aiohttp.ClientSession(
-            connector=self._connector,
+            connector=self.connection,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(),
             auto_decompress=False,
@@ -66,16 +67,6 @@ class Transport(httpx.AsyncBaseTransport):
             middlewares=(_once,),
         )
 
-    @property
-    def reused(self) -> bool:
-        """Whether the last request went over a connection that had served before."""
-        return self._connector.reused
-
-    @property
-    def doing(self) -> str:
-        """What the last request has come to, in words."""
-        return self._connector.doing
-
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """The head of the answer, its body to be read as it comes; the extension `sni_hostname` as httpx has it.
 
@@ -83,7 +74,7 @@ class Transport(httpx.AsyncBaseTransport):
             Died: the connection ended before any byte of an answer.
             Refusal: there is no answer for another reason; the body's iterator raises it too.
         """
-        self._connector.doing = "connecting"
+        self.connection.doing = "connecting"
         try:
             response = await self._session.request(
                 request.method,
@@ -94,10 +85,10 @@ class Transport(httpx.AsyncBaseTransport):
                 server_hostname=request.extensions.get("sni_hostname"),
             )
         except (aiohttp.ClientError, OSError, UnicodeError) as error:
-            if self.doing == "connecting":
+            if self.connection.doing == "connecting":
                 raise unconnected(root(error), encrypted=request.url.scheme == "https") from None
             raise _invalid(error) from None
-        self._connector.doing = "reading the body"
+        self.connection.doing = "reading the body"
         return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
 
     async def aclose(self) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
-from llm_headroom.model import numbers
+from llm_headroom.model import Subject, numbers
+from llm_headroom.thresholds import DEFAULT
 from llm_headroom.view.history import key_of, rate, rates
 from llm_headroom.view.quantiles import latency
 from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 RATE_WINDOW: Final = 30.0
 """Seconds over which tokens per second are taken."""
-KV_FULL: Final = 0.95
-"""Usage from which on the KV cache is named as the reason why requests wait."""
 _KV: Final = {
     "capacity": schema.KV_CACHE_CAPACITY,
     "used": schema.KV_CACHE_USED,
@@ -46,9 +45,10 @@ def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[M
     for point in snapshot.points:
         by_model.setdefault(key_of(point), []).append(point)
     whole = by_model.pop("", [])
-    if not by_model or source.engine == "sglang_router":
+    router = any(point.series.metric.subject is Subject.ROUTER for point in snapshot.points)
+    if not by_model or router:
         every = [*whole, *(point for points in by_model.values() for point in points)]
-        if source.engine == "sglang_router":
+        if router:
             return (_router(every, source, [history.readings(source.target, key) for key in ("", *by_model)], missing),)
         return (_card("", every, source, history.readings(source.target, ""), missing),)
     # Models that are in memory first; the order of the engine otherwise.
@@ -164,11 +164,11 @@ def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
     limit, offload = said.get(schema.REQUESTS_RUNNING_LIMIT), said.get(schema.MODEL_OFFLOAD)
     usage = None if kv is None else kv.worst if kv.worst is not None else kv.usage
     if waiting:
-        if usage is not None and usage >= KV_FULL:
+        if usage is not None and usage >= DEFAULT.kv_usage_critical:
             found.append(Trouble(Level.WARN, "saturated: KV cache full"))
         elif limit and running is not None and running >= limit:
             found.append(Trouble(Level.WARN, "saturated: at the running limit"))
-    if offload is not None and offload < 1.0:
+    if offload is not None and offload < DEFAULT.offload_low:
         found.append(Trouble(Level.WARN, "on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU"))
     if source.warnings:
         found.append(Trouble(Level.WARN, "incomplete"))

@@ -6,6 +6,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.model import Kind
+from llm_headroom.thresholds import RISK_BAD, RISK_WARN
 from llm_headroom.view.values import Level, Line, Risk, Trouble
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ RISKS: Final = {
     "llm_eviction_risk_ratio": "eviction",
 }
 """Metrics that are probabilities of a trouble, and what a person calls the trouble."""
-RISK_BAD: Final = 0.5
-RISK_WARN: Final = 0.1
 ORDER: Final = {Level.BAD: 0, Level.WARN: 1, Level.GOOD: 2}
 """Of levels, the worst first."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW, RISK_BAD, RISK_WARN
 from llm_headroom.view import text
-from llm_headroom.view.signals import RISK_BAD, RISK_WARN, risk_name
+from llm_headroom.view.signals import risk_name
 from llm_headroom.view.values import Share
 from llm_headroom.web.charts import SHORTEST, bar, chart
 
@@ -58,8 +59,6 @@ PART_NAMES: Final = {
     "total": "total",
     "device": "on GPUs",
 }
-TIGHT: Final = 1.25
-"""Load headroom below which an engine is beyond the 80 % that autoscalers aim at."""
 OBJECTIVE_NAMES: Final = {"ttft": "TTFT", "inter_token_latency": "Inter-token", "request_duration": "Duration"}
 
 
@@ -158,7 +157,7 @@ def _load(loads: Sequence[Load]) -> str:
     parts = []
     for each in loads:
         name = escape(OBJECTIVE_NAMES.get(each.objective, each.objective))
-        level = "bad" if each.headroom < 1.0 else "warn" if each.headroom < TIGHT else ""
+        level = "bad" if each.headroom < 1.0 else "warn" if each.headroom < LOAD_HEADROOM_LOW else ""
         sustainable = "" if each.sustainable is None else f", {text.rate(each.sustainable)} requests/s"
         doubt = "; suspect" if each.suspect else ""
         parts.append(f'{name}: <b class="{level}">{escape(text.takes(each))}</b>{sustainable}{doubt}')

@@ -12,7 +12,9 @@ Settings are those under `llm-headroom.sidecar` and `llm-headroom.image` of that
 {{- $root := . -}}
 {{- with .Values.sidecar -}}
 {{- if .enabled -}}
-{{- $ports := dict "vllm" 8000 "sglang" 30000 "sglang_router" 29000 "ollama" 11434 "llamacpp" 8080 -}}
+{{- /* generated: chart-ports */ -}}
+{{- $ports := dict "llamacpp" 8080 "ollama" 11434 "sglang" 30000 "sglang_router" 29000 "vllm" 8000 -}}
+{{- /* end */ -}}
 - name: llm-headroom
   image: {{ include "llm-headroom.image" $root }}
   imagePullPolicy: {{ $root.Values.image.pullPolicy }}

@@ -13,7 +13,7 @@ from llm_headroom.bundle.dashboards import compare, engine, exporter, fleet, gpu
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.dashboard import Dashboard
-    from llm_headroom.bundle.thresholds import BundleSettings
+    from llm_headroom.bundle.settings import BundleSettings
 
 _PLANS: Final = tuple(module.DASHBOARD for module in (fleet, engine, kv, gpu, compare, exporter))
 

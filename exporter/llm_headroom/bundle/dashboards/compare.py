@@ -13,8 +13,8 @@ from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, Scope
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.thresholds import Thresholds
     from llm_headroom.model import Metric
+    from llm_headroom.thresholds import Thresholds
 
 _ENGINE = "{{engine}}"
 _RANGE = "$__range"

@@ -17,11 +17,12 @@ from llm_headroom.bundle.dashboards.parts import (
 )
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.thresholds import Thresholds
     from llm_headroom.model import Metric
+    from llm_headroom.thresholds import Thresholds
 
 _CHOSEN = "${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${__url_time_range}"
 _CELL = "var-engine=${__data.fields.Engine}&var-target=${__data.fields.Target}"
@@ -171,7 +172,14 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             ),
             (
                 f"min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})",
-                Column(title="Load headroom", unit="none", decimals=1, steps=below(1.25, 1), width=120, link=_TO_KV),
+                Column(
+                    title="Load headroom",
+                    unit="none",
+                    decimals=1,
+                    steps=below(LOAD_HEADROOM_LOW, 1),
+                    width=120,
+                    link=_TO_KV,
+                ),
             ),
         ),
         height=8,

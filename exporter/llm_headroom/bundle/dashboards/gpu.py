@@ -13,7 +13,7 @@ from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_TARGET, SOURCE, Scop
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.thresholds import Thresholds
+    from llm_headroom.thresholds import Thresholds
 
 _GPU = "gpu, instance"
 _KIND_COLOURS = {

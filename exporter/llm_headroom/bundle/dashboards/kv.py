@@ -10,10 +10,11 @@ from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, Steps, abov
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.thresholds import Thresholds
+    from llm_headroom.thresholds import Thresholds
 
 _EARLY = "until enough traffic was seen"
 _TEN_MINUTES = "until ten busy minutes were seen"
@@ -86,7 +87,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
             scope.told(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
             decimals=1,
-            steps=below(1.25, 1),
+            steps=below(LOAD_HEADROOM_LOW, 1),
         ),
         stat(
             "Risk",
@@ -183,7 +184,7 @@ def _binding(scope: Scope) -> tuple[Panel, ...]:
             "16 is 16 or more.",
             Query(f"min by ({SOURCE}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})", BY_TARGET),
             width=12,
-            steps=below(1.25, 1),
+            steps=below(LOAD_HEADROOM_LOW, 1),
             empty=_TEN_MINUTES,
         ),
         lines(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
+from llm_headroom.engines.built_in import BUILT_IN
+
 Json: TypeAlias = dict[str, Any]
 
 DATASOURCE: Final[Json] = {"type": "prometheus", "uid": "${datasource}"}
@@ -15,14 +17,7 @@ NOT_TOLD: Final = -2
 NOT_FILLING: Final = -3
 """Stands for a time that does not come, as nothing grows."""
 
-ENGINE_COLOURS: Final = {
-    "vllm": "blue",
-    "sglang": "orange",
-    "sglang_router": "yellow",
-    "ollama": "green",
-    "llamacpp": "purple",
-    "nvml": "#8e8e99",
-}
+ENGINE_COLOURS: Final = {engine.name: engine.colour for engine in BUILT_IN.values()} | {"nvml": "#8e8e99"}
 """The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
 
 _METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+|process_\w+)")

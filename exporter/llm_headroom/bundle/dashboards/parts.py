@@ -10,7 +10,7 @@ from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.scope import Scope
-    from llm_headroom.bundle.thresholds import Thresholds
+    from llm_headroom.thresholds import Thresholds
 
 
 def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:

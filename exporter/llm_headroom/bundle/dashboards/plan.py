@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row, Variable
 from llm_headroom.bundle.dashboards.scope import Scope
-from llm_headroom.bundle.thresholds import BundleSettings, Thresholds
+from llm_headroom.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from llm_headroom.bundle.settings import BundleSettings
 
 Rows: TypeAlias = Callable[[Scope, Thresholds, str], tuple[Row, ...]]
 """Makes rows from what is selected, the bounds at which colours change, and the matchers of our alerts in ALERTS."""

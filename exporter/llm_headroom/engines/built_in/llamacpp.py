@@ -71,6 +71,7 @@ ENGINE: Final = Engine(
     name="llamacpp",
     title="llama.cpp server",
     port=8080,
+    colour="purple",
     prefixes=("llamacpp:", "llamacpp_"),
     model_label="model",
     documents=always(_SLOTS, _METRICS, PROPERTIES, MODELS),

@@ -225,6 +225,7 @@ ENGINE: Final = Engine(
     name="ollama",
     title="Ollama",
     port=11434,
+    colour="green",
     prefixes=("ollama_", "ollama:"),
     model_label="model",
     documents=_documents,

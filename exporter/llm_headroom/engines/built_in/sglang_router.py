@@ -11,6 +11,7 @@ from typing import Final
 from llm_headroom import schema
 from llm_headroom.engines.openai_api import INFERENCE_PATHS, status_class
 from llm_headroom.engines.rules import Document, Engine, Rule, always
+from llm_headroom.model import Subject
 
 _WORKER: Final = {"worker": "worker"}
 _GONE_WORKERS: Final = "A worker that was removed shows -1 there, and nothing here."
@@ -18,8 +19,11 @@ _GONE_WORKERS: Final = "A worker that was removed shows -1 there, and nothing he
 
 ENGINE: Final = Engine(
     name="sglang_router",
+    subject=Subject.ROUTER,
     title="SGLang router",
     port=29000,
+    releases="and model gateway",
+    colour="yellow",
     prefixes=("smg_",),
     marks=("smg_", "sgl_router_"),
     model_label="model",

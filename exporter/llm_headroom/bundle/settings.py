@@ -1,0 +1,24 @@
+"""What a user of the bundle chooses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_headroom.thresholds import DEFAULT, Thresholds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSettings:
+    """What a user chooses. Every part of the bundle has `files(settings) -> dict[relative path, text]`."""
+
+    thresholds: Thresholds = DEFAULT
+    selector: str = ""
+    """Label matchers that every query gets, such as `cluster="x"`; empty for none."""
+    exporter_job: str = "llm-headroom"
+    """The label `job` of the exporters."""
+    runbook_base_url: str = "https://github.com/llm-headroom/llm-headroom/blob/main/alerts/runbooks"
+    """URL below which each alert has its page, `<alert>.md`."""
+    dashboard_base_url: str = "http://localhost:3000"
+    """URL of Grafana."""
+    for_scale: float = 1.0
+    """Factor on how long conditions must hold; below 1 for demonstrations and tests."""

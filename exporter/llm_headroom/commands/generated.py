@@ -1,0 +1,114 @@
+"""What the repository says of facts that the package has: files and marked parts of files, written by `make docs`.
+
+A marked part begins with a comment `generated: NAME` and ends with a comment `end`, in the file's own way of comments.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.bundle.alerts import GROUPS
+from llm_headroom.bundle.rule import Alert
+from llm_headroom.bundle.settings import BundleSettings
+from llm_headroom.commands import bundle, docs, settings_docs
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.thresholds import DEFAULT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_MARKED: Final = re.compile(
+    r"(?P<head>(?:<!-- |# |\{\{- /\* )generated: (?P<name>[\w-]+)(?: -->| \*/ -\}\})?\n?)"
+    r"(?P<body>.*?)"
+    r"(?P<tail> *(?:<!-- |# |\{\{- /\* )end\b)",
+    re.DOTALL,
+)
+MARKED: Final = (
+    "README.md",
+    "docs/*.md",
+    "deploy/helm/llm-headroom/values.yaml",
+    "deploy/helm/llm-headroom/templates/_sidecar.tpl",
+)
+"""Files that have marked parts, or may have."""
+CONFIGURATION: Final = "docs/configuration.md"
+"""Has tables of the settings beside its marked parts."""
+CHART_SCHEMA: Final = "deploy/helm/llm-headroom/values.schema.json"
+
+
+def parts() -> dict[str, str]:
+    """Every marked part by its name; those that stand on lines of their own end with a line break."""
+    engines = tuple(BUILT_IN.values())
+    *most, last = (f"**{engine.title}**" for engine in engines)
+    ports = " ".join(f'"{engine.name}" {engine.port}' for engine in engines)
+    allowed = ", ".join(f'"*:{port}"' for port in dict.fromkeys(engine.port for engine in engines))
+    return {
+        "engines": f"{', '.join(most)} and {last}",
+        "engine-releases": ", ".join(f"{engine.title} {engine.releases}".rstrip() for engine in engines),
+        "engine-colours": ", ".join(f"{engine.title} {engine.colour}" for engine in engines),
+        "chart-ports": f"{{{{- $ports := dict {ports} -}}}}\n",
+        "chart-allow": f"  allow: [{allowed}]\n",
+        "alert-count": str(sum(isinstance(rule, Alert) for rules in GROUPS.values() for rule in rules)),
+        "alerts": "\n".join(_alerts()) + "\n",
+        "thresholds": "\n".join(_thresholds()) + "\n",
+    }
+
+
+def _alerts() -> Iterator[str]:
+    for group, rules in GROUPS.items():
+        alerts = [rule for rule in rules if isinstance(rule, Alert)]
+        if alerts:
+            yield from ("", f"### {group.removeprefix('llm-headroom.')}", "")
+            yield from ("| alert | severity | for | thresholds |", "|---|---|---|---|")
+            yield from map(_alert, alerts)
+    yield ""
+
+
+def _alert(alert: Alert) -> str:
+    used = dict.fromkeys(re.findall(r"\$(\w+)", alert.expr))
+    names = ", ".join(f"`{name}`" for name in used if name in DEFAULT.__dataclass_fields__)
+    return f"| [{alert.name}](../alerts/runbooks/{alert.name}.md) | {alert.severity} | {alert.wait} | {names} |"
+
+
+def _thresholds() -> Iterator[str]:
+    yield from ("", "| name | default | unit | |", "|---|---|---|---|")
+    for name, each in DEFAULT.__dataclass_fields__.items():
+        yield f"| `{name}` | {each.default:.15g} | {each.metadata['unit']} | {each.metadata['meaning']} |"
+    yield ""
+
+
+def filled(text: str, known: Mapping[str, str]) -> str:
+    """The text with its marked parts as they should be.
+
+    Raises:
+        KeyError: a part has a name that is not known.
+    """
+    return _MARKED.sub(lambda part: part["head"] + known[part["name"]] + part["tail"], text)
+
+
+def files(root: Path) -> dict[str, str]:
+    """Every generated file of a checkout by its path, as it should be."""
+    known = parts()
+    found = {"METRICS.md": docs.markdown(), **bundle.files(BundleSettings())}
+    for pattern in MARKED:
+        for path in sorted(root.glob(pattern)):
+            found[path.relative_to(root).as_posix()] = filled(path.read_text(encoding="utf-8"), known)
+    found[CONFIGURATION] = settings_docs.page(found[CONFIGURATION])
+    found["docs/config.example.yaml"] = settings_docs.example()
+    of_settings = settings_docs.schema()
+    found["docs/config.schema.json"] = _json(of_settings)
+    chart = json.loads((root / CHART_SCHEMA).read_text(encoding="utf-8"))
+    chart["properties"]["sidecar"]["properties"]["engine"]["enum"] = list(BUILT_IN)
+    chart["properties"]["config"] = {"$ref": of_settings["$ref"]}
+    chart["definitions"] = of_settings["definitions"]
+    return found | {CHART_SCHEMA: _json(chart)}
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    bundle.write(Path(), files(Path()))

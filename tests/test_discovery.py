@@ -1,0 +1,48 @@
+"""Engines that share a usual port: who answers there is told by its metrics, and who was looked for by their names."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine_server import EngineServer, Reply
+from exporter_process import Exporter, check
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def configured(tmp_path: Path, port: int) -> Path:
+    """A file with two engines that have the same usual port."""
+    path = tmp_path / "headroom.yml"
+    engines = "".join(
+        f"  {name}: {{port: {port}, prefixes: [{name}_],"
+        f" rules: [{{metric: llm_requests_running, names: [{name}_running]}}]}}\n"
+        for name in ("one", "two")
+    )
+    path.write_text(f"gpu: false\nhost: false\ninterval: 100ms\nengines:\n{engines}", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_discovery_finds_out_which_of_two_engines_has_the_port(tmp_path: Path, name: str) -> None:
+    with EngineServer({"/metrics": Reply(f"{name}_running 7\n".encode())}) as server:
+        path = configured(tmp_path, server.port)
+        with Exporter("--config", str(path)) as exporter:
+            found = exporter.logged("engine found", address=server.name)
+            exporter.until(lambda: exporter.value("llm_requests_running", target=server.name, engine=name) == 7.0)
+        reports = json.loads(check("--config", str(path), "--format", "json").stdout)["sources"]
+
+    assert found["engine"] == name
+    assert [report["engine"] for report in reports if report["target"] == server.name] == [name]
+
+
+def test_a_silent_port_is_told_with_every_engine_that_may_be_there(tmp_path: Path) -> None:
+    with EngineServer() as server:
+        path = configured(tmp_path, server.port)
+    with Exporter("--config", str(path)) as exporter:
+        said = exporter.logged("not found", what=f"{server.name} (one, two)")
+
+    assert said["cause"] == "refused"
