@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from dataclasses import replace
@@ -21,6 +22,7 @@ from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.observation import Observation, observe
 from llm_headroom.derive.trial import estimated, factor
 from llm_headroom.model import Point, Series
+from llm_headroom.scrape.load_estimates import LoadEstimates
 from llm_headroom.simulate.batching import Engine, EngineConfig
 from llm_headroom.simulate.hardware import A100_80GB, LLAMA_3_8B, Roofline
 from llm_headroom.simulate.traffic import Request
@@ -142,6 +144,24 @@ def test_replicas_that_share_the_traffic_have_the_headroom_of_one() -> None:
     first, second = estimate_of(alone), estimate_of(shared)
     assert second.headroom["ttft"].ratio == pytest.approx(first.headroom["ttft"].ratio, rel=0.25)
     assert second.rate == pytest.approx(2 * first.rate)
+
+
+def test_estimates_are_made_in_a_thread_for_each_model_that_is_due_and_not_again_at_once() -> None:
+    memory, _ = polled(Simulated(0.5 * LIMIT), 900)
+    estimates = LoadEstimates("t", OBJECTIVES)
+
+    async def twice() -> tuple[list[tuple[str, Estimate]], list[tuple[str, Estimate]]]:
+        return await estimates.made(memory), await estimates.made(memory)
+
+    first, second = asyncio.run(twice())
+    assert [model for model, _ in first] == ["m"]
+    assert first[0][1].headroom["ttft"].ratio == pytest.approx(2.0, rel=0.3)
+    assert second == []
+
+
+def test_a_new_engine_has_nothing_to_estimate() -> None:
+    memory, _ = polled(Simulated(1.0), 60)
+    assert asyncio.run(LoadEstimates("t", OBJECTIVES).made(memory)) == []
 
 
 def complete() -> Observation:
