@@ -136,3 +136,32 @@ def test_ratios_are_never_negative(counts: list[int], means: float, seed: int) -
     found = ratios(counts, [means] * len(counts), random.Random(seed))
     assert len(found) == len(counts)
     assert all(ratio >= 0.0 for ratio in found)
+
+
+def test_a_new_mix_is_seen_within_two_minutes_and_the_old_one_is_no_longer_mixed_in() -> None:
+    chance = random.Random(4)
+    known = traffic([])
+
+    def minutes(known: Traffic, count: int, prompt: float, answer: float) -> Traffic:
+        for _ in range(12 * count):
+            firsts = float(chance.randint(2, 6))
+            tokens = firsts * prompt * chance.uniform(0.8, 1.2)
+            interval = Interval(
+                seconds=5.0, arrivals=firsts, finished=firsts, admitted=firsts, firsts=firsts, prompt=tokens,
+                generated=firsts * answer, tokens=firsts * answer, token_seconds=firsts,
+            )  # fmt: skip
+            known = known.after(interval, NOTHING, NOTHING)
+        return known
+
+    old = minutes(known, 30, 500.0, 100.0)
+    assert old.alike == 1800.0
+    sizes = minutes(old, 2, 4000.0, 300.0).sizes()
+    assert sizes is not None
+    assert sizes.prompt == pytest.approx(4000.0, rel=0.2)
+    assert sizes.answer == pytest.approx(300.0, rel=0.2)
+    later = minutes(old, 8, 4000.0, 300.0)
+    later_sizes = later.sizes()
+    assert later_sizes is not None
+    assert later_sizes.prompt == pytest.approx(4000.0, rel=0.1)
+    assert later.seconds == 900.0  # how requests arrive is still known of all of it
+    assert later.prompt_ratios(4000.0, 4000.0)[:80] == [1.0] * 80

@@ -12,7 +12,7 @@ from llm_headroom.derive.observation import histogram_growth
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from llm_headroom.derive.interval import Interval
     from llm_headroom.derive.observation import Observation
@@ -24,6 +24,10 @@ QUIET_SECONDS: Final = 60.0
 LEAST_SECONDS: Final = 240.0
 LIKE_SECONDS: Final = 60.0
 """Prompts of so many seconds are taken to be alike, as far as they are."""
+CHANGE_SECONDS: Final = (30.0, 60.0, 120.0)
+"""How long ago the mix of requests is looked at for a change."""
+_CHANGED: Final = 6.0
+"""Standard errors by which the mean prompt of a new mix lies away."""
 COARSE_SECONDS: Final = 60.0
 """Bursts are estimated at this scale first, and within it at that of single intervals."""
 ANSWER_SECONDS: Final = 1800.0
@@ -126,7 +130,8 @@ class Sizes:
 class Traffic:
     """The intervals of the last fifteen minutes, and lengths of a little longer.
 
-    `generated` and `answered` are tokens and the requests they are of, fading slowly. `busy` are the seconds since
+    `generated` and `answered` are tokens and the requests they are of, fading slowly. `alike` are the seconds since
+    the mix of requests last changed. `busy` are the seconds since
     the engine started in which it had something to do, or had within a minute; `quiet` are those since it had.
     """
 
@@ -135,6 +140,7 @@ class Traffic:
     answers: Lengths = field(default_factory=Lengths)
     generated: float = 0.0
     answered: float = 0.0
+    alike: float = 0.0
     busy: float = 0.0
     quiet: float = math.inf
 
@@ -149,15 +155,62 @@ class Traffic:
                 break
             kept.append(each)
             seconds += each.seconds
-        return replace(
+        known = replace(
             self,
             intervals=tuple(reversed(kept)),
             prompts=self.prompts.after(before.prompt_sizes, now.prompt_sizes, keep),
             answers=self.answers.after(before.generation_sizes, now.generation_sizes, keep_answers),
             generated=self.generated * keep_answers + interval.generated,
             answered=self.answered * keep_answers + interval.admitted,
+            alike=self.alike + interval.seconds,
             busy=self.busy + (interval.seconds if quiet < QUIET_SECONDS else 0.0),
             quiet=quiet,
+        )
+        change = known._change()  # noqa: SLF001 - of the same class
+        return known._since(change) if change else known  # noqa: SLF001 - of the same class
+
+    def _latest(self, seconds: float) -> tuple[Interval, ...]:
+        """The intervals of the last so many seconds."""
+        count, filled = 0, 0.0
+        for each in reversed(self.intervals):
+            if filled >= seconds:
+                break
+            filled += each.seconds
+            count += 1
+        return self.intervals[len(self.intervals) - count :]
+
+    def _change(self) -> float:
+        """How long ago the mix of requests has changed: seconds since when prompts are others, 0 if they are not."""
+        found = max((self._difference(seconds), seconds) for seconds in CHANGE_SECONDS)
+        return found[1] if found[0] > _CHANGED else 0.0
+
+    def _difference(self, seconds: float) -> float:
+        """How far the prompts of the last so many seconds are from those before, in standard errors.
+
+        The error is that of the requests' own deviation and of what minutes differ by.
+        """
+        recent, alike = self._latest(seconds), self._latest(self.alike)
+        before = alike[: len(alike) - len(recent)]
+        old, new = sum(each.firsts for each in before), sum(each.firsts for each in recent)
+        if self.alike < 2.0 * max(CHANGE_SECONDS) or old < LEAST_ARRIVALS or new < LEAST_ARRIVALS:
+            return 0.0
+        mean, now = sum(each.prompt for each in before) / old, sum(each.prompt for each in recent) / new
+        if mean <= 0:
+            return 0.0
+        deviation = self.prompts.sampler(mean).deviation
+        minutes = max(1.0, seconds / LIKE_SECONDS)
+        return abs(now - mean) / math.sqrt(deviation**2 / new + _between(before, mean, deviation) / minutes)
+
+    def _since(self, seconds: float) -> Traffic:
+        """The traffic with the sizes of the last so many seconds alone; how it arrives is still known of all of it."""
+        recent = self._latest(seconds)
+        return replace(
+            self,
+            prompts=Lengths(),
+            answers=Lengths(),
+            generated=sum(each.generated for each in recent),
+            answered=sum(each.admitted for each in recent),
+            alike=sum(each.seconds for each in recent),
         )
 
     def latest(self, arrivals: float) -> Traffic:
@@ -195,14 +248,15 @@ class Traffic:
 
     def sizes(self) -> Sizes | None:
         """What requests are like; None before enough of them were seen."""
-        firsts, prompt = self.total("firsts"), self.total("prompt")
+        alike = self._latest(self.alike)
+        firsts, prompt = sum(each.firsts for each in alike), sum(each.prompt for each in alike)
         if firsts < LEAST_FIRSTS or prompt <= 0 or self.generated <= 0 or self.total("arrivals") < LEAST_ARRIVALS:
             return None
         steps = self.total("tokens") + firsts
         return Sizes(
             prompt=prompt / firsts,
             answer=max(1.0, self.generated / max(1.0, self.answered)),
-            cached=self.total("cached") / prompt,
+            cached=sum(each.cached for each in alike) / prompt,
             per_step=max(1.0, self.total("generated") / steps),
         )
 
@@ -231,21 +285,12 @@ class Traffic:
 
         What chance explains, with requests of that standard deviation, is shrunk away.
         """
-        blocks = _blocks([each.seconds for each in self.intervals], LIKE_SECONDS)
-        counts = [sum(self.intervals[i].firsts for i in block) for block in blocks]
-        means = [
-            sum(self.intervals[i].prompt for i in block) / count if count else mean
-            for block, count in zip(blocks, counts, strict=True)
-        ]
-        total = sum(counts)
-        spread = total - sum(count**2 for count in counts) / total
-        seen = sum(count * (each - mean) ** 2 for count, each in zip(counts, means, strict=True))
-        between = max(0.0, (seen - (len(blocks) - 1) * deviation**2) / spread) if spread > 0 else 0.0
-        found = [1.0] * len(self.intervals)
-        for block, count, each in zip(blocks, counts, means, strict=True):
+        alike = self._latest(self.alike)
+        between = _between(alike, mean, deviation)
+        found = [1.0] * (len(self.intervals) - len(alike))
+        for block, count, each in _minutes(alike, mean):
             trust = between * count / (between * count + deviation**2) if count and between else 0.0
-            for i in block:
-                found[i] = 1.0 + trust * (each / mean - 1.0)
+            found += [1.0 + trust * (each / mean - 1.0)] * len(block)
         return found
 
     def draw(self, sizes: Sizes, most: float, chance: random.Random) -> list[tuple[float, Call]]:
@@ -268,6 +313,24 @@ class Traffic:
             begin = end
         before = [(mark, call._replace(arrival=call.arrival - span)) for mark, call in drawn if call.arrival >= span]
         return before + drawn
+
+
+def _minutes(intervals: Sequence[Interval], mean: float) -> Iterator[tuple[list[int], float, float]]:
+    """Minute by minute: which intervals, how many first tokens, and their mean prompt."""
+    for block in _blocks([each.seconds for each in intervals], LIKE_SECONDS):
+        count = sum(intervals[i].firsts for i in block)
+        yield block, count, sum(intervals[i].prompt for i in block) / count if count else mean
+
+
+def _between(intervals: Sequence[Interval], mean: float, deviation: float) -> float:
+    """The variance of the mean prompt from minute to minute, beyond what that of single prompts explains."""
+    minutes = [(count, each) for _, count, each in _minutes(intervals, mean)]
+    total = sum(count for count, _ in minutes)
+    if total <= 0:
+        return 0.0
+    spread = total - sum(count**2 for count, _ in minutes) / total
+    seen = sum(count * (each - mean) ** 2 for count, each in minutes)
+    return max(0.0, (seen - (len(minutes) - 1) * deviation**2) / spread) if spread > 0 else 0.0
 
 
 def _blocks(seconds: Sequence[float], length: float) -> list[list[int]]:
