@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 HEAD: Final = """# How good the load headroom is
 
 Written by `make evaluate`; do not edit. Quarters of an hour of production traces are replayed on simulated engines. The
-**true limit** of each is found by bisection: the factor on its arrivals at which 5 % of first tokens come later than the
-objective (the first bucket boundary of at least 2 s and twice an idle engine's p99). Then each is replayed at 20 to
+**true limit** of each is found by bisection: the factor on its arrivals at which 5 % of first tokens come later than
+the objective (the first bucket boundary of at least 2 s and twice an idle engine's p99). Then each is replayed at 20 to
 120 % of its limit, polled every 5 s as the exporter polls, from ten minutes before; at its end every estimator says
 what it would say. What is true is the limit over the load: 1.25 at 80 %. The error is the natural logarithm of what was
 said over what is true: 0.18 is a factor of 1.2.
@@ -28,9 +28,9 @@ bootstrap over traces, then over their quarters of an hour. `AUC`: how well mome
 those at 80 % or below. `beyond 1 at 60 %`: how often 60 % load is taken for more than the engine takes. `without`: how
 often there is no estimate; ours needs ten busy minutes.
 
-`WVA` are two analyzers of llm-d's Workload Variant Autoscaler by their formulas, with the defaults found there
-(llm-d/llm-d-workload-variant-autoscaler, internal/engines/analyzers); its third, a queueing model with a Kalman filter,
-is not among them.
+`WVA` are the three analyzers of llm-d's Workload Variant Autoscaler by their formulas, with the defaults found there
+(llm-d/llm-d-workload-variant-autoscaler, internal/engines/analyzers). The queueing model is fitted by least squares
+over 15 minutes, not by its Kalman filter, and given a third of the objective as its mean: both help it.
 """
 TAIL: Final = """## Where it fails
 
@@ -38,8 +38,8 @@ TAIL: Final = """## Where it fails
   is optimistic by a fifth to a quarter.
 - Bursts that lie outside the last 15 minutes are not foreseen: the limit of the next half hour is another one.
 - Where requests are few and each is a tenth of the cache (mooncake on one A100), a quarter of an hour says little.
-- At low load only cheap steps were seen; where a step's cost is no line in its load, the limit is overestimated by about a
-  tenth until the load is higher.
+- At low load only cheap steps were seen; where a step's cost is no line in its load, the limit is overestimated by a
+  tenth or so until the load is higher.
 - The inter-token objective is estimated by the same twin, and was not judged here. Speculation, data-parallel replicas
   and disaggregation were not either. No real engine was measured.
 """
