@@ -49,6 +49,8 @@ _RESERVING: Final = frozenset({"sglang"})
 """Engines that prefill first, and reserve room for answers before they admit."""
 _RESERVING_CEILING: Final = 0.9
 """Of the cache, where an engine that reserves stops admitting, until it was seen to."""
+_LEAST_CEILING: Final = 0.6
+"""Usage below which requests wait for computation, not for room."""
 _CEILING_POLLS: Final = 6
 _NEAR_LIMIT: Final = 0.97
 _LEAST_LIMIT: Final = 16.0
@@ -203,7 +205,8 @@ class Known:
         reserving = self.engine in _RESERVING
         return twin.Engine(
             cost=self.learner.cost,
-            capacity=capacity * self._ceiling(capacity) if reserving else capacity,
+            capacity=capacity,
+            ceiling=self._ceiling(capacity) if reserving else 1.0,
             limit=self._limit,
             per_step=sizes.per_step,
             prefill_first=reserving,
@@ -221,9 +224,11 @@ class Known:
     def _ceiling(self, capacity: float) -> float:
         """Usage at which requests wait although more could run: room that is reserved for answers."""
         waiting = [
-            max(each.held) / capacity
+            usage
             for each in self.traffic.intervals
-            if all(each.waiting) and each.running < self._limit * _NEAR_LIMIT
+            if all(each.waiting)
+            and each.running < self._limit * _NEAR_LIMIT
+            and (usage := max(each.held) / capacity) >= _LEAST_CEILING
         ]
         return min(1.0, median(waiting)) if len(waiting) >= _CEILING_POLLS else _RESERVING_CEILING
 

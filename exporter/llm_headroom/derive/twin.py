@@ -32,11 +32,12 @@ _LONGEST_SHARE: Final = 0.45
 class Engine:
     """What the twin stands for: the cost of a step, KV tokens, running requests, and the tokens a sequence gets in one.
 
-    `prefill_first` is how SGLang schedules; vLLM decodes in every step.
+    Requests are admitted up to `ceiling`, a share of the KV tokens; what runs may grow beyond. `prefill_first` is how SGLang schedules; vLLM decodes in every step.
     """
 
     cost: StepCost
     capacity: float
+    ceiling: float = 1.0
     limit: float = math.inf
     per_step: float = 1.0
     prefill_first: bool = False
@@ -175,13 +176,14 @@ class _Batch:
             budget -= part
             room -= part
         self._blocked = COMPUTE
+        reserved = engine.capacity * (1.0 - engine.ceiling)
         while admit and queue and budget > 0:
             one = queue[0]
             target = self._target(one)
             if self._running >= engine.limit:
                 self._blocked = CONCURRENCY
                 break
-            if target > room and self._running:
+            if target > room - reserved and self._running:
                 self._blocked = KV_CACHE
                 break
             queue.popleft()
@@ -212,8 +214,14 @@ class _Batch:
             tokens += part
             pairs += part * (self._computed[one] + part / 2.0)
         decodes = self._decoding > 0 and not engine.prefill_first
-        seconds = cost.decode_seconds(self._decoding, self._context) if decodes else cost.step
-        self._pass(seconds + cost.prefill_seconds(tokens, pairs))
+        seconds = cost.prefill_seconds(tokens, pairs)
+        if decodes:
+            seconds += cost.decode_seconds(self._decoding, self._context)
+        elif engine.prefill_first:  # latencies have what such a step costs beside its tokens with the tokens
+            seconds = max(seconds, cost.step)
+        else:
+            seconds += cost.step
+        self._pass(seconds)
         if decodes:
             self._decode(1, self._now - self._decoded_at)
         for one, part in chunks:
