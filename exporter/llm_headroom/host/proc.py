@@ -1,4 +1,4 @@
-"""/proc, as far as engines are looked for in it (proc_pid_stat(5), proc_net(5) and so on of the Linux man-pages).
+"""Reads /proc to find engines (proc_pid_stat(5), proc_net(5) and so on of the Linux man-pages).
 
 Processes end at any moment and other users' are partly hidden, so what cannot be read is None or left out, never an
 error. Command lines can hold keys: those of Docker's port proxy and of Ollama's runners alone are read, by callers that
@@ -31,7 +31,7 @@ _IPV4_DIGITS: Final = 8
 
 
 class Stat(NamedTuple):
-    """A process: `start` is in clock ticks since the boot, and tells it from a later one of the same PID."""
+    """A process: `start` is in clock ticks since boot, and distinguishes it from a later one with the same PID."""
 
     pid: int
     parent: int
@@ -90,7 +90,7 @@ class Proc:
         return found
 
     def name(self, pid: int) -> str:
-        """The process' name as the kernel keeps it; empty if unknown."""
+        """The process' name as the kernel records it; empty if unknown."""
         return self._text(f"{pid}/comm").strip()
 
     def resident(self, pid: int) -> dict[str, float]:
