@@ -158,7 +158,8 @@ def test_broken_engines_cost_only_themselves(vllm: EngineServer) -> None:
         "too_large": {"/metrics": huge(100)},
         "status": {"/metrics": Reply(b"oops", 500)},
         "auth": {"/metrics": Reply(b"who are you", 401)},
-        "format": {"/metrics": Reply(b"<html><body>hello</body></html>", content_type="text/html")},
+        "format": {"/metrics": Reply(b"0 hello")},
+        "not_this_engine": {"/metrics": Reply(b"<html><body>hello</body></html>", content_type="text/html")},
     }
     servers = {cause: EngineServer(routes) for cause, routes in broken.items()}
     for server in servers.values():

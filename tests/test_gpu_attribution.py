@@ -262,7 +262,7 @@ def test_memory_that_is_nobody_s_is_explained_with_what_would_help(tree: ProcTre
     unknown, known = [owner(tree, "a", None)], [owner(tree, "a", 100)]
 
     (hidden,) = why(tree, [device(used=70)], unknown)
-    assert hidden.startswith("GPU 0: 70.0 GiB are attributed to no engine: NVML lists no process here")
+    assert hidden.startswith("GPU 0: 70.0 GiB are not attributed to any engine: NVML lists no process here")
     assert "shareProcessNamespace" in why(tree, [device((4711, 70))], unknown)[0]
     assert "4711" in why(tree, [device((4711, 70))], unknown)[0]
     assert "gpus" in why(tree, [device(used=70, listed=False)], unknown)[0]

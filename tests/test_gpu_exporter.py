@@ -176,6 +176,8 @@ def test_check_says_why_memory_is_unattributed_and_what_would_help(
 
     checked = check(f"--target=sglang={sglang.url}", extra=machine.environment(nvml))
 
-    assert "GPU 0: 71.7 GiB are attributed to no engine: processes 4000000000 are not visible here" in checked.stdout
+    assert (
+        "GPU 0: 71.7 GiB are not attributed to any engine: processes 4000000000 are not visible here" in checked.stdout
+    )
     assert "shareProcessNamespace" in checked.stdout
     assert "no engine is known to hold memory of these devices" in checked.stdout

@@ -32,7 +32,8 @@ _LONGEST_SHARE: Final = 0.45
 class Engine:
     """What the twin stands for: the cost of a step, KV tokens, running requests, and the tokens a sequence gets in one.
 
-    Requests are admitted up to `ceiling`, a share of the KV tokens; what runs may grow beyond. `prefill_first` is how SGLang schedules; vLLM decodes in every step.
+    Requests are admitted up to `ceiling`, a share of the KV tokens; what runs may grow beyond. `prefill_first` is how
+    SGLang schedules; vLLM decodes in every step.
     """
 
     cost: StepCost

@@ -97,11 +97,17 @@ class EngineSource:
 
     def _layers(self, engine: Engine) -> Sequence[Layer]:
         """What tells of the target beside its own API, the richest first."""
-        if engine.name != "ollama" or not self._config.host or not runs_here(self.target):
+        if not self._config.host or not runs_here(self.target):
             return ()
-        from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs on this host
+        if engine.name == "ollama":
+            from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs here
 
-        return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
+            return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
+        if engine.name == "llamacpp":
+            from llm_headroom.scrape.llama_server import ServerLayer  # noqa: PLC0415 - only where llama.cpp runs here
+
+            return (ServerLayer(self.target),)
+        return ()
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
