@@ -110,11 +110,9 @@ def test_demand_that_fits_never_exhausts() -> None:
     _, derived = polls(steadily(600))
 
     assert value(derived, "llm_kv_cache_exhaustion_seconds") is None
-    kv, both = value(derived, "llm_kv_saturation_risk_ratio"), value(derived, "llm_saturation_risk_ratio")
+    kv = value(derived, "llm_kv_saturation_risk_ratio")
     assert isinstance(kv, float)
     assert kv < 0.05
-    assert isinstance(both, float)
-    assert both < 0.1
 
 
 def test_demand_beyond_the_capacity_exhausts_in_finite_time() -> None:
@@ -175,10 +173,9 @@ def test_first_tokens_that_come_too_late_now_are_certain_trouble() -> None:
     late = Histogram(BOUNDS, (1_200.0, 1_202.0, 1_202.0, 1_210.0, 1_210.0), 100.0)
     _, derived = polls([*steadily(600), (605.0, [*slow, point(schema.TIME_TO_FIRST_TOKEN, late)])])
 
-    for name in ("llm_saturation_risk_ratio", "llm_saturation_high_water_risk_ratio"):
-        found = value(derived, name)
-        assert isinstance(found, float)
-        assert found >= 0.95
+    found = value(derived, "llm_saturation_high_water_ratio")
+    assert isinstance(found, float)
+    assert found >= 0.95
     assert value(derived, "llm_kv_saturation_risk_ratio") != 0.95
 
 
@@ -197,7 +194,6 @@ def test_risks_stay_absent_until_enough_was_seen() -> None:
     _, idle = polls([(float(at), traffic(0)) for at in range(0, 600, 5)])
 
     for derived in (early, idle):
-        assert value(derived, "llm_saturation_risk_ratio") is None
         assert value(derived, "llm_kv_saturation_risk_ratio") is None
         assert value(derived, "llm_kv_cache_exhaustion_seconds") is None
 

@@ -129,7 +129,7 @@ def test_the_slow_first_requests_of_an_engine_are_not_remembered() -> None:
 
     assert "prefill" not in pressure(soon)
     assert pressure(later)["prefill"] < 0.3
-    assert number(later, "llm_saturation_high_water_risk_ratio") < 0.15
+    assert number(later, "llm_saturation_high_water_ratio") < 0.15
 
 
 def test_a_stall_that_is_over_does_not_lower_the_capacity() -> None:
@@ -179,7 +179,7 @@ def test_the_high_water_risk_remembers_a_peak_for_ten_minutes() -> None:
     _, later = polls([*calm, *peak, *((float(at), traffic(at)) for at in range(310, 800, 5))])
     _, forgotten = polls([*calm, *peak, *((float(at), traffic(at)) for at in range(310, 1_500, 5))])
 
-    name = "llm_saturation_high_water_risk_ratio"
+    name = "llm_saturation_high_water_ratio"
     assert number(at_peak, name) == 0.95  # requests are blocked
     assert number(later, name) > 2 * number(before, name)
     assert number(forgotten, name) == pytest.approx(number(before, name), rel=0.01)
@@ -190,8 +190,7 @@ def test_risks_are_absent_until_enough_was_seen_and_again_after_a_restart() -> N
     _, restarted = polls([*steadily(300), (305.0, traffic(2))])
 
     for derived in (soon, restarted):
-        assert values(derived, "llm_saturation_high_water_risk_ratio") == {}
-        assert values(derived, "llm_saturation_risk_ratio") == {}
+        assert values(derived, "llm_saturation_high_water_ratio") == {}
     assert pressure(restarted) == {}
 
 

@@ -185,8 +185,8 @@ def test_risks_objectives_and_slow_first_tokens_are_shown_as_derived() -> None:
     card = engine(
         snapshot(
             100.0,
-            of_model(schema.SATURATION_RISK, 0.6),
-            of_model(schema.KV_SATURATION_RISK, 0.05),
+            of_model(schema.KV_SATURATION_RISK, 0.6),
+            of_model(schema.EVICTION_RISK, 0.05),
             of_model(schema.TTFT_SLOW, 0.25, window="60s"),
             of_model(schema.SLO_REQUESTS, 200.0, slo="ttft"),
             of_model(schema.SLO_REQUESTS_GOOD, 150.0, slo="ttft"),
@@ -198,10 +198,12 @@ def test_risks_objectives_and_slow_first_tokens_are_shown_as_derived() -> None:
     )
 
     assert [(risk.metric, risk.value) for risk in card.risks] == [
-        ("llm_saturation_risk_ratio", 0.6),
-        ("llm_kv_saturation_risk_ratio", 0.05),
+        ("llm_kv_saturation_risk_ratio", 0.6),
+        ("llm_eviction_risk_ratio", 0.05),
     ]
-    assert [(trouble.level, trouble.text) for trouble in card.troubles] == [(Level.BAD, "60% risk of saturation")]
+    assert [(trouble.level, trouble.text) for trouble in card.troubles] == [
+        (Level.BAD, "60% risk of KV cache saturation")
+    ]
     assert card.slow == (Slow("60s", 0.25),)
     assert card.objectives == (Objective("ttft", 2.5, 0.95, 0.75, 200.0),)
 

@@ -314,23 +314,17 @@ TTFT_WINDOW_REQUESTS: Final = _derived_gauge(
     "Requests that got their first token in the sliding window of llm_ttft_slow_ratio.",
     "window",
 )
-SATURATION_RISK: Final = _derived_gauge(
-    "saturation_risk_ratio",
-    "1",
-    "Probability of KV cache exhaustion or of TTFT beyond the objective within five minutes.",
-    across=Across.MAX,
-)
 KV_SATURATION_RISK: Final = _derived_gauge(
     "kv_saturation_risk_ratio",
     "1",
     "Probability that requests are preempted or blocked by a full KV cache within five minutes.",
     across=Across.MAX,
 )
-SATURATION_HIGH_WATER_RISK: Final = _derived_gauge(
-    "saturation_high_water_risk_ratio",
+SATURATION_HIGH_WATER: Final = _derived_gauge(
+    "saturation_high_water_ratio",
     "1",
-    "Probability of KV cache exhaustion or of TTFT beyond the objective within five minutes, from the highest TTFT "
-    "forecast and the highest KV cache demand of the last ten minutes.",
+    "From 0 to 1: how near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective, from the "
+    "highest TTFT forecast and the highest KV cache demand. Ranks engines; no probability.",
     across=Across.MAX,
 )
 LOAD_HEADROOM: Final = _derived_gauge(

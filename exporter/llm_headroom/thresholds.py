@@ -26,7 +26,7 @@ class Thresholds:
         2, "requests", "Fewest slow first tokens within a window that are worth a page: one slow request is none."
     )
     ttft_slow_count_long: float = _at(3, "requests", "The same within 300 s.")
-    high_water_risk: float = _at(0.3, "ratio", "`llm_saturation_high_water_risk_ratio` at which there is a warning.")
+    high_water_risk: float = _at(0.3, "ratio", "`llm_saturation_high_water_ratio` at which there is a warning.")
     high_water_risk_clear: float = _at(0.21, "ratio", "The same, at which the warning ends.")
     burn_rate_fast: float = _at(
         14.4,

@@ -256,7 +256,7 @@ def _signals(
             "demand and its dispersion, preemptions, what waits",
         ),
         (
-            schema.SATURATION_HIGH_WATER_RISK,
+            schema.SATURATION_HIGH_WATER,
             risk.with_facts(risk.high_water(known.levels, estimates), exhausted, _overdue(known, at)),
             "highest TTFT forecast and KV demand of 10 min",
         ),
@@ -284,8 +284,6 @@ def _signals(
         ):
             yield from _point(metric, value, origin, labels, slo=each.name)
         if each.field == "ttft":
-            chance = risk.with_facts(risk.saturation(hottest, each_one, tally.boundary), exhausted, _overdue(known, at))
-            yield from _point(schema.SATURATION_RISK, chance, "load on prefill and KV demand", labels)
             yield from _slow_first_tokens(known, at, labels)
 
 

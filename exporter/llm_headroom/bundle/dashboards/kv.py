@@ -96,7 +96,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Risk",
             "Highest probability of KV cache exhaustion or of TTFT beyond the objective within five minutes, of any "
             "target.",
-            scope.exposed(f"max({scope.of(schema.SATURATION_HIGH_WATER_RISK)})"),
+            scope.exposed(f"max({scope.of(schema.SATURATION_HIGH_WATER)})"),
             unit="percentunit",
             steps=above(limits.high_water_risk),
             alert="LLMSaturationRisk",
@@ -226,10 +226,10 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     answers = f"sum by ({SOURCE}) ({scope.rate(schema.GENERATION_TOKENS)})"
     return (
         lines(
-            "Risk within five minutes",
-            "Probability of KV cache exhaustion or of TTFT beyond the objective, from the highest forecast of the "
-            "last ten minutes.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_HIGH_WATER_RISK)})", BY_TARGET),
+            "High water of ten minutes",
+            "How near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective. Ranks targets; "
+            "no probability.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_HIGH_WATER)})", BY_TARGET),
             unit="percentunit",
             highest=1,
             steps=above(limits.high_water_risk),
@@ -237,14 +237,12 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMSaturationRisk",
         ),
         lines(
-            "Current risk, and of the KV cache alone",
-            "From the current forecast, and (dashed) for preemptions or blocked requests alone. Use them to rank "
-            "targets; they are not calibrated probabilities.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_RISK)})", BY_TARGET),
-            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_SATURATION_RISK)})", f"{BY_TARGET} KV cache"),
+            "Risk of the KV cache",
+            "Probability that requests are preempted or blocked for want of KV cache within five minutes; at least "
+            "95 % while they are.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_SATURATION_RISK)})", BY_TARGET),
             unit="percentunit",
             highest=1,
-            styles=((" KV cache$", quiet()),),
             empty=_EARLY,
         ),
         lines(
