@@ -10,10 +10,12 @@ import pytest
 
 import captures
 import field_inputs
-from captures import value, values
-from engine_server import EngineServer, Reply
+from captures import Capture, value, values
+from engine_server import EngineServer, Reply, replayed
 from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import parse_target
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.scrape import coverage
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
 from one_target import polled
@@ -148,3 +150,33 @@ def test_ollama_that_refuses_a_foreign_host_says_how_to_allow_it() -> None:
     assert error is not None
     assert "OLLAMA_HOST" in error.message
     assert "credentials" not in error.message
+
+
+def test_a_model_can_be_named_where_the_engine_s_own_name_says_nothing() -> None:
+    routes = replayed(Capture("vllm", "0.32.0", "saturated"))
+    points = polled("vllm", routes, model="llama-3-8b").snapshot.points
+    own = polled("vllm", routes).snapshot.points
+
+    assert {point.series.label("model") for point in points} == {"", "llama-3-8b"}
+    assert len(points) == len(own)
+
+
+def test_what_wants_credentials_beside_the_metrics_is_no_warning_and_a_reason() -> None:
+    routes = {**replayed(Capture("vllm", "0.32.0", "saturated")), "/v1/models": Reply(b"{}", 401)}
+    snapshot = polled("vllm", routes, polls=2).snapshot
+
+    assert snapshot.health.warnings == ()
+    reasons = dict(coverage.missing(snapshot, BUILT_IN["vllm"]))
+    assert "/v1/models wants credentials" in reasons["llm_model_context_tokens"]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/metrics", "127.0.0.1:8000/v1/"])
+def test_the_address_that_clients_are_given_is_understood(url: str) -> None:
+    target = parse_target(f"vLLM={url}")
+
+    assert (target.engine, target.endpoint.url) == ("vllm", "http://127.0.0.1:8000")
+
+
+def test_a_url_without_a_port_says_which_was_tried() -> None:
+    with pytest.raises(FetchError, match=r"has no port, so 80 was tried \(.*vLLM 8000"):
+        asyncio.run(identify(Endpoint(url="http://127.0.0.1"), BUILT_IN, timeout=5))

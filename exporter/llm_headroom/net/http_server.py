@@ -69,7 +69,7 @@ class HttpServer:
         """`listeners` are closed with the server.
 
         `security` is asked for each connection. With `needs_client` a handler is cancelled when its client closes its
-        side; else it goes on, and the client may still read the answer.
+        side; else it continues, and the client may still read the response.
         """
         self.addresses = tuple(map(bound_address, listeners))
         self._handler = handler
@@ -113,7 +113,7 @@ class HttpServer:
             task.add_done_callback(self._connections.pop)
 
     def _drop_longest_waiting(self) -> bool:
-        """Make room by closing who has sat without a request for longest, or else who has not read for longest."""
+        """Frees a slot: closes who has been idle for longest, or else who has not read for longest."""
         waiting = [(since, task) for task, c in self._connections.items() if (since := c.waiting_since) is not None]
         long_ago = asyncio.get_running_loop().time() - STUCK_SECONDS
         stuck = [
@@ -159,7 +159,7 @@ class HttpServer:
             transport.abort()
             raise
         except Exception:  # noqa: BLE001 - one client's connection must not end the server
-            _log.exception("connection cut by an error of the server")
+            _log.exception("connection closed after an internal error")
             transport.abort()
         finally:
             writer.close()

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.openai_api import MODELS, present
@@ -17,7 +17,9 @@ from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, po
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
 from llm_headroom.scrape.http import FetchError
+from llm_headroom.scrape.identify import without_port
 from llm_headroom.scrape.layers import merge
+from llm_headroom.scrape.load_estimates import LoadEstimates
 from llm_headroom.scrape.mapping import LabelCap, Mapper
 
 if TYPE_CHECKING:
@@ -69,13 +71,14 @@ class Collector:
         self._timeout = max(timeout, engine.timeout) if target.timeout is None else target.timeout
         self._documents = Documents(target, engine, timeout=self._timeout)
         self._base = {**target.labels, "engine": engine.name, "target": target.name}
-        self._mapper = Mapper(engine, self._base, cap=self.cap)
+        self._mapper = Mapper(engine, self._base, cap=self.cap, model=target.model)
         self._mappers: dict[str, Mapper] = {}
         self._remarks: list[Failure] = []
         self._looked: tuple[float, Look | None] = (-math.inf, None)
         self._last_success: float | None = None
         self._memory = Memory()
         self._objectives = tuple(objectives)
+        self._estimates = LoadEstimates(target.name, objectives)
         self._measured = measured
         self._own: set[str] = set()
         self._layers = tuple(layers)
@@ -119,9 +122,15 @@ class Collector:
                 last_success=self._last_success,
                 samples=reading.samples,
                 unmapped=reading.unmapped,
+                withheld=self._documents.withheld,
                 version=version,
             ),
         )
+
+    async def estimate(self) -> None:
+        """Estimate the load headroom of models whose last estimate is old enough; the next collection tells it."""
+        for model, estimate in await self._estimates.made(self._memory):
+            self._memory = with_estimate(self._memory, model, estimate)
 
     async def read(self, deadline: float) -> Reading:
         """Fetch and map what is due, by a deadline in seconds of the monotonic clock.
@@ -140,6 +149,8 @@ class Collector:
 
     async def _explained(self, failure: Failure, deadline: float) -> Failure:
         """A failure with what answers in the engine's place, if that could be its cause."""
+        if failure.cause in (Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT):
+            return failure._replace(message=failure.message + without_port(self.target.endpoint.url, [self.engine]))
         if failure.cause not in (Cause.STATUS, Cause.FORMAT, Cause.NOT_THIS_ENGINE):
             return failure
         now = time.monotonic()
@@ -180,7 +191,9 @@ class Collector:
         for key, document in held.items():
             if not isinstance(document, Exposition):
                 continue
-            mapper = self._mappers.setdefault(key, Mapper(self.engine, self._base, cap=self.cap))
+            mapper = self._mappers.setdefault(
+                key, Mapper(self.engine, self._base, cap=self.cap, model=self.target.model)
+            )
             plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
             points += mapped.points
             for state, count in plan.states.items():

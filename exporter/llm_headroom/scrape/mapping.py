@@ -150,13 +150,15 @@ def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, 
 class Mapper:
     """Maps the expositions and documents of one target; keeps the plan of the layout seen last.
 
-    `base` are the labels that every series of the target gets (engine, target, the operator's own).
+    `base` are the labels that every series of the target gets (engine, target, the operator's own), `model` is the
+    model's name where the engine's own is not to be used.
     """
 
-    def __init__(self, engine: Engine, base: Mapping[str, str], *, cap: LabelCap) -> None:
+    def __init__(self, engine: Engine, base: Mapping[str, str], *, cap: LabelCap, model: str = "") -> None:
         self.engine = engine
         self.cap = cap
         self._base = dict(base)
+        self._model = model
         self._vocabulary = Vocabulary(engine)
         self._where = [{label: re.compile(pattern) for label, pattern in rule.where.items()} for rule in engine.rules]
         self._planned: tuple[Layout, str, Plan] | None = None
@@ -187,7 +189,8 @@ class Mapper:
             if series is None:
                 if len(self._facts) > 10 * self.cap.limit * len(metric.labels or (1,)):
                     self._facts.clear()
-                capped = {name: self.cap.admit(name, text) if text else "" for name, text in labels.items()}
+                named = {**labels, "model": self._model} if self._model and labels.get("model") else labels
+                capped = {name: self.cap.admit(name, text) if text else "" for name, text in named.items()}
                 series = self._facts[key] = Series(metric, self._base | capped)
             points.append(Point(series, value, origin))
         return _merged(points)
@@ -266,7 +269,7 @@ class Mapper:
         upstream = sources.labels(index)
         ours = dict(self._base)
         if "model" in rule.metric.labels:
-            whole = upstream.get(engine.model_label) or sources.only_model or model
+            whole = self._model or upstream.get(engine.model_label) or sources.only_model or model
             parts = (value for value in map(upstream.get, engine.model_parts) if value)
             ours["model"] = self._admit("model", "/".join((whole, *parts)))
         if "replica" in rule.metric.labels:
