@@ -53,7 +53,7 @@ class Upstream(Protocol):
         """A request's head as the engine is to get it."""
         ...
 
-    async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+    async def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
         """A connection to it.
 
         Raises:
