@@ -222,7 +222,7 @@ def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.
         discover=True,
         gpu=GpuSettings(enabled=True, processes=False, interval=5.0),
         probe=ProbeSettings(
-            allow=("10.0.*:8000",),
+            allow=("10.0.0.0/16:8000",),
             modules={
                 "vllm": Module(
                     name="vllm",
@@ -683,7 +683,7 @@ def test_the_example_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLLECTOR_TOKEN", "secret")
     config = read(tmp_path, example(tmp_path))
     assert [target.name for target in config.targets] == ["llm-a"]
-    assert config.proxies == (ProxySettings(listen=":8001", target="llm-a"),)
+    assert config.proxies == (ProxySettings(listen="0.0.0.0:8001", target="llm-a", hosts=("llm.example.org",)),)
     assert config.objectives == Objectives()
 
 

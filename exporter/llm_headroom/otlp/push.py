@@ -32,11 +32,11 @@ Sources: TypeAlias = "Callable[[], list[tuple[float, Sequence[Point]]]]"
 
 _BEGAN: Final = time.time()
 LONGEST_PAUSE: Final = 300.0
-"""Seconds for which a collector is obeyed that asks to be left alone."""
-FLUSH: Final = 5.0
+"""Maximum seconds for which a collector's request to wait is obeyed."""
+FLUSH: Final = 3.0
 """Maximum seconds of the shutdown, since a supervisor waits for it."""
 PATIENCE: Final = 1.0
-"""Seconds of these for an export that is under way to end by itself."""
+"""Seconds of these for the current export to end by itself."""
 
 
 class Push:
