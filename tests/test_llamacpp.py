@@ -93,6 +93,34 @@ def test_a_server_that_sleeps_is_left_alone_and_says_so() -> None:
     assert value(snapshot.points, "llm_requests_running") is None
 
 
+def test_a_server_that_is_gone_is_down_and_not_silent() -> None:
+    async def collect() -> tuple[Snapshot, Snapshot]:
+        routes = {"/props": properties(asleep=False), "/v1/models": MODEL, "/slots": slots(4), "/metrics": METRICS}
+        with EngineServer(routes) as server:
+            target = Target(name="t", endpoint=Endpoint(url=server.url))
+            collector = Collector(target, BUILT_IN["llamacpp"], timeout=30, label_limit=200)
+            there = await collector.collect()
+        gone = await collector.collect()
+        await collector.close()
+        return there, gone
+
+    there, gone = asyncio.run(collect())
+
+    assert there.health.up
+    assert not gone.health.up
+    assert gone.points == ()
+
+
+def test_a_server_that_is_still_loading_is_not_up() -> None:
+    loading = as_json({"error": {"code": 503, "message": "Loading model"}}, status=503)
+
+    snapshot, _ = collected(dict.fromkeys(("/props", "/v1/models", "/slots", "/metrics"), loading))
+
+    assert not snapshot.health.up
+    assert snapshot.health.error is not None
+    assert "loading" in snapshot.health.error.message
+
+
 def test_an_awake_server_and_a_build_that_cannot_sleep_are_read_at_each_poll() -> None:
     for asleep in (False, None):
         routes = {"/props": properties(asleep=asleep), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
