@@ -91,7 +91,7 @@ def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
         ("interval: 5s".encode("utf-16"), "headroom.yml:1: is not UTF-8"),
         (b"interval: 5s\n\n# \x01", "headroom.yml:3: is not valid YAML: special characters are not allowed"),
         (b"# " + b"x" * LARGEST_FILE, "headroom.yml: is larger than 1048576 bytes"),
-        (b"[" * 3000, "headroom.yml: is nested too deeply, or its aliases expand to too much"),
+        (b"[" * 3000, "headroom.yml: is nested too deeply, or its aliases expand too far"),
     ],
 )
 def test_data_that_are_no_yaml_text_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
@@ -130,8 +130,7 @@ def test_a_variable_of_a_secret_must_be_set(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("HEADROOM_TEST", value)
     text = "targets: [{url: 'http://a', auth: {bearer_token_env: HEADROOM_TEST}}]"
     assert complaint(tmp_path, text) == (
-        "headroom.yml:1: targets[0].auth.bearer_token_env: "
-        "the environment variable that is named here is not set, or empty"
+        "headroom.yml:1: targets[0].auth.bearer_token_env: this environment variable is not set or is empty"
     )
 
 
@@ -489,7 +488,7 @@ def test_a_url_that_is_accepted_is_in_its_one_spelling(text: str) -> None:
 
 @given(
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=12).filter(
-        lambda text: text not in "the URL must not hold a user or password; give them under the key auth"
+        lambda text: text not in "the URL must not contain a user or password; give them under the key auth"
     )
 )
 def test_a_password_in_a_url_is_never_repeated(password: str) -> None:

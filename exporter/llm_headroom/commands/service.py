@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("llm_headroom")
 
 LOOK_AT_FILE: Final = 5.0
-"""Seconds between looks at the configuration file."""
+"""Seconds between checks of the configuration file for changes."""
 YOUNG_OBJECTS: Final = 20_000
 """New containers after which the garbage collector looks at the young ones; 700 is Python's default."""
 NOT_RELOADED: Final = ("listen", "proxies", "web_config", "log")
 
 
 class Watched(NamedTuple):
-    """A configuration file, and how it was before it was read: a change in between must not be missed."""
+    """A configuration file and its state before it was read, so that no change in between is missed."""
 
     path: Path
     identity: Stamp | None
@@ -53,7 +53,7 @@ def watched(path: Path) -> Watched:
 async def run(config: Config, *, file: Watched | None, read: Callable[[], Config]) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    `file` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
+    `file` is the configuration file to watch, `read` reads file and flags again (on SIGHUP, or when the file changes).
 
     Raises:
         llm_headroom.net.listen.ListenError: an address cannot be listened on.
@@ -136,7 +136,7 @@ async def _reload(
         old = published.poller.config
         fixed = [name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)]
         if fixed:
-            log.warning("changes that need a restart were left out", extra={"keys": ",".join(fixed)})
+            log.warning("not applied, restart required", extra={"keys": ",".join(fixed)})
         await published.poller.apply(config)
         published.reload = Reload(succeeded=True, last_success=time.time())
         changed()

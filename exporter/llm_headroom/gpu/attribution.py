@@ -6,7 +6,7 @@ they cannot (an engine in another PID namespace, processes that NVML hides), by 
 
 NVML's PIDs: older drivers give those of the host whoever asks (NVIDIA/gpu-monitoring-tools#63); newer ones translate
 them into the asker's PID namespace and leave out who is not in it (NVIDIA/open-gpu-kernel-modules, _gpuConvertPid in
-src/nvidia/src/kernel/gpu), but do not always tell their memory there (its pull request 614).
+src/nvidia/src/kernel/gpu), but do not always report their memory there (its pull request 614).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UNSEEN: Final = "unseen"
 
 
 class Method(StrEnum):
-    """How it was found out that an engine holds memory of a device."""
+    """The method by which memory of a device was attributed to an engine."""
 
     PID = "pid"
     """A process that listens where the target's URL points to, or one below it."""
@@ -95,7 +95,7 @@ _BY_PROCESS: Final = {
 
 
 class _Kin:
-    """Whose a process is, by its place in /proc."""
+    """The engine that a process belongs to, by its place in /proc."""
 
     def __init__(self, proc: Proc, owners: Sequence[Owner]) -> None:
         self._proc = proc
@@ -169,6 +169,8 @@ def _of_device(device: Device, owners: Sequence[Owner], kin: _Kin, proc: Proc, *
         else:
             told[_STRANGER if lineage else _UNSEEN] += process.memory
     rest = max(0.0, device.used - sum(held.values()) - sum(told.values()))
+    if proc.is_wsl and not any(device.named(owner.gpus) for owner in owners):
+        rest, untold = 0.0, set()  # Windows and its programs use the device, too, and nobody lists them
     hides = device.processes is None or not (device.processes or proc.initial_namespace)
     (whose,) = untold if len(untold) == 1 else (None,)
     if isinstance(whose, tuple):
@@ -212,26 +214,28 @@ def unexplained(
     for device in devices:
         left = device.used - held[device.gpu, device.uuid]
         if owners and left > _NOTEWORTHY:
-            why = f"GPU {device.gpu}: {left / 2**30:.1f} GiB are attributed to no engine: {_why(device, owners, proc)}"
-            found.append(Failure(Cause.DEVICE, why))
+            amount = f"GPU {device.gpu}: {left / 2**30:.1f} GiB are not attributed to any engine"
+            found.append(Failure(Cause.DEVICE, f"{amount}: {_why(device, owners, proc)}"))
     return found
 
 
 def _why(device: Device, owners: Sequence[Owner], proc: Proc) -> str:
+    if proc.is_wsl:
+        return "under WSL 2 NVML reports no memory by process; give the target its gpus if nothing else uses the GPU"
     if device.processes is None:
-        return "NVML does not let this process list those of the device; give targets their gpus"
+        return "NVML does not allow this process to list the device's processes; give targets their gpus"
     hidden = [str(process.pid) for process in device.processes if proc.stat(process.pid) is None]
     if hidden or not device.processes:
         seen = f"processes {', '.join(hidden)} are not visible here" if hidden else "NVML lists no process here"
         return (
-            f"{seen}: who holds it runs in another PID namespace; share it (Kubernetes: shareProcessNamespace or "
+            f"{seen}: they run in another PID namespace; share it (Kubernetes: shareProcessNamespace or "
             "hostPID; Docker: --pid), or give the target its gpus"
         )
     unfound = [owner.target for owner in owners if owner.process is None]
     pids = ", ".join(str(process.pid) for process in device.processes)
     if unfound:
         return (
-            f"of {', '.join(unfound)} no process was found that could be compared with {pids}: run this exporter as "
+            f"of {', '.join(unfound)} no process was found to match with {pids}: run this exporter as "
             "the engine's user, or give the target its pid or gpus"
         )
-    return f"processes {pids} are not all of a target's; is a target missing?"
+    return f"processes {pids} do not all belong to a target; is a target missing?"

@@ -46,7 +46,7 @@ class Request:
 
 
 class Stream(Protocol):
-    """A body that comes in parts, over as long as it takes. `aclose` is called once, whatever becomes of the client."""
+    """A body that comes in parts over any length of time. `aclose` is called once, whatever happens to the client."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The parts, none of them empty."""
@@ -218,9 +218,9 @@ class Connection:
             if http.their_state is h11.IDLE and not http.trailing_data[0]:
                 return None
             self.ending = True
-            return plain(HTTPStatus.REQUEST_TIMEOUT, "The request took too long to come.")
+            return plain(HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive.")
         except h11.RemoteProtocolError as error:
-            return plain(error.error_status_hint, f"Not a request that this server understands: {error}")
+            return plain(error.error_status_hint, f"Not a valid request:  {error}")
         except _RefusedError as error:
             self.ending = True
             return plain(error.status, str(error))
@@ -372,7 +372,7 @@ async def answered(handler: Handler, request: Request) -> Response:
         raise
     except Exception:  # noqa: BLE001 - whatever a handler does wrong is its own affair
         _log.exception("handler failed", extra={"path": request.path})
-        return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more.")
+        return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; see the log.")
 
 
 def plain(status: int, text: str, *headers: tuple[str, str]) -> Response:

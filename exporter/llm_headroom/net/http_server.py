@@ -64,7 +64,7 @@ class HttpServer:
         """`listeners` are closed with the server.
 
         `security` is asked for each connection. With `needs_client` a handler is cancelled when its client closes its
-        side; else it goes on, and the client may still read the answer.
+        side; else it continues, and the client may still read the response.
         """
         self.addresses = tuple(map(bound_address, listeners))
         self._handler = handler
@@ -122,7 +122,7 @@ class HttpServer:
             await asyncio.sleep(0)
 
     def _drop_longest_waiting(self) -> bool:
-        """Makes room by closing the connection that has sat without a request for longest, if there is one."""
+        """Frees a slot by closing the connection that has been idle longest, if there is one."""
         waiting = [(since, task) for task, c in self._connections.items() if (since := c.waiting_since) is not None]
         if not waiting:
             return False
@@ -163,7 +163,7 @@ class HttpServer:
             transport.abort()
             raise
         except Exception:  # noqa: BLE001 - one client's connection must not end the server
-            _log.exception("connection cut by an error of the server")
+            _log.exception("connection closed after an internal error")
             transport.abort()
         finally:
             writer.close()

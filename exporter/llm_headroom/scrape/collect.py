@@ -16,6 +16,7 @@ from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, po
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
 from llm_headroom.scrape.http import FetchError
+from llm_headroom.scrape.identify import without_port
 from llm_headroom.scrape.layers import merge
 from llm_headroom.scrape.mapping import LabelCap, Mapper
 
@@ -68,7 +69,7 @@ class Collector:
         self._timeout = max(timeout, engine.timeout) if target.timeout is None else target.timeout
         self._documents = Documents(target, engine, timeout=self._timeout)
         self._base = {**target.labels, "engine": engine.name, "target": target.name}
-        self._mapper = Mapper(engine, self._base, cap=self.cap)
+        self._mapper = Mapper(engine, self._base, cap=self.cap, model=target.model)
         self._mappers: dict[str, Mapper] = {}
         self._remarks: list[Failure] = []
         self._looked: tuple[float, Look | None] = (-math.inf, None)
@@ -118,6 +119,7 @@ class Collector:
                 last_success=self._last_success,
                 samples=reading.samples,
                 unmapped=reading.unmapped,
+                withheld=self._documents.withheld,
                 version=version,
             ),
         )
@@ -139,6 +141,8 @@ class Collector:
 
     async def _explained(self, failure: Failure, deadline: float) -> Failure:
         """A failure with what answers in the engine's place, if that could be its cause."""
+        if failure.cause in (Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT):
+            return failure._replace(message=failure.message + without_port(self.target.endpoint.url, [self.engine]))
         if failure.cause not in (Cause.STATUS, Cause.FORMAT, Cause.NOT_THIS_ENGINE):
             return failure
         now = time.monotonic()
@@ -173,7 +177,9 @@ class Collector:
         for key, document in held.items():
             if not isinstance(document, Exposition):
                 continue
-            mapper = self._mappers.setdefault(key, Mapper(self.engine, self._base, cap=self.cap))
+            mapper = self._mappers.setdefault(
+                key, Mapper(self.engine, self._base, cap=self.cap, model=self.target.model)
+            )
             plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
             points += mapped.points
             for state, count in plan.states.items():

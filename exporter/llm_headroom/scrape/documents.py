@@ -83,6 +83,12 @@ class Documents:
             self._not_before.clear()
             raise
 
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Addresses of optional documents that want credentials."""
+        wanting = {key for key, value in self.held.items() if isinstance(value, Absent) and value.status in (401, 403)}
+        return tuple(self._url(each) for each in self._engine.documents(self.held) if each.key in wanting)
+
     async def looks_like(self, engines: Iterable[Engine], deadline: float) -> Look | None:
         """What answers there, if it is not this engine; None if nothing can be said."""
         try:
@@ -147,7 +153,7 @@ class Documents:
     async def _answer(self, document: Document, deadline: float) -> Any:  # noqa: ANN401 - JSON
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise FetchError(Failure(Cause.TIMEOUT, f"{self._url(document)}: no time left of {self._timeout:g} s"))
+            raise FetchError(Failure(Cause.TIMEOUT, f"{self._url(document)}: no time left of {self._timeout:.3g} s"))
         response = await self._client.get(
             document.path,
             timeout=remaining,

@@ -113,7 +113,7 @@ class Client:
             answered = True
         except TimeoutError:
             doing = "preparing the request" if self._transport is None else self._transport.connection.doing
-            raise self._error(path, Cause.TIMEOUT, f"no answer within {timeout:g} s ({doing})") from None
+            raise self._error(path, Cause.TIMEOUT, f"no answer within {timeout:.3g} s ({doing})") from None
         except Refusal as refusal:
             raise self._error(path, refusal.cause, str(refusal)) from None
         else:

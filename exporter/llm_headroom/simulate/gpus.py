@@ -48,7 +48,7 @@ class Holder:
 
     Attributes:
         memory: bytes now.
-        pid: as NVML lists it; None for memory that it tells of no process, as of another container's.
+        pid: as NVML lists it; None for memory that it attributes to no process, such as another container's.
         busy_seconds: virtual seconds of work so far.
     """
 
