@@ -228,6 +228,12 @@ ENGINE_GPU_RESERVATION: Final = _gauge(
     across=Across.MAX,
 )
 MODEL_LOADED: Final = _gauge("model_loaded", "{model}", "1 while the model is in memory.", across=Across.NONE)
+MODEL_ASLEEP: Final = _gauge(
+    "model_asleep",
+    "{model}",
+    "1 while the model sleeps, put to sleep or for want of work: it is out of GPU memory until it is woken.",
+    across=Across.MAX,
+)
 MODEL_EXPIRY: Final = _gauge(
     "model_expiry_timestamp_seconds",
     "s",
@@ -382,6 +388,15 @@ ENERGY_PER_TOKEN: Final = _derived(
     Kind.GAUGE,
     "J",
     "Energy of the engine's GPUs over the tokens that it generated in the last five minutes.",
+)
+ENGINE_STATE: Final = _derived(
+    "engine_state",
+    Kind.GAUGE,
+    "{flag}",
+    "1 for the state that the model of an engine is judged to be in, 0 for each other one (down, misread, stalled, "
+    "failing, blocked, slow, loading, tight, unknown, asleep, idle, ok). Goes on while the engine does not answer.",
+    "model",
+    "state",
 )
 ENGINE_STALLED: Final = _derived_gauge(
     "engine_stalled",
@@ -613,6 +628,14 @@ GPU_ROW_REMAP_PENDING: Final = _gpu(
     "row_remap_pending", Kind.GAUGE, "{flag}", "1 if a row is to be remapped at the next reset."
 )
 GPU_ROW_REMAP_FAILURE: Final = _gpu("row_remap_failure", Kind.GAUGE, "{flag}", "1 if a row could not be remapped.")
+GPU_STATE: Final = _gpu(
+    "state",
+    Kind.GAUGE,
+    "{flag}",
+    "1 for the state that the GPU is judged to be in, 0 for each other one (lost, error, throttled, full, unknown, "
+    "ok). Goes on while the GPU cannot be read.",
+    "state",
+)
 GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "PCIe packets sent again.")
 GPU_PCIE_LINK_GENERATION: Final = _gpu("pcie_link_generation", Kind.GAUGE, "{generation}", "PCIe generation in use.")
 GPU_PCIE_LINK_WIDTH: Final = _gpu("pcie_link_width", Kind.GAUGE, "{lane}", "PCIe lanes in use.")

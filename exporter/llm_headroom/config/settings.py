@@ -51,6 +51,7 @@ from llm_headroom.config.kinds import (
     Port,
     Price,
     ProcessId,
+    Purpose,
     Regex,
     Scale,
     Share,
@@ -142,6 +143,9 @@ class Target:
     labels: Mapping[TargetLabel, Word] = field(default_factory=lambda: NOTHING, hash=False)
     """Further labels on every series of this target. Names that the metrics themselves use (`engine`, `model`,
     `reason`, …) and names that begin with `__` are refused. Example: `{team: search}`."""
+    purpose: Purpose = "interactive"
+    """Whether people wait for its answers: `interactive` or `batch`. Late first tokens are no fault of a target for
+    batches, so neither its state nor an alert judges them. Example: `batch`."""
     requests_running_limit: Limit | None = None
     """The most requests that the engine runs at once. vLLM does not expose its `max_num_seqs` on `/metrics`, Ollama not
     its `OLLAMA_NUM_PARALLEL`; give it here. Default: what the engine says. Example: `256`."""
