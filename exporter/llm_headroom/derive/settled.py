@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from llm_headroom.model import Judged, State
@@ -28,11 +29,15 @@ class Sign(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """The state that holds, its reason, the unix time at which it began, and all signs of states at present."""
+    """The state that holds, its reason, the unix time at which it began, and all signs of states at present.
+
+    `seen` is when the state last had a sign, in monotonic seconds.
+    """
 
     state: State
     reason: str
     since: float
+    seen: float
     signs: Mapping[State, Sign] = field(default_factory=dict)
 
     def judged(self, *, model: str = "", gpu: str = "", uuid: str = "") -> Judged:
@@ -51,8 +56,9 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
 ) -> Settled:
     """The state after a reading at `at` (monotonic) and `taken` (unix time): the worst of `order` that holds.
 
-    A finding holds once it has lasted `rise` seconds, and until `clear` seconds after its last sign. The first reading
-    of all holds at once. Where none holds yet, the state stays.
+    A finding holds once it has lasted `rise` seconds, or once the state that held has been without a sign for so long,
+    and until `clear` seconds after its last sign. The first reading of all holds at once. Where none holds yet, the
+    state stays.
     """
     found = dict(reversed([*findings]))  # of two findings of one state the first one speaks
     before = {} if known is None else known.signs
@@ -64,10 +70,12 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
         elif sign is not None and at - sign.last < clear.get(state, 0.0):
             signs[state] = sign
     for state, sign in signs.items():
-        lasting = known is None or state is known.state or at - sign.first >= rise.get(state, 0.0)
-        if lasting:
-            began = taken if known is None or state is not known.state else known.since
-            return Settled(state=state, reason=sign.reason, since=began, signs=signs)
+        if known is None or state is not known.state:
+            waited = math.inf if known is None else at - (sign.first if known.state in signs else known.seen)
+            if waited < rise.get(state, 0.0):
+                continue
+        began = taken if known is None or state is not known.state else known.since
+        return Settled(state=state, reason=sign.reason, since=began, seen=sign.last, signs=signs)
     if known is None:
-        return Settled(state=State.UNKNOWN, reason="nothing was seen", since=taken, signs=signs)
-    return Settled(state=known.state, reason=known.reason, since=known.since, signs=signs)
+        return Settled(state=State.UNKNOWN, reason="nothing was seen", since=taken, seen=at, signs=signs)
+    return replace(known, signs=signs)
