@@ -66,7 +66,7 @@ class _Address:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         return name.lower().rstrip(".") in self._names or _address(name.strip("[]")) is not None
 
-    async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+    async def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
         options: dict[str, Any] = {}
         if not self._literal:
             options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS_SECONDS
