@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 
 import pytest
 
@@ -56,10 +56,15 @@ def test_what_a_call_raises_is_for_whoever_waits_for_it() -> None:
 def test_calls_beyond_those_that_may_wait_are_refused() -> None:
     workers = Workers("test", 1)
     gate = threading.Event()
-    futures = [workers.submit(gate.wait, 20)]
-    with pytest.raises(OSError, match="too many calls wait"):
-        for _ in range(MOST_WAITING + 2):
+    workers.submit(gate.wait, 20)
+    futures: list[Future[int]] = []
+
+    def fill() -> None:
+        while len(futures) < MOST_WAITING + 2:
             futures.append(workers.submit(int, 1))
+
+    with pytest.raises(OSError, match="too many calls wait"):
+        fill()
     gate.set()
     assert futures[-1].result(20) == 1
 
