@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Subject(StrEnum):
-    """Whose metric it is: what its values speak of, and who may give them. Each metric has one."""
+    """What a metric describes, and who may provide it. Each metric has one subject."""
 
     ENGINE = "engine"
     """An inference engine: its traffic, latencies, KV cache and models, as it exposes them."""
@@ -176,14 +176,14 @@ def numbers(points: Iterable[Point], *metrics: Metric) -> Iterator[tuple[Series,
 
 
 class SampleState(StrEnum):
-    """What became of what an engine exposes."""
+    """How a sample that an engine exposes was handled."""
 
     MAPPED = "mapped"
     IGNORED = "ignored"
     UNKNOWN = "unknown"
     INVALID = "invalid"
     UNKNOWN_LABEL = "unknown_label"
-    """Mapped, but kept apart or held for a repetition because of a label that no rule knows."""
+    """Mapped, but separated or taken for a repetition because of a label that no rule knows."""
 
 
 class Cause(StrEnum):
