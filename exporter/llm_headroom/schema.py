@@ -573,8 +573,8 @@ ENGINE_STATE: Final = _derived(
     "engine_state",
     Kind.GAUGE,
     "{flag}",
-    "1 for the state that the model of an engine is judged to be in, 0 for each other one (down, misread, stalled, "
-    "failing, blocked, slow, loading, tight, unknown, asleep, idle, ok). Goes on while the engine does not answer.",
+    "1 for the current state of the engine's model, 0 for each other one (down, misread, stalled, failing, blocked, "
+    "slow, loading, tight, unknown, asleep, idle, ok). Exported also while the engine does not respond.",
     "model",
     "state",
 )
@@ -829,8 +829,8 @@ GPU_STATE: Final = _gpu(
     "state",
     Kind.GAUGE,
     "{flag}",
-    "1 for the state that the GPU is judged to be in, 0 for each other one (lost, error, throttled, full, unknown, "
-    "ok). Goes on while the GPU cannot be read.",
+    "1 for the current state of the GPU, 0 for each other one (lost, error, throttled, full, unknown, ok). Exported "
+    "also while the GPU cannot be read.",
     "state",
 )
 GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "PCIe replays (retransmitted packets).")
