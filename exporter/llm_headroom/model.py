@@ -234,7 +234,7 @@ class State(StrEnum):
     SLOW = "slow"
     """TTFT misses the objective."""
     LOADING = "loading"
-    """It does not respond yet: never since llm-headroom or the engine's process started, or it reports that it loads."""
+    """It does not respond yet: never since llm-headroom or the process started, or it reports that it is loading."""
     TIGHT = "tight"
     """Almost no KV cache headroom."""
     UNKNOWN = "unknown"

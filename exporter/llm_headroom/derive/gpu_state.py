@@ -30,7 +30,7 @@ _READ: Final[Mapping[Metric, str]] = {
     schema.GPU_RECOVERY_ACTION: "",
     schema.GPU_ROW_REMAP_FAILURE: "",
 }
-"""What is judged, and the label that tells several values of one metric apart."""
+"""Metrics that decide the state, and the label that distinguishes several values of one metric."""
 
 
 class Gpu(NamedTuple):
@@ -51,15 +51,15 @@ class Memory:
 
 
 def judge(
-    memory: Memory | None, snapshot: Snapshot, at: float, kept: Sequence[Point] = ()
+    memory: Memory | None, snapshot: Snapshot, at: float, retained: Sequence[Point] = ()
 ) -> tuple[Memory, tuple[Judged, ...]]:
     """The memory after a reading, and the state of each GPU; `at` is a monotonic time in seconds.
 
-    `kept` is what is known while no GPU can be read: errors so far. A GPU that NVML lists and that was never read has a
+    `retained` is what is known while no GPU can be read: errors so far. A GPU that NVML lists and that was never read has a
     state without an index.
     """
     known = {} if memory is None else memory.gpus
-    points = snapshot.points if snapshot.health.up else kept
+    points = snapshot.points if snapshot.health.up else retained
     values = _values(points)
     present = {gpu for gpu, own in values.items() if own.keys() & _ANY}
     found = {gpu: _findings(own, snapshot.taken) for gpu, own in values.items() if gpu in present}
@@ -97,7 +97,7 @@ def _unseen(snapshot: Snapshot, seen: Iterable[Gpu]) -> dict[Gpu, list[Finding]]
 
 
 def _values(points: Iterable[Point]) -> dict[Gpu, dict[Metric, dict[str, float]]]:
-    """Values by GPU and metric, then by the label that tells several of one metric apart."""
+    """Values by GPU and metric, then by the label that distinguishes several of one metric."""
     found: dict[Gpu, dict[Metric, dict[str, float]]] = {}
     for series, value, _ in points:
         if isinstance(value, float) and series.metric in _READ:

@@ -151,8 +151,8 @@ def _findings(known: Known, own: Mapping[str, float], at: float, *, latency: boo
         if not found:
             found.append(Finding(State.UNKNOWN, "it responds, but exposes no metrics of requests"))
         return found
-    told = (("running", running), ("waiting", waiting))
-    numbers = [f"{value:.0f} {name}" for name, value in told if value is not None]
+    counts = (("running", running), ("waiting", waiting))
+    numbers = [f"{value:.0f} {name}" for name, value in counts if value is not None]
     found.append(Finding(State.OK, ", ".join(numbers) or "no problem found"))
     return found
 
