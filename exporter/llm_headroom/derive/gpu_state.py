@@ -55,7 +55,7 @@ def judge(
 ) -> tuple[Memory, tuple[Judged, ...]]:
     """The memory after a reading, and the state of each GPU; `at` is a monotonic time in seconds.
 
-    `retained` is what is known while no GPU can be read: errors so far. A GPU that NVML lists and that was never read has a
+    `retained`: errors so far, known while no GPU can be read. A GPU that NVML lists and that was never read has a
     state without an index.
     """
     known = {} if memory is None else memory.gpus
