@@ -42,7 +42,7 @@ def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
 
 
 def _graph(memory: Any) -> float | None:  # noqa: ANN401 - JSON
-    """GiB of CUDA graphs; newer releases tell them by phase."""
+    """GiB of CUDA graphs; newer releases expose them by phase."""
     return sum(memory.values()) if isinstance(memory, dict) else memory
 
 

@@ -193,7 +193,7 @@ ENGINE: Final = Engine(
             schema.TIME_TO_FIRST_TOKEN,
             ("sglang:time_to_first_token_seconds",),
             where=_STREAMING,
-            note="Streamed requests only, where they can be told apart (0.5.17). Before, and up to 0.5.21, requests "
+            note="Streamed requests only, where they can be distinguished (0.5.17). Before, and up to 0.5.21, requests "
             "that are not streamed count with the time of their first 50 tokens.",
         ),
         Rule(
@@ -291,7 +291,7 @@ ENGINE: Final = Engine(
         Rule(
             schema.PREFIX_CACHE_HIT_RATIO,
             ("sglang:cache_hit_rate",),
-            note="Of the last prefill batch alone (0.4.4); keeps its value for ever.",
+            note="Of the last prefill batch alone (0.4.4); does not fall while idle.",
         ),
         Rule(schema.MODEL_CONTEXT, ("sglang:context_len",), needs="0.5.11"),
         Rule(
