@@ -56,12 +56,13 @@ def test_what_a_call_raises_is_for_whoever_waits_for_it() -> None:
 def test_calls_beyond_those_that_may_wait_are_refused() -> None:
     workers = Workers("test", 1)
     gate = threading.Event()
-    futures = [workers.submit(gate.wait, 20)]
+    first = workers.submit(gate.wait, 20)
+    waiting = [workers.submit(divmod, 7, 2) for _ in range(MOST_WAITING - 1)]
     with pytest.raises(OSError, match="too many calls wait"):
-        for _ in range(MOST_WAITING + 2):
-            futures.append(workers.submit(int, 1))
+        [workers.submit(divmod, 7, 2) for _ in range(2)]
     gate.set()
-    assert futures[-1].result(20) == 1
+    assert first.result(20)
+    assert waiting[-1].result(20) == (3, 1)
 
 
 def test_a_call_that_never_returns_does_not_keep_the_process() -> None:
