@@ -31,7 +31,7 @@ MOST_BUFFERED: Final = 64 * 1024
 MOST_PIPELINED: Final = 64
 """Requests of one connection that are under way before no more are read from it."""
 HEAD_SECONDS: Final = 30.0
-"""In which a head must be whole once it has begun."""
+"""Seconds in which a head must be complete once it has started."""
 REFUSED_SECONDS: Final = 2.0
 """For which a refused client's bytes are read on: to close over unread ones could take the answer from it."""
 _BUFFER: Final = memoryview(bytearray(256 * 1024))
@@ -76,7 +76,7 @@ class Client(asyncio.Protocol):
         """Bytes for an engine that is not connected yet; the client is not read from meanwhile."""
         self._head = framing.HeadReader()
         self._deadline: asyncio.TimerHandle | None = None
-        """Of the head that has begun to come."""
+        """Bytes of the head that has started to arrive."""
         self._body: framing.Body | None = None
         self._tunnel = False
         self._upgrade: Exchange | None = None
@@ -181,7 +181,7 @@ class Client(asyncio.Protocol):
             self._gate.head_came(self)
 
     def head_too_late(self) -> None:
-        """The head that has begun to come is not waited for any longer."""
+        """Stop waiting for the head that has started to arrive."""
         self._head_came()
         self._refuse(_TOO_LATE, "the request's head took too long to come", "/")
 
@@ -193,7 +193,7 @@ class Client(asyncio.Protocol):
             self.stop_reading("pipelined")
         if head.upgrades:
             if self.observer.blind:
-                self._tunnel = True  # nobody can see what the engine will say to it
+                self._tunnel = True  # the engine's response cannot be predicted
             else:
                 self._upgrade = self.observer.pending[-1]
         self._body = framing.request_body(head)
@@ -280,7 +280,7 @@ class Client(asyncio.Protocol):
             self._transport.write(data)
 
     def _progressed(self) -> None:
-        """An answer has begun or ended, or no more of them will be seen."""
+        """A response has started or ended, or no more of them will be observed."""
         observer = self.observer
         if "pipelined" in self._stops and len(observer.pending) < MOST_PIPELINED:
             self.read_on("pipelined")
