@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from llm_headroom.engines.answers import NotUnderstood, decode
 from llm_headroom.engines.rules import Absent
 from llm_headroom.exposition.text import Exposition, Parser
 from llm_headroom.model import Cause, Failure
@@ -190,11 +190,10 @@ class Documents:
 
     def _json(self, document: Document, body: bytes) -> Any:  # noqa: ANN401 - JSON
         try:
-            return document.read(json.loads(body))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else type(error).__name__
+            return decode(document, body)
+        except NotUnderstood as error:
             raise FetchError(
-                Failure(Cause.FORMAT, f"{self._url(document)} is not what {self._engine.title} answers ({reason})")
+                Failure(Cause.FORMAT, f"{self._url(document)} is not what {self._engine.title} answers ({error})")
             ) from None
 
     def _url(self, document: Document) -> str:

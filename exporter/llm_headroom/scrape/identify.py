@@ -5,12 +5,13 @@ What answers and is none of the engines is described all the same: a wrong port 
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from html import unescape
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_headroom.engines.answers import NotUnderstood, decode
+from llm_headroom.engines.openai_api import MODELS
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Cause, Failure
 from llm_headroom.scrape.http import Client, FetchError
@@ -133,8 +134,8 @@ def _names(response: Response) -> Collection[str]:
 
 def _by_owner(response: Response, engines: Iterable[Engine]) -> Engine | None:
     try:
-        owners = {str(entry["owned_by"]) for entry in json.loads(response.body)["data"]}
-    except (ValueError, LookupError, TypeError, RecursionError):
+        owners = {model.owned_by for model in decode(MODELS, response.body)}
+    except NotUnderstood:
         return None
     return next((engine for engine in engines if engine.owned_by and engine.owned_by in owners), None)
 

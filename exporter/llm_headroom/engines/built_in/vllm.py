@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+
 from llm_headroom import schema
+from llm_headroom.engines.answers import Replicas, Text, Versioned, Whole
 from llm_headroom.engines.openai_api import (
     INFERENCE_PATHS,
     MODELS,
@@ -69,14 +72,26 @@ def _reservation(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
     )
 
 
-def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    config = document["vllm_config"]
-    scheduler, parallel = config.get("scheduler_config") or {}, config.get("parallel_config") or {}
-    return {
-        "max_num_seqs": scheduler.get("max_num_seqs"),
-        "data_parallel_size": parallel.get("data_parallel_size") or 1,
-        "model": (config.get("model_config") or {}).get("served_model_name"),
-    }
+class _Scheduler(Struct):
+    max_num_seqs: Whole | None = None
+
+
+class _Parallel(Struct):
+    data_parallel_size: Replicas | None = None
+
+
+class _Model(Struct):
+    served_model_name: Text | list[Text] | None = None
+
+
+class _Config(Struct):
+    scheduler_config: _Scheduler | None = None
+    parallel_config: _Parallel | None = None
+    model_config: _Model | None = None
+
+
+class _ServerInfo(Struct):
+    vllm_config: _Config
 
 
 def _documents(known: Mapping[str, Any]) -> Iterable[Document]:
@@ -93,7 +108,8 @@ _OTHERS: Final = (
         every=SLOWLY,
         optional=True,
         tolerated=(401, 403, 404),
-        read=lambda document: document["version"],
+        form=Versioned,
+        read=lambda answer: answer.version or "",
     ),
     MODELS,
     Document(
@@ -102,23 +118,27 @@ _OTHERS: Final = (
         every=SLOWLY,
         optional=True,
         tolerated=(400, 401, 403, 404, 422),
-        read=_server_info,
+        form=_ServerInfo,
+        read=lambda answer: answer.vllm_config,
     ),
 )
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
     yield from model_facts(documents)
-    info = present(documents, "server_info")
-    if info and info["max_num_seqs"]:
-        name = only_model(documents) or info["model"] or ""
-        for replica in range(info["data_parallel_size"]):
-            yield Fact(
-                schema.REQUESTS_RUNNING_LIMIT,
-                {"model": name, "replica": str(replica)},
-                float(info["max_num_seqs"]),
-                "/server_info scheduler_config.max_num_seqs",
-            )
+    config: _Config | None = present(documents, "server_info")
+    if config is None or config.scheduler_config is None or not config.scheduler_config.max_num_seqs:
+        return
+    served = config.model_config.served_model_name if config.model_config else None
+    name = only_model(documents) or (served[0] if isinstance(served, list) and served else str(served or ""))
+    replicas = (config.parallel_config and config.parallel_config.data_parallel_size) or 1
+    for replica in range(replicas):
+        yield Fact(
+            schema.REQUESTS_RUNNING_LIMIT,
+            {"model": name, "replica": str(replica)},
+            float(config.scheduler_config.max_num_seqs),
+            "/server_info scheduler_config.max_num_seqs",
+        )
 
 
 def _refuse(layout: Layout) -> str:
