@@ -1,16 +1,19 @@
-"""Calls that block, each in a thread of its own."""
+"""Calls that block, each in a thread of its own; and work that takes long, in a few threads for all."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+_WORKERS: Final = ThreadPoolExecutor(2, thread_name_prefix="heavy")
+"""Two: the interpreter lets one compute at a time, and the second keeps a long piece from holding up all others."""
 
 
 def in_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
@@ -36,3 +39,36 @@ def in_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+class Heavy:
+    """Work of one owner that would hold up the event loop, one piece at a time: it may share state with the next one.
+
+    The workers are shared by all owners, so that many targets with large bodies neither start many threads nor hold
+    much in memory at once.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: asyncio.Future[Any] | None = None
+
+    async def do(self, work: Callable[[], T], deadline: float) -> T:
+        """The result of some work by a deadline in seconds of the monotonic clock, which is asyncio's.
+
+        Work that is late goes on, since no thread can be ended; the owner's next piece waits for it.
+
+        Raises:
+            TimeoutError: it is not done in time.
+        """
+        async with asyncio.timeout_at(deadline):
+            if self._under_way is not None:
+                await asyncio.wait([self._under_way])
+            future = asyncio.get_running_loop().run_in_executor(_WORKERS, work)
+            future.add_done_callback(_retrieved)
+            self._under_way = future
+            return await asyncio.shield(future)
+
+
+def _retrieved(future: asyncio.Future[Any]) -> None:
+    """Takes note of an error that nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()

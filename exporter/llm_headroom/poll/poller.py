@@ -79,12 +79,15 @@ class Slot:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Make a snapshot the latest one, count its failures, and log what changed since the one before."""
+        before = self.snapshot.health.warnings if self.snapshot is not None else ()
         self.snapshot = snapshot
         health = snapshot.health
         if health.error is not None:
             self.errors[health.error.cause] += 1
         for part in health.warnings:
-            self.errors[part.cause] += 1
+            # The same object is not another failure, but one that is remembered until it is tried again.
+            if not any(part is known for known in before):
+                self.errors[part.cause] += 1
         told = (health.up, health.error and health.error.cause, tuple(health.warnings), health.version)
         if told == self._told:
             return

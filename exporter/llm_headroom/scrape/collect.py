@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from llm_headroom import schema
+from llm_headroom.derive import restart
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Exposition
-from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, point
+from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, numbers, point
+from llm_headroom.net.threads import Heavy
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.layers import merge
-from llm_headroom.scrape.mapping import LabelCap, Mapper
+from llm_headroom.scrape.mapping import MOST_SERIES, LabelCap, Mapper, TooManySeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,8 +34,12 @@ if TYPE_CHECKING:
     from llm_headroom.scrape.mapping import Plan
 
 MOST_WARNINGS: Final = 10
+MANY_SAMPLES: Final = 5000
+"""Samples from which on the work on them is done in a thread."""
 LOOK_AGAIN: Final = 300.0
 """Seconds between looks at what answers in an engine's place."""
+
+T = TypeVar("T")
 
 
 class Reading(NamedTuple):
@@ -66,7 +73,8 @@ class Collector:
         self.engine = engine
         self.cap = LabelCap(label_limit)
         self._timeout = max(timeout, engine.timeout) if target.timeout is None else target.timeout
-        self._documents = Documents(target, engine, timeout=self._timeout)
+        self._heavy = Heavy()
+        self._documents = Documents(target, engine, timeout=self._timeout, heavy=self._heavy)
         self._base = {**target.labels, "engine": engine.name, "target": target.name}
         self._mapper = Mapper(engine, self._base, cap=self.cap)
         self._mappers: dict[str, Mapper] = {}
@@ -88,20 +96,11 @@ class Collector:
         error: Failure | None = None
         try:
             reading = await self.read(started + self._timeout)
-            self._own.update(point.series.metric.name for point in reading.points)
-            reading.points.extend(self.measured())
-            self._memory, derived = advance(
-                self._memory,
-                reading.points,
-                started,
-                base=self._base,
-                objectives=self._objectives,
-                queue_limit=self.engine.queue_limit,
-            )
-            reading.points.extend(derived)
+            await self._work(lambda: self._derive(reading, started), started + self._timeout)
             self._last_success = taken
         except FetchError as failed:
             error = failed.failure
+            self._memory = replace(self._memory, gap=True)
         version = self._version()
         if error is None and version and schema.ENGINE_INFO.name not in self._own:
             reading.points.append(point(schema.ENGINE_INFO, 1.0, "version", self._base, version=version))
@@ -133,7 +132,7 @@ class Collector:
         try:
             await self._documents.fetch(deadline)
             told = [await layer.read(self._documents.held, deadline) for layer in self._layers]
-            return self._read(told)
+            return await self._work(lambda: self._read(told), deadline)
         except FetchError as failed:
             raise FetchError(await self._explained(failed.failure, deadline)) from None
 
@@ -158,6 +157,47 @@ class Collector:
         points = () if self._measured is None else self._measured(self._base)
         return [point for point in points if point.series.metric.name not in self._own]
 
+    async def _work(self, work: Callable[[], T], deadline: float) -> T:
+        """Some work on what was read: where that is much, in a thread, so that it delays no other target."""
+        held = self._documents.held.values()
+        if sum(len(each.values) for each in held if isinstance(each, Exposition)) < MANY_SAMPLES:
+            return work()
+        try:
+            return await self._heavy.do(work, deadline)
+        except TimeoutError:
+            message = f"{self.target.endpoint.url}: no time left of {self._timeout:g} s to map what was read"
+            raise FetchError(Failure(Cause.TIMEOUT, message)) from None
+
+    def _derive(self, reading: Reading, at: float) -> None:
+        """Add to a reading what a proxy has measured, and what follows of both."""
+        seen = self._seen(reading)
+        self._own.update(point.series.metric.name for point in reading.points)
+        reading.points.extend(self.measured())
+        self._memory, derived = advance(
+            self._memory,
+            reading.points,
+            at,
+            base=self._base,
+            objectives=self._objectives,
+            queue_limit=self.engine.queue_limit,
+            reading=seen,
+        )
+        reading.points.extend(derived)
+        if self.cap.release(reading.points, at):
+            for mapper in (self._mapper, *self._mappers.values()):
+                mapper.forget()
+
+    def _seen(self, reading: Reading) -> restart.Reading:
+        """What there is to tell one process of the engine from the next."""
+        starts = [value for _, value in numbers(reading.points, schema.ENGINE_START)]
+        layers = set() if self._layer_warnings or not self._layers else {"layers"}
+        return restart.Reading(
+            sources=self._documents.expositions | layers,
+            # A layer tells the start of one model's runner, which comes and goes while the engine goes on.
+            started=max(starts, default=None) if not self._layers else None,
+            version=self._version(),
+        )
+
     def _version(self) -> str:
         return self.engine.version(self._documents.held)[:64]
 
@@ -174,7 +214,11 @@ class Collector:
             if not isinstance(document, Exposition):
                 continue
             mapper = self._mappers.setdefault(key, Mapper(self.engine, self._base, cap=self.cap))
-            plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
+            try:
+                plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
+            except TooManySeries:
+                message = f"{self.target.endpoint.url} exposes more than {MOST_SERIES} series that are mapped"
+                raise FetchError(Failure(Cause.TOO_LARGE, message)) from None
             points += mapped.points
             for state, count in plan.states.items():
                 samples[state] += count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -21,15 +20,20 @@ if TYPE_CHECKING:
     from llm_headroom.config.settings import Target
     from llm_headroom.engines.rules import Document, Engine
     from llm_headroom.exposition.text import Layout
+    from llm_headroom.net.threads import Heavy
     from llm_headroom.scrape.http import Response
     from llm_headroom.scrape.identify import Look
 
 TEXT: Final = "text/plain;version=0.0.4"
 ANYTHING: Final = "*/*"
 LARGE_BODY: Final = 1 << 20
-"""Bytes from which on a body is parsed in a thread, so that it delays no other target."""
+"""Bytes from which on an exposition is parsed in a thread, so that it delays no other target."""
+LARGE_JSON: Final = 1 << 16
+"""The same of JSON, which takes longer."""
 RETRY_OPTIONAL: Final = 60.0
-"""Seconds until an optional document that failed is asked for again."""
+"""Seconds until an optional document that failed is asked for again: vLLM takes long for its first `/server_info`."""
+REST_OPTIONAL: Final = 300.0
+"""The longest such time, for one that failed again and is asked for rarely."""
 MOST_LINES: Final = 250_000
 """Lines of an exposition: more would take seconds to read, whoever sends them."""
 OK: Final = 200
@@ -46,12 +50,15 @@ class Documents:
     """The documents of a target, as fetched last. Keeps its connection, its parsers and when each was asked for.
 
     `held` is what still holds, by key: JSON as the engine's reader made it, an exposition, or `Absent`. `models` are
-    the models of expositions that have one of their own, `warnings` say why optional documents could not be read.
+    the models of expositions that have one of their own, `expositions` the keys of those that were answered, with
+    `Absent` too, `warnings` say why optional documents could not be read.
     """
 
-    def __init__(self, target: Target, engine: Engine, *, timeout: float) -> None:
+    def __init__(self, target: Target, engine: Engine, *, timeout: float, heavy: Heavy) -> None:
+        self._heavy = heavy
         self.held: dict[str, Any] = {}
         self.models: dict[str, str] = {}
+        self.expositions: frozenset[str] = frozenset()
         self.warnings: dict[str, Failure] = {}
         self._target = target
         self._engine = engine
@@ -110,6 +117,7 @@ class Documents:
         stale = {each.key for each in documents if each.wakes and each.key not in asked and not self._visitors.seen_all}
         for key in self.held.keys() - known | stale:
             self.held.pop(key, None)
+        self.expositions = frozenset(each.key for each in documents if each.text and each.key in self.held)
         for key in self._asked.keys() - known:
             self._asked.pop(key)
             self.warnings.pop(key, None)
@@ -130,7 +138,8 @@ class Documents:
             if not document.optional:
                 raise
             self.held.pop(document.key, None)
-            self._not_before[document.key] = time.monotonic() + max(RETRY_OPTIONAL, document.every)
+            rest = min(document.every, REST_OPTIONAL) if document.key in self.warnings else 0.0
+            self._not_before[document.key] = time.monotonic() + max(RETRY_OPTIONAL, rest)
             self.warnings[document.key] = failed.failure
             return
         self.warnings.pop(document.key, None)
@@ -159,16 +168,23 @@ class Documents:
             return Absent(response.status)
         if response.status != OK:
             raise FetchError(self._refused(document, response))
-        if document.text:
-            return await self._exposition(document, response)
-        return self._json(document, response.body)
+        try:
+            if document.text:
+                return await self._exposition(document, response, deadline)
+            if len(response.body) < LARGE_JSON:
+                return self._json(document, response.body)
+            return await self._heavy.do(lambda: self._json(document, response.body), deadline)
+        except TimeoutError:
+            self._parsers.pop(document.key, None)  # it may still be at work
+            message = f"{self._url(document)}: no time left of {self._timeout:g} s to read {len(response.body)} bytes"
+            raise FetchError(Failure(Cause.TIMEOUT, message)) from None
 
     def _refused(self, document: Document, response: Response) -> Failure:
         hint = {**_HINTS, **self._engine.hints}.get(response.status, "")
         cause = Cause.AUTH if response.status in (401, 403) else Cause.STATUS
         return Failure(cause, f"{self._url(document)} answered {response.status}" + (f": {hint}" if hint else ""))
 
-    async def _exposition(self, document: Document, response: Response) -> Exposition:
+    async def _exposition(self, document: Document, response: Response, deadline: float) -> Exposition:
         if len(response.body) > MOST_LINES and (lines := response.body.count(b"\n")) > MOST_LINES:
             message = f"{self._url(document)} has {lines} lines; {MOST_LINES} are the most that are read"
             raise FetchError(Failure(Cause.TOO_LARGE, message))
@@ -177,7 +193,7 @@ class Documents:
         if len(response.body) < LARGE_BODY:
             exposition = parser.parse(response.body, openmetrics=openmetrics)
         else:
-            exposition = await asyncio.to_thread(parser.parse, response.body, openmetrics=openmetrics)
+            exposition = await self._heavy.do(lambda: parser.parse(response.body, openmetrics=openmetrics), deadline)
         layout = exposition.layout
         if not layout.keys and (layout.invalid or not layout.families):
             found = layout.problems[0] if layout.problems else "an empty body"

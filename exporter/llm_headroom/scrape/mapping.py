@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 
 OVERFLOW: Final = "other"
 LONGEST_LABEL_VALUE: Final = 256
+MOST_BOUNDS: Final = 200
+"""Bounds of a histogram: each is a series of whoever scrapes us. vLLM's longest have 40."""
+
+
+MOST_SERIES: Final = 20_000
+"""Series of one exposition; 64 replicas, each with everything that it can tell, make 5,000."""
+AGE: Final = 600.0
+"""Seconds after which a label value that is gone frees its place for another."""
+
+
+class TooManySeries(Exception):  # noqa: N818 - what was answered, not an error of ours
+    """An exposition makes more than `MOST_SERIES` series."""
 
 
 @dataclass(slots=True)
@@ -33,26 +45,46 @@ class LabelCap:
     """The only memory of a mapping: which label values of a target have been let through, so that the first ones stay.
 
     `limit` is the number of different values that one label may have; later ones become `other` and are counted.
+    `seen` has when a value was last seen, None before anybody looked.
     """
 
     limit: int
-    seen: dict[str, set[str]] = field(default_factory=dict)
+    seen: dict[str, dict[str, float | None]] = field(default_factory=dict)
     overflow: dict[str, set[str]] = field(default_factory=dict)
 
     def admit(self, label: str, value: str) -> str:
         """The value to export for an upstream one."""
         if len(value) > LONGEST_LABEL_VALUE:
             value = value[: LONGEST_LABEL_VALUE - 1] + "…"
-        values = self.seen.setdefault(label, set())
+        values = self.seen.setdefault(label, {})
         if value in values:
             return value
         if len(values) < self.limit:
-            values.add(value)
+            values[value] = None
             return value
         beyond = self.overflow.setdefault(label, set())
         if len(beyond) < 10 * self.limit:  # bounds our own memory; the count then is a lower bound
             beyond.add(value)
         return OVERFLOW
+
+    def release(self, points: Iterable[Point], at: float) -> bool:
+        """Free the places of values that no points have had for `AGE` seconds, where others want them.
+
+        `at` is a monotonic time in seconds. Whether any was freed: then what was mapped before has to be mapped anew.
+        """
+        full = {label: values for label, values in self.seen.items() if label in self.overflow}
+        if not full:
+            return False
+        present = {pair for point in points for pair in point.series.labels if pair[0] in full}
+        freed = False
+        for label, values in full.items():
+            for value, last in list(values.items()):
+                if last is None or (label, value) in present:
+                    values[value] = at
+                elif at - last >= AGE:
+                    del values[value]
+                    freed = True
+        return freed
 
     def capped(self) -> dict[str, int]:
         """How many different values of each label have been reported as `other`."""
@@ -238,6 +270,11 @@ class Mapper:
         plan = self.plan(exposition.layout, model=model)
         return plan, plan.apply(exposition.values)
 
+    def forget(self) -> None:
+        """Map anew from now on: the label cap has room again."""
+        self._planned = None
+        self._facts.clear()
+
     def place(self, facts: Iterable[Fact], given: Iterable[Point]) -> list[Point]:
         """Facts as points; those whose metric is among the points `given` are left out."""
         told = {point.series.metric.name for point in given}
@@ -269,6 +306,8 @@ class Mapper:
                 taken.add(identity)
             for made in found:
                 placed.setdefault(made.series, made)
+            if len(placed) > MOST_SERIES:
+                raise TooManySeries(self.engine.title)
         states, unmapped = self._census(layout)
         return Plan(
             tuple(made for made in placed.values() if isinstance(made, _Scalar)),
@@ -384,6 +423,8 @@ class Mapper:
         groups: dict[Series, list[int]] = {}
         for index in kept:
             groups.setdefault(self._series(sources, rule, index, model), []).append(index)
+            if len(groups) > MOST_SERIES:
+                raise TooManySeries(rule.metric.name)
         return groups
 
     def _constants(
@@ -428,6 +469,11 @@ class Mapper:
             if not whole or len(sums[series]) != parts.pop():
                 problems.append(
                     f"{origin}: a histogram without its +Inf bucket, its sum or one of its bounds was dropped"
+                )
+                continue
+            if len(bounds) > MOST_BOUNDS:
+                problems.append(
+                    f"{origin}: a histogram of {len(bounds)} bounds was dropped; {MOST_BOUNDS} are the most"
                 )
                 continue
             found.append(

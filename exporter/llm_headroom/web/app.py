@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter, OrderedDict
 from dataclasses import replace
@@ -36,6 +37,7 @@ REUSED: Final = 1.0
 own series, such as `process_*`, can have."""
 TIMEOUT_MARGIN: Final = 0.5
 """Seconds that are left to Prometheus of the timeout that it announces."""
+log = logging.getLogger("llm_headroom")
 JSON: Final = "application/json; charset=utf-8"
 
 
@@ -47,7 +49,7 @@ class App:
         self.poller = published.poller
         self._feed = Feed(self.poller)
         self._renderer = Renderer()
-        self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
+        self._lines: dict[Slot, tuple[Snapshot, Lines, Renderer]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
         self._rendered = 0.0
         self._probed: OrderedDict[tuple[str, str], tuple[EngineSource, asyncio.Lock]] = OrderedDict()
@@ -110,20 +112,21 @@ class App:
         return _exposed(body, form, compressed=compressed)
 
     def _gathered(self) -> Iterable[Lines]:
-        kept: dict[Slot, tuple[Snapshot, Lines]] = {}
+        kept: dict[Slot, tuple[Snapshot, Lines, Renderer]] = {}
         for slot in self.poller.slots.values():
             if slot.snapshot is None:
                 continue
             known = self._lines.get(slot)
             if known is None or known[0] is not slot.snapshot:
-                known = (slot.snapshot, self._renderer.lines(slot.points()))
+                known = (slot.snapshot, *_rendered(slot, Renderer() if known is None else known[2]))
             kept[slot] = known
             yield known[1]
         self._lines = kept
 
     def _snapshot(self) -> bytes:
-        sources = [as_json.source(snapshot) for snapshot in self.poller.snapshots()]
-        return json.dumps({"version": __version__, "time": time.time(), "sources": sources}, allow_nan=False).encode()
+        sources = [source for source in map(_as_json, self.poller.snapshots()) if source]
+        head = json.dumps({"version": __version__, "time": time.time()})
+        return f'{head[:-1]}, "sources": [{", ".join(sources)}]}}'.encode()
 
     async def _probe(self, request: Request) -> Response:
         settings = self.poller.config.probe
@@ -172,6 +175,24 @@ class App:
                 task = asyncio.get_running_loop().create_task(oldest.close())
                 task.add_done_callback(lambda _: None)
         return found
+
+
+def _rendered(slot: Slot, renderer: Renderer) -> tuple[Lines, Renderer]:
+    """A source's lines; none, and a line in the log, where they cannot be made: that costs no other source its own."""
+    try:
+        return renderer.lines(slot.points()), renderer
+    except Exception:
+        log.exception("rendering failed by a defect of llm-headroom", extra={"target": slot.name})
+        return Lines({}), Renderer()
+
+
+def _as_json(snapshot: Snapshot) -> str:
+    """A source as JSON; empty, and a line in the log, where it cannot be made."""
+    try:
+        return json.dumps(as_json.source(snapshot), allow_nan=False)
+    except Exception:
+        log.exception("rendering failed by a defect of llm-headroom", extra={"target": snapshot.target})
+        return ""
 
 
 def _target(text: str, module: Module | None) -> Target:
