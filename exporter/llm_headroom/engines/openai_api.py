@@ -21,6 +21,8 @@ INFERENCE_PATHS: Final = (
 
 SLOWLY: Final = 300.0
 """Seconds between fetches of what only changes when an engine starts anew."""
+MOST_NAMED: Final = 1000
+"""Models of one engine that are looked at: more than the label cap lets through."""
 RUNTIME: Final = {
     "*_created": "times of creation of other series",
     "python_*": "the server's Python runtime",
@@ -53,6 +55,10 @@ class Models(Struct):
 
     data: Annotated[list[Model], Meta(max_length=10_000)]
 
+    def named(self) -> list[Model]:
+        """The models without adapters, as many as are named."""
+        return [model for model in self.data if not model.parent][:MOST_NAMED]
+
 
 MODELS: Final = Document(
     key="models",
@@ -61,9 +67,9 @@ MODELS: Final = Document(
     optional=True,
     tolerated=(401, 403, 404, 501),
     form=Models,
-    read=lambda models: models.data,
+    read=Models.named,
 )
-"""The model list of the OpenAI API, LoRA adapters (those with a parent) included."""
+"""The model list of the OpenAI API without LoRA adapters (those with a parent)."""
 
 
 def base_models(documents: Mapping[str, Any]) -> list[Model]:
@@ -71,7 +77,7 @@ def base_models(documents: Mapping[str, Any]) -> list[Model]:
     models = documents.get("models")
     if models is None or isinstance(models, Absent):
         return []
-    return [model for model in models if not model.parent]
+    return list(models)
 
 
 def model_facts(documents: Mapping[str, Any]) -> Iterator[Fact]:

@@ -34,8 +34,9 @@ RETRY_OPTIONAL: Final = 60.0
 """Seconds until an optional document that failed is asked for again: vLLM takes long for its first `/server_info`."""
 REST_OPTIONAL: Final = 300.0
 """The longest such time, for one that failed again and is asked for rarely."""
-MOST_LINES: Final = 250_000
-"""Lines of an exposition: more would take seconds to read, whoever sends them."""
+MOST_LINES: Final = 50_000
+"""Lines of an exposition: more would take seconds to read, whoever sends them. So many new ones in 16 MiB take 130 MB,
+which the memory limit of the charts allows for; an engine of 64 replicas has 25,000."""
 OK: Final = 200
 _CREDENTIALS: Final = "credentials are missing or wrong"
 _HINTS: Final = {

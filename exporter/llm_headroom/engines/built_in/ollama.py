@@ -15,7 +15,7 @@ from msgspec import Meta, Struct, field
 from llm_headroom import schema
 from llm_headroom.engines.answers import Text, Versioned, Whole
 from llm_headroom.engines.ollama_geometry import cells, geometry
-from llm_headroom.engines.openai_api import SLOWLY, present, whole
+from llm_headroom.engines.openai_api import MOST_NAMED, SLOWLY, present, whole
 from llm_headroom.engines.rules import Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ NEVER_AFTER_YEARS: Final = 100
 """keep_alive = -1 shows as an expiry about 292 years ahead."""
 MOST_SHOWN: Final = 64
 """Models whose details are asked for; more than that are never loaded at once."""
-MOST_NAMED: Final = 1000
-"""Models of the library that are named; more are only counted."""
 ONCE: Final = float("inf")
 _FROM: Final = re.compile(r"^FROM (/\S.*?)\s*$", re.MULTILINE)
 """The line of a model's file that names the path of its weights, which is also its runner's `--model`."""
