@@ -83,7 +83,7 @@ VLLM: Final = [
     ("/v1/models", json.dumps({"data": [{"id": "m"}] * 10_001}), "length <= 10000"),
     (
         "/server_info",
-        '{"vllm_config": {"scheduler_config": {"max_num_seqs": 1}, "parallel_config": {"data_parallel_size": 20000000}}}',
+        '{"vllm_config": {"parallel_config": {"data_parallel_size": 20000000}}}',
         "$.vllm_config.parallel_config.data_parallel_size",
     ),
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, point
-from llm_headroom.scrape.mapping import LabelCap
+from llm_headroom.scrape.label_cap import LabelCap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -19,8 +19,9 @@ from llm_headroom.net.threads import Heavy
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
 from llm_headroom.scrape.http import FetchError
+from llm_headroom.scrape.label_cap import LabelCap
 from llm_headroom.scrape.layers import merge
-from llm_headroom.scrape.mapping import MOST_SERIES, LabelCap, Mapper, TooManySeries
+from llm_headroom.scrape.mapping import MOST_SERIES, Mapper, TooManySeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
