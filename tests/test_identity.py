@@ -10,20 +10,20 @@ import pytest
 
 import captures
 import field_inputs
-from captures import value, values
-from engine_server import EngineServer, Reply
+from captures import Capture, value, values
+from engine_server import EngineServer, Reply, replayed
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Target
+from llm_headroom.config.settings import parse_target
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.scrape.collect import Collector
+from llm_headroom.scrape import coverage
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
+from one_target import polled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine_server import Behaviour
-    from llm_headroom.model import Snapshot
 
 NIM = b"""\
 # TYPE num_requests_running gauge
@@ -64,24 +64,9 @@ def identified(routes: Mapping[str, Reply | Behaviour]) -> str:
     return asyncio.run(ask())
 
 
-def collected(engine: str, routes: Mapping[str, Reply | Behaviour]) -> Snapshot:
-    """One poll of a server as an engine."""
-
-    async def collect() -> Snapshot:
-        with EngineServer(routes) as server:
-            target = Target(name="t", endpoint=Endpoint(url=server.url))
-            collector = Collector(target, BUILT_IN[engine], timeout=30, label_limit=200)
-            try:
-                return await collector.collect()
-            finally:
-                await collector.close()
-
-    return asyncio.run(collect())
-
-
 def test_the_router_of_vllm_is_a_router() -> None:
     assert identified(field_inputs.routes("10")) == "sglang_router"
-    points = collected("sglang_router", field_inputs.routes("10")).points
+    points = polled("sglang_router", field_inputs.routes("10")).snapshot.points
 
     assert value(points, "llm_router_requests_total") == 120
     assert values(points, "llm_router_errors_total", "reason") == {"request_failed": 3}
@@ -107,7 +92,7 @@ def test_names_without_a_prefix_identify_only_together() -> None:
 
 
 def test_nvidia_nim_serves_the_names_of_vllm_without_prefix_below_v1() -> None:
-    snapshot = collected("vllm", {"/v1/metrics": Reply(NIM)})
+    snapshot = polled("vllm", {"/v1/metrics": Reply(NIM)}).snapshot
     points = snapshot.points
 
     assert snapshot.health.up
@@ -122,7 +107,9 @@ def test_nvidia_nim_serves_the_names_of_vllm_without_prefix_below_v1() -> None:
 
 
 def test_an_expiry_is_right_with_any_number_of_fraction_digits_and_any_offset() -> None:
-    found = values(collected("ollama", field_inputs.routes("18")).points, "llm_model_expiry_timestamp_seconds", "model")
+    found = values(
+        polled("ollama", field_inputs.routes("18")).snapshot.points, "llm_model_expiry_timestamp_seconds", "model"
+    )
     day = datetime(2027, 8, 8, 0, 7, 26, tzinfo=UTC).timestamp()
     earlier = datetime(2024, 6, 4, 14, 38, 31, tzinfo=UTC).timestamp()
 
@@ -158,8 +145,38 @@ def test_what_is_no_engine_is_described(routes: Mapping[str, Reply | Behaviour],
 
 
 def test_ollama_that_refuses_a_foreign_host_says_how_to_allow_it() -> None:
-    error = collected("ollama", field_inputs.routes("16")).health.error
+    error = polled("ollama", field_inputs.routes("16")).snapshot.health.error
 
     assert error is not None
     assert "OLLAMA_HOST" in error.message
     assert "credentials" not in error.message
+
+
+def test_a_model_can_be_named_where_the_engine_s_own_name_says_nothing() -> None:
+    routes = replayed(Capture("vllm", "0.32.0", "saturated"))
+    points = polled("vllm", routes, model="llama-3-8b").snapshot.points
+    own = polled("vllm", routes).snapshot.points
+
+    assert {point.series.label("model") for point in points} == {"", "llama-3-8b"}
+    assert len(points) == len(own)
+
+
+def test_what_wants_credentials_beside_the_metrics_is_no_warning_and_a_reason() -> None:
+    routes = {**replayed(Capture("vllm", "0.32.0", "saturated")), "/v1/models": Reply(b"{}", 401)}
+    snapshot = polled("vllm", routes, polls=2).snapshot
+
+    assert snapshot.health.warnings == ()
+    reasons = dict(coverage.missing(snapshot, BUILT_IN["vllm"]))
+    assert "/v1/models wants credentials" in reasons["llm_model_context_tokens"]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/metrics", "127.0.0.1:8000/v1/"])
+def test_the_address_that_clients_are_given_is_understood(url: str) -> None:
+    target = parse_target(f"vLLM={url}")
+
+    assert (target.engine, target.endpoint.url) == ("vllm", "http://127.0.0.1:8000")
+
+
+def test_a_url_without_a_port_says_which_was_tried() -> None:
+    with pytest.raises(FetchError, match=r"has no port, so 80 was tried \(.*vLLM 8000"):
+        asyncio.run(identify(Endpoint(url="http://127.0.0.1"), BUILT_IN, timeout=5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -10,24 +9,19 @@ import pytest
 
 import field_inputs
 from captures import value, values
-from engine_server import EngineServer, Reply, as_json
-from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Target
-from llm_headroom.engines.built_in import BUILT_IN
+from engine_server import Reply, as_json
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
-from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.layers import Told
 from llm_headroom.scrape.visitors import LONGEST, PATIENCE, Visitors
+from one_target import polled
 from proc_tree import ProcTree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from engine_server import Behaviour
-    from llm_headroom.model import Snapshot
     from llm_headroom.scrape.layers import Layer
 
 METRICS = Reply(
@@ -65,26 +59,9 @@ class Seen:
         """Nothing is open."""
 
 
-def collected(
-    routes: Mapping[str, Reply | Behaviour], *, polls: int = 1, layers: Sequence[Layer] = ()
-) -> tuple[Snapshot, list[str]]:
-    """The last of some polls of a server, and the paths that it was asked for."""
-
-    async def collect() -> tuple[Snapshot, list[str]]:
-        with EngineServer(routes) as server:
-            target = Target(name="t", endpoint=Endpoint(url=server.url))
-            collector = Collector(target, BUILT_IN["llamacpp"], timeout=30, label_limit=200, layers=layers)
-            for _ in range(polls):
-                snapshot = await collector.collect()
-            await collector.close()
-            return snapshot, [path for _, path in server.requests]
-
-    return asyncio.run(collect())
-
-
 def test_a_server_that_sleeps_is_left_alone_and_says_so() -> None:
     routes = {"/props": properties(asleep=True), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
-    snapshot, asked = collected(routes, polls=3)
+    snapshot, asked = polled("llamacpp", routes, polls=3)
 
     assert snapshot.health.up
     assert asked == ["/props", "/v1/models", "/props", "/props"]
@@ -96,7 +73,7 @@ def test_a_server_that_sleeps_is_left_alone_and_says_so() -> None:
 def test_an_awake_server_and_a_build_that_cannot_sleep_are_read_at_each_poll() -> None:
     for asleep in (False, None):
         routes = {"/props": properties(asleep=asleep), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
-        snapshot, asked = collected(routes, polls=3)
+        snapshot, asked = polled("llamacpp", routes, polls=3)
 
         assert (asked.count("/slots"), asked.count("/metrics"), asked[0]) == (3, 3, "/props")
         assert value(snapshot.points, "llm_generation_tokens_total") == 20
@@ -121,7 +98,7 @@ def test_the_quieter_an_engine_the_longer_it_is_left_alone(tmp_path: Path) -> No
 
 
 def test_a_router_gives_the_figures_of_the_models_that_it_has_loaded() -> None:
-    snapshot, asked = collected(field_inputs.routes("08"), polls=2)
+    snapshot, asked = polled("llamacpp", field_inputs.routes("08"), polls=2)
     points = snapshot.points
 
     assert snapshot.health.up, snapshot.health.error
@@ -150,7 +127,7 @@ def test_slots_that_share_a_cache_do_not_have_one_each(
     number: int, layers: Sequence[Layer], capacity: float | None
 ) -> None:
     routes = {"/props": properties(), "/slots": slots(number), "/v1/models": MODEL}
-    snapshot, _ = collected(routes, layers=layers)
+    snapshot, _ = polled("llamacpp", routes, layers=layers)
 
     assert value(snapshot.points, "llm_kv_cache_capacity_tokens") == capacity
 
@@ -164,7 +141,7 @@ def test_slots_that_share_a_cache_do_not_have_one_each(
         (("-np", "-1"), (), True),
         (("-np", "4", "-kvu"), (), True),
         (("--no-kv-unified",), (), False),
-        ((), ("HOME=/", "LLAMA_ARG_N_PARALLEL=4"), False),
+        ((), ("LLAMA_ARG_N_PARALLEL=4",), False),
         (("-np", "4"), ("LLAMA_ARG_KV_UNIFIED=true",), True),
     ],
 )
@@ -174,7 +151,7 @@ def test_slots_share_one_cache_unless_their_number_is_given(
     tree = ProcTree(tmp_path)
     tree.listen(8080, 7)
     words = ("/usr/bin/llama-server", "-m", "/m.gguf", *command)
-    tree.process(60, sockets=(7,), name="llama-server", command=words, environment=environment)
+    tree.process(60, sockets=(7,), name="llama-server", command=words, environment=("HOME=/", *environment))
 
     assert runners.server(tree.proc, 8080) == runners.Server(unified)
 
@@ -185,7 +162,7 @@ def test_how_a_server_was_started_is_unknown_where_it_is_not_visible(tmp_path: P
     tree.process(60, sockets=(7,), name="python3")
     assert runners.server(tree.proc, 8080) is None
 
-    tree.process(61, sockets=(7,), name="llama-server", command=("llama-server",), environment=None)
+    tree.process(61, sockets=(7,), name="llama-server", command=("llama-server",), environment=())
     assert runners.server(tree.proc, 8080) is None
 
 

@@ -1,6 +1,6 @@
 """Recording rules: a fleet by model and engine, so that dashboards over a thousand engines read few series.
 
-Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` keeps the labels cluster,
+Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` has the labels cluster,
 namespace, job, engine and model. Rates come before sums, so that a restart is no jump. Histograms are never added over
 `engine`, as engines differ in their buckets.
 """

@@ -227,12 +227,9 @@ def _signals(
 ) -> Iterator[Point]:
     now, estimates = known.last, known.estimates
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
-    stalled = None
-    if now.steps is not None or now.generation_tokens is not None:
-        stalled = float(_busy(now) and at - known.moved >= STALLED_SECONDS)
     for metric, value, origin in (
         (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell or are gone, start, version"),
-        (schema.ENGINE_STALLED, stalled, "busy while steps and tokens do not move"),
+        (schema.ENGINE_STALLED, *_stalled(known, at)),
         (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
         (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),
         (
@@ -272,6 +269,17 @@ def _signals(
             chance = risk.saturation(hottest, each_one, tally.boundary)
             yield from _point(schema.SATURATION_RISK, chance, "load on prefill and KV demand", labels)
             yield from _slow_first_tokens(known, at, labels)
+
+
+def _stalled(known: ModelMemory, at: float) -> tuple[float | None, str]:
+    """Whether nothing moves although requests are there, and what that follows from."""
+    now = known.last
+    if now.silence is not None:  # a proxy counts tokens when a request ends, and sees bytes as they come
+        return float(now.silence >= STALLED_SECONDS), "streams under way without a byte"
+    stalled = None
+    if now.steps is not None or now.generation_tokens is not None:
+        stalled = float(_busy(now) and at - known.moved >= STALLED_SECONDS)
+    return stalled, "busy while steps and tokens do not move"
 
 
 def _slow_first_tokens(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:

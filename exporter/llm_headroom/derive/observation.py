@@ -23,7 +23,7 @@ class Observation:
     Gauges: `running`, `waiting`, `limit` in requests, `capacity`, `used` in tokens, `usage` as a ratio. Counters since
     the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`. Histograms
     since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds, `prompt_sizes`,
-    `generation_sizes` in tokens.
+    `generation_sizes` in tokens. `silence`: seconds without a byte of any answer, as a proxy sees it.
     """
 
     running: float | None = None
@@ -43,6 +43,7 @@ class Observation:
     queue: Histogram | None = None
     prompt_sizes: Histogram | None = None
     generation_sizes: Histogram | None = None
+    silence: float | None = None
 
 
 _FIELDS: Final[Mapping[Metric, str]] = {
@@ -63,6 +64,7 @@ _FIELDS: Final[Mapping[Metric, str]] = {
     schema.REQUEST_QUEUE: "queue",
     schema.REQUEST_PROMPT_TOKENS: "prompt_sizes",
     schema.REQUEST_GENERATION_TOKENS: "generation_sizes",
+    schema.PROXY_SILENCE: "silence",
 }
 COUNTERS: Final = ("prompt_tokens", "generation_tokens", "finished", "steps")
 HISTOGRAMS: Final = tuple(field.name for field in fields(Observation) if "Histogram" in str(field.type))

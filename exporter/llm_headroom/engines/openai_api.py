@@ -55,10 +55,6 @@ class Models(Struct):
 
     data: Annotated[list[Model], Meta(max_length=10_000)]
 
-    def named(self) -> list[Model]:
-        """The models without adapters, as many as are named."""
-        return [model for model in self.data if not model.parent][:MOST_NAMED]
-
 
 MODELS: Final = Document(
     key="models",
@@ -67,9 +63,9 @@ MODELS: Final = Document(
     optional=True,
     tolerated=(401, 403, 404, 501),
     form=Models,
-    read=Models.named,
+    read=lambda answer: answer.data,
 )
-"""The model list of the OpenAI API without LoRA adapters (those with a parent)."""
+"""The model list of the OpenAI API, LoRA adapters (those with a parent) included."""
 
 
 def base_models(documents: Mapping[str, Any]) -> list[Model]:
@@ -77,7 +73,7 @@ def base_models(documents: Mapping[str, Any]) -> list[Model]:
     models = documents.get("models")
     if models is None or isinstance(models, Absent):
         return []
-    return list(models)
+    return [model for model in models if not model.parent][:MOST_NAMED]
 
 
 def model_facts(documents: Mapping[str, Any]) -> Iterator[Fact]:

@@ -33,7 +33,8 @@ class Rule:
     names: what the signal has been called, newest first, in the spelling of the engine's first prefix. The first name
         that is present, in the first spelling that is present, is used; no other is added to it.
     where: regular expressions that whole label values must match; an absent label counts as an empty value.
-    labels: upstream label → ours. Labels that are not named here (and are not the model or replica) are summed away.
+    labels: upstream label → ours. What becomes of other labels says `Engine.adds_up`.
+    sums: True if series are summed over every label that is not named here, known or not: a user's own rule.
     fixed: labels that every series of this rule gets.
     rewrite: our label → what turns an upstream value into ours (a status code into its class).
     plus: names whose values are added to those of the name found, where they are present.
@@ -63,6 +64,7 @@ class Rule:
     scale: float = 1.0
     combine: Combine = Combine.SUM
     per_rank: bool = False
+    sums: bool = False
     read: Reader | None = None
     needs: str = ""
     note: str = ""
@@ -160,6 +162,12 @@ class Engine:
     port: where it listens by default; several engines may have the same one.
     releases: those that its rules know, for people.
     colour: Grafana's name of the colour that its series have on every dashboard.
+    model_parts: labels that tell parts of a model apart which are models of their own (stages of a pipeline).
+    adds_up: labels whose series are parts that add up. A label that is neither this nor known otherwise, and that tells
+        series apart, keeps them apart as replicas; if its name ends in `rank`, the series repeat one another and the
+        largest speaks.
+    labels_requests: True if operators can have it label requests as they like: of counters and histograms every label
+        that is not known adds up then, and none of them is exported.
     documents: what to fetch next, given what has been read of the engine so far (empty at first).
     owned_by: what `/v1/models` says of who owns its models, to recognise it where it has no metrics.
     greeting: what `GET /` answers, likewise.
@@ -192,6 +200,9 @@ class Engine:
     ignored: Mapping[str, str] = field(default_factory=dict)
     model_label: str = "model_name"
     replica_label: str = ""
+    model_parts: tuple[str, ...] = ()
+    adds_up: tuple[str, ...] = ()
+    labels_requests: bool = False
     rank_labels: tuple[str, ...] = ()
     owned_by: str = ""
     greeting: str = ""

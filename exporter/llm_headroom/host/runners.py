@@ -1,7 +1,7 @@
 """The processes that serve Ollama's models, as the process list and the network tables show them.
 
 Since 0.30 Ollama starts one `llama-server` for each loaded model, on 127.0.0.1 and a port of its choice
-(ollama/ollama, llm/server.go). Of its command line nothing is kept but what is named here: command lines can hold keys.
+(ollama/ollama, llm/server.go). Of its command line only what is named here is retained: command lines can hold keys.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llm_headroom.host.proc import Proc
 
 NAMES: Final = ("llama-server", "ollama_llama_se", "ollama")
-"""Processes whose command lines are read; the kernel keeps 15 characters of a name."""
+"""Processes whose command lines are read; the kernel records 15 characters of a name."""
 MOST: Final = 16
 """Runners that are read; a server does not hold more models at once."""
 _FLAGS: Final = {
@@ -42,9 +42,9 @@ _OWN_ENGINE: Final = "runner"
 class Runner(NamedTuple):
     """A process that serves one model.
 
-    `model` is the path of its file, `life` tells it from every other one, `started` is unix seconds. `parallel` are its
+    `model` is the path of its file, `life` sets it apart from any other, `started` is unix seconds. `parallel` are its
     slots, `keys` and `values` the types of its KV cache; None and empty where not known. `bare`: it has no HTTP that
-    tells anything (Ollama 0.4 to 0.29).
+    reports anything (Ollama 0.4 to 0.29).
     """
 
     model: str

@@ -62,6 +62,11 @@ class EngineSource:
         return None if self._collector is None else self._collector.engine
 
     @property
+    def models(self) -> frozenset[str]:
+        """The names of its models, as far as it has given them."""
+        return frozenset() if self._collector is None else self._collector.models
+
+    @property
     def kept(self) -> Sequence[Point]:
         """What is told while the engine does not answer, too."""
         measured = () if self._collector is None else self._collector.measured()

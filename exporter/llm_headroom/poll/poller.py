@@ -30,7 +30,7 @@ from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
     from llm_headroom.config.settings import Config
     from llm_headroom.host.reading import Reading as HostReading
@@ -222,6 +222,13 @@ class Poller:
     def snapshots(self) -> list[Snapshot]:
         """The latest snapshot of each source."""
         return [slot.snapshot for slot in self.slots.values() if slot.snapshot is not None]
+
+    def models(self, name: str) -> Collection[str] | None:
+        """The models that a target lists; None if nobody knows: it has not been asked yet, or it names none."""
+        slot = self.slots.get(name)
+        if slot is None or slot.snapshot is None or not isinstance(slot.source, EngineSource):
+            return None
+        return slot.source.models or (None if slot.snapshot.health.up else ())
 
     def _engine_slots(self) -> list[tuple[EngineSource, Slot]]:
         return [(slot.source, slot) for slot in self.slots.values() if isinstance(slot.source, EngineSource)]

@@ -9,19 +9,20 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.proxy.dialects import NO_INFERENCE, Answer, Api, api_of
+from llm_headroom.proxy.dialects import NO_INFERENCE, UNAVAILABLE, Answer, Api, api_of
 from llm_headroom.proxy.documents import Events, Lines, Reader, UnreadableError, Whole, reader_of
 
 if TYPE_CHECKING:
     from llm_headroom.proxy.framing import RequestHead, ResponseHead
-    from llm_headroom.proxy.measures import Measures
+    from llm_headroom.proxy.measures import Measures, Traffic
 
 MOST_REQUEST_BYTES: Final = 256 * 1024
 """Of a request's body, looked at for its model; a longer one's model is known when the engine names it."""
+_STREAMED: Final = frozenset({Api.OLLAMA})
+"""What is streamed unless the request says otherwise (ollama/ollama docs/api.md)."""
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
-_UNAVAILABLE: Final = 503
 _COMPRESSED: Final = ("", "identity")
 
 
@@ -30,19 +31,24 @@ class Exchange:
 
     def __init__(self, measures: Measures, head: RequestHead) -> None:
         self.method = head.method
+        self.streams = False
+        """Whether the client has asked for its answer in parts."""
+        self.sent_at = 0.0
+        self.first: float | None = None
+        """When the first output came; None as long as none has."""
+        self.status = 0
+        """That of the answer; 0 as long as none has come."""
         self._measures = measures
         self._api = api_of(head.method, head.target)
         self._body: bytearray | None = None if self._api is None else bytearray()
         self._answer = Answer()
         self._reader: Reader | None = None
         self._streamed = False
-        self._begun = False
+        self._traffic: Traffic | None = None
         self._over = self._api is None
         self._model = self._wanted = ""
-        self._told = False
-        self._sent = self._last = 0.0
-        self._first: float | None = None
-        self._status = 0
+        self._first_exposed = False
+        self._last = 0.0
         self._unread = ""
         self._latest: list[float] = []
 
@@ -55,34 +61,37 @@ class Exchange:
 
     def sent(self, now: float) -> None:
         """The whole request has gone to the engine."""
-        if self._over or self._begun:
+        if self._over or self._traffic is not None:
             return
-        self._wanted = _asked(self._body)
+        self._wanted, streams = _asked(self._body)
+        self.streams = self._api is not Api.EMBEDDING and (self._api in _STREAMED if streams is None else streams)
         self._model = self._measures.asked(self._wanted)
         self._body = None
-        self._sent, self._begun = now, True
-        self._measures.begin(self._model)
+        self.sent_at = now
+        self._traffic = self._measures.begin(self, self._model)
 
     def answers(self, head: ResponseHead, now: float) -> None:
         """The final head of the answer has come."""
+        self.status = head.status
         if self._over:
             return
         self.sent(now)  # an engine may answer before the whole request is there
-        self._status = head.status
-        if head.status != _OK:
+        if head.status not in (_OK, UNAVAILABLE):
             return
         if head.headers.get("content-encoding", "").lower() not in _COMPRESSED:
             self._unread = "compressed"
             return
         self._reader = reader_of(head.headers.get("content-type", ""))
-        self._streamed = isinstance(self._reader, Lines | Events)
+        self._streamed = head.status == _OK and isinstance(self._reader, Lines | Events)
         if self._reader is None:
             self._unread = "format"
-        elif self._api is Api.EMBEDDING and isinstance(self._reader, Whole):
+        elif self._api is Api.EMBEDDING and head.status == _OK and isinstance(self._reader, Whole):
             self._reader = None  # megabytes of numbers
 
     def tells(self, payload: bytes, now: float) -> None:
         """A piece of the answer's body."""
+        if self._traffic is not None:
+            self._traffic.heard = now
         if self._reader is not None:
             try:
                 for document in self._reader.feed(payload):
@@ -100,24 +109,32 @@ class Exchange:
                     self._read(document, now)
             except UnreadableError as error:
                 self._give_up(str(error))
-        if self._status >= _CLIENT_ERROR:
-            self._close(_refusal(self._status))
-        elif self._answer.failed:
-            self._close("engine_error")
+        if self.status >= _CLIENT_ERROR:
+            self._close(now, self._refusal())
+        elif self._answer.failure:
+            self._close(now, self._answer.failure)
         elif self._streamed and not self._unread and not self._answer.ended:
-            self._close("incomplete")
+            self._close(now, "incomplete")
         else:
             self._succeed(now)
 
-    def broken(self, reason: str, now: float) -> None:
-        """The answer will not end: why (aborted by the client, upstream_…)."""
+    def broken(self, reason: str, now: float, status: int = 0) -> None:
+        """The answer will not end: why (aborted by the client, upstream_…); `status` is that of the proxy's own."""
         if self._over:
             return
         self.sent(now)
-        if self._answer.ended and not self._answer.failed:
+        self.status = self.status or status
+        if self._answer.ended and not self._answer.failure:
             self._succeed(now)  # many clients close as soon as they have read the last event
         else:
-            self._close("engine_error" if self._answer.failed else reason)
+            self._close(now, self._answer.failure or reason)
+
+    def drop(self) -> None:
+        """Nothing more is seen of it, so that nothing of it is counted."""
+        self._over = True
+        self._reader = None
+        if self._traffic is not None:
+            self._measures.end(self, self._traffic)
 
     def _read(self, document: object, now: float) -> None:
         answer = self._answer
@@ -125,23 +142,23 @@ class Exchange:
             answer.read(self._api, document)
         if not answer.output or not self._streamed:
             return
-        if self._first is None:
-            self._first = now
+        if self.first is None:
+            self.first = now
             if answer.model:  # else it may be named at the end
-                self._tell_first()
+                self._expose_first()
         else:
             self._latest.append(now - self._last)
-            if len(self._latest) >= 64:  # noqa: PLR2004 - told in lots: the model may be named late, memory is bounded
-                self._tell_latest()
+            if len(self._latest) >= 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
+                self._expose_latest()
         self._last = now
 
-    def _tell_first(self) -> None:
-        if self._first is not None and not self._told:
-            self._told = True
-            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), self._first - self._sent)
+    def _expose_first(self) -> None:
+        if self.first is not None and not self._first_exposed:
+            self._first_exposed = True
+            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), self.first - self.sent_at)
 
-    def _tell_latest(self) -> None:
-        self._tell_first()
+    def _expose_latest(self) -> None:
+        self._expose_first()
         model = self._label()
         for gap in self._latest:
             self._measures.observe(schema.INTER_TOKEN_LATENCY, model, gap)
@@ -153,30 +170,31 @@ class Exchange:
 
     def _label(self) -> str:
         named = self._answer.model
-        if not named and self._api is Api.EMBEDDING and self._status == _OK:
+        if not named and self._api is Api.EMBEDDING and self.status == _OK:
             named = self._wanted  # the engine has taken it
         return self._measures.told(named) or self._model
 
-    def _close(self, failure: str = "") -> str:
+    def _close(self, now: float, failure: str = "") -> str:
         """End the exchange; the label of its model."""
-        model = self._label()
         self._over = True
         self._reader = None
-        self._measures.end(self._model)
-        if self._status:
-            self._measures.count(schema.HTTP_RESPONSES, model, f"{self._status // 100}xx")
-        self._tell_latest()
+        if self._traffic is not None:
+            self._measures.end(self, self._traffic, now)
+        model = self._label()
+        if self.status:
+            self._measures.count(schema.HTTP_RESPONSES, model, f"{self.status // 100}xx")
+        self._expose_latest()
         if failure:
-            self._measures.count(schema.REQUESTS_FAILED, model, failure)
+            self._measures.failed(model, failure)
         return model
 
     def _succeed(self, now: float) -> None:
-        model = self._close()
+        model = self._close(now)
         answer, measures = self._answer, self._measures
         if answer.reason in NO_INFERENCE:
             return
-        measures.count(schema.REQUESTS_FINISHED, model, "embedding" if self._api is Api.EMBEDDING else self._reason())
-        measures.observe(schema.REQUEST_DURATION, model, now - self._sent)
+        measures.finished(model, "embedding" if self._api is Api.EMBEDDING else answer.reason or "unknown")
+        measures.observe(schema.REQUEST_DURATION, model, now - self.sent_at)
         if self._api is Api.EMBEDDING:
             return
         self._durations(model)
@@ -194,13 +212,15 @@ class Exchange:
         if answer.generated is not None and answer.generated > 1:
             self._per_token(model, answer.generated)
 
-    def _reason(self) -> str:
-        return self._answer.reason or "unknown"
+    def _refusal(self) -> str:
+        if self.status == UNAVAILABLE:
+            return "loading" if self._answer.failure == "loading" else "overloaded"
+        return "server_error" if self.status >= _SERVER_ERROR else "client_error"
 
     def _per_token(self, model: str, generated: int) -> None:
         """From the wire where it was streamed, else from what the engine says."""
-        if self._first is not None:
-            seconds: float | None = self._last - self._first
+        if self.first is not None:
+            seconds: float | None = self._last - self.first
         else:
             seconds = None if self._streamed else self._answer.decode
         if seconds is not None:
@@ -222,19 +242,18 @@ class Exchange:
             measures.observe(schema.REQUEST_QUEUE, model, max(0.0, before - answer.prefill))
 
 
-def _refusal(status: int) -> str:
-    if status == _UNAVAILABLE:
-        return "overloaded"
-    return "server_error" if status >= _SERVER_ERROR else "client_error"
+def _asked(body: bytearray | None) -> tuple[str, bool | None]:
+    """The model that a request names, and whether it asks for a stream, of a body that is JSON.
 
-
-def _asked(body: bytearray | None) -> str:
-    """The model that a request names, of a body that is JSON."""
-    if not body:
-        return ""
+    Of a body that was too long to look at the latter is taken for granted, as most are.
+    """
+    if body is None:
+        return "", True
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        return ""
-    model = document.get("model") if isinstance(document, dict) else None
-    return model if isinstance(model, str) else ""
+        return "", None
+    if not isinstance(document, dict):
+        return "", None
+    model, stream = document.get("model"), document.get("stream")
+    return model if isinstance(model, str) else "", stream if isinstance(stream, bool) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple, Protocol
 
-MOST_HEAD_BYTES: Final = 256 * 1024
+MOST_HEAD_BYTES: Final = 64 * 1024
 MOST_LINE_BYTES: Final = 16 * 1024
 NO_CONTENT: Final = 204
 NOT_MODIFIED: Final = 304
@@ -39,6 +39,11 @@ class RequestHead(NamedTuple):
     def to(self, authority: str) -> bytes:
         """The head with another Host, else unchanged."""
         return _HOST.sub(b"Host: " + authority.encode("latin-1"), self.raw, count=1)
+
+    @property
+    def upgrades(self) -> bool:
+        """Whether it asks for another protocol, whose bytes may follow at once (RFC 9110, section 7.8)."""
+        return "upgrade" in self.headers and "upgrade" in self.headers.get("connection", "").lower()
 
 
 class ResponseHead(NamedTuple):
@@ -137,7 +142,7 @@ class HeadReader:
     """Gathers the bytes of a head."""
 
     def __init__(self) -> None:
-        self._held = b""
+        self._held = bytearray()
 
     @property
     def empty(self) -> bool:
@@ -153,16 +158,19 @@ class HeadReader:
         if not self._held:
             while data[start : start + 1] in (b"\r", b"\n") and start < len(data):
                 start += 1  # RFC 9112, section 2.2: empty lines before a request are ignored
+            match = _END.search(data, start)
+            if match is not None:
+                return match.end(), data[start : match.end()]
         held = len(self._held)
-        whole = self._held + data[start:]
-        match = _END.search(whole, max(0, held - 3))
+        self._held += data[start:]
+        match = _END.search(self._held, max(0, held - 3))
         if match is None:
-            if len(whole) > MOST_HEAD_BYTES:
+            if len(self._held) > MOST_HEAD_BYTES:
                 raise FramingError(f"a head is longer than {MOST_HEAD_BYTES} bytes")
-            self._held = whole
             return len(data), None
-        self._held = b""
-        return start + match.end() - held, whole[: match.end()]
+        head = bytes(self._held[: match.end()])
+        self._held = bytearray()
+        return start + len(head) - held, head
 
 
 def _headers(raw: bytes) -> dict[str, str]:

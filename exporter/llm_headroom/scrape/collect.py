@@ -12,13 +12,15 @@ from llm_headroom.derive import restart
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.openai_api import MODELS, present
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Exposition
 from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, numbers, point
-from llm_headroom.net.threads import Heavy
+from llm_headroom.net.workers import Heavy
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
 from llm_headroom.scrape.http import FetchError
+from llm_headroom.scrape.identify import without_port
 from llm_headroom.scrape.label_cap import LabelCap
 from llm_headroom.scrape.layers import merge
 from llm_headroom.scrape.mapping import MOST_SERIES, Mapper, TooManySeries
@@ -77,7 +79,7 @@ class Collector:
         self._heavy = Heavy()
         self._documents = Documents(target, engine, timeout=self._timeout, heavy=self._heavy)
         self._base = {**target.labels, "engine": engine.name, "target": target.name}
-        self._mapper = Mapper(engine, self._base, cap=self.cap)
+        self._mapper = Mapper(engine, self._base, cap=self.cap, model=target.model)
         self._mappers: dict[str, Mapper] = {}
         self._remarks: list[Failure] = []
         self._looked: tuple[float, Look | None] = (-math.inf, None)
@@ -118,6 +120,7 @@ class Collector:
                 last_success=self._last_success,
                 samples=reading.samples,
                 unmapped=reading.unmapped,
+                withheld=self._documents.withheld,
                 version=version,
             ),
         )
@@ -139,6 +142,8 @@ class Collector:
 
     async def _explained(self, failure: Failure, deadline: float) -> Failure:
         """A failure with what answers in the engine's place, if that could be its cause."""
+        if failure.cause in (Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT):
+            return failure._replace(message=failure.message + without_port(self.target.endpoint.url, [self.engine]))
         if failure.cause not in (Cause.STATUS, Cause.FORMAT, Cause.NOT_THIS_ENGINE):
             return failure
         now = time.monotonic()
@@ -153,6 +158,12 @@ class Collector:
             await layer.close()
         await self._documents.close()
 
+    @property
+    def models(self) -> frozenset[str]:
+        """The names of its models, as its metrics and its model list give them; of the latter adapters, too."""
+        listed = present(self._documents.held, MODELS.key) or ()
+        return frozenset({*self._memory.models, *(model.id for model in listed)}) - {""}
+
     def measured(self) -> list[Point]:
         """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""
         points = () if self._measured is None else self._measured(self._base)
@@ -165,8 +176,8 @@ class Collector:
             return work()
         try:
             return await self._heavy.do(work, deadline)
-        except TimeoutError:
-            message = f"{self.target.endpoint.url}: no time left of {self._timeout:g} s to map what was read"
+        except OSError:  # no time is left, or no worker
+            message = f"{self.target.endpoint.url}: no time left of {self._timeout:.3g} s to map what was read"
             raise FetchError(Failure(Cause.TIMEOUT, message)) from None
 
     def _derive(self, reading: Reading, at: float) -> None:
@@ -214,7 +225,9 @@ class Collector:
         for key, document in held.items():
             if not isinstance(document, Exposition):
                 continue
-            mapper = self._mappers.setdefault(key, Mapper(self.engine, self._base, cap=self.cap))
+            mapper = self._mappers.setdefault(
+                key, Mapper(self.engine, self._base, cap=self.cap, model=self.target.model)
+            )
             try:
                 plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
             except TooManySeries:

@@ -8,7 +8,7 @@ from llm_headroom import schema
 from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Metric, Snapshot
@@ -52,7 +52,7 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, st
     exposed = {point.series.metric for point in snapshot.points}
     for metric in expected(snapshot, engine):
         if metric not in exposed:
-            yield metric.name, down or _reason(metric, engine)
+            yield metric.name, down or _reason(metric, engine, snapshot.health.withheld)
 
 
 def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -63,7 +63,7 @@ def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
-def _reason(metric: Metric, engine: Engine | None) -> str:
+def _reason(metric: Metric, engine: Engine | None, withheld: Collection[str]) -> str:
     if metric.subject in _GIVEN_BY_OTHERS:
         return _GIVEN_BY_OTHERS[metric.subject]
     if engine is None:
@@ -79,4 +79,6 @@ def _reason(metric: Metric, engine: Engine | None) -> str:
         parts.append(f"none of {names} has samples{f' (needs: {needs})' if needs else ''}")
     if where is not None:
         parts.append(f"not found in {where.replace('`', '')}")
+        if withheld:
+            parts.append(f"{', '.join(withheld)} wants credentials: give the target auth.bearer_token_file")
     return "; ".join(parts)

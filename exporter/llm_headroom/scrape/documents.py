@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llm_headroom.config.settings import Target
     from llm_headroom.engines.rules import Document, Engine
     from llm_headroom.exposition.text import Layout
-    from llm_headroom.net.threads import Heavy
+    from llm_headroom.net.workers import Heavy
     from llm_headroom.scrape.http import Response
     from llm_headroom.scrape.identify import Look
 
@@ -91,6 +91,12 @@ class Documents:
             self._not_before.clear()
             raise
 
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Addresses of optional documents that want credentials."""
+        wanting = {key for key, value in self.held.items() if isinstance(value, Absent) and value.status in (401, 403)}
+        return tuple(self._url(each) for each in self._engine.documents(self.held) if each.key in wanting)
+
     async def looks_like(self, engines: Iterable[Engine], deadline: float) -> Look | None:
         """What answers there, if it is not this engine; None if nothing can be said."""
         try:
@@ -157,7 +163,7 @@ class Documents:
     async def _answer(self, document: Document, deadline: float) -> Any:  # noqa: ANN401 - JSON
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise FetchError(Failure(Cause.TIMEOUT, f"{self._url(document)}: no time left of {self._timeout:g} s"))
+            raise FetchError(Failure(Cause.TIMEOUT, f"{self._url(document)}: no time left of {self._timeout:.3g} s"))
         response = await self._client.get(
             document.path,
             timeout=remaining,
@@ -175,9 +181,9 @@ class Documents:
             if len(response.body) < LARGE_JSON:
                 return self._json(document, response.body)
             return await self._heavy.do(lambda: self._json(document, response.body), deadline)
-        except TimeoutError:
+        except OSError:  # no time is left, or no worker
             self._parsers.pop(document.key, None)  # it may still be at work
-            message = f"{self._url(document)}: no time left of {self._timeout:g} s to read {len(response.body)} bytes"
+            message = f"{self._url(document)}: no time left of {self._timeout:.3g} s to read {len(response.body)} bytes"
             raise FetchError(Failure(Cause.TIMEOUT, message)) from None
 
     def _refused(self, document: Document, response: Response) -> Failure:

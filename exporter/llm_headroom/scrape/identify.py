@@ -9,6 +9,7 @@ import re
 import time
 from html import unescape
 from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlsplit
 
 from llm_headroom.engines.answers import NotUnderstood, decode
 from llm_headroom.engines.openai_api import MODELS
@@ -100,11 +101,23 @@ async def identify(
     client = Client(endpoint)
     try:
         found = await look(client, engines.values(), time.monotonic() + timeout)
+    except FetchError as failed:
+        cause, message = failed.failure
+        raise FetchError(Failure(cause, message + without_port(endpoint.url, engines.values()))) from None
     finally:
         await client.close()
     if found.engine is not None:
         return found.engine
     raise FetchError(_stranger(endpoint, found, engines.values()))
+
+
+def without_port(url: str, engines: Iterable[Engine]) -> str:
+    """What to add to a failure where the URL has no port, which is seldom what was meant; empty if it has one."""
+    parts = urlsplit(url)
+    if parts.port is not None:
+        return ""
+    ports = ", ".join(f"{engine.title} {engine.port}" for engine in engines if engine.port)
+    return f"; the URL has no port, so {443 if parts.scheme == 'https' else 80} was tried (usual: {ports})"
 
 
 def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Failure:

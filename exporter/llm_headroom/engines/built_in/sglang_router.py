@@ -54,6 +54,7 @@ ENGINE: Final = Engine(
     prefixes=("smg_",),
     marks=("smg_", "sgl_router_", "vllm_router_"),
     model_label="model",
+    adds_up=("method", "path", "route", "stage", "endpoint", "worker_type", "backend_type", "connection_mode"),
     documents=always(Document(key="metrics", path="/metrics", text=True)),
     silent="no smg_, sgl_router_ or vllm_router_ metrics: is this the router's metrics port (--prometheus-port)?",
     rules=(

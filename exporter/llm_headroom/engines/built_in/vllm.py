@@ -141,14 +141,25 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
         )
 
 
+_COORDINATOR: Final = frozenset({"role", "pod_ip", "instance_id"})
+"""Labels that MindIE's coordinator gives the series of the engines behind it."""
+
+
 def _refuse(layout: Layout) -> str:
-    """The production-stack router reuses vLLM's names for other things (some are gauges named `_total`)."""
+    """Routers and coordinators that export vLLM's names again, for other things or with the engines' values added."""
     for key in layout.keys:
-        if key.name.endswith((":num_requests_running", "_num_requests_running")) and dict(key.labels).get("server"):
-            return (
-                "this is the router of the vLLM production stack, which reuses vLLM's metric names for other things; "
-                "point this target at the engines behind it"
-            )
+        if key.name.endswith((":num_requests_running", "_num_requests_running")):
+            labels = dict(key.labels)
+            if labels.get("server"):
+                return (
+                    "this is the router of the vLLM production stack, which reuses vLLM's metric names for other "
+                    "things; point this target at the engines behind it"
+                )
+            if "engine" not in labels and not _COORDINATOR.isdisjoint(labels):
+                return (
+                    "this is a coordinator in front of several engines, which exports their metrics again; point this "
+                    "target at the engines behind it"
+                )
     return ""
 
 
@@ -160,6 +171,8 @@ ENGINE: Final = Engine(
     colour="blue",
     prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_", ""),
     replica_label="engine",
+    model_parts=("stage",),
+    adds_up=("method", "handler", "path", "status"),
     documents=_documents,
     owned_by="vllm",
     facts=_facts,
@@ -175,17 +188,26 @@ ENGINE: Final = Engine(
     silent="no vllm: metrics: the server was started with --disable-log-stats, or has just started",
     rules=(
         Rule(schema.REQUESTS_RUNNING, ("vllm:num_requests_running", "vllm:running_requests")),
+        Rule(schema.REQUESTS_RUNNING, ("vllm:omni_num_requests_running",), also=True, needs="vllm-omni"),
         Rule(schema.REQUESTS_RUNNING_LIMIT, ("vllm:num_request_max",), needs="NVIDIA NIM"),
         Rule(
             schema.REQUESTS_WAITING,
             ("vllm:num_requests_waiting",),
             note="From 0.20.0 with the requests deferred for LoRA slots or KV transfer.",
         ),
+        Rule(schema.REQUESTS_WAITING, ("vllm:omni_num_requests_waiting",), also=True, needs="vllm-omni"),
         Rule(
             schema.REQUESTS_FINISHED,
             ("vllm:request_success_total",),
             where={"finished_reason": f"(?!({_FAILED})$).*"},
             labels={"finished_reason": "reason"},
+        ),
+        Rule(
+            schema.REQUESTS_FINISHED,
+            ("vllm:omni_requests_success_total",),
+            labels={"finished_reason": "reason"},
+            also=True,
+            needs="vllm-omni",
         ),
         Rule(
             schema.REQUESTS_FAILED,
