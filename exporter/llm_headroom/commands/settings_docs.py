@@ -45,17 +45,10 @@ def words(section: type) -> Mapping[str, Words]:
     [body] = ast.parse(inspect.getsource(section)).body
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - the source of a class is one
     found = {}
-<<<<<<< HEAD
-    for name, text in zip(body.body, body.body[1:], strict=False):
-        match name, text:
-            case ast.AnnAssign(target=ast.Name(field)), ast.Expr(ast.Constant(str(docstring))):
-                parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", " ".join(docstring.split()))
-=======
     for line, after in zip(body.body, body.body[1:], strict=False):
         match line, after:
             case ast.AnnAssign(target=ast.Name(field)), ast.Expr(ast.Constant(str(text))):
                 parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", " ".join(text.split()))
->>>>>>> main
                 assert parts  # noqa: S101 - every part may be missing
                 found[field] = Words(parts[1], parts[2] or "", parts[3] or "")
     return found

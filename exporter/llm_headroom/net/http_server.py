@@ -113,7 +113,7 @@ class HttpServer:
             task.add_done_callback(self._connections.pop)
 
     def _drop_longest_waiting(self) -> bool:
-        """Frees a slot: closes who has been idle without a request for longest, or else who has not read for longest."""
+        """Frees a slot: closes who has been idle for longest, or else who has not read for longest."""
         waiting = [(since, task) for task, c in self._connections.items() if (since := c.waiting_since) is not None]
         long_ago = asyncio.get_running_loop().time() - STUCK_SECONDS
         stuck = [

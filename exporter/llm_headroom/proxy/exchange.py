@@ -14,7 +14,7 @@ from llm_headroom.proxy.documents import Events, Lines, Reader, UnreadableError,
 
 if TYPE_CHECKING:
     from llm_headroom.proxy.framing import RequestHead, ResponseHead
-    from llm_headroom.proxy.measures import Measures, Traffic
+    from llm_headroom.proxy.measures import Measures, UnderWay
 
 MOST_REQUEST_BYTES: Final = 256 * 1024
 """Of a request's body, looked at for its model; a longer one's model is known when the engine names it."""
@@ -31,11 +31,6 @@ class Exchange:
 
     def __init__(self, measures: Measures, head: RequestHead) -> None:
         self.method = head.method
-        self.streams = False
-        """Whether the client has asked for its answer in parts."""
-        self.sent_at = 0.0
-        self.first: float | None = None
-        """When the first output came; None as long as none has."""
         self.status = 0
         """That of the answer; 0 as long as none has come."""
         self._measures = measures
@@ -44,7 +39,7 @@ class Exchange:
         self._answer = Answer()
         self._reader: Reader | None = None
         self._streamed = False
-        self._traffic: Traffic | None = None
+        self._request: UnderWay | None = None
         self._over = self._api is None
         self._model = self._wanted = ""
         self._first_exposed = False
@@ -61,14 +56,17 @@ class Exchange:
 
     def sent(self, now: float) -> None:
         """The whole request has gone to the engine."""
-        if self._over or self._traffic is not None:
-            return
-        self._wanted, streams = _asked(self._body)
-        self.streams = self._api is not Api.EMBEDDING and (self._api in _STREAMED if streams is None else streams)
-        self._model = self._measures.asked(self._wanted)
-        self._body = None
-        self.sent_at = now
-        self._traffic = self._measures.begin(self, self._model)
+        if not self._over:
+            self._under_way(now)
+
+    def _under_way(self, now: float) -> UnderWay:
+        if self._request is None:
+            self._wanted, streams = _asked(self._body)
+            streams = self._api is not Api.EMBEDDING and (self._api in _STREAMED if streams is None else streams)
+            self._model = self._measures.asked(self._wanted)
+            self._body = None
+            self._request = self._measures.begin(self._model, now, streams=streams)
+        return self._request
 
     def answers(self, head: ResponseHead, now: float) -> None:
         """The final head of the answer has come."""
@@ -90,8 +88,8 @@ class Exchange:
 
     def tells(self, payload: bytes, now: float) -> None:
         """A piece of the answer's body."""
-        if self._traffic is not None:
-            self._traffic.heard = now
+        if self._request is not None:
+            self._request.traffic.heard = now
         if self._reader is not None:
             try:
                 for document in self._reader.feed(payload):
@@ -101,7 +99,8 @@ class Exchange:
 
     def ended(self, now: float) -> None:
         """The answer has ended as its framing says."""
-        if self._over:
+        request = self._request
+        if self._over or request is None:
             return
         if self._reader is not None:
             try:
@@ -110,55 +109,56 @@ class Exchange:
             except UnreadableError as error:
                 self._give_up(str(error))
         if self.status >= _CLIENT_ERROR:
-            self._close(now, self._refusal())
+            self._close(request, now, self._refusal())
         elif self._answer.failure:
-            self._close(now, self._answer.failure)
+            self._close(request, now, self._answer.failure)
         elif self._streamed and not self._unread and not self._answer.ended:
-            self._close(now, "incomplete")
+            self._close(request, now, "incomplete")
         else:
-            self._succeed(now)
+            self._succeed(request, now)
 
     def broken(self, reason: str, now: float, status: int = 0) -> None:
         """The answer will not end: why (aborted by the client, upstream_…); `status` is that of the proxy's own."""
         if self._over:
             return
-        self.sent(now)
+        request = self._under_way(now)
         self.status = self.status or status
         if self._answer.ended and not self._answer.failure:
-            self._succeed(now)  # many clients close as soon as they have read the last event
+            self._succeed(request, now)  # many clients close as soon as they have read the last event
         else:
-            self._close(now, self._answer.failure or reason)
+            self._close(request, now, self._answer.failure or reason)
 
     def drop(self) -> None:
         """Nothing more is seen of it, so that nothing of it is counted."""
         self._over = True
         self._reader = None
-        if self._traffic is not None:
-            self._measures.end(self, self._traffic)
+        if self._request is not None:
+            self._measures.end(self._request)
 
     def _read(self, document: object, now: float) -> None:
-        answer = self._answer
-        if self._api is not None:
-            answer.read(self._api, document)
+        answer, request = self._answer, self._request
+        if self._api is None or request is None:
+            return
+        answer.read(self._api, document)
         if not answer.output or not self._streamed:
             return
-        if self.first is None:
-            self.first = now
+        if request.first is None:
+            request.first = now
             if answer.model:  # else it may be named at the end
-                self._expose_first()
+                self._expose_first(request)
         else:
             self._latest.append(now - self._last)
             if len(self._latest) >= 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
-                self._expose_latest()
+                self._expose_latest(request)
         self._last = now
 
-    def _expose_first(self) -> None:
-        if self.first is not None and not self._first_exposed:
+    def _expose_first(self, request: UnderWay) -> None:
+        if request.first is not None and not self._first_exposed:
             self._first_exposed = True
-            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), self.first - self.sent_at)
+            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), request.first - request.sent_at)
 
-    def _expose_latest(self) -> None:
-        self._expose_first()
+    def _expose_latest(self, request: UnderWay) -> None:
+        self._expose_first(request)
         model = self._label()
         for gap in self._latest:
             self._measures.observe(schema.INTER_TOKEN_LATENCY, model, gap)
@@ -174,27 +174,26 @@ class Exchange:
             named = self._wanted  # the engine has taken it
         return self._measures.told(named) or self._model
 
-    def _close(self, now: float, failure: str = "") -> str:
+    def _close(self, request: UnderWay, now: float, failure: str = "") -> str:
         """End the exchange; the label of its model."""
         self._over = True
         self._reader = None
-        if self._traffic is not None:
-            self._measures.end(self, self._traffic, now)
+        self._measures.end(request, now)
         model = self._label()
         if self.status:
             self._measures.count(schema.HTTP_RESPONSES, model, f"{self.status // 100}xx")
-        self._expose_latest()
+        self._expose_latest(request)
         if failure:
             self._measures.failed(model, failure)
         return model
 
-    def _succeed(self, now: float) -> None:
-        model = self._close(now)
+    def _succeed(self, request: UnderWay, now: float) -> None:
+        model = self._close(request, now)
         answer, measures = self._answer, self._measures
         if answer.reason in NO_INFERENCE:
             return
         measures.finished(model, "embedding" if self._api is Api.EMBEDDING else answer.reason or "unknown")
-        measures.observe(schema.REQUEST_DURATION, model, now - self.sent_at)
+        measures.observe(schema.REQUEST_DURATION, model, now - request.sent_at)
         if self._api is Api.EMBEDDING:
             return
         self._durations(model)
@@ -210,17 +209,17 @@ class Exchange:
         if answer.cached is not None:
             measures.count(schema.PROMPT_TOKENS_CACHED, model, by=answer.cached)
         if answer.generated is not None and answer.generated > 1:
-            self._per_token(model, answer.generated)
+            self._per_token(request, model, answer.generated)
 
     def _refusal(self) -> str:
         if self.status == UNAVAILABLE:
             return "loading" if self._answer.failure == "loading" else "overloaded"
         return "server_error" if self.status >= _SERVER_ERROR else "client_error"
 
-    def _per_token(self, model: str, generated: int) -> None:
+    def _per_token(self, request: UnderWay, model: str, generated: int) -> None:
         """From the wire where it was streamed, else from what the engine says."""
-        if self.first is not None:
-            seconds: float | None = self._last - self.first
+        if request.first is not None:
+            seconds: float | None = self._last - request.first
         else:
             seconds = None if self._streamed else self._answer.decode
         if seconds is not None:

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 
 MOST_HEAD_BYTES: Final = 64 * 1024
 MOST_LINE_BYTES: Final = 16 * 1024
+_LONGEST_SIZE: Final = 18
 NO_CONTENT: Final = 204
 NOT_MODIFIED: Final = 304
 SWITCHING: Final = 101
@@ -107,6 +108,11 @@ class Chunked:
                 self._left -= end - start
                 start = end
                 continue
+            if self._expect == "size" and not self._line and (end := _whole_chunk(data, start)):
+                size_end = data.find(b"\n", start) + 1
+                payload.append(data[size_end : end - 2])
+                start = end
+                continue
             newline = data.find(b"\n", start)
             if newline < 0:
                 self._line += data[start:]
@@ -136,6 +142,19 @@ class Chunked:
             self._left = int(match[1], 16)
             self._expect = "end of chunk" if self._left else "trailer"
         return False
+
+
+def _whole_chunk(data: bytes, start: int) -> int:
+    """Where a chunk ends that is whole within `data` and written plainly, as almost all are; else 0."""
+    line_end = data.find(b"\r\n", start, start + _LONGEST_SIZE)
+    digits = data[start:line_end]
+    if line_end < 0 or not digits.isalnum():
+        return 0
+    try:
+        end = line_end + 4 + int(digits, 16)
+    except ValueError:
+        return 0
+    return end if end > line_end + 4 and data[end - 2 : end] == b"\r\n" else 0
 
 
 class HeadReader:

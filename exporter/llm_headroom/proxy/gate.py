@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from llm_headroom.proxy.relay import Client
+from typing import Final, Protocol
 
 log = logging.getLogger("llm_headroom")
 
 _HEADS: Final = 4
 """One in so many connections may be in the middle of a head; more of them look like an attack."""
+
+
+class Client(Protocol):
+    """A client's connection."""
+
+    def retire(self) -> None:
+        """Leave: nothing is under way, and another client needs the place."""
+        ...
+
+    def head_too_late(self) -> None:
+        """Leave: the head that has begun to come is not waited for any longer."""
+        ...
+
+    def close(self) -> None:
+        """Leave at once: the proxy ends."""
+        ...
 
 
 class Gate:

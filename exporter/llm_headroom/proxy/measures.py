@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from llm_headroom.derive.slo import Objective
     from llm_headroom.model import Point
-    from llm_headroom.proxy.exchange import Exchange
 
 log = logging.getLogger("llm_headroom")
 
@@ -72,9 +71,21 @@ class Traffic:
     __slots__ = ("heard", "left", "open", "since", "streams")
 
     def __init__(self) -> None:
-        self.open: dict[Exchange, None] = {}
+        self.open: dict[UnderWay, None] = {}
         self.streams = 0
         self.since = self.heard = self.left = -math.inf
+
+
+class UnderWay:
+    """A request that has been sent: when, whether it asks for a stream, and when its first output came."""
+
+    __slots__ = ("first", "sent_at", "streams", "traffic")
+
+    def __init__(self, traffic: Traffic, sent_at: float, *, streams: bool) -> None:
+        self.traffic = traffic
+        self.sent_at = sent_at
+        self.streams = streams
+        self.first: float | None = None
 
 
 AVAILABILITY: Final = "availability"
@@ -144,26 +155,28 @@ class Measures:
         defect = None if isinstance(error, FramingError) else error
         log.warning("answers are relayed unmeasured", extra={"reason": cause}, exc_info=defect)
 
-    def begin(self, exchange: Exchange, model: str) -> Traffic:
+    def begin(self, model: str, now: float, *, streams: bool) -> UnderWay:
         """A request is under way."""
         traffic = self._traffic.get(model)
         if traffic is None:
             traffic = self._traffic[model] = Traffic()
-        traffic.open[exchange] = None
-        if exchange.streams:
-            if not traffic.streams and exchange.sent_at - traffic.left > RETRY_SECONDS:
-                traffic.since = exchange.sent_at
+        request = UnderWay(traffic, now, streams=streams)
+        traffic.open[request] = None
+        if streams:
+            if not traffic.streams and now - traffic.left > RETRY_SECONDS:
+                traffic.since = now
             traffic.streams += 1
-        return traffic
+        return request
 
-    def end(self, exchange: Exchange, traffic: Traffic, now: float = -math.inf) -> None:
+    def end(self, request: UnderWay, now: float = -math.inf) -> None:
         """A request that was under way is no more, at `now` if it was seen to end."""
-        if exchange not in traffic.open:
+        traffic = request.traffic
+        if request not in traffic.open:
             return
-        del traffic.open[exchange]
-        if exchange.streams:
+        del traffic.open[request]
+        if request.streams:
             traffic.streams -= 1
-            traffic.left = now if exchange.first is None else -math.inf
+            traffic.left = now if request.first is None else -math.inf
 
     def finished(self, model: str, reason: str) -> None:
         """A request was answered."""
