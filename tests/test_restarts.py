@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import captures
 from captures import Capture, value, values
-from engine_server import EngineServer, Reply, as_json, replayed
+from engine_server import EngineServer, Reply, as_json, hang, replayed
 from exporter_process import Exporter
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
@@ -19,7 +20,9 @@ from llm_headroom.derive.restart import Reading
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Cause, Histogram
+from llm_headroom.net.workers import Heavy
 from llm_headroom.scrape.collect import Collector
+from llm_headroom.scrape.documents import RETRY_OPTIONAL, Documents
 from llm_headroom.scrape.label_cap import AGE
 from llm_headroom.scrape.mapping import MOST_SERIES
 from timelines import BASE, point, steadily, traffic, ttft
@@ -204,6 +207,32 @@ def test_a_name_that_is_gone_frees_its_place() -> None:
 
     assert models("a", "c") == {"a", "c"}
     assert models("a", "c", "b") == {"a", "c", "other"}
+
+
+def test_a_slow_optional_document_costs_one_try_and_is_asked_again_after_a_minute() -> None:
+    """VLLM takes long for its first `/server_info`, and no longer afterwards."""
+    now = 0.0
+
+    async def fetched() -> tuple[list[int], list[set[str]]]:
+        nonlocal now
+        asked, failed = [], []
+        with EngineServer(replayed(Capture("vllm", "0.32.0", "after_load"))) as server:
+            told, server.routes["/server_info"] = server.routes["/server_info"], hang
+            target = Target(name="t", endpoint=Endpoint(url=server.url))
+            documents = Documents(target, BUILT_IN["vllm"], timeout=1.0, heavy=Heavy(), clock=lambda: now)
+            for now in (0.0, 5.0, 59.0, 61.0, 66.0):
+                if now > RETRY_OPTIONAL:
+                    server.routes["/server_info"] = told
+                await documents.fetch(time.monotonic() + 1.0)
+                asked.append(sum(path.startswith("/server_info") for _, path in server.requests))
+                failed.append(set(documents.warnings))
+            await documents.close()
+        return asked, failed
+
+    asked, failed = asyncio.run(fetched())
+
+    assert asked == [1, 1, 1, 2, 2]
+    assert failed == [{"server_info"}] * 3 + [set()] * 2
 
 
 def test_a_failure_that_is_remembered_counts_once() -> None:

@@ -15,7 +15,7 @@ from llm_headroom.scrape.identify import look
 from llm_headroom.scrape.visitors import Visitors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from llm_headroom.config.settings import Target
     from llm_headroom.engines.rules import Document, Engine
@@ -52,10 +52,19 @@ class Documents:
 
     `held` is what still holds, by key: JSON as the engine's reader made it, an exposition, or `Absent`. `models` are
     the models of expositions that have one of their own, `expositions` the keys of those that were answered, with
-    `Absent` too, `warnings` say why optional documents could not be read.
+    `Absent` too, `warnings` say why optional documents could not be read. `clock` says when those may be tried again.
     """
 
-    def __init__(self, target: Target, engine: Engine, *, timeout: float, heavy: Heavy) -> None:
+    def __init__(
+        self,
+        target: Target,
+        engine: Engine,
+        *,
+        timeout: float,
+        heavy: Heavy,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._heavy = heavy
         self.held: dict[str, Any] = {}
         self.models: dict[str, str] = {}
@@ -130,9 +139,9 @@ class Documents:
             self.warnings.pop(key, None)
 
     def _due(self, document: Document) -> bool:
-        now = time.monotonic()
-        if self._not_before.get(document.key, -math.inf) > now:
+        if self._not_before.get(document.key, -math.inf) > self._clock():
             return False
+        now = time.monotonic()
         asked = self._asked.get(document.key)
         every = self._visitors.quiet_for(now) if document.wakes else document.every
         return asked is None or asked + every <= now
@@ -146,7 +155,7 @@ class Documents:
                 raise
             self.held.pop(document.key, None)
             rest = min(document.every, REST_OPTIONAL) if document.key in self.warnings else 0.0
-            self._not_before[document.key] = time.monotonic() + max(RETRY_OPTIONAL, rest)
+            self._not_before[document.key] = self._clock() + max(RETRY_OPTIONAL, rest)
             self.warnings[document.key] = failed.failure
             return
         self.warnings.pop(document.key, None)
