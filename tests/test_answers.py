@@ -248,6 +248,9 @@ class Unrenderable:
         broken = Point(series, Histogram((1.0, math.inf), (1.0,), math.nan), "")
         return Snapshot(target=self.name, engine="broken", taken=0.0, points=(broken,), health=Health(up=True))
 
+    async def estimate(self) -> None:
+        """There is nothing to estimate."""
+
     async def close(self) -> None:
         """Nothing is open."""
 

@@ -26,7 +26,7 @@ class Thresholds:
         2, "requests", "Minimum number of slow first tokens within a window for a page: one slow request is none."
     )
     ttft_slow_count_long: float = _at(3, "requests", "The same within 300 s.")
-    high_water_risk: float = _at(0.3, "ratio", "`llm_saturation_high_water_risk_ratio` at which an alert warns.")
+    high_water_risk: float = _at(0.3, "ratio", "`llm_saturation_high_water_ratio` at which an alert warns.")
     high_water_risk_clear: float = _at(0.21, "ratio", "The same, at which the warning ends.")
     burn_rate_fast: float = _at(
         14.4,
@@ -93,3 +93,5 @@ RISK_BAD: Final = 0.5
 """Probability from which they show it as critical [ratio]."""
 SATURATION_HIGH: Final = 0.8
 """`llm_saturation_ratio` from which on dashboards warn; at 1 it is full [ratio]."""
+LOAD_HEADROOM_LOW: Final = 1.25
+"""`llm_load_headroom_ratio` below which page and dashboards warn: a load of 80 %, which autoscalers aim at [ratio]."""

@@ -15,7 +15,9 @@ from llm_headroom.model import Histogram
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_COUNTED: Final = (*COUNTERS, "cached_tokens", *HISTOGRAMS)
+_COUNTED: Final = (*COUNTERS, "cached_tokens", "preemptions", *HISTOGRAMS)
+_TELLING: Final = frozenset((*COUNTERS, *HISTOGRAMS))
+"""Those whose fall tells a restart: of the others some engines take back."""
 _SAME_START: Final = 1.0
 """Seconds by which two readings of one process's start may differ."""
 
@@ -108,7 +110,7 @@ def _amount(observation: Observation, name: str) -> float:
 
 
 def _fallen(counts: Observation, now: Observation) -> Iterator[bool]:
-    return (_amount(now, name) < _amount(counts, name) for name in _both(counts, now) if name != "cached_tokens")
+    return (_amount(now, name) < _amount(counts, name) for name in _both(counts, now) if name in _TELLING)
 
 
 def _zero(now: Observation, name: str) -> Any:  # noqa: ANN401 - of the field's type

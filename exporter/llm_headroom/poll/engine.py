@@ -144,6 +144,11 @@ class EngineSource:
         labels = {**target.labels, "engine": snapshot.engine, "target": target.name}
         return economy.told(self._ledger, gpus, price, labels)
 
+    async def estimate(self) -> None:
+        """Estimate the load headroom."""
+        if self._collector is not None:
+            await self._collector.estimate()
+
     async def close(self) -> None:
         """Close the connection."""
         if self._collector is not None:

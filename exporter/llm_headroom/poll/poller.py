@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm_headroom")
 
+ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
@@ -157,6 +158,7 @@ class Poller:
             self._spawn(self._watch_gpus())
         if self.config.host:
             self._spawn(self._watch_host())
+        self._spawn(self._estimate())
         if not self.config.targets:
             self._round.set()
 
@@ -329,6 +331,13 @@ class Poller:
         ):
             self._round.set()
         self._changed()
+
+    async def _estimate(self) -> None:
+        """Let one source after another estimate, so that never more than one core is busy with it."""
+        while True:
+            for slot in tuple(self.slots.values()):
+                await slot.source.estimate()
+            await asyncio.sleep(ESTIMATE_PAUSE)
 
     def _ports(self) -> list[int]:
         """This host's usual ports of engines where no target is yet."""

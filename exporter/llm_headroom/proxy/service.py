@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
-from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.model import Health, Snapshot
 from llm_headroom.net.accept import accepted
 from llm_headroom.net.listen import bind, bound_address
@@ -21,6 +21,7 @@ from llm_headroom.net.tls import client_context
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.relay import Client
+from llm_headroom.scrape.load_estimates import LoadEstimates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -98,6 +99,7 @@ class ProxySource:
         self._measures = measures
         self._memory = Memory()
         self._objectives = slo.objectives(**asdict(config.objectives))
+        self._estimates = LoadEstimates(self.name, self._objectives)
 
     @property
     def capped(self) -> Mapping[str, int]:
@@ -116,6 +118,11 @@ class ProxySource:
             points=(*points, *derived),
             health=Health(up=True, duration_seconds=time.monotonic() - started, last_success=taken),
         )
+
+    async def estimate(self) -> None:
+        """Estimate the load headroom from what the proxy has measured."""
+        for model, estimate in await self._estimates.made(self._memory):
+            self._memory = with_estimate(self._memory, model, estimate)
 
     async def close(self) -> None:
         """There is nothing to let go of."""

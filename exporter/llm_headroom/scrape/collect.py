@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from llm_headroom import schema
 from llm_headroom.derive import restart
-from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.openai_api import MODELS, present
@@ -23,6 +23,7 @@ from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import without_port
 from llm_headroom.scrape.label_cap import LabelCap
 from llm_headroom.scrape.layers import merge
+from llm_headroom.scrape.load_estimates import LoadEstimates
 from llm_headroom.scrape.mapping import MOST_SERIES, Mapper, TooManySeries
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Collector:
         self._last_success: float | None = None
         self._memory = Memory()
         self._objectives = tuple(objectives)
+        self._estimates = LoadEstimates(target.name, objectives)
         self._measured = measured
         self._own: set[str] = set()
         self._layers = tuple(layers)
@@ -124,6 +126,11 @@ class Collector:
                 version=version,
             ),
         )
+
+    async def estimate(self) -> None:
+        """Estimate the load headroom of models whose last estimate is old enough; the next collection tells it."""
+        for model, estimate in await self._estimates.made(self._memory):
+            self._memory = with_estimate(self._memory, model, estimate)
 
     async def read(self, deadline: float) -> Reading:
         """Fetch and map what is due, by a deadline in seconds of the monotonic clock.
