@@ -126,9 +126,9 @@ def test_estimates_end_with_the_life_that_they_are_of() -> None:
     gauges = [each for each in traffic(300, waiting=50) if each.series.metric.name.startswith("llm_requests_")]
     gauges = [each for each in gauges if each.series.metric is not schema.REQUESTS_FINISHED]
 
-    assert values(polls(timeline), "llm_saturation_ratio", "resource")
+    assert value(polls(timeline), "llm_kv_saturation_risk_ratio") is not None
     after = polls([*timeline, (305.0, None, METRICS), (310.0, gauges, METRICS)])
-    assert values(after, "llm_saturation_ratio", "resource") == {}
+    assert value(after, "llm_kv_saturation_risk_ratio") is None
     assert value(after, "llm_engine_restarts_total") == 1
 
 
