@@ -106,6 +106,11 @@ class Heavy:
     def __init__(self) -> None:
         self._under_way: asyncio.Future[Any] | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether an earlier piece is still under way."""
+        return self._under_way is not None and not self._under_way.done()
+
     async def do(self, work: Callable[[], T], deadline: float) -> T:
         """The result of some work by a deadline in seconds of the monotonic clock, which is asyncio's.
 

@@ -83,6 +83,7 @@ class Collector:
         self._mapper = Mapper(engine, self._base, cap=self.cap, model=target.model)
         self._mappers: dict[str, Mapper] = {}
         self._remarks: list[Failure] = []
+        self._remarked: list[Failure] = []
         self._looked: tuple[float, Look | None] = (-math.inf, None)
         self._last_success: float | None = None
         self._memory = Memory()
@@ -139,7 +140,7 @@ class Collector:
             FetchError: the target, or a document that it must serve, was not read.
         """
         self._layer_warnings = ()
-        self._remarks = []
+        self._remarked, self._remarks = self._remarks, []
         try:
             await self._documents.fetch(deadline)
             told = [await layer.read(self._documents.held, deadline) for layer in self._layers]
@@ -179,7 +180,8 @@ class Collector:
     async def _work(self, work: Callable[[], T], deadline: float) -> T:
         """Some work on what was read: where that is much, in a thread, so that it delays no other target."""
         held = self._documents.held.values()
-        if sum(len(each.values) for each in held if isinstance(each, Exposition)) < MANY_SAMPLES:
+        samples = sum(len(each.values) for each in held if isinstance(each, Exposition))
+        if samples < MANY_SAMPLES and not self._heavy.busy:
             return work()
         try:
             return await self._heavy.do(work, deadline)
@@ -264,6 +266,10 @@ class Collector:
             facts.append(Fact(schema.REQUESTS_RUNNING_LIMIT, {"model": model}, float(limit), "configuration"))
         return facts
 
+    def _remark(self, failure: Failure) -> None:
+        """Something to say of an exposition: the same object as at the last poll if nothing has changed, see `Slot`."""
+        self._remarks.append(next((each for each in self._remarked if each == failure), failure))
+
     def _judge(self, plan: Plan) -> None:
         """What there is to say of an exposition.
 
@@ -271,11 +277,11 @@ class Collector:
             FetchError: it holds none of the engine's own metrics, and no other document shows that it is this engine.
         """
         if plan.problems:
-            self._remarks.append(Failure(Cause.FORMAT, "; ".join(plan.problems[:3])))
+            self._remark(Failure(Cause.FORMAT, "; ".join(plan.problems[:3])))
         if plan.owned or not self.engine.silent:
             return
         held = self._documents.held.values()
         if all(isinstance(each, Exposition | Absent) for each in held):
             url = self.target.endpoint.url
             raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{url} serves none of {self.engine.title}'s metrics"))
-        self._remarks.append(Failure(Cause.NOT_THIS_ENGINE, self.engine.silent))
+        self._remark(Failure(Cause.NOT_THIS_ENGINE, self.engine.silent))

@@ -28,6 +28,8 @@ OK: Final = 200
 UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
 LONGEST_TITLE: Final = 60
+MOST_LOOKED_AT: Final = 1 << 19
+"""Bytes of an exposition: its first names tell whose it is."""
 _OTHER_EXPORTERS: Final = {
     "llm_up": "another llm-headroom",
     "grafana_": "Grafana's own metrics",
@@ -142,7 +144,7 @@ def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Fai
 def _names(response: Response) -> Collection[str]:
     if response.status != OK:
         return frozenset()
-    return {key.name for key in Parser().parse(response.body).layout.keys}
+    return {key.name for key in Parser().parse(response.body[:MOST_LOOKED_AT]).layout.keys}
 
 
 def _by_owner(response: Response, engines: Iterable[Engine]) -> Engine | None:
