@@ -28,7 +28,7 @@ HAPPENING_SECONDS: Final = 60.0
 _LATE_SHARE: Final = 0.05
 _LATE_FIRSTS: Final = 3
 FORGOTTEN_SECONDS: Final = 600.0
-"""A model that has not been seen for so long begins anew."""
+"""A model that has not been seen for so long starts again."""
 MOST_MODELS: Final = 200
 """Models that are remembered while they are away, those that were seen last."""
 
@@ -39,7 +39,7 @@ class ModelMemory:
 
     `counts` are the latest values of its counters, also of those that `last` lacks. `hottest` is `last` with the KV
     cache and queue of the fullest of its `replicas`. `moved` is when its steps or tokens last moved, `restarts` how
-    often its counters began anew, `preempted` when requests were last seen to be preempted, `load` what its load
+    often its counters were reset, `preempted` when requests were last seen to be preempted, `load` what its load
     headroom follows from.
     """
 
@@ -112,7 +112,7 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
         for model, now in observed.items()
     }
     away = sorted(memory.models.keys() - models.keys(), key=lambda model: memory.models[model].at)
-    kept = {model: memory.models[model] for model in away[-MOST_MODELS:]}
+    retained = {model: memory.models[model] for model in away[-MOST_MODELS:]}
     usage = _usage(memory.usage, points, at)
     derived = list(_peaks(usage))
     prompts = {
@@ -130,7 +130,7 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     turned = turnover.advance(memory.turnover, in_memory)
     if turned is not None:
         derived += turnover.points(turned, base)
-    return Memory({**kept, **models}, usage, resident, turned, reading), derived
+    return Memory({**retained, **models}, usage, resident, turned, reading), derived
 
 
 def with_estimate(memory: Memory, model: str, estimate: capacity.Estimate) -> Memory:
@@ -218,7 +218,7 @@ def _with(firsts: tuple[slo.Firsts, ...], fresh: slo.Firsts | None) -> tuple[slo
 
 
 def _busy(now: Observation) -> bool:
-    """Whether requests are said to be there. Where steps are not told, a running request alone may be a stale gauge."""
+    """Whether requests are reported. Where steps are not exposed, a running request alone may be a stale gauge."""
     waiting = (now.waiting or 0.0) > 0
     return waiting or (now.steps is not None and (now.running or 0.0) > 0)
 
@@ -245,7 +245,7 @@ def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[
 
 
 def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str, str], **more: str) -> Iterator[Point]:
-    """A point, unless there is nothing to tell."""
+    """A point, unless there is no value."""
     if value is not None:
         yield point(metric, value, origin, labels, **more)
 
@@ -283,7 +283,7 @@ def _signals(
     ):
         yield from _point(metric, value, origin, labels)
     yield from capacity.points(known.load, labels)
-    for resource, level in known.levels.told().items():
+    for resource, level in known.levels.by_resource().items():
         yield from _point(schema.PRESSURE, level, "demand / capacity", labels, resource=resource)
     for phase, counter, rate in (
         ("prompt", now.prompt_tokens, estimates.prompt_rate),

@@ -36,7 +36,7 @@ def failure(value: Failure) -> dict[str, str]:
 
 
 def source(snapshot: Snapshot) -> dict[str, Any]:
-    """One source: what it is, how it goes, what it says."""
+    """One source: identity, health and points."""
     health = snapshot.health
     return {
         "target": snapshot.target,

@@ -30,7 +30,7 @@ UNIT_WORDS: Final[Mapping[str, str]] = {
     "Cel": "celsius",
     "Hz": "hertz",
 }
-"""UCUM code → the word that stands for it in metric names."""
+"""UCUM code → its word in metric names."""
 
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
@@ -43,7 +43,7 @@ class Format(StrEnum):
 
 
 def negotiate(accept: str) -> Format:
-    """The format to answer with: OpenMetrics if the Accept header names it, whatever its version from 1.0.0, else text.
+    """The format of the response: OpenMetrics if Accept names it, whatever its version from 1.0.0, else text.
 
     The choice is prometheus-client's: like every Python service, this one takes no notice of the header's q values.
     """
@@ -62,7 +62,7 @@ class Lines:
 
 
 class Renderer:
-    """Renders the points of one source to lines; remembers what stood before each series' value the last time."""
+    """Renders the points of one source to lines; caches the text before each series' value, as of the last time."""
 
     def __init__(self) -> None:
         self._scalars: dict[Series, str] = {}
@@ -113,7 +113,7 @@ def bound_text(bound: float) -> str:
 
 
 def unit_word(metric: Metric) -> str:
-    """The unit that the metric's name says and that OpenMetrics has in a UNIT line, empty if there is none."""
+    """The unit in the metric's name, which OpenMetrics has in a UNIT line; empty if there is none."""
     return UNIT_WORDS.get(metric.unit, "")
 
 
