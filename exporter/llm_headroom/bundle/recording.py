@@ -1,9 +1,8 @@
 """Recording rules: a fleet by model and engine, so that dashboards over a thousand engines read few series.
 
 Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` has the labels cluster,
-namespace, job, engine and model;
-`target_model` keeps all labels of one model of a target. Rates come before sums, so that a restart is no jump. Histograms are never added over
-`engine`, as engines differ in their buckets.
+namespace, job, engine and model, `target_model` all labels of one model of a target. Rates come before sums, so that a
+restart is no jump. Histograms are never added over `engine`, as engines differ in their buckets.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ def _threshold(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     names = [field.name for field in dataclasses.fields(Thresholds)]
     if name not in names:
-        raise ValueError(f"threshold {name}: unknown threshold{near(name, names)}")
+        every = f"; valid names: {', '.join(names)}"
+        raise ValueError(f"threshold {name}: unknown threshold{near(name, names) or every}")
     try:
         number = float(value)
     except ValueError:
@@ -144,7 +145,7 @@ def _threshold(text: str) -> tuple[str, float]:
 @click.option("--datasource", metavar="UID", help="Data source that Grafana's alerts read.  [default: prometheus]")
 @click.option("--force", is_flag=True, help="Overwrite files that were edited since they were written.")
 @click.option("--for-scale", type=float, help="Factor on the alerts' `for` durations; below 1 for tests.")
-def command(  # noqa: PLR0913 - an argument for each option
+def command(
     *,
     output: Path,
     thresholds: tuple[str, ...],
