@@ -142,9 +142,8 @@ def test_links_lead_to_what_is_meant() -> None:
     notes = alerts.told(alert, settings)
 
     assert notes["runbook_url"] == "https://wiki/r/LLMFirstTokensSlow.md"
-    assert notes["dashboard_url"].startswith(
-        "https://grafana/d/llm-headroom-engine?orgId=1{{ with $labels.job }}&var-job="
-    )
+    begin = "https://grafana/d/llm-headroom-engine?orgId=1{{ with $labels.job }}&var-job={{ . }}{{ end }}"
+    assert notes["dashboard_url"].startswith(begin)
     assert "&var-target={{ . }}" in notes["dashboard_url"]
 
 
@@ -189,7 +188,9 @@ def test_thresholds_and_scale_reach_the_file() -> None:
     rules = yaml.safe_load(alerts.files(settings)[f"alerts/{RULES}"])
     by_name = {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
 
-    assert by_name["LLMKVHeadroomLow"]["expr"].endswith("< 7")
+    assert by_name["LLMKVHeadroomLow"]["expr"].startswith(
+        "min without (replica) (llm_kv_cache_headroom_requests) < 7 and "
+    )
     assert by_name["LLMKVHeadroomLow"]["for"] == "3000ms"
     assert by_name["LLMExporterDown"]["expr"] == 'up{job="mine"} == 0 or absent(up{job="mine"})'
 

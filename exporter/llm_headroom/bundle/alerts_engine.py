@@ -249,8 +249,8 @@ KV_CACHE: Final = (
                 <= min without (replica) (llm_kv_cache_headroom_requests)""",
         wait="5m",
         summary=f"{_WHO} has hardly room for another request",
-        description="{{ $value | humanize }} requests of the recent mean size still fit; more than $kv_tight_usage of the "
-        "KV cache is held.",
+        description="{{ $value | humanize }} requests of the recent mean size still fit; more than $kv_tight_usage "
+        "of the KV cache is held.",
     ),
 )
 
