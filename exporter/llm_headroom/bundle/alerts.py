@@ -30,8 +30,7 @@ ALERTS: Final[tuple[Alert, ...]] = tuple(rule for rules in GROUPS.values() for r
 RECORDINGS: Final[tuple[Recording, ...]] = (*recording.FLEET, *recording.SLO)
 
 INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
-    ("LLMModelDown", "LLMEngine(Down|LoadingLong|CrashLoop)|LLMExporterBlind|LLMSourceStale", ("engine", "model")),
-    ("LLMModelDown", "LLMEngineDown|LLMSourceStale", ("job", "engine")),
+    ("LLMModelDown", "LLMEngine(Down|LoadingLong)", ("job", "engine", "model")),
     ("LLMEngineCrashLoop", "LLMEngine(Down|LoadingLong)|LLMSourceStale", ("instance", "target")),
     (
         "LLMEngineDown",

@@ -137,11 +137,12 @@ AVAILABILITY: Final = (
         name="LLMEngineDown",
         severity=Severity.TICKET,
         dashboard=Dashboard.FLEET,
-        expr='llm_up{engine!="nvml"} == 0 and max_over_time(llm_up[1h]) == 1',
+        expr="""max without (state) (llm_engine_state{state=~"down|loading"}) == 1
+            and on (job, instance, target) (llm_up == 0 and max_over_time(llm_up[1h]) == 1)""",
         wait="3m",
-        summary=f"{_SOURCE} is down",
+        summary=f"{_WHO} is down",
         description="The engine was up within the last hour and has not answered for 3 minutes: one of several, or a "
-        "restart; llm_up is {{ $value }}.",
+        "restart; its flag of being down or loading is {{ $value }}.",
     ),
     Alert(
         name="LLMEngineLoadingLong",
