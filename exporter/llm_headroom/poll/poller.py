@@ -70,11 +70,11 @@ _GPUS: Final = Sought(GPU_TARGET, "GPUs")
 class Slot:
     """A source that is being polled, and what it said last."""
 
-    def __init__(self, name: str, source: Source, extra: Mapping[str, str], *, latency: bool = True) -> None:
+    def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
         self.name = name
         self.source = source
         self._extra = extra
-        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra, latency=latency)
+        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra)
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
@@ -286,9 +286,7 @@ class Poller:
         for target in targets:
             measured = self._measured.get(target.name)
             source = EngineSource(target, self.engines, self.config, measured, explain=self._explain)
-            slot = self.slots[target.name] = Slot(
-                target.name, source, target.labels, latency=target.purpose == "interactive"
-            )
+            slot = self.slots[target.name] = Slot(target.name, source, target.labels)
             found.append(slot)
         return found
 
