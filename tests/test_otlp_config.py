@@ -130,16 +130,16 @@ def test_secrets_are_named_by_file_or_variable(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("interval: 5s\notlp: {timeout: 5s}", ":2: otlp: endpoint is missing"),
+        ("interval: 5s\notlp: {timeout: 5s}", ":2: otlp: missing endpoint"),
         ("otlp: {endpoint: 'ftp://c'}", ":1: otlp.endpoint: expected a URL with http:// or https://, got 'ftp://c'"),
         (
             "otlp: {endpoint: c, protocol: http/json}",
             "otlp.protocol: expected one of http/protobuf, grpc, got 'http/json'",
         ),
-        ("otlp: {endpoint: c, headers: {Authorization: 'Bearer x'}}", "otlp.headers.Authorization: a secret must not"),
+        ("otlp: {endpoint: c, headers: {Authorization: 'Bearer x'}}", "headers.Authorization: secrets are not allowed"),
         ("otlp: {endpoint: c, headers: {'a b': x}}", "expected the name of an HTTP header"),
         ('otlp: {endpoint: c, headers: {a: "x\\ny"}}', "otlp.headers.a: expected a header's value"),
-        ("otlp: {endpoint: c, headers_env: {a: UNSET}}", "otlp.headers_env.a: the environment variable that is named"),
+        ("otlp: {endpoint: c, headers_env: {a: UNSET}}", "otlp.headers_env.a: this environment variable"),
         ("otlp: {endpoint: c, tls: {insecure_skip_verify: true}}", "otlp.tls: is set, but the endpoint is not https"),
         (
             "otlp: {endpoint: 'https://c', protocol: grpc, tls: {insecure_skip_verify: true}}",

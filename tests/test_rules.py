@@ -70,7 +70,7 @@ def generated(capture: Capture, dice: random.Random) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("capture", captures.ALL, ids=str)
 def test_no_series_stands_there_twice_whatever_rules_a_user_adds(tmp_path: Path, capture: Capture) -> None:
-    rules = generated(capture, random.Random(str(capture)))  # noqa: S311 - examples, the same in each run
+    rules = generated(capture, random.Random(str(capture)))
     with EngineServer(replayed(capture)) as server:
         document = {
             "targets": [{"url": server.url, "name": "t", "engine": capture.engine}],

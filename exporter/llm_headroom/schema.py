@@ -129,6 +129,29 @@ PROXY_UNMEASURED: Final = _counter(
     "reason",
     subject=Subject.PROXY,
 )
+PROXY_FIRST_TOKEN_WAIT: Final = _gauge(
+    "proxy_first_token_wait_seconds",
+    "s",
+    "Age of the oldest streamed request through the measuring proxy that has had no first token yet; 0 without any.",
+    across=Across.MAX,
+    subject=Subject.PROXY,
+)
+PROXY_SILENCE: Final = _gauge(
+    "proxy_silence_seconds",
+    "s",
+    "Time for which streamed requests have been under way through the measuring proxy without a byte of any answer; 0 "
+    "without any.",
+    across=Across.MAX,
+    subject=Subject.PROXY,
+)
+PROXY_OVERDUE: Final = _gauge(
+    "proxy_requests_overdue",
+    "{request}",
+    "Requests under way through the measuring proxy that have missed an objective already (ttft: streamed, and without "
+    "a first token; request_duration: without their end).",
+    "slo",
+    subject=Subject.PROXY,
+)
 HTTP_RESPONSES: Final = _counter(
     "http_responses_total", "{response}", "HTTP responses of the inference endpoints, by class of status code.", "code"
 )
@@ -426,30 +449,62 @@ TTFT_WINDOW_REQUESTS: Final = _derived_gauge(
     "Requests that got their first token in the sliding window of llm_ttft_slow_ratio.",
     "window",
 )
-SATURATION_RISK: Final = _derived_gauge(
-    "saturation_risk_ratio",
-    "1",
-    "Probability of KV cache exhaustion or of TTFT beyond the objective within five minutes.",
-    across=Across.MAX,
-)
 KV_SATURATION_RISK: Final = _derived_gauge(
     "kv_saturation_risk_ratio",
     "1",
     "Probability that requests are preempted or blocked by a full KV cache within five minutes.",
     across=Across.MAX,
 )
-SATURATION_HIGH_WATER_RISK: Final = _derived_gauge(
-    "saturation_high_water_risk_ratio",
+SATURATION_HIGH_WATER: Final = _derived_gauge(
+    "saturation_high_water_ratio",
     "1",
-    "Probability of KV cache exhaustion or of TTFT beyond the objective within five minutes, from the highest TTFT "
-    "forecast and the highest KV cache demand of the last ten minutes.",
+    "From 0 to 1: how near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective, from the "
+    "highest TTFT forecast and the highest KV cache demand. Ranks engines; no probability.",
+    across=Across.MAX,
+)
+LOAD_HEADROOM: Final = _derived_gauge(
+    "load_headroom_ratio",
+    "1",
+    "How many times its traffic of the last 15 minutes the engine can take before it breaks the objective; 16 is 16 or "
+    "more. Absent until ten busy minutes were seen.",
+    "objective",
+    across=Across.NONE,
+)
+SUSTAINABLE_REQUESTS: Final = _derived_gauge(
+    "sustainable_requests_per_second",
+    "{request}/s",
+    "Requests like those of the last 15 minutes that the engine can take per second within the objective.",
+    "objective",
+)
+LOAD_HEADROOM_BINDING: Final = _derived_gauge(
+    "load_headroom_binding",
+    "{flag}",
+    "1 for the resource (kv_cache, compute, concurrency) that first tokens or tokens wait for where the load headroom "
+    "ends, 0 for the others.",
+    "objective",
+    "resource",
+    across=Across.NONE,
+)
+LOAD_HEADROOM_SUSPECT: Final = _derived_gauge(
+    "load_headroom_suspect",
+    "{flag}",
+    "1 while tokens come more than 15 % faster or slower than predicted, so that the load headroom is not to be "
+    "believed.",
     across=Across.MAX,
 )
 SATURATION: Final = _derived_gauge(
     "saturation_ratio",
     "1",
-    "Load of a resource (kv_cache, concurrency, prefill, gpu_memory) relative to the point where TTFT starts to miss "
-    "its objective (1). `max` is the highest of them; autoscale on it.",
+    "Load as a share of what the engine can take within the TTFT objective, with what waits as load of the next five "
+    "minutes: 1 at the limit, 2 at most. Scale on it (`max`), target 0.8.",
+    "resource",
+    across=Across.MAX,
+)
+PRESSURE: Final = _derived_gauge(
+    "pressure_ratio",
+    "1",
+    "Demand on a resource (kv_cache, concurrency, prefill, gpu_memory) over what there is of it; no share of what the "
+    "engine can take.",
     "resource",
     across=Across.MAX,
 )
@@ -689,7 +744,7 @@ GPU_UTILIZATION: Final = _gpu(
     Kind.GAUGE,
     "1",
     "Share of the last sample period during which a kernel was running.",
-    *_SOURCE,  # an engine that tells it itself cannot name the device
+    *_SOURCE,  # an engine that exposes its own cannot name the device
 )
 GPU_MEMORY_CONTROLLER: Final = _gpu(
     "memory_controller_utilization_ratio",

@@ -20,7 +20,7 @@ COMMANDS: Final = {
     "demo": "Try llm-headroom without a GPU.",
     "simulate": "Run one simulated engine.",
 }
-"""The summary of each command in `--help`, kept here so that `--help` imports none of them."""
+"""The summary of each command in `--help`, here so that `--help` imports none of them."""
 
 
 class _Commands(click.Group):

@@ -142,6 +142,8 @@ class Endpoint:
     """Maximum size of a response, after decompression."""
     gzip: bool = False
     """Whether to ask for compressed responses. Compression costs the engine more than it saves on a local network."""
+    address: Annotated[str, Form(internal=True)] = ""
+    """The IP address to connect to, if it is known already: the URL's host is then for Host and TLS alone."""
 
 
 class Origin(NamedTuple):

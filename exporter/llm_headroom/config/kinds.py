@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from llm_headroom.config.errors import ConfigError, shown
+from llm_headroom.config.reach import reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ class Form:
     value of a text, `read` of a node, `short` of a node of the kind that it names, where others are mappings. `role`:
     the check that a name must pass. `section`: the value's shape in the file, if it is another one; `finish` turns that
     into the value. `inline`: the keys stand among those of the section around. `from_key`: the value is the key that
-    the section lies under. `key`: its name in the file, if not the field's.
+    the section lies under. `internal`: no file can give it. `key`: its name in the file, if not the field's.
     """
 
     called: str = ""
@@ -50,6 +51,7 @@ class Form:
     finish: Callable[[Any], Any] | None = None
     inline: bool = False
     from_key: bool = False
+    internal: bool = False
     key: str = ""
 
 
@@ -223,11 +225,15 @@ Gpu: TypeAlias = Annotated[
 ]
 """A GPU by NVML index or uuid."""
 UrlPath: TypeAlias = Annotated[str, Meta(pattern=r'^/[!-"$-~]*$'), Form(called="a path starting with /", name="path")]
-AddressGlob: TypeAlias = Annotated[
-    str,
-    Meta(pattern=r"^[^\s/@]+$"),
-    Form(called="a glob of host:port, with neither scheme nor path", name="glob", quoted=False),
-]
+
+
+def _reachable(text: str) -> str:
+    reach(text)
+    return text
+
+
+Reachable: TypeAlias = Annotated[str, Form(name="network, host or suffix", parse=_reachable)]
+"""What `/probe` may reach, see `reach`."""
 Currency: TypeAlias = Annotated[
     str,
     Meta(pattern="^[A-Z]{3}$"),

@@ -49,6 +49,8 @@ def shape(section: type) -> Shape:
     others = {}
     for each in fields(section):
         kind = kind_of(hints[each.name])
+        if kind.form.internal:
+            continue
         if kind.form.inline:
             inline[each.name] = kind.base
             keys |= {key: inner._replace(inside=each.name) for key, inner in shape(kind.base).keys.items()}

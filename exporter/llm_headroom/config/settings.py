@@ -26,7 +26,6 @@ from llm_headroom.config.endpoint import (
 from llm_headroom.config.errors import ConfigError, Place, near, shown
 from llm_headroom.config.kinds import (
     Address,
-    AddressGlob,
     Combine,
     Compression,
     Currency,
@@ -36,6 +35,7 @@ from llm_headroom.config.kinds import (
     Form,
     Gpu,
     GpuCount,
+    Host,
     Interval,
     KvCacheType,
     Label,
@@ -51,6 +51,7 @@ from llm_headroom.config.kinds import (
     Port,
     Price,
     ProcessId,
+    Reachable,
     Regex,
     Scale,
     Share,
@@ -181,7 +182,8 @@ class ProxySettings:
     """
 
     listen: Address
-    """Address that clients use instead of the engine's: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`. Example: `":8001"`."""
+    """Address that clients use instead of the engine's: `HOST:PORT` or `[IPV6]:PORT`; `:PORT` is this host's loopback
+    alone, `0.0.0.0:PORT` every address. Example: `"0.0.0.0:8001"`."""
     target: Word = ""
     """The target behind the proxy; its `engine` must be set. Example: `llm-a`."""
     upstream: Url | None = None
@@ -189,6 +191,10 @@ class ProxySettings:
     have two ports, as a router's do. Default: the target's."""
     engine: Engine | None = None
     """As under [Targets](#targets). Default: the target's."""
+    hosts: tuple[Host, ...] = ()
+    """Names by which clients call the proxy, besides this host's own and its addresses. An engine on loopback gets its
+    own Host for these; any other name reaches it as it came, so that it can refuse pages that a browser was lured to.
+    Example: `[llm.example.org]`."""
 
     def __post_init__(self) -> None:
         if self.target and self.engine:
@@ -276,9 +282,11 @@ class Module:
 class ProbeSettings:
     """Which targets `/probe` may reach; without any, `/probe` is off."""
 
-    allow: tuple[AddressGlob, ...] = ()
-    """Which targets may be probed: globs that the target's `host:port` must match. Default: none: `/probe` is off.
-    Example: `["10.0.*:8000"]`."""
+    allow: tuple[Reachable, ...] = ()
+    """Which targets may be probed: networks (`10.0.0.0/16:8000`, `[fd00::/8]:8000`), hosts (`llm-a:8000`), or the names
+    under a suffix (`*.svc.cluster.local:8000`). Without a port, or with `:*`, it is any port. A name that only a
+    network admits must have an address within it; it is looked up once, and that address is asked. Default: none:
+    `/probe` is off. Example: `["10.0.0.0/16:8000"]`."""
     modules: Mapping[Word, Module] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By name: how to connect to a target; see [Modules](#modules). Example: `default`."""
 
@@ -344,7 +352,7 @@ def _header_name(text: str) -> str:
 
 def _public_header(text: str) -> str:
     if _header_name(text).lower() in _SECRET_HEADERS:
-        raise ConfigError("secrets are not allowed in this file: put it under headers_file or headers_env")
+        raise ConfigError("secrets are not allowed in this file: use headers_file or headers_env")
     return text
 
 
@@ -377,7 +385,7 @@ class OtlpSettings:
     encrypted unless `OTEL_EXPORTER_OTLP_INSECURE` is `true`. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`. Example:
     `https://collector.internal:4318`."""
     protocol: OtlpProtocol | None = None
-    """Protocol. Default: `http/protobuf`. Example: `http/protobuf`."""
+    """OTLP protocol. Default: `http/protobuf`. Example: `http/protobuf`."""
     headers: Mapping[PublicHeader, HeaderValue] = field(default_factory=lambda: NOTHING, hash=False)
     """HTTP headers of each export. Secrets (`Authorization` and the like) are not allowed here. Example:
     `{X-Scope-OrgID: tenant-1}`."""
@@ -386,8 +394,8 @@ class OtlpSettings:
     headers_file: Mapping[Header, SecretFile] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By header: the file that holds its value, read at each export. Example: `{Authorization: secrets/token}`."""
     tls: TlsSettings = field(default_factory=Tls)
-    """TLS towards the collector, only with `https://`; see [TLS](#tls). gRPC has no `insecure_skip_verify`. Default:
-    the system's certificates."""
+    """TLS towards the collector, with `https://`; see [TLS](#tls). gRPC has no `insecure_skip_verify`. Default: the
+    system's certificates."""
     compression: Compression | None = None
     """Compression of exports. Default: `gzip`. Example: `gzip`."""
     timeout: Timeout | None = None
@@ -451,6 +459,6 @@ class Config:
     web_config: File | None = None
     """TLS and authentication of the exporter's own server; see [its page](web-configuration.md). Example: `web.yml`."""
     log: Log = field(default_factory=Log)
-    """Logging; see [Log](#log)."""
+    """Level and format of the log; see [Log](#log)."""
     otlp: OtlpSettings | None = None
     """Push to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""

@@ -58,7 +58,7 @@ class Document:
         self._values = 0
 
     def count(self) -> None:
-        """Counts a value, so that few bytes cannot keep the exporter busy."""
+        """Counts a value, so that a small file cannot cost unlimited time."""
         self._values += 1
         if self._values > MOST_VALUES:
             raise OversizeError
@@ -160,8 +160,7 @@ class Value:
             bare = key if re.fullmatch(r"[\w-]{1,60}", key) else shown(key)
             public = "" if visible is not None and key not in visible else bare
             if key in own:
-                named = f"the key {public}" if public else "a key"
-                there.report(f"duplicate key {named}; first defined on line {own[key].place.line}")
+                there.report(f"duplicate key{public and f' {public}'}; first defined on line {own[key].place.line}")
                 raise ReportedError
             path = f"{self.place.key}.{public}".lstrip(".") if public else self.place.key
             own[key] = Value(self.document, node, replace(there.place, key=path), key)

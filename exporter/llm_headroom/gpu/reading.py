@@ -6,7 +6,7 @@ for, processes; the parent has what NVML reports for the whole board. `llm_gpu_i
 its profile.
 
 What a device does not support is absent, and not asked again until NVML is initialised again. So is a value that cannot
-be. Memory: `used` is what processes hold and `reserved` what the driver and firmware keep (nvmlDeviceGetMemoryInfo_v2);
+be. Memory: `used` is held by processes, `reserved` by the driver and firmware (nvmlDeviceGetMemoryInfo_v2);
 where only the first version answers (drivers before 510) there is no `reserved`, and `used` includes it. Headroom is
 `free`, never total less used.
 """

@@ -2,7 +2,7 @@
 
 Processes end at any moment and other users' are partly hidden, so what cannot be read is None or left out, never an
 error. Command lines can hold keys: those of Docker's port proxy and of Ollama's runners alone are read, by callers that
-keep only the few words which they know.
+retain only the few words that they know.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ Sources: TypeAlias = "Callable[[], list[tuple[float, Sequence[Point]]]]"
 _BEGAN: Final = time.time()
 LONGEST_PAUSE: Final = 300.0
 """Seconds for which a collector is obeyed that asks to be left alone."""
-FLUSH: Final = 5.0
+FLUSH: Final = 3.0
 """Seconds that the end may take at most, since whoever ends us waits."""
 PATIENCE: Final = 1.0
 """Seconds of these for an export that is under way to end by itself."""

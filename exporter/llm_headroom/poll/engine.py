@@ -62,6 +62,11 @@ class EngineSource:
         return None if self._collector is None else self._collector.engine
 
     @property
+    def models(self) -> frozenset[str]:
+        """The names of its models, as far as it has given them."""
+        return frozenset() if self._collector is None else self._collector.models
+
+    @property
     def kept(self) -> Sequence[Point]:
         """What is told while the engine does not answer, too."""
         measured = () if self._collector is None else self._collector.measured()
@@ -138,6 +143,11 @@ class EngineSource:
         self._ledger = economy.advance(self._ledger, snapshot.points, gpus, price, time.monotonic())
         labels = {**target.labels, "engine": snapshot.engine, "target": target.name}
         return economy.told(self._ledger, gpus, price, labels)
+
+    async def estimate(self) -> None:
+        """Estimate the load headroom."""
+        if self._collector is not None:
+            await self._collector.estimate()
 
     async def close(self) -> None:
         """Close the connection."""

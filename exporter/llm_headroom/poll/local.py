@@ -162,6 +162,9 @@ class GpuSource:
         holdings = attribution.attribute(devices, owners, proc, sidecar=sidecar)
         return holdings, attribution.unexplained(devices, holdings, owners, proc)
 
+    async def estimate(self) -> None:
+        """There is nothing to estimate."""
+
     async def close(self) -> None:
         """Unload NVML, unless it hangs."""
         if self._pending is None or self._pending.done():

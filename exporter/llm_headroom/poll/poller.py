@@ -20,7 +20,7 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
-from llm_headroom.model import Cause, Failure, Snapshot, Subject
+from llm_headroom.model import Cause, Failure, Snapshot, Subject, series_of
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.health import health_points
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
@@ -30,7 +30,7 @@ from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
     from llm_headroom.config.settings import Config
     from llm_headroom.host.reading import Reading as HostReading
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm_headroom")
 
+ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
@@ -154,6 +155,7 @@ class Poller:
             self._spawn(self._watch_gpus())
         if self.config.host:
             self._spawn(self._watch_host())
+        self._spawn(self._estimate())
         if not self.config.targets:
             self._round.set()
 
@@ -205,6 +207,7 @@ class Poller:
                 if kept.get(target.name) != target:
                     await self._drop(target.name)
             self._start_targets(target for target in config.targets if target.name not in self.slots)
+        series_of.cache_clear()  # else it would go on to hold the series of targets that are no more
         self._changed()
 
     @property
@@ -219,6 +222,13 @@ class Poller:
     def snapshots(self) -> list[Snapshot]:
         """The latest snapshot of each source."""
         return [slot.snapshot for slot in self.slots.values() if slot.snapshot is not None]
+
+    def models(self, name: str) -> Collection[str] | None:
+        """The models that a target lists; None if nobody knows: it has not been asked yet, or it names none."""
+        slot = self.slots.get(name)
+        if slot is None or slot.snapshot is None or not isinstance(slot.source, EngineSource):
+            return None
+        return slot.source.models or (None if slot.snapshot.health.up else ())
 
     def _engine_slots(self) -> list[tuple[EngineSource, Slot]]:
         return [(slot.source, slot) for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
@@ -319,6 +329,13 @@ class Poller:
         ):
             self._round.set()
         self._changed()
+
+    async def _estimate(self) -> None:
+        """Let one source after another estimate, so that never more than one core is busy with it."""
+        while True:
+            for slot in tuple(self.slots.values()):
+                await slot.source.estimate()
+            await asyncio.sleep(ESTIMATE_PAUSE)
 
     def _ports(self) -> list[int]:
         """This host's usual ports of engines where no target is yet."""

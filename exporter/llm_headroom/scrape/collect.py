@@ -7,9 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.openai_api import MODELS, present
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Exposition
 from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, point
@@ -18,6 +19,7 @@ from llm_headroom.scrape.documents import Documents
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import without_port
 from llm_headroom.scrape.layers import merge
+from llm_headroom.scrape.load_estimates import LoadEstimates
 from llm_headroom.scrape.mapping import LabelCap, Mapper
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class Collector:
         self._last_success: float | None = None
         self._memory = Memory()
         self._objectives = tuple(objectives)
+        self._estimates = LoadEstimates(target.name, objectives)
         self._measured = measured
         self._own: set[str] = set()
         self._layers = tuple(layers)
@@ -124,6 +127,11 @@ class Collector:
             ),
         )
 
+    async def estimate(self) -> None:
+        """Estimate the load headroom of models whose last estimate is old enough; the next collection tells it."""
+        for model, estimate in await self._estimates.made(self._memory):
+            self._memory = with_estimate(self._memory, model, estimate)
+
     async def read(self, deadline: float) -> Reading:
         """Fetch and map what is due, by a deadline in seconds of the monotonic clock.
 
@@ -156,6 +164,12 @@ class Collector:
         for layer in self._layers:
             await layer.close()
         await self._documents.close()
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The names of its models, as its metrics and its model list give them; of the latter adapters, too."""
+        listed = present(self._documents.held, MODELS.key) or ()
+        return frozenset({*self._memory.models, *(model["id"] for model in listed)}) - {""}
 
     def measured(self) -> list[Point]:
         """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""

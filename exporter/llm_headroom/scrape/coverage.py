@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.derive import capacity
+from llm_headroom.derive.observation import observe
 from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
@@ -52,7 +54,19 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, st
     exposed = {point.series.metric for point in snapshot.points}
     for metric in expected(snapshot, engine):
         if metric not in exposed:
-            yield metric.name, down or _reason(metric, engine, snapshot.health.withheld)
+            yield (
+                metric.name,
+                down or _load_headroom(metric, snapshot) or _reason(metric, engine, snapshot.health.withheld),
+            )
+
+
+def _load_headroom(metric: Metric, snapshot: Snapshot) -> str:
+    """Why there is no load headroom, nor what follows from it, for the first model that lacks something."""
+    if metric not in capacity.FOLLOWING:
+        return ""
+    models = observe(snapshot.points)
+    reasons = (capacity.begun(now, 0.0, snapshot.engine).missing for now in models.values())
+    return next((f"derived: {reason}" for reason in reasons if reason is not None), "")
 
 
 def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -6,11 +6,13 @@ import asyncio
 import json
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.engines.rules import Absent
 from llm_headroom.exposition.text import Exposition, Parser
 from llm_headroom.model import Cause, Failure
+from llm_headroom.net.workers import Workers
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.identify import look
 from llm_headroom.scrape.visitors import Visitors
@@ -33,6 +35,7 @@ RETRY_OPTIONAL: Final = 60.0
 MOST_LINES: Final = 250_000
 """Lines of an exposition: more would take seconds to read, whoever sends them."""
 OK: Final = 200
+_PARSING: Final = Workers("parsing", 2)
 _CREDENTIALS: Final = "credentials are missing or wrong"
 _HINTS: Final = {
     401: _CREDENTIALS,
@@ -183,7 +186,8 @@ class Documents:
         if len(response.body) < LARGE_BODY:
             exposition = parser.parse(response.body, openmetrics=openmetrics)
         else:
-            exposition = await asyncio.to_thread(parser.parse, response.body, openmetrics=openmetrics)
+            parse = partial(parser.parse, response.body, openmetrics=openmetrics)
+            exposition = await asyncio.get_running_loop().run_in_executor(_PARSING, parse)
         layout = exposition.layout
         if not layout.keys and (layout.invalid or not layout.families):
             found = layout.problems[0] if layout.problems else "an empty body"

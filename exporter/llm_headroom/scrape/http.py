@@ -67,6 +67,7 @@ class Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._origin, host, self._prefix = parse_target(endpoint.url)
+        host = endpoint.address or host
         check(endpoint)
         tls = endpoint.tls
         self._address = f"{self._origin.scheme}://{f'[{host}]' if ':' in host else host}:{self._origin.port}"

@@ -11,7 +11,7 @@ from llm_headroom.thresholds import DEFAULT
 from llm_headroom.view.history import key_of, rate, rates
 from llm_headroom.view.quantiles import latency
 from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
-from llm_headroom.view.values import EngineCard, KvCache, Level, Objective, Router, Share, Slow, Trouble
+from llm_headroom.view.values import EngineCard, KvCache, Level, Load, Objective, Router, Share, Slow, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +81,7 @@ def _card(
         troubles=ordered(troubles),
         model=model,
         replicas=len({replica for point in points if (replica := point.series.label("replica"))}),
+        load=_load(points, said),
         running=running,
         waiting=waiting,
         limit=said.get(schema.REQUESTS_RUNNING_LIMIT),
@@ -104,6 +105,20 @@ def _card(
             *gauge_line("kv_usage", readings, schema.KV_CACHE_USAGE),
         ),
         missing=missing,
+    )
+
+
+def _load(points: Sequence[Point], said: Said) -> tuple[Load, ...]:
+    binding = {
+        series.label("objective"): series.label("resource")
+        for series, value in numbers(points, schema.LOAD_HEADROOM_BINDING)
+        if value
+    }
+    sustainable = said.by(schema.SUSTAINABLE_REQUESTS, "objective")
+    suspect = bool(said.get(schema.LOAD_HEADROOM_SUSPECT))
+    return tuple(
+        Load(objective, headroom, binding.get(objective, ""), sustainable.get(objective), suspect)
+        for objective, headroom in said.by(schema.LOAD_HEADROOM, "objective").items()
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.thresholds import RISK_BAD, RISK_WARN
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW, RISK_BAD, RISK_WARN
 from llm_headroom.view import text
 from llm_headroom.view.signals import risk_name
 from llm_headroom.view.values import Share
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         KvCache,
         Latency,
         Line,
+        Load,
         Missing,
         Objective,
         Risk,
@@ -72,6 +73,7 @@ def engine(card: EngineCard, now: float) -> str:
     if source.up:
         numbers = _router(card.router) if card.router is not None else _traffic(card)
         parts += [
+            _load(card.load),
             _numbers(numbers),
             "" if card.kv is None else _kv_cache(card.kv),
             _model_memory(card, now),
@@ -148,6 +150,18 @@ def _down(source: Source, now: float) -> str:
         parts.append(f'<p class="note">Last collection that succeeded: {last}</p>')
     parts += [f'<p class="warning">{escape(warning)}</p>' for warning in source.warnings]
     return "".join(parts)
+
+
+def _load(loads: Sequence[Load]) -> str:
+    """How much more the engine takes: the first thing to know of it."""
+    parts = []
+    for each in loads:
+        name = escape(OBJECTIVE_NAMES.get(each.objective, each.objective))
+        level = "bad" if each.headroom < 1.0 else "warn" if each.headroom < LOAD_HEADROOM_LOW else ""
+        sustainable = "" if each.sustainable is None else f", {text.rate(each.sustainable)} requests/s"
+        doubt = "; suspect" if each.suspect else ""
+        parts.append(f'{name}: <b class="{level}">{escape(text.takes(each))}</b>{sustainable}{doubt}')
+    return _line("Load", parts)
 
 
 def _traffic(card: EngineCard) -> list[tuple[str, str, str]]:

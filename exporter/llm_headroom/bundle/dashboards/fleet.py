@@ -17,7 +17,7 @@ from llm_headroom.bundle.dashboards.parts import (
 )
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
-from llm_headroom.thresholds import SATURATION_HIGH
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
@@ -172,8 +172,15 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                 ),
             ),
             (
-                f"max by ({TARGET}) ({scope.of(schema.SATURATION, resource='max')})",
-                Column(title="Saturation", unit="percentunit", steps=above(SATURATION_HIGH, 1), width=100, link=_TO_KV),
+                f"min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})",
+                Column(
+                    title="Load headroom",
+                    unit="none",
+                    decimals=1,
+                    steps=below(LOAD_HEADROOM_LOW, 1),
+                    width=120,
+                    link=_TO_KV,
+                ),
             ),
         ),
         height=8,
@@ -244,7 +251,8 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Saturation",
-            "Load of the bottleneck: at 100 % TTFT starts to miss its objective; cut at 200 %. Autoscale on it.",
+            "Load as a share of what the fullest target takes within its objective of first tokens, its queue "
+            "included; 200 % at most. Scale on it, target 80 %.",
             Query(f"max by ({MODEL}) ({scope.of(schema.SATURATION, resource='max')})", BY_MODEL),
             unit="percentunit",
             highest=2,

@@ -10,14 +10,14 @@ from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, Steps, abov
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
-from llm_headroom.thresholds import SATURATION_HIGH
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.thresholds import Thresholds
 
 _EARLY = "until there has been enough traffic"
-_PARTS = 'resource!="max"'
+_TEN_MINUTES = "until ten busy minutes were seen"
 _BY_TARGET_MODEL = "{{engine}} · {{target}} · {{model}}"
 
 
@@ -86,17 +86,17 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVTimeToFull",
         ),
         stat(
-            "Saturation",
-            "Of the target nearest to its limit; at 100 % TTFT starts to miss its objective.",
-            scope.exposed(f"max({scope.of(schema.SATURATION, resource='max')})"),
-            unit="percentunit",
-            steps=above(SATURATION_HIGH, 1),
+            "Load headroom",
+            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
+            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+            decimals=1,
+            steps=below(LOAD_HEADROOM_LOW, 1),
         ),
         stat(
             "Risk",
             "Highest probability of KV cache exhaustion or of TTFT beyond the objective within five minutes, of any "
             "target.",
-            scope.exposed(f"max({scope.of(schema.SATURATION_HIGH_WATER_RISK)})"),
+            scope.exposed(f"max({scope.of(schema.SATURATION_HIGH_WATER)})"),
             unit="percentunit",
             steps=above(limits.high_water_risk),
             alert="LLMSaturationRisk",
@@ -179,21 +179,39 @@ def _room(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 
 
 def _binding(scope: Scope) -> tuple[Panel, ...]:
-    parts = scope.of(schema.SATURATION, _PARTS)
+    binding = f"max by ({SOURCE}, objective, resource) ({scope.of(schema.LOAD_HEADROOM_BINDING)} == 1)"
     return (
         lines(
-            "Saturation by resource",
-            "The most saturated target of each engine: KV cache, concurrency, prefill, GPU memory. Cut at 200 %.",
-            Query(f"max by (engine, resource) ({parts})", "{{resource}} ({{engine}})"),
+            "Load headroom",
+            "How many times its traffic of 15 minutes each target takes before its first tokens leave their objective; "
+            "16 is 16 or more.",
+            Query(f"min by ({SOURCE}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})", BY_TARGET),
+            width=12,
+            steps=below(LOAD_HEADROOM_LOW, 1),
+            empty=_TEN_MINUTES,
+        ),
+        lines(
+            "Saturation",
+            "Load as a share of what the target takes, its queue included; 200 % at most. Scale on it, target 80 %.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION, resource='max')})", BY_TARGET),
             unit="percentunit",
             width=12,
             highest=2,
             steps=Steps("green", ((1, "red"),)),
+            empty=_TEN_MINUTES,
         ),
         lines(
-            "Saturation of the bottleneck",
-            "At 100 % TTFT starts to miss its objective; the curve is cut at 200 %. Autoscale on it.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION, resource='max')})", BY_TARGET),
+            "What binds",
+            "The resource that tokens wait for where the load headroom ends.",
+            Query(binding, f"{BY_TARGET}: {{{{objective}}}}, {{{{resource}}}}"),
+            width=12,
+            empty=_TEN_MINUTES,
+        ),
+        lines(
+            "Pressure by resource",
+            "Demand over what there is, of the target of each engine where it is greatest: KV cache, concurrency, "
+            "prefill, GPU memory. No share of what an engine takes. Cut at 200 %.",
+            Query(f"max by (engine, resource) ({scope.of(schema.PRESSURE)})", "{{resource}} ({{engine}})"),
             unit="percentunit",
             width=12,
             highest=2,
@@ -208,10 +226,10 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     answers = f"sum by ({SOURCE}) ({scope.rate(schema.GENERATION_TOKENS)})"
     return (
         lines(
-            "Risk within five minutes",
-            "Probability of KV cache exhaustion or of TTFT beyond the objective, from the highest forecast of the "
-            "last ten minutes.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_HIGH_WATER_RISK)})", BY_TARGET),
+            "High water of ten minutes",
+            "How near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective. Ranks targets; "
+            "no probability.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_HIGH_WATER)})", BY_TARGET),
             unit="percentunit",
             highest=1,
             steps=above(limits.high_water_risk),
@@ -219,14 +237,12 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMSaturationRisk",
         ),
         lines(
-            "Current risk, and of the KV cache alone",
-            "From the current forecast, and (dashed) for preemptions or blocked requests alone. Use them to rank "
-            "targets; they are not calibrated probabilities.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_RISK)})", BY_TARGET),
-            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_SATURATION_RISK)})", f"{BY_TARGET} KV cache"),
+            "Risk of the KV cache",
+            "Probability that requests are preempted or blocked for want of KV cache within five minutes; at least "
+            "95 % while they are.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_SATURATION_RISK)})", BY_TARGET),
             unit="percentunit",
             highest=1,
-            styles=((" KV cache$", quiet()),),
             empty=_EARLY,
         ),
         lines(
