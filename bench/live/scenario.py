@@ -116,6 +116,7 @@ def _mean(  # noqa: PLR0913, PLR0917 - the parts of a row
         found.mean(name, stage.subject.proxy),
         within=CLOCKS,
         expected_exporter=stage.subject.expected(topic),
+        note="the client's clock runs from connecting, the proxy's from sending, the engine's from its queue",
     )
 
 
