@@ -35,8 +35,8 @@ Written by `make live`; reruns differ in numbers. A client keeps books of what i
 **truth**, beside which stands what `/metrics` says of the engine and of the proxy.
 
 - **exact**: the same number.
-- **explained**: another number or none, of which the remark says why. It is just the one that was foreseen, or, of times
-  and of what moves while it is read, one within the bounds that the remark names.
+- **explained**: another number or none, of which the remark says why. It is just the one that was foreseen, or, of
+  times and of what moves while it is read, one within the bounds that the remark names.
 - **wrong**: anything else. `make live` then exits with 1.
 """
 

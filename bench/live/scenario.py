@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CLOCKS: Final = 0.2
 """Seconds by which means may differ: client, proxy and engine share two busy cores and read three clocks."""
-_APART: Final = 0.15
-"""Seconds between requests that are all to be let in: of a burst vLLM counts each as queued until it is scheduled."""
+_APART: Final = 0.1
+"""Seconds between requests of a crowd, so that none is late for the others' sake."""
 STALLED: Final = 90.0
 """Seconds until a stall must be seen: it is one after 60 s."""
 _ENGINE_ALONE: Final = Expected(None, "only the engine knows", asked=False)
@@ -169,7 +169,7 @@ async def crowd(stage: Stage) -> list[Row]:
     earlier = client.books.events
     await asyncio.sleep(2 * INTERVAL)
     reading, now = exporter.read(), client.books.events
-    under_way = asked - client.books.ended()
+    under_way = asked - client.books.ended() - client.books.refused()
     rows = [
         Row(
             "running",
@@ -283,7 +283,7 @@ async def errors(stage: Stage) -> list[Row]:
 
 
 async def overload(stage: Stage) -> list[Row]:
-    """40 requests at once, where 14 fit into places and queue."""
+    """40 requests at once, where 14 may run and wait."""
     requests = [Request(prompt=f"me first, I am {number}", tokens=60) for number in range(40)]
     books, found = await stage.during(lambda client: client.crowd(requests, at_once=len(requests)))
     failed, proxy = "llm_requests_failed_total", stage.subject.proxy
@@ -447,7 +447,7 @@ async def killed(stage: Stage) -> list[Row]:
 def steps(subject: Subject) -> list[Callable[[Stage], Awaitable[list[Row]]]]:
     """What is done to an engine, in order."""
     found: list[Callable[[Stage], Awaitable[list[Row]]]] = [streams, whole, crowd, aborts, errors]
-    if subject.queue is not None:
+    if subject.at_once is not None:
         found += [overload, pressure]
     if subject.core:
         found.append(frozen_core)

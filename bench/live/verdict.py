@@ -38,7 +38,8 @@ class Row:
     """One signal.
 
     `exporter` and `proxy` are what they said; None is nothing. What can be counted has to be the same number. Times and
-    what moves while it is read may differ by `within`, which is explained and not exact. Where a side is `expected` to say something else, it has to say just that.
+    what moves while it is read may differ by `within`, which is explained and not exact. Where a side is `expected` to
+    say something else, it has to say just that.
     """
 
     signal: str
