@@ -70,7 +70,7 @@ def page(results: Sequence[tuple[Subject, str, list[tuple[str, list[Row]]]]], sk
     yield from (f"{text}\n" for text in skipped)
     for found, version, sections in results:
         yield f"## {found.title} {version}".rstrip() + "\n"
-        shown = [str(part) for part in found.arguments if not isinstance(part, Path)]
+        shown = [part.name if isinstance(part, Path) else part for part in found.arguments]
         yield f"`{' '.join(shown)}`\n"
         for description, rows in sections:
             yield f"### {description}\n"
