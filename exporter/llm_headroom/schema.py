@@ -569,6 +569,15 @@ ENERGY_PER_TOKEN: Final = _derived(
     "J",
     "Energy of the engine's GPUs per generated token, over the last five minutes.",
 )
+ENGINE_STATE: Final = _derived(
+    "engine_state",
+    Kind.GAUGE,
+    "{flag}",
+    "1 for the state that the model of an engine is judged to be in, 0 for each other one (down, misread, stalled, "
+    "failing, blocked, slow, loading, tight, unknown, asleep, idle, ok). Goes on while the engine does not answer.",
+    "model",
+    "state",
+)
 ENGINE_STALLED: Final = _derived_gauge(
     "engine_stalled",
     "{flag}",
@@ -816,6 +825,14 @@ GPU_ROW_REMAP_PENDING: Final = _gpu(
     "row_remap_pending", Kind.GAUGE, "{flag}", "1 if a row will be remapped at the next reset."
 )
 GPU_ROW_REMAP_FAILURE: Final = _gpu("row_remap_failure", Kind.GAUGE, "{flag}", "1 if a row could not be remapped.")
+GPU_STATE: Final = _gpu(
+    "state",
+    Kind.GAUGE,
+    "{flag}",
+    "1 for the state that the GPU is judged to be in, 0 for each other one (lost, error, throttled, full, unknown, "
+    "ok). Goes on while the GPU cannot be read.",
+    "state",
+)
 GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "PCIe replays (retransmitted packets).")
 GPU_PCIE_LINK_GENERATION: Final = _gpu("pcie_link_generation", Kind.GAUGE, "{generation}", "PCIe generation in use.")
 GPU_PCIE_LINK_WIDTH: Final = _gpu("pcie_link_width", Kind.GAUGE, "{lane}", "PCIe lanes in use.")

@@ -95,7 +95,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         raise
     ended, reload = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+        signal.signal(number, lambda *_: _must_end(loop, ended))
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     # What is loaded by now stays; a poll leaves no cycles behind, so that young objects need not be looked at often.
     gc.freeze()
@@ -109,14 +109,21 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         await ended.wait()
     finally:
         log.info("ending")
-        # Whatever a thread or a library does: the kernel keeps this promise.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
         for task in (watching, reloading):
             if task is not None:
                 task.cancel()
         await proxies.close()
         await _end(server, poller, app, pusher)
+
+
+def _must_end(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    """Ends the process, whatever a thread or a library does: the kernel keeps the promise.
+
+    As a handler of Python's own, and not of the loop's, it also runs while the loop waits for a lock.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
+    loop.call_soon_threadsafe(ended.set)
 
 
 async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher) -> None:
