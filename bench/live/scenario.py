@@ -333,8 +333,8 @@ async def frozen_core(stage: Stage) -> list[Row]:
     rows: list[Row] = []
 
     async def act(client: Client) -> None:
-        work = asyncio.create_task(client.crowd([Request(tokens=300)] * 4, at_once=4))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 4, 10)
+        work = asyncio.create_task(client.crowd([Request(tokens=900)] * 4, at_once=4))
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 4, 20)
         stage.server.freeze(core)
         try:
             reading = await stage.exporter.until(lambda reading: reading.of("llm_engine_stalled") == 1, STALLED)
@@ -365,8 +365,8 @@ async def frozen(stage: Stage) -> list[Row]:
     rows: list[Row] = []
 
     async def act(client: Client) -> None:
-        work = asyncio.create_task(client.crowd([Request(tokens=300)] * 2, at_once=2))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 10)
+        work = asyncio.create_task(client.crowd([Request(tokens=700)] * 2, at_once=2))
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 20)
         stage.server.freeze()
         try:
             reading = await stage.exporter.until(lambda reading: reading.of("llm_up") == 0, 20)
@@ -396,8 +396,8 @@ async def killed(stage: Stage) -> list[Row]:
     rows: list[Row] = []
 
     async def die(client: Client) -> None:
-        work = asyncio.create_task(client.crowd([Request(tokens=400)] * 2, at_once=2))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 10)
+        work = asyncio.create_task(client.crowd([Request(tokens=900)] * 2, at_once=2))
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 20)
         stage.server.kill()
         await work
         await client.ask(Request())
