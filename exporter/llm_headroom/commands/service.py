@@ -130,7 +130,7 @@ async def _reload(
             await pusher.apply(config.otlp)
         except ConfigError as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
-            published.reload = published.reload._replace(succeeded=False)
+            published.reload = published.reload._replace(error=str(error))
             changed()
             continue
         old = published.poller.config
@@ -138,6 +138,6 @@ async def _reload(
         if fixed:
             log.warning("changes that need a restart were left out", extra={"keys": ",".join(fixed)})
         await published.poller.apply(config)
-        published.reload = Reload(succeeded=True, last_success=time.time())
+        published.reload = Reload(time.time())
         changed()
         log.info("configuration reloaded", extra={"targets": len(config.targets)})

@@ -32,8 +32,7 @@ from llm_headroom.poll.poller import Poller
 from llm_headroom.scrape.refusals import root
 from llm_headroom.view import text
 from llm_headroom.view.board import Board
-from llm_headroom.view.signals import ORDER
-from llm_headroom.view.values import Level, from_json
+from llm_headroom.view.values import ORDER, Level, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

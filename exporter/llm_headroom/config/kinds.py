@@ -291,4 +291,10 @@ def _is_ipv6(text: str) -> bool:
 
 Address: TypeAlias = Annotated[str, Form(name="address", parse=_listen)]
 """Where to listen: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
+Link: TypeAlias = Annotated[
+    str,
+    Meta(pattern=r"^(|https?://[!-~]*[!-.0-~])$"),
+    Form(called="an address with http:// or https:// and no slash at its end", name="URL"),
+]
+"""Where a page of ours may lead; empty for nowhere."""
 Url: TypeAlias = Annotated[str, Form(name="URL", parse=url)]

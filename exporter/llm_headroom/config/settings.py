@@ -41,6 +41,7 @@ from llm_headroom.config.kinds import (
     Label,
     LabelLimit,
     Limit,
+    Link,
     LogFormat,
     LogLevel,
     Memory,
@@ -309,6 +310,21 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Links:
+    """Where the status page leads to; what is not given is not shown."""
+
+    docs: Link = ""
+    """The documents. Example: `https://example.com/llm-headroom/docs`."""
+    runbooks: Link = ""
+    """What to do about an engine that is in trouble. Example: `https://example.com/llm-headroom/docs/alerts.md`."""
+    grafana: Link = ""
+    """The engine dashboard; the variables `engine`, `model` and `target` are added. Example:
+    `https://grafana.example.com/d/llm-headroom-engine`."""
+    prometheus: Link = ""
+    """Prometheus, for the series of an engine. Example: `https://prometheus.example.com`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Objectives:
     """Service levels: thresholds in seconds of three latencies, and the share of requests wanted within each."""
 
@@ -445,6 +461,8 @@ class Config:
     """Service levels; see [Objectives](#objectives)."""
     cost: Cost = field(default_factory=Cost)
     """What GPUs cost; see [Cost](#cost). Default: no prices."""
+    links: Links = field(default_factory=Links)
+    """Where the status page leads to; see [Links](#links). Default: nowhere."""
     label_limit: LabelLimit = 200
     """The most different values of one label that a target may have; further ones are reported as `other`."""
     web_config: File | None = None

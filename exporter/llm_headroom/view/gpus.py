@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.model import numbers
 from llm_headroom.view.history import key_of
-from llm_headroom.view.signals import Said, ages, gauge_line, ordered, risk_troubles, worst
-from llm_headroom.view.values import GpuCard, Level, Share, Trouble
+from llm_headroom.view.signals import Said, ages, assumed, gauge_line, ordered, risk_troubles
+from llm_headroom.view.values import Condition, GpuCard, Level, Share, Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llm_headroom.model import Point, Snapshot
     from llm_headroom.view.history import History, Reading
@@ -21,22 +21,30 @@ HARMLESS_THROTTLES: Final = frozenset(("idle", "application_clocks"))
 """Reasons that hold clocks down without any trouble (see `schema.GPU_THROTTLE`)."""
 
 
-def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[Missing, ...]) -> tuple[GpuCard, ...]:
-    """The cards of this host's GPUs; one with the error if they cannot be read."""
+def cards(
+    snapshot: Snapshot, source: Source, history: History, missing: tuple[Missing, ...], states: Mapping[str, Condition]
+) -> tuple[GpuCard, ...]:
+    """The cards of this host's GPUs, with their states by uuid; one with the error if they cannot be read."""
     if not source.up:
-        down = (Trouble(Level.BAD, "down"),)
-        return (GpuCard(id=f"gpu/{source.target}", source=source, level=Level.BAD, troubles=down),)
+        down = states.get("") or Condition("down", Level.BAD, source.error)
+        return (GpuCard(id=f"gpu/{source.target}", source=source, state=down),)
     devices: dict[str, list[Point]] = {}
     for point in snapshot.points:
         if point.series.label("uuid"):
             devices.setdefault(key_of(point), []).append(point)
     return tuple(
-        _card(uuid, points, source, history.readings(source.target, uuid), missing) for uuid, points in devices.items()
+        _card(uuid, points, source, history.readings(source.target, uuid), missing, states.get(uuid))
+        for uuid, points in devices.items()
     )
 
 
-def _card(
-    uuid: str, points: Sequence[Point], source: Source, readings: Sequence[Reading], missing: tuple[Missing, ...]
+def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
+    uuid: str,
+    points: Sequence[Point],
+    source: Source,
+    readings: Sequence[Reading],
+    missing: tuple[Missing, ...],
+    state: Condition | None,
 ) -> GpuCard:
     said = Said(points)
     info = next((point.series for point in points if point.series.metric is schema.GPU_INFO), None)
@@ -53,7 +61,7 @@ def _card(
     return GpuCard(
         id=f"gpu/{uuid}",
         source=source,
-        level=worst(troubles),
+        state=state or assumed(troubles),
         troubles=ordered(troubles),
         gpu=points[0].series.label("gpu"),
         uuid=uuid,
@@ -93,7 +101,7 @@ def _held(points: Sequence[Point], label: str) -> tuple[Share, ...]:
 def _troubles(said: Said) -> list[Trouble]:
     found = []
     if said.get(schema.GPU_MEMORY_OVERCOMMITTED):
-        found.append(Trouble(Level.WARN, "engines were promised more memory than there is"))
+        found.append(Trouble(Level.WARN, "GPU memory overcommitted"))
     if said.get(schema.GPU_ROW_REMAP_FAILURE):
         found.append(Trouble(Level.BAD, "a memory row could not be remapped"))
     if said.get(schema.GPU_ROW_REMAP_PENDING):

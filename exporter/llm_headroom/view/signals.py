@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom.model import Kind
 from llm_headroom.thresholds import RISK_BAD, RISK_WARN
-from llm_headroom.view.values import Level, Line, Risk, Trouble
+from llm_headroom.view.values import ORDER, Condition, Level, Line, Risk, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +23,6 @@ RISKS: Final = {
     "llm_eviction_risk_ratio": "eviction",
 }
 """Metrics that are probabilities of a trouble, and what a person calls the trouble."""
-ORDER: Final = {Level.BAD: 0, Level.WARN: 1, Level.GOOD: 2}
-"""Of levels, the worst first."""
 
 
 class Said:
@@ -75,12 +73,15 @@ def risk_name(risk: Risk) -> str:
     return RISKS.get(risk.metric, risk.metric)
 
 
+def risk_word(risk: Risk) -> str:
+    """How high a risk is: a rank, since not all of them are calibrated probabilities."""
+    return "high" if risk.value >= RISK_BAD else "raised" if risk.value >= RISK_WARN else "low"
+
+
 def risk_troubles(risks: Iterable[Risk]) -> list[Trouble]:
-    """The risks that are worth a word."""
+    """The risks that are worth a word. A forecast alone is never worse than a warning."""
     return [
-        Trouble(Level.BAD if risk.value >= RISK_BAD else Level.WARN, f"{risk.value:.0%} risk of {risk_name(risk)}")
-        for risk in risks
-        if risk.value >= RISK_WARN
+        Trouble(Level.WARN, f"{risk_word(risk)} risk of {risk_name(risk)}") for risk in risks if risk.value >= RISK_WARN
     ]
 
 
@@ -89,9 +90,10 @@ def ordered(troubles: Iterable[Trouble]) -> tuple[Trouble, ...]:
     return tuple(sorted(troubles, key=lambda trouble: ORDER[trouble.level]))
 
 
-def worst(troubles: Sequence[Trouble]) -> Level:
-    """The level of the worst trouble."""
-    return min((trouble.level for trouble in troubles), key=ORDER.__getitem__, default=Level.GOOD)
+def assumed(troubles: Sequence[Trouble]) -> Condition:
+    """The state where nothing else has judged: that of the worst trouble."""
+    first = next(iter(ordered(troubles)), None)
+    return Condition("ok", Level.GOOD) if first is None else Condition("warning", first.level, first.text)
 
 
 def ages(readings: Sequence[Reading]) -> tuple[float, ...]:

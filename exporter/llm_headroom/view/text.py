@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from unicodedata import category
 
 if TYPE_CHECKING:
     from llm_headroom.view.values import Latency, Quantile
 
+_UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 UNKNOWN: Final = "–"
+STATE_MARKS: Final = {"good": "✓", "warn": "▲", "bad": "■", "unknown": "?"}
+"""Marks of levels that differ by their shape."""
+OBJECTIVES: Final = {
+    "llm_time_to_first_token_seconds": "ttft",
+    "llm_inter_token_latency_seconds": "inter_token_latency",
+    "llm_time_per_output_token_seconds": "inter_token_latency",
+}
+"""The objectives that latencies are judged by."""
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86400
@@ -82,6 +92,18 @@ def quantile(value: Quantile) -> str:
     return seconds(value.estimate)
 
 
+def row(latency: Latency) -> tuple[str, list[str]]:
+    """The quantiles of a latency in one unit, that of the largest, and the unit."""
+    highest = max((each.low if each.estimate is None else each.estimate for each in latency.quantiles), default=0.0)
+    unit, factor = ("ms", 1000.0) if highest < 1 else ("s", 1.0)
+    shown = []
+    for each in latency.quantiles:
+        value = (each.low if each.estimate is None else each.estimate) * factor
+        digits = f"{value:.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits
+        shown.append(digits if each.estimate is not None else f"> {digits}")
+    return unit, shown
+
+
 def bucket(value: Quantile) -> str:
     """The bounds between which a quantile surely lies."""
     if value.high is None:
@@ -92,6 +114,28 @@ def bucket(value: Quantile) -> str:
     elif low.endswith(" s") and high.endswith(" s"):
         low = low.removesuffix(" s")
     return f"{'0' if value.low == 0 else low}–{high}"
+
+
+def later(value: Quantile | None, threshold: float | None) -> bool:
+    """Whether a quantile is beyond an objective, as far as the buckets show."""
+    if value is None or threshold is None:
+        return False
+    return (value.low if value.estimate is None else value.estimate) > threshold
+
+
+def plain(text: str) -> str:
+    r"""A text that engines or users made up, for a terminal: nothing in it colours, moves or turns what is shown.
+
+    Control and format characters (Unicode's categories Cc, Cf, Co, Cs, Zl, Zp; the latter turn the direction of
+    writing) become escapes such as `\x1b`.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(each if category(each) not in _UNPRINTABLE else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def latency_name(value: Latency) -> str:

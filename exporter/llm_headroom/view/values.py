@@ -9,15 +9,30 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 
 class Level(StrEnum):
-    """How much a card wants to be looked at."""
+    """How bad a state is: nothing to do, look at it today, look at it now."""
 
     GOOD = "good"
     WARN = "warn"
     BAD = "bad"
+    UNKNOWN = "unknown"
+
+
+ORDER: Final = {Level.BAD: 0, Level.WARN: 1, Level.UNKNOWN: 2, Level.GOOD: 3}
+"""Of levels, the worst first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """The judgement of a model or a GPU: `name` is its state, `reason` in words, `since` when in unix time."""
+
+    name: str
+    level: Level
+    reason: str = ""
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +124,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Canonical metrics that the source does not tell for one and the same reason."""
+    """Canonical metrics that the source does not expose for one and the same reason."""
 
     reason: str
     metrics: tuple[str, ...]
@@ -138,6 +153,7 @@ class Source:
     cause: str = ""
     error: str = ""
     warnings: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,18 +172,21 @@ class EngineCard:
     """One model of one target; a target that is down, or has no model, has one card without a model.
 
     `lines` share `ages`, seconds before `source.taken`, oldest first. `offload` is the share of the model's memory on
-    GPUs, `expires` the unix time at which an idle model is unloaded.
+    GPUs, `expires` the unix time at which an idle model is unloaded. `saturation` is the share of what fits
+    of the resource `saturation_by`, which is the scarcest.
     """
 
     id: str
     source: Source
-    level: Level
+    state: Condition
     troubles: tuple[Trouble, ...] = ()
     model: str = ""
     replicas: int = 0
     running: float | None = None
     waiting: float | None = None
     limit: float | None = None
+    saturation: float | None = None
+    saturation_by: str = ""
     prompt_rate: float | None = None
     generation_rate: float | None = None
     latencies: tuple[Latency, ...] = ()
@@ -184,6 +203,11 @@ class EngineCard:
     lines: tuple[Line, ...] = ()
     missing: tuple[Missing, ...] = ()
 
+    @property
+    def level(self) -> Level:
+        """How bad its state is."""
+        return self.state.level
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuCard:
@@ -195,7 +219,7 @@ class GpuCard:
 
     id: str
     source: Source
-    level: Level
+    state: Condition
     troubles: tuple[Trouble, ...] = ()
     gpu: str = ""
     uuid: str = ""
@@ -218,6 +242,11 @@ class GpuCard:
     lines: tuple[Line, ...] = ()
     missing: tuple[Missing, ...] = ()
 
+    @property
+    def level(self) -> Level:
+        """How bad its state is."""
+        return self.state.level
+
 
 @dataclass(frozen=True, slots=True)
 class Absent:
@@ -229,7 +258,10 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything that is shown. `sources` and `up` count the sources that have been collected at least once."""
+    """Everything that is shown. `sources` and `up` count the sources that have been collected at least once.
+
+    `notices` are troubles of the exporter itself, in words.
+    """
 
     version: str
     time: float
@@ -238,6 +270,7 @@ class View:
     engines: tuple[EngineCard, ...]
     gpus: tuple[GpuCard, ...]
     absent: tuple[Absent, ...]
+    notices: tuple[str, ...] = ()
 
 
 def as_json(view: View) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from llm_headroom.poll.health import health_points
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
+from llm_headroom.web.look import look
 from llm_headroom.web.stream import Feed
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ REUSED: Final = 1.0
 own series, such as `process_*`, can have."""
 TIMEOUT_MARGIN: Final = 0.5
 """Seconds that are left to Prometheus of the timeout that it announces."""
+WORTH_PACKING: Final = 1024
+"""Bytes from which on an answer is compressed."""
 JSON: Final = "application/json; charset=utf-8"
 
 
@@ -45,7 +48,7 @@ class App:
     def __init__(self, published: Published) -> None:
         self._published = published
         self.poller = published.poller
-        self._feed = Feed(self.poller)
+        self._feed = Feed(self.poller, notices=self._notices)
         self._renderer = Renderer()
         self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
@@ -71,19 +74,24 @@ class App:
             case "/probe":
                 return await self._probe(request)
             case "/api/v1/snapshot":
-                return Response(self._snapshot(), content_type=JSON)
+                return _packed(Response(self._snapshot(), content_type=JSON), request)
             case "/-/healthy":
                 return Response(b"llm-headroom is running.\n")
             case "/-/ready":
                 return self._ready()
             case "/":
-                return page.page(self._feed.view())
+                parts = self._feed.parts(look(request.query))
+                return _packed(page.page(__version__, parts, self.poller.config.links), request)
             case "/api/v1/stream":
-                return self._feed.subscribe(request.query.get("form", "json"))
+                return self._feed.subscribe(request.query, gzip=_wants_gzip(request))
             case path if path.startswith("/static/"):
-                return page.static(path.removeprefix("/static/"))
+                return _packed(page.static(path.removeprefix("/static/")), request)
             case _:
                 return Response(b"Not found. See / for what is here.\n", status=404)
+
+    def _notices(self) -> Iterable[str]:
+        if error := self._published.reload.error:
+            yield f"The configuration was changed and could not be read; the old one is in force: {error}"
 
     def _ready(self) -> Response:
         if self.poller.ready:
@@ -203,6 +211,18 @@ def accepts_gzip(encodings: str) -> bool:
         if coding.strip().lower() in ("gzip", "*"):
             return parameters.replace(" ", "").lower() not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False
+
+
+def _wants_gzip(request: Request) -> bool:
+    return accepts_gzip(request.headers.get("accept-encoding", ""))
+
+
+def _packed(response: Response, request: Request) -> Response:
+    """An answer that is compressed for a client that understands it, if it is worth it."""
+    vary = (*response.headers, ("Vary", "Accept-Encoding"))
+    if len(response.body) < WORTH_PACKING or not _wants_gzip(request):
+        return replace(response, headers=vary)
+    return replace(response, body=_gzip(response.body), headers=(*vary, ("Content-Encoding", "gzip")))
 
 
 def _gzip(body: bytes) -> bytes:
