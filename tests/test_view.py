@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import captures
 from llm_headroom import schema
-from llm_headroom.model import Cause, Failure, Health, Histogram, Point, Series, Snapshot
+from llm_headroom.model import Cause, Failure, Health, Histogram, Level, Point, Series, Snapshot
 from llm_headroom.view import board, text
 from llm_headroom.view.history import MOST_READINGS, History
 from llm_headroom.view.quantiles import RANKS, quantile
-from llm_headroom.view.values import Absent, Level, Missing, Objective, Share, Slow, as_json, from_json
+from llm_headroom.view.values import Absent, Missing, Objective, Share, Slow, as_json, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,6 +13,7 @@ from llm_headroom import __version__
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.net.files import stamp
 from llm_headroom.net.listen import ListenError
+from llm_headroom.notify.notifier import Notifier
 from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.otlp.tally import Tally
 from llm_headroom.poll.poller import Poller
@@ -63,7 +64,13 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
     tally = Tally()
     published = Published(poller, tally.points)
-    app = App(published)
+    notifier = Notifier(poller.snapshots, lambda: {target.name: target.labels for target in poller.config.targets})
+    app = App(published, notifier.problems)
+
+    def changed() -> None:
+        app.changed()
+        notifier.changed()
+
     pusher = Pusher(
         tally,
         sources=published.sources,
@@ -71,7 +78,8 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         ready=poller.first_round,
         port=config.listen[0].rpartition(":")[2],
     )
-    poller.on_change(app.changed)
+    poller.on_change(changed)
+    notifier.apply(config.notify)
     server = await serve(app.handle, config.listen, web_config=config.web_config)
     try:
         await proxies.start()
@@ -90,7 +98,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     poller.start()
     await pusher.apply(config.otlp)
     watching = loop.create_task(_watch(file, reload)) if file is not None else None
-    reloading = loop.create_task(_reload(published, pusher, app.changed, read, reload))
+    reloading = loop.create_task(_reload(published, pusher, notifier, app.changed, read, reload))
     try:
         await ended.wait()
     finally:
@@ -99,10 +107,11 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
             if task is not None:
                 task.cancel()
         await proxies.close()
-        await _end(server, poller, app, pusher)
+        await _end(server, poller, app, pusher, notifier)
 
 
-async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher) -> None:
+async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher, notifier: Notifier) -> None:
+    await notifier.close()
     await pusher.close()
     await server.close()
     await poller.stop()
@@ -119,8 +128,13 @@ async def _watch(file: Watched, reload: asyncio.Event) -> None:
             reload.set()
 
 
-async def _reload(
-    published: Published, pusher: Pusher, changed: Callable[[], None], read: Callable[[], Config], reload: asyncio.Event
+async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
+    published: Published,
+    pusher: Pusher,
+    notifier: Notifier,
+    changed: Callable[[], None],
+    read: Callable[[], Config],
+    reload: asyncio.Event,
 ) -> None:
     while True:
         await reload.wait()
@@ -138,6 +152,7 @@ async def _reload(
         if fixed:
             log.warning("changes that need a restart were left out", extra={"keys": ",".join(fixed)})
         await published.poller.apply(config)
+        notifier.apply(config.notify)
         published.reload = Reload(time.time())
         changed()
         log.info("configuration reloaded", extra={"targets": len(config.targets)})

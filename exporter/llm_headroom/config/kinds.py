@@ -241,6 +241,8 @@ KvCacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "
 """Types of a KV cache's elements as llama.cpp names them."""
 Combine: TypeAlias = Literal["sum", "max", "first"]
 Compression: TypeAlias = Literal["gzip", "none"]
+ReceiverKind: TypeAlias = Literal["webhook", "slack", "ntfy"]
+Severity: TypeAlias = Literal["warning", "critical"]
 OtlpProtocol: TypeAlias = Literal["http/protobuf", "grpc"]
 File: TypeAlias = Annotated[
     Path, Form(name="file", read=lambda value: existing(value.directory / parsed(Word, value.string())))

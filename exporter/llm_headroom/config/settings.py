@@ -41,7 +41,6 @@ from llm_headroom.config.kinds import (
     Label,
     LabelLimit,
     Limit,
-    Link,
     LogFormat,
     LogLevel,
     Memory,
@@ -64,6 +63,7 @@ from llm_headroom.config.kinds import (
     parsed,
     url,
 )
+from llm_headroom.config.people import Links, Receiver
 from llm_headroom.model import NOTHING, Kind, Subject
 
 RESERVED_LABELS: Final = frozenset(
@@ -310,21 +310,6 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Links:
-    """Where the status page leads to; what is not given is not shown."""
-
-    docs: Link = ""
-    """The documents. Example: `https://example.com/llm-headroom/docs`."""
-    runbooks: Link = ""
-    """What to do about an engine that is in trouble. Example: `https://example.com/llm-headroom/docs/alerts.md`."""
-    grafana: Link = ""
-    """The engine dashboard; the variables `engine`, `model` and `target` are added. Example:
-    `https://grafana.example.com/d/llm-headroom-engine`."""
-    prometheus: Link = ""
-    """Prometheus, for the series of an engine. Example: `https://prometheus.example.com`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Objectives:
     """Service levels: thresholds in seconds of three latencies, and the share of requests wanted within each."""
 
@@ -469,5 +454,7 @@ class Config:
     """TLS and authentication of the exporter's own server; see [its page](web-configuration.md). Example: `web.yml`."""
     log: Log = field(default_factory=Log)
     """What is logged, and how; see [Log](#log)."""
+    notify: tuple[Receiver, ...] = ()
+    """Where changes of states are sent; see [Notifications](#notifications)."""
     otlp: OtlpSettings | None = None
     """Pushing to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""

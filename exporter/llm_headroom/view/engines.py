@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
-from llm_headroom.model import Subject, numbers
+from llm_headroom.model import Level, Subject, numbers
 from llm_headroom.thresholds import DEFAULT
 from llm_headroom.view.history import grown, key_of, rate, rates
 from llm_headroom.view.quantiles import RANKS, quantile
@@ -17,7 +17,6 @@ from llm_headroom.view.values import (
     EngineCard,
     KvCache,
     Latency,
-    Level,
     Objective,
     Router,
     Share,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import numbers
+from llm_headroom.model import Level, numbers
 from llm_headroom.view.history import key_of
 from llm_headroom.view.signals import Said, ages, assumed, gauge_line, ordered, risk_troubles
-from llm_headroom.view.values import Condition, GpuCard, Level, Share, Trouble
+from llm_headroom.view.values import Condition, GpuCard, Share, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.model import Kind
+from llm_headroom.model import Kind, Level
 from llm_headroom.thresholds import RISK_BAD, RISK_WARN
-from llm_headroom.view.values import ORDER, Condition, Level, Line, Risk, Trouble
+from llm_headroom.view.values import ORDER, Condition, Line, Risk, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

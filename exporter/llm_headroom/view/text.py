@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 from unicodedata import category
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_headroom.view.values import Latency, Quantile
 
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
@@ -114,6 +116,18 @@ def bucket(value: Quantile) -> str:
     elif low.endswith(" s") and high.endswith(" s"):
         low = low.removesuffix(" s")
     return f"{'0' if value.low == 0 else low}–{high}"
+
+
+def p95(latency: Latency) -> Quantile | None:
+    """The 95th percentile; None without traffic."""
+    return next((each for each in latency.quantiles if each.rank == 0.95), None)  # noqa: PLR2004 - the p95
+
+
+def p95_seconds(latencies: Sequence[Latency]) -> float | None:
+    """The 95th percentile of first tokens, or the bound that it is beyond."""
+    first = next((each for each in latencies if OBJECTIVES.get(each.metric) == "ttft"), None)
+    found = None if first is None else p95(first)
+    return None if found is None else found.low if found.estimate is None else found.estimate
 
 
 def later(value: Quantile | None, threshold: float | None) -> bool:

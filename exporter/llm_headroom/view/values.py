@@ -6,20 +6,11 @@ Times are unix seconds, durations seconds, rates per second, ratios in [0, 1]; w
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from enum import StrEnum
 from functools import cache
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
-
-class Level(StrEnum):
-    """How bad a state is: nothing to do, look at it today, look at it now."""
-
-    GOOD = "good"
-    WARN = "warn"
-    BAD = "bad"
-    UNKNOWN = "unknown"
-
+from llm_headroom.model import Level
 
 ORDER: Final = {Level.BAD: 0, Level.WARN: 1, Level.UNKNOWN: 2, Level.GOOD: 3}
 """Of levels, the worst first."""

@@ -23,7 +23,7 @@ from llm_headroom.web.look import look
 from llm_headroom.web.stream import Feed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from llm_headroom.config.settings import Target
     from llm_headroom.model import Snapshot
@@ -43,10 +43,14 @@ JSON: Final = "application/json; charset=utf-8"
 
 
 class App:
-    """Answers requests from what is published; keeps renderings until something new is."""
+    """Answers requests from what is published; keeps renderings until something new is.
 
-    def __init__(self, published: Published) -> None:
+    `notices` gives further troubles of the exporter itself, in words.
+    """
+
+    def __init__(self, published: Published, notices: Callable[[], Iterable[str]] = tuple) -> None:
         self._published = published
+        self._more_notices = notices
         self.poller = published.poller
         self._feed = Feed(self.poller, notices=self._notices)
         self._renderer = Renderer()
@@ -92,6 +96,7 @@ class App:
     def _notices(self) -> Iterable[str]:
         if error := self._published.reload.error:
             yield f"The configuration was changed and could not be read; the old one is in force: {error}"
+        yield from self._more_notices()
 
     def _ready(self) -> Response:
         if self.poller.ready:

@@ -7,9 +7,10 @@ from html import escape
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlencode
 
+from llm_headroom.model import Level
 from llm_headroom.view import text
 from llm_headroom.view.signals import risk_name, risk_word
-from llm_headroom.view.values import Level, Share
+from llm_headroom.view.values import Share
 from llm_headroom.web.charts import bar
 from llm_headroom.web.figures import ENGINE_FIGURES, GPU_FIGURES, Past, history
 from llm_headroom.web.look import key
@@ -18,7 +19,7 @@ from llm_headroom.web.summary import ago, mark
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from llm_headroom.config.settings import Links
+    from llm_headroom.config.people import Links
     from llm_headroom.view.day import Minute
     from llm_headroom.view.values import (
         EngineCard,

@@ -21,7 +21,7 @@ from llm_headroom.web.summary import summary
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.settings import Links
+    from llm_headroom.config.people import Links
     from llm_headroom.view.day import Minute
     from llm_headroom.view.values import Absent, EngineCard, View
     from llm_headroom.web.look import Look

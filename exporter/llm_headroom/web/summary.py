@@ -5,8 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_headroom.model import Level
 from llm_headroom.view import text
-from llm_headroom.view.values import ORDER, EngineCard, GpuCard, Level
+from llm_headroom.view.values import ORDER, EngineCard, GpuCard
 from llm_headroom.web.look import key
 
 if TYPE_CHECKING:

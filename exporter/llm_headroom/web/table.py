@@ -84,8 +84,7 @@ def engine_row(card: EngineCard, look: Look, opened: str) -> str:
     source, kv = card.source, card.kv
     threshold = next((each.threshold for each in card.objectives if each.name == "ttft"), None)
     first = next((each for each in card.latencies if text.OBJECTIVES.get(each.metric) == "ttft"), None)
-    p95 = next((each for each in first.quantiles if each.rank == 0.95), None) if first else None  # noqa: PLR2004 - p95
-    seconds = None if p95 is None else p95.low if p95.estimate is None else p95.estimate
+    p95 = text.p95(first) if first else None
     labels = " ".join(f"{escape(name)}={escape(value)}" for name, value in source.labels)
     waiting = card.waiting if card.router is None else card.router.waiting
     room = None if kv is None else kv.headroom_requests
@@ -96,7 +95,7 @@ def engine_row(card: EngineCard, look: Look, opened: str) -> str:
         Cell(text.count(waiting), waiting),
         Cell(
             "–" if first is None else "no traffic" if p95 is None else text.quantile(p95),
-            seconds,
+            text.p95_seconds(card.latencies),
             "bad" if text.later(p95, threshold) else "",
         ),
         Cell(text.percent(None if kv is None else kv.usage), None if kv is None else kv.usage),
