@@ -289,7 +289,7 @@ def _state(card: EngineCard | GpuCard) -> Text:
 
 def _why(card: EngineCard | GpuCard) -> Text:
     said = [card.state.reason] if card.level is not Level.GOOD and card.state.reason else []
-    said += [each.text for each in card.troubles if each.text not in said]
+    said += card.notes
     return Text(plain("; ".join(said)), STYLES[card.level] if said else "")
 
 

@@ -15,6 +15,7 @@ from llm_headroom.notify.incidents import Incidents, judgements, step
 from llm_headroom.notify.messages import request, title
 from llm_headroom.scrape.credentials import Authorization
 from llm_headroom.scrape.refusals import Refusal, root
+from llm_headroom.view.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -143,7 +144,7 @@ class _Door:
                     said += part
                     if len(said) >= _LARGEST_ANSWER:
                         break
-                words = " ".join(said[:_LARGEST_ANSWER].decode(errors="replace").split())
+                words = plain(" ".join(said[:_LARGEST_ANSWER].decode(errors="replace").split()))
                 return f"status {answer.status_code}: {words}".rstrip(": "), answer.status_code in _AGAIN
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s", True

@@ -19,17 +19,35 @@ _OF_GPUS: Final = frozenset({Subject.GPU, Subject.ATTRIBUTION})
 _OF_ROUTERS: Final = frozenset({Subject.ROUTER})
 _OF_ENGINES: Final = frozenset({Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.HOST})
 _GIVEN_BY_OTHERS: Final = {
-    Subject.DERIVED: "derived: needs traffic over some polls, or something that the engine does not tell",
-    Subject.PROXY: "a measuring proxy in front of the engine tells it",
-    Subject.HOST: "the engine runs elsewhere, or this host does not show it",
+    Subject.DERIVED: "worked out from several readings under traffic; keep `llm-headroom run` going for some minutes",
+    Subject.HOST: "read on the engine's own host; run llm-headroom there, beside the engine",
     Subject.ATTRIBUTION: "no engine is known to hold memory of these devices",
 }
-"""Why a metric is missing that its source does not give alone."""
-_UNTOLD: Final = {
-    schema.GPU_PROCESS_MEMORY: "off (gpu.processes), or no process is listed",
-    schema.GPU_PCIE_THROUGHPUT: "off (gpu.pcie), since it takes 40 ms for each GPU",
-    schema.GPU_XID_ERRORS: "counted while the exporter runs; none has come",
-    schema.GPU_XID_LAST: "counted while the exporter runs; none has come",
+"""Why a metric is missing that its source does not give alone, and what to do."""
+BY_PROXY: Final = frozenset(
+    {
+        schema.TIME_TO_FIRST_TOKEN,
+        schema.INTER_TOKEN_LATENCY,
+        schema.TIME_PER_OUTPUT_TOKEN,
+        schema.REQUEST_DURATION,
+        schema.REQUEST_QUEUE,
+        schema.REQUEST_PREFILL,
+        schema.REQUEST_DECODE,
+        schema.REQUEST_PROMPT_TOKENS,
+        schema.REQUEST_GENERATION_TOKENS,
+        schema.REQUESTS_RUNNING,
+        schema.REQUESTS_FINISHED,
+        schema.REQUESTS_FAILED,
+        schema.PROMPT_TOKENS,
+        schema.GENERATION_TOKENS,
+    }
+)
+"""What a measuring proxy gives where the engine itself does not."""
+_UNEXPOSED: Final = {
+    schema.GPU_PROCESS_MEMORY: "off, or no process is listed; set `processes: true` under `gpu` to get it",
+    schema.GPU_PCIE_THROUGHPUT: "off, since it takes 40 ms for each GPU; set `pcie: true` under `gpu` to get it",
+    schema.GPU_XID_ERRORS: "counted while the exporter runs; none seen since start",
+    schema.GPU_XID_LAST: "counted while the exporter runs; none seen since start",
     schema.GPU_XID_WATCHED: "counted while the exporter runs",
 }
 """Why a metric of GPUs is missing, if not for the devices' sake."""
@@ -63,15 +81,24 @@ def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
+def _proxy(engine: Engine | None) -> str:
+    seen = "seen only by a measuring proxy in front of the engine"
+    if engine is not None and engine.name == "ollama":
+        return f"{seen}; run with `--ollama-proxy :11435` to get it"
+    return f"{seen}; name one under `proxies` to get it"
+
+
 def _reason(metric: Metric, engine: Engine | None) -> str:
     if metric.subject in _GIVEN_BY_OTHERS:
         return _GIVEN_BY_OTHERS[metric.subject]
+    if metric.subject is Subject.PROXY:
+        return _proxy(engine)
     if engine is None:
-        return _UNTOLD.get(metric, "not supported by these devices or this driver")
+        return _UNEXPOSED.get(metric, "not supported by these devices or this driver")
     rules = [rule for rule in engine.rules if rule.metric is metric]
     where = engine.fact_sources.get(metric.name)
     if not rules and where is None:
-        return f"{engine.title} does not tell it"
+        return _proxy(engine) if metric in BY_PROXY else f"{engine.title} does not expose it"
     parts = []
     if rules:
         names = ", ".join(dict.fromkeys(name for rule in rules for name in rule.names))

@@ -51,8 +51,8 @@ async def identify(
         raise FetchError(
             Failure(
                 Cause.NOT_THIS_ENGINE,
-                f"{endpoint.url} answers (/metrics with {response.status}), but is none of {known} as far as can be "
-                "told; name its engine: --target ENGINE=URL",
+                f"{endpoint.url} answers (/metrics with {response.status}), but could not be identified as any "
+                f"of {known}; name its engine: --target ENGINE=URL",
             )
         )
     return engine

@@ -10,7 +10,7 @@ from llm_headroom.model import Level, Subject, numbers
 from llm_headroom.thresholds import DEFAULT
 from llm_headroom.view.history import grown, key_of, rate, rates
 from llm_headroom.view.quantiles import RANKS, quantile
-from llm_headroom.view.signals import Said, ages, assumed, gauge_line, line, ordered, risk_troubles
+from llm_headroom.view.signals import UNJUDGED, Said, ages, gauge_line, line
 from llm_headroom.view.values import (
     ORDER,
     Condition,
@@ -21,7 +21,6 @@ from llm_headroom.view.values import (
     Router,
     Share,
     Slow,
-    Trouble,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from llm_headroom.view.history import History, Reading
     from llm_headroom.view.values import Missing, Source
 
+NOT_LOADED: Final = Condition("not loaded", Level.GOOD, "the next request loads it")
+"""Of a model that an engine could load: no state of the engine is about it."""
 MOST_NAMES: Final = 3
 """Models of a target that is down whose names are shown."""
 RATE_WINDOW: Final = 30.0
@@ -110,16 +111,15 @@ def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
     said = Said(replicas.combined(points))
     waiting, running = said.get(schema.REQUESTS_WAITING), said.get(schema.REQUESTS_RUNNING)
     kv = _kv_cache(said, points)
-    offload, loaded, risks = said.get(schema.MODEL_OFFLOAD), said.get(schema.MODEL_LOADED), said.risks()
-    troubles = [*_troubles(said, kv, source), *risk_troubles(risks)]
+    offload, loaded = said.get(schema.MODEL_OFFLOAD), said.get(schema.MODEL_LOADED)
     memory = said.by(schema.MODEL_MEMORY, "kind")
     saturations = said.by(schema.SATURATION, "resource")
     saturation = saturations.pop("max", None)
     return EngineCard(
         id=_id(source.target, model),
         source=source,
-        state=state or assumed(troubles),
-        troubles=ordered(troubles),
+        state=state or (NOT_LOADED if loaded == 0.0 else UNJUDGED),
+        notes=_notes(offload, source),
         model=model,
         replicas=len({replica for point in points if (replica := point.series.label("replica"))}),
         running=running,
@@ -137,7 +137,7 @@ def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
         expires=said.get(schema.MODEL_EXPIRY),
         slow=tuple(Slow(window, ratio) for window, ratio in said.by(schema.TTFT_SLOW, "window").items()),
         objectives=_objectives(points, said),
-        risks=risks,
+        risks=said.risks(),
         ages=ages(readings),
         lines=(
             *gauge_line("running", readings, schema.REQUESTS_RUNNING),
@@ -194,23 +194,13 @@ def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
     return KvCache(free=free, worst=max(usages) if len(usages) > 1 else None, **found)
 
 
-def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
+def _notes(offload: float | None, source: Source) -> tuple[str, ...]:
     found = []
-    if said.get(schema.ENGINE_STALLED):
-        found.append(Trouble(Level.BAD, "stalled"))
-    waiting, running = said.get(schema.REQUESTS_WAITING), said.get(schema.REQUESTS_RUNNING)
-    limit, offload = said.get(schema.REQUESTS_RUNNING_LIMIT), said.get(schema.MODEL_OFFLOAD)
-    usage = None if kv is None else kv.worst if kv.worst is not None else kv.usage
-    if waiting:
-        if usage is not None and usage >= DEFAULT.kv_usage_critical:
-            found.append(Trouble(Level.WARN, "saturated: KV cache full"))
-        elif limit and running is not None and running >= limit:
-            found.append(Trouble(Level.WARN, "saturated: at the running limit"))
     if offload is not None and offload < DEFAULT.offload_low:
-        found.append(Trouble(Level.WARN, "on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU"))
+        found.append("on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU")
     if source.warnings:
-        found.append(Trouble(Level.WARN, "partly collected: see warning"))
-    return found
+        found.append("partly collected: see warning")
+    return tuple(found)
 
 
 def _router(
@@ -224,20 +214,14 @@ def _router(
     healthy = said.by(schema.ROUTER_WORKER_HEALTHY, "worker")
     workers = said.get(schema.ROUTER_WORKERS)
     up = sum(1.0 for value in healthy.values() if value)
-    troubles = []
-    if up < len(healthy):
-        level = Level.WARN if up else Level.BAD
-        troubles.append(Trouble(level, f"{len(healthy) - up:.0f} of {len(healthy)} workers unhealthy"))
-    if source.warnings:
-        troubles.append(Trouble(Level.WARN, "partly collected: see warning"))
     rates_in = [rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW) for readings in histories]
     taken_in = [each for each in rates_in if each is not None]
     own = histories[0]
     return EngineCard(
         id=_id(source.target, ""),
         source=source,
-        state=state or assumed(troubles),
-        troubles=ordered(troubles),
+        state=state or UNJUDGED,
+        notes=_notes(None, source),
         router=Router(
             active=said.get(schema.ROUTER_REQUESTS_ACTIVE),
             waiting=said.get(schema.ROUTER_REQUESTS_WAITING),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.model import Level, numbers
 from llm_headroom.view.history import key_of
-from llm_headroom.view.signals import Said, ages, assumed, gauge_line, ordered, risk_troubles
-from llm_headroom.view.values import Condition, GpuCard, Share, Trouble
+from llm_headroom.view.signals import UNJUDGED, Said, ages, gauge_line
+from llm_headroom.view.values import Condition, GpuCard, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,15 +54,12 @@ def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
         for reason, active in said.by(schema.GPU_THROTTLE, "reason").items()
         if active and reason not in HARMLESS_THROTTLES
     )
-    troubles = [*_troubles(said), *risk_troubles(risks)]
-    if throttles:
-        troubles.append(Trouble(Level.WARN, "throttled: " + ", ".join(each.replace("_", " ") for each in throttles)))
     temperatures = said.by(schema.GPU_TEMPERATURE, "sensor")
     return GpuCard(
         id=f"gpu/{uuid}",
         source=source,
-        state=state or assumed(troubles),
-        troubles=ordered(troubles),
+        state=state or UNJUDGED,
+        notes=_notes(said, throttles),
         gpu=points[0].series.label("gpu"),
         uuid=uuid,
         name="" if info is None else info.label("name"),
@@ -98,12 +95,12 @@ def _held(points: Sequence[Point], label: str) -> tuple[Share, ...]:
     return tuple(Share(name, size) for name, size in sums.items())
 
 
-def _troubles(said: Said) -> list[Trouble]:
-    found = []
+def _notes(said: Said, throttles: Sequence[str]) -> tuple[str, ...]:
+    found = [f"clocks held down: {', '.join(throttles).replace('_', ' ')}"] if throttles else []
     if said.get(schema.GPU_MEMORY_OVERCOMMITTED):
-        found.append(Trouble(Level.WARN, "GPU memory overcommitted"))
+        found.append("GPU memory overcommitted")
     if said.get(schema.GPU_ROW_REMAP_FAILURE):
-        found.append(Trouble(Level.BAD, "a memory row could not be remapped"))
+        found.append("a memory row could not be remapped")
     if said.get(schema.GPU_ROW_REMAP_PENDING):
-        found.append(Trouble(Level.WARN, "needs a reset: a memory row is to be remapped"))
-    return found
+        found.append("needs a reset: a memory row is to be remapped")
+    return tuple(found)

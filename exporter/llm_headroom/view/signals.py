@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom.model import Kind, Level
 from llm_headroom.thresholds import RISK_BAD, RISK_WARN
-from llm_headroom.view.values import ORDER, Condition, Line, Risk, Trouble
+from llm_headroom.view.values import Condition, Line, Risk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +23,9 @@ RISKS: Final = {
     "llm_eviction_risk_ratio": "eviction",
 }
 """Metrics that are probabilities of a trouble, and what a person calls the trouble."""
+
+
+UNJUDGED: Final = Condition("unknown", Level.UNKNOWN, "it was not judged yet")
 
 
 class Said:
@@ -76,24 +79,6 @@ def risk_name(risk: Risk) -> str:
 def risk_word(risk: Risk) -> str:
     """How high a risk is: a rank, since not all of them are calibrated probabilities."""
     return "high" if risk.value >= RISK_BAD else "raised" if risk.value >= RISK_WARN else "low"
-
-
-def risk_troubles(risks: Iterable[Risk]) -> list[Trouble]:
-    """The risks that are worth a word. A forecast alone is never worse than a warning."""
-    return [
-        Trouble(Level.WARN, f"{risk_word(risk)} risk of {risk_name(risk)}") for risk in risks if risk.value >= RISK_WARN
-    ]
-
-
-def ordered(troubles: Iterable[Trouble]) -> tuple[Trouble, ...]:
-    """Troubles with the worst first."""
-    return tuple(sorted(troubles, key=lambda trouble: ORDER[trouble.level]))
-
-
-def assumed(troubles: Sequence[Trouble]) -> Condition:
-    """The state where nothing else has judged: that of the worst trouble."""
-    first = next(iter(ordered(troubles)), None)
-    return Condition("ok", Level.GOOD) if first is None else Condition("warning", first.level, first.text)
 
 
 def ages(readings: Sequence[Reading]) -> tuple[float, ...]:

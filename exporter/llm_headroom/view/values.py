@@ -27,14 +27,6 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """One reason to look: `text` is a few words for people."""
-
-    level: Level
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Quantile:
     """What a histogram can say of a quantile: it lies in (`low`, `high`], the bucket's bounds in seconds.
 
@@ -164,13 +156,13 @@ class EngineCard:
 
     `lines` share `ages`, seconds before `source.taken`, oldest first. `offload` is the share of the model's memory on
     GPUs, `expires` the unix time at which an idle model is unloaded. `saturation` is the share of what fits
-    of the resource `saturation_by`, which is the scarcest.
+    of the resource `saturation_by`, which is the scarcest. `notes` are facts beside the state.
     """
 
     id: str
     source: Source
     state: Condition
-    troubles: tuple[Trouble, ...] = ()
+    notes: tuple[str, ...] = ()
     model: str = ""
     replicas: int = 0
     running: float | None = None
@@ -211,7 +203,7 @@ class GpuCard:
     id: str
     source: Source
     state: Condition
-    troubles: tuple[Trouble, ...] = ()
+    notes: tuple[str, ...] = ()
     gpu: str = ""
     uuid: str = ""
     name: str = ""

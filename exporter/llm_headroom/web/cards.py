@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         Risk,
         Router,
         Source,
-        Trouble,
     )
     from llm_headroom.web.look import Look
 
@@ -69,7 +68,7 @@ def engine(card: EngineCard, around: Around) -> str:
     about = [escape(f"{source.title} {source.version}".strip()), *named, *_labels(source)]
     parts = [
         _head(card, card.model or source.target, about, around),
-        _troubles(card.troubles),
+        _notes(card.notes),
         _down(source, around.now),
     ]
     if source.up:
@@ -94,7 +93,7 @@ def gpu(card: GpuCard, around: Around) -> str:
     name = " ".join(part for part in (card.name, card.profile) if part)
     parts = [
         _head(card, title, [escape(name)] if name else [], around),
-        _troubles(card.troubles),
+        _notes(card.notes),
         _down(source, around.now),
     ]
     if source.up:
@@ -154,11 +153,8 @@ def _links(card: EngineCard, links: Links) -> str:
     return f'<p class="note">{" · ".join(found)}</p>' if found else ""
 
 
-def _troubles(troubles: Sequence[Trouble]) -> str:
-    if not troubles:
-        return ""
-    items = "".join(f'<li class="{each.level}">{escape(each.text)}</li>' for each in troubles)
-    return f'<ul class="troubles">{items}</ul>'
+def _notes(notes: Sequence[str]) -> str:
+    return f'<ul class="notes">{"".join(f"<li>{escape(each)}</li>" for each in notes)}</ul>' if notes else ""
 
 
 def _down(source: Source, now: float) -> str:
