@@ -44,8 +44,8 @@ _LEVELS: Final = ("bad", "warn", "unknown", "good")
 
 
 def fine(report: Mapping[str, Any]) -> bool:
-    """Whether nothing is wrong with a source."""
-    return bool(report["up"]) and rank(report) == _LEVELS.index("good")
+    """Whether nothing is wrong with a source. One that answers and exposes too little to be judged is not wrong."""
+    return bool(report["up"]) and rank(report) >= _LEVELS.index("unknown")
 
 
 def _absent(entry: Mapping[str, Any]) -> str:

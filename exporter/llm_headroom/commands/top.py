@@ -190,7 +190,8 @@ def show_once(listen: Callable[[Latest], None], form: str) -> bool:
         console.print(report(view, "", time.time(), width=console.width))
     thread.join(1.0)
     cards: list[EngineCard | GpuCard] = [*view.engines, *view.gpus]
-    return bool(cards) and all(card.level is Level.GOOD for card in cards)
+    # As in `check`: what answers and exposes too little to be judged is not wrong.
+    return bool(cards) and all(card.level in {Level.GOOD, Level.UNKNOWN} and card.source.up for card in cards)
 
 
 def live(listen: Callable[[Latest], None]) -> None:

@@ -235,14 +235,14 @@ Currency: TypeAlias = Annotated[
     Meta(pattern="^[A-Z]{3}$"),
     Form(called="a currency's code of three letters, such as USD", name="three capital letters"),
 ]
+ReceiverKind: TypeAlias = Literal["webhook", "slack", "ntfy"]
+Severity: TypeAlias = Literal["warning", "critical"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["logfmt", "json"]
 KvCacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 """Types of a KV cache's elements as llama.cpp names them."""
 Combine: TypeAlias = Literal["sum", "max", "first"]
 Compression: TypeAlias = Literal["gzip", "none"]
-ReceiverKind: TypeAlias = Literal["webhook", "slack", "ntfy"]
-Severity: TypeAlias = Literal["warning", "critical"]
 OtlpProtocol: TypeAlias = Literal["http/protobuf", "grpc"]
 File: TypeAlias = Annotated[
     Path, Form(name="file", read=lambda value: existing(value.directory / parsed(Word, value.string())))

@@ -69,7 +69,7 @@ def engine(card: EngineCard, around: Around) -> str:
     parts = [
         _head(card, card.model or source.target, about, around),
         _notes(card.notes),
-        _down(source, around.now),
+        _down(card, around.now),
     ]
     if source.up:
         parts += [
@@ -94,7 +94,7 @@ def gpu(card: GpuCard, around: Around) -> str:
     parts = [
         _head(card, title, [escape(name)] if name else [], around),
         _notes(card.notes),
-        _down(source, around.now),
+        _down(card, around.now),
     ]
     if source.up:
         power = "" if card.power_limit is None else f"of {card.power_limit:.0f} W"
@@ -126,7 +126,7 @@ def _head(card: EngineCard | GpuCard, title: str, about: Sequence[str], around: 
     """The name, and the state with its reason, which holds the numbers."""
     state = card.state
     since = "" if state.since is None else f" for {ago(state.since, around.now)}"
-    reason = f" · {escape(state.reason)}" if state.reason and state.reason != card.source.error else ""
+    reason = f" · {escape(state.reason)}" if state.reason else ""
     said = " · ".join([*about, f"read {ago(card.source.taken, around.now)} ago"])
     return (
         f'<header><h3>{escape(title)}</h3><p class="about">{said}</p>'
@@ -157,10 +157,12 @@ def _notes(notes: Sequence[str]) -> str:
     return f'<ul class="notes">{"".join(f"<li>{escape(each)}</li>" for each in notes)}</ul>' if notes else ""
 
 
-def _down(source: Source, now: float) -> str:
-    parts = []
+def _down(card: EngineCard | GpuCard, now: float) -> str:
+    """Why nothing could be read, where the state has not said so yet; and what could be read in part only."""
+    source, parts = card.source, []
     if source.error:
-        parts.append(f'<p class="error">{escape(source.error)}</p>')
+        if source.error not in card.state.reason:
+            parts.append(f'<p class="error">{escape(source.error)}</p>')
         last = "never yet" if source.last_success is None else f"{ago(source.last_success, now)} ago"
         parts.append(f'<p class="note">Last collection that succeeded: {last}</p>')
     parts += [f'<p class="warning">{escape(warning)}</p>' for warning in source.warnings]
