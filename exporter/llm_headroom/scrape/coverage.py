@@ -19,7 +19,7 @@ _OF_GPUS: Final = frozenset({Subject.GPU, Subject.ATTRIBUTION})
 _OF_ROUTERS: Final = frozenset({Subject.ROUTER})
 _OF_ENGINES: Final = frozenset({Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.HOST})
 _GIVEN_BY_OTHERS: Final = {
-    Subject.DERIVED: "worked out from several readings under traffic; keep `llm-headroom run` going for some minutes",
+    Subject.DERIVED: "worked out from several readings under traffic; see `llm-headroom top` after some minutes of it",
     Subject.HOST: "read on the engine's own host; run llm-headroom there, beside the engine",
     Subject.ATTRIBUTION: "no engine is known to hold memory of these devices",
 }
@@ -43,14 +43,21 @@ BY_PROXY: Final = frozenset(
     }
 )
 """What a measuring proxy gives where the engine itself does not."""
-_UNEXPOSED: Final = {
+_WANTING: Final = {
+    **dict.fromkeys(
+        (schema.ENGINE_COST, schema.COST_PER_MILLION_TOKENS),
+        "needs the price of a GPU and the GPUs of the engine; set `gpu_hour` under `cost`",
+    ),
+    **dict.fromkeys(
+        (schema.ENGINE_ENERGY, schema.ENERGY_PER_TOKEN), "needs the engine's GPUs to be read on this host through NVML"
+    ),
     schema.GPU_PROCESS_MEMORY: "off, or no process is listed; set `processes: true` under `gpu` to get it",
     schema.GPU_PCIE_THROUGHPUT: "off, since it takes 40 ms for each GPU; set `pcie: true` under `gpu` to get it",
     schema.GPU_XID_ERRORS: "counted while the exporter runs; none seen since start",
     schema.GPU_XID_LAST: "counted while the exporter runs; none seen since start",
     schema.GPU_XID_WATCHED: "counted while the exporter runs",
 }
-"""Why a metric of GPUs is missing, if not for the devices' sake."""
+"""What a metric wants that neither the engine nor the devices give by themselves."""
 
 
 def expected(snapshot: Snapshot, engine: Engine | None) -> Iterator[Metric]:
@@ -89,12 +96,14 @@ def _proxy(engine: Engine | None) -> str:
 
 
 def _reason(metric: Metric, engine: Engine | None) -> str:
+    if metric in _WANTING:
+        return _WANTING[metric]
     if metric.subject in _GIVEN_BY_OTHERS:
         return _GIVEN_BY_OTHERS[metric.subject]
-    if metric.subject is Subject.PROXY:
+    if metric.subject is Subject.PROXY or (metric in BY_PROXY and engine is not None and engine.name == "ollama"):
         return _proxy(engine)
     if engine is None:
-        return _UNEXPOSED.get(metric, "not supported by these devices or this driver")
+        return "not supported by these devices or this driver"
     rules = [rule for rule in engine.rules if rule.metric is metric]
     where = engine.fact_sources.get(metric.name)
     if not rules and where is None:
@@ -103,7 +112,7 @@ def _reason(metric: Metric, engine: Engine | None) -> str:
     if rules:
         names = ", ".join(dict.fromkeys(name for rule in rules for name in rule.names))
         needs = "; ".join(dict.fromkeys(rule.needs for rule in rules if rule.needs))
-        parts.append(f"none of {names} has samples{f' (needs: {needs})' if needs else ''}")
+        parts.append(f"the engine exposes no {names.replace(', ', ' or ')}{f' (needs: {needs})' if needs else ''}")
     if where is not None:
         parts.append(f"not found in {where.replace('`', '')}")
     return "; ".join(parts)
