@@ -11,7 +11,7 @@ help:
 	@echo "make demo    simulated engines, traffic and incidents, and the status page over them; no GPU needed"
 	@echo "make test    lint, types and every test"
 	@echo "make bench   measure against prometheus_client, httpx and vmagent"
-	@echo "make evaluate  judge alerts and risks on replayed traces, in minutes; writes docs/evaluation.md"
+	@echo "make evaluate  judge alerts, risks and load headroom on replayed traces; writes docs/evaluation.md, docs/load-headroom.md"
 	@echo "make docs    write everything that is generated: METRICS.md, alerts, dashboards, marked parts, the settings' schema"
 
 $(VENV)/.run: pyproject.toml requirements.lock
@@ -45,6 +45,7 @@ bench: $(VENV)/.dev
 
 evaluate: $(VENV)/.dev
 	PYTHONPATH=bench $(BIN)/python -m evaluate $(ARGS)
+	PYTHONPATH=bench $(BIN)/python -m headroom --output docs/load-headroom.md
 
 docs: $(VENV)/.run
 	$(BIN)/python -m llm_headroom.commands.generated

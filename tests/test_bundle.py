@@ -42,12 +42,12 @@ def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--threshold", "nonsense=1"), "threshold nonsense: there is none of that name; there are ttft_slow_share, "),
-        (("--threshold", "kv_usage_high"), "threshold kv_usage_high: expected a number, not nothing"),
-        (("--threshold", "kv_usage_high=nan"), "threshold kv_usage_high: expected a number, not nan"),
+        (("--threshold", "nonsense=1"), "threshold nonsense: unknown threshold; valid names: ttft_slow_share, "),
+        (("--threshold", "kv_usage_high"), "threshold kv_usage_high: expected a number, got nothing"),
+        (("--threshold", "kv_usage_high=nan"), "threshold kv_usage_high: expected a number, got nan"),
         (("--selector", "cluster=x"), "selector cluster=x: expected label matchers, such as "),
         (("--selector", 'a="b"} or up{c="d"'), 'selector a="b"} or up{c="d": expected label matchers, such as '),
-        (("--only", "nothing"), "part nothing: there are alerts, "),
+        (("--only", "nothing"), "part nothing: unknown part; valid names: alerts, "),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

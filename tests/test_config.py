@@ -92,7 +92,7 @@ def test_a_directory_is_no_configuration(tmp_path: Path) -> None:
         ("interval: 5s".encode("utf-16"), "headroom.yml:1: is not UTF-8"),
         (b"interval: 5s\n\n# \x01", "headroom.yml:3: is not valid YAML: special characters are not allowed"),
         (b"# " + b"x" * LARGEST_FILE, "headroom.yml: is larger than 1048576 bytes"),
-        (b"[" * 3000, "headroom.yml: is nested too deeply, or its aliases expand to too much"),
+        (b"[" * 3000, "headroom.yml: is nested too deeply, or its aliases expand too far"),
     ],
 )
 def test_data_that_are_no_yaml_text_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
@@ -103,7 +103,7 @@ def test_aliases_cannot_make_a_small_file_large(tmp_path: Path) -> None:
     labels = ", ".join(f"a{number}: b" for number in range(1000))
     targets = "\n".join("  - *one" for _ in range(1000))
     text = f"targets:\n  - &one {{url: 'http://a', labels: {{{labels}}}}}\n{targets}"
-    assert complaint(tmp_path, text).endswith("its aliases expand to too much")
+    assert complaint(tmp_path, text).endswith("its aliases expand too far")
 
 
 def test_no_more_than_twenty_problems_are_listed(tmp_path: Path) -> None:
@@ -131,8 +131,7 @@ def test_a_variable_of_a_secret_must_be_set(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv("HEADROOM_TEST", value)
     text = "targets: [{url: 'http://a', auth: {bearer_token_env: HEADROOM_TEST}}]"
     assert complaint(tmp_path, text) == (
-        "headroom.yml:1: targets[0].auth.bearer_token_env: "
-        "the environment variable that is named here is not set, or empty"
+        "headroom.yml:1: targets[0].auth.bearer_token_env: this environment variable is not set or is empty"
     )
 
 
@@ -199,6 +198,7 @@ def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.
                 interval=10.0,
                 timeout=3.0,
                 labels={"team": "search"},
+                purpose="batch",
                 requests_running_limit=256,
                 kv_cache_type="f16",
                 pid=4711,
@@ -224,7 +224,7 @@ def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.
         discover=True,
         gpu=GpuSettings(enabled=True, processes=False, interval=5.0),
         probe=ProbeSettings(
-            allow=("10.0.*:8000",),
+            allow=("10.0.0.0/16:8000",),
             modules={
                 "vllm": Module(
                     name="vllm",
@@ -367,7 +367,7 @@ def test_gpus_of_a_target(tmp_path: Path, written: str, expected: tuple[str, ...
         ("gpus: [all]", "GPU's index"),
         ("pid: 0", "whole number"),
         ("pid: me", "number"),
-        ("cgroup: system.slice/vllm.service", "begins with /"),
+        ("cgroup: system.slice/vllm.service", "starting with /"),
         ("model_memory: {weights: much}", "15GiB"),
         ("model_memory: {layers: 32}", "layers"),
         ("gpu_count: 0", "gpu_count"),
@@ -490,7 +490,7 @@ def test_a_url_that_is_accepted_is_in_its_one_spelling(text: str) -> None:
 
 @given(
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=12).filter(
-        lambda text: text not in "the URL must not hold a user or password; give them under the key auth"
+        lambda text: text not in "the URL must not contain a user or password; give them under the key auth"
     )
 )
 def test_a_password_in_a_url_is_never_repeated(password: str) -> None:
@@ -555,7 +555,7 @@ def test_targets_of_flags_are_added_to_those_of_the_file(tmp_path: Path) -> None
 
 def test_a_target_cannot_be_both_in_the_file_and_in_a_flag(tmp_path: Path) -> None:
     assert complaint(tmp_path, "targets:\n  - http://a", targets=["vllm=a:80"]) == (
-        "--target/LLM_HEADROOM_TARGETS: the URL http://a is already that of the target at headroom.yml:2"
+        "--target/LLM_HEADROOM_TARGETS: duplicate URL http://a; first defined at headroom.yml:2"
     )
 
 
@@ -687,7 +687,7 @@ def test_the_example_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLLECTOR_TOKEN", "secret")
     config = read(tmp_path, example(tmp_path))
     assert [target.name for target in config.targets] == ["llm-a"]
-    assert config.proxies == (ProxySettings(listen=":8001", target="llm-a"),)
+    assert config.proxies == (ProxySettings(listen="0.0.0.0:8001", target="llm-a", hosts=("llm.example.org",)),)
     assert config.objectives == Objectives()
 
 
@@ -780,5 +780,5 @@ def test_the_flag_for_ollama_takes_its_target_or_its_usual_address(targets: list
 def test_the_flags_of_proxies_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"^--ollama-proxy/LLM_HEADROOM_OLLAMA_PROXY: expected an address such as"):
         load(None, ollama_proxy=("x",), engine_names=ENGINES)
-    with pytest.raises(ConfigError, match=r"^--listen: a proxy must know the engine; name that of a:1, as in ollama="):
+    with pytest.raises(ConfigError, match=r"^--listen: the engine of a:1 is needed for a proxy; write it as in"):
         load(None, proxy=(":1",), targets=("http://a:1",), engine_names=ENGINES)

@@ -29,8 +29,8 @@ def written(directory: Path, text: str) -> str:
 def test_a_usable_file_is_fine(tmp_path: Path) -> None:
     path = written(tmp_path, "targets: ['vllm=http://127.0.0.1:1']")
     done = config_check(path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}: fine\n", "")
-    assert config_check(LLM_HEADROOM_CONFIG=path).stdout == f"{path}: fine\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}: valid\n", "")
+    assert config_check(LLM_HEADROOM_CONFIG=path).stdout == f"{path}: valid\n"
 
 
 def test_all_problems_are_listed_with_those_of_the_environment(tmp_path: Path) -> None:

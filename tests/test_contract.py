@@ -164,7 +164,7 @@ def test_every_alias_finds_its_metric(engine: Engine, rule: Rule, name: str) -> 
     assert all(name in point.origin for point in found)
 
 
-@pytest.mark.parametrize("proposed", docs.WRITTEN_ABOUT, ids=lambda proposed: proposed.name)
+@pytest.mark.parametrize("proposed", docs.FROM_ARTICLES, ids=lambda proposed: proposed.name)
 def test_names_that_are_written_about_are_accepted(proposed: docs.Proposed) -> None:
     name = proposed.name.replace(" ", "_")  # two of them hold a blank, which no exposition can
     engine = BUILT_IN[name.partition(":")[0]]

@@ -46,7 +46,7 @@ def children(pid: int) -> Sequence[int]:
 def demo() -> Iterator[Simulator]:
     """A demo twenty times as fast, without Prometheus."""
     with Simulator(*ARGUMENTS, "--speed", "20", "--no-prometheus") as running:
-        running.said("Ctrl-C ends all of it")
+        running.said("Ctrl-C stops everything")
         yield running
 
 
@@ -107,7 +107,7 @@ def test_it_ends_by_a_signal_and_leaves_nothing(tmp_path: Path) -> None:
     extra = {"TMPDIR": str(tmp_path)}
     for number in (signal.SIGTERM, signal.SIGINT):
         with Simulator(*ARGUMENTS, "--no-prometheus", extra=extra) as running:
-            running.said("Ctrl-C ends all of it")
+            running.said("Ctrl-C stops everything")
             address = running.address("vllm")
             assert ask(address, "GET", "/health")[0] == 200
             assert not children(running.process.pid)
@@ -169,7 +169,7 @@ def test_every_program_that_is_installed_is_started_and_ended_with_the_demo(tmp_
         (programs / name).write_text(PROGRAM.format(python=sys.executable, broken=broken))
         (programs / name).chmod(0o755)
     with Simulator(*ARGUMENTS, extra={"PATH": str(programs), "TMPDIR": str(writes)}) as running:
-        running.said("Ctrl-C ends all of it")
+        running.said("Ctrl-C stops everything")
         started = children(running.process.pid)
         assert len(started) == len(names) - bool(broken)
         assert running.address("prometheus")
@@ -188,5 +188,5 @@ def test_every_program_that_is_installed_is_started_and_ended_with_the_demo(tmp_
 def test_without_prometheus_the_demo_says_so_and_goes_on(tmp_path: Path) -> None:
     with Simulator(*ARGUMENTS, extra={"PATH": str(tmp_path)}) as running:
         running.said("^prometheus +not installed")
-        running.said("Ctrl-C ends all of it")
+        running.said("Ctrl-C stops everything")
         assert running.end() == 0

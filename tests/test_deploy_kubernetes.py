@@ -175,7 +175,7 @@ def test_every_example_renders_and_the_chart_lints(chart: Path, example: str) ->
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_autoscalers_use_the_saturation_of_the_resource_that_binds(chart: Path) -> None:
+def test_autoscalers_use_the_load_as_a_share_of_what_an_engine_takes(chart: Path) -> None:
     keda = only(rendered(chart, "-f", str(HELM / "examples/keda.yaml")), "ScaledObject")["spec"]
     hpa = only(rendered(chart, "-f", str(HELM / "examples/hpa.yaml")), "HorizontalPodAutoscaler")["spec"]
 

@@ -10,7 +10,7 @@ from captures import mapped, value, values
 from llm_headroom import schema
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance
-from llm_headroom.model import Histogram
+from llm_headroom.model import Histogram, Point
 from timelines import BASE, BOUNDS, point, polls, steadily, traffic, ttft
 
 
@@ -37,11 +37,33 @@ def test_headroom_in_requests_is_that_of_whole_requests() -> None:
     assert value(derived, "llm_kv_cache_headroom_requests") == pytest.approx(15_000 / 500)
 
 
-def test_headroom_in_requests_is_limited_by_the_engines_own_limit() -> None:
+def test_headroom_in_requests_does_not_depend_on_how_many_may_run() -> None:
     limit = point(schema.REQUESTS_RUNNING_LIMIT, 16.0)
     _, derived = polls([(at, [*points, limit]) for at, points in steadily(100)])
 
-    assert value(derived, "llm_kv_cache_headroom_requests") == 6
+    assert value(derived, "llm_kv_cache_headroom_requests") == pytest.approx(15_000 / 500)
+
+
+def test_cached_parts_of_prompts_need_no_room() -> None:
+    """Of each prompt's 400 tokens 300 are those of the request before: it needs 100, and 100 for its answer."""
+    cached = [(at, [*points, point(schema.PROMPT_TOKENS_CACHED, 300.0 * 2.0 * at)]) for at, points in steadily(300)]
+    _, derived = polls(cached)
+
+    assert value(derived, "llm_kv_cache_headroom_requests") == pytest.approx(15_000 / 200)
+
+
+def test_requests_that_have_become_larger_are_counted_as_they_are_now() -> None:
+    """After ten minutes of answers of 100 tokens there is one of 2,100."""
+    changed = []
+    for at in range(605, 661, 5):
+        answers = Histogram((1e3, math.inf), (1_200.0, 2.0 * at), 100.0 * 1_200 + 2_100.0 * (2.0 * at - 1_200))
+        kept = [each for each in traffic(at) if each.series.metric is not schema.REQUEST_GENERATION_TOKENS]
+        changed.append((float(at), [*kept, point(schema.REQUEST_GENERATION_TOKENS, answers)]))
+    _, derived = polls([*steadily(600), *changed])
+
+    requests = value(derived, "llm_kv_cache_headroom_requests")
+    assert isinstance(requests, float)
+    assert 15_000 / 2_500 < requests < 15_000 / 1_500
 
 
 def test_evictable_cache_is_headroom() -> None:
@@ -88,11 +110,9 @@ def test_demand_that_fits_never_exhausts() -> None:
     _, derived = polls(steadily(600))
 
     assert value(derived, "llm_kv_cache_exhaustion_seconds") is None
-    kv, both = value(derived, "llm_kv_saturation_risk_ratio"), value(derived, "llm_saturation_risk_ratio")
+    kv = value(derived, "llm_kv_saturation_risk_ratio")
     assert isinstance(kv, float)
     assert kv < 0.05
-    assert isinstance(both, float)
-    assert both < 0.1
 
 
 def test_demand_beyond_the_capacity_exhausts_in_finite_time() -> None:
@@ -116,6 +136,49 @@ def test_time_to_exhaustion_is_zero_when_what_waits_does_not_fit() -> None:
     assert value(derived, "llm_kv_cache_exhaustion_seconds") == 0
 
 
+def test_requests_that_wait_because_no_more_may_run_do_not_exhaust_the_cache() -> None:
+    limit = point(schema.REQUESTS_RUNNING_LIMIT, 10.0)
+    full = [(at, [*points, limit]) for at, points in steadily(300)]
+    _, derived = polls([*full, (305.0, [*traffic(305, used=5_000, waiting=200), limit])])
+
+    assert value(derived, "llm_kv_cache_exhaustion_seconds") is None
+
+
+def kv_risk(*more: tuple[float, list[Point]]) -> float:
+    _, derived = polls([*steadily(600), *more])
+    risk = value(derived, "llm_kv_saturation_risk_ratio")
+    assert isinstance(risk, float)
+    return risk
+
+
+def test_a_cache_that_fills_faster_than_chance_explains_is_a_risk_before_it_is_full() -> None:
+    """By 4,700 tokens each five seconds, of 20,000, while every mean still says that 5,000 are held."""
+    filling = [(605.0 + 5 * step, traffic(605 + 5 * step, used=9_700 + 4_700.0 * step)) for step in range(3)]
+    assert kv_risk() < 0.05
+    assert kv_risk(*filling) > 0.5
+    assert kv_risk(*((at, traffic(at)) for at in (605.0, 610.0, 615.0))) < 0.05
+
+
+def test_what_happens_already_is_no_question_of_probability() -> None:
+    preempting = [(at, [*points, point(schema.PREEMPTIONS, 3.0 if at > 606 else 0.0)]) for at, points in steadily(700)]
+    assert kv_risk(*(each for each in preempting if 600 < each[0] < 660)) >= 0.95
+    assert kv_risk(*(each for each in preempting if each[0] > 600)) < 0.1
+
+    blocked = traffic(605, used=19_700, waiting=1)
+    assert kv_risk((605.0, blocked)) >= 0.95
+
+
+def test_first_tokens_that_come_too_late_now_are_certain_trouble() -> None:
+    slow = [each for each in traffic(605) if each.series.metric is not schema.TIME_TO_FIRST_TOKEN]
+    late = Histogram(BOUNDS, (1_200.0, 1_202.0, 1_202.0, 1_210.0, 1_210.0), 100.0)
+    _, derived = polls([*steadily(600), (605.0, [*slow, point(schema.TIME_TO_FIRST_TOKEN, late)])])
+
+    found = value(derived, "llm_saturation_high_water_ratio")
+    assert isinstance(found, float)
+    assert found >= 0.95
+    assert value(derived, "llm_kv_saturation_risk_ratio") != 0.95
+
+
 def test_risk_grows_with_the_load() -> None:
     risks = []
     for used in (2_000.0, 10_000.0, 19_000.0):
@@ -131,7 +194,6 @@ def test_risks_stay_absent_until_enough_was_seen() -> None:
     _, idle = polls([(float(at), traffic(0)) for at in range(0, 600, 5)])
 
     for derived in (early, idle):
-        assert value(derived, "llm_saturation_risk_ratio") is None
         assert value(derived, "llm_kv_saturation_risk_ratio") is None
         assert value(derived, "llm_kv_cache_exhaustion_seconds") is None
 

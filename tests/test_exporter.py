@@ -158,7 +158,8 @@ def test_broken_engines_cost_only_themselves(vllm: EngineServer) -> None:
         "too_large": {"/metrics": huge(100)},
         "status": {"/metrics": Reply(b"oops", 500)},
         "auth": {"/metrics": Reply(b"who are you", 401)},
-        "format": {"/metrics": Reply(b"<html><body>hello</body></html>", content_type="text/html")},
+        "format": {"/metrics": Reply(b"0 hello")},
+        "not_this_engine": {"/metrics": Reply(b"<html><body>hello</body></html>", content_type="text/html")},
     }
     servers = {cause: EngineServer(routes) for cause, routes in broken.items()}
     for server in servers.values():
@@ -198,11 +199,13 @@ def test_series_go_with_the_engine_and_come_back_with_it(vllm: EngineServer) -> 
         vllm.routes["/metrics"] = Reply(b"starting", 503)
         exporter.until(lambda: exporter.value("llm_up") == 0)
         gone = exporter.metrics()
+        states = gone.pop("llm_engine_state")
         vllm.routes |= replayed(Capture("vllm", "0.12.0", "saturated"))
         exporter.until(lambda: exporter.value("llm_up") == 1)
         back = exporter.metrics()
 
     assert not any(name.startswith(("llm_requests", "llm_kv", "llm_engine", "llm_time")) for name in gone)
+    assert sum(states.values()) == 1
     assert gone["llm_source_errors_total"] != {}
     assert [dict(key)["version"] for key in back["llm_engine_info"]] == ["0.12.0"]  # read anew after the restart
 
@@ -415,50 +418,6 @@ def test_signals_end_it_cleanly(number: signal.Signals) -> None:
     assert all("msg" in line and "Traceback" not in line["msg"] for line in exporter.log)
 
 
-# Probes --------------------------------------------------------------------------------------------------------------
-def test_probe_reaches_what_it_is_allowed_to(tmp_path: Path, vllm: EngineServer) -> None:
-    path = configured(
-        tmp_path / "headroom.yml",
-        more=f"probe: {{allow: ['127.0.0.1:{vllm.port}'], modules: {{vllm: {{engine: vllm, timeout: 3s}}}}}}\n",
-    )
-    path.write_text(path.read_text().replace("targets:\n", ""))
-    with Exporter("--config", str(path)) as exporter:
-        status, _, body = exporter.get(f"/probe?target={vllm.name}&module=vllm")
-        named = exporter.get(f"/probe?target=vllm={vllm.url}")[2]
-        again = exporter.get(f"/probe?target={vllm.name}&module=vllm")[0]
-        denied = exporter.get("/probe?target=127.0.0.1:1&module=vllm")
-        unknown = exporter.get(f"/probe?target={vllm.name}&module=nothing")
-        missing = exporter.get("/probe")
-        own = exporter.get("/metrics")[2]
-
-    assert (status, again) == (200, 200)
-    assert b'llm_requests_running{engine="vllm",model="tiny-llama",replica="0"' in body
-    assert b"llm_up{" in named
-    assert b"llm_build_info" not in body
-    assert (denied[0], unknown[0], missing[0]) == (403, 400, 400)
-    assert b"known: vllm" in unknown[2]
-    assert b"llm_requests_running" not in own
-
-
-def test_probe_of_a_dead_target_says_so_and_keeps_to_the_scrape_timeout(tmp_path: Path) -> None:
-    with EngineServer({"/metrics": hang}) as server:
-        path = configured(tmp_path / "headroom.yml", more="probe: {allow: ['127.0.0.1:*']}\n")
-        path.write_text(path.read_text().replace("targets:\n", ""))
-        with Exporter("--config", str(path)) as exporter:
-            dead = exporter.get("/probe?target=vllm=http://127.0.0.1:1")
-            slow = exporter.get(f"/probe?target=vllm={server.url}", X_Prometheus_Scrape_Timeout_Seconds="0.2")
-
-    assert dead[0] == 200
-    assert b'llm_up{engine="vllm",target="127.0.0.1:1"} 0.0' in dead[2]
-    assert slow[0] == 504
-
-
-def test_probe_is_off_unless_allowed(vllm: EngineServer) -> None:
-    with Exporter("--no-gpu", "--no-discover") as exporter:
-        assert exporter.get(f"/probe?target={vllm.name}")[0] == 403
-    assert vllm.requests == []
-
-
 # check ---------------------------------------------------------------------------------------------------------------
 def test_check_reports_as_json(vllm: EngineServer) -> None:
     vllm.routes["/metrics"] = Reply(VLLM.exposition.read_bytes() + b"vllm:brand_new 1\n")
@@ -551,7 +510,7 @@ def test_gpus_are_found_lost_and_found_again(tmp_path: Path, nvml: Path) -> None
 
     assert len(eight["llm_gpu_memory_total_bytes"]) == 8
     assert set(eight["llm_gpu_memory_total_bytes"].values()) == {150754820096.0}
-    assert not any(name.startswith("llm_gpu") for name in none)
+    assert {name for name in none if name.startswith("llm_gpu")} == {"llm_gpu_state"}
     assert "3" in lost["error"]
 
 

@@ -262,7 +262,7 @@ def test_memory_that_is_nobody_s_is_explained_with_what_would_help(tree: ProcTre
     unknown, known = [owner(tree, "a", None)], [owner(tree, "a", 100)]
 
     (hidden,) = why(tree, [device(used=70)], unknown)
-    assert hidden.startswith("GPU 0: 70.0 GiB are attributed to no engine: NVML lists no process here")
+    assert hidden.startswith("GPU 0: 70.0 GiB are not attributed to any engine: NVML lists no process here")
     assert "shareProcessNamespace" in why(tree, [device((4711, 70))], unknown)[0]
     assert "4711" in why(tree, [device((4711, 70))], unknown)[0]
     assert "gpus" in why(tree, [device(used=70, listed=False)], unknown)[0]
@@ -274,3 +274,32 @@ def test_what_is_attributed_or_little_or_without_engines_needs_no_words(tree: Pr
     tree.process(100)
     assert why(tree, [device((100, 70), used=71)], [owner(tree, "a", 100)]) == []
     assert why(tree, [device(used=70)], []) == []
+
+
+@pytest.mark.parametrize("told", [((100, None),), ()])
+def test_under_windows_nothing_is_an_engine_s_by_elimination(
+    sidecar: ProcTree, told: tuple[tuple[int, int | None], ...]
+) -> None:
+    release = sidecar.root / "sys/kernel/osrelease"
+    release.parent.mkdir(parents=True)
+    release.write_text("5.15.167.4-microsoft-standard-WSL2\n")
+    sidecar.process(100)
+    owners = [owner(sidecar, "a", 100)]
+    devices = [device(*told, used=8)]
+
+    assert attribute(devices, owners, sidecar.proc, sidecar=True) == []
+    (said,) = unexplained(devices, [], owners, sidecar.proc)
+    assert "WSL 2" in said.message
+    assert "gpus" in said.message
+    named = [owner(sidecar, "a", 100, gpus="0")]
+    assert found(attribute(devices, named, sidecar.proc, sidecar=True))["0", "a"][0] == 8
+
+
+def test_a_process_that_has_ended_and_was_not_looked_at_is_none(tree: ProcTree) -> None:
+    tree.process(100)
+    stat = tree.root / "100" / "stat"
+    assert tree.proc.stat(100) is not None
+
+    stat.write_text(stat.read_text().replace(") S ", ") Z "))
+    assert tree.proc.stat(100) is None
+    assert attribute([device((100, 5))], [owner(tree, "a", 100)], tree.proc, sidecar=False) == []

@@ -14,6 +14,7 @@ import nvml_library
 from captures import Capture
 from engine_server import EngineServer, Reply, replayed
 from exporter_process import Exporter, check
+from field_inputs import FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,6 +177,26 @@ def test_check_says_why_memory_is_unattributed_and_what_would_help(
 
     checked = check(f"--target=sglang={sglang.url}", extra=machine.environment(nvml))
 
-    assert "GPU 0: 71.7 GiB are attributed to no engine: processes 4000000000 are not visible here" in checked.stdout
+    assert (
+        "GPU 0: 71.7 GiB are not attributed to any engine: processes 4000000000 are not visible here" in checked.stdout
+    )
     assert "shareProcessNamespace" in checked.stdout
     assert "no engine is known to hold memory of these devices" in checked.stdout
+
+
+def test_a_device_that_shares_the_host_s_memory_takes_total_and_free_from_the_host(
+    machine: nvml_library.Description, nvml: Path, sglang: EngineServer
+) -> None:
+    described = (FIELD / "01" / "gb10.nvml").read_text().replace("PIDHERE", str(os.getpid()))
+    machine.become(described.replace("67037757440", str(GIB // 4)))  # less than this host has in use
+    with Exporter(f"--target=sglang={sglang.url}", *FAST, extra=machine.environment(nvml)) as exporter:
+        exporter.until(lambda: exporter.value("llm_gpu_memory_engine_bytes", kind="weights") is not None)
+        metrics = exporter.metrics()
+    names = ("total", "used", "free", "headroom")
+    parts = {name: sum(metrics[f"llm_gpu_memory_{name}_bytes"].values()) for name in names}
+
+    assert [*metrics["llm_gpu_memory_unified"].values()] == [1.0]
+    assert sum(metrics["llm_gpu_memory_engine_bytes"].values()) == pytest.approx(GIB // 4)
+    assert parts["total"] == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert parts["used"] + parts["free"] == parts["total"]
+    assert parts["headroom"] == parts["free"]

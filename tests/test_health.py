@@ -73,10 +73,10 @@ def test_an_exporter_that_insists_on_a_certificate_gets_one(tmp_path: Path) -> N
 
 def test_an_exporter_that_hangs_or_fails_is_not_well() -> None:
     with EngineServer({"/-/healthy": hang}) as server:
-        expected = f"llm-headroom: {server.url}/-/healthy: no answer within 0.2 s\n"
+        expected = f"llm-headroom: {server.url}/-/healthy: no response within 0.2 s\n"
         assert ask("--url", server.url, "--timeout", "0.2") == (1, expected)
     with EngineServer({"/-/healthy": Reply(b"no", 503)}) as server:
-        assert ask("--url", server.url) == (1, "llm-headroom: /-/healthy answered 503\n")
+        assert ask("--url", server.url) == (1, "llm-headroom: /-/healthy returned 503\n")
 
 
 def test_what_is_no_url_is_a_usage_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Final
@@ -66,6 +67,14 @@ def _room(module: str) -> str:
 def test_every_room_has_its_floor() -> None:
     rooms = {_room(name) for name in _modules()} - DOORS
     assert rooms == set(FLOOR)
+
+
+def test_the_picture_for_contributors_shows_every_room_on_its_floor() -> None:
+    text = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"(?:^ |│ )([a-z]+) {2,}\S", text.split("```")[3], re.MULTILINE)
+
+    assert len(drawn) == len(FLOOR)
+    assert [FLOOR[room] for room in drawn] == sorted(FLOOR.values(), reverse=True)
 
 
 def test_imports_run_downwards() -> None:

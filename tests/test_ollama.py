@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import captures
 from captures import Capture, value, values
-from engine_server import EngineServer, Reply, as_json, replayed
-from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Target
-from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.scrape.collect import Collector
+from engine_server import Reply, as_json, replayed
+from one_target import polled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llm_headroom.model import Snapshot
+    from one_target import Polled
 
 LOADED = Capture("ollama", "0.33.0-rc2", "ps_loaded")
 ROW = captures.document("ollama/0.33.0-rc2/ps_loaded")["models"][0]
 
 
-def collected(routes: Mapping[str, Any], *, polls: int = 1, **settings: Any) -> tuple[Snapshot, list[str]]:  # noqa: ANN401 - answers, and a target's settings
+def collected(routes: Mapping[str, Any], *, polls: int = 1, **settings: Any) -> Polled:  # noqa: ANN401 - answers, and a target's settings
     """The last of some polls of a server that answers as captured but for `routes`; and the paths asked for."""
-
-    async def collect() -> tuple[Snapshot, list[str]]:
-        with EngineServer({**replayed(LOADED), **routes}) as server:
-            target = Target(name="t", endpoint=Endpoint(url=server.url), **settings)
-            collector = Collector(target, BUILT_IN["ollama"], timeout=30, label_limit=200)
-            for _ in range(polls):
-                snapshot = await collector.collect()
-            await collector.close()
-            return snapshot, [path for _, path in server.requests]
-
-    return asyncio.run(collect())
+    return polled("ollama", {**replayed(LOADED), **routes}, polls=polls, **settings)
 
 
 def models(*rows: Mapping[str, Any]) -> Reply:

@@ -129,12 +129,12 @@ def test_a_model_load_that_fits_is_no_transient() -> None:
     assert risk <= 0.02
 
 
-def test_saturation_of_a_gpu_is_its_greatest_rise_over_what_is_free_and_belongs_to_the_engine() -> None:
+def test_pressure_on_a_gpu_is_its_greatest_rise_over_what_is_free_and_belongs_to_the_engine() -> None:
     spikes = [(float(m), 70.0 + (5.0 if m == 20 else 0.0), engine()) for m in range(31)]
     points = run(*spikes)
 
-    assert told(points, "llm_saturation_ratio") == pytest.approx(0.5)
-    series = next(point.series for point in points if point.series.metric is schema.SATURATION)
+    assert told(points, "llm_pressure_ratio") == pytest.approx(0.5)
+    series = next(point.series for point in points if point.series.metric is schema.PRESSURE)
     assert (series.label("target"), series.label("engine"), series.label("resource")) == ("e", "vllm", "gpu_memory")
 
 

@@ -206,6 +206,9 @@ class _Silent:
     async def collect(self) -> Snapshot:
         raise AssertionError("nobody starts the poller")
 
+    async def estimate(self) -> None:
+        raise AssertionError("nobody starts the poller")
+
     async def close(self) -> None:
         pass
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,108 +12,17 @@ import trustme
 
 import bounded
 from llm_headroom import schema
-from llm_headroom.config.endpoint import Endpoint, Tls
+from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, ProxySettings, Target
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.proxy.service import Proxies
-from measured_values import told
+from proxied import ASK, LAST, LINE, STREAM, Place, chunk, head, place, post, replaying
 from scripted_server import EngineServer, reply
 from stream_captures import ANSWERS
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
-
-    Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-ASK = b'{"model":"small","messages":[]}'
-LINE = b'{"model":"small","message":{"role":"assistant","content":"a"},"done":false}\n'
-LAST = b'{"model":"small","message":{"content":""},"done":true,"done_reason":"stop","eval_count":2}\n'
-STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def post(path: str = "/api/chat", body: bytes = ASK, extra: str = "") -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: proxy.example\r\n{extra}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-class Place:
-    """An engine, a proxy in front of it, and what the proxy has measured."""
-
-    def __init__(self, proxies: Proxies, engine_port: int) -> None:
-        self.proxies = proxies
-        self.engine_port = engine_port
-
-    @property
-    def port(self) -> int:
-        """Where the proxy listens."""
-        return int(self.proxies.addresses[0].rpartition(":")[2])
-
-    def told(self) -> dict[str, float]:
-        """What has been measured."""
-        return told(self.proxies.joined["engine"])
-
-    async def until(self, key: str, value: float = 1) -> None:
-        """Waits until something has been measured."""
-        while self.told().get(key) != value:  # noqa: ASYNC110 - nobody tells when something is measured
-            await asyncio.sleep(0.005)
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A client's connection to the proxy."""
-        return await asyncio.open_connection("127.0.0.1", self.port)
-
-
-@asynccontextmanager
-async def place(serve: Serve, *, tls: ssl.SSLContext | None = None, ca: Path | None = None) -> AsyncIterator[Place]:
-    """A proxy in front of a server of the test's own."""
-    failures: list[BaseException] = []
-
-    async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await serve(reader, writer)
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the proxy has left, as some tests want it to
-        except AssertionError as error:
-            failures.append(error)
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls)
-    port = server.sockets[0].getsockname()[1]
-    url = f"{'https' if ca else 'http'}://127.0.0.1:{port}"
-    target = Target(name="engine", endpoint=Endpoint(url=url, tls=Tls(ca_file=ca)), engine="ollama")
-    proxies = Proxies(Config(targets=(target,), proxies=(ProxySettings(listen="127.0.0.1:0", target="engine"),)))
-    await proxies.start()
-    try:
-        yield Place(proxies, port)
-    finally:
-        await proxies.close()
-        server.close()
-        await server.wait_closed()
-    assert not failures, failures
-
-
-async def head(reader: asyncio.StreamReader) -> bytes:
-    return await reader.readuntil(b"\r\n\r\n")
-
-
-def replaying(answer: bytes) -> Serve:
-    """Answers every request on a connection with the same bytes, after its head and Content-Length body."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            lines = (await head(reader)).decode().lower().split("\r\n")
-            length = next((int(line[15:]) for line in lines if line.startswith("content-length:")), 0)
-            await reader.readexactly(length)
-            writer.write(answer)
-            await writer.drain()
-
-    return serve
 
 
 # Bytes ---------------------------------------------------------------------------------------------------------------
@@ -134,7 +42,7 @@ def test_a_captured_answer_comes_out_as_it_went_in(name: str) -> None:
 def test_a_request_goes_on_as_it_came_but_for_its_host() -> None:
     async def test() -> None:
         sent = (
-            b"POST /api/blobs/sha256:1?x=%20y HTTP/1.1\r\nUser-Agent: a  b\r\nhOST:  proxy.example \r\n"
+            b"POST /api/blobs/sha256:1?x=%20y HTTP/1.1\r\nUser-Agent: a  b\r\nhOST:  LocalHost:1 \r\n"
             b"Authorization: Bearer k\r\nX-Odd:\xe9\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         body = b'5;ext="a"\r\nhello\r\n3\r\nyou\r\n0\r\nTrailer: t\r\n\r\n'
@@ -152,7 +60,7 @@ def test_a_request_goes_on_as_it_came_but_for_its_host() -> None:
                 await writer.drain()
             assert b"201" in await head(reader)
             host = f"Host: 127.0.0.1:{here.engine_port}".encode()
-            assert await seen == sent.replace(b"hOST:  proxy.example ", host) + body
+            assert await seen == sent.replace(b"hOST:  LocalHost:1 ", host) + body
             writer.close()
 
     bounded.run(test())
@@ -451,7 +359,8 @@ def test_an_engine_that_refuses_is_a_502_that_says_so(path: str, shape: str) -> 
         assert first.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
         error = answer["error"] if shape == "text" else answer["error"]["message"]
         assert error.startswith(f"llm-headroom proxy: cannot connect to {url.removeprefix('http://')}: ")
-        assert here.told() == {"requests_failed_total{upstream_unreachable}": 1}
+        found = here.told()
+        assert (found["requests_failed_total{upstream_unreachable}"], found["http_responses_total{5xx}"]) == (1, 1)
 
     bounded.run(test())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,8 @@ from hypothesis import strategies as st
 
 from llm_headroom.model import Histogram
 from llm_headroom.proxy import documents, framing
-from llm_headroom.proxy.answers import Answers
-from llm_headroom.proxy.exchange import Exchange
 from llm_headroom.proxy.measures import Measures
+from llm_headroom.proxy.observer import Observer
 from measured_values import told
 from stream_captures import ANSWERS, Answer
 
@@ -30,17 +28,23 @@ SMALL, THINK, GGUF = "small:latest", "think:latest", "/models/small.gguf"
 def measured(answer: Answer, pieces: Iterable[bytes], *, request: bytes = b"", untagged: str = "latest") -> Measures:
     """What one exchange leaves behind: sent at 1 s, each piece a millisecond after the one before."""
     measures = Measures(limit=10, untagged=untagged)
-    exchange = Exchange(measures, framing.request_head(f"POST {answer.path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
-    exchange.asks(request)
-    exchange.sent(1.0)
-    open_requests = deque([exchange])
-    answers = Answers(open_requests)
+    observer = asking(measures, answer.path, request)
     now = 1.0
     for piece in pieces:
         now += 0.001
-        answers.feed(piece, now)
-    assert not open_requests
+        observer.answer(piece, now)
+    assert not observer.pending
+    assert not observer.blind
     return measures
+
+
+def asking(measures: Measures, path: str = "/api/chat", body: bytes = b"") -> Observer:
+    """A connection with a request that was sent at 1 s."""
+    observer = Observer(measures, lambda: None)
+    observer.request(framing.request_head(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+    observer.request_body([body])
+    observer.request_sent(1.0)
+    return observer
 
 
 def summary(name: str) -> tuple[str, float, float, float | None, float | None, float | None, str]:
@@ -195,14 +199,16 @@ def test_a_chunked_body_is_decoded_however_it_is_cut(chunks: list[bytes], data: 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_at_all_break_the_looking(garbage: bytes) -> None:
-    exchange = Exchange(Measures(limit=1), framing.request_head(b"POST /api/chat HTTP/1.1\r\n\r\n"))
-    exchange.sent(0.0)
-    answers = Answers(deque([exchange]))
+    measures = Measures(limit=1)
+    observer = asking(measures)
 
-    answers.feed(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n", 1.0)
-    answers.feed(garbage, 2.0)
-    answers.feed(garbage[::-1], 3.0)
-    answers.end(4.0)
+    observer.answer(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n", 1.0)
+    observer.answer(garbage, 2.0)
+    observer.answer(garbage[::-1], 3.0)
+    observer.end_of_answers(4.0)
+    observer.broken("upstream_closed", 5.0)
+
+    assert told(measures).get("requests_running{}") is None
 
 
 # Documents -----------------------------------------------------------------------------------------------------------
@@ -322,10 +328,7 @@ def test_a_stream_that_ends_without_its_last_document_is_a_failure() -> None:
 def test_what_clients_call_models_never_becomes_a_label() -> None:
     measures = Measures(limit=2)
     for number in range(100):
-        exchange = Exchange(measures, framing.request_head(b"POST /api/chat HTTP/1.1\r\n\r\n"))
-        exchange.asks(b'{"model": "invented-%d"}' % number)
-        exchange.sent(0.0)
-        exchange.broken("aborted", 1.0)
+        asking(measures, body=b'{"model": "invented-%d"}' % number).broken("aborted", 2.0)
 
     assert told(measures) == {"requests_failed_total{aborted}": 100}
 
@@ -342,9 +345,10 @@ def test_models_that_engines_name_are_capped() -> None:
 def test_requests_beyond_the_known_limit_wait() -> None:
     measures = Measures(limit=2, running_limit=2)
     for _ in range(5):
-        measures.begin("")
+        asking(measures)
 
-    assert told(measures) == {"requests_running{}": 2, "requests_waiting{}": 3}
+    found = told(measures)
+    assert (found["requests_running{}"], found["requests_waiting{}"]) == (2, 3)
 
 
 def test_embeddings_carry_the_model_that_the_engine_has_taken() -> None:

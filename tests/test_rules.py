@@ -70,7 +70,7 @@ def generated(capture: Capture, dice: random.Random) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("capture", captures.ALL, ids=str)
 def test_no_series_stands_there_twice_whatever_rules_a_user_adds(tmp_path: Path, capture: Capture) -> None:
-    rules = generated(capture, random.Random(str(capture)))  # noqa: S311 - examples, the same in each run
+    rules = generated(capture, random.Random(str(capture)))
     with EngineServer(replayed(capture)) as server:
         document = {
             "targets": [{"url": server.url, "name": "t", "engine": capture.engine}],
@@ -89,7 +89,7 @@ def test_a_rule_for_what_others_give_is_refused_with_file_key_and_metric(tmp_pat
         configured(tmp_path, f"engines: {{mine: {{rules: [{{metric: {metric.name}, names: [x]}}]}}}}")
 
     where = f"{tmp_path}/headroom.yml:1: engines.mine.rules[0].metric: "
-    assert str(refused.value).startswith(f"{where}{metric.name!r} is no metric of the schema that an engine can give")
+    assert str(refused.value).startswith(f"{where}{metric.name!r} is not a metric that an engine can provide")
 
 
 def test_the_version_that_a_rule_gives_is_the_only_one(tmp_path: Path) -> None:

@@ -574,7 +574,7 @@ def test_ollama_cuts_a_prompt_longer_than_the_context_to_half_of_it() -> None:
 
 
 def test_a_busy_engine_under_random_load_never_loses_a_request() -> None:
-    chance = random.Random(11)  # noqa: S311  which requests are aborted is no secret
+    chance = random.Random(11)
     process = Synthetic(4, Lengths(60, maximum=200), Lengths(30, maximum=100), burstiness=4, max_tokens=100)
     for name, config in CONFIGS.items():
         engine = Engine(replace(config, cost=FixedCost(0.02)), seed=3)

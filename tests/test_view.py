@@ -16,7 +16,8 @@ from llm_headroom.model import Cause, Failure, Health, Histogram, Level, Point, 
 from llm_headroom.view import board, text
 from llm_headroom.view.history import MOST_READINGS, History
 from llm_headroom.view.quantiles import RANKS, quantile
-from llm_headroom.view.values import Absent, Missing, Objective, Share, Slow, as_json, from_json
+from llm_headroom.view.values import Absent, Load, Missing, Objective, Share, Slow, as_json, from_json
+from llm_headroom.web import cards
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,6 +147,36 @@ def test_the_kv_cache_of_replicas_adds_up_and_the_fullest_one_is_named() -> None
     assert (kv.headroom_tokens, kv.headroom_requests, kv.exhaustion_seconds) == (90.0, 4.0, 60.0)
 
 
+def test_how_much_more_an_engine_takes_is_said_with_what_binds() -> None:
+    points = [
+        of_model(schema.LOAD_HEADROOM, 1.83, objective="ttft"),
+        of_model(schema.SUSTAINABLE_REQUESTS, 4.2, objective="ttft"),
+        of_model(schema.LOAD_HEADROOM_BINDING, 1.0, objective="ttft", resource="kv_cache"),
+        of_model(schema.LOAD_HEADROOM_BINDING, 0.0, objective="ttft", resource="compute"),
+        of_model(schema.LOAD_HEADROOM_SUSPECT, 1.0),
+    ]
+    card = engine(snapshot(100.0, *points))
+
+    assert card.load == (Load("ttft", 1.83, "kv_cache", 4.2, suspect=True),)
+    assert text.takes(card.load[0]) == "takes 1.8 × its traffic; KV cache binds"
+    assert "TTFT: <b" in (html := cards.engine(card, 100.0))
+    assert "takes 1.8 × its traffic; KV cache binds</b>, 4.2 requests/s; suspect" in html
+    assert engine(snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 1.0))).load == ()
+
+
+@pytest.mark.parametrize(
+    ("headroom", "written"), [(None, "–"), (0.62, "0.6 ×"), (9.94, "9.9 ×"), (12.4, "12 ×"), (16.0, "≥ 16 ×")]
+)
+def test_times_are_written_for_people(headroom: float | None, written: str) -> None:
+    assert text.times(headroom) == written
+
+
+@pytest.mark.parametrize(("headroom", "level"), [(0.9, "bad"), (1.1, "warn"), (1.3, "")])
+def test_an_engine_near_its_limit_is_coloured(headroom: float, level: str) -> None:
+    card = engine(snapshot(100.0, of_model(schema.LOAD_HEADROOM, headroom, objective="ttft")))
+    assert f'<b class="{level}">takes {headroom:.1f} × its traffic</b>' in cards.engine(card, 100.0)
+
+
 def test_an_engine_that_tells_no_kv_cache_has_none() -> None:
     assert engine(snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 1.0))).kv is None
 
@@ -154,8 +185,8 @@ def test_risks_objectives_and_slow_first_tokens_are_shown_as_derived() -> None:
     card = engine(
         snapshot(
             100.0,
-            of_model(schema.SATURATION_RISK, 0.6),
-            of_model(schema.KV_SATURATION_RISK, 0.05),
+            of_model(schema.KV_SATURATION_RISK, 0.6),
+            of_model(schema.EVICTION_RISK, 0.05),
             of_model(schema.TTFT_SLOW, 0.25, window="60s"),
             of_model(schema.SLO_REQUESTS, 200.0, slo="ttft"),
             of_model(schema.SLO_REQUESTS_GOOD, 150.0, slo="ttft"),
@@ -167,10 +198,12 @@ def test_risks_objectives_and_slow_first_tokens_are_shown_as_derived() -> None:
     )
 
     assert [(risk.metric, risk.value) for risk in card.risks] == [
-        ("llm_saturation_risk_ratio", 0.6),
-        ("llm_kv_saturation_risk_ratio", 0.05),
+        ("llm_kv_saturation_risk_ratio", 0.6),
+        ("llm_eviction_risk_ratio", 0.05),
     ]
-    assert [(trouble.level, trouble.text) for trouble in card.troubles] == [(Level.BAD, "60% risk of saturation")]
+    assert [(trouble.level, trouble.text) for trouble in card.troubles] == [
+        (Level.BAD, "60% risk of KV cache saturation")
+    ]
     assert card.slow == (Slow("60s", 0.25),)
     assert card.objectives == (Objective("ttft", 2.5, 0.95, 0.75, 200.0),)
 

@@ -167,7 +167,7 @@ def test_an_interval_of_zero_is_no_rate_limit(tmp_path: Path) -> None:
         ("tls_config: {}\n", 1, "tls_config: unknown key"),
         ("- 1\n", 1, "expected a mapping, got a list"),
         (TLS + "  cert_flie: x\n", 4, "tls_server_config.cert_flie: unknown key"),
-        (TLS + "  key_file: other\n", 4, "tls_server_config: the key key_file is given twice, first on line 3"),
+        (TLS + "  key_file: other\n", 4, "tls_server_config: duplicate key key_file; first defined on line 3"),
         ("tls_server_config: [1]\n", 1, "tls_server_config: expected a mapping, got a list"),
         ("tls_server_config:\n  cert_file: [a]\n", 2, "tls_server_config.cert_file: expected a string, got a list"),
         (
@@ -210,7 +210,7 @@ def test_an_interval_of_zero_is_no_rate_limit(tmp_path: Path) -> None:
         (
             f"basic_auth_users:\n  a: {HASH}\n  a: {HASH}\n",
             3,
-            "basic_auth_users: the key a is given twice, first on line 2",
+            "basic_auth_users: duplicate key a; first defined on line 2",
         ),
         ("rate_limit:\n  interval: 5\n  burst: 1\n", 2, "rate_limit.interval: must be a duration with a unit"),
         ("rate_limit:\n  interval: 1s\n  burst: -1\n", 3, "rate_limit.burst: must be a count"),

@@ -77,4 +77,4 @@ def test_a_file_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
 
 def test_an_escape_beyond_unicode_is_a_problem_of_the_file(tmp_path: Path) -> None:
     [problem] = complaint(tmp_path, 'tls_server_config: {cert_file: "\\Uffffffff"}')
-    assert problem == "web.yml: is not valid YAML: an escape in a string means no character"
+    assert problem == "web.yml: is not valid YAML: invalid escape in a string"

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 HEAD: Final = """# How good the alerts and risks are
 
+For those who decide which alerts may page. At the end you know how often each is right, how early, and where it is no
+better than a simple threshold.
+
 Written by `make evaluate`; do not edit. Traces of production traffic are replayed on simulated engines, polled every
 5 s (up to 0.2 s late) through the exporter's own derivation and scraped every 15 s (up to 1 s late). A real
 Prometheus then evaluates the shipped alerts (`alerts/llm-headroom.rules.yml`) and the usual rules

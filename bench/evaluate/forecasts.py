@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 EVERY: Final = 3
 """Polls between two forecasts that are looked at: neighbours tell the same."""
 MEANT: Final[dict[str, Callable[[Run], list[Span]]]] = {
-    schema.SATURATION_RISK.name: any_trouble,
-    schema.SATURATION_HIGH_WATER_RISK.name: any_trouble,
+    schema.SATURATION_HIGH_WATER.name: any_trouble,
     schema.KV_SATURATION_RISK.name: lambda run: kv_exhaustion(run.troubles),
 }
 """The incidents that each risk is the probability of."""

@@ -36,7 +36,7 @@ DRAIN_SECONDS: Final = 1800.0
 """After the last poll, so that requests end; those that do not are taken to have had no first token either."""
 RESERVED: Final = 4096
 """Tokens of an answer that SGLang reserves at most: SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION."""
-RISKS: Final = (schema.SATURATION_RISK, schema.KV_SATURATION_RISK, schema.SATURATION_HIGH_WATER_RISK)
+RISKS: Final = (schema.KV_SATURATION_RISK, schema.SATURATION_HIGH_WATER)
 GAUGES: Final = (schema.KV_CACHE_USAGE, schema.REQUESTS_WAITING)
 """What the risks are compared with as a ranking."""
 
@@ -193,9 +193,8 @@ class _Exporter:
         known = self._memory.models["m"]
         distance = risk.kv_distance(known.last, known.estimates)
         features = {
-            schema.SATURATION_RISK.name: risk.saturation_features(known.last, known.estimates, self._run.slo),
             schema.KV_SATURATION_RISK.name: None if distance is None else (risk.kv_feature(distance),),
-            schema.SATURATION_HIGH_WATER_RISK.name: risk.high_water_features(known.levels),
+            schema.SATURATION_HIGH_WATER.name: risk.high_water_features(known.levels),
         }
         return Forecast(at, risks, {name: one for name, one in features.items() if one is not None and name in risks})
 

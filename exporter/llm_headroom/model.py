@@ -182,6 +182,8 @@ class SampleState(StrEnum):
     IGNORED = "ignored"
     UNKNOWN = "unknown"
     INVALID = "invalid"
+    UNKNOWN_LABEL = "unknown_label"
+    """Mapped, but kept apart or held for a repetition because of a label that no rule knows."""
 
 
 class Cause(StrEnum):
@@ -307,7 +309,10 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How a collection went, apart from what it gave. Times are unix seconds, durations seconds."""
+    """How a collection went, apart from what it gave. Times are unix seconds, durations seconds.
+
+    `withheld` are addresses of documents that want credentials, and without which the engine is read all the same.
+    """
 
     up: bool
     error: Failure | None = None
@@ -316,6 +321,7 @@ class Health:
     last_success: float | None = None
     samples: Mapping[SampleState, int] = field(default_factory=dict)
     unmapped: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
     version: str = ""
 
 

@@ -19,77 +19,97 @@ class Thresholds:
     """The thresholds of the alerts; the dashboards draw the same ones."""
 
     ttft_slow_share: float = _at(
-        0.03, "ratio", "Share of first tokens slower than the objective within 60 s, at which somebody is paged."
+        0.03, "ratio", "Share of first tokens slower than the objective within 2 min, at which somebody is paged."
+    )
+    ttft_slow_count: float = _at(
+        3, "requests", "Fewest slow first tokens within 2 min that are worth a page: one slow request is none."
     )
     ttft_slow_share_long: float = _at(0.05, "ratio", "The same within 300 s.")
-    ttft_slow_count: float = _at(
-        2, "requests", "Fewest slow first tokens within a window that are worth a page: one slow request is none."
-    )
     ttft_slow_count_long: float = _at(3, "requests", "The same within 300 s.")
-    high_water_risk: float = _at(0.3, "ratio", "`llm_saturation_high_water_risk_ratio` at which there is a warning.")
+    blocked_seconds: float = _at(
+        180, "s", "Time for which requests wait and none is taken in, after which somebody is paged."
+    )
+    high_water_risk: float = _at(0.3, "ratio", "`llm_saturation_high_water_ratio` at which an alert warns.")
     high_water_risk_clear: float = _at(0.21, "ratio", "The same, at which the warning ends.")
     burn_rate_fast: float = _at(
         14.4,
         "factor",
-        "Consumption of a 30-day error budget over 1 h and 5 min that is paged: 2 % of the budget in an hour.",
+        "Burn rate of a 30-day error budget over 1 h and 5 min that pages: 2 % of the budget in an hour.",
     )
     burn_rate_slow: float = _at(6, "factor", "The same over 6 h and 30 min: 5 % of the budget.")
-    burn_rate_day: float = _at(3, "factor", "Consumption over 1 day and 2 h that is a ticket: 10 % of the budget.")
+    burn_rate_day: float = _at(3, "factor", "Burn rate over 1 day and 2 h that opens a ticket: 10 % of the budget.")
     burn_rate_days: float = _at(1, "factor", "The same over 3 days and 6 h: 10 % of the budget.")
     traffic_floor: float = _at(
-        0.01, "requests/s", "Requests a second below which no share of them is judged, as one request would decide."
+        0.01,
+        "requests/s",
+        "Requests per second below which shares are not evaluated, as a single request would decide.",
     )
     inter_token_slow: float = _at(
-        0.2, "s", "p95 of the inter-token latency that is slow; a bucket boundary of vLLM and SGLang."
+        0.2, "s", "p95 inter-token latency that is slow; a bucket boundary of vLLM and SGLang."
     )
-    error_share_high: float = _at(0.05, "ratio", "Share of requests that fail at which somebody is paged.")
+    error_share_high: float = _at(0.05, "ratio", "Share of failed requests that pages.")
     error_share: float = _at(0.01, "ratio", "The same for a ticket.")
-    waiting_high: float = _at(
-        10, "requests", "Waiting requests that are a queue, if they are more than those that run."
-    )
+    waiting_high: float = _at(10, "requests", "Waiting requests that count as a queue, if they exceed running ones.")
     kv_usage_high: float = _at(
-        0.9, "ratio", "Usage of the KV cache that is high, if requests wait or are preempted at the same time."
+        0.9, "ratio", "KV cache usage that is high, if requests wait or are preempted at the same time."
     )
-    kv_usage_critical: float = _at(0.95, "ratio", "Usage of the KV cache that is exhaustion, if preemptions are many.")
+    kv_usage_critical: float = _at(0.95, "ratio", "KV cache usage that is exhaustion, if there are many preemptions.")
     preemption_share: float = _at(0.01, "ratio", "Preemptions per finished request that cost throughput.")
     preemption_share_critical: float = _at(0.05, "ratio", "The same with an exhausted KV cache.")
     headroom_requests_low: float = _at(
-        2, "requests", "Requests of the recent mean size for which the KV cache still has room."
+        2, "requests", "KV cache headroom that is low, in requests of the recent mean size."
     )
-    kv_exhaustion_soon: float = _at(600, "s", "Time until the KV cache is full that is soon.")
+    kv_exhaustion_soon: float = _at(600, "s", "Time until the KV cache is full below which an alert warns.")
+    kv_tight_usage: float = _at(0.7, "ratio", "KV cache usage below which it is not what leaves little room.")
     kv_exhaustion_usage: float = _at(
-        0.7, "ratio", "Usage of the KV cache below which the time until it is full is not told."
+        0.7, "ratio", "KV cache usage below which there is no alert on the time until it is full."
     )
     gpu_headroom_low: float = _at(
-        0.03, "ratio", "Free share of a GPU's memory that is low; below any usual reservation's rest."
+        0.03, "ratio", "Free share of a GPU's memory that is low; less than usual reservations leave free."
     )
     gpu_headroom_low_bytes: float = _at(
-        2**30, "bytes", "Free memory of a GPU that is low whatever the share; the larger of both counts."
+        2**30, "bytes", "Free memory of a GPU that is low regardless of the share; the larger of both counts."
     )
     gpu_headroom_critical: float = _at(0.01, "ratio", "Free share of a GPU's memory that is exhaustion.")
     gpu_headroom_critical_bytes: float = _at(
-        2**29, "bytes", "Free memory of a GPU that is exhaustion whatever the share; the larger of both counts."
+        2**29, "bytes", "Free memory of a GPU that is exhaustion regardless of the share; the larger of both counts."
     )
-    gpu_oom_ratio: float = _at(0.1, "ratio", "Free share of a GPU's memory above which its trend is not told.")
+    gpu_oom_ratio: float = _at(0.1, "ratio", "Free share of a GPU's memory above which there is no alert on its trend.")
     gpu_oom_horizon: float = _at(3600, "s", "Time within which the trend of a GPU's free memory must reach zero.")
-    oom_risk: float = _at(0.5, "ratio", "`llm_oom_risk_ratio` at which there is a warning.")
+    oom_risk: float = _at(0.5, "ratio", "`llm_oom_risk_ratio` at which an alert warns.")
     gpu_growth_bytes: float = _at(
-        2**30, "bytes", "Growth in 6 h of GPU memory that no engine is known to hold, which is a leak or a neighbour."
+        2**30, "bytes", "Growth of unattributed GPU memory in 6 h that indicates a leak or another program."
     )
     gpu_temperature_high: float = _at(85, "degrees Celsius", "Temperature of a GPU that is high.")
-    gpu_idle_utilization: float = _at(0.1, "ratio", "Utilisation below which a GPU is idle although requests wait.")
+    gpu_idle_utilization: float = _at(0.1, "ratio", "Utilisation below which a GPU is idle while requests wait.")
     offload_low: float = _at(0.999, "ratio", "Share of a model's memory on GPUs below which it has spilled to the CPU.")
-    model_loads_high: float = _at(6, "loads", "Loads of one model in an hour that are thrash.")
+    model_loads_high: float = _at(6, "loads", "Loads of one model per hour that are thrashing.")
     source_stale: float = _at(300, "s", "Age of a source's last success that is stale.")
-    source_slow: float = _at(2.5, "s", "Duration of a collection that is slow; by default one is given up after 5 s.")
+    source_slow: float = _at(2.5, "s", "Duration of a collection that is slow; by default it times out after 5 s.")
 
 
 DEFAULT: Final = Thresholds()
-"""The thresholds of whoever chooses none."""
+"""The default thresholds."""
 
 RISK_WARN: Final = 0.1
-"""Probability of a trouble from which on the status page and `top` show it as a warning [ratio]."""
+"""Probability from which the status page and `top` show a risk as a warning [ratio]."""
 RISK_BAD: Final = 0.5
-"""The same as a trouble [ratio]."""
+"""Probability from which they show it as critical [ratio]."""
 SATURATION_HIGH: Final = 0.8
 """`llm_saturation_ratio` from which on dashboards warn; at 1 it is full [ratio]."""
+
+SLOW_SECONDS: Final = 120.0
+"""Window within which slow first tokens are counted, by the state and by the alert [s]."""
+RATE_SECONDS: Final = 300.0
+"""Window within which failed requests are counted, by the state and by the alerts [s]."""
+XID_SECONDS: Final = 600.0
+"""Time after a fatal Xid error for which it is the GPU's state and an alert [s]."""
+FATAL_XIDS: Final = (48, 62, 64, 74, 79, 95, 119, 120)
+"""Uncorrectable ECC, microcontroller halt, remap failure, NVLink, fallen off the bus, uncontained error, GSP.
+
+Xids that an application causes (13, 31, 43) or that tell of a repair (63, 92) are left out.
+"""
+HARD_THROTTLES: Final = ("hw_thermal", "hw_power_brake")
+"""Reasons of throttling that are a fault at once; `sw_thermal` is one only after long."""
+LOAD_HEADROOM_LOW: Final = 1.25
+"""`llm_load_headroom_ratio` below which page and dashboards warn: a load of 80 %, which autoscalers aim at [ratio]."""

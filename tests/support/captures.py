@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llm_headroom.engines.rules import Engine
 
 CAPTURES = Path(__file__).parents[1] / "fixtures" / "captures"
-ROUTERS = ("smg-",)
+ROUTERS = ("smg-", "vllm-router-")
 OTHER_ENDPOINTS = (".openmetrics.", ".engine_metrics.", ".v1_loads_")
 
 

@@ -72,7 +72,7 @@ def huge(megabytes: int) -> Behaviour:
 
 
 class EngineServer:
-    """Serves `routes`: path (with or without its query) → a reply or a behaviour. Routes may change at any time."""
+    """Serves `routes`: path, with or without its query, or `*` → a reply or a behaviour. They may change."""
 
     def __init__(self, routes: Mapping[str, Reply | Behaviour] | None = None) -> None:
         self.routes: dict[str, Reply | Behaviour] = dict(routes or {})
@@ -133,7 +133,10 @@ class EngineServer:
         self.requests.append((method, path))
         if self.closing.is_set():
             return False
-        found = self.routes.get(path) or self.routes.get(path.partition("?")[0]) or Reply(NOT_FOUND, 404)
+        found = next(
+            (self.routes[key] for key in (path, path.partition("?")[0], "*") if key in self.routes),
+            Reply(NOT_FOUND, 404),
+        )
         if not isinstance(found, Reply):
             found(self, handler.connection)
             return False

@@ -49,14 +49,16 @@ class ProcTree:
         sockets: tuple[int, ...] = (),
         name: str = "python (3)",
         command: tuple[str, ...] = (),
+        environment: tuple[str, ...] = ("HOME=/",),
         resident: tuple[int, int, int] = (1024, 512, 256),
     ) -> int:
-        """Adds a process; `resident` are KiB of anonymous, file and shared memory."""
+        """Adds a process; `resident` are KiB of anonymous, file and shared memory. No environment: it is hidden."""
         self._write(str(pid), pid, parent, pid if group is None else group, start, cgroup, name)
         folder = self.root / str(pid)
         for number, inode in enumerate(sockets, start=3):
             (folder / f"fd/{number}").symlink_to(f"socket:[{inode}]")
         (folder / "cmdline").write_text("".join(f"{word}\0" for word in command))
+        (folder / "environ").write_text("".join(f"{variable}\0" for variable in environment))
         anonymous, file, shared = resident
         (folder / "status").write_text(
             f"Name:\tpython\nVmRSS:\t{sum(resident)} kB\nRssAnon:\t{anonymous} kB\nRssFile:\t{file} kB\n"

@@ -66,9 +66,9 @@ LATENCY: Final = (
         name="LLMSaturationRisk",
         severity=Severity.TICKET,
         dashboard=Dashboard.KV,
-        expr="""llm_saturation_high_water_risk_ratio >= $high_water_risk
-            or (llm_saturation_high_water_risk_ratio >= $high_water_risk_clear
-                and max_over_time(llm_saturation_high_water_risk_ratio[5m]) >= $high_water_risk)""",
+        expr="""llm_saturation_high_water_ratio >= $high_water_risk
+            or (llm_saturation_high_water_ratio >= $high_water_risk_clear
+                and max_over_time(llm_saturation_high_water_ratio[5m]) >= $high_water_risk)""",
         summary=f"{_WHO} is close to saturation",
         description="The peaks of the last ten minutes make slow first tokens or KV cache trouble within five minutes "
         "likely: {{ $value | humanizePercentage }}.",

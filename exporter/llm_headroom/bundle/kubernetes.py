@@ -33,7 +33,7 @@ def files(settings: BundleSettings) -> dict[str, str]:
 def _sidecars(settings: BundleSettings) -> dict[str, Any]:
     """Return the monitor of all pods with a sidecar.
 
-    Every sidecar calls its engine 127.0.0.1: targets are named after their pods, so that rules tell engines apart.
+    Every sidecar calls its engine 127.0.0.1: targets are named after their pods, so that rules can distinguish engines.
     """
     endpoint = {
         "port": PORT,

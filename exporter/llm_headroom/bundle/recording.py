@@ -1,6 +1,6 @@
 """Recording rules: a fleet by model and engine, so that dashboards over a thousand engines read few series.
 
-Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` keeps the labels cluster,
+Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` has the labels cluster,
 namespace, job, engine and model. Rates come before sums, so that a restart is no jump. Histograms are never added over
 `engine`, as engines differ in their buckets.
 """
@@ -50,9 +50,7 @@ FLEET: Final = (
     Recording("engine_model:llm_kv_cache_headroom_ratio:min", f"min {_BY} (llm_kv_cache_headroom_ratio)"),
     Recording("engine_model:llm_kv_cache_headroom_requests:min", f"min {_BY} (llm_kv_cache_headroom_requests)"),
     Recording("engine_model:llm_saturation_ratio:max", f"max {_BY} (llm_saturation_ratio)"),
-    Recording(
-        "engine_model:llm_saturation_high_water_risk_ratio:max", f"max {_BY} (llm_saturation_high_water_risk_ratio)"
-    ),
+    Recording("engine_model:llm_saturation_high_water_ratio:max", f"max {_BY} (llm_saturation_high_water_ratio)"),
     Recording(
         "job:llm_gpu_memory_headroom_ratio:min", "min by (cluster, namespace, job) (llm_gpu_memory_headroom_ratio)"
     ),

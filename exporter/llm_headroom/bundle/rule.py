@@ -1,7 +1,7 @@
 """Recording and alerting rules as values, before a user's thresholds and selector are put in.
 
 An expression is PromQL in which `$name` stands for a threshold or a setting, and in which every selector of a metric
-gets the user's label matchers. `without` keeps whatever labels the user's scrape adds.
+gets the user's label matchers. `without` leaves all labels that the user's scrape adds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 class Severity(enum.StrEnum):
-    """Who is told: somebody at once (a symptom that users feel), somebody in working hours (a cause), nobody."""
+    """Who is notified: on call (a symptom that users feel), working hours (a cause), or nobody."""
 
     PAGE = "page"
     TICKET = "ticket"

@@ -30,10 +30,10 @@ _SELECTOR: Final = re.compile(rf"{_MATCHER}(?:\s*,\s*{_MATCHER})*")
 
 
 def settings(thresholds: Iterable[str], selector: str, **others: Any) -> BundleSettings:  # noqa: ANN401 - fields
-    """Return the settings of a command line; a threshold is `name=value`.
+    """Return the settings of a command line; each threshold is written `name=value`.
 
     Raises:
-        ValueError: a threshold does not exist or is no number, or the selector is none.
+        ValueError: a threshold is unknown or not a number, or the selector is invalid.
     """
     if selector and _SELECTOR.fullmatch(selector) is None:
         raise ValueError(f'selector {selector}: expected label matchers, such as cluster="x", pod=~"vllm-.*"')
@@ -49,7 +49,7 @@ def files(chosen: BundleSettings, only: Iterable[str] = ()) -> dict[str, str]:
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write files below a folder, which is made if need be.
+    """Write files below a folder, which is created if needed.
 
     Raises:
         OSError: one cannot be written.
@@ -64,29 +64,45 @@ def _threshold(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     names = [field.name for field in dataclasses.fields(Thresholds)]
     if name not in names:
-        raise ValueError(f"threshold {name}: there is none of that name; there are {', '.join(names)}")
+        raise ValueError(f"threshold {name}: unknown threshold; valid names: {', '.join(names)}")
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"threshold {name}: expected a number, not {value or 'nothing'}")
+        raise ValueError(f"threshold {name}: expected a number, got {value or 'nothing'}")
     return name, number
 
 
 @click.command("bundle")
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where to write.")
-@click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="Another threshold of the alerts.")
-@click.option("--selector", default="", metavar="MATCHERS", help="For every query, such as 'cluster=\"x\"'.")
-@click.option("--only", multiple=True, metavar="PART", help="alerts, dashboards or kubernetes.  [default: all]")
-@click.option("--job", "exporter_job", default="llm-headroom", show_default=True, help="Label `job` of the exporters.")
-@click.option("--runbooks", "runbook_base_url", metavar="URL", help="Where alerts/runbooks is published.")
-@click.option("--grafana", "dashboard_base_url", metavar="URL", help="Grafana's address, for links to dashboards.")
-@click.option("--for-scale", type=float, help="Factor on how long conditions must hold; below 1 for tests.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Output folder.")
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change a threshold of the alerts; may be given several times.",
+)
+@click.option(
+    "--selector", default="", metavar="MATCHERS", help="Label matchers for every query, such as 'cluster=\"x\"'."
+)
+@click.option(
+    "--only", multiple=True, metavar="PART", help="What to write: alerts, dashboards or kubernetes.  [default: all]"
+)
+@click.option(
+    "--job",
+    "exporter_job",
+    default="llm-headroom",
+    show_default=True,
+    help="Value of the label `job` of the exporters.",
+)
+@click.option("--runbooks", "runbook_base_url", metavar="URL", help="Base URL of the published runbooks.")
+@click.option("--grafana", "dashboard_base_url", metavar="URL", help="URL of Grafana, for links to dashboards.")
+@click.option("--for-scale", type=float, help="Factor on the alerts' `for` durations; below 1 for tests.")
 def command(output: Path, thresholds: tuple[str, ...], selector: str, only: tuple[str, ...], **others: Any) -> None:  # noqa: ANN401 - click's values
     """Write alerts, dashboards and Kubernetes objects with thresholds and label matchers of your own."""
     if unknown := set(only) - set(PARTS):
-        fail(f"part {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
+        fail(f"part {', '.join(sorted(unknown))}: unknown part; valid names: {', '.join(PARTS)}")
     try:
         given = {name: value for name, value in others.items() if value is not None}
         texts = files(settings(thresholds, selector, **given), only)

@@ -10,29 +10,29 @@ import click
 from llm_headroom import __version__
 
 COMMANDS: Final = {
-    "run": "Watch engines and GPUs and serve /metrics.",
-    "check": "Collect everything once and report each signal.",
+    "run": "Monitor engines and GPUs and serve /metrics.",
+    "check": "Collect once and report every signal.",
     "config": "Check the configuration without polling: `config check [FILE]`.",
     "top": "Show engines and GPUs in the terminal.",
-    "proxy": "Measure the requests to one engine.",
-    "health": "Tell whether an exporter answers.",
+    "proxy": "Run only the measuring proxy, in front of one engine.",
+    "health": "Health check of a running exporter.",
     "bundle": "Write alerts, dashboards and Kubernetes objects.",
-    "demo": "Show llm-headroom without a GPU.",
-    "simulate": "Serve one simulated engine.",
+    "demo": "Try llm-headroom without a GPU.",
+    "simulate": "Run one simulated engine.",
 }
-"""What `--help` says of each command. It stands here so that `--help` loads none of them."""
+"""The summary of each command in `--help`, here so that `--help` imports none of them."""
 
 
 class _Commands(click.Group):
     """A group that imports a command's module when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names, the most used first."""
+        """Return the commands' names, most used first."""
         del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None if there is none of that name."""
+        """Import a command; None if it does not exist."""
         del ctx
         if cmd_name not in COMMANDS:
             return None

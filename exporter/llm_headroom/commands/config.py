@@ -1,4 +1,4 @@
-"""`llm-headroom config`: the configuration itself."""
+"""`llm-headroom config`: validate the configuration."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 @click.group("config")
 def command() -> None:
-    """Look at the configuration."""
+    """Validate the configuration."""
 
 
 @command.command("check")
 @click.argument("path", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 def check(path: Path | None) -> None:
-    """Say what is wrong with a configuration file (LLM_HEADROOM_CONFIG without one), and poll nothing.
+    """Validate a configuration file without polling. Without FILE: the one in LLM_HEADROOM_CONFIG.
 
-    What `run` would read is checked: the file, LLM_HEADROOM_… and OTEL_… variables, and the web configuration with its
-    certificates.
+    Everything that `run` reads is checked: the file, LLM_HEADROOM_… and OTEL_… variables, and the web configuration
+    with its certificates.
 
-    Exit status: 0 it can be used, 2 it cannot; all problems are listed.
+    Exit status: 0 valid, 2 not valid; all problems are listed.
     """
     context = run.command.make_context("run", [] if path is None else ["--config", str(path)])
     problems = list(_problems(context))
     if problems:
         fail("\n".join(problems))
-    click.echo(f"{context.params['path'] or 'flags and environment'}: fine")
+    click.echo(f"{context.params['path'] or 'flags and environment'}: valid")
 
 
 def _problems(context: click.Context) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The demo: simulated vLLM, SGLang and Ollama on two simulated GPUs under replayed traffic, watched by the exporter.
+"""The demo: simulated vLLM, SGLang and Ollama on two simulated GPUs under replayed traffic, monitored by the exporter.
 
 All of it is one process, so that nothing is left when it ends, apart from Prometheus, Alertmanager and Grafana where
 they are installed (``demo_stack``).
@@ -72,14 +72,14 @@ INCIDENTS: Final = (
         420.0,
         "ollama",
         Misbehaviour(burst=Burst(0.1, 90.0, 300, 60, LARGE)),
-        "somebody asks Ollama for a model that does not fit the GPU",
+        "a request to Ollama for a model that does not fit the GPU",
     ),
-    Incident(580.0, "sglang", Misbehaviour(burst=Burst(3.0, 40.0, 1000, 500)), "a busy minute for SGLang"),
+    Incident(580.0, "sglang", Misbehaviour(burst=Burst(3.0, 40.0, 1000, 500)), "a minute of high load on SGLang"),
     Incident(600.0, "sglang", Misbehaviour(stall_seconds=40.0), "SGLang stalls for 40 s"),
-    Incident(720.0, "vllm", Misbehaviour(leak_bytes_per_second=150e6), "vLLM leaks GPU memory, 150 MB a second"),
-    Incident(900.0, "vllm", Misbehaviour(crash_seconds=25.0), "vLLM crashes, and is back after 25 s"),
+    Incident(720.0, "vllm", Misbehaviour(leak_bytes_per_second=150e6), "vLLM leaks 150 MB of GPU memory per second"),
+    Incident(900.0, "vllm", Misbehaviour(crash_seconds=25.0), "vLLM crashes and restarts after 25 s"),
     Incident(1020.0, "sglang", Misbehaviour(slowdown=3.0), "SGLang's GPU is throttled to a third"),
-    Incident(1100.0, "sglang", Misbehaviour(slowdown=1.0), "SGLang is fast again"),
+    Incident(1100.0, "sglang", Misbehaviour(slowdown=1.0), "SGLang's GPU is back to full speed"),
 )
 
 
@@ -90,7 +90,7 @@ class Settings:
     Attributes:
         listen: address of the exporter.
         speed: virtual seconds per real second.
-        seed: of everything random.
+        seed: random seed.
         stack: whether Prometheus, Alertmanager and Grafana are started where they are installed.
         interval: seconds between the exporter's polls.
     """
@@ -136,10 +136,10 @@ def engines(settings: Settings, clock: Clock) -> dict[str, EngineServer]:
 
 
 def targets(servers: dict[str, EngineServer]) -> tuple[Target, ...]:
-    """Return what the exporter is told of the engines.
+    """Return the exporter's configuration for the engines.
 
-    vLLM and SGLang have processes of their own as far as the simulated GPUs tell, which /proc does not show; so their
-    GPUs are named. Ollama's process is this one.
+    The simulated GPUs list processes of vLLM and SGLang that /proc does not have, so their GPUs are configured.
+    Ollama's process is this one.
     """
     pids = {"vllm": UNSEEN_PID, "sglang": UNSEEN_PID + 1, "ollama": os.getpid()}
     gpus = {"vllm": ("0",), "sglang": ("1",)}
@@ -170,7 +170,7 @@ def simulated_gpus(servers: dict[str, EngineServer], clock: Clock) -> SimulatedG
 
 
 async def run(settings: Settings, say: Callable[[str], None]) -> None:
-    """Run the demo until SIGINT or SIGTERM; ``say`` is told lines for people.
+    """Run the demo until SIGINT or SIGTERM; ``say`` gets lines of text to show.
 
     Raises:
         llm_headroom.net.listen.ListenError: the exporter's address cannot be listened on.
@@ -193,7 +193,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
         if settings.stack:
             for line in await demo_stack.start(address, stack, settings.speed):
                 say(line)
-        say(f"A day takes {DAY / settings.speed / 60:.0f} minutes. Ctrl-C ends all of it.")
+        say(f"A day takes {DAY / settings.speed / 60:.0f} minutes. Ctrl-C stops everything.")
 
         def begin(incident: Incident) -> None:
             say(f"incident: {incident.what}")
@@ -244,7 +244,7 @@ async def _export(settings: Settings, watched: tuple[Target, ...], gpus: Simulat
     help="Start Prometheus, Alertmanager and Grafana too, where they are installed.  [default: --prometheus]",
 )
 def command(**flags: Any) -> None:  # noqa: ANN401 - click's values
-    """Show llm-headroom without a GPU: simulated engines, their traffic and incidents, and the status page."""
+    """Try llm-headroom without a GPU: simulated engines with traffic and incidents, and the status page."""
     logs.set_up("error", "logfmt")
     try:
         asyncio.run(run(Settings(**flags), click.echo))

@@ -1,6 +1,6 @@
 """Prometheus, Alertmanager and Grafana beside the demo, where they are installed.
 
-They listen on free ports, and keep what they write in a directory that goes with them.
+They listen on free ports and write to a temporary directory, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from llm_headroom.commands.programs import Program
 
 _DASHBOARDS: Final = Path(__file__).parents[3] / "dashboards"
-"""Where dashboards lie if this runs out of the source tree."""
+"""The dashboards' folder, if this runs from the source tree."""
 _FOR_SCALE: Final = 0.1
 """How long conditions must hold in the demo, as a share of the shipped alerts': its incidents take a minute or two."""
 
 
 async def start(exporter: str, stack: AsyncExitStack, speed: float = 1.0) -> list[str]:
-    """Start what is installed, to watch the exporter at ``host:port``; return lines for people. ``stack`` ends it.
+    """Start what is installed, to watch the exporter at ``host:port``; return lines of text to show. ``stack`` ends it.
 
-    ``speed`` is how many times as fast as real the watched engines are.
+    ``speed`` is by what factor the monitored engines are faster than real ones.
     """
     if programs.installed(programs.PROMETHEUS) is None:
-        return ["prometheus   not installed, so neither it nor Alertmanager and Grafana are started"]
+        return ["prometheus   not installed; Prometheus, Alertmanager and Grafana are not started"]
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-headroom-demo-")))
     lines, alerts = [], None
     if programs.installed(programs.ALERTMANAGER) is not None:
@@ -60,7 +60,7 @@ def _scraping(exporter: str, alerts: str | None) -> dict[str, object]:
 
 
 async def _ready(name: str, program: Program, stack: AsyncExitStack) -> str:
-    """Wait in a thread, since the simulated engines run on in this one; return a line for people."""
+    """Wait in a thread, since the simulated engines run on in this one; return a line of text to show."""
     stack.push_async_callback(asyncio.to_thread, program.end)
     try:
         await asyncio.to_thread(program.wait)

@@ -1,4 +1,4 @@
-"""How a command ends that cannot do what it was asked."""
+"""How a command exits when it fails."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ USAGE: Final = 2
 
 
 def fail(message: str) -> NoReturn:
-    """End with what is wrong about the usage or the configuration."""
+    """Exit with an error about the usage or the configuration."""
     click.echo(f"llm-headroom: {message}", err=True)
     sys.exit(USAGE)

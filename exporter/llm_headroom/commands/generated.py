@@ -1,6 +1,6 @@
-"""What the repository says of facts that the package has: files and marked parts of files, written by `make docs`.
+"""Files, and marked parts of files, that are generated from facts in the package by `make docs`.
 
-A marked part begins with a comment `generated: NAME` and ends with a comment `end`, in the file's own way of comments.
+A marked part begins with a comment `generated: NAME` and ends with a comment `end`, in the file's comment syntax.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MARKED: Final = (
     "deploy/helm/llm-headroom/values.yaml",
     "deploy/helm/llm-headroom/templates/_sidecar.tpl",
 )
-"""Files that have marked parts, or may have."""
+"""Files that may have marked parts."""
 CONFIGURATION: Final = "docs/configuration.md"
-"""Has tables of the settings beside its marked parts."""
+"""It also has tables of the settings."""
 CHART_SCHEMA: Final = "deploy/helm/llm-headroom/values.schema.json"
 
 
 def parts() -> dict[str, str]:
-    """Every marked part by its name; those that stand on lines of their own end with a line break."""
+    """Every marked part by name; parts on lines of their own end with a line break."""
     engines = tuple(BUILT_IN.values())
     *most, last = (f"**{engine.title}**" for engine in engines)
     ports = " ".join(f'"{engine.name}" {engine.port}' for engine in engines)

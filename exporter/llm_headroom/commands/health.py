@@ -1,4 +1,4 @@
-"""Whether an exporter answers: the health check of containers, in which no shell and no curl need to be."""
+"""Health check of a running exporter, for containers without a shell or curl."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "[::]"})
 PATH: Final = "/-/healthy"
 OK: Final = 200
 ANSWERED: Final = frozenset({401, 429})
-"""Statuses of an exporter that is well and wants a password first, or has been asked too much."""
+"""Statuses of a healthy exporter that requires a password, or that limits its rate."""
 
 
 def url(listen: str | None) -> str:
-    """Where the exporter of this host is, by its setting `LLM_HEADROOM_LISTEN` (of several addresses the first)."""
+    """URL of this host's exporter, from `LLM_HEADROOM_LISTEN` (the first of several addresses)."""
     first = (listen or Config().listen[0]).partition(",")[0].strip()
     host, _, port = first.rpartition(":")
     return f"http://{'127.0.0.1' if host in ANY_ADDRESS else host}:{port}"
@@ -45,7 +45,7 @@ def problem(
     origin, _, prefix = parse_target(exporter)
     check(endpoint)
     address = f"{origin}{prefix}{PATH}"
-    found: list[str | None] = [f"{address}: no answer within {timeout:g} s"]
+    found: list[str | None] = [f"{address}: no response within {timeout:g} s"]
     # Limits of httpx are for each step; a thread that is left alone after the timeout is a limit for all of them.
     thread = threading.Thread(target=lambda: found.append(_problem(address, endpoint.tls)), daemon=True)
     thread.start()
@@ -66,8 +66,8 @@ def _problem(address: str, tls: Tls) -> str | None:
         return f"{address}: {broken(root(error))}"
     except httpx.HTTPError as error:
         hint = "" if encrypted else "; does it speak TLS (https://)?"
-        return f"{address}: the answer is not valid HTTP/1.1: {error}{hint}"
-    return None if status == OK or status in ANSWERED else f"{PATH} answered {status}"
+        return f"{address}: the response is not valid HTTP/1.1: {error}{hint}"
+    return None if status == OK or status in ANSWERED else f"{PATH} returned {status}"
 
 
 @click.command("health")
@@ -87,9 +87,9 @@ def _problem(address: str, tls: Tls) -> str | None:
 )
 @click.option("--key-file", type=click.Path(path_type=Path), metavar="FILE", help="Private key for --cert-file.")
 def command(exporter: str | None, timeout: float, cert_file: Path | None, key_file: Path | None) -> None:
-    """Tell whether an exporter answers: a container's health check.
+    """Health check of a running exporter, for containers.
 
-    Exit status: 0 it does, 1 it does not, 2 the usage is wrong.
+    Exit status: 0 healthy, 1 not healthy, 2 wrong usage.
     """
     try:
         address = exporter or url(os.environ.get("LLM_HEADROOM_LISTEN"))

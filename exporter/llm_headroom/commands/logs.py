@@ -12,16 +12,16 @@ _ORDINARY: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 
 def fields(record: logging.LogRecord) -> dict[str, object]:
-    """What a line says, in order: time, level, message, what was handed in as `extra`, and the traceback if any."""
-    said: dict[str, object] = {
+    """The fields of a line, in order: time, level, message, those passed as `extra`, and the traceback if any."""
+    fields: dict[str, object] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": record.levelname.lower(),
         "msg": record.getMessage(),
     }
-    said |= {name: value for name, value in vars(record).items() if name not in _ORDINARY}
+    fields |= {name: value for name, value in vars(record).items() if name not in _ORDINARY}
     if record.exc_info:
-        said["trace"] = logging.Formatter().formatException(record.exc_info)
-    return said
+        fields["trace"] = logging.Formatter().formatException(record.exc_info)
+    return fields
 
 
 class Logfmt(logging.Formatter):

@@ -1,4 +1,4 @@
-"""What several commands share: options of everything that collects, and how settings are read."""
+"""Options that several commands share, and how settings are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class _Targets(click.ParamType[str]):
-    """A target; the environment variable separates several by commas."""
+    """A target; the environment variable holds several, separated by commas."""
 
     name = "[ENGINE=]URL"
 
@@ -30,28 +30,31 @@ class _Targets(click.ParamType[str]):
 
 
 def collecting(command: Callable[P, R]) -> Callable[P, R]:
-    """The options of everything that collects."""
+    """Options of commands that collect."""
     for option in (
         click.option(
             "--discover/--no-discover",
             default=None,
             envvar="LLM_HEADROOM_DISCOVER",
-            help="Look for engines on this host's usual ports.  [default: if no target is named]",
+            help="Detect engines on the default ports of this host.  [default: if no target is given]",
         ),
         click.option(
-            "--gpu/--no-gpu", default=None, envvar="LLM_HEADROOM_GPU", help="Read GPUs.  [default: if NVML is there]"
+            "--gpu/--no-gpu",
+            default=None,
+            envvar="LLM_HEADROOM_GPU",
+            help="Monitor GPUs.  [default: if NVML is available]",
         ),
         click.option(
             "--log-format",
             envvar="LLM_HEADROOM_LOG_FORMAT",
             metavar="logfmt|json",
-            help="How to log.  [default: logfmt]",
+            help="Log format.  [default: logfmt]",
         ),
         click.option(
             "--log-level",
             envvar="LLM_HEADROOM_LOG_LEVEL",
             metavar="LEVEL",
-            help="debug, info, warning or error.  [default: info]",
+            help="Log level: debug, info, warning or error.  [default: info]",
         ),
         click.option(
             "--config",
@@ -67,7 +70,7 @@ def collecting(command: Callable[P, R]) -> Callable[P, R]:
             type=_Targets(),
             multiple=True,
             envvar="LLM_HEADROOM_TARGETS",
-            help="An engine to watch, such as vllm=http://127.0.0.1:8000; may be given several times. "
+            help="An engine to monitor, such as vllm=http://127.0.0.1:8000; may be given several times. "
             "Without ENGINE= the engine is detected.",
         ),
     ):

@@ -1,4 +1,4 @@
-"""Prometheus, Alertmanager and Grafana, where they are installed: for the demo, and for whoever tests or measures."""
+"""Starts Prometheus, Alertmanager and Grafana, where they are installed, for the demo, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Program:
                 return
             time.sleep(_LOOK_SECONDS)
         last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise NotStartedError(last[0] if last else "it said nothing")
+        raise NotStartedError(last[0] if last else "it wrote no output")
 
     def _is_ready(self) -> bool:
         connection = http.client.HTTPConnection(self.address, timeout=_GRACE_SECONDS)

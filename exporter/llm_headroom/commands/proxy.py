@@ -1,4 +1,4 @@
-"""`llm-headroom proxy`: only the measuring proxy of one engine."""
+"""`llm-headroom proxy`: only the measuring proxy, in front of one engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 @click.command("proxy")
-@click.option("--listen", required=True, metavar="[HOST]:PORT", help="Where clients find the engine from now on.")
+@click.option(
+    "--listen", required=True, metavar="[HOST]:PORT", help="Address for clients to use instead of the engine's."
+)
 @click.option(
     "--upstream", required=True, metavar="ENGINE=URL", help="The engine, such as ollama=http://127.0.0.1:11434"
 )
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
     metavar="[HOST]:PORT",
     help="Address of the exporter's own /metrics.",
 )
-@click.option("--log-format", metavar="logfmt|json", help="How to log.  [default: logfmt]")
+@click.option("--log-format", metavar="logfmt|json", help="Log format.  [default: logfmt]")
 def command(listen: str, upstream: str, metrics_listen: str, log_format: str | None) -> None:
-    """Measure the requests to one engine, and serve /metrics: `run` with a proxy and nothing but its engine."""
+    """Run only the measuring proxy in front of one engine, and serve /metrics with what it measures."""
 
     def read() -> Config:
         found = loaded(

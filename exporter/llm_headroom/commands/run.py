@@ -26,10 +26,10 @@ log = logging.getLogger("llm_headroom")
 
 @click.command(
     "run",
-    help=f"""Watch engines and GPUs and serve /metrics.
+    help=f"""Monitor engines and GPUs and serve /metrics.
 
-    With no configuration it looks for {", ".join(f"{engine.title} ({engine.port})" for engine in BUILT_IN.values())} on
-    the usual ports of this host and for NVIDIA GPUs, and says what it found.
+    Without configuration it detects {", ".join(f"{engine.title} ({engine.port})" for engine in BUILT_IN.values())} on
+    their default ports on this host, and NVIDIA GPUs, and logs what it found.
     """,
 )
 @collecting
@@ -38,9 +38,11 @@ log = logging.getLogger("llm_headroom")
     multiple=True,
     envvar="LLM_HEADROOM_LISTEN",
     metavar="[HOST]:PORT",
-    help="Address to serve on; may be given several times.  [default: :9836]",
+    help="Address to listen on; may be given several times.  [default: :9836]",
 )
-@click.option("--interval", envvar="LLM_HEADROOM_INTERVAL", metavar="DURATION", help="Between polls.  [default: 5s]")
+@click.option(
+    "--interval", envvar="LLM_HEADROOM_INTERVAL", metavar="DURATION", help="Time between polls.  [default: 5s]"
+)
 @click.option(
     "--web-config",
     type=click.Path(path_type=Path),
@@ -52,17 +54,17 @@ log = logging.getLogger("llm_headroom")
     "--otlp-endpoint",
     envvar="LLM_HEADROOM_OTLP_ENDPOINT",
     metavar="URL",
-    help="Push to this OpenTelemetry collector too, such as http://localhost:4318.  [default: as OTEL_* variables say]",
+    help="Also push to this OpenTelemetry collector, such as http://localhost:4318.  [default: from OTEL_* variables]",
 )
 @click.option(
     "--ollama-proxy",
     multiple=True,
     envvar="LLM_HEADROOM_OLLAMA_PROXY",
     metavar="[HOST]:PORT",
-    help="Measure the requests to Ollama: what comes here is passed to its target, or else to 127.0.0.1:11434.",
+    help="Address of a measuring proxy in front of Ollama (its target, or else 127.0.0.1:11434).",
 )
 def command(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's values
-    """Watch engines and GPUs and serve /metrics."""
+    """Monitor engines and GPUs and serve /metrics."""
 
     def read() -> Config:
         return loaded(path, **flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
 from llm_headroom.config.errors import ConfigError
+from llm_headroom.net import descriptors
 from llm_headroom.net.files import stamp
+from llm_headroom.net.http_connection import Limits
 from llm_headroom.net.listen import ListenError
+from llm_headroom.net.workers import Workers
 from llm_headroom.notify.notifier import Notifier
 from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.otlp.tally import Tally
@@ -33,14 +37,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("llm_headroom")
 
 LOOK_AT_FILE: Final = 5.0
-"""Seconds between looks at the configuration file."""
+"""Seconds between checks of the configuration file for changes."""
 YOUNG_OBJECTS: Final = 20_000
 """New containers after which the garbage collector looks at the young ones; 700 is Python's default."""
+END_SECONDS: Final = 5.0
+"""After which the process is gone, however it came to be asked."""
+GRACE_SECONDS: Final = 3.0
+"""For answers under way at the end."""
+MOST_NAMES: Final = 64
+"""Host names that are looked up at once."""
 NOT_RELOADED: Final = ("listen", "proxies", "web_config", "log")
 
 
 class Watched(NamedTuple):
-    """A configuration file, and how it was before it was read: a change in between must not be missed."""
+    """A configuration file and its state before it was read, so that no change in between is missed."""
 
     path: Path
     identity: Stamp | None
@@ -54,13 +64,16 @@ def watched(path: Path) -> Watched:
 async def run(config: Config, *, file: Watched | None, read: Callable[[], Config]) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    `file` is the configuration file to watch, `read` reads file and flags anew (on SIGHUP, or when the file changes).
+    `file` is the configuration file to watch, `read` reads file and flags again (on SIGHUP, or when the file changes).
 
     Raises:
         llm_headroom.net.listen.ListenError: an address cannot be listened on.
         llm_headroom.web.config.WebConfigError: the web configuration is wrong.
     """
-    proxies = Proxies(config)
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(Workers("names", MOST_NAMES, shared=True))  # asyncio looks up names there
+    room = descriptors.shares(descriptors.available(), len(config.targets))
+    proxies = Proxies(config, connections=room.proxied)
     poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
     tally = Tally()
     published = Published(poller, tally.points)
@@ -80,13 +93,14 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     )
     poller.on_change(changed)
     notifier.apply(config.notify)
-    server = await serve(app.handle, config.listen, web_config=config.web_config)
+    proxies.name_models_by(poller.models)
+    limits = Limits(connections=room.own, grace_seconds=GRACE_SECONDS)
+    server = await serve(app.handle, config.listen, web_config=config.web_config, limits=limits)
     try:
         await proxies.start()
     except ListenError:
         await server.close()
         raise
-    loop = asyncio.get_running_loop()
     ended, reload = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
@@ -103,6 +117,9 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         await ended.wait()
     finally:
         log.info("ending")
+        # Whatever a thread or a library does: the kernel keeps this promise.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
         for task in (watching, reloading):
             if task is not None:
                 task.cancel()
@@ -111,11 +128,11 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
 
 
 async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher, notifier: Notifier) -> None:
-    await notifier.close()
-    await pusher.close()
-    await server.close()
-    await poller.stop()
-    await app.close()
+    """Close everything, each as far as it goes in the time that is left."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_SECONDS - 1):
+            await asyncio.gather(notifier.close(), pusher.close(), server.close(), return_exceptions=True)
+            await asyncio.gather(poller.stop(), app.close(), return_exceptions=True)
 
 
 async def _watch(file: Watched, reload: asyncio.Event) -> None:
@@ -150,7 +167,7 @@ async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
         old = published.poller.config
         fixed = [name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)]
         if fixed:
-            log.warning("changes that need a restart were left out", extra={"keys": ",".join(fixed)})
+            log.warning("not applied, restart required", extra={"keys": ",".join(fixed)})
         await published.poller.apply(config)
         notifier.apply(config.notify)
         published.reload = Reload(time.time())

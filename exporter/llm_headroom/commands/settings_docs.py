@@ -45,10 +45,10 @@ def words(section: type) -> Mapping[str, Words]:
     [body] = ast.parse(inspect.getsource(section)).body
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - the source of a class is one
     found = {}
-    for name, text in zip(body.body, body.body[1:], strict=False):
-        match name, text:
-            case ast.AnnAssign(target=ast.Name(field)), ast.Expr(ast.Constant(str(said))):
-                parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", " ".join(said.split()))
+    for line, after in zip(body.body, body.body[1:], strict=False):
+        match line, after:
+            case ast.AnnAssign(target=ast.Name(field)), ast.Expr(ast.Constant(str(text))):
+                parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", " ".join(text.split()))
                 assert parts  # noqa: S101 - every part may be missing
                 found[field] = Words(parts[1], parts[2] or "", parts[3] or "")
     return found
@@ -87,11 +87,11 @@ def _define(section: type, definitions: dict[str, Any]) -> None:
         "properties": properties,
         **({"required": required} if required else {}),
     }
-    for name, key, said in _keys(section):
+    for name, key, notes in _keys(section):
         if key.kind.base is NoneType:
             continue
         of = _schema(key.kind, definitions)
-        note = said.plain
+        note = notes.plain
         if not key.required:
             of = _or_null(of)  # a key without a value is as if it were not there
         if not key.required and key.default not in _UNSET and not is_dataclass(key.default):
@@ -169,18 +169,18 @@ def _kind(kind: Kind) -> str:
 def table(section: type) -> str:
     """The keys of a section as a table in Markdown."""
     lines = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
-    for name, key, said in _keys(section):
-        default = "mandatory" if key.required else said.default
+    for name, key, notes in _keys(section):
+        default = "mandatory" if key.required else notes.default
         if not default and not is_dataclass(key.default):
             default = "none" if key.default in _UNSET else f"`{_plain(key)}`"
         if key.kind.base is NoneType:
             default = ""
-        lines.append(f"| `{name}` | {_kind(key.kind)} | {default} | {said.meaning.removesuffix('.')} |")
+        lines.append(f"| `{name}` | {_kind(key.kind)} | {default} | {notes.meaning.removesuffix('.')} |")
     return "".join(f"{line}\n" for line in lines)
 
 
 def page(text: str) -> str:
-    """The page about the configuration with its tables made anew; each follows a comment that names its structure."""
+    """The configuration page with its tables written again; each follows a comment that names its structure."""
     sections = {each.__name__: each for each in _sections(Config, set())}
 
     def made(match: re.Match[str]) -> str:
@@ -214,21 +214,21 @@ def example() -> str:
 
 
 def _example(section: type, indent: str) -> Iterator[str]:
-    for name, key, said in _keys(section):
+    for name, key, notes in _keys(section):
         if key.kind.base is NoneType:
             continue
         if not indent:
             yield ""
         kind = _kind(key.kind)
         yield from wrap(
-            f"{kind[:1].upper()}{kind[1:]}. {said.plain}",
+            f"{kind[:1].upper()}{kind[1:]}. {notes.plain}",
             120,
             initial_indent=f"{indent}# ",
             subsequent_indent=f"{indent}# ",
             break_on_hyphens=False,
             break_long_words=False,
         )
-        yield from _entry(name, key.kind, said.example, key, indent)
+        yield from _entry(name, key.kind, notes.example, key, indent)
 
 
 def _entry(name: str, kind: Kind, sample: str, key: Key, indent: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``llm-headroom simulate``: one simulated engine until it is told to end."""
+"""``llm-headroom simulate``: one simulated engine, until it is stopped."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class Settings:
 
     Attributes:
         engine: vllm, sglang or ollama.
-        version: whose metrics it serves; None: the newest that is known.
+        version: engine version whose metrics it serves; None: the newest known.
         model: a key of ``hardware.MODELS``.
         gpu: a key of ``hardware.GPUS``.
-        listen: ``[HOST]:PORT``; None: the engine's usual port on 127.0.0.1.
+        listen: ``[HOST]:PORT``; None: the engine's default port on 127.0.0.1.
         speed: virtual seconds per real second.
         trace: a bundled trace's name, or a file; None: none.
         rate: factor on the trace's rate; without a trace, requests per second.
         clients: that each send one request after the other.
-        seed: of every random draw.
+        seed: random seed.
         scenario: a file of incidents.
     """
 
@@ -119,7 +119,7 @@ def _one_of(what: str, name: str, known: Mapping[str, T]) -> T:
 
 
 async def run(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; ``say`` is told the address.
+    """Serve until SIGINT or SIGTERM; ``say`` gets the address to show.
 
     Raises:
         ValueError: a setting or the scenario is wrong.
@@ -135,13 +135,13 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
     for incident in incidents:
         if incident.engine != settings.engine:
             raise ValueError(
-                f"{settings.scenario}: there is no engine {incident.engine!r} here, only {settings.engine}"
+                f"{settings.scenario}: unknown engine {incident.engine!r}; this command runs only {settings.engine}"
             )
     server = make(settings, clock)
     async with AsyncExitStack() as stack:
         await server.start(settings.listen or f"127.0.0.1:{BUILT_IN[settings.engine].port}")
         stack.push_async_callback(server.close)
-        say(f"{settings.engine} http://{server.address}/  misbehaves by POST {MISBEHAVE}")
+        say(f"{settings.engine} http://{server.address}/  faults: POST {MISBEHAVE}")
 
         def begin(incident: Incident) -> None:
             say(f"incident: {incident.what or incident.how}")
@@ -152,20 +152,26 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
 
 @click.command("simulate")
 @click.option("--engine", type=click.Choice(SIMULATED), default="vllm", show_default=True)
-@click.option("--version", metavar="VERSION", help="Whose metrics it serves.  [default: the newest that is known]")
-@click.option("--model", default="llama-3-8b", show_default=True, help="What it runs.")
-@click.option("--gpu", default="a100-80gb", show_default=True, help="On what: a100-80gb, h100, l4 or rtx4090.")
-@click.option("--listen", metavar="[HOST]:PORT", help="[default: 127.0.0.1 and the engine's usual port]")
+@click.option(
+    "--version", metavar="VERSION", help="Engine version whose metrics it serves.  [default: the newest known]"
+)
+@click.option("--model", default="llama-3-8b", show_default=True, help="Model.")
+@click.option("--gpu", default="a100-80gb", show_default=True, help="GPU: a100-80gb, h100, l4 or rtx4090.")
+@click.option(
+    "--listen", metavar="[HOST]:PORT", help="Address to listen on.  [default: 127.0.0.1 and the engine's default port]"
+)
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Virtual seconds per real second.")
 @click.option(
     "--trace", metavar="NAME|FILE", help="Requests: azure_conv, azure_code, or a CSV file; replayed in a loop."
 )
 @click.option("--rate", type=float, help="Factor on the trace's rate; without a trace, requests per second.")
-@click.option("--clients", type=int, default=0, help="Clients that each send one request after the other.")
+@click.option("--clients", type=int, default=0, help="Number of clients, each sending one request after the other.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
-@click.option("--scenario", type=click.Path(path_type=Path), metavar="FILE", help="What goes wrong, and when (YAML).")
+@click.option(
+    "--scenario", type=click.Path(path_type=Path), metavar="FILE", help="File of incidents and their times (YAML)."
+)
 def command(**flags: Any) -> None:  # noqa: ANN401 - click's values
-    """Serve one simulated engine: its metrics, its API at a simulated pace, and POST /-/misbehave."""
+    """Run one simulated engine: its metrics, its API at simulated speed, and POST /-/misbehave for faults."""
     try:
         asyncio.run(run(Settings(**flags), click.echo))
     except (ValueError, OSError, ListenError) as error:

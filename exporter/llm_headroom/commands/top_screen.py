@@ -40,6 +40,7 @@ q        quit
 
 STATE    the judgement that the status page and the alerts share; what is worst comes first
 ROOM FOR how many more typical requests the KV cache has room for
+TAKES    how many times its present traffic it takes within the objective of first tokens
 SAT      how far the scarcest resource is used: at 100% first tokens begin to leave the objective
 –        not known, which is never 0
 """
@@ -59,6 +60,7 @@ ENGINE_COLUMNS: Final = (
     Column("TARGET", narrowest=8),
     Column("MODEL", room=70, narrowest=8),
     Column("ENGINE", room=150),
+    Column("TAKES", number=True, room=125),
     Column("RUN", number=True, room=90),
     Column("WAIT", number=True),
     Column("TOK/S", number=True, room=100),
@@ -301,6 +303,7 @@ def _engine_row(card: EngineCard) -> tuple[Text | str, ...]:
         plain(source.target),
         plain(card.model),
         Text(plain(f"{source.title} {source.version}".strip()), "dim"),
+        text.times(next((load.headroom for load in card.load if load.objective == "ttft"), None)),
         text.count(card.running if router is None else router.active),
         text.count(card.waiting if router is None else router.waiting),
         text.rate(card.generation_rate),

@@ -1,4 +1,4 @@
-"""Environment variables that look like ours and are not: likely slips, as `LLM_HEADROOM_TARGET` is."""
+"""Unknown `LLM_HEADROOM_*` environment variables: likely mistakes, such as `LLM_HEADROOM_TARGET`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KNOWN: Final = frozenset(
         *("LOG_LEVEL", "LOG_FORMAT", "GPU", "DISCOVER", "URL"),
     )
 )
-"""What options read; listed here, since the options of all commands are not imported to run one of them."""
+"""Variables that options read; listed here, since running one command does not import the options of all."""
 # https://kubernetes.io/docs/concepts/containers/container-environment/: Services as Docker links, after their names,
 # here of a Service llm-headroom or llm-headroom-…
 _SERVICE_LINK: Final = re.compile(
@@ -27,7 +27,7 @@ _SERVICE_LINK: Final = re.compile(
 
 
 def unknown(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Names of variables that nothing reads, each with what may have been meant."""
+    """Names of unknown variables, each with a suggestion."""
     for name, value in sorted(environment.items()):
         link = _SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and "://" in value)
         if name.startswith(PREFIX) and name not in KNOWN and not link:

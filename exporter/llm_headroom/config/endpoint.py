@@ -19,7 +19,7 @@ VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Where a secret lies: a file (read anew at each use, so that it may be rotated) or an environment variable."""
+    """A secret in a file (read again at each use, so that it can be rotated) or in an environment variable."""
 
     file: Path | None = None
     env: str | None = None
@@ -42,7 +42,7 @@ class Basic:
 
 def _secret_file(value: Value) -> Secret:
     # Without its name in errors, since people write the secret itself in the name's place.
-    called = f"the file that is named here (a relative path begins at {value.directory})"
+    called = f"this file (a relative path starts at {value.directory})"
     return Secret(file=existing(value.directory / parsed(Word, value.string()), called))
 
 
@@ -50,12 +50,12 @@ def _secret_variable(value: Value) -> Secret:
     name = value.string()
     # Without the name in errors, since people write the secret itself in its place.
     if not name.isprintable() or not os.environ.get(name):
-        raise ConfigError("the environment variable that is named here is not set, or empty")
+        raise ConfigError("this environment variable is not set or is empty")
     return Secret(env=name)
 
 
 def _secret_itself(value: Value) -> NoReturn:
-    raise ConfigError(f"a secret must not stand in this file: use {value.key}_file or {value.key}_env")
+    raise ConfigError(f"secrets are not allowed in this file: use {value.key}_file or {value.key}_env")
 
 
 SecretFile: TypeAlias = Annotated[Secret, Form(name="file", read=_secret_file)]
@@ -70,20 +70,20 @@ class Auth:
     hides_unknown_keys: ClassVar[bool] = True  # a key that we do not know may be a misplaced secret
 
     bearer_token_file: SecretFile | None = None
-    """Holds the token. Must exist when the configuration is read; it is read anew when it is used, so that it can be
-    rotated. Example: `secrets/token`."""
+    """File with the token. It must exist when the configuration is read; it is read again at each use, so that it can
+    be rotated. Example: `secrets/token`."""
     bearer_token_env: SecretVariable | None = None
-    """The environment variable that holds the token; must be set."""
+    """Environment variable with the token; must be set."""
     username: User | None = None
     """User name for basic authentication."""
     password_file: SecretFile | None = None
-    """Holds the password, as `bearer_token_file` the token."""
+    """File with the password, read like `bearer_token_file`."""
     password_env: SecretVariable | None = None
-    """The environment variable that holds the password."""
+    """Environment variable with the password."""
     bearer_token: Refused = None
-    """Refused: use a file or a variable."""
+    """Not allowed: use a file or a variable."""
     password: Refused = None
-    """Refused: use a file or a variable."""
+    """Not allowed: use a file or a variable."""
 
     def credentials(self) -> Bearer | Basic:
         """What goes into requests; ConfigError if it is too little or too much."""
@@ -105,20 +105,20 @@ class Tls:
     """TLS towards an engine: without a CA file the system's certificates are trusted."""
 
     ca_file: File | None = None
-    """The certificates that are trusted. Default: the system's certificates. Example: `tls/ca.pem`."""
+    """Trusted certificates. Default: the system's certificates. Example: `tls/ca.pem`."""
     cert_file: File | None = None
     """The exporter's client certificate. Example: `tls/client.pem`."""
     key_file: File | None = None
     """The key of the client certificate. Default: in `cert_file`. Example: `tls/client-key.pem`."""
     server_name: Host | None = None
-    """The name that the engine's certificate must bear. Default: host of the URL. Example: `llm-a`."""
+    """Expected name in the engine's certificate. Default: host of the URL. Example: `llm-a`."""
     insecure_skip_verify: bool = False
-    """Accepts any certificate. Whoever is in between can then read credentials."""
+    """Accept any certificate. A man in the middle can then read credentials."""
 
 
 def _checked_tls(tls: Tls) -> Tls:
     if tls.key_file and not tls.cert_file:
-        raise ConfigError("key_file needs cert_file beside it")
+        raise ConfigError("key_file needs cert_file")
     return tls
 
 
@@ -131,17 +131,19 @@ class Endpoint:
     """An engine's address and how to speak to it; `url` in its one spelling, `http(s)://host[:port][/prefix]`."""
 
     url: Url
-    """`http://` or `https://`, host, port, and a prefix if the engine stands behind one. Without a scheme it is `http`.
-    A `/metrics` at the end is taken off. A query, a fragment or a password in it is refused. Example:
+    """`http://` or `https://`, host, port, and a prefix if the engine has one. Without a scheme it is `http`.
+    A `/metrics` or `/v1` at the end is removed. A query, a fragment or a password is not allowed. Example:
     `https://llm-a.internal:8000`."""
     tls: TlsSettings = field(default_factory=Tls)
     """TLS towards the engine, only with `https://`; see [TLS](#tls). Default: the system's certificates."""
     credentials: Credentials = None
     """Credentials for the engine; see [Authentication](#authentication)."""
     max_bytes: Size = 16 * 1024 * 1024
-    """The largest answer that is read, after decompression."""
+    """Maximum size of a response, after decompression."""
     gzip: bool = False
-    """Whether to ask for compressed answers. Compression costs the engine more than it saves on a local network."""
+    """Whether to ask for compressed responses. Compression costs the engine more than it saves on a local network."""
+    address: Annotated[str, Form(internal=True)] = ""
+    """The IP address to connect to, if it is known already: the URL's host is then for Host and TLS alone."""
 
 
 class Origin(NamedTuple):
@@ -164,7 +166,7 @@ class Origin(NamedTuple):
 def parse_url(url: str) -> tuple[Origin, str, str]:
     """A URL's origin, its host as it is to be connected to, its path and query."""
     if "@" in url.partition("?")[0]:
-        raise ValueError("a target's URL must not hold a user name or password; set the target's credentials instead")
+        raise ValueError("a target's URL must not contain a user or password; set the target's credentials instead")
     shown = repr(without_query(url))
     if not VISIBLE.fullmatch(url):
         raise ValueError(f"{shown} is not a URL: it holds characters other than visible ASCII ones")
@@ -186,7 +188,7 @@ def parse_target(url: str) -> tuple[Origin, str, str]:
     """A target's URL as `parse_url` gives it; ValueError if it is none, or has a query."""
     origin, host, path = parse_url(url)
     if "?" in url or "#" in url:
-        raise ValueError(f"{without_query(url)!r}: a target's URL must not hold a query or a fragment")
+        raise ValueError(f"{without_query(url)!r}: a target's URL must not contain a query or a fragment")
     return origin, host, path.rstrip("/")
 
 
@@ -199,11 +201,11 @@ def check(endpoint: Endpoint) -> None:
     """Raises ValueError if certificate, key and credentials do not go together."""
     credentials = endpoint.credentials
     if endpoint.tls.key_file is not None and endpoint.tls.cert_file is None:
-        raise ValueError(f"{endpoint.url}: a TLS key file is of no use without a certificate file")
+        raise ValueError(f"{endpoint.url}: a TLS key file needs a certificate file")
     if credentials is None:
         return
     secret = credentials.token if isinstance(credentials, Bearer) else credentials.password
     if (secret.file is None) == (not secret.env):
         raise ValueError(f"{endpoint.url}: a secret needs either a file or an environment variable")
     if isinstance(credentials, Basic) and (":" in credentials.username or not credentials.username.isprintable()):
-        raise ValueError(f"{endpoint.url}: a user name must hold neither colons nor control characters")
+        raise ValueError(f"{endpoint.url}: a user name must not contain colons or control characters")

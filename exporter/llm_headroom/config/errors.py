@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: the place, the problem, and what may have been meant."""
+"""Configuration errors: the place, the problem, and a suggestion."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_PROBLEMS: Final = 20
 class ConfigError(Exception):
     """The configuration cannot be used; `str(error)` is the whole message for the operator, one problem a line.
 
-    `key` is the key of a section that the problem belongs to, empty for the section as a whole. `problems` are all
-    that were found, where the message leaves some out.
+    `key` is the key of the section with the problem, empty for the section as a whole. `problems` are all that were
+    found; the message may leave some out.
     """
 
     def __init__(self, message: str, key: str = "", problems: tuple[str, ...] = ()) -> None:
@@ -28,7 +28,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something stands in a file: `line` counts from 1, `key` is the path of keys, empty at the top."""
+    """A position in a file: `line` counts from 1, `key` is the path of keys, empty at the top."""
 
     file: Path
     line: int
@@ -47,7 +47,7 @@ class Place:
 
 
 class Problems:
-    """All that was found wrong so far, so that it is reported at once."""
+    """Problems found so far, to be reported all at once."""
 
     __slots__ = ("_found",)
 
@@ -70,12 +70,12 @@ class Problems:
 
 
 def shown(text: str) -> str:
-    """A text of the operator's, quoted and cut to what fits a log line."""
+    """A text from the operator, quoted and cut to fit a log line."""
     return repr(text if len(text) <= 60 else f"{text[:60]}…")  # noqa: PLR2004 - what fits a log line
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """What the operator may have meant; the words that exist if they are few."""
+    """A suggestion, or the known words if they are few."""
     from difflib import get_close_matches  # noqa: PLC0415 - only errors need it
 
     words = sorted(known)

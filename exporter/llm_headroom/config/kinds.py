@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from llm_headroom.config.errors import ConfigError, shown
+from llm_headroom.config.reach import reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,12 +30,12 @@ LAST_PORT: Final = 65535
 class Form:
     """How values of a kind are written. All functions raise ConfigError.
 
-    `called`: what errors expect. `name`: the kind in documents. `quoted`: errors repeat the text (people write
+    `called`: what errors expect. `name`: the kind in documentation. `quoted`: errors repeat the text (people write
     passwords in odd places). `scalar`: numbers and booleans need no quotes. `units`: factors by unit. `parse` makes the
     value of a text, `read` of a node, `short` of a node of the kind that it names, where others are mappings. `role`:
     the check that a name must pass. `section`: the value's shape in the file, if it is another one; `finish` turns that
     into the value. `inline`: the keys stand among those of the section around. `from_key`: the value is the key that
-    the section lies under. `key`: its name in the file, if not the field's.
+    the section lies under. `internal`: no file can give it. `key`: its name in the file, if not the field's.
     """
 
     called: str = ""
@@ -50,6 +51,7 @@ class Form:
     finish: Callable[[Any], Any] | None = None
     inline: bool = False
     from_key: bool = False
+    internal: bool = False
     key: str = ""
 
 
@@ -70,7 +72,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(hint: Any) -> Kind:  # noqa: ANN401 - a type of any form
-    """Takes an annotation apart; what stands further outside wins."""
+    """Takes an annotation apart; outer annotations override inner ones."""
     given: list[Any] = []
     optional = False
     while True:
@@ -143,7 +145,7 @@ def _scale(text: str) -> float:
 
 def _path(text: str) -> Path:
     if not text.startswith("/"):
-        raise ConfigError("expected a path that begins with /")
+        raise ConfigError("expected a path starting with /")
     return Path(parsed(Word, text))
 
 
@@ -192,7 +194,7 @@ LabelLimit: TypeAlias = Annotated[int, Meta(ge=1, le=100_000), _NUMBER]
 ProcessId: TypeAlias = Annotated[int, Meta(ge=1, le=2**22), _NUMBER]
 GpuCount: TypeAlias = Annotated[int, Meta(ge=1, le=10_000), _NUMBER]
 
-_WORD: Final = "a text of printable characters without blanks at its ends"
+_WORD: Final = "printable text without leading or trailing spaces"
 Word: TypeAlias = Annotated[str, Meta(pattern=r"^\S(.*\S)?$"), Form(called=_WORD, name="text", quoted=False)]
 """A text that can be recognised by looking at it."""
 Host: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]+$"), Form(called="a host name", name="host name")]
@@ -214,22 +216,24 @@ Engine: TypeAlias = Annotated[str, Form(name="name", role="engine")]
 NewEngine: TypeAlias = Annotated[
     str,
     Meta(pattern=r"^[a-z][a-z0-9_]*$"),
-    Form(called="an engine's name of small letters, digits and _", name="name", role="new engine"),
+    Form(called="an engine name of lower-case letters, digits and _", name="name", role="new engine"),
 ]
 Gpu: TypeAlias = Annotated[
     str,
     Meta(pattern=r"^([0-9]{1,4}(:[0-9]{1,4})?|(GPU|MIG)-[A-Za-z0-9/-]+)$"),
     Form(called="a GPU's index, `0:1` for a MIG instance, or uuid", name="GPU", scalar=True),
 ]
-"""A GPU as NVML numbers or names it."""
-UrlPath: TypeAlias = Annotated[
-    str, Meta(pattern=r'^/[!-"$-~]*$'), Form(called="a path that begins with /", name="path")
-]
-AddressGlob: TypeAlias = Annotated[
-    str,
-    Meta(pattern=r"^[^\s/@]+$"),
-    Form(called="a glob of host:port, with neither scheme nor path", name="glob", quoted=False),
-]
+"""A GPU by NVML index or uuid."""
+UrlPath: TypeAlias = Annotated[str, Meta(pattern=r'^/[!-"$-~]*$'), Form(called="a path starting with /", name="path")]
+
+
+def _reachable(text: str) -> str:
+    reach(text)
+    return text
+
+
+Reachable: TypeAlias = Annotated[str, Form(name="network, host or suffix", parse=_reachable)]
+"""What `/probe` may reach, see `reach`."""
 Currency: TypeAlias = Annotated[
     str,
     Meta(pattern="^[A-Z]{3}$"),
@@ -241,6 +245,7 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["logfmt", "json"]
 KvCacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 """Types of a KV cache's elements as llama.cpp names them."""
+Purpose: TypeAlias = Literal["interactive", "batch"]
 Combine: TypeAlias = Literal["sum", "max", "first"]
 Compression: TypeAlias = Literal["gzip", "none"]
 OtlpProtocol: TypeAlias = Literal["http/protobuf", "grpc"]
@@ -251,7 +256,7 @@ File: TypeAlias = Annotated[
 ExistingFile: TypeAlias = Annotated[Path, Form(name="file", parse=lambda text: existing(Path(text)))]
 """A file that must exist, as flags name it: relative to where the program was started."""
 Directory: TypeAlias = Annotated[Path, Form(name="path", parse=_path)]
-"""A directory that may come and go, as that of a control group does."""
+"""A directory that may come and go, such as a control group's."""
 
 
 def _listen(text: str) -> str:
@@ -262,9 +267,9 @@ def _listen(text: str) -> str:
 
 
 def url(text: str) -> str:
-    """A URL in its one spelling: no default port, no slash or `/metrics` at its end; without a scheme it is http."""
+    """A URL in its one spelling: no default port; no slash, `/metrics` or `/v1` at its end; without a scheme http."""
     if "@" in text:  # first, since what follows repeats the URL in errors
-        raise ConfigError("the URL must not hold a user or password; give them under the key auth")
+        raise ConfigError("the URL must not contain a user or password; give them under the key auth")
     if "?" in text or "#" in text:
         raise ConfigError("the URL must have neither a query nor a fragment")
     scheme, colon, rest = text.partition("://")
@@ -279,6 +284,7 @@ def url(text: str) -> str:
     if not 1 <= port <= LAST_PORT:
         raise ConfigError(f"expected a port from 1 to {LAST_PORT}, got {shown(text)}")
     prefix = (match[3] or "").rstrip("/").removesuffix("/metrics").rstrip("/")
+    prefix = prefix.removesuffix("/v1").rstrip("/")  # the address that clients of the OpenAI API are given
     return f"{scheme}://{match[1].lower()}{'' if port == usual else f':{port}'}{prefix}"
 
 
@@ -292,7 +298,7 @@ def _is_ipv6(text: str) -> bool:
 
 
 Address: TypeAlias = Annotated[str, Form(name="address", parse=_listen)]
-"""Where to listen: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
+"""Address to listen on: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
 Link: TypeAlias = Annotated[
     str,
     Meta(pattern=r"^(|https?://[!-~]*[!-.0-~])$"),

@@ -1,4 +1,4 @@
-"""The configuration: one YAML file, and above it what the command line and the environment say."""
+"""The configuration: one YAML file, overridden by the command line and the environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OLLAMA: Final = "ollama=http://127.0.0.1:11434"
-"""Where the flag for a proxy in front of Ollama takes it to be, if no target says so."""
+"""Ollama's address for `--ollama-proxy`, if no target is Ollama."""
 
 
 class _Door(NamedTuple):
@@ -70,13 +70,13 @@ class _Names:
         if target.engine is not None:
             self.check("engine", target.engine)
         if endpoint.tls != Tls() and not endpoint.url.startswith("https:"):
-            raise ConfigError("tls is given, but the URL is not https")
+            raise ConfigError("tls is set, but the URL is not https")
         if target.name == "nvml":
             raise ConfigError("the target name nvml is reserved for GPUs")
         claims = (f"URL {endpoint.url}", f"name {target.name!r}")
         for claim in claims:
             if claim in self._claims:
-                raise ConfigError(f"the {claim} is already that of the target at {self._claims[claim]}")
+                raise ConfigError(f"duplicate {claim}; first defined at {self._claims[claim]}")
         self._claims |= dict.fromkeys(claims, where)
         return target
 
@@ -112,7 +112,7 @@ def load(  # noqa: PLR0913 - one argument for each flag
     proxy: Sequence[str] = (),
     engine_names: Collection[str],
 ) -> Config:
-    """Reads the configuration file, and puts above it what the flags or their environment variables say.
+    """Reads the configuration file, overridden by flags or their environment variables.
 
     Flags win over the file, but targets and proxies from flags are added to those of the file. `targets`, `listen`,
     `ollama_proxy` and `proxy` (in front of the first target) may hold several values in one text, with commas between
@@ -123,6 +123,7 @@ def load(  # noqa: PLR0913 - one argument for each flag
     values = reader.read(path, Config, problems, check=names.check, accept=names.accept) if path else {}
     if len(problems):
         names.doors.clear()  # of a file that cannot be used no target is known
+    added = _flags("target", lambda text: names.claim(parse_target(text), "--target"), targets, problems)
     flags = {
         "interval": (Interval, interval),
         "web-config": (ExistingFile, web_config),
@@ -133,7 +134,6 @@ def load(  # noqa: PLR0913 - one argument for each flag
         name: _flag(name, partial(parsed, kind), str(text), problems) for name, (kind, text) in flags.items() if text
     }
     addresses = _flags("listen", partial(parsed, Address), listen, problems)
-    added = _flags("target", lambda text: names.claim(parse_target(text), "--target"), targets, problems)
     own = (*values.get("targets", ()), *added)
     for option, fronts in (("ollama-proxy", ollama_proxy), ("listen", proxy)):
         behind = own[0] if option == "listen" and own else _ollama(own)
@@ -160,21 +160,21 @@ def load(  # noqa: PLR0913 - one argument for each flag
 
 
 def _ollama(targets: Sequence[Target]) -> Target:
-    """The target that is Ollama, or else the one at its usual address."""
+    """The target that is Ollama, or else the one at its default address."""
     return next((target for target in targets if target.engine == "ollama"), None) or parse_target(OLLAMA)
 
 
 def _behind(doors: Sequence[_Door], targets: Sequence[Target], problems: Problems) -> tuple[Target, ...]:
-    """The targets, with those that only a proxy names."""
+    """The targets, including those named only by a proxy."""
     known = {target.name: target for target in targets}
     for line_for, settings, own in doors:
         target = known.get(settings.target, own)
         if target is None:
             problems.add(line_for(f"no target has the name {shown(settings.target)}{near(settings.target, known)}"))
         elif target.engine is None:
-            problems.add(line_for(f"a proxy must know the engine; name that of {target.name}, as in ollama=http://…"))
+            problems.add(line_for(f"the engine of {target.name} is needed for a proxy; write it as in ollama=http://…"))
         elif urlsplit(url := settings.upstream or target.endpoint.url).path:
-            problems.add(line_for(f"a proxy passes paths as they come, so {url} must have none"))
+            problems.add(line_for(f"the URL of a proxied engine must have no path: {url}"))
         else:
             known[target.name] = target
     return tuple(known.values())

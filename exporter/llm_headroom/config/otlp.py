@@ -1,4 +1,4 @@
-"""Whether anyone asks for a push over OTLP: the flag, the file, OpenTelemetry's environment variables.
+"""Whether OTLP push is on, by the flag, the file, or OpenTelemetry's environment variables.
 
 What else those variables say is read where the push begins (`otlp/options.py`).
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def settled(
     file: OtlpSettings | None, flag: str | None, environment: Mapping[str, str], problems: Problems
 ) -> OtlpSettings | None:
-    """The flag above the file; None if nobody asks for a push, OpenTelemetry's variables included."""
+    """The flag over the file; None if the push is off, also by OpenTelemetry's variables."""
     settings = file or OtlpSettings()
     if not settings.enabled or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
@@ -35,7 +35,7 @@ def settled(
     found = list(_contradictions(settings))
     asked = settings.endpoint is not None or _asked(environment)
     if not asked:
-        missing = ("", "endpoint is missing (or --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT)")
+        missing = ("", "missing endpoint (or --otlp-endpoint, or OTEL_EXPORTER_OTLP_ENDPOINT)")
         found = [missing] if settings != OtlpSettings() else []
     for key, problem in found:
         if settings.place is None:
@@ -46,7 +46,7 @@ def settled(
 
 
 def _asked(environment: Mapping[str, str]) -> bool:
-    """Whether OpenTelemetry's variables ask for a push."""
+    """Whether OpenTelemetry's variables turn the push on."""
     exporters = environment.get("OTEL_METRICS_EXPORTER", "").strip()
     if exporters and "otlp" not in [each.strip() for each in exporters.split(",")]:
         return False
@@ -58,8 +58,8 @@ def _contradictions(settings: OtlpSettings) -> Iterator[tuple[str, str]]:
     scheme, separator, rest = (settings.endpoint or "https://").partition("://")
     grpc = settings.protocol == "grpc"
     if settings.tls != Tls() and scheme != "https" and (separator or not grpc):
-        yield ".tls", "is given, but the endpoint is not https"
+        yield ".tls", "is set, but the endpoint is not https"
     if grpc and settings.tls.insecure_skip_verify:
-        yield ".tls.insecure_skip_verify", "gRPC cannot do it; give ca_file instead"
+        yield ".tls.insecure_skip_verify", "not supported with gRPC; use ca_file instead"
     if grpc and "/" in rest:
         yield ".endpoint", f"with gRPC it must not have a path, as {settings.endpoint} has"

@@ -49,6 +49,8 @@ def shape(section: type) -> Shape:
     others = {}
     for each in fields(section):
         kind = kind_of(hints[each.name])
+        if kind.form.internal:
+            continue
         if kind.form.inline:
             inline[each.name] = kind.base
             keys |= {key: inner._replace(inside=each.name) for key, inner in shape(kind.base).keys.items()}
@@ -80,7 +82,7 @@ def read(
         top = root(path, Document(problems, check, accept))
         return (top.attempt(lambda value: _fields(value, section)) if top else None) or {}
     except (RecursionError, OversizeError):
-        raise ConfigError(f"{path}: is nested too deeply, or its aliases expand to too much") from None
+        raise ConfigError(f"{path}: is nested too deeply, or its aliases expand too far") from None
 
 
 def _value(value: Value, kind: Kind) -> Any:  # noqa: ANN401 - whatever the kind is of
@@ -151,7 +153,7 @@ def _fields(value: Value, section: type) -> dict[str, Any]:
     given = {key: one for key, one in entries.items() if one.kind != "nothing"}
     for key, each in keys.items():
         if each.required and key not in given:
-            value.report(f"the key {key} is missing")
+            value.report(f"missing key {key}")
     return _all({key: (given[key], each.kind) for key, each in keys.items() if key in given}, value, before)
 
 

@@ -1,7 +1,7 @@
 """The settings: each key with its type, bounds, default and meaning, once.
 
-The reader of files, the JSON Schema, the tables and the example of the documents are made from these structures. Equal
-values ask for the same behaviour; none can be changed.
+The reader of files, the JSON Schema, and the tables and the example in the documentation are generated from these
+structures. Equal values mean equal behaviour; all are immutable.
 """
 
 import re
@@ -26,7 +26,6 @@ from llm_headroom.config.endpoint import (
 from llm_headroom.config.errors import ConfigError, Place, near, shown
 from llm_headroom.config.kinds import (
     Address,
-    AddressGlob,
     Combine,
     Compression,
     Currency,
@@ -36,6 +35,7 @@ from llm_headroom.config.kinds import (
     Form,
     Gpu,
     GpuCount,
+    Host,
     Interval,
     KvCacheType,
     Label,
@@ -51,6 +51,8 @@ from llm_headroom.config.kinds import (
     Port,
     Price,
     ProcessId,
+    Purpose,
+    Reachable,
     Regex,
     Scale,
     Share,
@@ -71,7 +73,7 @@ RESERVED_LABELS: Final = frozenset(
 )
 """Labels that a target must not add to its series."""
 ENGINE_METRICS: Final = frozenset(metric.name for metric in schema.ALL if metric.exposed_by_engines)
-"""Names of metrics that a rule may give: what others give as well would be there twice."""
+"""Names of metrics that a rule may provide; a metric that the exporter provides itself would be there twice."""
 
 
 def _target_label(text: str) -> str:
@@ -82,15 +84,13 @@ def _target_label(text: str) -> str:
 
 def _our_label(text: str) -> str:
     if text in {"engine", "target"}:
-        raise ConfigError("the labels engine and target are given by the exporter")
+        raise ConfigError("the labels engine and target are set by the exporter")
     return text
 
 
 def _canonical(text: str) -> str:
     if text not in ENGINE_METRICS:
-        raise ConfigError(
-            f"{shown(text)} is no metric of the schema that an engine can give{near(text, ENGINE_METRICS)}"
-        )
+        raise ConfigError(f"{shown(text)} is not a metric that an engine can provide{near(text, ENGINE_METRICS)}")
     return text
 
 
@@ -103,68 +103,74 @@ def parse_target(text: str) -> "Target":
     if not equals or re.search(r"[:/?#\[@]", engine):
         engine, address = "", text
     elif not engine:
-        raise ConfigError("expected an engine before the =, as in vllm=http://127.0.0.1:8000")
-    return Target(endpoint=Endpoint(url=url(address.strip())), engine=engine.strip() or None)
+        raise ConfigError("expected an engine before the =, for example vllm=http://127.0.0.1:8000")
+    return Target(endpoint=Endpoint(url=url(address.strip())), engine=engine.strip().lower() or None)
 
 
 TargetLabel: TypeAlias = Annotated[Label, Form(name="label name", parse=_target_label)]
 OurLabel: TypeAlias = Annotated[str, Form(name="text", parse=_our_label)]
 EngineMetric: TypeAlias = Annotated[str, Form(name="name", parse=_canonical)]
 Some: Final = Meta(min_length=1)
-"""Of a list that must not be empty."""
+"""For lists that must not be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMemory:
-    """What the operator knows of a model's memory and the engine does not expose; None for unknown."""
+    """A model's memory, given by the operator where the engine does not expose it; None if unknown."""
 
     weights: Memory | None = None
-    """The weights of one replica, on all of its GPUs together. Default: unknown. Example: `15GiB`."""
+    """Weights of one replica, on all of its GPUs together. Default: unknown. Example: `15GiB`."""
     kv_bytes_per_token: Memory | None = None
-    """The KV cache of one token, all layers and GPUs together: 2 × layers × KV heads × head size × bytes of an element.
+    """KV cache of one token, all layers and GPUs together: 2 × layers × KV heads × head size × bytes of an element.
     Default: unknown. Example: `131072`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One engine to poll; the name is that of its label `target`, and by default the host and port of its URL."""
+    """One engine to poll; `name` is the value of its label `target`, by default the host and port of its URL."""
 
     endpoint: Annotated[Endpoint, Form(inline=True)]
     name: Word = ""
-    """Value of the label `target`; two targets must differ in it. `nvml` is reserved. Default: `host:port` and prefix
+    """Value of the label `target`; it must be unique. `nvml` is reserved. Default: `host:port` and prefix
     of the URL. Example: `llm-a`."""
     engine: Engine | None = None
-    """`vllm`, `sglang`, `sglang_router`, `ollama`, `llamacpp`, or a name under `engines`. Default: found out. Example:
+    """`vllm`, `sglang`, `sglang_router`, `ollama`, `llamacpp`, or a name under `engines`. Default: detected. Example:
     `vllm`."""
+    model: Word = ""
+    """Name of the model on every series, in place of the engine's own name, if that is useless (`undefined`, a path).
+    For engines that serve one model. Default: the engine's own name. Example: `llama-3-8b`."""
     interval: Interval | None = None
-    """Time between two polls. Default: that of the top level. Example: `10s`."""
+    """Time between two polls. Default: the top-level value. Example: `10s`."""
     timeout: Timeout | None = None
-    """How long one poll may take. Default: that of the top level. Example: `3s`."""
+    """Timeout of one poll. Default: the top-level value. Example: `3s`."""
     labels: Mapping[TargetLabel, Word] = field(default_factory=lambda: NOTHING, hash=False)
-    """Further labels on every series of this target. Names that the metrics themselves use (`engine`, `model`,
-    `reason`, …) and names that begin with `__` are refused. Example: `{team: search}`."""
+    """Extra labels on every series of this target. Names that the metrics themselves use (`engine`, `model`,
+    `reason`, …) and names that start with `__` are not allowed. Example: `{team: search}`."""
+    purpose: Purpose = "interactive"
+    """Whether people wait for its answers: `interactive` or `batch`. Late first tokens are no fault of a target for
+    batches, so neither its state nor an alert judges them. Example: `batch`."""
     requests_running_limit: Limit | None = None
-    """The most requests that the engine runs at once. vLLM does not expose its `max_num_seqs` on `/metrics`, Ollama not
-    its `OLLAMA_NUM_PARALLEL`; give it here. Default: what the engine says. Example: `256`."""
+    """Maximum number of requests that the engine runs at once. vLLM does not expose its `max_num_seqs` on `/metrics`,
+    nor Ollama its `OLLAMA_NUM_PARALLEL`; set it here. Default: the engine's own value, if exposed. Example: `256`."""
     kv_cache_type: KvCacheType | None = None
-    """Ollama's `OLLAMA_KV_CACHE_TYPE`, where its runners are not visible; see [Ollama](ollama.md). Default: that of the
+    """Ollama's `OLLAMA_KV_CACHE_TYPE`, if its runners are not visible; see [Ollama](ollama.md). Default: from the
     runner's command line. Example: `f16`."""
     pid: ProcessId | None = None
-    """The engine's process, if it cannot be found by its port; see [GPUs and host memory](gpu.md). Default: found out.
+    """The engine's process, if it cannot be found by its port; see [GPUs and host memory](gpu.md). Default: detected.
     Example: `4711`."""
     gpus: Annotated[tuple[Gpu, ...], Some] = ()
-    """The GPUs that are this engine's, if its processes cannot be matched: indexes as NVML counts them, `0:1` for a MIG
-    instance, or uuids. Default: found out. Example: `[0, 1]`."""
+    """The GPUs of this engine, if its processes cannot be matched: NVML indexes, `0:1` for a MIG
+    instance, or uuids. Default: detected. Example: `[0, 1]`."""
     cgroup: Directory | None = None
-    """The directory of the engine's memory control group, version 1 or 2. Default: found out. Example:
+    """The directory of the engine's memory control group, version 1 or 2. Default: detected. Example:
     `/sys/fs/cgroup/system.slice/vllm.service`."""
     model_memory: ModelMemory = field(default_factory=ModelMemory)
-    """What the model takes on GPUs; see [Model memory](#model-memory). Default: what the engine says."""
+    """Memory of the model on GPUs; see [Model memory](#model-memory). Default: the engine's own values, if exposed."""
     gpu_count: GpuCount | None = None
-    """How many GPUs the engine has, where they cannot be seen from here; for [cost](#cost). Default: found out.
+    """Number of GPUs of the engine, if they are not visible from here; for [cost](#cost). Default: detected.
     Example: `2`."""
     gpu_hour: Price | None = None
-    """The price of one of its GPUs for an hour. Default: that of `cost`. Example: `1.2`."""
+    """Price of one of its GPUs per hour. Default: the one under `cost`. Example: `1.2`."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -181,18 +187,23 @@ class ProxySettings:
     """
 
     listen: Address
-    """Where clients find the engine from now on: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`. Example: `":8001"`."""
+    """Address that clients use instead of the engine's: `HOST:PORT` or `[IPV6]:PORT`; `:PORT` is this host's loopback
+    alone, `0.0.0.0:PORT` every address. Example: `"0.0.0.0:8001"`."""
     target: Word = ""
-    """The target that stands behind; its `engine` must be given. Example: `llm-a`."""
+    """The target behind the proxy; its `engine` must be set. Example: `llm-a`."""
     upstream: Url | None = None
     """Where requests go: scheme, host and port, without a path. Needed beside `target` where an API and its metrics
     have two ports, as a router's do. Default: the target's."""
     engine: Engine | None = None
-    """As under [Targets](#targets). Default: that of the target."""
+    """As under [Targets](#targets). Default: the target's."""
+    hosts: tuple[Host, ...] = ()
+    """Names by which clients call the proxy, besides this host's own and its addresses. An engine on loopback gets its
+    own Host for these; any other name reaches it as it came, so that it can refuse pages that a browser was lured to.
+    Example: `[llm.example.org]`."""
 
     def __post_init__(self) -> None:
         if self.target and self.engine:
-            raise ConfigError("the engine is that of the target; leave out one of both")
+            raise ConfigError("give either target or engine, not both")
         if not self.target and not (self.upstream and self.engine):
             raise ConfigError("expected the name of a target under target, or upstream and engine")
 
@@ -202,23 +213,23 @@ class RuleSettings:
     """How a metric of the schema is found among an engine's own."""
 
     metric: EngineMetric
-    """The metric of llm-headroom that gets the value; one that describes an engine. Example:
+    """The metric of llm-headroom that gets the value; it must be one that engines expose. Example:
     `llm_requests_failed_total`."""
     names: Annotated[tuple[Metric, ...], Some]
-    """What the engine calls it, newest name first, in the spelling of the engine's first prefix. The first one that is
-    present is used. Example: `[tgi_request_failure]`."""
+    """The engine's own names for it, newest first, spelled with the engine's first prefix. The first one present is
+    used. Example: `[tgi_request_failure]`."""
     where: Mapping[Label, Regex] = field(default_factory=lambda: NOTHING, hash=False)
     """Label → a regular expression that its whole value must match. Example: `{err: "overloaded|validation"}`."""
     labels: Mapping[Label, OurLabel] = field(default_factory=lambda: NOTHING, hash=False)
-    """The engine's label → the metric's own label. `engine` and `target` are given by the exporter. Example: `{err:
+    """The engine's label → the metric's own label. `engine` and `target` are set by the exporter. Example: `{err:
     reason}`."""
     times: Annotated[tuple[Metric, ...], Some] = ()
-    """Names, newest first, of a second signal that the first one is multiplied with, where the engine's labels are the
+    """Names, newest first, of a second signal to multiply the first one by, where the engine's labels are the
     same. Example: `[kv_cache_tokens_per_block]`."""
     scale: Scale = 1.0
-    """What the value is multiplied with to come into the metric's unit."""
+    """Factor that converts the value to the metric's unit."""
     combine: Combine = "sum"
-    """How several series of the engine that fall on one of ours are combined."""
+    """How several series of the engine that map to one of ours are combined."""
 
     def __post_init__(self) -> None:
         metric = schema.BY_NAME[self.metric]
@@ -229,7 +240,7 @@ class RuleSettings:
             if label not in declared:
                 raise ConfigError(f"{self.metric} has no label {shown(label)}{near(label, declared)}")
         if len(set(self.labels.values())) < len(self.labels):
-            raise ConfigError("two labels must not become the same one")
+            raise ConfigError("two labels must not be mapped to the same one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,9 +251,9 @@ class EngineSettings:
     path: UrlPath = "/metrics"
     """Where the engine serves its metrics in the Prometheus text format."""
     port: Port | None = None
-    """The engine's usual port. Example: `8080`."""
+    """The engine's default port. Example: `8080`."""
     prefixes: tuple[Metric, ...] = ()
-    """How the names of its metrics begin, by which it is recognised. Example: `[tgi_]`."""
+    """Prefixes of its metric names, by which it is recognised. Example: `[tgi_]`."""
     model_label: Label | None = None
     """The label that names the model. Example: `model`."""
     replica_label: Label | None = None
@@ -250,18 +261,18 @@ class EngineSettings:
     rules: Annotated[tuple[RuleSettings, ...], Some]
     """As under [Mappings](#mappings)."""
     ignored: tuple[MetricGlob, ...] = ()
-    """Names of metrics that are left out on purpose, and not reported as unmapped. Example: `["tgi_tokenize_*"]`."""
+    """Names of metrics to ignore on purpose; they are not reported as unknown. Example: `["tgi_tokenize_*"]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Module:
-    """How `/probe?module=NAME` speaks to a target; `timeout` in seconds, None: that of the configuration."""
+    """How `/probe?module=NAME` connects to a target; `timeout` in seconds, None: that of the configuration."""
 
     name: Annotated[str, Form(from_key=True)]
     engine: Engine | None = None
-    """As in a target. Default: found out. Example: `vllm`."""
+    """As in a target. Default: detected. Example: `vllm`."""
     timeout: Timeout | None = None
-    """As in a target. Default: that of the top level. Example: `3s`."""
+    """As in a target. Default: the top-level value. Example: `3s`."""
     tls: TlsSettings = field(default_factory=Tls)
     """TLS towards the engine; see [TLS](#tls). Default: the system's certificates."""
     credentials: Credentials = None
@@ -276,59 +287,61 @@ class Module:
 class ProbeSettings:
     """Which targets `/probe` may reach; without any, `/probe` is off."""
 
-    allow: tuple[AddressGlob, ...] = ()
-    """Which targets may be probed: globs that the target's `host:port` must match. Default: none: `/probe` is off.
-    Example: `["10.0.*:8000"]`."""
+    allow: tuple[Reachable, ...] = ()
+    """Which targets may be probed: networks (`10.0.0.0/16:8000`, `[fd00::/8]:8000`), hosts (`llm-a:8000`), or the names
+    under a suffix (`*.svc.cluster.local:8000`). Without a port, or with `:*`, it is any port. A name that only a
+    network admits must have an address within it; it is looked up once, and that address is asked. Default: none:
+    `/probe` is off. Example: `["10.0.0.0/16:8000"]`."""
     modules: Mapping[Word, Module] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    """By name: how to speak to a target; see [Modules](#modules). Example: `default`."""
+    """By name: how to connect to a target; see [Modules](#modules). Example: `default`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSettings:
-    """Whether GPUs are read (None: if NVML is there), and every how many seconds."""
+    """Whether GPUs are monitored (None: if NVML is available), and the interval in seconds."""
 
     enabled: bool | None = None
-    """Whether to read GPUs through NVML. With `true` it is an error, visible in the metrics, if NVML is not there.
-    Default: if NVML is there. Example: `true`."""
+    """Whether to monitor GPUs through NVML. With `true` a missing NVML is an error, visible in the metrics.
+    Default: if NVML is available. Example: `true`."""
     processes: bool = False
-    """A series for the memory of each process on a GPU."""
+    """Whether to export a series for the memory of each process on a GPU."""
     pcie: bool = False
-    """PCIe throughput. NVML measures it for 20 ms in each direction, so each reading takes 40 ms longer for each
-    GPU."""
+    """Whether to export PCIe throughput. NVML measures it for 20 ms per direction, so each reading takes 40 ms longer
+    per GPU."""
     interval: Interval | None = None
-    """Time between two readings. Default: that of the top level. Example: `5s`."""
+    """Time between two readings. Default: the top-level value. Example: `5s`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """What is logged, and how."""
+    """Level and format of the log."""
 
     level: LogLevel = "info"
-    """The least severe events that are logged."""
+    """Lowest level that is logged."""
     format: LogFormat = "logfmt"
-    """How they are written."""
+    """Format of log lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objectives:
-    """Service levels: thresholds in seconds of three latencies, and the share of requests wanted within each."""
+    """Objectives: thresholds in seconds of three latencies, and the target share of requests within each."""
 
     ttft: Threshold = 2.5
     """Time to first token."""
     inter_token_latency: Threshold = 0.2
-    """Between two tokens."""
+    """Inter-token latency."""
     request_duration: Threshold = 30.0
-    """Whole requests."""
+    """Request duration (E2E)."""
     ratio: Share = 0.95
-    """Share wanted within each threshold."""
+    """Target share of requests within each threshold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The price of one GPU for an hour, None for unknown, and its currency."""
+    """Price of one GPU per hour, None if unknown, and its currency."""
 
     gpu_hour: Price | None = None
-    """The price of one GPU for an hour; a target's own `gpu_hour` goes before it. Default: no price. Example: `2.5`."""
+    """Price of one GPU per hour; a target's own `gpu_hour` takes precedence. Default: no price. Example: `2.5`."""
     currency: Currency = "USD"
     """Value of the label `currency`."""
 
@@ -344,7 +357,7 @@ def _header_name(text: str) -> str:
 
 def _public_header(text: str) -> str:
     if _header_name(text).lower() in _SECRET_HEADERS:
-        raise ConfigError("a secret must not stand in this file: put it under headers_file or headers_env")
+        raise ConfigError("secrets are not allowed in this file: use headers_file or headers_env")
     return text
 
 
@@ -367,42 +380,42 @@ Collector: TypeAlias = Annotated[str, Form(name="URL", parse=_collector)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtlpSettings:
-    """How metrics are pushed over OTLP; what is None is as OpenTelemetry's variables say. `place`: where it stands."""
+    """How metrics are pushed over OTLP; None: from OpenTelemetry's variables. `place`: position in the file."""
 
     place: Place | None = field(default=None, compare=False)
     enabled: bool = True
-    """`false`: push nothing, whatever else says so."""
+    """`false` turns the push off, whatever other settings say."""
     endpoint: Collector | None = None
-    """The collector. Over HTTP `/v1/metrics` is added unless it ends so. Without a scheme it is `http://`, over gRPC
+    """The collector. Over HTTP `/v1/metrics` is appended if missing. Without a scheme it is `http://`, over gRPC
     encrypted unless `OTEL_EXPORTER_OTLP_INSECURE` is `true`. Default: `OTEL_EXPORTER_OTLP_ENDPOINT`. Example:
     `https://collector.internal:4318`."""
     protocol: OtlpProtocol | None = None
-    """How to speak to it. Default: `http/protobuf`. Example: `http/protobuf`."""
+    """OTLP protocol. Default: `http/protobuf`. Example: `http/protobuf`."""
     headers: Mapping[PublicHeader, HeaderValue] = field(default_factory=lambda: NOTHING, hash=False)
-    """Sent with each export. Secrets (`Authorization` and the like) are refused here. Example:
+    """HTTP headers of each export. Secrets (`Authorization` and the like) are not allowed here. Example:
     `{X-Scope-OrgID: tenant-1}`."""
     headers_env: Mapping[Header, SecretVariable] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By header: the environment variable that holds its value. Example: `{X-Token: COLLECTOR_TOKEN}`."""
     headers_file: Mapping[Header, SecretFile] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By header: the file that holds its value, read at each export. Example: `{Authorization: secrets/token}`."""
     tls: TlsSettings = field(default_factory=Tls)
-    """TLS towards the collector, only with `https://`; see [TLS](#tls). gRPC cannot do `insecure_skip_verify`. Default:
-    the system's certificates."""
+    """TLS towards the collector, with `https://`; see [TLS](#tls). gRPC has no `insecure_skip_verify`. Default: the
+    system's certificates."""
     compression: Compression | None = None
-    """Compression of what is sent. Default: `gzip`. Example: `gzip`."""
+    """Compression of exports. Default: `gzip`. Example: `gzip`."""
     timeout: Timeout | None = None
-    """How long one export may take with its retries. Default: `10s`. Example: `10s`."""
+    """Timeout of one export, including retries. Default: `10s`. Example: `10s`."""
     interval: Interval | None = None
     """Time between two exports. Default: `15s`. Example: `15s`."""
     resource: Mapping[Word, Word] = field(default_factory=lambda: NOTHING, hash=False)
-    """Further resource attributes; they win over those that are found out. Example:
+    """Extra resource attributes; they override detected ones. Example:
     `{deployment.environment.name: production}`."""
     semantic_conventions: bool = False
-    """Whether to send OpenTelemetry's own names besides ours; see [OTLP](otlp.md)."""
+    """Whether to also send metrics under OpenTelemetry's own names; see [OTLP](otlp.md)."""
 
     @property
     def secrets(self) -> Mapping[str, Secret]:
-        """Headers whose values lie elsewhere."""
+        """Headers whose values are in files or variables."""
         return {**self.headers_env, **self.headers_file}
 
 
@@ -413,48 +426,48 @@ class Config:
     `discover` None: look for engines on this host if no target is configured. `otlp` None: nothing is pushed.
     """
 
-    # First, since whatever else names an engine is checked against these.
+    # First, since other keys that name an engine are checked against these.
     engines: Mapping[NewEngine, EngineSettings] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By name: engines that are not built in; see [Engines](#engines). Example: `tgi`."""
     listen: Annotated[tuple[Address, ...], Some] = (":9836",)
-    """Where to serve `/metrics` and the status page: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
+    """Addresses of `/metrics` and the status page: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
     interval: Interval = 5.0
     """Time between two polls of a target."""
     timeout: Timeout = 5.0
-    """How long one poll of a target may take."""
+    """Timeout of one poll of a target."""
     targets: tuple[Annotated[Target, Form(short=("a string", lambda value: parse_target(value.string())))], ...] = ()
     """The engines to poll; see [Targets](#targets)."""
     proxies: tuple[ProxySettings, ...] = ()
     """Measuring proxies in front of engines; see [Proxies](#proxies)."""
     discover: bool | None = None
-    """Whether to look for engines on the usual ports of this host. Default: only if no target is configured. Example:
+    """Whether to detect engines on the default ports of this host. Default: only if no target is configured. Example:
     `true`."""
     gpu: Annotated[GpuSettings, Form(short=("true or false", lambda value: GpuSettings(enabled=value.boolean())))] = (
         field(default_factory=GpuSettings)
     )
-    """Whether to read GPUs; see [GPU](#gpu). Default: if NVML is there."""
+    """Whether to monitor GPUs; see [GPU](#gpu). Default: if NVML is available."""
     host: bool = True
-    """Whether to read the processes and host memory of engines that run on this host; see [GPUs and host
+    """Whether to monitor processes and host memory of engines that run on this host; see [GPUs and host
     memory](gpu.md)."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """What `/probe` may reach; see [Probe](#probe). Default: off."""
     mappings: Mapping[Engine, Annotated[tuple[RuleSettings, ...], Some]] = field(
         default_factory=lambda: MappingProxyType({}), hash=False
     )
-    """By engine: further rules; see [Mappings](#mappings). Example: `vllm`."""
+    """By engine: extra rules; see [Mappings](#mappings). Example: `vllm`."""
     objectives: Objectives = field(default_factory=Objectives)
-    """Service levels; see [Objectives](#objectives)."""
+    """Latency objectives; see [Objectives](#objectives)."""
     cost: Cost = field(default_factory=Cost)
-    """What GPUs cost; see [Cost](#cost). Default: no prices."""
+    """Prices of GPUs; see [Cost](#cost). Default: no prices."""
     links: Links = field(default_factory=Links)
     """Where the status page leads to; see [Links](#links). Default: nowhere."""
     label_limit: LabelLimit = 200
-    """The most different values of one label that a target may have; further ones are reported as `other`."""
+    """Maximum number of different values of one label per target; further ones are exported as `other`."""
     web_config: File | None = None
     """TLS and authentication of the exporter's own server; see [its page](web-configuration.md). Example: `web.yml`."""
     log: Log = field(default_factory=Log)
-    """What is logged, and how; see [Log](#log)."""
+    """Level and format of the log; see [Log](#log)."""
     notify: tuple[Receiver, ...] = ()
     """Where changes of states are sent; see [Notifications](#notifications)."""
     otlp: OtlpSettings | None = None
-    """Pushing to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""
+    """Push to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""

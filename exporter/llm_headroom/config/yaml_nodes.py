@@ -58,7 +58,7 @@ class Document:
         self._values = 0
 
     def count(self) -> None:
-        """Counts a value, so that few bytes cannot keep the exporter busy."""
+        """Counts a value, so that a small file cannot cost unlimited time."""
         self._values += 1
         if self._values > MOST_VALUES:
             raise OversizeError
@@ -141,7 +141,7 @@ class Value:
             return {}
         self._expect("a mapping")
         if any(self.node is node for node in above):
-            raise ConfigError("a merge key must not bring in the mapping that it stands in")
+            raise ConfigError("a merge key must not include the mapping that contains it")
         own: dict[str, Value] = {}
         merged: dict[str, Value] = {}
         for name, node in self.node.value:
@@ -160,8 +160,7 @@ class Value:
             bare = key if re.fullmatch(r"[\w-]{1,60}", key) else shown(key)
             public = "" if visible is not None and key not in visible else bare
             if key in own:
-                named = f"the key {public}" if public else "a key"
-                there.report(f"{named} is given twice, first on line {own[key].place.line}")
+                there.report(f"duplicate key{public and f' {public}'}; first defined on line {own[key].place.line}")
                 raise ReportedError
             path = f"{self.place.key}.{public}".lstrip(".") if public else self.place.key
             own[key] = Value(self.document, node, replace(there.place, key=path), key)
@@ -198,7 +197,7 @@ def root(path: Path, document: Document) -> Value | None:
     except yaml.reader.ReaderError as error:
         raise malformed(error.reason, text.count("\n", 0, error.position) + 1) from None
     except (ValueError, OverflowError):  # what PyYAML makes of an escape beyond Unicode
-        raise malformed("an escape in a string means no character") from None
+        raise malformed("invalid escape in a string") from None
     return None if node is None else Value(document, node, Place(path, 1))
 
 

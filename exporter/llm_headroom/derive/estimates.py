@@ -11,6 +11,7 @@ from llm_headroom.derive.observation import growth, histogram_growth
 if TYPE_CHECKING:
     from llm_headroom.derive.observation import Observation
 
+GROWTH_SECONDS: Final = 10.0
 WARM_SECONDS: Final = 60.0
 WARM_REQUESTS: Final = 20.0
 LEAST_DISPERSION: Final = 1.0
@@ -50,7 +51,8 @@ class Estimates:
     prompt tokens per second of all requests at the times that `prefill` is of, with the same weights, `prefill_rate`
     the same in the last 20 s, `computed` in uncached prompt tokens per request, `wait` in seconds in the queue during
     the last minute, `finishes` in requests/s of the last minute, `prompt_rate` and `generation_rate` in tokens/s of the
-    last minute. `seconds` and `requests` say how much has been seen.
+    last minute, `recent_computed` and `recent_output` the sizes of the last minute, `growth` in KV tokens/s of the last
+    seconds. `seconds` and `requests` say how much has been seen.
     """
 
     arrivals: Mean = field(default_factory=lambda: Mean(90.0))
@@ -68,8 +70,19 @@ class Estimates:
     finishes: Mean = field(default_factory=lambda: Mean(60.0))
     prompt_rate: Mean = field(default_factory=lambda: Mean(60.0))
     generation_rate: Mean = field(default_factory=lambda: Mean(60.0))
+    recent_computed: Mean = field(default_factory=lambda: Mean(60.0))
+    recent_output: Mean = field(default_factory=lambda: Mean(60.0))
+    growth: Mean = field(default_factory=lambda: Mean(GROWTH_SECONDS))
     seconds: float = 0.0
     requests: float = 0.0
+
+    @property
+    def sizes(self) -> tuple[float, float] | None:
+        """Uncached prompt and answer in tokens, the larger of a long while's and of the last minute's."""
+        prompt, output = self.computed.value, self.output.value
+        if prompt is None or output is None:
+            return None
+        return max(prompt, self.recent_computed.value or 0.0), max(output, self.recent_output.value or 0.0)
 
     @property
     def warm(self) -> bool:
@@ -99,6 +112,7 @@ class Estimates:
             arrivals=self.arrivals.shared(replicas),
             served=self.served.shared(replicas),
             finishes=self.finishes.shared(replicas),
+            growth=self.growth.shared(replicas),
         )
 
     def after(self, before: Observation, now: Observation, elapsed: float) -> Estimates:
@@ -138,6 +152,9 @@ class Estimates:
             prefill_rate=prefill_rate,
             wait=self.wait.add(queued_seconds, first_count, elapsed),
             computed=self.computed.add(computed, first_count, elapsed) if first_count else self.computed,
+            recent_computed=self.recent_computed.add(computed, first_count, elapsed),
+            recent_output=self.recent_output.add(sizes.sum if sizes else 0.0, sizes.count if sizes else 0.0, elapsed),
+            growth=self.growth.add((now.used or 0.0) - (before.used or 0.0), elapsed, elapsed),
             finishes=self.finishes.add(finished, elapsed, elapsed),
             prompt_rate=self.prompt_rate.add(prompts, elapsed, elapsed),
             generation_rate=self.generation_rate.add(

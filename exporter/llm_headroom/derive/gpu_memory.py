@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
     from llm_headroom.config.settings import ModelMemory
     from llm_headroom.gpu.attribution import Holding
+    from llm_headroom.gpu.device import DeviceProcesses
     from llm_headroom.host.engines import Watched
     from llm_headroom.model import Metric, Point, Snapshot
 
 _ORIGIN: Final = "NVML's processes"
+_HOST: Final = "/proc/meminfo: memory shared with the CPU"
 _TOLERANCE: Final = 1.05
 """Engines and NVML count at different moments and round: only more than this is worth a warning."""
 _DEVICE_MEMORY: Final = {
@@ -63,6 +65,43 @@ class _Told(NamedTuple):
     used: float | None
     evictable: float | None
     reservation: float | None
+
+
+def unified(
+    points: Iterable[Point], listed: Iterable[DeviceProcesses], host: tuple[float, float] | None
+) -> list[Point]:
+    """Memory of devices that share the host's: NVML knows only what each process has (GB10; XuehaiPan/nvitop#208).
+
+    `host` is the host's total and available memory in bytes, None if unknown.
+    """
+    points = tuple(points)
+    known = {series.label("uuid") for series, _ in numbers(points, schema.GPU_MEMORY_TOTAL)}
+    having = {each.uuid for each in listed if any(process.memory for process in each.processes)}
+    if host is None:
+        return []
+    total, free = host
+    found = []
+    for series, _ in numbers(points, schema.GPU_INFO):
+        if series.label("uuid") in having - known:
+            labels = {"gpu": series.label("gpu"), "uuid": series.label("uuid")}
+            found += [
+                point(schema.GPU_MEMORY_UNIFIED, 1.0, _HOST, labels),
+                point(schema.GPU_MEMORY_TOTAL, total, _HOST, labels),
+                point(schema.GPU_MEMORY_USED, total - free, _HOST, labels),
+                point(schema.GPU_MEMORY_FREE, free, _HOST, labels),
+            ]
+    return found
+
+
+def attributable(points: Iterable[Point], listed: Iterable[DeviceProcesses]) -> dict[DeviceKey, float]:
+    """Used bytes of each device that processes can hold: all that is used, of a unified memory what NVML lists."""
+    points = tuple(points)
+    memory = {key: parts["used"] for key, parts in device_memory(points).items()}
+    of_host = {series.label("uuid") for series, _ in numbers(points, schema.GPU_MEMORY_UNIFIED)}
+    for each in listed:
+        if each.uuid in of_host:
+            memory[each.gpu, each.uuid] = float(sum(process.memory or 0 for process in each.processes))
+    return memory
 
 
 def device_memory(points: Iterable[Point]) -> dict[DeviceKey, dict[str, float]]:

@@ -54,8 +54,8 @@ def fullest(pools: Mapping[Labels, Mapping[Metric, float]], model: str, now: Obs
 def kv_headroom(pools: Mapping[Labels, Mapping[Metric, float]], prompts: Mapping[str, float]) -> Iterator[Point]:
     """Tokens and ratio for each replica of `kv_pools`: what is not held by requests, less what already waits.
 
-    Evictable cache counts as headroom. `prompts` is a typical prompt in tokens by model; where it is not known,
-    waiting requests are left out, since nobody knows what they will need.
+    Evictable cache counts as headroom. `prompts` is a typical uncached prompt in tokens by model; where it is not
+    known, waiting requests are left out, since nobody knows what they will need.
     """
     for labels, parts in pools.items():
         capacity, used = parts.get(schema.KV_CACHE_CAPACITY), parts.get(schema.KV_CACHE_USED)
@@ -69,18 +69,15 @@ def kv_headroom(pools: Mapping[Labels, Mapping[Metric, float]], prompts: Mapping
 
 
 def requests(now: Observation, estimates: Estimates) -> float | None:
-    """Typical requests (prompt and answer) that can still be admitted and end without running out of KV cache.
+    """Requests (uncached prompt and answer) that can still be admitted and end without running out of KV cache.
 
-    Never more than the engine's limit of running requests leaves, where that is known.
+    By the larger of the sizes of a long while and of the last minute. How many may run at a time is another matter.
     """
-    prompt, output = estimates.prompt.value, estimates.output.value
-    if now.capacity is None or now.used is None or prompt is None or output is None or prompt + output <= 0:
+    sizes = estimates.sizes
+    if now.capacity is None or now.used is None or sizes is None or sum(sizes) <= 0:
         return None
-    tokens = max(0.0, now.capacity - now.used - (now.waiting or 0.0) * prompt)
-    admitted = tokens / (prompt + output)
-    if now.limit is not None and now.running is not None:
-        admitted = min(admitted, max(0.0, now.limit - now.running - (now.waiting or 0.0)))
-    return admitted
+    tokens = max(0.0, now.capacity - now.used - (now.waiting or 0.0) * sizes[0])
+    return tokens / sum(sizes)
 
 
 def demanded(now: Observation, estimates: Estimates) -> float:
@@ -99,8 +96,11 @@ def steady_demand(estimates: Estimates) -> float | None:
 def exhaustion_seconds(now: Observation, estimates: Estimates) -> float | None:
     """Seconds until the KV cache is full if demand stays as it is; None where it never fills up so, or is unknown.
 
-    Occupancy approaches the steady demand exponentially, with the time that a request stays.
+    Occupancy approaches the steady demand exponentially, with the time that a request stays. Where as many requests
+    run as may, what waits does not get into the cache: there is no such time.
     """
+    if now.limit is not None and (now.running or 0.0) >= now.limit:
+        return None
     demand, residence = steady_demand(estimates), estimates.residence.value
     if demand is None or residence is None or now.capacity is None or now.used is None or not estimates.warm:
         return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.derive import headroom, residency, risk, saturation, slo, turnover
+from llm_headroom.derive import capacity, headroom, pressure, residency, risk, slo, turnover
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.observation import Observation, growth, observe, restarted
@@ -22,6 +23,10 @@ FINEST_SECONDS: Final = 1.0
 """Polls that follow one another faster are remembered as one, so that memory does not grow with their rate."""
 STALLED_SECONDS: Final = 60.0
 """Longer than the longest chunk of prefill, and than the 30 s for which an idle SGLang may show stale gauges."""
+HAPPENING_SECONDS: Final = 60.0
+"""For how long after a preemption requests are taken to be preempted."""
+_LATE_SHARE: Final = 0.05
+_LATE_FIRSTS: Final = 3
 FORGOTTEN_SECONDS: Final = 600.0
 """A model that has not been seen for so long begins anew."""
 
@@ -31,7 +36,8 @@ class ModelMemory:
     """What is remembered of one model. `at` is the time of `last`, in seconds of the same clock as every poll's.
 
     `hottest` is `last` with the KV cache and queue of the fullest of its `replicas`. `moved` is when its steps or
-    tokens last moved, `restarts` how often its counters began anew.
+    tokens last moved, `restarts` how often its counters began anew, `preempted` when requests were last
+    seen to be preempted, `load` what its load headroom follows from.
     """
 
     at: float
@@ -39,11 +45,13 @@ class ModelMemory:
     estimates: Estimates = field(default_factory=Estimates)
     firsts: tuple[slo.Firsts, ...] = ()
     tallies: Mapping[str, slo.Tally] = field(default_factory=dict)
-    levels: saturation.Levels = field(default_factory=saturation.Levels)
+    levels: pressure.Levels = field(default_factory=pressure.Levels)
     replicas: int = 1
     hottest: Observation = field(default_factory=Observation)
     moved: float
     restarts: int = 0
+    preempted: float = -math.inf
+    load: capacity.Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,9 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     """
     pools = headroom.kv_pools(points)
     models = {
-        model: _remembered(memory.models.get(model), now, headroom.fullest(pools, model, now), at, objectives)
+        model: _remembered(
+            memory.models.get(model), now, headroom.fullest(pools, model, now), at, objectives, base.get("engine", "")
+        )
         for model, now in observe(points).items()
     }
     kept = {
@@ -86,7 +96,11 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     }
     usage = _usage(memory.usage, points, at)
     derived = list(_peaks(usage))
-    prompts = {model: known.estimates.prompt.value for model, known in models.items() if known.estimates.prompt.value}
+    prompts = {
+        model: known.estimates.computed.value
+        for model, known in models.items()
+        if known.estimates.computed.value is not None
+    }
     derived += headroom.kv_headroom(pools, prompts)
     for model, known in models.items():
         derived += _signals(known, at, {**base, "model": model}, objectives, queue_limit)
@@ -100,12 +114,21 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     return Memory({**kept, **models}, usage, resident, turned), derived
 
 
-def _remembered(
+def with_estimate(memory: Memory, model: str, estimate: capacity.Estimate) -> Memory:
+    """The memory with an estimate of a model's load headroom, which took its time: nothing if it is gone since."""
+    known = memory.models.get(model)
+    if known is None or known.load.begun > estimate.at:
+        return memory
+    return replace(memory, models={**memory.models, model: replace(known, load=known.load.with_estimate(estimate))})
+
+
+def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
     known: ModelMemory | None,
     now: Observation,
     fullest: tuple[Observation, int],
     at: float,
     objectives: Sequence[slo.Objective],
+    engine: str,
 ) -> ModelMemory:
     hottest, replicas = fullest
     if known is not None and at <= known.at:
@@ -118,7 +141,14 @@ def _remembered(
     if known is None or before is None or restarted(before, now):
         restarts = 0 if known is None else known.restarts + 1
         return ModelMemory(
-            at=at, last=now, tallies=tallies, moved=at, replicas=replicas, hottest=hottest, restarts=restarts
+            at=at,
+            last=now,
+            tallies=tallies,
+            moved=at,
+            replicas=replicas,
+            hottest=hottest,
+            restarts=restarts,
+            load=capacity.begun(now, at, engine, None if known is None else known.load),
         )
     elapsed = at - known.at
     moving = (
@@ -142,14 +172,16 @@ def _remembered(
         replicas=replicas,
         hottest=hottest,
         levels=known.levels.after(
-            saturation.resources(hottest, own, threshold),
-            saturation.mark(hottest, own, threshold, at),
+            pressure.resources(hottest, own, threshold),
+            pressure.mark(hottest, own, threshold, at),
             at,
             elapsed,
         ),
         firsts=firsts,
         tallies=tallies,
         moved=at if moving else known.moved,
+        preempted=at if growth(before.preemptions, now.preemptions) > 0 else known.preempted,
+        load=known.load.after(now, at, replicas),
     )
 
 
@@ -204,12 +236,10 @@ def _signals(
 ) -> Iterator[Point]:
     now, estimates = known.last, known.estimates
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
-    stalled = None
-    if now.steps is not None or now.generation_tokens is not None:
-        stalled = float(_busy(now) and at - known.moved >= STALLED_SECONDS)
+    exhausted = at - known.preempted < HAPPENING_SECONDS or risk.blocked(hottest, each_one)
     for metric, value, origin in (
         (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell"),
-        (schema.ENGINE_STALLED, stalled, "busy while steps and tokens do not move"),
+        (schema.ENGINE_STALLED, *_stalled(known, at)),
         (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
         (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),
         (
@@ -217,16 +247,21 @@ def _signals(
             risk.queue_overflow(now, estimates, queue_limit),
             "queue and arrivals against its limit",
         ),
-        (schema.KV_SATURATION_RISK, risk.kv_saturation(hottest, each_one), "demand and its dispersion"),
         (
-            schema.SATURATION_HIGH_WATER_RISK,
-            risk.high_water(known.levels, estimates),
+            schema.KV_SATURATION_RISK,
+            risk.with_facts(risk.kv_saturation(hottest, each_one), exhausted),
+            "demand and its dispersion, preemptions, what waits",
+        ),
+        (
+            schema.SATURATION_HIGH_WATER,
+            risk.with_facts(risk.high_water(known.levels, estimates), exhausted, _overdue(known, at)),
             "highest TTFT forecast and KV demand of 10 min",
         ),
     ):
         yield from _point(metric, value, origin, labels)
+    yield from capacity.points(known.load, labels)
     for resource, level in known.levels.told().items():
-        yield from _point(schema.SATURATION, level, "demand / capacity", labels, resource=resource)
+        yield from _point(schema.PRESSURE, level, "demand / capacity", labels, resource=resource)
     for phase, counter, rate in (
         ("prompt", now.prompt_tokens, estimates.prompt_rate),
         ("generation", now.generation_tokens, estimates.generation_rate),
@@ -246,9 +281,24 @@ def _signals(
         ):
             yield from _point(metric, value, origin, labels, slo=each.name)
         if each.field == "ttft":
-            chance = risk.saturation(hottest, each_one, tally.boundary)
-            yield from _point(schema.SATURATION_RISK, chance, "load on prefill and KV demand", labels)
             yield from _slow_first_tokens(known, at, labels)
+
+
+def _stalled(known: ModelMemory, at: float) -> tuple[float | None, str]:
+    """Whether nothing moves although requests are there, and what that follows from."""
+    now = known.last
+    if now.silence is not None:  # a proxy counts tokens when a request ends, and sees bytes as they come
+        return float(now.silence >= STALLED_SECONDS), "streams under way without a byte"
+    stalled = None
+    if now.steps is not None or now.generation_tokens is not None:
+        stalled = float(_busy(now) and at - known.moved >= STALLED_SECONDS)
+    return stalled, "busy while steps and tokens do not move"
+
+
+def _overdue(known: ModelMemory, at: float) -> bool:
+    """Whether first tokens come too late now: at least three of the last minute, and 5 % of them."""
+    share = slo.slow_share(known.firsts, min(slo.WINDOWS), at)
+    return share is not None and share[0] >= _LATE_SHARE and share[0] * share[1] >= _LATE_FIRSTS
 
 
 def _slow_first_tokens(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:

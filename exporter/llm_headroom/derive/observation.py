@@ -21,9 +21,9 @@ class Observation:
     """One poll of one model. None is what the engine did not tell.
 
     Gauges: `running`, `waiting`, `limit` in requests, `capacity`, `used` in tokens, `usage` as a ratio. Counters since
-    the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`. Histograms
-    since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds, `prompt_sizes`,
-    `generation_sizes` in tokens.
+    the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`,
+    `preemptions`. Histograms since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds,
+    `prompt_sizes`, `generation_sizes` in tokens. `silence`: seconds without a byte of any answer, as a proxy sees it.
     """
 
     running: float | None = None
@@ -37,12 +37,14 @@ class Observation:
     generation_tokens: float | None = None
     finished: float | None = None
     steps: float | None = None
+    preemptions: float | None = None
     ttft: Histogram | None = None
     inter_token: Histogram | None = None
     duration: Histogram | None = None
     queue: Histogram | None = None
     prompt_sizes: Histogram | None = None
     generation_sizes: Histogram | None = None
+    silence: float | None = None
 
 
 _FIELDS: Final[Mapping[Metric, str]] = {
@@ -57,12 +59,14 @@ _FIELDS: Final[Mapping[Metric, str]] = {
     schema.GENERATION_TOKENS: "generation_tokens",
     schema.REQUESTS_FINISHED: "finished",
     schema.ENGINE_STEPS: "steps",
+    schema.PREEMPTIONS: "preemptions",
     schema.TIME_TO_FIRST_TOKEN: "ttft",
     schema.INTER_TOKEN_LATENCY: "inter_token",
     schema.REQUEST_DURATION: "duration",
     schema.REQUEST_QUEUE: "queue",
     schema.REQUEST_PROMPT_TOKENS: "prompt_sizes",
     schema.REQUEST_GENERATION_TOKENS: "generation_sizes",
+    schema.PROXY_SILENCE: "silence",
 }
 COUNTERS: Final = ("prompt_tokens", "generation_tokens", "finished", "steps")
 HISTOGRAMS: Final = tuple(field.name for field in fields(Observation) if "Histogram" in str(field.type))

@@ -160,7 +160,7 @@ def gpus(
             levels[target] = max(levels.get(target, 0.0), device.shown[-1] / max(free, 1.0))
     for target, level in levels.items():
         labels = watched[target].labels
-        points.append(point(schema.SATURATION, level, "greatest rise / free memory", labels, resource="gpu_memory"))
+        points.append(point(schema.PRESSURE, level, "greatest rise / free memory", labels, resource="gpu_memory"))
     return devices, points
 
 

@@ -10,20 +10,26 @@ import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.derive.estimates import GROWTH_SECONDS
 from llm_headroom.derive.headroom import demanded, steady_demand
 
 if TYPE_CHECKING:
     from llm_headroom.derive.estimates import Estimates
     from llm_headroom.derive.observation import Observation
-    from llm_headroom.derive.saturation import Levels
+    from llm_headroom.derive.pressure import Levels
 
 HORIZON_SECONDS: Final = 300.0
 _LOOK_AHEAD: Final = (15.0, 30.0, 60.0, 120.0, 300.0)
+FACT: Final = 0.95
+"""Of what is happening already; models are not asked."""
+_GROWTH_AHEAD: Final = 30.0
+"""Seconds for which the growth of the last ones is taken to go on."""
+_UNLIKELY: Final = 2.5
+"""Standard deviations from which on growth is no chance."""
 _MEASUREMENT_ERROR: Final = 0.01  # of the capacity: gauges are rounded and some seconds old
 
 # Fitted by bench/evaluate/calibrate.py on replayed traffic; docs/evaluation.md says how good they are on other traffic.
 _KV: Final = (1.270, 0.821)
-_COMBINED: Final = (-0.514, 0.146, 0.189)
 _HIGH_WATER: Final = (-0.667, 0.775, 0.001)
 
 
@@ -31,29 +37,43 @@ def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
 
 
-def _logit(p: float) -> float:
-    """Clipped, so that certainty in one part does not silence the other."""
-    limit = 11.5
-    if p <= 0.0:
-        return -limit
-    return limit if p >= 1.0 else min(max(math.log(p / (1.0 - p)), -limit), limit)
-
-
 def kv_distance(now: Observation, estimates: Estimates) -> float | None:
     """By how many standard deviations the expected KV demand misses the capacity (negative) at its worst moment."""
     demand, residence, held = steady_demand(estimates), estimates.residence.value, estimates.held.value
-    arrivals = estimates.arrivals.value
-    if not demand or not residence or not held or arrivals is None or not now.capacity or now.used is None:
+    arrivals, capacity = estimates.arrivals.value, now.capacity
+    if not demand or not residence or not held or arrivals is None or not capacity or now.used is None:
         return None
     begin = demanded(now, estimates)
+
+    def deviation(ahead: float) -> float:
+        fading = math.exp(-2.0 * ahead / residence)
+        variance = 2.0 * held**2 * arrivals * residence * estimates.burstiness * (1.0 - fading)
+        return math.sqrt(variance + (_MEASUREMENT_ERROR * capacity) ** 2)
+
     distances = []
     for ahead in _LOOK_AHEAD:
         fading = math.exp(-ahead / residence)
         expected = demand * (1.0 - fading) + begin * fading
-        variance = 2.0 * held**2 * arrivals * residence * estimates.burstiness * (1.0 - fading**2)
-        deviation = math.sqrt(variance + (_MEASUREMENT_ERROR * now.capacity) ** 2)
-        distances.append((expected - now.capacity) / deviation)
+        distances.append((expected - capacity) / deviation(ahead))
+    # What grows faster than chance explains goes on growing: the mix of requests has changed, and no mean knows it yet.
+    growth = estimates.growth.value or 0.0
+    if growth * GROWTH_SECONDS > _UNLIKELY * deviation(GROWTH_SECONDS):
+        distances.append((begin + growth * _GROWTH_AHEAD - capacity) / deviation(_GROWTH_AHEAD))
     return max(distances)
+
+
+def blocked(now: Observation, estimates: Estimates) -> bool:
+    """Whether a request waits that the free part of the KV cache does not hold, although more could run."""
+    sizes = estimates.sizes
+    if not now.waiting or now.capacity is None or now.used is None or sizes is None:
+        return False
+    full = now.limit is not None and (now.running or 0.0) >= now.limit
+    return not full and now.capacity - now.used < sizes[0]
+
+
+def with_facts(chance: float | None, *happening: bool) -> float | None:
+    """A probability, where what it is the probability of is not happening already."""
+    return max(FACT, chance or 0.0) if any(happening) else chance
 
 
 def kv_feature(distance: float) -> float:
@@ -69,50 +89,6 @@ def kv_saturation(now: Observation, estimates: Estimates) -> float | None:
     return _sigmoid(_KV[0] + _KV[1] * kv_feature(distance))
 
 
-def _kv_chance(distance: float, estimates: Estimates) -> float:
-    """The chance of an excursion beyond the capacity within the horizon, after Rice."""
-    if distance > 0:
-        return 1.0
-    decay = min(max((estimates.output.value or 1.0) * (estimates.inter_token.value or 0.05), 1.0), 600.0)
-    rate = abs(distance) / math.sqrt(2.0 * math.pi) * math.exp(-(distance**2) / 2.0)
-    return 1.0 - math.exp(-HORIZON_SECONDS / decay * rate)
-
-
-def _queue_chance(now: Observation, estimates: Estimates, slo_seconds: float) -> float | None:
-    """The chance that a first token within the horizon is slower than the SLO, from the load on prefill."""
-    arrivals, prompt, capacity = estimates.arrivals.value, estimates.computed.value, estimates.prefill_capacity
-    if arrivals is None or not prompt or not capacity:
-        return None
-    service = prompt / capacity
-    load = arrivals * service
-    slack = slo_seconds - service - (now.waiting or 0.0) * service
-    if load >= 1.0 or slack <= 0.0:
-        return 1.0
-    late = math.exp(-2.0 * (1.0 - load) * slack / (service * (estimates.burstiness + 1.0)))
-    return float(1.0 - (1.0 - late) ** (arrivals * HORIZON_SECONDS))
-
-
-def saturation_features(now: Observation, estimates: Estimates, slo_seconds: float) -> tuple[float, float] | None:
-    """What the combined risk is a logistic function of: log odds of KV trouble and of a late first token."""
-    queue = _queue_chance(now, estimates, slo_seconds)
-    if queue is None:
-        return None
-    distance = kv_distance(now, estimates)
-    chance = 0.0 if distance is None else _kv_chance(distance, estimates)
-    return _logit(chance), _logit(queue)
-
-
-def saturation(now: Observation, estimates: Estimates, slo_seconds: float) -> float | None:
-    """The probability of KV trouble or first tokens slower than the SLO within the horizon.
-
-    None until enough traffic was seen, or where the engine tells too little.
-    """
-    features = saturation_features(now, estimates, slo_seconds) if estimates.warm else None
-    if features is None:
-        return None
-    return _sigmoid(_COMBINED[0] + _COMBINED[1] * features[0] + _COMBINED[2] * features[1])
-
-
 def high_water_features(levels: Levels) -> tuple[float, float] | None:
     """What the high-water risk is a logistic function of: log of TTFT over its objective, and KV demand."""
     high = levels.high_water()
@@ -123,7 +99,10 @@ def high_water_features(levels: Levels) -> tuple[float, float] | None:
 
 
 def high_water(levels: Levels, estimates: Estimates) -> float | None:
-    """The same probability from the highest forecast of TTFT and the highest KV demand of the last ten minutes."""
+    """From 0 to 1, from the highest forecast of TTFT and the highest KV demand of the last ten minutes.
+
+    It ranks moments by how likely trouble is within the horizon, but is no probability: on calm days it is too high.
+    """
     features = high_water_features(levels) if estimates.warm else None
     if features is None:
         return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from llm_headroom.model import Kind, Metric, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from llm_headroom.exposition.text import Layout
 
@@ -33,7 +33,8 @@ class Rule:
     names: what the signal has been called, newest first, in the spelling of the engine's first prefix. The first name
         that is present, in the first spelling that is present, is used; no other is added to it.
     where: regular expressions that whole label values must match; an absent label counts as an empty value.
-    labels: upstream label → ours. Labels that are not named here (and are not the model or replica) are summed away.
+    labels: upstream label → ours. What becomes of other labels says `Engine.adds_up`.
+    sums: True if series are summed over every label that is not named here, known or not: a user's own rule.
     fixed: labels that every series of this rule gets.
     rewrite: our label → what turns an upstream value into ours (a status code into its class).
     plus: names whose values are added to those of the name found, where they are present.
@@ -63,6 +64,7 @@ class Rule:
     scale: float = 1.0
     combine: Combine = Combine.SUM
     per_rank: bool = False
+    sums: bool = False
     read: Reader | None = None
     needs: str = ""
     note: str = ""
@@ -85,6 +87,10 @@ class Document:
     every: seconds between fetches; 0 with each poll.
     tolerated: status codes which are an answer too (a feature that is off), not a failure of the source.
     optional: True if the source is up without it.
+    leads: True if what else is asked for depends on its newest answer.
+    wakes: True if the engine takes the request for work that keeps it from going to sleep.
+    model: the model of its series that name none, where it is not that of the whole engine.
+    after: the usual path, which has been asked for in vain; messages name it.
     read: what is kept of a JSON document. Bodies can hold keys and prompts: nothing else of them is kept.
     """
 
@@ -96,6 +102,10 @@ class Document:
     every: float = 0.0
     tolerated: tuple[int, ...] = ()
     optional: bool = False
+    leads: bool = False
+    wakes: bool = False
+    model: str = ""
+    after: str = ""
     read: Callable[[Any], Any] = lambda document: document
 
 
@@ -119,6 +129,15 @@ class Fact(NamedTuple):
     origin: str
 
 
+ENOUGH_BARE_NAMES: Final = 4
+"""Names without a prefix that tell an engine when they stand together."""
+
+
+def _families(name: str) -> tuple[str, ...]:
+    """What a sample's name may be written as in a rule: itself, and its histogram's."""
+    return (name, *(name.removesuffix(part) for part in ("_bucket", "_sum", "_count") if name.endswith(part)))
+
+
 def _no_facts(_documents: Mapping[str, Any]) -> Iterable[Fact]:
     return ()
 
@@ -135,11 +154,18 @@ def _no_complaint(_layout: Layout) -> str:
 class Engine:
     """All that is known of one kind of engine, as data and a few pure functions.
 
-    prefixes: the spellings of its metrics' prefix; rules use the first one.
-    marks: prefixes that only this kind of engine uses, if they are not just its `prefixes`.
+    prefixes: the spellings of its metrics' prefix; rules use the first one. An empty one: names without a prefix.
+    marks: prefixes that only this kind of engine uses. Without them a prefix that ends in a colon is such a mark, and
+        any other (`vllm_`, which `vllm_router_` and `vllm_mlx_` begin with, too) only in names that its rules know.
     port: where it listens by default; several engines may have the same one.
     releases: those that its rules know, for people.
     colour: Grafana's name of the colour that its series have on every dashboard.
+    model_parts: labels that tell parts of a model apart which are models of their own (stages of a pipeline).
+    adds_up: labels whose series are parts that add up. A label that is neither this nor known otherwise, and that tells
+        series apart, keeps them apart as replicas; if its name ends in `rank`, the series repeat one another and the
+        largest speaks.
+    labels_requests: True if operators can have it label requests as they like: of counters and histograms every label
+        that is not known adds up then, and none of them is exported.
     documents: what to fetch next, given what has been read of the engine so far (empty at first).
     owned_by: what `/v1/models` says of who owns its models, to recognise it where it has no metrics.
     greeting: what `GET /` answers, likewise.
@@ -152,10 +178,12 @@ class Engine:
     model: the model of series that name none, out of its documents, "" if unknown.
     refuse: why an exposition is not this engine's although it looks like it, "" if it is.
     silent: what to tell the operator if an exposition holds none of the engine's own metrics.
+    hints: status → what it means when this engine answers it, and what to do.
     ignored: glob → why families of that name are passed over on purpose.
     interval: the shortest interval at which it may be polled, seconds.
     timeout: the shortest deadline that makes sense for it, seconds.
     queue_limit: the most requests that wait in it by default before it turns more away, None for any number.
+    vocabulary: every name that its rules use, in every spelling.
     """
 
     name: str
@@ -170,6 +198,9 @@ class Engine:
     ignored: Mapping[str, str] = field(default_factory=dict)
     model_label: str = "model_name"
     replica_label: str = ""
+    model_parts: tuple[str, ...] = ()
+    adds_up: tuple[str, ...] = ()
+    labels_requests: bool = False
     rank_labels: tuple[str, ...] = ()
     owned_by: str = ""
     greeting: str = ""
@@ -181,9 +212,20 @@ class Engine:
     model: Callable[[Mapping[str, Any]], str] = _unknown
     refuse: Callable[[Layout], str] = _no_complaint
     silent: str = ""
+    hints: Mapping[int, str] = field(default_factory=dict)
     interval: float = 0.0
     timeout: float = 0.0
     queue_limit: int | None = None
+    vocabulary: frozenset[str] = field(init=False)
+    _bare: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Index the names that rules use, in every spelling."""
+        names = [name for rule in self.rules for name in (*rule.names, *rule.plus, *rule.times)]
+        first = self.prefixes[0] if self.prefixes else ""
+        object.__setattr__(self, "vocabulary", frozenset(each for name in names for each in self.spellings(name)))
+        bare = frozenset(name.removeprefix(first) for name in names if first and name.startswith(first))
+        object.__setattr__(self, "_bare", bare)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """Every way in which an endpoint may write a name that a rule uses."""
@@ -195,4 +237,22 @@ class Engine:
 
     def owns(self, name: str) -> bool:
         """Whether a sample of this name can only come from this kind of engine."""
-        return name.startswith(self.marks or self.prefixes or (name + "?",))
+        if self.marks:
+            return name.startswith(self.marks)
+        colons = tuple(prefix for prefix in self.prefixes if prefix.endswith(":"))
+        if name.startswith(colons):
+            return True
+        others = tuple(prefix for prefix in self.prefixes if prefix and prefix not in colons)
+        return name.startswith(others) and any(base in self.vocabulary for base in _families(name))
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Whether an exposition with samples of these names is this kind of engine's.
+
+        One name that can only be its is enough. Names without a prefix can be anybody's: it takes `ENOUGH_BARE_NAMES`.
+        """
+        if any(map(self.owns, names)):
+            return True
+        if "" not in self.prefixes:
+            return False
+        families = {base for name in names for base in _families(name)}
+        return len(families & self.vocabulary & self._bare) >= ENOUGH_BARE_NAMES

@@ -64,7 +64,7 @@ class Layout:
 
     `families` are the declared families with their types, those without samples included ("untyped" where only a HELP
     line speaks of one). `invalid` counts the lines that were dropped, a missing `# EOF` of OpenMetrics among them.
-    `problems` tells the operator of the first few of these, as they were when this layout was first met.
+    `problems` shows the operator the first few of these, as they were when this layout was first seen.
     """
 
     keys: tuple[SampleKey, ...]

@@ -6,7 +6,7 @@ they cannot (an engine in another PID namespace, processes that NVML hides), by 
 
 NVML's PIDs: older drivers give those of the host whoever asks (NVIDIA/gpu-monitoring-tools#63); newer ones translate
 them into the asker's PID namespace and leave out who is not in it (NVIDIA/open-gpu-kernel-modules, _gpuConvertPid in
-src/nvidia/src/kernel/gpu), but do not always tell their memory there (its pull request 614).
+src/nvidia/src/kernel/gpu), but do not always report their memory there (its pull request 614).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _UNSEEN: Final = "unseen"
 
 
 class Method(StrEnum):
-    """How it was found out that an engine holds memory of a device."""
+    """The method by which memory of a device was attributed to an engine."""
 
     PID = "pid"
     """A process that listens where the target's URL points to, or one below it."""
@@ -95,7 +95,7 @@ _BY_PROCESS: Final = {
 
 
 class _Kin:
-    """Whose a process is, by its place in /proc."""
+    """The engine that a process belongs to, by its place in /proc."""
 
     def __init__(self, proc: Proc, owners: Sequence[Owner]) -> None:
         self._proc = proc
@@ -119,7 +119,7 @@ class _Kin:
 
 
 def _alone(of: Mapping[str, int] | Mapping[str, str], shared: Iterable[int | str]) -> dict[int | str, str]:
-    """Targets by what only they have."""
+    """Targets by the value that only they have."""
     times = Counter[int | str](of.values())
     return {value: target for target, value in of.items() if times[value] == 1 and value not in shared}
 
@@ -152,38 +152,40 @@ def attribute(devices: Iterable[Device], owners: Sequence[Owner], proc: Proc, *,
 def _of_device(device: Device, owners: Sequence[Owner], kin: _Kin, proc: Proc, *, sidecar: bool) -> Iterable[Holding]:
     """The holdings on one device.
 
-    What NVML does not tell by process is the rest of what is used. It goes to those processes whose memory is not told
-    if they are one engine's, and else, like that of processes that /proc does not show, to the one engine that can have
-    it. It is nobody's where every process is told.
+    The rest is used memory that NVML does not report by process. It is attributed to the processes whose memory is not
+    reported if they belong to one engine; otherwise, like the memory of processes that /proc does not show, to the only
+    engine that can hold it. If NVML reports every process, the rest stays unattributed.
     """
     held: dict[tuple[str, Method], float] = {}
-    untold: set[tuple[str, Method] | str] = set()
-    told = dict.fromkeys((_UNSEEN, _STRANGER), 0.0)
+    unreported: set[tuple[str, Method] | str] = set()
+    foreign = dict.fromkeys((_UNSEEN, _STRANGER), 0.0)
     for process in device.processes or ():
         lineage = proc.lineage(process.pid)
         owner = kin.owner(lineage)
         if process.memory is None:
-            untold.add(owner or (_STRANGER if lineage else _UNSEEN))
+            unreported.add(owner or (_STRANGER if lineage else _UNSEEN))
         elif owner is not None:
             held[owner] = held.get(owner, 0.0) + process.memory
         else:
-            told[_STRANGER if lineage else _UNSEEN] += process.memory
-    rest = max(0.0, device.used - sum(held.values()) - sum(told.values()))
+            foreign[_STRANGER if lineage else _UNSEEN] += process.memory
+    rest = max(0.0, device.used - sum(held.values()) - sum(foreign.values()))
+    if proc.is_wsl and not any(device.named(owner.gpus) for owner in owners):
+        rest, unreported = 0.0, set()  # Windows and its programs use the device, too, and nobody lists them
     hides = device.processes is None or not (device.processes or proc.initial_namespace)
-    (whose,) = untold if len(untold) == 1 else (None,)
-    if isinstance(whose, tuple):
-        held[whose] = held.get(whose, 0.0) + rest
+    (sole,) = unreported if len(unreported) == 1 else (None,)
+    if isinstance(sole, tuple):
+        held[sole] = held.get(sole, 0.0) + rest
     if (last := _last(device, owners, {target for target, _ in held}, sidecar=sidecar)) is not None:
         claimant, method = last
         mine = {_UNSEEN} if claimant.process is not None else {_UNSEEN, _STRANGER}
-        memory = sum(told[kind] for kind in mine) + (rest if hides or (untold and untold <= mine) else 0.0)
+        memory = sum(foreign[kind] for kind in mine) + (rest if hides or (unreported and unreported <= mine) else 0.0)
         if memory:
             held[claimant.target, method] = memory
     return [Holding(device.gpu, device.uuid, target, memory, method) for (target, method), memory in held.items()]
 
 
 def _last(device: Device, owners: Sequence[Owner], matched: set[str], *, sidecar: bool) -> tuple[Owner, Method] | None:
-    """The one engine that can hold what no process accounts for, by configuration or elimination."""
+    """The only engine that can hold the rest, by configuration or elimination."""
     configured = [owner for owner in owners if device.named(owner.gpus) and owner.target not in matched]
     if len(configured) == 1 and configured[0].answers:
         return configured[0], Method.GPUS
@@ -193,7 +195,7 @@ def _last(device: Device, owners: Sequence[Owner], matched: set[str], *, sidecar
 
 
 def may_eliminate(devices: int, *, visible: str, initial_namespace: bool) -> bool:
-    """Whether what nobody else holds is the engine's, seen from a sidecar.
+    """Whether a sidecar may attribute all other memory to its engine.
 
     Not on the host itself, where every process can be looked up. Not with several devices either, unless
     NVIDIA_VISIBLE_DEVICES (`visible`) names them: `all` shows a monitor those of other pods, too.
@@ -204,7 +206,7 @@ def may_eliminate(devices: int, *, visible: str, initial_namespace: bool) -> boo
 def unexplained(
     devices: Iterable[Device], holdings: Iterable[Holding], owners: Sequence[Owner], proc: Proc
 ) -> list[Failure]:
-    """For people: devices of whose used memory much is nobody's, why that may be, and what would help."""
+    """Devices with much unattributed memory, each with the reason and a remedy, for people to read."""
     held: Counter[tuple[str, str]] = Counter()
     for holding in holdings:
         held[holding.gpu, holding.uuid] += int(holding.memory)
@@ -212,26 +214,28 @@ def unexplained(
     for device in devices:
         left = device.used - held[device.gpu, device.uuid]
         if owners and left > _NOTEWORTHY:
-            why = f"GPU {device.gpu}: {left / 2**30:.1f} GiB are attributed to no engine: {_why(device, owners, proc)}"
-            found.append(Failure(Cause.DEVICE, why))
+            amount = f"GPU {device.gpu}: {left / 2**30:.1f} GiB are not attributed to any engine"
+            found.append(Failure(Cause.DEVICE, f"{amount}: {_why(device, owners, proc)}"))
     return found
 
 
 def _why(device: Device, owners: Sequence[Owner], proc: Proc) -> str:
+    if proc.is_wsl:
+        return "under WSL 2 NVML reports no memory by process; give the target its gpus if nothing else uses the GPU"
     if device.processes is None:
-        return "NVML does not let this process list those of the device; give targets their gpus"
+        return "NVML does not allow this process to list the device's processes; give targets their gpus"
     hidden = [str(process.pid) for process in device.processes if proc.stat(process.pid) is None]
     if hidden or not device.processes:
         seen = f"processes {', '.join(hidden)} are not visible here" if hidden else "NVML lists no process here"
         return (
-            f"{seen}: who holds it runs in another PID namespace; share it (Kubernetes: shareProcessNamespace or "
+            f"{seen}: they run in another PID namespace; share it (Kubernetes: shareProcessNamespace or "
             "hostPID; Docker: --pid), or give the target its gpus"
         )
     unfound = [owner.target for owner in owners if owner.process is None]
     pids = ", ".join(str(process.pid) for process in device.processes)
     if unfound:
         return (
-            f"of {', '.join(unfound)} no process was found that could be compared with {pids}: run this exporter as "
+            f"of {', '.join(unfound)} no process was found to match with {pids}: run this exporter as "
             "the engine's user, or give the target its pid or gpus"
         )
-    return f"processes {pids} are not all of a target's; is a target missing?"
+    return f"processes {pids} do not all belong to a target; is a target missing?"

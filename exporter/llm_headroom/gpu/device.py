@@ -45,7 +45,7 @@ def call(pynvml: Nvml, origin: str, *arguments: object) -> Answer:
 
 
 def optional(pynvml: Nvml, origin: str, *arguments: object) -> Answer:
-    """What pynvml's function answers, None if the device does not tell it; raises Refused if the device is lost."""
+    """The result of a pynvml function, None if the device does not support it; raises Refused if the device is lost."""
     try:
         return call(pynvml, origin, *arguments)
     except Refused as refused:
@@ -55,12 +55,12 @@ def optional(pynvml: Nvml, origin: str, *arguments: object) -> Answer:
 
 
 def text(pynvml: Nvml, origin: str, *arguments: object) -> str:
-    """A text for a label, empty if the device does not tell it; raises Refused if the device is lost."""
+    """A text for a label, empty if the device does not support it; raises Refused if the device is lost."""
     return str(optional(pynvml, origin, *arguments) or "")
 
 
 class GpuProcess(NamedTuple):
-    """A process on a device as NVML lists it; `memory` in bytes, None if NVML does not tell it."""
+    """A process on a device as NVML lists it; `memory` in bytes, None if NVML does not report it."""
 
     pid: int
     memory: int | None
@@ -77,13 +77,13 @@ class DeviceProcesses(NamedTuple):
 class _Asked:
     """A question to one device: the ways that are left, and the series of the first of them."""
 
-    __slots__ = ("_labels", "kept", "series", "vital", "ways")
+    __slots__ = ("_labels", "retained", "series", "vital", "ways")
 
     def __init__(self, question: nvml.Question, labels: Mapping[str, str]) -> None:
         self._labels = labels
         self.vital = question is nvml.MEMORY
         self.ways = question
-        self.kept: tuple[Point, ...] = ()
+        self.retained: tuple[Point, ...] = ()
         self.series = self._named()
 
     def unsupported(self) -> None:
@@ -127,7 +127,7 @@ class Device:
         return f"GPU {self.labels['gpu']} ({self.labels['uuid']})"
 
     def read(self, points: list[Point], warnings: list[Failure]) -> None:
-        """Add what the device tells.
+        """Add what the device reports.
 
         Raises:
             Refused: the device is lost.
@@ -135,8 +135,8 @@ class Device:
         points.append(self._info)
         self._read_fields(points, warnings)
         for asked in self._asked:
-            if asked.kept:
-                points.extend(asked.kept)
+            if asked.retained:
+                points.extend(asked.retained)
             else:
                 self._read_call(asked, points, warnings)
         self._asked = [asked for asked in self._asked if asked.ways]
@@ -197,7 +197,7 @@ class Device:
             for number, value, series in zip(numbers, way.values, asked.series, strict=True):
                 self._add(number, value, series, way.origin, points, warnings)
             if way.constant:
-                asked.kept = tuple(points[before:])
+                asked.retained = tuple(points[before:])
             return
 
     def processes(self, warnings: list[Failure]) -> DeviceProcesses | None:
@@ -215,8 +215,8 @@ class Device:
             memory: dict[int, int | None] = {}
             for process in found:
                 used, known = process.usedGpuMemory, memory.get(process.pid, 0)
-                told = used is not None and used not in nvml.BLANK and used <= nvml.PEBIBYTE
-                memory[process.pid] = known + used if told and known is not None else None
+                valid = used is not None and used not in nvml.BLANK and used <= nvml.PEBIBYTE
+                memory[process.pid] = known + used if valid and known is not None else None
             listed = tuple(GpuProcess(pid, used) for pid, used in memory.items())
             return DeviceProcesses(self.labels["gpu"], self.labels["uuid"], listed)
         return None
@@ -225,8 +225,8 @@ class Device:
         """A point for each process whose memory is known."""
         for pid, used in listed.processes:
             if used is not None:
-                whose = {"pid": str(pid), "process": _process_name(pid)}
-                yield point(schema.GPU_PROCESS_MEMORY, float(used), self._process_lists[0], self.labels, **whose)
+                labels = {"pid": str(pid), "process": _process_name(pid)}
+                yield point(schema.GPU_PROCESS_MEMORY, float(used), self._process_lists[0], self.labels, **labels)
 
     def _add(  # noqa: PLR0913, PLR0917 (the parts of one value)
         self,
@@ -242,7 +242,7 @@ class Device:
         if value.least <= number <= value.most:
             points.append(Point(series, number * value.times / value.per, origin))
         else:
-            text = f"{self.name}: {origin} gave an impossible {value.metric.name}, which was dropped"
+            text = f"{self.name}: {origin} returned an impossible {value.metric.name}, which was dropped"
             warnings.append(Failure(Cause.DEVICE, text))
 
     def _trouble(self, error: NvmlError, origin: str, warnings: list[Failure], *, vital: bool = False) -> None:
@@ -375,7 +375,7 @@ def _read_processes(
 
 
 def _process_name(pid: int) -> str:
-    """The process' name as the kernel keeps it, never its command line, which can hold secrets; empty if unknown.
+    """The process' name as the kernel records it, never its command line, which can hold secrets; empty if unknown.
 
     Older drivers give the PIDs of the host: looked up in another PID namespace they would name other processes.
     """
@@ -388,7 +388,7 @@ def loss(device: str, refused: Refused) -> Failure:
     advice: dict[int, str] = {
         Code.GPU_IS_LOST: "it fell off the bus: look for Xid messages in dmesg, then reset the GPU or reboot",
         Code.RESET_REQUIRED: "it has to be reset before it can be used again",
-        Code.TIMEOUT: "the driver does not answer for it: look for Xid messages in dmesg",
+        Code.TIMEOUT: "the driver does not respond for it: look for Xid messages in dmesg",
         Code.INSUFFICIENT_POWER: "its power cables are not attached",
     }
     what = advice.get(refused.code, "look for Xid messages in dmesg")

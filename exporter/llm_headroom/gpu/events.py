@@ -1,6 +1,6 @@
 """Xid errors through NVML's events, counted in a thread of their own as they come.
 
-The driver keeps events only for those who have registered, and tells each registrant the latest Xid of a device, so
+The driver queues events only for those who have registered, and reports to each the latest Xid of a device, so
 that of a burst between two waits some can be missed. What came before the first registration is not made up.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WAIT_MILLISECONDS: Final = 500
 """How long one wait takes at most, and so how long `stop` may block."""
 _PAUSE: Final = 0.1
-"""Seconds between a failure and the next registration, so that a driver that fails at once is not kept busy."""
+"""Seconds between a failure and the next registration, so that a driver that fails at once is not asked in a loop."""
 _XID: Final = 0x8  # nvmlEventTypeXidCriticalError
 _ORIGIN: Final = "nvmlEventSetWait_v2"
 
@@ -106,7 +106,7 @@ class XidWatcher:
             code = self._wait(pynvml, registered)
             with contextlib.suppress(pynvml.NVMLError):  # gone with the driver
                 pynvml.nvmlEventSetFree(registered.events)
-            # A lost GPU ends the waiting for all: the others are registered anew, it is left out.
+            # A lost GPU ends the wait for all: the others are registered again without it.
             again = code in DEVICE_LOST and not self._ending.wait(_PAUSE)
             registered = _register(pynvml, named) if again else None
 

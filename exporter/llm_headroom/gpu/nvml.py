@@ -4,7 +4,7 @@ Data alone: `gpu` does the asking. Functions, fields, units and codes are those 
 nvidia-ml-py (module `pynvml`) declares them.
 
 Left out on purpose: the PCIe byte counters (fields 197 and 198) wrap at a width that is not documented, so that no rate
-can be told from them; and the times in the reasons sw_thermal, hw_thermal and hw_power_brake, whose fields are 251 to
+can be read from them; and the times in the reasons sw_thermal, hw_thermal and hw_power_brake, whose fields are 251 to
 253 in some releases of nvml.h and 269 to 271 in later ones, where 251 and 252 mean power smoothing.
 """
 
@@ -194,7 +194,7 @@ def _reasons(origin: str) -> Call:
 
 
 def fans(count: int | None) -> list[Question]:
-    """The speed of each fan; of the first one alone on a device that does not tell their count."""
+    """The speed of each fan; only of the first one if the device does not report their number."""
 
     def fan(origin: str, number: int, *argument: int) -> Question:
         # It "may exceed 100% in certain cases" (nvml.h, nvmlDeviceGetFanSpeed).

@@ -2,11 +2,11 @@
 
 Devices and labels: a GPU has `gpu` = its NVML index and its `uuid`. In MIG mode each instance is a device of its own,
 `gpu` = "<index>:<MIG index>" (the notation of NVIDIA_VISIBLE_DEVICES) and `uuid` = "MIG-…", with memory and, if asked
-for, processes; the parent keeps what NVML tells of the whole board. `llm_gpu_info` of an instance names its parent and
+for, processes; the parent has what NVML reports for the whole board. `llm_gpu_info` of an instance names its parent and
 its profile.
 
-What a device does not support is absent, and not asked again until NVML is initialised anew. So is a value that cannot
-be. Memory: `used` is what processes hold and `reserved` what the driver and firmware keep (nvmlDeviceGetMemoryInfo_v2);
+What a device does not support is absent, and not asked again until NVML is initialised again. So is a value that cannot
+be. Memory: `used` is held by processes, `reserved` by the driver and firmware (nvmlDeviceGetMemoryInfo_v2);
 where only the first version answers (drivers before 510) there is no `reserved`, and `used` includes it. Headroom is
 `free`, never total less used.
 """
@@ -91,7 +91,7 @@ class Gpus:
     def read(self) -> Reading:
         """Read every GPU. A lost one gives no points but a warning, and is tried again by each reading.
 
-        NVML is initialised by the first reading, and anew after a failure, when its list of GPUs has changed, and
+        NVML is initialised by the first reading, and again after a failure, when its list of GPUs has changed, and
         while a GPU is lost: by the next reading at first, then ever more rarely, since it costs the other GPUs' drivers
         work and a GPU that fell off the bus stays away until somebody resets it.
 
@@ -113,7 +113,7 @@ class Gpus:
             raise GpuError(_explained(refused, self._library)) from refused
 
     def close(self) -> None:
-        """Shut NVML down; a later reading initialises it anew."""
+        """Shut NVML down; a later reading initialises it again."""
         if self._xids is not None:
             self._xids.stop()
         self._watching = ()
@@ -153,7 +153,7 @@ class Gpus:
         count = call(pynvml, "nvmlDeviceGetCount")
         if not count:
             self.close()
-            why = f"NVML runs (driver {self._driver}) but lists no GPU: look for errors of the driver in dmesg; "
+            why = f"NVML works (driver {self._driver}) but lists no GPU: look for errors of the driver in dmesg; "
             raise GpuError(Failure(Cause.DEVICE, why + _CONTAINER))
         self._cards = [Card(pynvml, index, versions, self._questions) for index in range(count)]
 
@@ -190,7 +190,7 @@ class Gpus:
         return [] if self._xids is None else self._xids.points()
 
     def _watch(self) -> None:
-        """Begin to wait for Xid errors: after NVML's initialisation, and anew when the driver has ended the waiting."""
+        """Start waiting for Xid errors: after NVML's initialisation, and again when the driver has ended the wait."""
         boards = [card.board for card in self._cards if card.board is not None]
         uuids = tuple(board.labels["uuid"] for board in boards)
         if self._xids is not None and (uuids != self._watching or self._xids.broken):
@@ -216,8 +216,8 @@ def _explained(refused: Refused, library: Path | None) -> Failure:
         f"hidden from this process: on a host, load it (modprobe nvidia); {_CONTAINER}",
         Code.LIB_RM_VERSION_MISMATCH: f"the kernel module and {name} are of different versions, as after an upgrade of "
         "the driver: reboot or reload the module, then restart llm-headroom (recreate its container)",
-        Code.NO_PERMISSION: f"this user may not open /dev/nvidiactl, /dev/nvidia0, …; {_CONTAINER}",
-        Code.UNINITIALIZED: "the driver was reloaded; the next reading initialises NVML anew",
+        Code.NO_PERMISSION: f"this user is not allowed to open /dev/nvidiactl, /dev/nvidia0, …; {_CONTAINER}",
+        Code.UNINITIALIZED: "the driver was reloaded; the next reading initialises NVML again",
     }
     what = advice.get(code, "the NVIDIA driver does not respond: look for its messages in dmesg")
     return Failure(Cause.DRIVER, f"{refused.origin} failed ({refused.text}): {what}")

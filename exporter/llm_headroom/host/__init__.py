@@ -1,1 +1,1 @@
-"""What /proc and /sys tell of the engines on this host: their processes, their control groups, their memory."""
+"""Processes, control groups and memory of the engines on this host, read from /proc and /sys."""

@@ -22,7 +22,7 @@ _NO_LIMIT: Final = 2**62
 
 
 class Memory(NamedTuple):
-    """Memory of one control group and those below it; bytes, seconds and counts, None for what it does not tell.
+    """Memory of one control group and those below it; bytes, seconds and counts, None for what it does not expose.
 
     `limit` is the lowest of its own and of those above that can be seen, `used` the working set: what is charged less
     what the kernel drops at no cost (inactive file cache). `pressure` holds seconds in which some or all (full) tasks

@@ -169,7 +169,7 @@ class Finder:
     def _topmost(self, pid: int, inode: int) -> Stat | None:
         top: Stat | None = None
         for stat in self.proc.lineage(pid):
-            # A process supervisor (systemd's socket activation) may keep the socket too.
+            # A process supervisor (systemd's socket activation) may hold the socket, too.
             if top is not None and (stat.pid == _INIT or inode not in set(self.proc.sockets(stat.pid))):
                 break
             top = stat

@@ -1,8 +1,8 @@
-"""/proc, as far as engines are looked for in it (proc_pid_stat(5), proc_net(5) and so on of the Linux man-pages).
+"""Reads /proc to find engines (proc_pid_stat(5), proc_net(5) and so on of the Linux man-pages).
 
 Processes end at any moment and other users' are partly hidden, so what cannot be read is None or left out, never an
 error. Command lines can hold keys: those of Docker's port proxy and of Ollama's runners alone are read, by callers that
-keep only the few words which they know.
+retain only the few words that they know.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"  # PROC_PID_INIT_INO (linux/proc_ns.h)
 _LISTEN: Final = "0A"  # TCP_LISTEN (linux/tcp_states.h)
+_ESTABLISHED: Final = "01"  # TCP_ESTABLISHED
+_ENDED: Final = ("Z", "X")
+"""States of a process without memory, and whose control group is no longer its own."""
+_MEMORY: Final = re.compile(r"^(MemTotal|MemAvailable): +(\d+) kB$", re.MULTILINE)
 _DEEPEST: Final = 64
 _STATUS: Final = {"RssAnon": "anonymous", "RssFile": "file", "RssShmem": "shared"}
 _IPV4_DIGITS: Final = 8
 
 
 class Stat(NamedTuple):
-    """A process: `start` is in clock ticks since the boot, and tells it from a later one of the same PID."""
+    """A process: `start` is in clock ticks since boot, and distinguishes it from a later one with the same PID."""
 
     pid: int
     parent: int
@@ -60,11 +64,13 @@ class Proc:
             return []
 
     def stat(self, pid: int | str) -> Stat | None:
-        """None if there is no such process."""
+        """None if there is no such process, or if it has ended and only waits for its parent to look at it."""
         try:
             # The name, in parentheses, may hold anything, parentheses included.
             text = self._text(f"{pid}/stat")
             fields = text.rpartition(")")[2].split()
+            if fields[0] in _ENDED:
+                return None
             return Stat(int(text.partition(" ")[0]), int(fields[1]), int(fields[2]), int(fields[19]))
         except (ValueError, IndexError):
             return None
@@ -89,7 +95,7 @@ class Proc:
         return found
 
     def name(self, pid: int) -> str:
-        """The process' name as the kernel keeps it; empty if unknown."""
+        """The process' name as the kernel records it; empty if unknown."""
         return self._text(f"{pid}/comm").strip()
 
     def resident(self, pid: int) -> dict[str, float]:
@@ -122,6 +128,18 @@ class Proc:
                 return fields[3]
         return ""
 
+    def memory(self) -> tuple[float, float] | None:
+        """Bytes of memory of this host, and those that can still be had; None if unknown (proc_meminfo(5))."""
+        found = dict(_MEMORY.findall(self._text("meminfo")))
+        if len(found) < 2:  # noqa: PLR2004 - both
+            return None
+        return float(found["MemTotal"]) * 1024, float(found["MemAvailable"]) * 1024
+
+    @property
+    def is_wsl(self) -> bool:
+        """Whether this is Linux on Windows (WSL 2), whose driver reports no memory by process."""
+        return "microsoft" in self._text("sys/kernel/osrelease").lower()
+
     @property
     def initial_namespace(self) -> bool:
         """Whether this process sees the PIDs of the whole machine."""
@@ -132,15 +150,29 @@ class Proc:
 
     def listeners(self, ports: Collection[int], pid: int | str = "self") -> list[Listener]:
         """The sockets of a process' network namespace that listen on one of these ports."""
-        found = []
+        return [
+            Listener(_address(digits), int(port, 16), int(inode))
+            for digits, port, _, state, inode in self._sockets(pid)
+            if state == _LISTEN and int(port, 16) in ports
+        ]
+
+    def clients(self, port: int) -> int:
+        """How many connections to a port of this network are open, this process' own ones left out."""
+        rows = list(self._sockets("self"))
+        own = set(self.sockets(os.getpid()))
+        ours = {near for _, near, far, _, inode in rows if int(far, 16) == port and int(inode) in own}
+        return sum(
+            state == _ESTABLISHED and int(near, 16) == port and far not in ours for _, near, far, state, _ in rows
+        )
+
+    def _sockets(self, pid: int | str) -> Iterator[tuple[str, str, str, str, str]]:
+        """Local address, local port, remote port, state and inode of each TCP socket, as the kernel writes them."""
         for table in ("tcp", "tcp6"):
             for line in self._text(f"{pid}/net/{table}").splitlines()[1:]:
                 fields = line.split()
-                if len(fields) > 9 and fields[3] == _LISTEN:  # noqa: PLR2004 - up to the inode
-                    digits, _, port = fields[1].partition(":")
-                    if int(port, 16) in ports:
-                        found.append(Listener(_address(digits), int(port, 16), int(fields[9])))
-        return found
+                if len(fields) > 9:  # noqa: PLR2004 - up to the inode
+                    address, _, port = fields[1].partition(":")
+                    yield address, port, fields[2].rpartition(":")[2], fields[3], fields[9]
 
     def addresses(self, pid: int | str = "self") -> set[Address]:
         """The addresses of a process' network namespace."""
@@ -171,6 +203,12 @@ class Proc:
     def command(self, pid: int) -> list[str]:
         """The words of a process' command line; none if it is not shown."""
         return self._text(f"{pid}/cmdline").rstrip("\0").split("\0")
+
+    def environment(self, pid: int, names: Collection[str]) -> dict[str, str] | None:
+        """Those variables among `names` that a process was started with; None if this user has no right to look."""
+        text = self._text(f"{pid}/environ")
+        variables = (each.partition("=") for each in text.split("\0"))
+        return {name: value for name, _, value in variables if name in names} if text else None
 
     def behind_docker_proxy(self, pid: int) -> tuple[Address, int] | None:
         """Where Docker's port proxy forwards to (moby, cmd/docker-proxy); None if the process is none."""

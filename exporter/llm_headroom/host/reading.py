@@ -34,10 +34,10 @@ class _Group(NamedTuple):
 
 
 class HostMemory:
-    """Reads what /proc and /sys tell of engines. Blocks; to be used from one thread.
+    """Reads engines' processes and memory from /proc and /sys. Blocks; to be used from one thread.
 
     A control group is remembered after its engine's death, for as long as it exists: who was killed for want of memory
-    is told by its counters.
+    is recognised by its counters.
     """
 
     def __init__(self, finder: Finder, sys: Path = _SYS) -> None:
@@ -105,7 +105,7 @@ def _of_group(group: _Group, labels: Mapping[str, str], *, shared: bool) -> Iter
         return
     info = {"cgroup": f"v{memory.version}", "method": group.method, "scope": "shared" if shared else "engine"}
     yield point(schema.HOST_MEMORY_INFO, 1.0, "cgroup", labels, **info)
-    yield point(schema.HOST_MEMORY_USED, memory.used, "cgroup memory less inactive_file", labels)
+    yield point(schema.HOST_MEMORY_USED, memory.used, "cgroup memory - inactive_file", labels)
     if memory.limit is not None:
         yield point(schema.HOST_MEMORY_LIMIT, memory.limit, "cgroup memory limit", labels)
     for severity, seconds in memory.pressure.items():
@@ -117,15 +117,15 @@ def _of_group(group: _Group, labels: Mapping[str, str], *, shared: bool) -> Iter
 def _hidden(each: Watched, process: EngineProcess | None) -> Failure:
     name, configured = each.target.name, each.target.cgroup
     if configured is not None:
-        why = f"{configured} is no control group with memory, or hidden from this process"
+        why = f"{configured} is not a memory control group, or is hidden from this process"
     elif process is None:
         why = (
-            "its process cannot be seen: let this exporter share the engine's PID namespace and run as its user, or "
+            "its process is not visible: let this exporter share the engine's PID namespace and run as its user, or "
             "give the target a pid or cgroup"
         )
     else:
         why = (
-            f"no memory control group of its process {process.stat.pid} can be seen: it has none, or the host's "
+            f"no memory control group of its process {process.stat.pid} is visible: it has none, or the host's "
             "/sys/fs/cgroup is hidden; the target's cgroup names one"
         )
     return Failure(Cause.UNREACHABLE, f"host memory of {name}: {why}")

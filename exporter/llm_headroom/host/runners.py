@@ -1,7 +1,7 @@
 """The processes that serve Ollama's models, as the process list and the network tables show them.
 
 Since 0.30 Ollama starts one `llama-server` for each loaded model, on 127.0.0.1 and a port of its choice
-(ollama/ollama, llm/server.go). Of its command line nothing is kept but what is named here: command lines can hold keys.
+(ollama/ollama, llm/server.go). Of its command line only what is named here is retained: command lines can hold keys.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llm_headroom.host.proc import Proc
 
 NAMES: Final = ("llama-server", "ollama_llama_se", "ollama")
-"""Processes whose command lines are read; the kernel keeps 15 characters of a name."""
+"""Processes whose command lines are read; the kernel records 15 characters of a name."""
 MOST: Final = 16
 """Runners that are read; a server does not hold more models at once."""
 _FLAGS: Final = {
@@ -30,6 +30,10 @@ _FLAGS: Final = {
     "--cache-type-v": "values",
     "-ctv": "values",
 }
+_SWITCHES: Final = {"-kvu": "unified", "--kv-unified": "unified", "-no-kvu": "apart", "--no-kv-unified": "apart"}
+_SLOTS_VARIABLE: Final = "LLAMA_ARG_N_PARALLEL"
+_UNIFIED_VARIABLE: Final = "LLAMA_ARG_KV_UNIFIED"
+_VARIABLES: Final = (_SLOTS_VARIABLE, _UNIFIED_VARIABLE)
 _DEFAULT_CACHE: Final = "f16"  # llama.cpp, common/common.h
 _LAST_PORT: Final = 65535
 _OWN_ENGINE: Final = "runner"
@@ -38,9 +42,9 @@ _OWN_ENGINE: Final = "runner"
 class Runner(NamedTuple):
     """A process that serves one model.
 
-    `model` is the path of its file, `life` tells it from every other one, `started` is unix seconds. `parallel` are its
+    `model` is the path of its file, `life` sets it apart from any other, `started` is unix seconds. `parallel` are its
     slots, `keys` and `values` the types of its KV cache; None and empty where not known. `bare`: it has no HTTP that
-    tells anything (Ollama 0.4 to 0.29).
+    reports anything (Ollama 0.4 to 0.29).
     """
 
     model: str
@@ -60,8 +64,40 @@ class Seen(NamedTuple):
     apart: int = 0
 
 
-def command(words: Sequence[str]) -> Runner | None:
-    """A runner by its command line; None if it is something else, or one that only looks for GPUs."""
+class Server(NamedTuple):
+    """How a `llama-server` of its own (no runner of Ollama's) was started.
+
+    `unified`: all slots share one KV cache of the context's size, instead of one each. It is llama.cpp's default where
+    the number of slots is not given (ggml-org/llama.cpp, common/arg.cpp).
+    """
+
+    unified: bool
+
+
+def server(proc: Proc, port: int) -> Server | None:
+    """The `llama-server` that listens on a port of this network; None if it is not visible, or how it was started."""
+    inodes = {each.inode for each in proc.listeners({port})}
+    if not inodes:
+        return None
+    for pid in proc.pids():
+        if proc.name(pid) in NAMES[:1] and not inodes.isdisjoint(proc.sockets(pid)):
+            given = _given(proc.command(pid))
+            variables = proc.environment(pid, _VARIABLES)
+            return None if variables is None else Server(_unified(given, variables))
+    return None
+
+
+def _unified(given: Mapping[str, str], variables: Mapping[str, str]) -> bool:
+    if "unified" in given or "apart" in given:
+        return "unified" in given
+    if _UNIFIED_VARIABLE in variables:
+        return variables[_UNIFIED_VARIABLE].lower() in ("1", "on", "true", "enabled")
+    slots = _number(given.get("parallel", variables.get(_SLOTS_VARIABLE, "")))
+    return not slots
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """The flags of a command line that mean something here, by meaning; a switch has an empty value."""
     given: dict[str, str] = {}
     position = 1
     while position < len(words):
@@ -71,7 +107,15 @@ def command(words: Sequence[str]) -> Runner | None:
                 position += 1
                 value = words[position] if position < len(words) else ""
             given[_FLAGS[name]] = value
+        elif name in _SWITCHES:
+            given[_SWITCHES[name]] = ""
         position += 1
+    return given
+
+
+def command(words: Sequence[str]) -> Runner | None:
+    """A runner by its command line; None if it is something else, or one that only looks for GPUs."""
+    given = _given(words)
     program = words[0].rpartition("/")[2] if words else ""
     bare = program == "ollama"
     if bare and _OWN_ENGINE not in words[1:2]:

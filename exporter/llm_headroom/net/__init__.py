@@ -1,1 +1,1 @@
-"""Sockets, worker threads and files, for every room above."""
+"""Sockets, worker threads and files, for every package above it."""

@@ -20,11 +20,14 @@ import h11
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from llm_headroom.net.bodies import Bodies
+
 _log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 4096
 CLOSE_SECONDS: Final = 1.0
-_WRITE_BYTES: Final = 256 * 1024
+_WRITE_BYTES: Final = 64 * 1024
+"""Of a body, at once: what a client that does not read holds of its own; the body itself is shared."""
 _LINGER_BYTES: Final = 1024 * 1024
 _QUERY_FIELDS: Final = 100
 _NO_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "CONNECT"})
@@ -46,7 +49,7 @@ class Request:
 
 
 class Stream(Protocol):
-    """A body that comes in parts, over as long as it takes. `aclose` is called once, whatever becomes of the client."""
+    """A body that comes in parts over any length of time. `aclose` is called once, whatever happens to the client."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The parts, none of them empty."""
@@ -85,7 +88,7 @@ class Limits:
     """What a client may take up; times in seconds, sizes in bytes.
 
     `head_seconds` holds for the TLS handshake, for a request's head and for its body, `idle_seconds` between the
-    requests of one connection, `write_seconds` for each 256 KiB of a response, `grace_seconds` for requests under
+    requests of one connection, `write_seconds` for each 64 KiB of a response, `grace_seconds` for requests under
     way when the server closes.
     """
 
@@ -112,6 +115,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_bodies",
         "_client_left",
         "_handler",
         "_head_only",
@@ -120,6 +124,7 @@ class Connection:
         "_needs_client",
         "ending",
         "streaming",
+        "stuck_since",
         "waiting_since",
     )
 
@@ -127,11 +132,15 @@ class Connection:
     """Set to end the connection after the response under way."""
     streaming: bool
     """Whether the response under way is a stream, which may be cut off at any time."""
+    stuck_since: float | None
+    """Since when (of the loop's clock) the client has not read what was sent; None while it reads."""
     waiting_since: float | None
     """Since when (of the loop's clock) no whole request has come; None while one is being answered."""
 
-    def __init__(self, limits: Limits, handler: Handler, *, needs_client: bool = False) -> None:
+    def __init__(self, limits: Limits, handler: Handler, bodies: Bodies, *, needs_client: bool = False) -> None:
+        """`bodies` are those that any connection of the server is sending."""
         self._limits = limits
+        self._bodies = bodies
         self._handler = handler
         self._needs_client = needs_client
         self._head_only = False
@@ -139,6 +148,7 @@ class Connection:
         self._interruptible: asyncio.Task[object] | None = None
         self.ending = False
         self.streaming = False
+        self.stuck_since = None
         self.waiting_since = asyncio.get_running_loop().time()
 
     def client_left(self) -> None:
@@ -218,9 +228,9 @@ class Connection:
             if http.their_state is h11.IDLE and not http.trailing_data[0]:
                 return None
             self.ending = True
-            return plain(HTTPStatus.REQUEST_TIMEOUT, "The request took too long to come.")
+            return plain(HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive.")
         except h11.RemoteProtocolError as error:
-            return plain(error.error_status_hint, f"Not a request that this server understands: {error}")
+            return plain(error.error_status_hint, f"Not a valid request:  {error}")
         except _RefusedError as error:
             self.ending = True
             return plain(error.status, str(error))
@@ -295,16 +305,19 @@ class Connection:
             return
         writer.write(head)
         rest = memoryview(body)
-        for start in range(0, len(body), _WRITE_BYTES):
-            writer.write(rest[start : start + _WRITE_BYTES])
-            await self._flush(writer)
+        with self._bodies.sending(body, asyncio.current_task()):
+            for start in range(0, len(body), _WRITE_BYTES):
+                writer.write(rest[start : start + _WRITE_BYTES])
+                await self._flush(writer)
 
     async def _flush(self, writer: asyncio.StreamWriter) -> None:
         if writer.transport.is_closing():
             raise _gone()
         if writer.transport.get_write_buffer_size():
+            self.stuck_since = asyncio.get_running_loop().time()
             async with asyncio.timeout(self._limits.write_seconds):
                 await writer.drain()
+            self.stuck_since = None
 
 
 def _head(response: Response, *extra: tuple[str, str]) -> h11.Response:
@@ -372,7 +385,7 @@ async def answered(handler: Handler, request: Request) -> Response:
         raise
     except Exception:  # noqa: BLE001 - whatever a handler does wrong is its own affair
         _log.exception("handler failed", extra={"path": request.path})
-        return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; the log says more.")
+        return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; see the log.")
 
 
 def plain(status: int, text: str, *headers: tuple[str, str]) -> Response:

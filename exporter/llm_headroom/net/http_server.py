@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from llm_headroom.net.accept import accepted
+from llm_headroom.net.bodies import Bodies
 from llm_headroom.net.http_connection import CLOSE_SECONDS, READ_BYTES, Connection, CutError, Handler, Limits
 from llm_headroom.net.listen import bound_address
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _log = logging.getLogger(__name__)
+
+
+STUCK_SECONDS: Final = 1.0
+"""For which a client must not have read what it was sent, before another one may have its place."""
 
 
 class Security(Protocol):
@@ -64,7 +69,7 @@ class HttpServer:
         """`listeners` are closed with the server.
 
         `security` is asked for each connection. With `needs_client` a handler is cancelled when its client closes its
-        side; else it goes on, and the client may still read the answer.
+        side; else it continues, and the client may still read the response.
         """
         self.addresses = tuple(map(bound_address, listeners))
         self._handler = handler
@@ -72,6 +77,7 @@ class HttpServer:
         self._limits = limits or Limits()
         self._security = security
         self._needs_client = needs_client
+        self._bodies = Bodies()
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._accepting = [asyncio.create_task(self._accept(listener)) for listener in listeners]
 
@@ -97,41 +103,31 @@ class HttpServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        failing = False
-        while True:
-            try:
-                accepted, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                if not failing:
-                    where = {"address": bound_address(listener), "error": error.strerror}
-                    _log.error("connections cannot be accepted", extra=where)
-                failing = True
-                await asyncio.sleep(1)
-                continue
-            failing = False
+        async for client in accepted(listener):
             if len(self._connections) >= self._limits.connections and not self._drop_longest_waiting():
-                accepted.close()
+                client.close()
                 continue
-            connection = Connection(self._limits, self._handler, needs_client=self._needs_client)
-            task = loop.create_task(self._attend(accepted, connection))
+            connection = Connection(self._limits, self._handler, self._bodies, needs_client=self._needs_client)
+            task = loop.create_task(self._attend(client, connection))
             self._connections[task] = connection
             task.add_done_callback(self._connections.pop)
-            # sock_accept does not yield while connections are queued, and others must have their turn.
-            await asyncio.sleep(0)
 
     def _drop_longest_waiting(self) -> bool:
-        """Makes room by closing the connection that has sat without a request for longest, if there is one."""
+        """Frees a slot: closes who has been idle for longest, or else who has not read for longest."""
         waiting = [(since, task) for task, c in self._connections.items() if (since := c.waiting_since) is not None]
-        if not waiting:
-            return False
-        _, task = min(waiting, key=lambda pair: pair[0])
-        self._connections[task].waiting_since = None
-        task.cancel()
-        return True
+        long_ago = asyncio.get_running_loop().time() - STUCK_SECONDS
+        stuck = [
+            (since, task) for task, c in self._connections.items() if (since := c.stuck_since or long_ago) < long_ago
+        ]
+        for found in (waiting, stuck):
+            if found:
+                _, task = min(found, key=lambda pair: pair[0])
+                self._connections[task].waiting_since = self._connections[task].stuck_since = None
+                task.cancel()
+                return True
+        return False
 
-    async def _attend(self, accepted: socket.socket, connection: Connection) -> None:
+    async def _attend(self, client: socket.socket, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
         security = self._security()
         reader = asyncio.StreamReader(limit=READ_BYTES)
@@ -139,7 +135,7 @@ class HttpServer:
         try:
             transport, protocol = await loop.connect_accepted_socket(
                 lambda: _Reading(reader, connection.client_left),
-                accepted,
+                client,
                 ssl=security.tls,
                 ssl_handshake_timeout=seconds,
                 ssl_shutdown_timeout=None if security.tls is None else CLOSE_SECONDS,
@@ -163,7 +159,7 @@ class HttpServer:
             transport.abort()
             raise
         except Exception:  # noqa: BLE001 - one client's connection must not end the server
-            _log.exception("connection cut by an error of the server")
+            _log.exception("connection closed after an internal error")
             transport.abort()
         finally:
             writer.close()

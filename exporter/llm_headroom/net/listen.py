@@ -49,7 +49,7 @@ async def bind(address: str) -> list[socket.socket]:
     """
     match = _ADDRESS.fullmatch(address)
     if match is None or int(match["port"]) > 65535:  # noqa: PLR2004 - the largest port there is
-        raise ListenError(f"{address!r} is no listen address: :PORT, HOST:PORT or [IPV6]:PORT")
+        raise ListenError(f"{address!r} is not a valid listen address: :PORT, HOST:PORT or [IPV6]:PORT")
     host, port = match["bracketed"] or match["host"], int(match["port"])
     try:
         if not host:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def in_thread(work: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """Run a blocking call in a daemon thread: one that never returns must not keep the process from ending."""
+    """Run a blocking call in a daemon thread: one that never returns must not prevent the process from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

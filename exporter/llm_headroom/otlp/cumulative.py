@@ -72,7 +72,7 @@ class Starts:
                     continue
                 known = seen[series] = self._next(point, time, engine)
                 out.append(Started(point, known.start, time))
-        # A source that fails for a while has no points; what is known of it shows later whether it was restarted.
+        # A source that fails for a while has no points; its retained state shows later whether it was restarted.
         for series, known in self._known.items():
             if series not in seen and len(seen) < _MOST_KEPT:
                 seen[series] = known

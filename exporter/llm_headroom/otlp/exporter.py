@@ -73,7 +73,7 @@ class Exporter:
             self._opened(self._all_headers())
 
     def export(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> tuple[Outcome, int]:
-        """Push the points of each source, which were taken at a unix time; what came of it, and how many they were."""
+        """Push the points of each source, collected at a unix time; returns the outcome and the number of points."""
         started = self._starts.started(sources)
         readings = [reading(each) for each in started]
         if self._options.settings.semantic_conventions:
@@ -126,7 +126,7 @@ class _CredentialsError(Exception):
 
 
 def _value(secret: Secret) -> str:
-    """A header's value, read anew at each export."""
+    """A header's value, read again at each export."""
     if secret.file is None:
         return os.environ.get(secret.env or "", "")
     try:

@@ -75,7 +75,7 @@ def options(settings: OtlpSettings, environment: Mapping[str, str]) -> Options:
     endpoint, (variable, standard) = settings.endpoint, _first(environment, f"{_METRICS}ENDPOINT", f"{_ALL}ENDPOINT")
     problems = [each for each in problems if not (settings.protocol and each.effect == "off")]
     if protocol == GRPC and settings.tls.insecure_skip_verify:
-        problems.append(Problem("tls.insecure_skip_verify", "off", "gRPC cannot do it; give ca_file instead"))
+        problems.append(Problem("tls.insecure_skip_verify", "off", "not supported with gRPC; use ca_file instead"))
     if protocol != GRPC and endpoint is not None:
         endpoint = f"{endpoint if '://' in endpoint else f'http://{endpoint}'}/v1/metrics"
     elif protocol != GRPC and not standard.startswith(("http://", "https://")):

@@ -112,20 +112,20 @@ def _judged(response: requests.Response, body: bytes) -> Outcome:
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     status = response.status_code
     if status in _REDIRECT or (status in _OK and kind == "text/html"):
-        return Outcome(Drop.PROTOCOL, f"HTTP status {status} {kind}: the endpoint is no OTLP receiver")
+        return Outcome(Drop.PROTOCOL, f"HTTP status {status} {kind}: the endpoint is not an OTLP receiver")
     if status in _OK:
         answer = ExportMetricsServiceResponse()
         with suppress(DecodeError):  # taken, but by something that has its own words for it
             answer.ParseFromString(body if kind in {_PROTOBUF, ""} else b"")
         partial = answer.partial_success
         return Outcome(message=partial.error_message, rejected=max(partial.rejected_data_points, 0))
-    message = f"HTTP status {status}: {_said(kind, body)[:200]}".rstrip(": ")
+    message = f"HTTP status {status}: {_message(kind, body)[:200]}".rstrip(": ")
     if status in _RETRYABLE:
         return Outcome(Drop.UNAVAILABLE, message, retry_after(response.headers.get("Retry-After", ""), time.time()))
     return Outcome(Drop.AUTH if status in _DENIED else Drop.REFUSED, message)
 
 
-def _said(kind: str, body: bytes) -> str:
+def _message(kind: str, body: bytes) -> str:
     if kind != _PROTOBUF:
         return " ".join(body[:400].decode(errors="replace").split())
     with suppress(DecodeError):
@@ -144,7 +144,7 @@ def _failed(error: OSError) -> Outcome:
         return Outcome(Drop.OTHER, text)
     answer = inner.args[-1] if isinstance(inner, urllib3.exceptions.ProtocolError) else None
     if isinstance(answer, HTTPException) and not isinstance(answer, ConnectionError):
-        return Outcome(Drop.PROTOCOL, "what answers is not HTTP; port 4317 is usually gRPC's (protocol: grpc)")
+        return Outcome(Drop.PROTOCOL, "the response is not HTTP; port 4317 is usually gRPC (protocol: grpc)")
     return Outcome(Drop.UNREACHABLE, text)
 
 

@@ -33,7 +33,7 @@ Sources: TypeAlias = "Callable[[], list[tuple[float, Sequence[Point]]]]"
 _BEGAN: Final = time.time()
 LONGEST_PAUSE: Final = 300.0
 """Seconds for which a collector is obeyed that asks to be left alone."""
-FLUSH: Final = 5.0
+FLUSH: Final = 3.0
 """Seconds that the end may take at most, since whoever ends us waits."""
 PATIENCE: Final = 1.0
 """Seconds of these for an export that is under way to end by itself."""
@@ -84,7 +84,7 @@ class Push:
         except TimeoutError:
             log.warning("last otlp export given up", extra={"endpoint": self._options.shown, "seconds": FLUSH})
         except Exception:
-            log.exception("export failed by a defect of llm-headroom")
+            log.exception("internal error (bug)")
         self._exporter.interrupt()
 
     async def _run(self, ready: Callable[[], Awaitable[None]]) -> None:
@@ -101,7 +101,7 @@ class Push:
             try:
                 await self._push(self._exporter)
             except Exception:
-                log.exception("export failed by a defect of llm-headroom")
+                log.exception("internal error (bug)")
             # Beats that passed during a slow export are skipped: the next one has what they would have shown.
             beat += interval * max(1, math.ceil((loop.time() - beat) / interval))
             await asyncio.sleep(beat - loop.time())
@@ -113,7 +113,7 @@ class Push:
 
     async def _push(self, exporter: Exporter) -> None:
         loop, sources = asyncio.get_running_loop(), self._sources()
-        outcome, count = Outcome(Drop.TIMEOUT, "an export goes on and on"), sum(len(points) for _, points in sources)
+        outcome, count = Outcome(Drop.TIMEOUT, "the export does not end"), sum(len(points) for _, points in sources)
         if loop.time() < self._pause_until:
             outcome = Outcome(Drop.UNAVAILABLE, "the collector has asked to wait")
         elif self._export is None or self._export.done():
@@ -150,6 +150,6 @@ class Push:
                 refused = {"rejected": outcome.rejected, "reason": outcome.message}
                 log.warning("otlp points rejected", extra={**fields, **refused})
             elif outcome.message:
-                log.warning("otlp collector says", extra={**fields, "message_of_it": outcome.message})
+                log.warning("otlp collector message", extra={**fields, "detail": outcome.message})
             self._dropped = 0
         self._reported = news

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Pusher:
-    """The push to a collector, if one is configured; begun anew where its settings change.
+    """The push to a collector, if one is configured; restarted when its settings change.
 
     `sources` gives what is pushed, `changed` is called when the tally has changed, `ready` returns when there is
     something to push, `port` is the one that we serve on.

@@ -31,7 +31,7 @@ _FROM_ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def resource(given: Mapping[str, str], port: str) -> Resource:
-    """What is given wins over OpenTelemetry's variables, these over what is found out.
+    """What is given wins over OpenTelemetry's variables, these over what is detected.
 
     The instance is host name and port, since it must stay the same over restarts: it becomes Prometheus' `instance`.
     """

@@ -62,6 +62,11 @@ class EngineSource:
         return None if self._collector is None else self._collector.engine
 
     @property
+    def models(self) -> frozenset[str]:
+        """The names of its models, as far as it has given them."""
+        return frozenset() if self._collector is None else self._collector.models
+
+    @property
     def kept(self) -> Sequence[Point]:
         """What is told while the engine does not answer, too."""
         measured = () if self._collector is None else self._collector.measured()
@@ -97,11 +102,17 @@ class EngineSource:
 
     def _layers(self, engine: Engine) -> Sequence[Layer]:
         """What tells of the target beside its own API, the richest first."""
-        if engine.name != "ollama" or not self._config.host or not runs_here(self.target):
+        if not self._config.host or not runs_here(self.target):
             return ()
-        from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs on this host
+        if engine.name == "ollama":
+            from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs here
 
-        return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
+            return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
+        if engine.name == "llamacpp":
+            from llm_headroom.scrape.llama_server import ServerLayer  # noqa: PLC0415 - only where llama.cpp runs here
+
+            return (ServerLayer(self.target),)
+        return ()
 
     async def collect(self) -> Snapshot:
         """One collection; failures are told in its health, never raised."""
@@ -132,6 +143,11 @@ class EngineSource:
         self._ledger = economy.advance(self._ledger, snapshot.points, gpus, price, time.monotonic())
         labels = {**target.labels, "engine": snapshot.engine, "target": target.name}
         return economy.told(self._ledger, gpus, price, labels)
+
+    async def estimate(self) -> None:
+        """Estimate the load headroom."""
+        if self._collector is not None:
+            await self._collector.estimate()
 
     async def close(self) -> None:
         """Close the connection."""

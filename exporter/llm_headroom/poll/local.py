@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import time
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -117,8 +118,12 @@ class GpuSource:
             reading = self._gpus.read()
         except GpuError as error:
             return failed(GPU_TARGET, GPU_TARGET, taken, started, error.failure, self._last_success)
+        shared = gpu_memory.unified(reading.points, reading.processes, self._finder.proc.memory())
+        reading = replace(reading, points=(*reading.points, *shared))
         memory = gpu_memory.device_memory(reading.points)
-        attributed, unexplained = self._attributed(memory, reading, watched)
+        attributed, unexplained = self._attributed(
+            gpu_memory.attributable(reading.points, reading.processes), reading, watched
+        )
         derived = gpu_memory.derived(memory, attributed, watched)
         self._devices, risks = oom.gpus(self._devices, memory, attributed, watched, started)
         points = (*reading.points, *derived.points, *risks)
@@ -138,7 +143,7 @@ class GpuSource:
         )
 
     def _attributed(
-        self, memory: Mapping[tuple[str, str], Mapping[str, float]], reading: Reading, watched: tuple[Watched, ...]
+        self, used: Mapping[tuple[str, str], float], reading: Reading, watched: tuple[Watched, ...]
     ) -> tuple[list[Holding], list[Failure]]:
         from llm_headroom.gpu import attribution  # noqa: PLC0415 - see above
 
@@ -149,13 +154,16 @@ class GpuSource:
             attribution.Owner(each.target.name, processes.get(each.target.name), each.up, each.target.gpus)
             for each in watched
         ]
-        devices = attribution.devices({key: parts["used"] for key, parts in memory.items()}, reading.processes)
+        devices = attribution.devices(used, reading.processes)
         visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "")
         sidecar = attribution.may_eliminate(
             len(devices), visible=visible, initial_namespace=proc.initial_namespace
         ) and all(_on_loopback(each) for each in watched)
         holdings = attribution.attribute(devices, owners, proc, sidecar=sidecar)
         return holdings, attribution.unexplained(devices, holdings, owners, proc)
+
+    async def estimate(self) -> None:
+        """There is nothing to estimate."""
 
     async def close(self) -> None:
         """Unload NVML, unless it hangs."""

@@ -20,9 +20,10 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
-from llm_headroom.model import Cause, Failure, Snapshot, Subject
+from llm_headroom.model import Cause, Failure, Snapshot, Subject, series_of
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.health import health_points
+from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.source import failed
 from llm_headroom.scrape import catalog
@@ -30,7 +31,7 @@ from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm_headroom")
 
+ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
@@ -67,18 +69,22 @@ _GPUS: Final = Sought(GPU_TARGET, "GPUs")
 class Slot:
     """A source that is being polled, and what it said last."""
 
-    def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
+    def __init__(self, name: str, source: Source, extra: Mapping[str, str], *, latency: bool = True) -> None:
         self.name = name
         self.source = source
         self._extra = extra
+        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra, latency=latency)
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
         self._told: tuple[object, ...] = ()
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Make a snapshot the latest one, count its failures, and log what changed since the one before."""
-        self.snapshot = snapshot
+        """Make a snapshot the latest one, judged; count its failures, and log what changed since the one before."""
+        before = () if self.snapshot is None else self.snapshot.states
+        beside = () if snapshot.health.up else self.source.kept
+        self.snapshot = snapshot = self._judge.judged(snapshot, time.monotonic(), beside)
+        log_changes(snapshot, before)
         health = snapshot.health
         if health.error is not None:
             self.errors[health.error.cause] += 1
@@ -99,12 +105,12 @@ class Slot:
         self._told = told
 
     def points(self) -> list[Point]:
-        """Everything to export of this source: what it said, and how it goes."""
+        """Everything to export of this source: what it said, how it is judged, and how its collection went."""
         if self.snapshot is None:
             return []
         kept = () if self.snapshot.health.up else self.source.kept
         health = health_points(self.snapshot, self.errors, self.source.capped, self._extra)
-        return [*self.snapshot.points, *kept, *health]
+        return [*self.snapshot.points, *kept, *self._judge.points(self.snapshot), *health]
 
 
 class Poller:
@@ -153,6 +159,7 @@ class Poller:
             self._spawn(self._watch_gpus())
         if self.config.host:
             self._spawn(self._watch_host())
+        self._spawn(self._estimate())
         if not self.config.targets:
             self._round.set()
 
@@ -202,6 +209,7 @@ class Poller:
                 if kept.get(target.name) != target:
                     await self._drop(target.name)
             self._start_targets(target for target in config.targets if target.name not in self.slots)
+        series_of.cache_clear()  # else it would go on to hold the series of targets that are no more
         self._changed()
 
     @property
@@ -216,6 +224,13 @@ class Poller:
     def snapshots(self) -> list[Snapshot]:
         """The latest snapshot of each source."""
         return [slot.snapshot for slot in self.slots.values() if slot.snapshot is not None]
+
+    def models(self, name: str) -> Collection[str] | None:
+        """The models that a target lists; None if nobody knows: it has not been asked yet, or it names none."""
+        slot = self.slots.get(name)
+        if slot is None or slot.snapshot is None or not isinstance(slot.source, EngineSource):
+            return None
+        return slot.source.models or (None if slot.snapshot.health.up else ())
 
     def _engine_slots(self) -> list[tuple[EngineSource, Slot]]:
         return [(slot.source, slot) for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
@@ -266,7 +281,9 @@ class Poller:
         for target in targets:
             measured = self._measured.get(target.name)
             source = EngineSource(target, self.engines, self.config, measured, explain=self._explain)
-            slot = self.slots[target.name] = Slot(target.name, source, target.labels)
+            slot = self.slots[target.name] = Slot(
+                target.name, source, target.labels, latency=target.purpose == "interactive"
+            )
             found.append(slot)
         return found
 
@@ -316,6 +333,13 @@ class Poller:
         ):
             self._round.set()
         self._changed()
+
+    async def _estimate(self) -> None:
+        """Let one source after another estimate, so that never more than one core is busy with it."""
+        while True:
+            for slot in tuple(self.slots.values()):
+                await slot.source.estimate()
+            await asyncio.sleep(ESTIMATE_PAUSE)
 
     def _ports(self) -> list[int]:
         """This host's usual ports of engines where no target is yet."""

@@ -36,6 +36,10 @@ class Source(Protocol):
         """One collection; failures are told in its health, never raised."""
         ...
 
+    async def estimate(self) -> None:
+        """What takes too long for a collection, if it is time for it; the next collection has it."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections and libraries."""
         ...

@@ -38,6 +38,12 @@ _REASONS: Final = {
 }
 NO_INFERENCE: Final = frozenset({"load", "unload"})
 """Ollama's reasons of answers to requests that only load or unload a model."""
+_ABORT: Final = "abort"
+"""The finish reason of what the engine has given up (vllm-project/vllm vllm/v1/engine/__init__.py, FinishReason;
+sgl-project/sglang python/sglang/srt/managers/schedule_batch.py, FINISH_ABORT)."""
+UNAVAILABLE: Final = 503
+_MOST_TOKENS: Final = 10**9
+"""Of one request: a larger count is no count."""
 
 
 class Api(Enum):
@@ -80,15 +86,16 @@ def api_of(method: str, target: str) -> Api | None:
 class Answer:
     """What the documents of one answer have said so far; None where they have said nothing.
 
-    `output` tells of the latest document alone: whether it bears output (text, reasoning, a tool call). Token counts
-    are of the whole request. `total`, `prefill` and `decode` are the engine's own durations in seconds.
+    `output`: whether the latest document bears output (text, reasoning, a tool call). `failure`: why there is no whole
+    answer, as a value of the label `reason`. Token counts are of the whole request. `total`, `prefill` and `decode` are
+    the engine's own durations in seconds.
     """
 
     output: bool = False
     model: str = ""
     reason: str = ""
     ended: bool = False
-    failed: bool = False
+    failure: str = ""
     prompt: int | None = None
     generated: int | None = None
     cached: int | None = None
@@ -103,21 +110,45 @@ class Answer:
             self.ended = True
         elif isinstance(document, dict):
             if document.get("error"):
-                self.failed = True
+                self.failure = _failure(document)
             else:
                 _READ[api](self, document)
 
     def end(self, reason: object) -> None:
         """Note that nothing more is generated, and why."""
         self.ended = True
-        if reason:
+        if reason == _ABORT:
+            self.failure = self.failure or "aborted"
+        elif reason:
             known = str(reason)
             self.reason = known if known in NO_INFERENCE else _REASONS.get(known, "other")
 
 
+def _failure(document: Mapping[str, Any]) -> str:
+    """What an error means, as a value of the label `reason`: a text (Ollama), or a mapping that may hold a status.
+
+    llama.cpp's server says `Loading model` with 503 as long as it does (tools/server of its source).
+    """
+    error = document["error"]
+    within = error if isinstance(error, dict) else {}
+    if "loading model" in str(within.get("message", error)).lower():
+        return "loading"
+    code = within.get("code", document.get("code"))
+    overloaded = (
+        str(code) == str(UNAVAILABLE) or within.get("type") == "overloaded_error"
+    )  # the latter: Anthropic's 529
+    return "overloaded" if overloaded else "engine_error"
+
+
+def _count(value: object) -> int | None:
+    count = whole(value)
+    return None if count is None or count > _MOST_TOKENS else count
+
+
 def _seconds(value: object, unit: float) -> float | None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value * unit < 1e9  # noqa: PLR2004
-    return value * unit if ok and isinstance(value, (int, float)) else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e9 / unit:
+        return None
+    return value * unit
 
 
 def _inner(document: object, name: str) -> dict[str, Any]:
@@ -145,21 +176,21 @@ def _ollama(answer: Answer, document: dict[str, Any]) -> None:
     if document.get("done") is True:
         answer.end(document.get("done_reason"))
         # what is 0 is left out
-        answer.prompt = whole(document.get("prompt_eval_count", 0))
-        answer.generated = whole(document.get("eval_count", 0))
-        answer.cached = whole(document.get("prompt_eval_cached_count"))
+        answer.prompt = _count(document.get("prompt_eval_count", 0))
+        answer.generated = _count(document.get("eval_count", 0))
+        answer.cached = _count(document.get("prompt_eval_cached_count"))
         answer.total = _seconds(document.get("total_duration"), _NANOSECOND)
         answer.prefill = _seconds(document.get("prompt_eval_duration"), _NANOSECOND)
         answer.decode = _seconds(document.get("eval_duration"), _NANOSECOND)
 
 
 def _usage(answer: Answer, usage: Mapping[str, Any], prompt: str, generated: str, details: str) -> None:
-    counts = whole(usage.get(prompt)), whole(usage.get(generated))
+    counts = _count(usage.get(prompt)), _count(usage.get(generated))
     if not any(counts):  # Ollama's /v1/completions puts zeros into each part of a stream
         return
     answer.prompt = answer.prompt if counts[0] is None else counts[0]
     answer.generated = answer.generated if counts[1] is None else counts[1]
-    cached = whole(_inner(usage, details).get("cached_tokens"))
+    cached = _count(_inner(usage, details).get("cached_tokens"))
     answer.cached = answer.cached if cached is None else cached
 
 
@@ -204,10 +235,10 @@ def _anthropic(answer: Answer, document: dict[str, Any]) -> None:
         _model(answer, message)
     usage = _inner(message, "usage")
     if kind == "message_start":  # an estimate, where message_delta says it again
-        answer.prompt = whole(usage.get("input_tokens"))
+        answer.prompt = _count(usage.get("input_tokens"))
     elif usage:
         _usage(answer, usage, "input_tokens", "output_tokens", "input_tokens_details")
-    cached = whole(usage.get("cache_read_input_tokens"))
+    cached = _count(usage.get("cache_read_input_tokens"))
     answer.cached = answer.cached if cached is None else cached
     if kind == "message":
         answer.output = bool(document.get("content"))
@@ -222,7 +253,7 @@ def _responses(answer: Answer, document: dict[str, Any]) -> None:
         answer.output = bool(document.get("delta"))
         return
     if kind == "response.failed":
-        answer.failed = True
+        answer.failure = _failure({"error": _inner(document, "response").get("error")})
     whole = document if document.get("object") == "response" else _inner(document, "response")
     _model(answer, whole)
     if kind in ("response.completed", "response.incomplete") or (kind is None and whole is document):
@@ -240,25 +271,27 @@ def _llamacpp(answer: Answer, document: dict[str, Any]) -> None:
     answer.output = bool(document.get("content"))
     if document.get("stop") is True:
         answer.end(document.get("stop_type") or "other")
-        answer.prompt = whole(document.get("tokens_evaluated"))
-        answer.generated = whole(document.get("tokens_predicted"))
+        answer.prompt = _count(document.get("tokens_evaluated"))
+        answer.generated = _count(document.get("tokens_predicted"))
         timings = _inner(document, "timings")
-        answer.cached = whole(timings.get("cache_n"))
+        answer.cached = _count(timings.get("cache_n"))
         _timings(answer, timings)
 
 
 def _sglang(answer: Answer, document: dict[str, Any]) -> None:
     # `text` is all of it so far, so that more tokens are what is new
     told = _inner(document, "meta_info")
-    generated = whole(told.get("completion_tokens"))
+    generated = _count(told.get("completion_tokens"))
     answer.output = bool(generated) and generated != answer.generated
     answer.generated = answer.generated if generated is None else generated
-    answer.prompt = whole(told.get("prompt_tokens")) or answer.prompt
-    cached = whole(told.get("cached_tokens"))
+    answer.prompt = _count(told.get("prompt_tokens")) or answer.prompt
+    cached = _count(told.get("cached_tokens"))
     answer.cached = answer.cached if cached is None else cached
-    finish = _inner(told, "finish_reason").get("type")
-    if finish:
-        answer.end(finish)
+    finish = _inner(told, "finish_reason")
+    if finish.get("type") == _ABORT and finish.get("status_code") == UNAVAILABLE:
+        answer.failure = "overloaded"
+    if finish.get("type"):
+        answer.end(finish["type"])
 
 
 def _embedding(answer: Answer, document: dict[str, Any]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
 MOST_BYTES: Final = 1024 * 1024
 """Of one line, event or document. The last line of /api/generate holds all token ids: some 100 KB."""
@@ -21,7 +23,7 @@ class UnreadableError(Exception):
 class Reader(Protocol):
     """Finds documents in a payload."""
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes) -> Sequence[Any]:
         """The documents that these bytes complete.
 
         Raises:
@@ -29,15 +31,23 @@ class Reader(Protocol):
         """
         ...
 
-    def end(self) -> Iterator[Any]:
+    def end(self) -> Sequence[Any]:
         """The documents that the payload's end completes; raises as `feed` does."""
         ...
 
 
+_decoded: Final = msgspec.json.Decoder().decode
+
+
 def _parsed(text: bytes) -> Any:  # noqa: ANN401 - JSON
     try:
-        return json.loads(text.decode())
-    except (ValueError, RecursionError):
+        return _decoded(text)
+    except msgspec.DecodeError:  # it is stricter than engines are: NaN, halves of surrogate pairs
+        try:
+            return json.loads(text.decode())
+        except (ValueError, RecursionError):
+            raise UnreadableError("format") from None
+    except RecursionError:
         raise UnreadableError("format") from None
 
 
@@ -47,8 +57,11 @@ class Lines:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes) -> Sequence[Any]:
         """See `Reader`."""
+        if not self._held and data.find(b"\n") == len(data) - 1 > 0:  # one whole line, as almost always
+            return self._line(data[:-1])
+        found: list[Any] = []
         start = 0
         while (newline := data.find(b"\n", start)) >= 0:
             line = data[start:newline]
@@ -56,20 +69,20 @@ class Lines:
                 line = bytes(self._held) + line
                 self._held.clear()
             start = newline + 1
-            yield from self._line(line)
+            found += self._line(line)
         self._held += data[start:]
         if len(self._held) > MOST_BYTES:
             raise UnreadableError("too_long")
+        return found
 
-    def end(self) -> Iterator[Any]:
+    def end(self) -> Sequence[Any]:
         """See `Reader`."""
         line = bytes(self._held)
         self._held.clear()
-        yield from self._line(line)
+        return self._line(line)
 
-    def _line(self, line: bytes) -> Iterator[Any]:
-        if not line.isspace() and line:
-            yield _parsed(line)
+    def _line(self, line: bytes) -> Sequence[Any]:
+        return (_parsed(line),) if line and not line.isspace() else ()
 
 
 class Events(Lines):
@@ -80,32 +93,40 @@ class Events(Lines):
         self._data: list[bytes] = []
         self._size = 0
 
-    def end(self) -> Iterator[Any]:
-        """See `Reader`; an event that no empty line ends is none, but some servers forget it after the last one."""
-        yield from super().end()
-        yield from self._event()
+    def feed(self, data: bytes) -> Sequence[Any]:
+        """See `Reader`."""
+        plain = not self._held and not self._data and data.startswith(b"data:")
+        if plain and data.endswith(b"\n\n") and data.find(b"\n") == len(data) - 2:  # one whole event, as almost always
+            return _event(data[5:-2].strip())
+        return super().feed(data)
 
-    def _line(self, line: bytes) -> Iterator[Any]:
+    def end(self) -> Sequence[Any]:
+        """See `Reader`; an event that no empty line ends is none, but some servers forget it after the last one."""
+        return (*super().end(), *self._ended())
+
+    def _line(self, line: bytes) -> Sequence[Any]:
         if line.endswith(b"\r"):
             line = line[:-1]
         if not line:
-            yield from self._event()
-        elif line.startswith(b"data:"):
+            return self._ended()
+        if line.startswith(b"data:"):
             self._data.append(line[5:])
             self._size += len(line)
             if self._size > MOST_BYTES:
                 raise UnreadableError("too_long")
+        return ()
 
-    def _event(self) -> Iterator[Any]:
-        if not self._data:
-            return
+    def _ended(self) -> Sequence[Any]:
         data = b"\n".join(self._data).strip()
         self._data.clear()
         self._size = 0
-        if data == b"[DONE]":
-            yield DONE
-        elif data:
-            yield _parsed(data)
+        return _event(data)
+
+
+def _event(data: bytes) -> Sequence[Any]:
+    if not data:
+        return ()
+    return (DONE,) if data == b"[DONE]" else (_parsed(data),)
 
 
 class Whole:
@@ -114,18 +135,17 @@ class Whole:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes) -> Sequence[Any]:
         """See `Reader`."""
         self._held += data
         if len(self._held) > MOST_BYTES:
             self._held = bytearray()
             raise UnreadableError("too_long")
-        return iter(())
+        return ()
 
-    def end(self) -> Iterator[Any]:
+    def end(self) -> Sequence[Any]:
         """See `Reader`."""
-        if self._held:
-            yield _parsed(bytes(self._held))
+        return (_parsed(bytes(self._held)),) if self._held else ()
 
 
 def reader_of(content_type: str) -> Reader | None:

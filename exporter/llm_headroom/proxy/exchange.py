@@ -9,19 +9,20 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.proxy.dialects import NO_INFERENCE, Answer, Api, api_of
+from llm_headroom.proxy.dialects import NO_INFERENCE, UNAVAILABLE, Answer, Api, api_of
 from llm_headroom.proxy.documents import Events, Lines, Reader, UnreadableError, Whole, reader_of
 
 if TYPE_CHECKING:
     from llm_headroom.proxy.framing import RequestHead, ResponseHead
-    from llm_headroom.proxy.measures import Measures
+    from llm_headroom.proxy.measures import Measures, UnderWay
 
 MOST_REQUEST_BYTES: Final = 256 * 1024
 """Of a request's body, looked at for its model; a longer one's model is known when the engine names it."""
+_STREAMED: Final = frozenset({Api.OLLAMA})
+"""What is streamed unless the request says otherwise (ollama/ollama docs/api.md)."""
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
-_UNAVAILABLE: Final = 503
 _COMPRESSED: Final = ("", "identity")
 
 
@@ -30,19 +31,19 @@ class Exchange:
 
     def __init__(self, measures: Measures, head: RequestHead) -> None:
         self.method = head.method
+        self.status = 0
+        """That of the answer; 0 as long as none has come."""
         self._measures = measures
         self._api = api_of(head.method, head.target)
         self._body: bytearray | None = None if self._api is None else bytearray()
         self._answer = Answer()
         self._reader: Reader | None = None
         self._streamed = False
-        self._begun = False
+        self._request: UnderWay | None = None
         self._over = self._api is None
         self._model = self._wanted = ""
-        self._told = False
-        self._sent = self._last = 0.0
-        self._first: float | None = None
-        self._status = 0
+        self._first_exposed = False
+        self._last = 0.0
         self._unread = ""
         self._latest: list[float] = []
 
@@ -55,34 +56,40 @@ class Exchange:
 
     def sent(self, now: float) -> None:
         """The whole request has gone to the engine."""
-        if self._over or self._begun:
-            return
-        self._wanted = _asked(self._body)
-        self._model = self._measures.asked(self._wanted)
-        self._body = None
-        self._sent, self._begun = now, True
-        self._measures.begin(self._model)
+        if not self._over:
+            self._under_way(now)
+
+    def _under_way(self, now: float) -> UnderWay:
+        if self._request is None:
+            self._wanted, streams = _asked(self._body)
+            streams = self._api is not Api.EMBEDDING and (self._api in _STREAMED if streams is None else streams)
+            self._model = self._measures.asked(self._wanted)
+            self._body = None
+            self._request = self._measures.begin(self._model, now, streams=streams)
+        return self._request
 
     def answers(self, head: ResponseHead, now: float) -> None:
         """The final head of the answer has come."""
+        self.status = head.status
         if self._over:
             return
         self.sent(now)  # an engine may answer before the whole request is there
-        self._status = head.status
-        if head.status != _OK:
+        if head.status not in (_OK, UNAVAILABLE):
             return
         if head.headers.get("content-encoding", "").lower() not in _COMPRESSED:
             self._unread = "compressed"
             return
         self._reader = reader_of(head.headers.get("content-type", ""))
-        self._streamed = isinstance(self._reader, Lines | Events)
+        self._streamed = head.status == _OK and isinstance(self._reader, Lines | Events)
         if self._reader is None:
             self._unread = "format"
-        elif self._api is Api.EMBEDDING and isinstance(self._reader, Whole):
+        elif self._api is Api.EMBEDDING and head.status == _OK and isinstance(self._reader, Whole):
             self._reader = None  # megabytes of numbers
 
     def tells(self, payload: bytes, now: float) -> None:
         """A piece of the answer's body."""
+        if self._request is not None:
+            self._request.traffic.heard = now
         if self._reader is not None:
             try:
                 for document in self._reader.feed(payload):
@@ -92,7 +99,8 @@ class Exchange:
 
     def ended(self, now: float) -> None:
         """The answer has ended as its framing says."""
-        if self._over:
+        request = self._request
+        if self._over or request is None:
             return
         if self._reader is not None:
             try:
@@ -100,48 +108,57 @@ class Exchange:
                     self._read(document, now)
             except UnreadableError as error:
                 self._give_up(str(error))
-        if self._status >= _CLIENT_ERROR:
-            self._close(_refusal(self._status))
-        elif self._answer.failed:
-            self._close("engine_error")
+        if self.status >= _CLIENT_ERROR:
+            self._close(request, now, self._refusal())
+        elif self._answer.failure:
+            self._close(request, now, self._answer.failure)
         elif self._streamed and not self._unread and not self._answer.ended:
-            self._close("incomplete")
+            self._close(request, now, "incomplete")
         else:
-            self._succeed(now)
+            self._succeed(request, now)
 
-    def broken(self, reason: str, now: float) -> None:
-        """The answer will not end: why (aborted by the client, upstream_…)."""
+    def broken(self, reason: str, now: float, status: int = 0) -> None:
+        """The answer will not end: why (aborted by the client, upstream_…); `status` is that of the proxy's own."""
         if self._over:
             return
-        self.sent(now)
-        if self._answer.ended and not self._answer.failed:
-            self._succeed(now)  # many clients close as soon as they have read the last event
+        request = self._under_way(now)
+        self.status = self.status or status
+        if self._answer.ended and not self._answer.failure:
+            self._succeed(request, now)  # many clients close as soon as they have read the last event
         else:
-            self._close("engine_error" if self._answer.failed else reason)
+            self._close(request, now, self._answer.failure or reason)
+
+    def drop(self) -> None:
+        """Nothing more is seen of it, so that nothing of it is counted."""
+        self._over = True
+        self._reader = None
+        if self._request is not None:
+            self._measures.end(self._request)
 
     def _read(self, document: object, now: float) -> None:
-        answer = self._answer
-        if self._api is not None:
-            answer.read(self._api, document)
+        answer, request = self._answer, self._request
+        if self._api is None or request is None:
+            return
+        answer.read(self._api, document)
         if not answer.output or not self._streamed:
             return
-        if self._first is None:
-            self._first = now
+        if request.first is None:
+            request.first = now
             if answer.model:  # else it may be named at the end
-                self._tell_first()
+                self._expose_first(request)
         else:
             self._latest.append(now - self._last)
-            if len(self._latest) >= 64:  # noqa: PLR2004 - told in lots: the model may be named late, memory is bounded
-                self._tell_latest()
+            if len(self._latest) >= 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
+                self._expose_latest(request)
         self._last = now
 
-    def _tell_first(self) -> None:
-        if self._first is not None and not self._told:
-            self._told = True
-            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), self._first - self._sent)
+    def _expose_first(self, request: UnderWay) -> None:
+        if request.first is not None and not self._first_exposed:
+            self._first_exposed = True
+            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), request.first - request.sent_at)
 
-    def _tell_latest(self) -> None:
-        self._tell_first()
+    def _expose_latest(self, request: UnderWay) -> None:
+        self._expose_first(request)
         model = self._label()
         for gap in self._latest:
             self._measures.observe(schema.INTER_TOKEN_LATENCY, model, gap)
@@ -153,30 +170,30 @@ class Exchange:
 
     def _label(self) -> str:
         named = self._answer.model
-        if not named and self._api is Api.EMBEDDING and self._status == _OK:
+        if not named and self._api is Api.EMBEDDING and self.status == _OK:
             named = self._wanted  # the engine has taken it
         return self._measures.told(named) or self._model
 
-    def _close(self, failure: str = "") -> str:
+    def _close(self, request: UnderWay, now: float, failure: str = "") -> str:
         """End the exchange; the label of its model."""
-        model = self._label()
         self._over = True
         self._reader = None
-        self._measures.end(self._model)
-        if self._status:
-            self._measures.count(schema.HTTP_RESPONSES, model, f"{self._status // 100}xx")
-        self._tell_latest()
+        self._measures.end(request, now)
+        model = self._label()
+        if self.status:
+            self._measures.count(schema.HTTP_RESPONSES, model, f"{self.status // 100}xx")
+        self._expose_latest(request)
         if failure:
-            self._measures.count(schema.REQUESTS_FAILED, model, failure)
+            self._measures.failed(model, failure)
         return model
 
-    def _succeed(self, now: float) -> None:
-        model = self._close()
+    def _succeed(self, request: UnderWay, now: float) -> None:
+        model = self._close(request, now)
         answer, measures = self._answer, self._measures
         if answer.reason in NO_INFERENCE:
             return
-        measures.count(schema.REQUESTS_FINISHED, model, "embedding" if self._api is Api.EMBEDDING else self._reason())
-        measures.observe(schema.REQUEST_DURATION, model, now - self._sent)
+        measures.finished(model, "embedding" if self._api is Api.EMBEDDING else answer.reason or "unknown")
+        measures.observe(schema.REQUEST_DURATION, model, now - request.sent_at)
         if self._api is Api.EMBEDDING:
             return
         self._durations(model)
@@ -192,15 +209,17 @@ class Exchange:
         if answer.cached is not None:
             measures.count(schema.PROMPT_TOKENS_CACHED, model, by=answer.cached)
         if answer.generated is not None and answer.generated > 1:
-            self._per_token(model, answer.generated)
+            self._per_token(request, model, answer.generated)
 
-    def _reason(self) -> str:
-        return self._answer.reason or "unknown"
+    def _refusal(self) -> str:
+        if self.status == UNAVAILABLE:
+            return "loading" if self._answer.failure == "loading" else "overloaded"
+        return "server_error" if self.status >= _SERVER_ERROR else "client_error"
 
-    def _per_token(self, model: str, generated: int) -> None:
+    def _per_token(self, request: UnderWay, model: str, generated: int) -> None:
         """From the wire where it was streamed, else from what the engine says."""
-        if self._first is not None:
-            seconds: float | None = self._last - self._first
+        if request.first is not None:
+            seconds: float | None = self._last - request.first
         else:
             seconds = None if self._streamed else self._answer.decode
         if seconds is not None:
@@ -222,19 +241,18 @@ class Exchange:
             measures.observe(schema.REQUEST_QUEUE, model, max(0.0, before - answer.prefill))
 
 
-def _refusal(status: int) -> str:
-    if status == _UNAVAILABLE:
-        return "overloaded"
-    return "server_error" if status >= _SERVER_ERROR else "client_error"
+def _asked(body: bytearray | None) -> tuple[str, bool | None]:
+    """The model that a request names, and whether it asks for a stream, of a body that is JSON.
 
-
-def _asked(body: bytearray | None) -> str:
-    """The model that a request names, of a body that is JSON."""
-    if not body:
-        return ""
+    Of a body that was too long to look at the latter is taken for granted, as most are.
+    """
+    if body is None:
+        return "", True
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
-        return ""
-    model = document.get("model") if isinstance(document, dict) else None
-    return model if isinstance(model, str) else ""
+        return "", None
+    if not isinstance(document, dict):
+        return "", None
+    model, stream = document.get("model"), document.get("stream")
+    return model if isinstance(model, str) else "", stream if isinstance(stream, bool) else None

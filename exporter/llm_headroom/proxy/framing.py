@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple, Protocol
 
-MOST_HEAD_BYTES: Final = 256 * 1024
+MOST_HEAD_BYTES: Final = 64 * 1024
 MOST_LINE_BYTES: Final = 16 * 1024
+_LONGEST_SIZE: Final = 18
 NO_CONTENT: Final = 204
 NOT_MODIFIED: Final = 304
 SWITCHING: Final = 101
@@ -39,6 +40,11 @@ class RequestHead(NamedTuple):
     def to(self, authority: str) -> bytes:
         """The head with another Host, else unchanged."""
         return _HOST.sub(b"Host: " + authority.encode("latin-1"), self.raw, count=1)
+
+    @property
+    def upgrades(self) -> bool:
+        """Whether it asks for another protocol, whose bytes may follow at once (RFC 9110, section 7.8)."""
+        return "upgrade" in self.headers and "upgrade" in self.headers.get("connection", "").lower()
 
 
 class ResponseHead(NamedTuple):
@@ -102,6 +108,11 @@ class Chunked:
                 self._left -= end - start
                 start = end
                 continue
+            if self._expect == "size" and not self._line and (end := _whole_chunk(data, start)):
+                size_end = data.find(b"\n", start) + 1
+                payload.append(data[size_end : end - 2])
+                start = end
+                continue
             newline = data.find(b"\n", start)
             if newline < 0:
                 self._line += data[start:]
@@ -133,11 +144,24 @@ class Chunked:
         return False
 
 
+def _whole_chunk(data: bytes, start: int) -> int:
+    """Where a chunk ends that is whole within `data` and written plainly, as almost all are; else 0."""
+    line_end = data.find(b"\r\n", start, start + _LONGEST_SIZE)
+    digits = data[start:line_end]
+    if line_end < 0 or not digits.isalnum():
+        return 0
+    try:
+        end = line_end + 4 + int(digits, 16)
+    except ValueError:
+        return 0
+    return end if end > line_end + 4 and data[end - 2 : end] == b"\r\n" else 0
+
+
 class HeadReader:
     """Gathers the bytes of a head."""
 
     def __init__(self) -> None:
-        self._held = b""
+        self._held = bytearray()
 
     @property
     def empty(self) -> bool:
@@ -153,16 +177,19 @@ class HeadReader:
         if not self._held:
             while data[start : start + 1] in (b"\r", b"\n") and start < len(data):
                 start += 1  # RFC 9112, section 2.2: empty lines before a request are ignored
+            match = _END.search(data, start)
+            if match is not None:
+                return match.end(), data[start : match.end()]
         held = len(self._held)
-        whole = self._held + data[start:]
-        match = _END.search(whole, max(0, held - 3))
+        self._held += data[start:]
+        match = _END.search(self._held, max(0, held - 3))
         if match is None:
-            if len(whole) > MOST_HEAD_BYTES:
+            if len(self._held) > MOST_HEAD_BYTES:
                 raise FramingError(f"a head is longer than {MOST_HEAD_BYTES} bytes")
-            self._held = whole
             return len(data), None
-        self._held = b""
-        return start + match.end() - held, whole[: match.end()]
+        head = bytes(self._held[: match.end()])
+        self._held = bytearray()
+        return start + len(head) - held, head
 
 
 def _headers(raw: bytes) -> dict[str, str]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from bisect import bisect_left
-from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, point
-from llm_headroom.scrape.mapping import LabelCap
+from llm_headroom.proxy.framing import FramingError
+from llm_headroom.scrape.mapping import OVERFLOW, LabelCap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from llm_headroom.derive.slo import Objective
     from llm_headroom.model import Point
+
+log = logging.getLogger("llm_headroom")
 
 ORIGIN: Final = "proxy"
 _LATENCY: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0)
@@ -56,24 +61,82 @@ class _Growing:
         return Histogram(self._bounds, tuple(map(float, accumulate(self._counts))), self._sum)
 
 
-class Measures:
-    """All that is kept of the traffic to one engine. Models are named by the engine alone, `limit` of them at most.
+class Traffic:
+    """The requests to one model that are under way, in the order in which they were sent. Times are seconds.
 
-    `running_limit` is how many requests the engine runs at once, if that is known: more that are under way wait.
-    `untagged` is the tag that the engine adds to a model's name without one.
+    `streams` of them ask for their answers in parts. `since` is when the engine began to owe one of those a byte,
+    `heard` when a byte last came, `left` when the last of them ended without an answer.
     """
 
-    def __init__(self, *, limit: int, running_limit: int | None = None, untagged: str = "") -> None:
+    __slots__ = ("heard", "left", "open", "since", "streams")
+
+    def __init__(self) -> None:
+        self.open: dict[UnderWay, None] = {}
+        self.streams = 0
+        self.since = self.heard = self.left = -math.inf
+
+
+class UnderWay:
+    """A request that has been sent: when, whether it asks for a stream, and when its first output came."""
+
+    __slots__ = ("first", "sent_at", "streams", "traffic")
+
+    def __init__(self, traffic: Traffic, sent_at: float, *, streams: bool) -> None:
+        self.traffic = traffic
+        self.sent_at = sent_at
+        self.streams = streams
+        self.first: float | None = None
+
+
+AVAILABILITY: Final = "availability"
+"""The objective that requests are answered at all."""
+RETRY_SECONDS: Final = 10.0
+"""A client that gives up and asks again within this time has been waiting all the while."""
+_NOT_THE_ENGINES: Final = frozenset({"aborted", "client_error", "proxy_stopped"})
+"""Reasons of failures that say nothing of the engine's availability."""
+
+
+def _any(_: str) -> bool:
+    return True
+
+
+class Measures:
+    """All that is retained of the traffic to one engine. Models are named by the engine alone, `limit` of them at most.
+
+    `running_limit` is how many requests the engine runs at once, if that is known: more that are under way wait.
+    `untagged` is the tag that the engine adds to a model's name without one. `loads`: the engine loads models on
+    demand, so that silence before the first byte may be just that. `serves` says whether the engine has a model: many
+    repeat whatever name a client has invented.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a choice of its own
+        self,
+        *,
+        limit: int,
+        running_limit: int | None = None,
+        untagged: str = "",
+        loads: bool = False,
+        objectives: Collection[Objective] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.cap = LabelCap(limit)
+        self.serves: Callable[[str], bool] = _any
         self._running_limit = running_limit
         self._untagged = untagged
+        self._loads = loads
+        self._objectives = {each.field: each for each in objectives}
+        self._clock = clock
         self._histograms: dict[tuple[Metric, str], _Growing] = {}
         self._counters: dict[tuple[Metric, str, str], float] = {}
-        self._under_way: Counter[str] = Counter()
+        self._traffic: dict[str, Traffic] = {}
+        self._unseen: set[str] = set()
 
     def told(self, model: str) -> str:
-        """The label of a model that the engine itself has named."""
-        return self.cap.admit("model", self._tagged(model)) if model else ""
+        """The label of a model that the engine's answer has named; `other` if the engine has no such model."""
+        if not model:
+            return ""
+        model = self._tagged(model)
+        return self.cap.admit("model", model) if self.serves(model) else OVERFLOW
 
     def asked(self, model: str) -> str:
         """The label of a model that a client has named: empty unless the engine has named it before."""
@@ -83,13 +146,49 @@ class Measures:
     def _tagged(self, model: str) -> str:
         return f"{model}:{self._untagged}" if self._untagged and model and ":" not in model else model
 
-    def begin(self, model: str) -> None:
-        """A request is under way."""
-        self._under_way[model] += 1
+    def unseen(self, error: Exception) -> None:
+        """A connection's answers can no longer be read; logged once for each cause."""
+        cause = str(error) if isinstance(error, FramingError) else type(error).__name__
+        if cause in self._unseen:
+            return
+        self._unseen.add(cause)
+        defect = None if isinstance(error, FramingError) else error
+        log.warning("answers are relayed unmeasured", extra={"reason": cause}, exc_info=defect)
 
-    def end(self, model: str) -> None:
-        """A request that was under way is no more."""
-        self._under_way[model] -= 1
+    def begin(self, model: str, now: float, *, streams: bool) -> UnderWay:
+        """A request is under way."""
+        traffic = self._traffic.get(model)
+        if traffic is None:
+            traffic = self._traffic[model] = Traffic()
+        request = UnderWay(traffic, now, streams=streams)
+        traffic.open[request] = None
+        if streams:
+            if not traffic.streams and now - traffic.left > RETRY_SECONDS:
+                traffic.since = now
+            traffic.streams += 1
+        return request
+
+    def end(self, request: UnderWay, now: float = -math.inf) -> None:
+        """A request that was under way is no more, at `now` if it was seen to end."""
+        traffic = request.traffic
+        if request not in traffic.open:
+            return
+        del traffic.open[request]
+        if request.streams:
+            traffic.streams -= 1
+            traffic.left = now if request.first is None else -math.inf
+
+    def finished(self, model: str, reason: str) -> None:
+        """A request was answered."""
+        self.count(schema.REQUESTS_FINISHED, model, reason)
+        self.count(schema.SLO_REQUESTS, model, AVAILABILITY)
+        self.count(schema.SLO_REQUESTS_GOOD, model, AVAILABILITY)
+
+    def failed(self, model: str, reason: str) -> None:
+        """A request was not answered, or not to its end."""
+        self.count(schema.REQUESTS_FAILED, model, reason)
+        if reason not in _NOT_THE_ENGINES:
+            self.count(schema.SLO_REQUESTS, model, AVAILABILITY)
 
     def observe(self, metric: Metric, model: str, value: float) -> None:
         """Add an observation, in the metric's unit."""
@@ -106,20 +205,42 @@ class Measures:
 
     def points(self, base: Mapping[str, str]) -> Iterator[Point]:
         """Everything so far; `base` are the labels that every series of the target has."""
-        for model, requests in self._under_way.items():
-            if not model and not requests and len(self._under_way) > 1:
+        now = self._clock()
+        for model, traffic in self._traffic.items():
+            requests = len(traffic.open)
+            if not model and not requests and len(self._traffic) > 1:
                 continue  # by now the engine has named the model
             running = requests if self._running_limit is None else min(requests, self._running_limit)
             origin = f"{ORIGIN}: requests under way"
             yield point(schema.REQUESTS_RUNNING, float(running), origin, base, model=model)
             if self._running_limit is not None:
-                origin += " above requests_running_limit"
-                yield point(schema.REQUESTS_WAITING, float(requests - running), origin, base, model=model)
+                above = f"{origin} above requests_running_limit"
+                yield point(schema.REQUESTS_WAITING, float(requests - running), above, base, model=model)
+            yield from self._waits(traffic, now, {**base, "model": model})
         for (metric, model), grown in self._histograms.items():
             yield point(metric, grown.value(), ORIGIN, base, model=model)
         for (metric, model, value), total in self._counters.items():
             extra = {name: value for name in metric.labels[-1:] if value}
             yield point(metric, total, ORIGIN, base, model=model, **extra)
+            if metric is schema.SLO_REQUESTS and self._objectives:
+                ratio = max(each.ratio for each in self._objectives.values())
+                yield point(schema.SLO_OBJECTIVE, ratio, "configuration", base, model=model, **extra)
+
+    def _waits(self, traffic: Traffic, now: float, labels: Mapping[str, str]) -> Iterator[Point]:
+        """How long clients have been waiting: what no engine exposes before a request has ended."""
+        origin = f"{ORIGIN}: requests under way"
+        streams = [each for each in traffic.open if each.streams]
+        unanswered = [now - each.sent_at for each in streams if each.first is None]
+        # an engine that loads models on demand may do just that before a first byte
+        owed = bool(streams) and not (self._loads and len(unanswered) == len(streams))
+        silence = now - max(traffic.heard, traffic.since)
+        yield point(schema.PROXY_FIRST_TOKEN_WAIT, max(unanswered, default=0.0), origin, labels)
+        yield point(schema.PROXY_SILENCE, max(0.0, silence) if owed else 0.0, origin, labels)
+        for field, ages in (("ttft", unanswered), ("duration", [now - each.sent_at for each in traffic.open])):
+            objective = self._objectives.get(field)
+            if objective is not None:
+                late = sum(age > objective.seconds for age in ages)
+                yield point(schema.PROXY_OVERDUE, float(late), origin, labels, slo=objective.name)
 
 
 assert all(metric.kind is Kind.HISTOGRAM for metric in BOUNDS)  # noqa: S101 - a table's invariant

@@ -1,8 +1,8 @@
 """The proxy's byte path: each client's connection has one of its own to the engine, and bytes pass as they come.
 
 So whatever HTTP/1.1 allows between two ends (keep-alive, pipelining, 100-continue, upgrades, trailers, half-closed
-connections) goes on between the client and the engine. Only a request's Host is another one: Ollama refuses names that
-are not its own. Who cannot write on is not read from; who leaves is left.
+connections) goes on between the client and the engine. Only a request's Host may be another one: see `Upstream`. Who
+cannot write on is not read from; who leaves is left.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llm_headroom.proxy import framing
-from llm_headroom.proxy.answers import Answers
-from llm_headroom.proxy.exchange import Exchange
+from llm_headroom.proxy.observer import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llm_headroom.proxy.exchange import Exchange
+    from llm_headroom.proxy.gate import Gate
     from llm_headroom.proxy.measures import Measures
 
 log = logging.getLogger("llm_headroom")
@@ -30,10 +30,13 @@ MOST_BUFFERED: Final = 64 * 1024
 """Bytes that wait for a side that does not read before the other one is no longer read from."""
 MOST_PIPELINED: Final = 64
 """Requests of one connection that are under way before no more are read from it."""
+HEAD_SECONDS: Final = 30.0
+"""In which a head must be whole once it has begun."""
 REFUSED_SECONDS: Final = 2.0
 """For which a refused client's bytes are read on: to close over unread ones could take the answer from it."""
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 _BAD_GATEWAY: Final = HTTPStatus.BAD_GATEWAY
+_TOO_LATE: Final = HTTPStatus.REQUEST_TIMEOUT
 
 
 class Upstream(Protocol):
@@ -41,7 +44,11 @@ class Upstream(Protocol):
 
     @property
     def authority(self) -> str:
-        """The value of the Host header."""
+        """Its host and port, for messages."""
+        ...
+
+    def addressed(self, head: framing.RequestHead) -> bytes:
+        """A request's head as the engine is to get it."""
         ...
 
     async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
@@ -56,10 +63,9 @@ class Upstream(Protocol):
 class Client(asyncio.Protocol):
     """A client's side of a relay, and the relay's state."""
 
-    def __init__(self, upstream: Upstream, measures: Measures, known: set[Client]) -> None:
+    def __init__(self, upstream: Upstream, measures: Measures, gate: Gate) -> None:
         self._upstream = upstream
-        self._measures = measures
-        self._known = known
+        self._gate = gate
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._engine: _Engine | None = None
@@ -67,11 +73,15 @@ class Client(asyncio.Protocol):
         self._held = bytearray()
         """Bytes for an engine that is not connected yet; the client is not read from meanwhile."""
         self._head = framing.HeadReader()
+        self._deadline: asyncio.TimerHandle | None = None
+        """Of the head that has begun to come."""
         self._body: framing.Body | None = None
         self._tunnel = False
-        self._asking: Exchange | None = None
-        self.requests: deque[Exchange] = deque()
-        """Requests that have begun to come, and whose answers have not ended, in their order."""
+        self._upgrade: Exchange | None = None
+        """A request for another protocol that the engine has not decided on yet."""
+        self._undecided = bytearray()
+        """What came after it, and may be of that protocol or not."""
+        self.observer = Observer(measures, self._progressed)
         self._stops: set[str] = set()
         """Why the client is not read from."""
         self._left = False
@@ -83,26 +93,28 @@ class Client(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio promises it for TCP
         self._transport = transport
         transport.set_write_buffer_limits(high=MOST_BUFFERED)
-        self._known.add(self)
+        self._gate.idle(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the client: on to the engine, with each head's Host replaced."""
+        """Bytes from the client: on to the engine, heads as it is to get them."""
         if self._over:
             return
         if self._tunnel:
             self._forward(data)
             return
+        self._gate.busy(self)
         try:
             self._requests(data)
         except framing.FramingError as error:
             self._refuse(_BAD_REQUEST, f"not a request that can be relayed: {error}", "/")
+        self._rest()
 
     def eof_received(self) -> bool:
         """The client sends nothing more: the engine learns just that, and decides whether it answers on."""
         self._left = True
         if self._over or (self._engine is None and self._connecting is None):
             return False
-        if self._engine is not None:
+        if self._engine is not None and self._upgrade is None:
             self._engine.end_of_requests()
         return True
 
@@ -125,15 +137,23 @@ class Client(asyncio.Protocol):
             self._engine.abort()
         if self._connecting is not None:
             self._connecting.cancel()
-        self._known.discard(self)
+        self._head_came()
+        self._gate.gone(self)
 
     def _requests(self, data: bytes) -> None:
         start = 0
         while start < len(data) or self._body is not None:
             if self._body is None:
+                if self._upgrade is not None:
+                    self._undecided += data[start:]
+                    if len(self._undecided) > MOST_BUFFERED:
+                        self.stop_reading("upgrade")
+                    return
                 start, raw = self._head.take(data, start)
                 if raw is None:
+                    self._head_begins()
                     return
+                self._head_came()
                 self._begin(framing.request_head(raw))
                 continue
             payload: list[bytes] = []
@@ -141,27 +161,43 @@ class Client(asyncio.Protocol):
             if end > start:
                 self._forward(data if end - start == len(data) else data[start:end])
             start = end
-            if self._asking is not None:
-                for piece in payload:
-                    self._asking.asks(piece)
+            self.observer.request_body(payload)
             if not done:
                 return
             self._body = None
-            if self._asking is not None:
-                self._asking.sent(self._loop.time())
-                self._asking = None
+            self.observer.request_sent(self._loop.time())
+
+    def _head_begins(self) -> None:
+        if self._deadline is None and not self._head.empty:
+            self._deadline = self._loop.call_later(HEAD_SECONDS, self.head_too_late)
+            self._gate.head_begins(self)
+
+    def _head_came(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+            self._gate.head_came(self)
+
+    def head_too_late(self) -> None:
+        """The head that has begun to come is not waited for any longer."""
+        self._head_came()
+        self._refuse(_TOO_LATE, "the request's head took too long to come", "/")
 
     def _begin(self, head: framing.RequestHead) -> None:
-        exchange = self._asking = Exchange(self._measures, head)
-        self.requests.append(exchange)
-        if len(self.requests) >= MOST_PIPELINED:
-            self.stop_reading("pipelined")
-        self._body = framing.request_body(head)
         if head.method == "CONNECT":
             raise framing.FramingError("CONNECT is not for a reverse proxy")
+        self.observer.request(head)
+        if len(self.observer.pending) >= MOST_PIPELINED:
+            self.stop_reading("pipelined")
+        if head.upgrades:
+            if self.observer.blind:
+                self._tunnel = True  # nobody can see what the engine will say to it
+            else:
+                self._upgrade = self.observer.pending[-1]
+        self._body = framing.request_body(head)
         if self._engine is None and self._connecting is None:
             self._connecting = self._loop.create_task(self._connect(head.target))
-        self._forward(head.to(self._upstream.authority))
+        self._forward(self._upstream.addressed(head))
 
     def _forward(self, data: bytes) -> None:
         if self._engine is not None:
@@ -181,10 +217,7 @@ class Client(asyncio.Protocol):
             reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
             where = f"cannot connect to {self._upstream.authority}: {reason}"
             if not self._over:
-                now = self._loop.time()
-                for exchange in self.requests:
-                    exchange.broken("upstream_unreachable", now)
-                self.requests.clear()
+                self.observer.broken("upstream_unreachable", self._loop.time(), _BAD_GATEWAY)
                 self._refuse(_BAD_GATEWAY, where, target)
             return
         finally:
@@ -196,7 +229,7 @@ class Client(asyncio.Protocol):
         self.read_on("connecting")
         held, self._held = bytes(self._held), bytearray()
         engine.send(held)
-        if self._left:
+        if self._left and self._upgrade is None:
             engine.end_of_requests()
 
     def _refuse(self, status: HTTPStatus, text: str, target: str) -> None:
@@ -244,12 +277,32 @@ class Client(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def answered(self, *, switched: bool) -> None:
-        """Answers were looked at; `switched`: the two ends speak another protocol from now on."""
-        if switched:
-            self._tunnel = True
-        if "pipelined" in self._stops and len(self.requests) < MOST_PIPELINED:
+    def _progressed(self) -> None:
+        """An answer has begun or ended, or no more of them will be seen."""
+        observer = self.observer
+        if "pipelined" in self._stops and len(observer.pending) < MOST_PIPELINED:
             self.read_on("pipelined")
+        if self._upgrade is not None and (observer.blind or self._upgrade.status):
+            self._loop.call_soon(self._decided)  # not from within the observer, which is looking at the answer
+        self._rest()
+
+    def _rest(self) -> None:
+        """Lets the gate know of a client that has nothing under way; nobody knows what a blind observer misses."""
+        if not (self.observer.pending or self.observer.blind or self._body or self._deadline or self._over):
+            self._gate.idle(self)
+
+    def _decided(self) -> None:
+        """The engine has answered to a request for another protocol: what came after it can go on."""
+        if self._upgrade is None:
+            return
+        self._upgrade = None
+        undecided, self._undecided = bytes(self._undecided), bytearray()
+        self._tunnel = self.observer.blind
+        if undecided:
+            self.data_received(undecided)
+        self.read_on("upgrade")
+        if self._left and self._engine is not None and self._upgrade is None:
+            self._engine.end_of_requests()
 
     def end_of_answers(self) -> None:
         """The engine sends nothing more."""
@@ -273,10 +326,14 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def _end(self, reason: str) -> None:
-        now = self._loop.time()
-        while self.requests:
-            self.requests.popleft().broken(reason, now)
+        self.observer.broken(reason, self._loop.time())
         self._over = True
+
+    def retire(self) -> None:
+        """Nothing is under way, and another client needs the place."""
+        self._over = True
+        if self._transport is not None:
+            self._transport.close()
 
     def close(self) -> None:
         """The proxy ends."""
@@ -292,7 +349,7 @@ class _Engine(asyncio.Protocol):
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._answers = Answers(client.requests)
+        self._observer = client.observer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio promises it for TCP
@@ -301,11 +358,10 @@ class _Engine(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._client.answer(data)
-        self._answers.feed(data, self._loop.time())
-        self._client.answered(switched=self._answers.switched)
+        self._observer.answer(data, self._loop.time())
 
     def eof_received(self) -> bool:
-        self._answers.end(self._loop.time())
+        self._observer.end_of_answers(self._loop.time())
         self._client.end_of_answers()
         return True
 
@@ -317,7 +373,7 @@ class _Engine(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._client.engine_lost(cut=exc is not None and self._answers.until_close)
+        self._client.engine_lost(cut=exc is not None and self._observer.until_close)
 
     def send(self, data: bytes) -> None:
         if self._transport is not None and data:

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
+import socket
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
-from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.model import Health, Snapshot
+from llm_headroom.net.accept import accepted
 from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.net.tls import client_context
+from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.relay import Client
+from llm_headroom.scrape.load_estimates import LoadEstimates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from llm_headroom.config.endpoint import Endpoint
     from llm_headroom.config.settings import Config, Target
     from llm_headroom.model import Point
+    from llm_headroom.proxy.framing import RequestHead
 
 log = logging.getLogger("llm_headroom")
 
@@ -37,11 +43,28 @@ _HAPPY_EYEBALLS_SECONDS: Final = 0.25
 class _Address:
     """The engine behind a proxy; see `relay.Upstream`."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, names: Collection[str]) -> None:
         self._endpoint = endpoint
         self._origin, self._host, _ = parse_target(endpoint.url)
         self.authority = self._origin.authority
-        self._literal = self._host.replace(".", "").isdecimal() or ":" in self._host
+        address = _address(self._host)
+        self._literal = address is not None
+        self._local = self._host == "localhost" or (address is not None and address.is_loopback)
+        self._names = {"localhost", *names}
+
+    def addressed(self, head: RequestHead) -> bytes:
+        """The head with the engine's own Host.
+
+        Where the engine listens on loopback, a name that is not this host's stays as it is: by its Host such an engine
+        tells its own clients from a page that a browser was lured to (DNS rebinding), and it must go on to do so.
+        """
+        if self._local and not self._is_here(head.headers.get("host", "")):
+            return head.raw
+        return head.to(self.authority)
+
+    def _is_here(self, host: str) -> bool:
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        return name.lower().rstrip(".") in self._names or _address(name.strip("[]")) is not None
 
     async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
         options: dict[str, Any] = {}
@@ -53,6 +76,14 @@ class _Address:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(made, self._host, self._origin.port, **options)
         return transport
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is written as, None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
 
 
 class ProxySource:
@@ -68,6 +99,7 @@ class ProxySource:
         self._measures = measures
         self._memory = Memory()
         self._objectives = slo.objectives(**asdict(config.objectives))
+        self._estimates = LoadEstimates(self.name, self._objectives)
 
     @property
     def capped(self) -> Mapping[str, int]:
@@ -87,6 +119,11 @@ class ProxySource:
             health=Health(up=True, duration_seconds=time.monotonic() - started, last_success=taken),
         )
 
+    async def estimate(self) -> None:
+        """Estimate the load headroom from what the proxy has measured."""
+        for model, estimate in await self._estimates.made(self._memory):
+            self._memory = with_estimate(self._memory, model, estimate)
+
     async def close(self) -> None:
         """There is nothing to let go of."""
 
@@ -94,13 +131,15 @@ class ProxySource:
 class Proxies:
     """The proxies of a configuration. `joined` and `sources` are what they measure, by the name of the target."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, connections: int = 1024, clock: Callable[[], float] = time.monotonic) -> None:
+        """`connections` of clients at once, over all proxies; `clock` gives seconds of the event loop's clock."""
         targets = {target.name: target for target in config.targets}
         self.joined: dict[str, Measures] = {}
         self.sources: list[ProxySource] = []
         self.addresses: tuple[str, ...] = ()
-        self._clients: set[Client] = set()
-        self._servers: list[asyncio.Server] = []
+        self._gate = Gate(connections)
+        self._listeners: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
         self._doors = [(proxy, targets[proxy.target]) for proxy in config.proxies]
         self._measures: dict[str, Measures] = {}
         for _, target in self._doors:
@@ -110,39 +149,74 @@ class Proxies:
                 limit=config.label_limit,
                 running_limit=target.requests_running_limit,
                 untagged="latest" if target.engine == "ollama" else "",
+                loads=target.engine in JOINED,
+                objectives=slo.objectives(**asdict(config.objectives)),
+                clock=clock,
             )
             if target.engine in JOINED:
                 self.joined[target.name] = measures
             else:
                 self.sources.append(ProxySource(target, measures, config))
 
+    def name_models_by(self, listed: Callable[[str], Collection[str] | None]) -> None:
+        """Give the label `model` only to what an engine lists, by the target's name; None where nobody knows.
+
+        Ollama has no need of it: it answers to the models alone that it has.
+        """
+
+        def serves(target: str) -> Callable[[str], bool]:
+            return lambda model: (names := listed(target)) is None or model in names
+
+        for name, measures in self._measures.items():
+            if name not in self.joined:
+                measures.serves = serves(name)
+
     async def start(self) -> None:
-        """Listen.
+        """Listen; without a host in its address a proxy does so on this host's loopback alone.
 
         Raises:
-            web.listen.ListenError: an address cannot be listened on; none stays bound.
+            net.listen.ListenError: an address cannot be listened on; none stays bound.
         """
-        loop = asyncio.get_running_loop()
-        addresses = []
         async with contextlib.AsyncExitStack() as on_failure:
             on_failure.push_async_callback(self.close)
             for proxy, target in self._doors:
                 there = target.endpoint if proxy.upstream is None else replace(target.endpoint, url=proxy.upstream)
-                upstream, measures = _Address(there), self._measures[target.name]
-                for listener in await bind(proxy.listen):
-                    addresses.append(bound_address(listener))
-                    self._servers.append(await loop.create_server(self._maker(upstream, measures), sock=listener))
-                    log.info("proxying", extra={"address": addresses[-1], "target": target.name})
+                host, _, port = proxy.listen.rpartition(":")
+                upstream = _Address(there, {host.lower(), *map(str.lower, proxy.hosts), *_names_here()})
+                for listener in await bind(f"{host or 'localhost'}:{port}"):
+                    self._listeners.append(listener)
+                    work = self._accept(listener, upstream, self._measures[target.name])
+                    self._accepting.append(asyncio.get_running_loop().create_task(work))
+                    log.info("proxying", extra={"address": bound_address(listener), "target": target.name})
             on_failure.pop_all()
-        self.addresses = tuple(addresses)
+        self.addresses = tuple(map(bound_address, self._listeners))
 
-    def _maker(self, upstream: _Address, measures: Measures) -> Callable[[], Client]:
-        return lambda: Client(upstream, measures, self._clients)
+    async def _accept(self, listener: socket.socket, upstream: _Address, measures: Measures) -> None:
+        loop = asyncio.get_running_loop()
+        async for connection in accepted(listener):
+            if not self._gate.admits():
+                connection.close()
+                continue
+            client = Client(upstream, measures, self._gate)
+            self._gate.enter(client)
+            try:
+                await loop.connect_accepted_socket(lambda client=client: client, connection)  # type: ignore[misc]
+            except OSError:
+                self._gate.gone(client)
 
     async def close(self) -> None:
         """Listen no more, and cut what is under way: an engine's answer may take for ever."""
-        for server in self._servers:
-            server.close()
-        for client in list(self._clients):
-            client.close()
-        self._servers.clear()
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+        self._accepting.clear()
+        self._listeners.clear()
+        self._gate.close()
+
+
+def _names_here() -> set[str]:
+    """This host's name, with its domain and without."""
+    name = socket.gethostname().lower()
+    return {name, name.partition(".")[0]}

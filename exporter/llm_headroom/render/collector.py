@@ -75,7 +75,7 @@ class HeadroomCollector(Collector):
         return self
 
     def close(self) -> None:
-        """End polling and close every connection; `start` begins anew."""
+        """Stop polling and close every connection; `start` starts it again."""
         with self._lock:
             polling, self._polling = self._polling, None
             if polling is not None:

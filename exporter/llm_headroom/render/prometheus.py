@@ -1,6 +1,6 @@
 """Snapshots as Prometheus text 0.0.4 and OpenMetrics 1.0.
 
-Both formats share their sample lines, which are kept for each snapshot; only the lines about a family differ, since
+Both formats share their sample lines, which are cached for each snapshot; only the lines about a family differ, since
 OpenMetrics names a counter's family without `_total` and has units.
 Spec: https://prometheus.io/docs/instrumenting/exposition_formats/, https://prometheus.io/docs/specs/om/open_metrics_spec/
 """

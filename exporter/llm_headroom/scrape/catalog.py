@@ -37,6 +37,7 @@ def _rule(settings: RuleSettings) -> Rule:
         times=settings.times,
         scale=settings.scale,
         combine=Combine(settings.combine),
+        sums=True,
     )
 
 

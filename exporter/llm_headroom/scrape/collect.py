@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.slo import OBJECTIVES
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.openai_api import MODELS, present
 from llm_headroom.engines.rules import Absent, Fact
-from llm_headroom.exposition.text import Parser
+from llm_headroom.exposition.text import Exposition
 from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, point
 from llm_headroom.scrape import kv_cache
-from llm_headroom.scrape.http import Client, FetchError
+from llm_headroom.scrape.documents import Documents
+from llm_headroom.scrape.http import FetchError
+from llm_headroom.scrape.identify import without_port
 from llm_headroom.scrape.layers import merge
+from llm_headroom.scrape.load_estimates import LoadEstimates
 from llm_headroom.scrape.mapping import LabelCap, Mapper
 
 if TYPE_CHECKING:
@@ -24,26 +27,15 @@ if TYPE_CHECKING:
 
     from llm_headroom.config.settings import Target
     from llm_headroom.derive.slo import Objective
-    from llm_headroom.engines.rules import Document, Engine
-    from llm_headroom.exposition.text import Exposition, Layout
+    from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Point
-    from llm_headroom.scrape.http import Response
+    from llm_headroom.scrape.identify import Look
     from llm_headroom.scrape.layers import Layer, Told
+    from llm_headroom.scrape.mapping import Plan
 
-TEXT: Final = "text/plain;version=0.0.4"
-ANYTHING: Final = "*/*"
-LARGE_BODY: Final = 1 << 20
-"""Bytes from which on a body is parsed in a thread, so that it delays no other target."""
-RETRY_OPTIONAL: Final = 60.0
-"""Seconds until an optional document that failed is asked for again."""
-MOST_LINES: Final = 250_000
-"""Lines of an exposition: more would take seconds to read, whoever sends them."""
 MOST_WARNINGS: Final = 10
-OK: Final = 200
-
-
-def _optional(document: Document) -> bool:
-    return document.optional
+LOOK_AGAIN: Final = 300.0
+"""Seconds between looks at what answers in an engine's place."""
 
 
 class Reading(NamedTuple):
@@ -77,17 +69,16 @@ class Collector:
         self.engine = engine
         self.cap = LabelCap(label_limit)
         self._timeout = max(timeout, engine.timeout) if target.timeout is None else target.timeout
-        self._client = Client(target.endpoint)
+        self._documents = Documents(target, engine, timeout=self._timeout)
         self._base = {**target.labels, "engine": engine.name, "target": target.name}
-        self._mapper = Mapper(engine, self._base, cap=self.cap)
-        self._parsers: dict[str, Parser] = {}
-        self._documents: dict[str, Any] = {}
-        self._due: dict[str, float] = {}
-        self._warnings: dict[str, Failure] = {}
-        self._accepted: Layout | None = None
+        self._mapper = Mapper(engine, self._base, cap=self.cap, model=target.model)
+        self._mappers: dict[str, Mapper] = {}
+        self._remarks: list[Failure] = []
+        self._looked: tuple[float, Look | None] = (-math.inf, None)
         self._last_success: float | None = None
         self._memory = Memory()
         self._objectives = tuple(objectives)
+        self._estimates = LoadEstimates(target.name, objectives)
         self._measured = measured
         self._own: set[str] = set()
         self._layers = tuple(layers)
@@ -126,14 +117,20 @@ class Collector:
             health=Health(
                 up=error is None,
                 error=error,
-                warnings=(*self._warnings.values(), *self._layer_warnings)[:MOST_WARNINGS],
+                warnings=self._warnings(),
                 duration_seconds=time.monotonic() - started,
                 last_success=self._last_success,
                 samples=reading.samples,
                 unmapped=reading.unmapped,
+                withheld=self._documents.withheld,
                 version=version,
             ),
         )
+
+    async def estimate(self) -> None:
+        """Estimate the load headroom of models whose last estimate is old enough; the next collection tells it."""
+        for model, estimate in await self._estimates.made(self._memory):
+            self._memory = with_estimate(self._memory, model, estimate)
 
     async def read(self, deadline: float) -> Reading:
         """Fetch and map what is due, by a deadline in seconds of the monotonic clock.
@@ -142,156 +139,69 @@ class Collector:
             FetchError: the target, or a document that it must serve, was not read.
         """
         self._layer_warnings = ()
+        self._remarks = []
         try:
-            await self._fetch(deadline)
-        except FetchError:
-            self._forget()
-            raise
-        told = [await layer.read(self._documents, deadline) for layer in self._layers]
-        return self._read(told)
+            await self._documents.fetch(deadline)
+            told = [await layer.read(self._documents.held, deadline) for layer in self._layers]
+            return self._read(told)
+        except FetchError as failed:
+            raise FetchError(await self._explained(failed.failure, deadline)) from None
+
+    async def _explained(self, failure: Failure, deadline: float) -> Failure:
+        """A failure with what answers in the engine's place, if that could be its cause."""
+        if failure.cause in (Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT):
+            return failure._replace(message=failure.message + without_port(self.target.endpoint.url, [self.engine]))
+        if failure.cause not in (Cause.STATUS, Cause.FORMAT, Cause.NOT_THIS_ENGINE):
+            return failure
+        now = time.monotonic()
+        if self._looked[0] + LOOK_AGAIN < now:
+            self._looked = (now, await self._documents.looks_like(BUILT_IN.values(), deadline))
+        found = self._looked[1]
+        return failure if found is None else Failure(Cause.NOT_THIS_ENGINE, f"{failure.message}; {found.words}")
 
     async def close(self) -> None:
         """Close the connection."""
         for layer in self._layers:
             await layer.close()
-        await self._client.close()
+        await self._documents.close()
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The names of its models, as its metrics and its model list give them; of the latter adapters, too."""
+        listed = present(self._documents.held, MODELS.key) or ()
+        return frozenset({*self._memory.models, *(model["id"] for model in listed)}) - {""}
 
     def measured(self) -> list[Point]:
         """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""
         points = () if self._measured is None else self._measured(self._base)
         return [point for point in points if point.series.metric.name not in self._own]
 
-    def _forget(self) -> None:
-        """After a failure the next answer may be another version's: nothing that was read before holds."""
-        self._documents.clear()
-        self._due.clear()
-        self._warnings.clear()
-
-    async def _fetch(self, deadline: float) -> None:
-        """Fetch what is due, in the engine's order, until nothing new is asked for.
-
-        Required documents come first, so that a slow optional one costs nothing but itself.
-        """
-        asked: set[str] = set()
-        while True:
-            documents = tuple(self.engine.documents(self._documents))
-            now = time.monotonic()
-            due = [
-                document
-                for document in documents
-                if document.key not in asked and self._due.get(document.key, -math.inf) <= now
-            ]
-            if not due:
-                break
-            first = min(due, key=_optional)
-            asked.add(first.key)
-            await self._fetch_one(first, deadline)
-        for key in self._documents.keys() - {document.key for document in documents}:
-            del self._documents[key]
-            self._due.pop(key, None)
-            self._warnings.pop(key, None)
-
-    async def _fetch_one(self, document: Document, deadline: float) -> None:
-        try:
-            value = await self._answer(document, deadline)
-        except FetchError as failed:
-            if not document.optional:
-                raise
-            self._documents.pop(document.key, None)
-            self._due[document.key] = time.monotonic() + max(RETRY_OPTIONAL, document.every)
-            self._warnings[document.key] = failed.failure
-            return
-        self._warnings.pop(document.key, None)
-        if isinstance(value, Absent) and document.optional:
-            # what an engine does not serve it will not serve before it starts anew, which `_forget` notices
-            self._due[document.key] = math.inf
-            if value.status in (401, 403):
-                self._warnings[document.key] = Failure(
-                    Cause.AUTH,
-                    f"{self._url(document)} answered {value.status}: give this target credentials to read it",
-                )
-        elif document.every:
-            self._due[document.key] = time.monotonic() + document.every
-        self._documents[document.key] = value
-
-    async def _answer(self, document: Document, deadline: float) -> Any:  # noqa: ANN401 - JSON
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise FetchError(Failure(Cause.TIMEOUT, f"{self._url(document)}: no time left of {self._timeout:g} s"))
-        response = await self._client.get(
-            document.path,
-            timeout=remaining,
-            accept=TEXT if document.text else ANYTHING,
-            method=document.method,
-            body=document.body,
-        )
-        if response.status in document.tolerated:
-            return Absent(response.status)
-        if response.status != OK:
-            raise FetchError(self._refused(document, response))
-        if document.text:
-            return await self._exposition(document, response)
-        return self._json(document, response.body)
-
-    def _refused(self, document: Document, response: Response) -> Failure:
-        url = self._url(document)
-        if response.status in (401, 403):
-            return Failure(Cause.AUTH, f"{url} answered {response.status}: credentials are missing or wrong")
-        hint = {404: ": is this the right engine and port?", 503: ": the engine is loading or overloaded"}
-        return Failure(Cause.STATUS, f"{url} answered {response.status}{hint.get(response.status, '')}")
-
-    async def _exposition(self, document: Document, response: Response) -> Exposition:
-        if len(response.body) > MOST_LINES and (lines := response.body.count(b"\n")) > MOST_LINES:
-            message = f"{self._url(document)} has {lines} lines; {MOST_LINES} are the most that are read"
-            raise FetchError(Failure(Cause.TOO_LARGE, message))
-        parser = self._parsers.setdefault(document.key, Parser())
-        openmetrics = response.headers.get("content-type", "").startswith("application/openmetrics-text")
-        if len(response.body) < LARGE_BODY:
-            exposition = parser.parse(response.body, openmetrics=openmetrics)
-        else:
-            exposition = await asyncio.to_thread(parser.parse, response.body, openmetrics=openmetrics)
-        layout = exposition.layout
-        if not layout.keys and (layout.invalid or not layout.families):
-            found = layout.problems[0] if layout.problems else "an empty body"
-            raise FetchError(Failure(Cause.FORMAT, f"{self._url(document)} is no metrics exposition: {found}"))
-        if layout is not self._accepted:
-            if complaint := self.engine.refuse(layout):
-                raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{self._url(document)}: {complaint}"))
-            self._accepted = layout
-        return exposition
-
-    def _json(self, document: Document, body: bytes) -> Any:  # noqa: ANN401 - JSON
-        try:
-            return document.read(json.loads(body))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else type(error).__name__
-            raise FetchError(
-                Failure(Cause.FORMAT, f"{self._url(document)} is not what {self.engine.title} answers ({reason})")
-            ) from None
-
-    def _url(self, document: Document) -> str:
-        return f"{self.target.endpoint.url}{document.path}"
-
     def _version(self) -> str:
-        return self.engine.version(self._documents)[:64]
+        return self.engine.version(self._documents.held)[:64]
+
+    def _warnings(self) -> tuple[Failure, ...]:
+        return (*self._documents.warnings.values(), *self._remarks, *self._layer_warnings)[:MOST_WARNINGS]
 
     def _read(self, told: Sequence[Told]) -> Reading:
         points: list[Point] = []
         samples: dict[SampleState, int] = dict.fromkeys(SampleState, 0)
         unmapped: tuple[str, ...] = ()
-        model = self.engine.model(self._documents)
-        self._warnings.pop("", None)
-        for key, document in self._documents.items():
-            if key not in self._parsers or isinstance(document, Absent):
+        held = self._documents.held
+        model = self.engine.model(held)
+        for key, document in held.items():
+            if not isinstance(document, Exposition):
                 continue
-            plan, mapped = self._mapper.map(document, model=model)
+            mapper = self._mappers.setdefault(
+                key, Mapper(self.engine, self._base, cap=self.cap, model=self.target.model)
+            )
+            plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
             points += mapped.points
             for state, count in plan.states.items():
                 samples[state] += count
             samples[SampleState.INVALID] += mapped.invalid
             unmapped += plan.unmapped
-            self._remark(plan.problems, silent=not plan.owned)
-        documents = dict(self._documents)
+            self._judge(plan)
+        documents = dict(held)
         for each in told:
             documents |= each.documents
             self._layer_warnings += tuple(each.warnings)
@@ -305,12 +215,22 @@ class Collector:
         facts = list(self.engine.facts({**documents, "settings": self.target}))
         limit = self.target.requests_running_limit
         if limit is not None and not self.engine.limit_per_model:
-            model = self.engine.model(self._documents)
+            model = self.engine.model(self._documents.held)
             facts.append(Fact(schema.REQUESTS_RUNNING_LIMIT, {"model": model}, float(limit), "configuration"))
         return facts
 
-    def _remark(self, problems: Sequence[str], *, silent: bool) -> None:
-        if silent and self.engine.silent:
-            self._warnings[""] = Failure(Cause.NOT_THIS_ENGINE, self.engine.silent)
-        elif problems:
-            self._warnings[""] = Failure(Cause.FORMAT, "; ".join(problems[:3]))
+    def _judge(self, plan: Plan) -> None:
+        """What there is to say of an exposition.
+
+        Raises:
+            FetchError: it holds none of the engine's own metrics, and no other document shows that it is this engine.
+        """
+        if plan.problems:
+            self._remarks.append(Failure(Cause.FORMAT, "; ".join(plan.problems[:3])))
+        if plan.owned or not self.engine.silent:
+            return
+        held = self._documents.held.values()
+        if all(isinstance(each, Exposition | Absent) for each in held):
+            url = self.target.endpoint.url
+            raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{url} serves none of {self.engine.title}'s metrics"))
+        self._remarks.append(Failure(Cause.NOT_THIS_ENGINE, self.engine.silent))

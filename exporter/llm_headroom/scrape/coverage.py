@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.derive import capacity
+from llm_headroom.derive.observation import observe
 from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Metric, Snapshot
@@ -18,6 +20,8 @@ GPUS: Final = "nvml"
 _OF_GPUS: Final = frozenset({Subject.GPU, Subject.ATTRIBUTION})
 _OF_ROUTERS: Final = frozenset({Subject.ROUTER})
 _OF_ENGINES: Final = frozenset({Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.HOST})
+_JUDGED: Final = frozenset({schema.ENGINE_STATE, schema.GPU_STATE})
+"""Published with every collection, and no part of one."""
 _GIVEN_BY_OTHERS: Final = {
     Subject.DERIVED: "worked out from several readings under traffic; see `llm-headroom top` after some minutes of it",
     Subject.HOST: "read on the engine's own host; run llm-headroom there, beside the engine",
@@ -66,7 +70,7 @@ def expected(snapshot: Snapshot, engine: Engine | None) -> Iterator[Metric]:
         subjects = _OF_GPUS
     else:
         subjects = _OF_ROUTERS if engine is not None and engine.subject is Subject.ROUTER else _OF_ENGINES
-    return (metric for metric in schema.ALL if metric.subject in subjects)
+    return (metric for metric in schema.ALL if metric.subject in subjects and metric not in _JUDGED)
 
 
 def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, str]]:
@@ -77,7 +81,19 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, st
     exposed = {point.series.metric for point in snapshot.points}
     for metric in expected(snapshot, engine):
         if metric not in exposed:
-            yield metric.name, down or _reason(metric, engine)
+            yield (
+                metric.name,
+                down or _load_headroom(metric, snapshot) or _reason(metric, engine, snapshot.health.withheld),
+            )
+
+
+def _load_headroom(metric: Metric, snapshot: Snapshot) -> str:
+    """Why there is no load headroom, nor what follows from it, for the first model that lacks something."""
+    if metric not in capacity.FOLLOWING:
+        return ""
+    models = observe(snapshot.points)
+    reasons = (capacity.begun(now, 0.0, snapshot.engine).missing for now in models.values())
+    return next((f"derived: {reason}" for reason in reasons if reason is not None), "")
 
 
 def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -95,7 +111,7 @@ def _proxy(engine: Engine | None) -> str:
     return f"{seen}; name one under `proxies` to get it"
 
 
-def _reason(metric: Metric, engine: Engine | None) -> str:
+def _reason(metric: Metric, engine: Engine | None, withheld: Collection[str]) -> str:
     if metric in _WANTING:
         return _WANTING[metric]
     if metric.subject in _GIVEN_BY_OTHERS:
@@ -115,4 +131,6 @@ def _reason(metric: Metric, engine: Engine | None) -> str:
         parts.append(f"the engine exposes no {names.replace(', ', ' or ')}{f' (needs: {needs})' if needs else ''}")
     if where is not None:
         parts.append(f"not found in {where.replace('`', '')}")
+        if withheld:
+            parts.append(f"{', '.join(withheld)} wants credentials: give the target auth.bearer_token_file")
     return "; ".join(parts)

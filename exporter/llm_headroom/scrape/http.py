@@ -67,6 +67,7 @@ class Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._origin, host, self._prefix = parse_target(endpoint.url)
+        host = endpoint.address or host
         check(endpoint)
         tls = endpoint.tls
         self._address = f"{self._origin.scheme}://{f'[{host}]' if ':' in host else host}:{self._origin.port}"
@@ -113,7 +114,7 @@ class Client:
             answered = True
         except TimeoutError:
             doing = "preparing the request" if self._transport is None else self._transport.connection.doing
-            raise self._error(path, Cause.TIMEOUT, f"no answer within {timeout:g} s ({doing})") from None
+            raise self._error(path, Cause.TIMEOUT, f"no answer within {timeout:.3g} s ({doing})") from None
         except Refusal as refusal:
             raise self._error(path, refusal.cause, str(refusal)) from None
         else:

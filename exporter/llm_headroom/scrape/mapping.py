@@ -10,16 +10,16 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
 from operator import itemgetter, le
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.engines.rules import Combine
 from llm_headroom.model import Histogram, Kind, Point, SampleState, Series
+from llm_headroom.scrape.sources import Sources
 from llm_headroom.scrape.vocabulary import Vocabulary, family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.engines.rules import Engine, Fact, Reader, Rule
     from llm_headroom.exposition.text import Exposition, Layout
@@ -147,79 +147,18 @@ def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, 
     return itemgetter(*indices)
 
 
-class _Sources:
-    """A layout as rules look at it: positions by name, labels by position."""
-
-    def __init__(self, engine: Engine, layout: Layout) -> None:
-        self.engine = engine
-        self.layout = layout
-        self.positions: dict[str, list[int]] = {}
-        for index, key in enumerate(layout.keys):
-            self.positions.setdefault(key.name, []).append(index)
-        self._labels: dict[int, dict[str, str]] = {}
-        self.products: list[tuple[int, int]] = []
-
-    def product(self, one: int, other: int) -> int:
-        """The position of the product of two positions' values."""
-        self.products.append((one, other))
-        return len(self.layout.keys) + len(self.products) - 1
-
-    def labels(self, index: int) -> dict[str, str]:
-        found = self._labels.get(index)
-        if found is None:
-            found = self._labels[index] = dict(self.layout.keys[index].labels)
-        return found
-
-    def matching(self, name: str, where: Mapping[str, re.Pattern[str]]) -> list[int]:
-        return [
-            index
-            for index in self.positions.get(name, ())
-            if all(pattern.fullmatch(self.labels(index).get(label, "")) for label, pattern in where.items())
-        ]
-
-    @cached_property
-    def only_model(self) -> str:
-        """The model of all the series that name one, if they agree: some families carry no model."""
-        label = self.engine.model_label
-        models = {
-            value
-            for key in self.layout.keys
-            if self.engine.owns(key.name)
-            for name, value in key.labels
-            if name == label and value
-        }
-        return models.pop() if len(models) == 1 else ""
-
-    def without_repeated_ranks(self, indices: Iterable[int]) -> list[int]:
-        """One position for each set of ranks that tell the same thing: the lowest rank's, in the layout's order."""
-        ranks = self.engine.rank_labels
-        if not ranks:
-            return list(indices)
-        lowest: dict[tuple[tuple[str, str], ...], tuple[tuple[int, ...], int]] = {}
-        for index in indices:
-            labels = self.labels(index)
-            identity = tuple(sorted((name, value) for name, value in labels.items() if name not in ranks))
-            rank = tuple(_rank(labels.get(name, "")) for name in ranks)
-            kept = lowest.get(identity)
-            if kept is None or rank < kept[0]:
-                lowest[identity] = (rank, index)
-        return [index for _, index in lowest.values()]
-
-
-def _rank(text: str) -> int:
-    return int(text) if text.isdecimal() else -1
-
-
 class Mapper:
     """Maps the expositions and documents of one target; keeps the plan of the layout seen last.
 
-    `base` are the labels that every series of the target gets (engine, target, the operator's own).
+    `base` are the labels that every series of the target gets (engine, target, the operator's own), `model` is the
+    model's name where the engine's own is not to be used.
     """
 
-    def __init__(self, engine: Engine, base: Mapping[str, str], *, cap: LabelCap) -> None:
+    def __init__(self, engine: Engine, base: Mapping[str, str], *, cap: LabelCap, model: str = "") -> None:
         self.engine = engine
         self.cap = cap
         self._base = dict(base)
+        self._model = model
         self._vocabulary = Vocabulary(engine)
         self._where = [{label: re.compile(pattern) for label, pattern in rule.where.items()} for rule in engine.rules]
         self._planned: tuple[Layout, str, Plan] | None = None
@@ -250,13 +189,14 @@ class Mapper:
             if series is None:
                 if len(self._facts) > 10 * self.cap.limit * len(metric.labels or (1,)):
                     self._facts.clear()
-                capped = {name: self.cap.admit(name, text) if text else "" for name, text in labels.items()}
+                named = {**labels, "model": self._model} if self._model and labels.get("model") else labels
+                capped = {name: self.cap.admit(name, text) if text else "" for name, text in named.items()}
                 series = self._facts[key] = Series(metric, self._base | capped)
             points.append(Point(series, value, origin))
         return _merged(points)
 
     def _compile(self, layout: Layout, model: str) -> Plan:
-        sources = _Sources(self.engine, layout)
+        sources = Sources(self.engine, layout, tuple(zip(self.engine.rules, self._where, strict=True)))
         problems: list[str] = []
         taken: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
         placed: dict[Series, _Scalar | _Buckets | Point] = {}
@@ -269,21 +209,21 @@ class Mapper:
                 taken.add(identity)
             for made in found:
                 placed.setdefault(made.series, made)
-        states, unmapped = self._census(layout)
+        states, unmapped = self._census(sources)
         return Plan(
             tuple(made for made in placed.values() if isinstance(made, _Scalar)),
             tuple(made for made in placed.values() if isinstance(made, _Buckets)),
             tuple(made for made in placed.values() if isinstance(made, Point)),
             states,
             unmapped,
-            (*layout.problems, *problems),
-            any(self.engine.owns(key.name) for key in layout.keys),
+            (*layout.problems, *problems, *_strange(sources)),
+            self.engine.recognises({key.name for key in layout.keys}),
             tuple(sources.products),
         )
 
     def _found(
         self,
-        sources: _Sources,
+        sources: Sources,
         rule: Rule,
         where: Mapping[str, re.Pattern[str]],
         model: str,
@@ -295,11 +235,14 @@ class Mapper:
             return self._constants(sources, rule, rule.read, where, model)
         return self._scalars(sources, rule, where, model)
 
-    def _census(self, layout: Layout) -> tuple[Mapping[SampleState, int], tuple[str, ...]]:
+    def _census(self, sources: Sources) -> tuple[Mapping[SampleState, int], tuple[str, ...]]:
+        layout, strange = sources.layout, {*sources.apart, *sources.repeats}
         states: Counter[SampleState] = Counter()
         unmapped: dict[str, None] = {}
         for key in layout.keys:
             state = self._vocabulary.state(key.name, key.type)
+            if strange and state is SampleState.MAPPED and not strange.isdisjoint(name for name, _ in key.labels):
+                state = SampleState.UNKNOWN_LABEL
             states[state] += 1
             if state is SampleState.UNKNOWN:
                 unmapped[family(key.name, key.type)] = None
@@ -307,12 +250,12 @@ class Mapper:
         return dict(states), tuple(unmapped)
 
     def _present(
-        self, sources: _Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], suffix: str = ""
+        self, sources: Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], suffix: str = ""
     ) -> tuple[str, list[int]]:
         return self._present_as(rule.names, sources, where, suffix)
 
     def _present_as(
-        self, names: tuple[str, ...], sources: _Sources, where: Mapping[str, re.Pattern[str]], suffix: str = ""
+        self, names: tuple[str, ...], sources: Sources, where: Mapping[str, re.Pattern[str]], suffix: str = ""
     ) -> tuple[str, list[int]]:
         for name in names:
             for spelling in self.engine.spellings(name):
@@ -321,14 +264,16 @@ class Mapper:
                     return spelling, indices
         return "", []
 
-    def _series(self, sources: _Sources, rule: Rule, index: int, model: str) -> Series:
+    def _series(self, sources: Sources, rule: Rule, index: int, model: str) -> Series:
         engine = self.engine
         upstream = sources.labels(index)
         ours = dict(self._base)
         if "model" in rule.metric.labels:
-            ours["model"] = self._admit("model", upstream.get(engine.model_label) or sources.only_model or model)
-        if engine.replica_label and "replica" in rule.metric.labels:
-            ours["replica"] = self._admit("replica", upstream.get(engine.replica_label, ""))
+            whole = self._model or upstream.get(engine.model_label) or sources.only_model or model
+            parts = (value for value in map(upstream.get, engine.model_parts) if value)
+            ours["model"] = self._admit("model", "/".join((whole, *parts)))
+        if "replica" in rule.metric.labels:
+            ours["replica"] = self._admit("replica", sources.replica(rule, index))
         for name, label in rule.labels.items():
             value = upstream.get(name, "")
             ours[label] = self._admit(label, rule.rewrite[label](value) if label in rule.rewrite else value)
@@ -338,9 +283,7 @@ class Mapper:
     def _admit(self, label: str, value: str) -> str:
         return self.cap.admit(label, value) if value else ""
 
-    def _scalars(
-        self, sources: _Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str
-    ) -> list[_Scalar]:
+    def _scalars(self, sources: Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str) -> list[_Scalar]:
         origin, indices = self._present(sources, rule, where)
         if not indices:
             return []
@@ -360,13 +303,21 @@ class Mapper:
                 origin,
                 tuple(group[:1] if rule.combine is Combine.FIRST else group),
                 rule.scale,
-                rule.combine,
+                self._combined(sources, rule, group),
             )
             for series, group in groups.items()
         ]
 
+    def _combined(self, sources: Sources, rule: Rule, group: Sequence[int]) -> Combine:
+        """How the series of a group combine: ratios are never summed, nor is what a rank repeats."""
+        if rule.combine is not Combine.SUM or len(group) == 1:
+            return rule.combine
+        ratio = rule.metric.unit == "1"
+        repeated = any(len({sources.labels(index).get(name) for index in group}) > 1 for name in sources.repeats)
+        return Combine.MAX if ratio or (repeated and not sources.sums(rule)) else Combine.SUM
+
     def _multiplied(
-        self, sources: _Sources, rule: Rule, groups: Mapping[Series, list[int]]
+        self, sources: Sources, rule: Rule, groups: Mapping[Series, list[int]]
     ) -> tuple[str, dict[Series, list[int]]]:
         """The second signal's name, and the positions of products for the groups in which each series has a partner."""
         name, indices = self._present_as(rule.times, sources, {})
@@ -379,7 +330,7 @@ class Mapper:
                 found[series] = products
         return name, found
 
-    def _groups(self, sources: _Sources, rule: Rule, indices: Iterable[int], model: str) -> dict[Series, list[int]]:
+    def _groups(self, sources: Sources, rule: Rule, indices: Iterable[int], model: str) -> dict[Series, list[int]]:
         kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
         groups: dict[Series, list[int]] = {}
         for index in kept:
@@ -388,7 +339,7 @@ class Mapper:
 
     def _constants(
         self,
-        sources: _Sources,
+        sources: Sources,
         rule: Rule,
         read: Reader,
         where: Mapping[str, re.Pattern[str]],
@@ -405,7 +356,7 @@ class Mapper:
 
     def _histograms(
         self,
-        sources: _Sources,
+        sources: Sources,
         rule: Rule,
         where: Mapping[str, re.Pattern[str]],
         model: str,
@@ -441,6 +392,14 @@ class Mapper:
                 )
             )
         return found
+
+
+def _strange(sources: Sources) -> Iterator[str]:
+    """What there is to say of labels that no rule knows."""
+    if sources.apart:
+        yield f"no rule knows the label {', '.join(sources.apart)}: its series are kept apart as replicas"
+    if sources.repeats:
+        yield f"no rule knows the label {', '.join(sorted(sources.repeats))}: the largest of what it repeats is read"
 
 
 def _bound(text: str) -> float | None:

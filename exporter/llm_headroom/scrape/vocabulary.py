@@ -29,12 +29,7 @@ class Vocabulary:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._mapped = {
-            spelling
-            for rule in engine.rules
-            for name in (*rule.names, *rule.plus, *rule.times)
-            for spelling in engine.spellings(name)
-        }
+        self._mapped = engine.vocabulary
         self._known: dict[str, SampleState] = {}
 
     def state(self, name: str, kind: str) -> SampleState:
@@ -57,6 +52,6 @@ class Vocabulary:
 
     def _canonical(self, name: str) -> str:
         for prefix in self.engine.prefixes:
-            if name.startswith(prefix):
+            if prefix and name.startswith(prefix):
                 return self.engine.prefixes[0] + name.removeprefix(prefix)
         return name

@@ -122,7 +122,7 @@ class Engine:
             self._waiting.append(sequence)
 
     def abort(self, number: int) -> None:
-        """Drop a request whose client has gone; one that runs ends with the step in flight. Unknown numbers pass."""
+        """Drop a request whose client has gone; a running one ends with its step. Unknown numbers are ignored."""
         sequence = self._running.get(number) or next((one for one in self._waiting if one.number == number), None)
         if sequence is None:
             self._inbox = [one for one in self._inbox if one[1] != number]
@@ -172,7 +172,7 @@ class Engine:
         """Move virtual time to ``until``; a step that would end later is in flight then.
 
         Raises:
-            ValueError: ``until`` lies in the past.
+            ValueError: ``until`` is in the past.
         """
         if until < self.now:
             raise ValueError(f"virtual time is {self.now} s and cannot go back to {until} s")
@@ -259,7 +259,7 @@ class Engine:
             budget -= tokens
 
     def _extend_or_preempt(self, sequence: Sequence, tokens: int) -> bool:
-        """Find room for a chunk, preempting the last admitted; return False if that was the sequence itself."""
+        """Find blocks for a chunk, preempting the last admitted; return False if that was the sequence itself."""
         while not self._extend(sequence, tokens):
             victim = next(reversed(self._prefilling.values()))  # nothing that decodes was admitted later
             self._preempt(victim)
@@ -287,31 +287,33 @@ class Engine:
             self._full = False
 
     def _admit_sglang(self, budget: int) -> None:
-        room = float(self._pool.obtainable)
+        available = float(self._pool.obtainable)
         for sequence in self._running.values():
             left = sequence.allowed - sequence.generated_at(self._decode_steps)
             reserve = self._ratio * min(left, _RESERVE_AT_MOST)
-            room -= reserve + (sequence.target - sequence.computed if sequence.state is State.PREFILL else 0)
+            available -= reserve + (sequence.target - sequence.computed if sequence.state is State.PREFILL else 0)
         while self._waiting and budget > 0:
             sequence = self._waiting[0]
             reserve = min(sequence.allowed - sequence.generated, _RESERVE_AT_MOST)
-            if len(self._running) >= self.config.max_num_seqs or not self._admit(sequence, math.floor(room - reserve)):
+            if len(self._running) >= self.config.max_num_seqs or not self._admit(
+                sequence, math.floor(available - reserve)
+            ):
                 self._full = bool(self._running)
                 return
             tokens = min(sequence.target - sequence.computed, budget)
-            room -= sequence.target - sequence.computed + reserve
+            available -= sequence.target - sequence.computed + reserve
             self._extend(sequence, tokens)
             self._chunks.append((sequence, tokens))
             budget -= tokens
 
-    def _admit(self, sequence: Sequence, room: int) -> bool:
-        """Admit the head of the queue if its whole input fits into ``room`` blocks beside what the cache holds."""
+    def _admit(self, sequence: Sequence, available: int) -> bool:
+        """Admit the head of the queue if its whole input fits into ``available`` blocks beside what the cache holds."""
         pool, config = self._pool, self.config
         tokens = sequence.request.prompt_tokens + sequence.generated
         keys, per_segment = sequence.prefix_keys(config.block_tokens)
         limit = (tokens - 1) // config.block_tokens  # at least one token is computed, for its logits
         found, blocks, idle = pool.match(keys, sequence.private_key, per_segment, limit)
-        if pool.blocks_for(tokens) - blocks + idle > room:
+        if pool.blocks_for(tokens) - blocks + idle > available:
             return False
         self._waiting.popleft()
         pool.hold(keys[:found], per_segment)
@@ -454,7 +456,7 @@ class Engine:
             self._waiting.appendleft(sequence)
 
     def _retract(self) -> None:
-        """Retract the decoding sequences with the fewest tokens until there is room for 20 more steps."""
+        """Retract the decoding sequences with the fewest tokens until 20 more steps fit."""
         steps = self._decode_steps
         ranked = [one for one in self._running.values() if one.state is State.DECODE]
         ranked.sort(key=lambda one: (-one.generated_at(steps), one.request.prompt_tokens))

@@ -10,7 +10,7 @@ class Clock:
 
     Attributes:
         speed: virtual seconds per real second, above 0; 1.0 is real time.
-        started: unix time of virtual second 0. What engines tell as unix time is this plus virtual seconds, so that
+        started: unix time of virtual second 0. What engines report as unix time is this plus virtual seconds, so that
             it agrees with the clocks of others only at speed 1.
     """
 

@@ -1,4 +1,4 @@
-"""The JSON in which a vLLM or SGLang server tells of itself, for a simulated one: what describes its load and size.
+"""The JSON in which a simulated vLLM or SGLang server describes its load and size.
 
 Forms follow the captures of the versions named; ``/server_info`` of real servers holds every flag, here only those that
 the simulator has.
@@ -37,7 +37,7 @@ class Server:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the KV cache of a replica holds, as the engines tell it."""
+        """Capacity of a replica's KV cache in tokens, as the engines report it."""
         return self.config.total_blocks * self.config.block_tokens
 
 

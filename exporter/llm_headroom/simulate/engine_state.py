@@ -38,7 +38,7 @@ class EngineConfig:
         cost: what a step costs.
         scheduler: ``vllm`` (V1: decode first, prompts share the rest of the step's budget, preemption of the last
             admitted) or ``sglang`` (prefill first, reservation by ``new_token_ratio``, retraction).
-        total_blocks: size of the KV pool in blocks. vLLM keeps one of them as its null block.
+        total_blocks: size of the KV pool in blocks. vLLM uses one of them as its null block.
         block_tokens: tokens per block; 1 for SGLang.
         max_num_seqs: most running requests (SGLang: ``max_running_requests``).
         max_step_tokens: token budget of a step (vLLM ``max_num_batched_tokens``, SGLang ``chunked_prefill_size``).

@@ -54,7 +54,7 @@ class Exposition:
             start: unix seconds at virtual second 0.
             speed: virtual seconds per real second.
             memory: of one GPU, for SGLang's memory gauges; None leaves them at 0.
-            utilisation: share of the GPU's memory that the engine was told to take.
+            utilisation: share of the GPU's memory that the engine is configured to reserve.
 
         Raises:
             ValueError: there is no such version, or it is one of the other scheduler's engine.

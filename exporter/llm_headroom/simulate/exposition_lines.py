@@ -171,9 +171,9 @@ def _settled(setting: Setting) -> dict[str, str]:
 def _labelled(line: Line, setting: Setting, ranks: int) -> str:
     """Return a line with the model's name, and with the configuration in the labels of info metrics."""
     tokens = setting.total_blocks * setting.block_tokens
-    told = {"model_name": setting.model}
+    shown = {"model_name": setting.model}
     if line.name == "vllm:cache_config_info":
-        told |= {
+        shown |= {
             "block_size": str(setting.block_tokens),
             "effective_attention_block_size": str(setting.block_tokens),
             "enable_prefix_caching": str(setting.prefix_caching),
@@ -181,12 +181,12 @@ def _labelled(line: Line, setting: Setting, ranks: int) -> str:
             "kv_cache_max_concurrency": str(tokens / setting.longest),
             "kv_cache_memory_bytes": "None",
             "kv_cache_size_tokens": str(tokens),
-            "num_gpu_blocks": str(setting.total_blocks * ranks),  # of all replicas, told by each
+            "num_gpu_blocks": str(setting.total_blocks * ranks),  # of all replicas, exposed by each
             "num_gpu_blocks_override": "None",
         }
     elif line.name == "sglang:cache_config_info":
-        told |= {"num_pages": str(setting.total_blocks), "page_size": str(setting.block_tokens)}
-    changed = {label: told.get(label, value) for label, value in line.labels.items()}
+        shown |= {"num_pages": str(setting.total_blocks), "page_size": str(setting.block_tokens)}
+    changed = {label: shown.get(label, value) for label, value in line.labels.items()}
     return _series(line.name, changed) if changed != line.labels else line.text
 
 
@@ -214,7 +214,7 @@ def _rare(source: Template, setting: Setting, size: int) -> tuple[tuple[str, tup
             if line.name == typical:
                 rank = rank_of(line)
                 group = source.ranks if rank is None and source.ranks > 1 else rank or 0
-                labels = {key: told for key, told in line.labels.items() if key != "is_streaming"}
+                labels = {key: value for key, value in line.labels.items() if key != "is_streaming"}
                 series[_series(name, labels | {"model_name": setting.model})] = group * size + _SCALAR_AT[value]
         lines = [f"# HELP {name} {text}", f"# TYPE {name} counter", *(f"{one.replace('%', '%%')} %s" for one in series)]
         found.append(("\n".join([*lines, ""]), tuple(series.values())))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llm_headroom.simulate.engine_state import EngineReading
 
 
-# What a reading says, by our own names -------------------------------------------------------------------------------
+# What a reading has, by our own names --------------------------------------------------------------------------------
 def _done(reading: EngineReading) -> int:
     finished = reading.counters.finished
     return finished.get("stop", 0) + finished.get("length", 0)

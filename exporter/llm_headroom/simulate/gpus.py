@@ -28,7 +28,7 @@ DRIVER: Final = "simulated"
 ORIGIN: Final = "simulated GPU"
 UNSEEN_PID: Final = 1 << 22
 """The least PID that no process can have (proc(5): pid_max is at most 2^22)."""
-_RESERVED: Final = 512 * 1024**2  # assumed: what driver and firmware keep
+_RESERVED: Final = 512 * 1024**2  # assumed: what driver and firmware reserve
 _LIMITS: Final = {  # watts, from NVIDIA's data sheets
     "NVIDIA H100 80GB HBM3": 700.0,
     "NVIDIA A100-SXM4-80GB": 400.0,
@@ -48,7 +48,7 @@ class Holder:
 
     Attributes:
         memory: bytes now.
-        pid: as NVML lists it; None for memory that it tells of no process, as of another container's.
+        pid: as NVML lists it; None for memory that it attributes to no process, such as another container's.
         busy_seconds: virtual seconds of work so far.
     """
 

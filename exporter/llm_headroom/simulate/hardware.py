@@ -2,7 +2,7 @@
 
 A step reads the weights once and the cached tokens of every decoding sequence, and computes two floating-point
 operations per parameter and token. It takes the longer of the two, at an assumed share of the peak rates, plus a fixed
-overhead; see docs/simulator.md for how far that lies from published measurements.
+overhead; see docs/simulator.md for how far that is from published measurements.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Gpu:
     """A GPU's data sheet.
 
     Attributes:
-        name: as NVML tells it.
-        memory_bytes: as NVML tells it.
+        name: as NVML reports it.
+        memory_bytes: as NVML reports it.
         bandwidth: bytes per second of device memory.
         flops: dense bf16 operations per second with fp32 accumulation.
     """

@@ -113,7 +113,7 @@ class _Alarm:
     Args:
         clock: that the engine follows.
         catch_up: does what was due until now.
-        next_event: says at which virtual second something happens next, infinity if nothing will by itself.
+        next_event: virtual second at which something happens next, infinity if nothing will by itself.
     """
 
     def __init__(self, clock: Clock, catch_up: Callable[[], None], next_event: Callable[[], float]) -> None:

@@ -65,7 +65,7 @@ class HistogramReading:
     """One histogram at one moment.
 
     Attributes:
-        bounds: finite upper bounds, ascending; an observation equal to a bound lies below it (Prometheus' ``le``).
+        bounds: finite upper bounds, ascending; an observation equal to a bound counts as below it (Prometheus' ``le``).
         counts: observations per bucket, not cumulative; one more than ``bounds``, the last is ``+Inf``.
         total: the sum of all observations, in their unit.
     """
@@ -162,7 +162,7 @@ class Counters:
         finished_generated_tokens: output tokens of finished requests (as SGLang books them).
         cache_queries: prompt tokens looked up in the prefix cache at first admission.
         cache_hits: tokens of those that were found.
-        evicted_tokens: cached tokens that had to make room.
+        evicted_tokens: cached tokens that were evicted.
         preemptions: preemptions (vLLM) or retractions (SGLang).
         retracted_input_tokens: prompt tokens of preempted requests, once per preemption.
         retracted_output_tokens: tokens generated before each preemption.

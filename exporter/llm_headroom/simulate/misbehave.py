@@ -1,4 +1,4 @@
-"""What a simulated engine can be told to do wrong, as values: by the demo's incidents and by ``POST /-/misbehave``."""
+"""Faults of a simulated engine, as values: for the demo's incidents and ``POST /-/misbehave``."""
 
 from __future__ import annotations
 

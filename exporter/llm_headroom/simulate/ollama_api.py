@@ -1,4 +1,4 @@
-"""The JSON in which an Ollama server tells of its models, for a simulated one.
+"""The JSON in which a simulated Ollama server describes its models.
 
 Forms follow ollama/ollama server/routes.go and api/types.go as of 0.33; numbers in words, format/format.go.
 """

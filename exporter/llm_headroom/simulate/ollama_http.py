@@ -1,4 +1,4 @@
-"""Ollama's HTTP: ``/api/chat`` and ``/api/generate`` at the pace of the simulated server, and what it tells of itself.
+"""Ollama's HTTP: ``/api/chat`` and ``/api/generate`` at the simulated speed, and documents about its models.
 
 Forms follow ollama/ollama docs/api.md and server/routes.go.
 """
@@ -130,7 +130,7 @@ class _Form:
 
 
 def _timings(outcome: Outcome, loaded_at: float | None) -> dict[str, Any]:
-    """The durations that the last line tells, in nanoseconds of virtual time."""
+    """The durations in the last line, in nanoseconds of virtual time."""
     begin, admitted, first = outcome.request.arrival, outcome.admitted, outcome.first_token
     if admitted is None or first is None:
         raise RuntimeError("a request ended well without having run")

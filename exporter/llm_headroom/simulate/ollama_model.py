@@ -54,7 +54,7 @@ class OllamaConfig:
         num_parallel: OLLAMA_NUM_PARALLEL, slots per model.
         max_loaded: OLLAMA_MAX_LOADED_MODELS.
         max_queue: OLLAMA_MAX_QUEUE: most requests that wait for a model that is not ready.
-        keep_alive: OLLAMA_KEEP_ALIVE in seconds; negative keeps for ever, 0 unloads after the request.
+        keep_alive: OLLAMA_KEEP_ALIVE in seconds; negative: never unload; 0: unload after the request.
         context_length: tokens per slot.
         host: where spilled layers run.
     """
@@ -82,7 +82,7 @@ class OllamaConfig:
 
 @dataclass(frozen=True, slots=True)
 class SpilledCost:
-    """Steps of a model whose layers lie partly on the CPU: one part after the other.
+    """Steps of a model whose layers are partly on the CPU: one part after the other.
 
     Attributes:
         model: what runs.
@@ -115,7 +115,7 @@ class LoadedModel:
         name: of the model.
         size: bytes; ``size_vram`` those on the GPU, less than ``size`` when it spilled.
         context_length: tokens per slot.
-        expires_at: virtual seconds, as set when its last request ended; infinite if it is kept for ever.
+        expires_at: virtual seconds, as set when its last request ended; infinite if it is never unloaded.
         loaded_at: virtual seconds at which it became ready.
         engine: the state of its slots; running and waiting are those of this model.
     """
@@ -135,7 +135,7 @@ class OllamaReading:
 
     Attributes:
         time: virtual seconds.
-        loaded: models that are ready, the longest kept first.
+        loaded: models that are ready, the last to expire first.
         loading: the model that loads; None if none does.
         pending: requests that wait for a model that is not ready.
         loads: loads so far; ``evictions`` models unloaded for another one, ``expirations`` unloaded by keep-alive.
@@ -230,7 +230,7 @@ class OllamaServer:
         return one.number
 
     def abort(self, number: int) -> None:
-        """Drop a request whose client has gone; a load that it began goes on. Unknown numbers pass."""
+        """Drop a request whose client has gone; a load that it started continues. Unknown numbers are ignored."""
         if number in self._running:
             engine, own = self._running[number]
             engine.abort(own)
@@ -293,7 +293,7 @@ class OllamaServer:
         """Move virtual time to ``until``.
 
         Raises:
-            ValueError: ``until`` lies in the past.
+            ValueError: ``until`` is in the past.
         """
         if until < self.now:
             raise ValueError(f"virtual time is {self.now} s and cannot go back to {until} s")
@@ -316,7 +316,7 @@ class OllamaServer:
             runner.engine.advance(moment)
 
     def _start_load(self) -> None:
-        """Begin to load the model that the head of the queue waits for, evicting idle ones where it needs room."""
+        """Start loading the model that the head of the queue waits for, evicting idle ones if it needs their memory."""
         while self._pending and self._pending[0].model in self._runners:
             one = self._pending.popleft()
             self._run(self._runners[one.model], one)

@@ -131,7 +131,7 @@ class _Form:
         return {**self._head, "object": self._kind(stream=True), "choices": [choice]}
 
     def usage(self, usage: Mapping[str, int]) -> dict[str, Any]:
-        """The last part of a stream that was asked to tell its tokens."""
+        """The last part of a stream that was asked for its token usage."""
         return {**self._head, "object": self._kind(stream=True), "choices": [], "usage": usage}
 
     def whole(self, text: str, reason: str, usage: Mapping[str, int]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Sequence:
         computed: tokens in the cache.
         generated: tokens generated.
         shared: keys of the shared segments that it holds, and ``shared_blocks`` their blocks.
-        own_blocks: blocks that it alone holds; not kept up to date while it decodes.
+        own_blocks: blocks that it alone holds; not updated while it decodes.
         entry_step: the engine's count of decode steps when it began to decode; ``due`` that with which it ends.
         phase: decode steps at which it needs a block, modulo the block size.
         admitted: time of the first admission.
@@ -107,7 +107,7 @@ class Sequence:
         return self.generated + step - self.entry_step if self.state is State.DECODE else self.generated
 
     def tell_token(self, time: float, index: int) -> None:
-        """Tell the client of a token."""
+        """Deliver a token to the client."""
         if self.on_token:
             self.on_token(time, index)
 
@@ -136,7 +136,7 @@ class Sequence:
         measures.h_prefill_computed.observe(self.request.prompt_tokens - self.cached)
 
     def tell_end(self, reason: str, time: float) -> None:
-        """Tell the client how it ended."""
+        """Report to the client how it ended."""
         self.state = State.ENDED
         if self._on_end:
             self._on_end(

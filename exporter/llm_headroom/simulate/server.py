@@ -179,7 +179,7 @@ class EngineServer:
             self.misbehave(parsed(replies.document(request)))
         except ValueError as error:
             return replies.as_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-        _log.info("told to misbehave", extra={"engine": self.name, "how": request.body.decode("utf-8", "replace")})
+        _log.info("misbehaviour started", extra={"engine": self.name, "how": request.body.decode("utf-8", "replace")})
         return replies.as_json({"accepted": True})
 
 
@@ -206,7 +206,7 @@ def batching_server(  # noqa: PLR0913 - what an engine is started with
     Args:
         scheduler: ``vllm`` or ``sglang``.
         clock: that it follows.
-        version: whose metrics it serves, one of ``exposition.versions()`` with one replica.
+        version: engine version whose metrics it serves, one of ``exposition.versions()`` with one replica.
         model: what it runs.
         gpu: on what.
         utilisation: share of the GPU's memory that it takes (vLLM's --gpu-memory-utilization).

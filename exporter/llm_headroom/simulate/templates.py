@@ -40,7 +40,7 @@ class Template(NamedTuple):
 
     Attributes:
         engine: ``vllm`` or ``sglang``.
-        release: the engine's version as it tells it: ``0.32.0``.
+        release: the engine's version as it reports it: ``0.32.0``.
         lines: in their order.
         ranks: data-parallel replicas.
     """

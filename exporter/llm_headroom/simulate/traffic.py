@@ -131,7 +131,7 @@ def cut(requests: Iterable[Request], begin: float, end: float) -> Iterator[Reque
 
 
 def repeated(requests: Iterable[Request], period: float, times: int | None = None) -> Iterator[Request]:
-    """Yield the requests again every ``period`` seconds, ``times`` times or for ever (None).
+    """Yield the requests again every ``period`` seconds, ``times`` times, or without end (None).
 
     They are held in memory. Prefix ids stay as they are: the second round finds what the first has left in the cache.
 

@@ -100,6 +100,7 @@ class Board:
                 known = (snapshot, cards(snapshot, self._history, titles, self._lacking, said))
             made[snapshot.target] = known
         self._cards = made
+        self._missing = {key: found for key, found in self._missing.items() if key[0] in made}
         absent = {str(what): failure.message for what, failure in self._poller.absent.items()}
         return assembled(list(made.values()), absent, time.time(), self._notices())
 

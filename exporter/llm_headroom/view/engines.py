@@ -17,6 +17,7 @@ from llm_headroom.view.values import (
     EngineCard,
     KvCache,
     Latency,
+    Load,
     Objective,
     Router,
     Share,
@@ -122,6 +123,7 @@ def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
         notes=_notes(offload, source),
         model=model,
         replicas=len({replica for point in points if (replica := point.series.label("replica"))}),
+        load=_load(points, said),
         running=running,
         waiting=waiting,
         limit=said.get(schema.REQUESTS_RUNNING_LIMIT),
@@ -147,6 +149,20 @@ def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
             *gauge_line("kv_usage", readings, schema.KV_CACHE_USAGE),
         ),
         missing=missing,
+    )
+
+
+def _load(points: Sequence[Point], said: Said) -> tuple[Load, ...]:
+    binding = {
+        series.label("objective"): series.label("resource")
+        for series, value in numbers(points, schema.LOAD_HEADROOM_BINDING)
+        if value
+    }
+    sustainable = said.by(schema.SUSTAINABLE_REQUESTS, "objective")
+    suspect = bool(said.get(schema.LOAD_HEADROOM_SUSPECT))
+    return tuple(
+        Load(objective, headroom, binding.get(objective, ""), sustainable.get(objective), suspect)
+        for objective, headroom in said.by(schema.LOAD_HEADROOM, "objective").items()
     )
 
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from llm_headroom.view.history import Reading
 
 RISKS: Final = {
-    "llm_saturation_risk_ratio": "saturation",
     "llm_kv_saturation_risk_ratio": "KV cache saturation",
     "llm_oom_risk_ratio": "running out of memory",
     "llm_spill_risk_ratio": "spilling to the CPU",

@@ -8,7 +8,7 @@ from unicodedata import category
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_headroom.view.values import Latency, Quantile
+    from llm_headroom.view.values import Latency, Load, Quantile
 
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 UNKNOWN: Final = "–"
@@ -20,6 +20,8 @@ OBJECTIVES: Final = {
     "llm_time_per_output_token_seconds": "inter_token_latency",
 }
 """The objectives that latencies are judged by."""
+MOST_TIMES: Final = 16.0
+RESOURCE_NAMES: Final = {"kv_cache": "KV cache", "compute": "compute", "concurrency": "the running limit"}
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86400
@@ -46,6 +48,19 @@ def rate(value: float | None) -> str:
     if value is None or value == 0 or value >= 10:  # noqa: PLR2004 - two digits are enough from here on
         return count(value)
     return f"{value:.1f}"
+
+
+def times(value: float | None) -> str:
+    """A factor: 1.8 ×; the greatest that is told is 16 or more."""
+    if value is None:
+        return UNKNOWN
+    return "≥ 16 ×" if value >= MOST_TIMES else f"{value:.1f} ×" if value < 10 else f"{value:.0f} ×"  # noqa: PLR2004 - two digits
+
+
+def takes(load: Load) -> str:
+    """How much more an engine takes, and what binds then."""
+    binds = f"; {RESOURCE_NAMES.get(load.binding, load.binding)} binds" if load.binding else ""
+    return f"takes {times(load.headroom)} its traffic{binds}"
 
 
 def percent(value: float | None) -> str:

@@ -84,6 +84,20 @@ class Risk:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How many times its traffic an engine takes within the `objective`, and the resource that binds then.
+
+    `sustainable` is the same in requests per second; `suspect`: not to be believed at present.
+    """
+
+    objective: str
+    headroom: float
+    binding: str
+    sustainable: float | None
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Slow:
     """The share of first tokens slower than the objective in a sliding window, such as `5m`."""
 
@@ -165,6 +179,7 @@ class EngineCard:
     notes: tuple[str, ...] = ()
     model: str = ""
     replicas: int = 0
+    load: tuple[Load, ...] = ()
     running: float | None = None
     waiting: float | None = None
     limit: float | None = None

@@ -6,9 +6,11 @@ import asyncio
 import binascii
 import logging
 import os
+from collections import deque
 from typing import TYPE_CHECKING
 
 from llm_headroom.net.files import stamp
+from llm_headroom.net.workers import Workers
 from llm_headroom.web import config as web_config
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _VERIFIED_LIMIT = 256
-_CHECKS_LIMIT = 16
+_CHECKS_LIMIT = 64
+"""Passwords that wait to be checked."""
+_CHECKING = Workers("passwords", 1)
 
 
 class TooManyChecksError(Exception):
@@ -29,11 +33,11 @@ class TooManyChecksError(Exception):
 
 
 class Access:
-    """One web configuration, ready for use. A changed file makes a new one, and with it an empty password cache."""
+    """One web configuration, ready for use. A changed file makes a new one; what was proved before goes on to count."""
 
     __slots__ = ("config", "rate", "tls", "users")
 
-    def __init__(self, config: web_config.WebConfig) -> None:
+    def __init__(self, config: web_config.WebConfig, proved: Proved) -> None:
         """Raises WebConfigError if the certificates are unusable."""
         self.config = config
         self.tls: ssl.SSLContext | None = None
@@ -41,7 +45,7 @@ class Access:
             from llm_headroom.web.tls import server_context  # noqa: PLC0415 - only a configuration with TLS pays for it
 
             self.tls = server_context(config.tls)
-        self.users = Users(config.users) if config.users else None
+        self.users = Users(config.users, proved) if config.users else None
         self.rate = TokenBucket(config.rate_limit) if config.rate_limit else None
 
     def admits_certificate(self, certificate: Mapping[str, object] | None) -> bool:
@@ -57,14 +61,15 @@ class Access:
 class Watched:
     """The web configuration in force: read anew when one of its files changes, kept as it is when that fails."""
 
-    __slots__ = ("_access", "_path", "_stamps", "_watched")
+    __slots__ = ("_access", "_path", "_proved", "_stamps", "_watched")
 
     def __init__(self, path: Path | None) -> None:
         """Raises WebConfigError if the file is unusable; without a path nothing is configured or watched."""
         self._path = path
+        self._proved = Proved()
         self._watched: tuple[Path, ...] = ()
         self._stamps: tuple[Stamp | None, ...] = ()
-        self._access = Access(web_config.WebConfig()) if path is None else self._read(path)
+        self._access = Access(web_config.WebConfig(), self._proved) if path is None else self._read(path)
 
     def current(self) -> Access:
         """The configuration in force, after a look at whether the files are still those that were read."""
@@ -84,63 +89,33 @@ class Watched:
         config = web_config.parse(path)
         self._watched += config.pem_files
         self._stamps += tuple(map(stamp, config.pem_files))
-        access = Access(config)
+        access = Access(config, self._proved)
         for note in config.notes:
             _log.warning("web configuration", extra={"file": str(path), "note": note})
         return access
 
 
-class Users:
-    """Basic authentication against bcrypt hashes.
+class Proved:
+    """Users, hashes and passwords that were found to go together, as salted digests: never as the passwords."""
 
-    A bcrypt check takes some 50 to 100 ms by design. It runs in a thread, one at a time, and what has proved right
-    is remembered as a salted digest, never as the password.
-    """
+    __slots__ = ("_digests", "_salt")
 
-    __slots__ = ("_checks", "_hashes", "_one_at_a_time", "_salt", "_verified")
-
-    def __init__(self, hashes: Mapping[str, str]) -> None:
-        """`hashes` are bcrypt hashes by user name, at least one."""
-        self._hashes = hashes
+    def __init__(self) -> None:
+        """Starts empty."""
         self._salt = os.urandom(32)
-        self._verified: dict[bytes, None] = {}
-        self._checks = 0
-        self._one_at_a_time = asyncio.Lock()
+        self._digests: dict[bytes, None] = {}
 
-    async def admit(self, authorization: str) -> bool:
-        """Whether the value of an Authorization header names a user and the user's password.
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._digests
 
-        Raises:
-            TooManyChecksError: too many other checks are waiting. One that was right before never waits.
-        """
-        credentials = _credentials(authorization)
-        if credentials is None:
-            return False
-        user, password = credentials
-        known = self._hashes.get(user)
-        # An unknown name is checked against some user's hash, so that it takes as long as a wrong password.
-        hashed = known or next(iter(self._hashes.values()))
-        digest = self._digest(user, hashed, password)
-        if known and digest in self._verified:
-            return True
-        if self._checks >= _CHECKS_LIMIT:
-            raise TooManyChecksError
-        self._checks += 1
-        try:
-            async with self._one_at_a_time:
-                if known and digest in self._verified:
-                    return True
-                right = await asyncio.to_thread(_matches, password, hashed.encode())
-        finally:
-            self._checks -= 1
-        if not (right and known):
-            return False
-        if len(self._verified) >= _VERIFIED_LIMIT:
-            del self._verified[next(iter(self._verified))]
-        self._verified[digest] = None
-        return True
+    def add(self, digest: bytes) -> None:
+        """Remember one more; of too many the oldest is forgotten."""
+        if len(self._digests) >= _VERIFIED_LIMIT:
+            del self._digests[next(iter(self._digests))]
+        self._digests[digest] = None
 
-    def _digest(self, user: str, hashed: str, password: bytes) -> bytes:
+    def digest(self, user: str, hashed: str, password: bytes) -> bytes:
+        """What stands for the three; with another hash of the user's it is another one."""
         from hashlib import blake2b  # noqa: PLC0415 - only a server with users pays for it
 
         name = user.encode()
@@ -149,6 +124,76 @@ class Users:
         digest.update(hashed.encode())  # always 60 characters
         digest.update(password)
         return digest.digest()
+
+
+class Users:
+    """Basic authentication against bcrypt hashes.
+
+    A bcrypt check takes some 50 to 100 ms by design. It runs in a thread, one at a time, the newest first: those who
+    guess wait for one another, and who has just come with the right password waits for one check at most.
+    """
+
+    __slots__ = ("_checking", "_hashes", "_proved", "_waiting")
+
+    def __init__(self, hashes: Mapping[str, str], proved: Proved) -> None:
+        """`hashes` are bcrypt hashes by user name, at least one."""
+        self._hashes = hashes
+        self._proved = proved
+        self._checking = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def admit(self, authorization: str) -> bool:
+        """Whether the value of an Authorization header names a user and the user's password.
+
+        Raises:
+            TooManyChecksError: too many newer checks are waiting. One that was right before never waits.
+        """
+        credentials = _credentials(authorization)
+        if credentials is None:
+            return False
+        user, password = credentials
+        known = self._hashes.get(user)
+        # An unknown name is checked against some user's hash, so that it takes as long as a wrong password.
+        hashed = known or next(iter(self._hashes.values()))
+        digest = self._proved.digest(user, hashed, password)
+        if known and digest in self._proved:
+            return True
+        await self._turn()
+        try:
+            if known and digest in self._proved:
+                return True
+            loop = asyncio.get_running_loop()
+            right = await loop.run_in_executor(_CHECKING, _matches, password, hashed.encode())
+        finally:
+            self._pass_on()
+        if not (right and known):
+            return False
+        self._proved.add(digest)
+        return True
+
+    async def _turn(self) -> None:
+        """Waits until this check is the one to be made."""
+        if not self._checking:
+            self._checking = True
+            return
+        if len(self._waiting) >= _CHECKS_LIMIT:
+            self._waiting.popleft().set_exception(TooManyChecksError())
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove(turn)
+            elif turn.exception() is None:
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        if self._waiting:
+            self._waiting.pop().set_result(None)
+        else:
+            self._checking = False
 
 
 def _matches(password: bytes, hashed: bytes) -> bool:

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections import Counter, OrderedDict
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
-from llm_headroom.config.errors import ConfigError
-from llm_headroom.config.settings import Module, parse_target
 from llm_headroom.net.http_connection import Request, Response
-from llm_headroom.poll.engine import EngineSource
-from llm_headroom.poll.health import health_points
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
 from llm_headroom.web.look import look
+from llm_headroom.web.probe import Probes
 from llm_headroom.web.stream import Feed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
-    from llm_headroom.config.settings import Target
     from llm_headroom.model import Snapshot
     from llm_headroom.poll.poller import Slot
     from llm_headroom.poll.published import Published
 
-MOST_PROBED: Final = 256
-"""Targets of `/probe` whose connections and plans are kept."""
 REUSED: Final = 1.0
 """Seconds for which a rendering answers further scrapes, if nothing is published meanwhile: the age that the exporter's
 own series, such as `process_*`, can have."""
-TIMEOUT_MARGIN: Final = 0.5
-"""Seconds that are left to Prometheus of the timeout that it announces."""
 WORTH_PACKING: Final = 1024
 """Bytes from which on an answer is compressed."""
 JSON: Final = "application/json; charset=utf-8"
@@ -53,11 +42,13 @@ class App:
         self._more_notices = notices
         self.poller = published.poller
         self._feed = Feed(self.poller, notices=self._notices)
-        self._renderer = Renderer()
+        self._own = Renderer()
+        self._renderers: dict[Slot, Renderer] = {}
+        """One for each source, so that what it remembers of series goes with the source."""
         self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
         self._rendered = 0.0
-        self._probed: OrderedDict[tuple[str, str], tuple[EngineSource, asyncio.Lock]] = OrderedDict()
+        self._probes = Probes(self.poller)
 
     def changed(self) -> None:
         """Throw away what was rendered: a source has published, or the configuration has changed."""
@@ -66,9 +57,7 @@ class App:
 
     async def close(self) -> None:
         """Close the connections of `/probe`."""
-        for source, _ in self._probed.values():
-            await source.close()
-        self._probed.clear()
+        await self._probes.close()
 
     async def handle(self, request: Request) -> Response:
         """Answer a request."""
@@ -115,7 +104,7 @@ class App:
             plain = self._bodies.get((form, False))
             if plain is None:
                 plain = self._bodies[form, False] = exposition(
-                    [*self._gathered(), self._renderer.lines(self._published.own())], form
+                    [*self._gathered(), self._own.lines(self._published.own())], form
                 )
             body = plain
             if compressed:
@@ -124,12 +113,14 @@ class App:
 
     def _gathered(self) -> Iterable[Lines]:
         kept: dict[Slot, tuple[Snapshot, Lines]] = {}
-        for slot in self.poller.slots.values():
+        slots = self.poller.slots.values()
+        self._renderers = {slot: self._renderers.get(slot) or Renderer() for slot in slots}
+        for slot in slots:
             if slot.snapshot is None:
                 continue
             known = self._lines.get(slot)
             if known is None or known[0] is not slot.snapshot:
-                known = (slot.snapshot, self._renderer.lines(slot.points()))
+                known = (slot.snapshot, self._renderers[slot].lines(slot.points()))
             kept[slot] = known
             yield known[1]
         self._lines = kept
@@ -139,74 +130,13 @@ class App:
         return json.dumps({"version": __version__, "time": time.time(), "sources": sources}, allow_nan=False).encode()
 
     async def _probe(self, request: Request) -> Response:
-        settings = self.poller.config.probe
-        if not settings.allow:
-            return Response(b"/probe is off: list what it may reach under probe.allow.\n", status=403)
-        text, name = request.query.get("target", ""), request.query.get("module", "")
-        if not text:
-            return Response(b"Parameter target is missing: /probe?target=HOST:PORT[&module=NAME]\n", status=400)
-        module = settings.modules.get(name)
-        if name and module is None:
-            known = ", ".join(settings.modules) or "none"
-            return Response(f"Unknown module {name!r}; known: {known}.\n".encode(), status=400)
-        try:
-            target = _target(text, module)
-        except ConfigError as error:
-            return Response(f"{error}\n".encode(), status=400)
-        if target.engine is not None and target.engine not in self.poller.engines:
-            return Response(f"Unknown engine {target.engine!r}.\n".encode(), status=400)
-        address = target.endpoint.url.split("://", 1)[1].split("/", 1)[0]
-        if not any(fnmatchcase(address, pattern) for pattern in settings.allow):
-            return Response(f"{address} is not among probe.allow.\n".encode(), status=403)
-        source, lock = self._source(target, name)
-        limit = _scrape_timeout(request.headers)
-        try:
-            async with asyncio.timeout(limit), lock:
-                snapshot = await source.collect()
-        except TimeoutError:
-            return Response(f"{address} has not answered within {limit:g} s.\n".encode(), status=504)
-        errors = Counter([] if snapshot.health.error is None else [snapshot.health.error.cause])
-        points = [*snapshot.points, *health_points(snapshot, errors, source.capped, {})]
+        found = await self._probes.points(request)
+        if isinstance(found, Response):
+            return found
         form = negotiate(request.headers.get("accept", ""))
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
-        body = exposition([Renderer().lines(points)], form)
+        body = exposition([Renderer().lines(found)], form)
         return _exposed(_gzip(body) if compressed else body, form, compressed=compressed)
-
-    def _source(self, target: Target, module: str) -> tuple[EngineSource, asyncio.Lock]:
-        key = (target.endpoint.url, f"{target.engine}/{module}")
-        found = self._probed.get(key)
-        if found is None or found[0].target != target:
-            found = (EngineSource(target, self.poller.engines, self.poller.config), asyncio.Lock())
-            self._probed[key] = found
-        self._probed.move_to_end(key)
-        if len(self._probed) > MOST_PROBED:
-            _, (oldest, lock) = self._probed.popitem(last=False)
-            if not lock.locked():
-                task = asyncio.get_running_loop().create_task(oldest.close())
-                task.add_done_callback(lambda _: None)
-        return found
-
-
-def _target(text: str, module: Module | None) -> Target:
-    target = parse_target(text)
-    if module is None:
-        return target
-    endpoint = replace(
-        target.endpoint,
-        tls=module.tls,
-        credentials=module.credentials,
-        max_bytes=module.max_bytes,
-        gzip=module.gzip,
-    )
-    return replace(target, endpoint=endpoint, engine=target.engine or module.engine, timeout=module.timeout)
-
-
-def _scrape_timeout(headers: Mapping[str, str]) -> float | None:
-    try:
-        announced = float(headers["x-prometheus-scrape-timeout-seconds"])
-    except (KeyError, ValueError):
-        return None
-    return max(announced - TIMEOUT_MARGIN, announced / 2)
 
 
 def accepts_gzip(encodings: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlencode
 
 from llm_headroom.model import Level
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 from llm_headroom.view import text
 from llm_headroom.view.signals import risk_name, risk_word
 from llm_headroom.view.values import Share
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         GpuCard,
         KvCache,
         Latency,
+        Load,
         Missing,
         Objective,
         Risk,
@@ -73,6 +75,7 @@ def engine(card: EngineCard, around: Around) -> str:
     ]
     if source.up:
         parts += [
+            _load(card.load),
             _traffic(card) if card.router is None else _numbers(_router(card.router)),
             "" if card.kv is None else _kv_cache(card.kv),
             _model_memory(card, around.now),
@@ -167,6 +170,18 @@ def _down(card: EngineCard | GpuCard, now: float) -> str:
         parts.append(f'<p class="note">Last collection that succeeded: {last}</p>')
     parts += [f'<p class="warning">{escape(warning)}</p>' for warning in source.warnings]
     return "".join(parts)
+
+
+def _load(loads: Sequence[Load]) -> str:
+    """How much more the engine takes: the first thing to know of it."""
+    parts = []
+    for each in loads:
+        name = escape(OBJECTIVE_NAMES.get(each.objective, each.objective))
+        level = "bad" if each.headroom < 1.0 else "warn" if each.headroom < LOAD_HEADROOM_LOW else ""
+        sustainable = "" if each.sustainable is None else f", {text.rate(each.sustainable)} requests/s"
+        doubt = "; suspect" if each.suspect else ""
+        parts.append(f'{name}: <b class="{level}">{escape(text.takes(each))}</b>{sustainable}{doubt}')
+    return _line("Load", parts)
 
 
 def _traffic(card: EngineCard) -> str:

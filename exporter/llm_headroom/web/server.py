@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from llm_headroom.net.http_connection import answered, plain
+from llm_headroom.net.http_connection import Limits, answered, plain
 from llm_headroom.net.http_server import HttpServer
 from llm_headroom.net.listen import bind_all
 from llm_headroom.web.access import TooManyChecksError, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from llm_headroom.net.http_connection import Handler, Limits, Request, Response
+    from llm_headroom.net.http_connection import Handler, Request, Response
     from llm_headroom.web.access import Access
+
+PROBE: Final = "/probe"
+"""A path whose requests wait for others, and have a budget of their own: half of all connections."""
+HEALTH: Final = frozenset({"/-/healthy", "/-/ready"})
 
 
 async def serve(  # noqa: PLR0913 - each is a choice of its own
@@ -39,38 +44,49 @@ async def serve(  # noqa: PLR0913 - each is a choice of its own
         llm_headroom.web.config.WebConfigError: the web configuration cannot be used.
     """
     watched = Watched(web_config)
-    guarded = _Guarded(handler, watched, max_requests, frozenset(methods))
+    limits = limits or Limits()
+    budgets = {PROBE: limits.connections // 2, "": max_requests}
+    guarded = _Guarded(handler, watched, budgets, frozenset(methods))
     return HttpServer(guarded.answer, await bind_all(listen), limits=limits, security=watched.current)
 
 
 class _Guarded:
-    """A handler behind what the web configuration asks of a request, and a limit of requests at once."""
+    """A handler behind what the web configuration asks of a request, and limits of requests at once.
 
-    def __init__(self, handler: Handler, watched: Watched, max_requests: int, methods: frozenset[str]) -> None:
+    `budgets` are those limits by path, `""` that of all other paths together. Whether the process lives is answered
+    outside every limit: else too many requests would have it restarted.
+    """
+
+    def __init__(self, handler: Handler, watched: Watched, budgets: Mapping[str, int], methods: frozenset[str]) -> None:
         self._handler = handler
         self._watched = watched
-        self._max_requests = max_requests
+        self._budgets = budgets
         self._methods = methods
-        self._handling = 0
+        self._handling: Counter[str] = Counter()
 
     async def answer(self, request: Request) -> Response:
         access = self._watched.current()
         response = await self._refusal(request, access)
         if response is None:
-            self._handling += 1
+            budget = self._budget(request)
+            self._handling[budget] += 1
             try:
                 response = await answered(self._handler, request)
             finally:
-                self._handling -= 1
+                self._handling[budget] -= 1
         if not access.config.headers:
             return response
         configured = {name.lower() for name, _ in access.config.headers}
         kept = (header for header in response.headers if header[0].lower() not in configured)
         return replace(response, headers=(*access.config.headers, *kept))
 
+    def _budget(self, request: Request) -> str:
+        return request.path if request.path in self._budgets or request.path in HEALTH else ""
+
     async def _refusal(self, request: Request, access: Access) -> Response | None:
         """Why a request does not reach the handler, None if it does."""
-        if access.rate is not None and not access.rate.take(asyncio.get_running_loop().time()):
+        limited = request.path not in HEALTH
+        if limited and access.rate is not None and not access.rate.take(asyncio.get_running_loop().time()):
             return plain(HTTPStatus.TOO_MANY_REQUESTS, "The rate limit of the web configuration is reached.")
         if access.users is not None:
             try:
@@ -83,7 +99,9 @@ class _Guarded:
         if request.method not in self._methods:
             allowed = ("Allow", ", ".join(sorted(self._methods)))
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{request.method} is not allowed here.", allowed)
-        if 0 < self._max_requests <= self._handling:
-            text = f"Limit of concurrent requests reached ({self._max_requests}), try again later."
+        budget = self._budget(request)
+        most = self._budgets.get(budget, 0)
+        if limited and 0 < most <= self._handling[budget]:
+            text = f"Limit of concurrent requests reached ({most}), try again later."
             return plain(HTTPStatus.SERVICE_UNAVAILABLE, text)
         return None

@@ -27,7 +27,7 @@ def _rows(scope: Scope, _limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
         Row("How do they compare over time?", _curves(scope)),
         Row("What do they use the GPUs' memory for?", _memory(scope)),
         Row("What does a token cost?", _cost(scope)),
-        Row("How do several models share an engine?", _models(scope)),
+        Row("How do models share an engine?", _models(scope)),
     )
 
 
@@ -45,8 +45,8 @@ def _tokens(scope: Scope, *more: str) -> str:
     return scope.rate(schema.GENERATION_TOKENS, *more, window=_RANGE)
 
 
-def _told(scope: Scope, expr: str) -> str:
-    return scope.told(expr, "engine")
+def _exposed(scope: Scope, expr: str) -> str:
+    return scope.exposed(expr, "engine")
 
 
 def _summary(scope: Scope) -> Panel:
@@ -56,26 +56,26 @@ def _summary(scope: Scope) -> Panel:
     finished = f"sum by (engine) ({scope.rate(schema.REQUESTS_FINISHED, window=_RANGE)})"
 
     def p99(metric: Metric) -> str:
-        return _told(scope, scope.quantile(0.99, metric, by="engine", window=_RANGE))
+        return _exposed(scope, scope.quantile(0.99, metric, by="engine", window=_RANGE))
 
     return table(
         "Engines on their own traffic",
-        f"{_SHOWN} The baseline is chosen above. An engine that does not count or time a thing says so. Quantiles are "
-        "estimated within each engine's own buckets: differences smaller than a bucket are none.",
+        f"{_SHOWN} The baseline is chosen above. Metrics that an engine does not expose are marked. Quantiles are "
+        "estimated within each engine's own buckets: ignore differences smaller than a bucket.",
         (
             Column(title="Engine", label="engine"),
-            (_told(scope, generated), Column(title="Generated", unit="tokens/s", width=135)),
+            (_exposed(scope, generated), Column(title="Generated", unit="tokens/s", width=135)),
             (
-                _told(scope, f"{generated} / {baseline} - 1"),
+                _exposed(scope, f"{generated} / {baseline} - 1"),
                 Column(title="Against baseline", unit="percentunit", width=135),
             ),
-            (_told(scope, f"{generated} / {gpus}"), Column(title="Per GPU", unit="tokens/s", width=135)),
-            (_told(scope, finished), Column(title="Requests", unit="reqps", width=135)),
+            (_exposed(scope, f"{generated} / {gpus}"), Column(title="Per GPU", unit="tokens/s", width=135)),
+            (_exposed(scope, finished), Column(title="Requests", unit="reqps", width=135)),
             (p99(schema.TIME_TO_FIRST_TOKEN), Column(title="TTFT p99", unit="s", width=135)),
             (p99(schema.TIME_PER_OUTPUT_TOKEN), Column(title="TPOT p99", unit="s", width=135)),
             (p99(schema.REQUEST_DURATION), Column(title="Duration p99", unit="s", width=135)),
             (
-                _told(
+                _exposed(
                     scope,
                     scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, "engine", slo="ttft", window=_RANGE),
                 ),
@@ -96,7 +96,7 @@ def _curves(scope: Scope) -> tuple[Panel, ...]:
         ),
         lines(
             "Time to first token, p99",
-            "From arrival to the first token.",
+            "Time from arrival to the first token.",
             Query(scope.quantile(0.99, schema.TIME_TO_FIRST_TOKEN, by="engine"), _ENGINE),
             unit="s",
         ),
@@ -118,8 +118,8 @@ def _memory(scope: Scope) -> tuple[Panel, ...]:
     return (
         table(
             "GPU memory by use",
-            "Now, on all GPUs of an engine. Where weights are not told they are under the rest; an "
-            "engine that tells no parts has its whole model under weights.",
+            "Now, on all GPUs of an engine. Weights that are not exposed are under Rest; an engine that "
+            "exposes no parts has its whole model under Weights.",
             (
                 Column(title="Engine", label="engine"),
                 (
@@ -134,8 +134,8 @@ def _memory(scope: Scope) -> tuple[Panel, ...]:
             height=6,
         ),
         bars(
-            "Held GPU memory by engine",
-            "What each engine's processes hold now, on all their GPUs.",
+            "GPU memory by engine",
+            "Memory held by each engine's processes now, on all their GPUs.",
             Query(every, _ENGINE),
             unit="bytes",
             lowest=0,
@@ -166,15 +166,15 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
             empty="without a price and without the GPUs' energy",
         ),
         lines(
-            "Price of a million generated tokens",
-            "Over the tokens of the last five minutes, in the configured currency; the least that a target pays.",
+            "Cost per million generated tokens",
+            "Over the tokens of the last five minutes, in the configured currency; the cheapest target.",
             Query(f"min by (engine, currency) ({scope.of(schema.COST_PER_MILLION_TOKENS)})", "{{engine}} {{currency}}"),
             width=6,
             empty="without a price in llm-headroom's configuration",
         ),
         lines(
             "Energy per generated token",
-            "Over the tokens of the last five minutes; the least that a target uses.",
+            "Over the tokens of the last five minutes; the most efficient target.",
             Query(f"min by (engine) ({scope.of(schema.ENERGY_PER_TOKEN)})", _ENGINE),
             unit="joule",
             width=6,
@@ -187,7 +187,7 @@ def _models(scope: Scope) -> tuple[Panel, ...]:
     return (
         table(
             "Models",
-            f"{_SHOWN} What each model gets of its engine.",
+            f"{_SHOWN} How each model performs.",
             (
                 Column(title="Engine", label="engine"),
                 Column(title="Model", label="model"),
@@ -202,7 +202,7 @@ def _models(scope: Scope) -> tuple[Panel, ...]:
         ),
         lines(
             "Models in memory",
-            "How many each engine has.",
+            "Number of models loaded in each engine.",
             Query(loaded, _ENGINE),
             width=6,
         ),

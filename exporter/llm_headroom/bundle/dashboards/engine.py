@@ -1,4 +1,4 @@
-"""One engine and model in the order in which a request lives: arrival, queue, prefill, decode, cache."""
+"""One engine and model in the order of a request's life: arrival, queue, prefill, decode, cache."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _QUANTILES: tuple[tuple[str, Json], ...] = ((" p50$", quiet()), (" p99$", quiet(
 
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("How is it doing?", _numbers(scope, limits)),
-        Row("What arrives, and how does it end?", _arrivals(scope)),
+        Row("How is the engine doing?", _numbers(scope, limits)),
+        Row("Which requests arrive, and how do they end?", _arrivals(scope)),
         Row("Do requests wait?", _queue(scope, limits)),
         Row("How long until the first token?", _prefill(scope, limits)),
-        Row("How fast does the text flow?", _decode(scope, limits)),
-        Row("How much work is done?", _tokens(scope)),
-        Row("Does the cache help, and does it suffice?", _cache(scope, limits)),
+        Row("How fast are tokens generated?", _decode(scope, limits)),
+        Row("How many tokens are processed?", _tokens(scope)),
+        Row("Does the cache help, and is it large enough?", _cache(scope, limits)),
         Row(
-            "How are $engine's latencies spread?",
+            "How are $engine's latencies distributed?",
             _heatmaps(scope),
-            optional="for whom quantiles hide too much",
+            optional="in addition to the quantiles above",
             repeat="engine",
         ),
         Row("Does speculative decoding pay?", _speculation(scope), optional="for engines with a draft model"),
@@ -49,7 +49,7 @@ def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
 
 
 DASHBOARD: Final = Plan(
-    "engine", "Engine and model", "Where does a request's time go? In the order in which a request lives.", _rows
+    "engine", "Engine and model", "Where does a request's time go? Queue, prefill, decode, cache.", _rows
 )
 
 
@@ -62,28 +62,28 @@ def _quantiles(scope: Scope, metric: Metric) -> tuple[Query, ...]:
 
 def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     def worst(metric: Metric) -> str:
-        return scope.told(f"max({scope.quantile(0.95, metric)})")
+        return scope.exposed(f"max({scope.quantile(0.95, metric)})")
 
     return (
         finished_requests_now(scope),
-        stat("Running", "Requests in the running batch.", scope.told(f"sum({scope.of(schema.REQUESTS_RUNNING)})")),
+        stat("Running", "Requests in the running batch.", scope.exposed(f"sum({scope.of(schema.REQUESTS_RUNNING)})")),
         stat(
             "Waiting",
-            "Requests that wait to be scheduled.",
-            scope.told(f"sum({scope.of(schema.REQUESTS_WAITING)})"),
+            "Requests waiting to be scheduled.",
+            scope.exposed(f"sum({scope.of(schema.REQUESTS_WAITING)})"),
             steps=above(limits.waiting_high),
             alert="LLMQueueBuilding",
         ),
         stat(
             "TTFT p95",
-            "Time to the first token of the slowest engine and model.",
+            "TTFT of the slowest engine and model.",
             worst(schema.TIME_TO_FIRST_TOKEN),
             unit="s",
             alert="LLMFirstTokensSlow",
         ),
         stat(
             "ITL p95",
-            "Time between tokens of the slowest engine and model.",
+            "Inter-token latency of the slowest engine and model.",
             worst(schema.INTER_TOKEN_LATENCY),
             unit="s",
             steps=above(limits.inter_token_slow),
@@ -91,15 +91,15 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         stat(
             "E2E p95",
-            "From arrival to end of the slowest engine and model.",
+            "Request duration of the slowest engine and model.",
             worst(schema.REQUEST_DURATION),
             unit="s",
         ),
         failed_share(scope, limits),
         stat(
             "Stalled",
-            "Engines that have requests, but whose steps and tokens have not moved for a minute.",
-            scope.told(f"sum({scope.of(schema.ENGINE_STALLED)})"),
+            "Engines with requests whose steps and tokens have not increased for a minute.",
+            scope.exposed(f"sum({scope.of(schema.ENGINE_STALLED)})"),
             steps=above(1, 1),
             alert="LLMEngineStalled",
         ),
@@ -114,14 +114,14 @@ def _arrivals(scope: Scope) -> tuple[Panel, ...]:
         finished_requests(scope),
         lines(
             "Size of requests",
-            "Mean tokens of prompts and answers. A larger prompt costs prefill, a longer answer costs KV cache.",
+            "Mean tokens of prompts and outputs. Longer prompts need more prefill, longer outputs more KV cache.",
             Query(scope.mean(prompts), f"{BY_MODEL} prompt"),
-            Query(scope.mean(answers), f"{BY_MODEL} answer"),
-            styles=((" answer$", quiet()),),
+            Query(scope.mean(answers), f"{BY_MODEL} output"),
+            styles=((" output$", quiet()),),
         ),
         lines(
             "How requests end",
-            "Per second, by reason. Engines that tell no reason have one curve; `abort` is a client that left.",
+            "Per second, by reason. Engines that expose no reason have one curve; `abort`: the client disconnected.",
             Query(ends, "{{reason}} ({{engine}})"),
             Query(fails, "failed: {{reason}} ({{engine}})"),
             unit="reqps",
@@ -134,22 +134,22 @@ def _queue(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Waiting",
-            "Requests that wait to be scheduled.",
+            "Requests waiting to be scheduled.",
             Query(f"sum by ({MODEL}) ({scope.of(schema.REQUESTS_WAITING)})", BY_MODEL),
             steps=above(limits.waiting_high),
             alert="LLMQueueBuilding",
         ),
         lines(
             "Running, and the limit",
-            "Requests in the running batch beside the most that the engine runs at once. A queue below the limit is "
-            "one for KV cache or prefill.",
+            "Requests in the running batch, and the maximum that the engine runs at once. A queue below the limit "
+            "waits for KV cache or prefill.",
             Query(f"sum by ({MODEL}) ({scope.of(schema.REQUESTS_RUNNING)})", BY_MODEL),
             Query(f"sum by ({MODEL}) ({scope.of(schema.REQUESTS_RUNNING_LIMIT)})", f"{BY_MODEL} limit"),
             styles=((" limit$", dashed()),),
         ),
         lines(
             "Time in the queue",
-            "From arrival to first scheduling.",
+            "Time from arrival until first scheduled.",
             *_quantiles(scope, schema.REQUEST_QUEUE),
             unit="s",
             styles=_QUANTILES,
@@ -161,27 +161,27 @@ def _prefill(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Time to first token",
-            "From arrival to the first token, the queue included.",
+            "Time from arrival to the first token, including the queue.",
             *_quantiles(scope, schema.TIME_TO_FIRST_TOKEN),
             unit="s",
             styles=_QUANTILES,
             alert="LLMFirstTokensSlow",
         ),
         lines(
-            "Slow first tokens",
-            "Share of first tokens slower than the objective in the last 60 s, and (dashed) 300 s: the pager's "
-            "signals. Exact, as the objective lies on a bucket boundary. A gap is no traffic.",
+            "Slow TTFT",
+            "Share of requests whose TTFT missed the objective in the last 60 s, and (dashed) 300 s; the alert "
+            "judges 2 min. Exact, as the objective is on a bucket boundary. A gap is no traffic.",
             Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='60s')})", f"{BY_MODEL} 60 s"),
             Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='300s')})", f"{BY_MODEL} 300 s"),
             unit="percentunit",
-            steps=above(limits.ttft_slow_share, limits.ttft_slow_share_long),
+            steps=above(limits.ttft_slow_share / 2, limits.ttft_slow_share),
             highest=1,
             styles=((" 300 s$", quiet()),),
             alert="LLMFirstTokensSlow",
         ),
         lines(
             "Prefill",
-            "From first scheduling to the first token.",
+            "Time from first scheduling to the first token.",
             *_quantiles(scope, schema.REQUEST_PREFILL),
             unit="s",
             styles=_QUANTILES,
@@ -192,7 +192,7 @@ def _prefill(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 def _decode(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
-            "Between tokens",
+            "Inter-token latency",
             "Time between successive tokens of one request.",
             *_quantiles(scope, schema.INTER_TOKEN_LATENCY),
             unit="s",
@@ -201,15 +201,15 @@ def _decode(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMInterTokenLatencySlow",
         ),
         lines(
-            "Per output token",
-            "Mean time per token after the first one, one observation for each finished request.",
+            "Time per output token",
+            "Mean time per token after the first one, observed once per finished request.",
             *_quantiles(scope, schema.TIME_PER_OUTPUT_TOKEN),
             unit="s",
             styles=_QUANTILES,
         ),
         lines(
-            "Whole requests",
-            "From arrival to end.",
+            "Request duration",
+            "Time from arrival to end.",
             *_quantiles(scope, schema.REQUEST_DURATION),
             unit="s",
             styles=_QUANTILES,
@@ -224,7 +224,7 @@ def _tokens(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "Prompt tokens",
-            "Per second, and (dashed) those of them that were found in a cache and needed no prefill.",
+            "Per second, and (dashed) those found in a cache, which need no prefill.",
             Query(prompts, BY_MODEL),
             Query(cached, f"{BY_MODEL} cached"),
             unit="tokens/s",
@@ -238,7 +238,7 @@ def _tokens(scope: Scope) -> tuple[Panel, ...]:
         ),
         lines(
             "Steps",
-            "Forward passes per second. Flat while requests run means stalled.",
+            "Forward passes per second. 0 while requests run means stalled.",
             Query(f"sum by ({MODEL}) ({scope.rate(schema.ENGINE_STEPS)})", BY_MODEL),
             unit="cps",
             alert="LLMEngineStalled",
@@ -252,14 +252,14 @@ def _cache(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Prefix cache hits",
-            "Share of looked-up prompt tokens that were found. A gap is no traffic.",
+            "Share of prompt tokens found in the prefix cache. A gap is no traffic.",
             Query(scope.share(schema.PREFIX_CACHE_HITS, schema.PREFIX_CACHE_QUERIES, MODEL), BY_MODEL),
             unit="percentunit",
             highest=1,
         ),
         lines(
-            "KV cache held by requests",
-            "Share that cannot be reclaimed, of the fullest target; reusable cache is not in it.",
+            "KV cache usage",
+            "Share in use by requests, of the fullest target; reusable cache is not included.",
             Query(f"max by ({MODEL}) ({scope.of(schema.KV_CACHE_USAGE)})", BY_MODEL),
             unit="percentunit",
             steps=above(limits.kv_usage_high, limits.kv_usage_critical),
@@ -268,7 +268,7 @@ def _cache(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Preemptions per finished request",
-            "Running requests that were put back for want of KV cache.",
+            "Running requests that were preempted because the KV cache was full.",
             Query(f"{preempted} / {finished}", BY_MODEL),
             unit="percentunit",
             steps=above(limits.preemption_share, limits.preemption_share_critical),
@@ -282,13 +282,13 @@ def _heatmaps(scope: Scope) -> tuple[Panel, ...]:
     def spread(metric: Metric) -> str:
         return f"sum by (engine, le) ({scope.rate(metric, suffix='_bucket')})"
 
-    none = "for an engine that tells no such histogram"
+    none = "for an engine that does not expose this histogram"
     return (
         heatmap(
             "Time to first token", "Requests per bucket.", spread(schema.TIME_TO_FIRST_TOKEN), unit="s", empty=none
         ),
-        heatmap("Between tokens", "Tokens per bucket.", spread(schema.INTER_TOKEN_LATENCY), unit="s", empty=none),
-        heatmap("Whole requests", "Requests per bucket.", spread(schema.REQUEST_DURATION), unit="s", empty=none),
+        heatmap("Inter-token latency", "Tokens per bucket.", spread(schema.INTER_TOKEN_LATENCY), unit="s", empty=none),
+        heatmap("Request duration", "Requests per bucket.", spread(schema.REQUEST_DURATION), unit="s", empty=none),
     )
 
 
@@ -297,8 +297,8 @@ def _speculation(scope: Scope) -> tuple[Panel, ...]:
     none = "without speculative decoding"
     return (
         lines(
-            "Accepted share",
-            "Share of the draft's tokens that the model accepted; about 0.8 and more pays.",
+            "Acceptance rate",
+            "Share of draft tokens accepted by the model; worthwhile from about 80 %.",
             Query(scope.share(accepted, drafted, MODEL), BY_MODEL),
             unit="percentunit",
             highest=1,
@@ -306,8 +306,8 @@ def _speculation(scope: Scope) -> tuple[Panel, ...]:
             empty=none,
         ),
         lines(
-            "Accepted share, as the engine averages it",
-            "For engines that tell no counters; 0 where nothing is drafted.",
+            "Acceptance rate, as averaged by the engine",
+            "For engines that expose no counters; 0 if nothing is drafted.",
             Query(f"max by ({MODEL}) ({scope.of(schema.SPEC_DECODE_ACCEPTANCE)})", BY_MODEL),
             unit="percentunit",
             highest=1,
@@ -330,23 +330,23 @@ def _router(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "Requests at the router",
-            "Per second: taken in, sent again, turned away, failed.",
-            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_REQUESTS)})", "{{target}} taken in"),
-            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_RETRIES)})", "{{target}} sent again"),
-            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_REJECTED)})", "{{target}} turned away"),
+            "Per second: received, retried, rejected, failed.",
+            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_REQUESTS)})", "{{target}} received"),
+            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_RETRIES)})", "{{target}} retried"),
+            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_REJECTED)})", "{{target}} rejected"),
             Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_ERRORS)})", "{{target}} failed"),
             unit="reqps",
             empty=none,
         ),
         lines(
-            "Under way at each worker",
-            "Requests that the router has under way: does it spread them evenly?",
+            "In progress at each worker",
+            "Requests in progress at each worker: does the router balance them?",
             Query(f"sum by (engine, worker) ({scope.of(schema.ROUTER_WORKER_REQUESTS)})", "{{worker}}"),
             empty=none,
         ),
         lines(
             "Healthy workers",
-            "Beside all that the router knows (dashed).",
+            "And (dashed) all workers known to the router.",
             Query(f"sum by (engine, target) ({scope.of(schema.ROUTER_WORKER_HEALTHY)})", "{{target}} healthy"),
             Query(f"sum by (engine, target) ({scope.of(schema.ROUTER_WORKERS)})", "{{target}} known"),
             styles=((" known$", dashed()),),

@@ -1,4 +1,4 @@
-"""Can the other dashboards be believed? The sources, what became of their samples, and what watching costs."""
+"""Can the other dashboards be trusted? Sources, their samples, and the exporter's own cost."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _WRONG = 'state=~"unknown|invalid"'
 
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("Can the other dashboards be believed?", _numbers(scope, limits)),
-        Row("How is each source?", (_sources(scope, limits),)),
+        Row("Can the other dashboards be trusted?", _numbers(scope, limits)),
+        Row("What is the state of each source?", (_sources(scope, limits),)),
         Row("What fails, and how slow is it?", _collections(scope, limits)),
         Row("Is every sample understood?", _samples(scope)),
-        Row("What does watching cost?", _cost(scope)),
+        Row("What does the exporter cost?", _cost(scope)),
     )
 
 
 DASHBOARD: Final = Plan(
     "exporter",
     "Exporter health",
-    "Can the other dashboards be believed? Sources, ages, mapping coverage, and the exporter's cost.",
+    "Can the other dashboards be trusted? Sources, ages, mapping coverage, and the exporter's cost.",
     _rows,
 )
 
@@ -54,14 +54,14 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         stat("Sources up", "Engines, and NVML, whose last collection succeeded.", f"sum({up})"),
         stat(
             "Down",
-            "Sources that do not answer. Their other series end at once.",
+            "Sources that do not respond. Their other series end at once.",
             f"sum(1 - {up})",
             steps=above(1, 1),
             alert="LLMEngineDown",
         ),
         stat(
             "Oldest",
-            "Age of the last success of the source that has waited longest.",
+            "Age of the oldest last successful collection.",
             f"max({_age(scope)})",
             unit="s",
             steps=above(limits.source_stale),
@@ -69,7 +69,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         stat(
             "Mapped",
-            "Share of the samples that llm-headroom knows by name; what it leaves out on purpose is not counted.",
+            "Share of samples that llm-headroom knows by name; samples ignored on purpose are not counted.",
             f"sum({mapped}) / (sum({mapped}) + sum({unknown}))",
             unit="percentunit",
             steps=below(1),
@@ -77,20 +77,20 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         stat(
             "Failures",
-            "Collections, or parts of them, per second that failed.",
+            "Failed collections, or parts of them, per second.",
             f"sum({scope.rate(schema.SOURCE_ERRORS)}) or sum({up}) * 0",
             unit="cps",
         ),
         stat(
             "Config",
-            "1 if the last reading of the configuration succeeded.",
+            "1 if the last reload of the configuration succeeded.",
             f"min({scope.of(schema.CONFIG_RELOAD_SUCCESS)})",
             steps=below(1, 1),
             alert="LLMConfigReloadFailed",
         ),
         stat(
             "Series",
-            "Series that the exporters give in one scrape.",
+            "Series exported in one scrape.",
             f"sum(scrape_samples_scraped{{{scope.matchers(())}}})",
         ),
     )
@@ -123,7 +123,7 @@ def _sources(scope: Scope, limits: Thresholds) -> Panel:
                 Column(title="Duration", unit="s", steps=above(limits.source_slow), width=90),
             ),
             (samples("mapped"), Column(title="Mapped", width=90)),
-            (samples("ignored"), Column(title="Left out", width=90)),
+            (samples("ignored"), Column(title="Ignored", width=90)),
             (samples("unknown"), Column(title="Unknown", steps=above(1), width=90)),
             (samples("invalid"), Column(title="Invalid", steps=above(1), width=90)),
         ),
@@ -150,7 +150,7 @@ def _collections(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Duration of collections",
-            "Of the last one.",
+            "Duration of the last collection.",
             Query(f"max by ({SOURCE}) ({scope.of(schema.SOURCE_DURATION)})", BY_TARGET),
             unit="s",
             steps=above(limits.source_slow),
@@ -163,7 +163,7 @@ def _samples(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "Mapped samples",
-            "Samples of the last collection that became ours. A step down after an upgrade is a lost signal.",
+            "Samples of the last collection that were mapped. A step down after an upgrade is a lost signal.",
             Query(
                 f"sum by ({SOURCE}) ({scope.of(schema.SOURCE_SAMPLES, state='mapped')})",
                 BY_TARGET,
@@ -172,7 +172,7 @@ def _samples(scope: Scope) -> tuple[Panel, ...]:
         ),
         lines(
             "Unknown and invalid samples",
-            "Samples whose names llm-headroom does not know, or whose values make no sense.",
+            "Samples with unknown names, or with invalid values.",
             Query(
                 f"sum by ({SOURCE}, state) ({scope.of(schema.SOURCE_SAMPLES, _WRONG)})",
                 f"{BY_TARGET} {{{{state}}}}",
@@ -180,8 +180,8 @@ def _samples(scope: Scope) -> tuple[Panel, ...]:
             alert="LLMSamplesInvalid",
         ),
         lines(
-            "Label values beyond the cap",
-            "Reported as `other`, by label.",
+            "Label values beyond the limit",
+            "Exported as `other`, by label.",
             Query(f"sum by ({SOURCE}, label) ({scope.rate(schema.LABEL_VALUES_CAPPED)})", f"{BY_TARGET} {{{{label}}}}"),
             unit="cps",
             empty="until a label has too many values",
@@ -194,7 +194,7 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "CPU",
-            "Cores that each exporter uses.",
+            "CPU cores used by each exporter.",
             Query(f"max by (instance) ({scope.rate(schema.PROCESS_CPU)})", "{{instance}}"),
             unit="percentunit",
         ),
@@ -206,7 +206,7 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
         ),
         lines(
             "Scrape",
-            "What one scrape by Prometheus takes.",
+            "Duration of one scrape by Prometheus.",
             Query(f"max by (instance) (scrape_duration_seconds{{{scope.matchers(())}}})", "{{instance}}"),
             unit="s",
         ),

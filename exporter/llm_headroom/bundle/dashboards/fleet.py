@@ -1,4 +1,4 @@
-"""Is everything all right? The dashboard to open first."""
+"""Is everything healthy? The dashboard to open first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_headroom.bundle.dashboards.parts import (
 )
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
-from llm_headroom.thresholds import SATURATION_HIGH
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
@@ -36,12 +36,12 @@ _TO_EXPORTER = f"/d/llm-headroom-exporter?{_CHOSEN}"
 
 def _rows(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Row, ...]:
     return (
-        Row("Is everything all right?", _numbers(scope, limits, alerts)),
-        Row("Which engine needs a look?", (_table(scope, limits),)),
-        Row("Do users get what they were promised?", _users(scope, limits)),
-        Row("How much is asked for?", _traffic(scope, limits)),
-        Row("How near are the limits?", _limits(scope, limits)),
-        Row("How long do answers take?", _latencies(scope), optional="with the recording rules of llm-headroom"),
+        Row("Is everything healthy?", _numbers(scope, limits, alerts)),
+        Row("Which engine needs attention?", (_table(scope, limits),)),
+        Row("Are the objectives met?", _users(scope, limits)),
+        Row("How much traffic is there?", _traffic(scope, limits)),
+        Row("How close are the limits?", _limits(scope, limits)),
+        Row("How long do responses take?", _latencies(scope), optional="with the recording rules of llm-headroom"),
         Row("Which alerts are firing?", (_alerts(alerts),), optional="while an alert fires"),
     )
 
@@ -49,7 +49,7 @@ def _rows(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Row, ...]:
 DASHBOARD: Final = Plan(
     "fleet",
     "Fleet",
-    "Is everything all right? Engines, traffic, objectives and headroom of all that is watched.",
+    "Is everything healthy? Engines, traffic, objectives and headroom of the whole fleet.",
     _rows,
 )
 
@@ -60,8 +60,8 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
     return (
         stat(
             "Engines",
-            "Engines whose last collection succeeded, and those that do not answer. The latter lose their other series "
-            "at once, so their curves end: that is a dead source, not an idle one.",
+            "Engines whose last collection succeeded, and those that do not respond. The latter lose their other "
+            "series at once: a curve that ends is an engine that is down, not an idle one.",
             Query(f"sum({up})", "up"),
             Query(f"sum(1 - {up})", "down"),
             styles=(("^down$", {"thresholds": thresholds(above(1, 1))}),),
@@ -70,7 +70,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
         ),
         stat(
             "Alerts",
-            "Alerts of llm-headroom that fire now, whatever is selected above. Needs its rules in this Prometheus.",
+            "Firing alerts of llm-headroom, regardless of the selection above. Needs its rules in this Prometheus.",
             f'count(ALERTS{{alertstate="firing", {alerts}}}) or max({up}) * 0',
             steps=above(1),
         ),
@@ -78,32 +78,32 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
         stat(
             "Generated",
             "Generated tokens per second.",
-            scope.told(f"sum({scope.rate(schema.GENERATION_TOKENS)})"),
+            scope.exposed(f"sum({scope.rate(schema.GENERATION_TOKENS)})"),
             unit="tokens/s",
         ),
         failed_share(scope, limits),
         stat(
             "TTFT SLO",
-            "Share of first tokens within the objective. It adds up over engines whose histograms do not.",
-            scope.told(attained),
+            "Share of requests that met the TTFT objective. Unlike quantiles, it can be added up across engines.",
+            scope.exposed(attained),
             unit="percentunit",
             decimals=1,
-            steps=below(1 - limits.ttft_slow_share, 1 - limits.ttft_slow_share_long),
+            steps=below(1 - limits.ttft_slow_share / 2, 1 - limits.ttft_slow_share),
             alert="LLMFirstTokensSlow",
         ),
         stat(
-            "KV left",
-            "Of the engine that has least: room for new requests in its KV cache, as a share of its capacity.",
-            scope.told(f"min({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})"),
+            "KV headroom",
+            "KV cache available to new requests on the engine that has least, as a share of its capacity.",
+            scope.exposed(f"min({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})"),
             unit="percentunit",
             steps=below(1 - limits.kv_usage_high, 1 - limits.kv_usage_critical),
             link=_TO_KV_ALL,
             alert="LLMKVCacheHigh",
         ),
         stat(
-            "GPU left",
-            "Of the GPU that has least: memory that can still be allocated, as a share of its memory.",
-            scope.told(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
+            "GPU headroom",
+            "Memory that can still be allocated on the GPU that has least, as a share of its total.",
+            scope.exposed(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
             unit="percentunit",
             steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
             link=_TO_GPU,
@@ -125,8 +125,9 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
 
     return table(
         "Engines, models and targets",
-        "One row for each model of each engine; an engine that is down has a row without a model. A dash is what the "
-        "engine does not tell, or has no traffic to tell it from. Click an engine, a model or a number to go there.",
+        "One row per model of each engine; an engine that is down has a row without a model. A dash is a metric that "
+        "the engine does not expose, or that needs traffic. Click an engine, a model or a number to open its "
+        "dashboard.",
         (
             Column(title="Engine", label="engine", width=80),
             Column(title="Target", label="target", link=_TO_TARGET, width=120),
@@ -144,14 +145,14 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                 Column(
                     title="Slow TTFT",
                     unit="percentunit",
-                    steps=above(limits.ttft_slow_share, limits.ttft_slow_share_long),
+                    steps=above(limits.ttft_slow_share / 2, limits.ttft_slow_share),
                     width=90,
                 ),
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.KV_CACHE_USAGE)})",
                 Column(
-                    title="KV cache held",
+                    title="KV cache used",
                     unit="percentunit",
                     steps=above(limits.kv_usage_high, limits.kv_usage_critical),
                     bar=1,
@@ -162,7 +163,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             (
                 f"min by ({TARGET}) ({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})",
                 Column(
-                    title="Room for",
+                    title="Free requests",
                     unit="none",
                     decimals=0,
                     steps=below(limits.headroom_requests_low),
@@ -171,8 +172,15 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                 ),
             ),
             (
-                f"max by ({TARGET}) ({scope.of(schema.SATURATION, resource='max')})",
-                Column(title="Saturation", unit="percentunit", steps=above(SATURATION_HIGH, 1), width=100, link=_TO_KV),
+                f"min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})",
+                Column(
+                    title="Load headroom",
+                    unit="none",
+                    decimals=1,
+                    steps=below(LOAD_HEADROOM_LOW, 1),
+                    width=120,
+                    link=_TO_KV,
+                ),
             ),
         ),
         height=8,
@@ -184,9 +192,9 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     good, every = schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS
     return (
         lines(
-            "Slow first tokens",
-            "Share of first tokens slower than the objective in the last 60 s: the pager's signal. A gap is no "
-            "traffic, or a dead source.",
+            "Slow TTFT",
+            "Share of requests whose TTFT missed the objective in the last 60 s: the signal that pages. A gap is no "
+            "traffic, or an engine that is down.",
             Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='60s')})", BY_MODEL),
             unit="percentunit",
             steps=above(limits.ttft_slow_share),
@@ -194,8 +202,8 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMFirstTokensSlow",
         ),
         lines(
-            "Objectives attained",
-            "Share of requests (tokens, for inter-token latency) within each objective, over all that is selected.",
+            "Objectives met",
+            "Share of requests (tokens, for inter-token latency) that met each objective, over all that is selected.",
             Query(scope.share(good, every, "slo"), "{{slo}}"),
             unit="percentunit",
             highest=1,
@@ -203,7 +211,7 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Failed requests",
-            "Requests per second that ended without a whole answer, by reason.",
+            "Requests per second that did not complete, by reason.",
             Query(f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FAILED)})", "{{reason}} ({{engine}})"),
             unit="reqps",
             at_least=1,
@@ -223,7 +231,7 @@ def _traffic(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Waiting requests",
-            "Requests that wait to be scheduled.",
+            "Requests waiting to be scheduled.",
             Query(f"sum by ({MODEL}) ({scope.of(schema.REQUESTS_WAITING)})", BY_MODEL),
             steps=above(limits.waiting_high),
             alert="LLMQueueBuilding",
@@ -235,7 +243,7 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Least KV headroom",
-            "Room for new requests in the KV cache of the target that has least, as a share of its capacity.",
+            "KV cache available to new requests on the target that has least, as a share of its capacity.",
             Query(f"min by ({MODEL}) ({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})", BY_MODEL),
             unit="percentunit",
             highest=1,
@@ -243,8 +251,8 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Saturation",
-            "How far the resource that binds is used: at 100 % first tokens begin to leave their objective; cut "
-            "at 200 %. Scale on it.",
+            "Load as a share of what the fullest target takes within its objective of first tokens, its queue "
+            "included; 200 % at most. Scale on it, target 80 %.",
             Query(f"max by ({MODEL}) ({scope.of(schema.SATURATION, resource='max')})", BY_MODEL),
             unit="percentunit",
             highest=2,
@@ -254,7 +262,7 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         lines(
             "GPU memory headroom",
             "Memory that can still be allocated on each GPU. A card at 95 % is normal, as engines reserve their KV "
-            "cache at start; below the line an allocation may fail.",
+            "cache at startup; below the line an allocation may fail.",
             Query(f"min by (gpu, instance) ({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})", BY_GPU),
             unit="percentunit",
             steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
@@ -269,23 +277,23 @@ def _latencies(scope: Scope) -> tuple[Panel, ...]:
     def p95(title: str, answers: str, metric: Metric) -> Panel:
         return lines(
             title,
-            f"{answers} Of whole engines and models: instances and targets are not told apart.",
+            f"{answers} Per engine and model, over all instances and targets.",
             Query(scope.recorded_quantile(0.95, metric), BY_MODEL),
             unit="s",
             empty="without the recording rules of llm-headroom",
         )
 
     return (
-        p95("Time to first token, p95", "From arrival to the first token.", schema.TIME_TO_FIRST_TOKEN),
-        p95("Between tokens, p95", "Between successive tokens of one request.", schema.INTER_TOKEN_LATENCY),
-        p95("Whole requests, p95", "From arrival to end.", schema.REQUEST_DURATION),
+        p95("Time to first token, p95", "Time from arrival to the first token.", schema.TIME_TO_FIRST_TOKEN),
+        p95("Inter-token latency, p95", "Time between successive tokens of one request.", schema.INTER_TOKEN_LATENCY),
+        p95("Request duration, p95", "Time from arrival to end.", schema.REQUEST_DURATION),
     )
 
 
 def _alerts(alerts: str) -> Panel:
     return table(
         "Firing alerts",
-        "Alerts of llm-headroom that fire now.",
+        "Firing alerts of llm-headroom.",
         (
             Column(title="Alert", label="alertname", width=260),
             Column(title="Severity", label="severity", width=100),

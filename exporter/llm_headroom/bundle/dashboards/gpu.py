@@ -1,4 +1,4 @@
-"""GPUs: whose their memory is, how much is left, how hard they work, and whether they are well."""
+"""GPUs: memory by engine, headroom, load, cost and health."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _MEMORY: tuple[tuple[str, Json], ...] = (
 
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("Is there room, and are the GPUs well?", _numbers(scope, limits)),
-        Row("Whose is the memory?", _memory(scope, limits)),
+        Row("Is there headroom, and are the GPUs healthy?", _numbers(scope, limits)),
+        Row("What uses the memory?", _memory(scope, limits)),
         Row("How much is left?", _left(scope, limits)),
-        Row("How hard do they work?", _work(scope, limits)),
+        Row("How busy are they?", _work(scope, limits)),
         Row("What does a token cost?", _cost(scope)),
-        Row("Are they held back?", _held_back(scope), optional="where the driver tells of clocks and throttling"),
-        Row("Are they broken?", _errors(scope), optional="where the driver tells of errors"),
-        Row("Which processes are on them?", (_processes(scope),), optional="where process ids can be seen"),
+        Row("Are they throttled?", _throttled(scope), optional="where the driver reports clocks and throttling"),
+        Row("Are they broken?", _errors(scope), optional="where the driver reports errors"),
+        Row("Which processes are on them?", (_processes(scope),), optional="where process ids are visible"),
         Row("How much host memory do engines use?", _host(scope), optional="where control groups can be read"),
     )
 
@@ -51,7 +51,7 @@ def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
 DASHBOARD: Final = Plan(
     "gpu",
     "GPU",
-    "Whose is the GPUs' memory, how much is left, how hard do they work, and are they well?",
+    "What uses the GPUs' memory, how much is left, how busy are they, and are they healthy?",
     _rows,
     gpus=True,
 )
@@ -59,50 +59,50 @@ DASHBOARD: Final = Plan(
 
 def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
-        stat("GPUs", "GPUs that NVML lists, lost ones included.", scope.told_gpu(f"sum({scope.of(schema.GPUS)})")),
+        stat("GPUs", "GPUs listed by NVML, including lost ones.", scope.exposed_gpu(f"sum({scope.of(schema.GPUS)})")),
         stat(
             "Headroom",
             "Memory that can still be allocated on the GPU that has least.",
-            scope.told_gpu(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
+            scope.exposed_gpu(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
             unit="percentunit",
             steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
             alert="LLMGpuMemoryHeadroomLow",
         ),
         stat(
             "OOM risk",
-            "Probability that an allocation fails within 30 minutes, of the GPU or host where it is highest. Not told "
-            "until the memory has been watched for a while.",
-            scope.told_gpu(f"max({scope.of(schema.OOM_RISK)})"),
+            "Highest probability that an allocation fails within 30 minutes, of any GPU or host. Absent "
+            "until memory has been monitored for a while.",
+            scope.exposed_gpu(f"max({scope.of(schema.OOM_RISK)})"),
             unit="percentunit",
             steps=above(limits.oom_risk),
             alert="LLMOomRisk",
         ),
         stat(
             "Unattributed",
-            "Used memory that no engine is known to hold: a neighbour, a leak of a dead process, or no process ids.",
-            scope.told_gpu(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})"),
+            "Used memory that is not attributed to an engine: another program, a leak, or process ids are not visible.",
+            scope.exposed_gpu(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})"),
             unit="bytes",
             alert="LLMGpuMemoryGrowthOutsideReservation",
         ),
         stat(
-            "Overcommit",
-            "By how much reservations exceed the memory of their devices.",
-            scope.told_gpu(f"sum({scope.of(schema.GPU_MEMORY_OVERCOMMITTED)})"),
+            "Overcommitted",
+            "Amount by which reservations exceed the memory of their devices.",
+            scope.exposed_gpu(f"sum({scope.of(schema.GPU_MEMORY_OVERCOMMITTED)})"),
             unit="bytes",
             steps=above(1, 1),
             alert="LLMGpuReservationOverlap",
         ),
         stat(
             "Utilisation",
-            "Mean share of time in which a kernel ran.",
-            scope.told_gpu(f"avg({scope.of(schema.GPU_UTILIZATION)})"),
+            "Mean share of time during which a kernel was running.",
+            scope.exposed_gpu(f"avg({scope.of(schema.GPU_UTILIZATION)})"),
             unit="percentunit",
         ),
-        stat("Power", "Power draw of all.", scope.told_gpu(f"sum({scope.of(schema.GPU_POWER)})"), unit="watt"),
+        stat("Power", "Total power draw.", scope.exposed_gpu(f"sum({scope.of(schema.GPU_POWER)})"), unit="watt"),
         stat(
             "Hottest",
             "Temperature of the hottest sensor.",
-            scope.told_gpu(f"max({scope.of(schema.GPU_TEMPERATURE)})"),
+            scope.exposed_gpu(f"max({scope.of(schema.GPU_TEMPERATURE)})"),
             unit="celsius",
             steps=above(limits.gpu_temperature_high),
             alert="LLMGpuTemperatureHigh",
@@ -117,10 +117,10 @@ def _memory(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     known = f"max by ({SOURCE}, {_GPU}, method) ({scope.of(schema.GPU_ATTRIBUTION_INFO)})"
     return (
         areas(
-            "Memory by owner and use",
+            "Memory by engine and use",
             "Of all selected GPUs together; choose one above to see it alone. Parts add up to the total. KV cache is "
-            "reserved at the engine's start, so little free memory is normal: below the dashed line an allocation may "
-            "fail.",
+            "reserved at the engine's startup, so little free memory is normal: above the dashed line an allocation "
+            "may fail.",
             Query(kinds, "{{target}} {{kind}}"),
             Query(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})", "unattributed"),
             Query(f"sum({scope.of(schema.GPU_MEMORY_RESERVED)})", "driver"),
@@ -133,12 +133,12 @@ def _memory(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             styles=_MEMORY,
         ),
         table(
-            "Held by each engine on each GPU",
-            "What an engine's processes hold now, and how it was found out that it is theirs.",
+            "Memory of each engine on each GPU",
+            "Memory held by an engine's processes, and the method of attribution.",
             (
                 Column(title="Target", label="target"),
                 Column(title="GPU", label="gpu", width=50),
-                Column(title="Known by", label="method", width=110),
+                Column(title="Method", label="method", width=110),
                 (
                     f"{held} * on ({SOURCE}, {_GPU}) group_left (method) {known}",
                     Column(title="Held", unit="bytes", width=90),
@@ -164,9 +164,9 @@ def _left(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMGpuMemoryHeadroomLow",
         ),
         lines(
-            "Reservations, and what is held",
-            "What each engine takes or was told to take, beside (dashed) what it holds: growth past its reservation "
-            "is how GPUs run out.",
+            "Reserved and used memory",
+            "What each engine uses or is configured to use, and (dashed) what it uses now: growth beyond the "
+            "reservation is how GPUs run out.",
             Query(f"sum by ({SOURCE}) ({scope.of(schema.GPU_MEMORY_RESERVATION)})", BY_TARGET),
             Query(f"sum by ({SOURCE}) ({scope.of(schema.GPU_MEMORY_ENGINE)})", f"{BY_TARGET} held"),
             unit="bytes",
@@ -183,7 +183,7 @@ def _left(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             unit="percentunit",
             highest=1,
             steps=above(limits.oom_risk),
-            empty="until a GPU has been watched for a while",
+            empty="until a GPU has been monitored for a while",
             alert="LLMOomRisk",
         ),
     )
@@ -193,7 +193,7 @@ def _work(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Utilisation",
-            "Share of time in which a kernel ran; a busy GPU is not yet a saturated one.",
+            "Share of time during which a kernel was running; a busy GPU is not necessarily saturated.",
             Query(f"max by ({_GPU}) ({scope.of(schema.GPU_UTILIZATION)})", BY_GPU),
             unit="percentunit",
             highest=1,
@@ -225,22 +225,22 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "Energy per generated token",
-            "Energy of the engine's GPUs over the tokens that it generated in the last five minutes; that of a shared "
+            "Energy of the engine's GPUs per generated token, over the last five minutes; that of a shared "
             "GPU is split by the memory held. A gap is no traffic, or an engine that does not count tokens.",
             Query(f"max by ({SOURCE}) ({scope.of(schema.ENERGY_PER_TOKEN)})", BY_TARGET),
             unit="joule",
         ),
         lines(
             "Generated tokens per joule",
-            "Of all that is selected.",
+            "Over all that is selected.",
             Query(
                 f"sum({scope.rate(schema.GENERATION_TOKENS)}) / sum({scope.rate(schema.GPU_ENERGY)})",
                 "tokens per joule",
             ),
         ),
         lines(
-            "Price of a million generated tokens",
-            "Price of the engine's GPUs over the tokens of the last five minutes, in the configured currency.",
+            "Cost per million generated tokens",
+            "Cost of the engine's GPUs over the last five minutes, in the configured currency.",
             Query(
                 f"max by (engine, target, currency) ({scope.of(schema.COST_PER_MILLION_TOKENS)})",
                 f"{BY_TARGET} {{{{currency}}}}",
@@ -250,46 +250,46 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
     )
 
 
-def _held_back(scope: Scope) -> tuple[Panel, ...]:
+def _throttled(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "Memory bandwidth",
-            "Share of time in which device memory was read or written. Decode is bound by it.",
+            "Share of time during which device memory was read or written. Decode is bound by it.",
             Query(f"max by ({_GPU}) ({scope.of(schema.GPU_MEMORY_CONTROLLER)})", BY_GPU),
             unit="percentunit",
             highest=1,
-            empty="where the driver does not tell it",
+            empty="where the driver does not report it",
         ),
         lines(
             "Throttled",
-            "Share of time in which a policy held the clocks down.",
+            "Share of time during which a policy reduced the clocks.",
             Query(
                 f"sum by ({_GPU}, policy) ({scope.rate(schema.GPU_THROTTLE_TIME)})",
                 "GPU {{gpu}} {{policy}} · {{instance}}",
             ),
             unit="percentunit",
-            empty="where the driver does not tell it",
+            empty="where the driver does not report it",
             alert="LLMGpuThrottled",
         ),
         lines(
-            "Clock, and its highest",
-            "Clock of the streaming multiprocessors, and (dashed) the highest that the device can have.",
+            "SM clock, and its maximum",
+            "Clock of the streaming multiprocessors, and (dashed) its maximum.",
             Query(f"max by ({_GPU}) ({scope.of(schema.GPU_CLOCK, domain='sm')})", BY_GPU),
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_CLOCK_MAX, domain='sm')})", f"{BY_GPU} highest"),
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_CLOCK_MAX, domain='sm')})", f"{BY_GPU} maximum"),
             unit="hertz",
-            styles=((" highest$", dashed()),),
-            empty="where the driver does not tell it",
+            styles=((" maximum$", dashed()),),
+            empty="where the driver does not report it",
         ),
     )
 
 
 def _errors(scope: Scope) -> tuple[Panel, ...]:
-    none = "on devices that have or tell no such errors"
+    none = "on devices without such errors, or that do not report them"
     # A counter that appears with its first error has no increase; so levels are shown, not rates.
     return (
         lines(
             "Xid errors",
-            "Errors that the driver reported since llm-headroom watches, by number.",
+            "Errors reported by the driver since llm-headroom started, by Xid number.",
             Query(
                 f"sum by ({_GPU}, xid) ({scope.of(schema.GPU_XID_ERRORS)})", "GPU {{gpu}} Xid {{xid}} · {{instance}}"
             ),
@@ -298,7 +298,7 @@ def _errors(scope: Scope) -> tuple[Panel, ...]:
         ),
         lines(
             "ECC errors",
-            "Over the device's life. Uncorrected ones cost results; rising corrected ones announce them.",
+            "Over the device's life. Uncorrected errors lose data; a rise in corrected ones is an early sign.",
             Query(
                 f"sum by ({_GPU}, severity) ({scope.of(schema.GPU_ECC_ERRORS)})",
                 "GPU {{gpu}} {{severity}} · {{instance}}",
@@ -308,7 +308,7 @@ def _errors(scope: Scope) -> tuple[Panel, ...]:
         ),
         lines(
             "Row remapping, recovery",
-            "1 where a row is to be remapped at the next reset, could not be, or what the driver asks for.",
+            "1 if a row will be remapped at the next reset, or could not be; and the action requested by the driver.",
             Query(f"max by ({_GPU}) ({scope.of(schema.GPU_ROW_REMAP_PENDING)})", "GPU {{gpu}} pending · {{instance}}"),
             Query(f"max by ({_GPU}) ({scope.of(schema.GPU_ROW_REMAP_FAILURE)})", "GPU {{gpu}} failed · {{instance}}"),
             Query(f"max by ({_GPU}) ({scope.of(schema.GPU_RECOVERY_ACTION)})", "GPU {{gpu}} recovery · {{instance}}"),
@@ -321,7 +321,7 @@ def _errors(scope: Scope) -> tuple[Panel, ...]:
 def _processes(scope: Scope) -> Panel:
     return table(
         "Processes",
-        "Memory that each process holds now.",
+        "Memory held by each process now.",
         (
             Column(title="Instance", label="instance"),
             Column(title="GPU", label="gpu", width=80),
@@ -332,7 +332,7 @@ def _processes(scope: Scope) -> Panel:
                 Column(title="Memory", unit="bytes", width=160),
             ),
         ),
-        empty="where process ids cannot be seen",
+        empty="where process ids are not visible",
         sort="-Memory",
     )
 
@@ -353,7 +353,7 @@ def _host(scope: Scope) -> tuple[Panel, ...]:
         ),
         lines(
             "Memory pressure",
-            "Share of time for which tasks waited for memory (PSI).",
+            "Share of time during which tasks waited for memory (PSI).",
             Query(
                 f"max by ({SOURCE}, severity) ({scope.rate(schema.HOST_MEMORY_PRESSURE)})",
                 f"{BY_TARGET} {{{{severity}}}}",
@@ -362,8 +362,8 @@ def _host(scope: Scope) -> tuple[Panel, ...]:
             empty=none,
         ),
         lines(
-            "Killed for want of memory",
-            "Processes of the engine's control group.",
+            "OOM kills",
+            "Processes in the engine's control group killed by the OOM killer.",
             Query(f"sum by ({SOURCE}) ({scope.of(schema.HOST_OOM_KILLS)})", BY_TARGET),
             empty=none,
             alert="LLMHostOomKill",

@@ -1,4 +1,4 @@
-"""The KV cache: what holds it, how much room is left, what is likely to come, and what else may bind first."""
+"""The KV cache: what uses it, how much headroom is left, risks, and which resource is the bottleneck."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, Steps, abov
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
-from llm_headroom.thresholds import SATURATION_HIGH
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.thresholds import Thresholds
 
-_EARLY = "until enough traffic was seen"
-_PARTS = 'resource!="max"'
+_EARLY = "until there has been enough traffic"
+_TEN_MINUTES = "until ten busy minutes were seen"
 _BY_TARGET_MODEL = "{{engine}} · {{target}} · {{model}}"
 
 
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("How much room is left?", _numbers(scope, limits)),
-        Row("What holds the cache?", _held(scope, limits)),
-        Row("How much more fits?", _room(scope, limits)),
-        Row("Which resource binds first?", _binding(scope)),
-        Row("What is likely to come, and why?", _risks(scope, limits)),
+        Row("How much headroom is left?", _numbers(scope, limits)),
+        Row("What uses the cache?", _held(scope, limits)),
+        Row("How many more requests fit?", _room(scope, limits)),
+        Row("Which resource is the bottleneck?", _binding(scope)),
+        Row("What are the risks in the next minutes?", _risks(scope, limits)),
         Row(
             "Do Ollama's models fit?",
             _residency(scope, limits),
@@ -37,7 +37,10 @@ def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
 
 
 DASHBOARD: Final = Plan(
-    "kv", "KV cache and capacity", "How much room is left for requests, and what will bind first?", _rows
+    "kv",
+    "KV cache and capacity",
+    "How much KV cache is left for requests, and which resource is the bottleneck?",
+    _rows,
 )
 
 
@@ -46,62 +49,62 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     exhaustion = f"min({scope.of(schema.KV_CACHE_EXHAUSTION)})"
     return (
         stat(
-            "KV held",
-            "Share of all selected KV cache that cannot be reclaimed.",
-            scope.told(f"{used} / {capacity}"),
+            "KV used",
+            "Share of the selected KV cache in use by requests, which cannot be reclaimed.",
+            scope.exposed(f"{used} / {capacity}"),
             unit="percentunit",
             steps=above(limits.kv_usage_high, limits.kv_usage_critical),
             alert="LLMKVCacheHigh",
         ),
         stat(
             "Peak",
-            "The highest share that requests hold, of all targets, in the last minute between scrapes.",
-            scope.told(f"max({scope.of(schema.KV_CACHE_USAGE_PEAK)})"),
+            "Highest KV cache usage of any target in the last minute, including peaks between scrapes.",
+            scope.exposed(f"max({scope.of(schema.KV_CACHE_USAGE_PEAK)})"),
             unit="percentunit",
             steps=above(limits.kv_usage_high, limits.kv_usage_critical),
             alert="LLMKVCacheExhausted",
         ),
         stat(
-            "Token room",
-            "Tokens that can still be given to new requests: free and reusable ones, less what waits.",
-            scope.told(f"sum({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)})"),
+            "Free tokens",
+            "Tokens available to new requests: free and reclaimable ones, minus the demand of waiting requests.",
+            scope.exposed(f"sum({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)})"),
         ),
         stat(
-            "Room for",
-            "Requests of the recent mean size that the fullest target can still admit and end.",
-            scope.told(f"min({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})"),
+            "Free requests",
+            "Requests of the recent mean size that the fullest target can still admit and finish.",
+            scope.exposed(f"min({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})"),
             decimals=0,
             steps=below(limits.headroom_requests_low),
             alert="LLMKVHeadroomLow",
         ),
         stat(
             "Full in",
-            "Time until the first KV cache is full if demand stays. Look at it, do not page on it.",
-            scope.told(f"{exhaustion} or min({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)}) * 0 - {-NOT_FILLING}"),
+            "Time until the first KV cache is full at the current demand. For planning, not for paging.",
+            scope.exposed(f"{exhaustion} or min({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)}) * 0 - {-NOT_FILLING}"),
             unit="s",
             steps=Steps("orange", ((limits.kv_exhaustion_soon, "green"),)),
             alert="LLMKVTimeToFull",
         ),
         stat(
-            "Saturation",
-            "Of the target that is nearest its limit; at 1 first tokens begin to leave their objective.",
-            scope.told(f"max({scope.of(schema.SATURATION, resource='max')})"),
-            unit="percentunit",
-            steps=above(SATURATION_HIGH, 1),
+            "Load headroom",
+            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
+            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+            decimals=1,
+            steps=below(LOAD_HEADROOM_LOW, 1),
         ),
         stat(
             "Risk",
-            "Probability of KV cache trouble or slow first tokens within five minutes, of the target where it is "
-            "highest.",
-            scope.told(f"max({scope.of(schema.SATURATION_HIGH_WATER_RISK)})"),
+            "Highest probability of KV cache exhaustion or of TTFT beyond the objective within five minutes, of any "
+            "target.",
+            scope.exposed(f"max({scope.of(schema.SATURATION_HIGH_WATER)})"),
             unit="percentunit",
             steps=above(limits.high_water_risk),
             alert="LLMSaturationRisk",
         ),
         stat(
             "Preemptions",
-            "Running requests per second that were put back for want of KV cache.",
-            scope.told(f"sum({scope.rate(schema.PREEMPTIONS)})"),
+            "Running requests per second that were preempted because the KV cache was full.",
+            scope.exposed(f"sum({scope.rate(schema.PREEMPTIONS)})"),
             unit="cps",
             alert="LLMPreemptionsHigh",
         ),
@@ -116,25 +119,25 @@ def _held(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         areas(
             "Tokens by use",
-            "Held by requests, kept for reuse (reclaimed when needed), and free, up to the capacity. An engine that "
-            "does not tell what it keeps for reuse has it under free.",
-            Query(used, "held by requests"),
-            Query(evictable, "kept for reuse"),
+            "In use by requests, reusable prefixes (reclaimed when needed), and free, up to the capacity. An engine "
+            "that does not expose its reusable part has it under free.",
+            Query(used, "in use by requests"),
+            Query(evictable, "reusable"),
             Query(free, "free"),
             Query(capacity, "capacity"),
             width=12,
             height=8,
             styles=(
-                ("^held", {"color": {"mode": "fixed", "fixedColor": "dark-orange"}}),
-                ("^kept", {"color": {"mode": "fixed", "fixedColor": "dark-blue"}}),
+                ("^in use", {"color": {"mode": "fixed", "fixedColor": "dark-orange"}}),
+                ("^reusable", {"color": {"mode": "fixed", "fixedColor": "dark-blue"}}),
                 ("^free", {"color": {"mode": "fixed", "fixedColor": "dark-green"}, "custom.fillOpacity": 30}),
                 ("^capacity", dashed("text")),
             ),
         ),
         lines(
-            "Share held by requests",
-            "Per target, and (dashed) its highest poll of the last minute. A full cache does not crash an engine: it "
-            "costs preemptions, queueing and first tokens.",
+            "KV cache usage",
+            "Per target, and (dashed) its peak of the last minute. A full cache does not crash an engine: it "
+            "causes preemptions, queueing and higher TTFT.",
             Query(f"max by ({SOURCE}) ({scope.of(schema.KV_CACHE_USAGE)})", BY_TARGET),
             Query(f"max by ({SOURCE}) ({scope.of(schema.KV_CACHE_USAGE_PEAK)})", f"{BY_TARGET} peak"),
             unit="percentunit",
@@ -151,13 +154,13 @@ def _held(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 def _room(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
-            "Room in tokens",
-            "Free and reusable tokens less what waits.",
+            "Headroom in tokens",
+            "Free and reclaimable tokens minus the demand of waiting requests.",
             Query(f"sum by ({SOURCE}) ({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)})", BY_TARGET),
         ),
         lines(
-            "Room in requests",
-            "Requests of the recent mean size that can be admitted and end; at most what the engine's own limit of "
+            "Headroom in requests",
+            "Requests of the recent mean size that can be admitted and finish; at most what the engine's limit of "
             "running requests leaves.",
             Query(f"min by ({SOURCE}) ({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})", BY_TARGET),
             steps=below(limits.headroom_requests_low),
@@ -165,32 +168,50 @@ def _room(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Time until full",
-            "If demand stays as it is. A gap is good news: it does not fill up.",
+            "At the current demand. A gap means that the cache is not filling up.",
             Query(f"min by ({SOURCE}) ({scope.of(schema.KV_CACHE_EXHAUSTION)})", BY_TARGET),
             unit="s",
             steps=Steps("orange", ((limits.kv_exhaustion_soon, "green"),)),
-            empty="while no KV cache fills up",
+            empty="while no KV cache is filling up",
             alert="LLMKVTimeToFull",
         ),
     )
 
 
 def _binding(scope: Scope) -> tuple[Panel, ...]:
-    parts = scope.of(schema.SATURATION, _PARTS)
+    binding = f"max by ({SOURCE}, objective, resource) ({scope.of(schema.LOAD_HEADROOM_BINDING)} == 1)"
     return (
         lines(
-            "Saturation by resource",
-            "The most saturated target of each engine: KV cache, concurrency, prefill, GPU memory. Cut at 200 %.",
-            Query(f"max by (engine, resource) ({parts})", "{{resource}} ({{engine}})"),
+            "Load headroom",
+            "How many times its traffic of 15 minutes each target takes before its first tokens leave their objective; "
+            "16 is 16 or more.",
+            Query(f"min by ({SOURCE}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})", BY_TARGET),
+            width=12,
+            steps=below(LOAD_HEADROOM_LOW, 1),
+            empty=_TEN_MINUTES,
+        ),
+        lines(
+            "Saturation",
+            "Load as a share of what the target takes, its queue included; 200 % at most. Scale on it, target 80 %.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION, resource='max')})", BY_TARGET),
             unit="percentunit",
             width=12,
             highest=2,
             steps=Steps("green", ((1, "red"),)),
+            empty=_TEN_MINUTES,
         ),
         lines(
-            "Saturation of the resource that binds",
-            "At 100 % first tokens begin to leave their objective; the curve is cut at 200 %. Scale on it.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION, resource='max')})", BY_TARGET),
+            "What binds",
+            "The resource that tokens wait for where the load headroom ends.",
+            Query(binding, f"{BY_TARGET}: {{{{objective}}}}, {{{{resource}}}}"),
+            width=12,
+            empty=_TEN_MINUTES,
+        ),
+        lines(
+            "Pressure by resource",
+            "Demand over what there is, of the target of each engine where it is greatest: KV cache, concurrency, "
+            "prefill, GPU memory. No share of what an engine takes. Cut at 200 %.",
+            Query(f"max by (engine, resource) ({scope.of(schema.PRESSURE)})", "{{resource}} ({{engine}})"),
             unit="percentunit",
             width=12,
             highest=2,
@@ -205,9 +226,10 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     answers = f"sum by ({SOURCE}) ({scope.rate(schema.GENERATION_TOKENS)})"
     return (
         lines(
-            "Risk within five minutes",
-            "Probability of KV cache trouble or slow first tokens, from the highest forecast of the last ten minutes.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_HIGH_WATER_RISK)})", BY_TARGET),
+            "High water of ten minutes",
+            "How near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective. Ranks targets; "
+            "no probability.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_HIGH_WATER)})", BY_TARGET),
             unit="percentunit",
             highest=1,
             steps=above(limits.high_water_risk),
@@ -215,19 +237,17 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMSaturationRisk",
         ),
         lines(
-            "Of that, now, and by the KV cache alone",
-            "Probability from the present forecast, and (dashed) that of preemptions or blocked requests. Take them "
-            "for an order, not for calibrated probabilities.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_RISK)})", BY_TARGET),
-            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_SATURATION_RISK)})", f"{BY_TARGET} KV cache"),
+            "Risk of the KV cache",
+            "Probability that requests are preempted or blocked for want of KV cache within five minutes; at least "
+            "95 % while they are.",
+            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_SATURATION_RISK)})", BY_TARGET),
             unit="percentunit",
             highest=1,
-            styles=((" KV cache$", quiet()),),
             empty=_EARLY,
         ),
         lines(
             "Demand",
-            "Prompt tokens per second, and (dashed) generated ones: what fills the cache.",
+            "Prompt tokens per second, and (dashed) generated ones: both fill the cache.",
             Query(prompts, BY_TARGET),
             Query(answers, f"{BY_TARGET} generated"),
             unit="tokens/s",
@@ -235,7 +255,7 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Waiting requests",
-            "What waits is demand that has not got its KV cache yet.",
+            "Waiting requests are demand that has no KV cache yet.",
             Query(waiting, BY_TARGET),
             steps=above(limits.waiting_high),
             width=12,
@@ -243,7 +263,7 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Preemptions",
-            "Running requests per second that were put back for want of KV cache.",
+            "Running requests per second that were preempted because the KV cache was full.",
             Query(f"sum by ({SOURCE}) ({scope.rate(schema.PREEMPTIONS)})", BY_TARGET),
             unit="cps",
             at_least=1,
@@ -258,7 +278,7 @@ def _residency(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Share of the model on GPUs",
-            "Below 1 a part runs on the CPU, many times slower.",
+            "Below 100 % a part runs on the CPU, many times slower.",
             Query(f"min by ({TARGET}) ({scope.of(schema.MODEL_OFFLOAD)})", _BY_TARGET_MODEL),
             unit="percentunit",
             highest=1,
@@ -268,14 +288,15 @@ def _residency(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Models in memory",
-            "1 while a model is loaded. One that comes and goes pays for its load each time.",
+            "1 while a model is loaded. Repeated loads delay the requests that trigger them.",
             Query(f"max by ({TARGET}) ({scope.of(schema.MODEL_LOADED, engine='ollama')})", _BY_TARGET_MODEL),
             empty=none,
             alert="LLMModelThrash",
         ),
         lines(
             "Risk of spill and of eviction",
-            "That a model, or its next load, does not fit on the GPUs; and (dashed) that it is unloaded for another.",
+            "Probability that a model, or its next load, does not fit on the GPUs; and (dashed) that it is unloaded "
+            "for another.",
             Query(f"max by ({TARGET}) ({scope.of(schema.SPILL_RISK)})", f"{_BY_TARGET_MODEL} spill"),
             Query(f"max by ({TARGET}) ({scope.of(schema.EVICTION_RISK)})", f"{_BY_TARGET_MODEL} eviction"),
             unit="percentunit",

@@ -12,7 +12,7 @@ from llm_headroom.engines.built_in import BUILT_IN
 Json: TypeAlias = dict[str, Any]
 
 DATASOURCE: Final[Json] = {"type": "prometheus", "uid": "${datasource}"}
-NOT_TOLD: Final = -2
+NOT_EXPOSED: Final = -2
 """Stands for a reading that no selected source gives although one is up; no metric that a panel shows can be -2."""
 NOT_FILLING: Final = -3
 """Stands for a time that does not come, as nothing grows."""
@@ -270,9 +270,9 @@ class Panel:
 
 
 def _mappings() -> list[Json]:
-    """What is no number: a reading that the sources do not tell, and one that has no traffic to be made of."""
+    """Texts for what is not a number: a value that no source exposes, and one that needs traffic."""
     return [
-        {"type": "value", "options": {str(NOT_TOLD): {"text": "Not told", "color": _GREY, "index": 0}}},
+        {"type": "value", "options": {str(NOT_EXPOSED): {"text": "Not exposed", "color": _GREY, "index": 0}}},
         {"type": "value", "options": {str(NOT_FILLING): {"text": "Not filling", "color": "green", "index": 2}}},
         {"type": "special", "options": {"match": "nan", "result": {"text": "No traffic", "color": _GREY, "index": 1}}},
     ]

@@ -1,4 +1,4 @@
-"""Panels by type with the defaults of the house."""
+"""Panels by type, with this project's defaults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel
 
 
 def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return numbers of now; several of them need names."""
+    """Return current values; several of them need names."""
     defaults = {"width": 3, "height": 4} | more
     return Panel(kind=Kind.STAT, title=title, answers=answers, queries=_queries(queries), **defaults)
 
@@ -43,22 +43,22 @@ _REQUESTS: Final = ("Requests", "Finished requests per second.")
 
 
 def finished_requests_now(scope: Scope) -> Panel:
-    """Return how many requests finish now, of all that is selected."""
-    return stat(*_REQUESTS, scope.told(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"), unit="reqps")
+    """Return the current rate of finished requests, over all that is selected."""
+    return stat(*_REQUESTS, scope.exposed(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"), unit="reqps")
 
 
 def finished_requests(scope: Scope) -> Panel:
-    """Return how many requests of each model finish, over time."""
+    """Return the rate of finished requests of each model over time."""
     query = Query(f"sum by ({MODEL}) ({scope.rate(schema.REQUESTS_FINISHED)})", BY_MODEL)
     return lines(*_REQUESTS, query, unit="reqps")
 
 
 def failed_share(scope: Scope, limits: Thresholds) -> Panel:
-    """Return how many requests fail now, of all that end."""
+    """Return the current share of failed requests."""
     return stat(
         "Failed",
-        "Share of requests that ended without a whole answer: failed, rejected or aborted by their client.",
-        scope.told(scope.failed("")),
+        "Share of requests that did not complete: failed, rejected or aborted by their client.",
+        scope.exposed(scope.failed("")),
         unit="percentunit",
         steps=above(limits.error_share, limits.error_share_high),
         alert="LLMErrorRatioHigh",
@@ -66,7 +66,7 @@ def failed_share(scope: Scope, limits: Thresholds) -> Panel:
 
 
 def bars(title: str, answers: str, query: Query, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return one bar for each series of now."""
+    """Return one bar for the current value of each series."""
     return Panel(kind=Kind.BARS, title=title, answers=answers, queries=(query,), **more)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Annotation, Variable
-from llm_headroom.bundle.dashboards.panel import NOT_TOLD
+from llm_headroom.bundle.dashboards.panel import NOT_EXPOSED
 
 if TYPE_CHECKING:
     from llm_headroom.model import Metric
@@ -28,7 +28,7 @@ ENGINES: Final = 'engine!="nvml"'
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is selected. `extra` are matchers of the user's choice; `gpus` tells that GPUs can be chosen, too."""
+    """What is selected. `extra` are matchers of the user's choice; `gpus`: GPUs can be chosen, too."""
 
     extra: str = ""
     gpus: bool = False
@@ -77,22 +77,22 @@ class Scope:
         return " / ".join(rates)
 
     def failed(self, by: str) -> str:
-        """Return the share of requests that ended without a whole answer; 0 where no failure was ever counted."""
+        """Return the share of requests that did not complete; 0 where no failure was ever counted."""
         grouping = f" by ({by})" if by else ""
         finished = f"sum{grouping} ({self.rate(schema.REQUESTS_FINISHED)})"
         failed = f"(sum{grouping} ({self.rate(schema.REQUESTS_FAILED)}) or {finished} * 0)"
         return f"{failed} / ({failed} + {finished})"
 
-    def told(self, expr: str, by: str = "") -> str:
-        """Return the expression, or `NOT_TOLD` if it has no series although a source is up; nothing if none is."""
+    def exposed(self, expr: str, by: str = "") -> str:
+        """Return the expression, or `NOT_EXPOSED` if it has no series although a source is up; nothing if none is."""
         grouping = f" by ({by})" if by else ""
         alive = self.of(schema.UP, ENGINES)
-        return f"({expr}) or (max{grouping} ({alive} == 1) * 0 - {-NOT_TOLD})"
+        return f"({expr}) or (max{grouping} ({alive} == 1) * 0 - {-NOT_EXPOSED})"
 
-    def told_gpu(self, expr: str) -> str:
-        """Return `told`, judged by whether NVML is up."""
+    def exposed_gpu(self, expr: str) -> str:
+        """Return `exposed` for what NVML provides."""
         alive = f'llm_up{{{self.matchers(())}, engine="nvml"}}'
-        return f"({expr}) or (max({alive} == 1) * 0 - {-NOT_TOLD})"
+        return f"({expr}) or (max({alive} == 1) * 0 - {-NOT_EXPOSED})"
 
     def variables(self) -> tuple[Variable, ...]:
         """Return what can be chosen, each narrowed by those before it."""

@@ -1,15 +1,17 @@
 """llama.cpp's `llama-server`, which is also what serves each model inside Ollama.
 
 Source: ggml-org/llama.cpp, tools/server (server-context.cpp, README.md).
+A router (`llama-server` without a model) answers for several such servers, each named by `?model=`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from llm_headroom import schema
-from llm_headroom.engines.openai_api import MODELS, SLOWLY, model_facts, only_model, present
+from llm_headroom.engines.openai_api import SLOWLY, present
 from llm_headroom.engines.rules import Document, Engine, Fact, Rule, always
 
 if TYPE_CHECKING:
@@ -19,7 +21,12 @@ if TYPE_CHECKING:
 def _slots(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
     """The few fields wanted: slots can hold prompts."""
     return [
-        {"context": slot["n_ctx"], "busy": bool(slot["is_processing"]), "tokens": slot.get("n_prompt_tokens")}
+        {
+            "context": slot["n_ctx"],
+            "busy": bool(slot["is_processing"]),
+            "tokens": slot.get("n_prompt_tokens"),
+            "task": slot.get("id_task"),
+        }
         for slot in document
     ]
 
@@ -30,40 +37,108 @@ def _properties(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
         "build": document.get("build_info") or "",
         "model": document.get("model_alias") or document.get("model_path") or "",
         "path": document.get("model_path") or "",
+        "routes": document.get("role") == "router",
+        "asleep": document.get("is_sleeping"),
     }
 
 
+def _models(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+    """Of a router also the models that are not loaded, which have a status."""
+    return [
+        {"id": str(model["id"]), "loaded": (model.get("status") or {}).get("value", _LOADED) == _LOADED}
+        for model in document["data"]
+    ]
+
+
+PROCESS: Final = "process"
+"""The key of what this host shows of the process: whether its slots share one KV cache."""
+_LOADED: Final = "loaded"
+_REFUSED: Final = (401, 403, 404, 501)
 _SLOTS: Final = Document(key="slots", path="/slots", tolerated=(404, 501), read=_slots)
 _METRICS: Final = Document(key="metrics", path="/metrics", text=True, optional=True, tolerated=(404, 501))
 PROPERTIES: Final = Document(
-    key="properties", path="/props", every=SLOWLY, optional=True, tolerated=(401, 403, 404, 501), read=_properties
+    key="properties", path="/props", every=SLOWLY, optional=True, tolerated=_REFUSED, read=_properties
+)
+_STATE: Final = replace(PROPERTIES, every=0.0, leads=True)
+"""Asked at each poll, and first: neither this nor the model list keeps an idle server from going to sleep."""
+_MODELS: Final = Document(
+    key="models", path="/v1/models", every=SLOWLY, optional=True, tolerated=_REFUSED, read=_models
 )
 
 
+def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
+    """What to ask, by what `/props` says: a server that is asleep is left alone, a router is asked for each model."""
+    yield _STATE
+    state = present(known, _STATE.key)
+    if state and state["routes"]:
+        yield replace(_MODELS, every=0.0, leads=True)
+        for model in present(known, _MODELS.key) or ():
+            if model["loaded"]:
+                yield from _of_model(model["id"], known)
+        return
+    yield _MODELS
+    if _STATE.key in known and not (state and state["asleep"]):
+        wakes = bool(state) and state["asleep"] is not None
+        yield replace(_SLOTS, wakes=wakes)
+        yield replace(_METRICS, wakes=wakes)
+
+
+def _of_model(name: str, known: Mapping[str, Any]) -> Iterator[Document]:
+    """What a router passes on to the server of a loaded model."""
+    query = f"?model={quote(name, safe='')}"
+    state = present(known, f"{_STATE.key} {name}")
+    yield replace(_STATE, key=f"{_STATE.key} {name}", path=_STATE.path + query)
+    if f"{_STATE.key} {name}" in known and not (state and state["asleep"]):
+        wakes = bool(state) and state["asleep"] is not None
+        slots = replace(_SLOTS, optional=True, tolerated=(400, *_REFUSED), wakes=wakes)
+        yield replace(slots, key=f"{_SLOTS.key} {name}", path=_SLOTS.path + query)
+        metrics = replace(_METRICS, tolerated=(400, *_REFUSED), wakes=wakes, model=name)
+        yield replace(metrics, key=f"{_METRICS.key} {name}", path=_METRICS.path + query)
+
+
 def _model(documents: Mapping[str, Any]) -> str:
-    return only_model(documents) or (present(documents, "properties") or {}).get("model", "")
+    state = present(documents, _STATE.key) or {}
+    if state.get("routes"):
+        return ""
+    names = [model["id"] for model in present(documents, _MODELS.key) or ()]
+    return names[0] if len(names) == 1 else str(state.get("model", ""))
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
-    yield from model_facts(documents)
-    yield from _slot_facts(_model(documents), documents)
+    state = present(documents, _STATE.key) or {}
+    for model in present(documents, _MODELS.key) or ():
+        labels = {"model": model["id"]}
+        own = state if not state.get("routes") else present(documents, f"{_STATE.key} {model['id']}") or {}
+        asleep = own.get("asleep")
+        yield Fact(schema.MODEL_LOADED, labels, float(model["loaded"] and not asleep), "/v1/models, /props is_sleeping")
+        if asleep is not None:
+            yield Fact(schema.MODEL_ASLEEP, labels, float(asleep), "/props is_sleeping")
+        if state.get("routes"):
+            yield from _slot_facts(model["id"], documents, f"{_SLOTS.key} {model['id']}", unified=None)
+    if not state.get("routes"):
+        unified = documents.get(PROCESS)
+        yield from _slot_facts(_model(documents), documents, _SLOTS.key, unified=unified)
 
 
-def _slot_facts(model: str, documents: Mapping[str, Any]) -> Iterator[Fact]:
+def _slot_facts(model: str, documents: Mapping[str, Any], key: str, *, unified: bool | None) -> Iterator[Fact]:
+    """Facts of the slots; `unified` says whether they share one KV cache, None if that is not known."""
     labels = {"model": model}
-    slots = present(documents, "slots")
+    slots = present(documents, key)
     if slots:
         busy = [slot for slot in slots if slot["busy"]]
+        contexts = [slot["context"] for slot in slots]
         yield Fact(schema.REQUESTS_RUNNING, labels, float(len(busy)), "/slots is_processing")
         yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(len(slots)), "/slots")
-        yield Fact(schema.KV_CACHE_CAPACITY, labels, float(sum(slot["context"] for slot in slots)), "/slots n_ctx")
-        yield Fact(schema.MODEL_CONTEXT, labels, float(min(slot["context"] for slot in slots)), "/slots n_ctx")
+        yield Fact(schema.MODEL_CONTEXT, labels, float(min(contexts)), "/slots n_ctx")
+        if len(slots) == 1 or unified is not None:
+            capacity = max(contexts) if unified else sum(contexts)
+            yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), "/slots n_ctx")
         if all(slot["tokens"] is not None for slot in slots):
             held = float(sum(slot["tokens"] for slot in busy))
-            kept = float(sum(slot["tokens"] for slot in slots)) - held
+            idle = float(sum(slot["tokens"] for slot in slots)) - held
             yield Fact(schema.KV_CACHE_USED, labels, held, "/slots n_prompt_tokens of busy slots")
-            yield Fact(schema.KV_CACHE_EVICTABLE, labels, kept, "/slots n_prompt_tokens of idle slots")
-    elif (properties := present(documents, "properties")) and properties["slots"]:
+            yield Fact(schema.KV_CACHE_EVICTABLE, labels, idle, "/slots n_prompt_tokens of idle slots")
+    elif (properties := present(documents, _STATE.key)) and properties["slots"]:
         yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(properties["slots"]), "/props total_slots")
 
 
@@ -74,17 +149,19 @@ ENGINE: Final = Engine(
     colour="purple",
     prefixes=("llamacpp:", "llamacpp_"),
     model_label="model",
-    documents=always(_SLOTS, _METRICS, PROPERTIES, MODELS),
+    documents=_documents,
     owned_by="llamacpp",
     facts=_facts,
     fact_sources={
         "llm_requests_running": "`/slots` is_processing, if the metrics are off",
         "llm_requests_running_limit": "`/slots`, `/props` total_slots",
-        "llm_kv_cache_capacity_tokens": "`/slots` n_ctx",
+        "llm_kv_cache_capacity_tokens": "`/slots` n_ctx; of several slots only where the server runs on this host, "
+        "whose command line says whether they share it",
         "llm_kv_cache_used_tokens": "`/slots` n_prompt_tokens of busy slots",
         "llm_kv_cache_evictable_tokens": "`/slots` n_prompt_tokens of idle slots, kept as prefix cache",
         "llm_model_context_tokens": "`/slots` n_ctx of one slot",
-        "llm_model_loaded": "`/v1/models`",
+        "llm_model_loaded": "`/v1/models`, `/props` is_sleeping",
+        "llm_model_asleep": "`/props` is_sleeping",
     },
     version=lambda documents: (present(documents, "properties") or {}).get("build", ""),
     model=_model,
@@ -160,7 +237,7 @@ def runner(model: str) -> Engine:
         ENGINE,
         name="ollama",
         documents=always(_SLOTS, _METRICS, PROPERTIES),
-        facts=lambda documents: _slot_facts(model, documents),
+        facts=lambda documents: _slot_facts(model, documents, _SLOTS.key, unified=False),
         model=lambda _: model,
         rules=tuple(rule for rule in ENGINE.rules if rule.metric is not schema.REQUESTS_WAITING),
         ignored={**ENGINE.ignored, "llamacpp:requests_deferred": "always 0 inside Ollama, which holds requests back"},

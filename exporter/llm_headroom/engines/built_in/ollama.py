@@ -83,14 +83,12 @@ def _shown(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
 
 
 def _expiry(text: str) -> float | None:
-    """Unix seconds of an RFC 3339 time with nanoseconds; None if a model never expires."""
+    """Unix seconds of an RFC 3339 time with any number of fraction digits; None if a model never expires."""
     try:
-        moment = datetime.fromisoformat(
-            text[:26].rstrip("Z") + "+00:00" if text.endswith("Z") else text[:26] + text[29:]
-        )
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return None
-    if moment.year - datetime.now(tz=moment.tzinfo).year > NEVER_AFTER_YEARS:
+    if moment.tzinfo is None or moment.year - datetime.now(tz=moment.tzinfo).year > NEVER_AFTER_YEARS:
         return None
     return moment.timestamp()
 
@@ -224,6 +222,10 @@ _NATIVE: Final = "a release with a metrics endpoint; none has one yet"
 ENGINE: Final = Engine(
     name="ollama",
     title="Ollama",
+    hints={
+        403: "Ollama refuses requests for a host name that is not its own while it listens on loopback only: start it "
+        "with OLLAMA_HOST=0.0.0.0, or name the target by 127.0.0.1 or its IP address"
+    },
     port=11434,
     colour="green",
     prefixes=("ollama_", "ollama:"),

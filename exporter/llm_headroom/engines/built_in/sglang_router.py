@@ -1,7 +1,9 @@
-"""SGLang's router, later the model gateway: `sgl_router_*` up to 0.2, `smg_*` since 0.3.
+"""SGLang's router, later the model gateway, and vLLM's router, which began as a copy of it.
+
+`sgl_router_*` up to 0.2, `smg_*` since 0.3; vLLM's has the suffixes of the former behind `vllm_router_`.
 
 What the router repeats of its engines is passed over: watch the engines themselves, and nothing is counted twice.
-Source: the metric reference of smg-project/smg and the routers' own expositions.
+Sources: the metric reference of smg-project/smg, src/metrics.rs of vllm-project/router, the routers' own expositions.
 """
 
 from __future__ import annotations
@@ -17,27 +19,53 @@ _WORKER: Final = {"worker": "worker"}
 _GONE_WORKERS: Final = "A worker that was removed shows -1 there, and nothing here."
 
 
+def _before_0_3(suffix: str) -> tuple[str, str]:
+    """A name of SGLang's router before 0.3, and the same of vLLM's router."""
+    return f"sgl_router_{suffix}", f"vllm_router_{suffix}"
+
+
+_IGNORED_BEFORE_0_3: Final = {
+    "cache_*": "the router's own estimate of prefix hits",
+    "cb_*": "circuit breaker: its state is mapped",
+    "discovery_*": "service discovery",
+    "embeddings_*": "embeddings",
+    "generate_duration_seconds": "durations by route are mapped",
+    "load_balancing_events_total": "decisions of the policy",
+    "max_load": "load by worker is mapped",
+    "min_load": "load by worker is mapped",
+    "pd_*": "disaggregated prefill and decode",
+    "policy_*": "decisions of the policy",
+    "processed_requests_total": "requests by worker",
+    "retries_exhausted_total": "retries are mapped",
+    "retry_backoff_duration_seconds": "waits between retries",
+    "tree_size": "the router's own estimate of prefix hits",
+    "worker_load": "requests by worker are mapped",
+}
+"""Suffixes of families that both old dialects have → why they are passed over."""
+
+
 ENGINE: Final = Engine(
     name="sglang_router",
     subject=Subject.ROUTER,
-    title="SGLang router",
+    title="SGLang/vLLM router",
     port=29000,
     releases="and model gateway",
     colour="yellow",
     prefixes=("smg_",),
-    marks=("smg_", "sgl_router_"),
+    marks=("smg_", "sgl_router_", "vllm_router_"),
     model_label="model",
+    adds_up=("method", "path", "route", "stage", "endpoint", "worker_type", "backend_type", "connection_mode"),
     documents=always(Document(key="metrics", path="/metrics", text=True)),
-    silent="no smg_ or sgl_router_ metrics: is this the router's metrics port (--prometheus-port)?",
+    silent="no smg_, sgl_router_ or vllm_router_ metrics: is this the router's metrics port (--prometheus-port)?",
     rules=(
         Rule(
             schema.ROUTER_REQUESTS,
-            ("smg_router_requests_total", "sgl_router_requests_total"),
+            ("smg_router_requests_total", *_before_0_3("requests_total")),
             note="Without a model in the body the router calls it `default` or `unknown`.",
         ),
         Rule(
             schema.ROUTER_ERRORS,
-            ("smg_router_request_errors_total", "sgl_router_request_errors_total"),
+            ("smg_router_request_errors_total", *_before_0_3("request_errors_total")),
             labels={"error_type": "reason"},
             needs="the first error",
         ),
@@ -59,14 +87,14 @@ ENGINE: Final = Engine(
         ),
         Rule(
             schema.HTTP_RESPONSES,
-            ("smg_http_responses_total", "sgl_router_http_responses_total"),
+            ("smg_http_responses_total", *_before_0_3("http_responses_total")),
             where={"path": f"({INFERENCE_PATHS})?"},
             labels={"status_code": "code"},
             rewrite={"code": status_class},
         ),
         Rule(
             schema.ROUTER_RESPONSE_HEAD,
-            ("smg_router_request_duration_seconds", "sgl_router_request_duration_seconds"),
+            ("smg_router_request_duration_seconds", *_before_0_3("request_duration_seconds")),
             note="About TTFT for streamed requests.",
         ),
         Rule(
@@ -85,23 +113,25 @@ ENGINE: Final = Engine(
             note="Requests under way, in spite of its name.",
         ),
         Rule(schema.ROUTER_REQUESTS_WAITING, ("smg_admission_queue_depth",), needs="smg 1.10"),
-        Rule(schema.ROUTER_WORKERS, ("smg_worker_pool_size", "sgl_router_active_workers")),
+        Rule(schema.ROUTER_WORKERS, ("smg_worker_pool_size", *_before_0_3("active_workers"))),
         Rule(
             schema.ROUTER_WORKER_HEALTHY,
-            ("smg_worker_health", "sgl_router_worker_health"),
+            ("smg_worker_health", *_before_0_3("worker_health")),
             labels=_WORKER,
             note=_GONE_WORKERS,
         ),
         Rule(
-            schema.ROUTER_WORKER_REQUESTS, ("smg_worker_requests_active", "sgl_router_running_requests"), labels=_WORKER
+            schema.ROUTER_WORKER_REQUESTS,
+            ("smg_worker_requests_active", *_before_0_3("running_requests")),
+            labels=_WORKER,
         ),
         Rule(
             schema.ROUTER_CIRCUIT_STATE,
-            ("smg_worker_cb_state", "sgl_router_cb_state"),
+            ("smg_worker_cb_state", *_before_0_3("cb_state")),
             labels=_WORKER,
             note=_GONE_WORKERS,
         ),
-        Rule(schema.ROUTER_RETRIES, ("smg_worker_retries_total", "sgl_router_retries_total")),
+        Rule(schema.ROUTER_RETRIES, ("smg_worker_retries_total", *_before_0_3("retries_total"))),
     ),
     ignored={
         "*_created": "times of creation of other series",
@@ -111,23 +141,7 @@ ENGINE: Final = Engine(
         "smg_consistent_hashing_*": "decisions of the policy",
         "smg_manual_policy_*": "decisions of the policy",
         "smg_prefix_hash_*": "decisions of the policy",
-        "sgl_router_policy_*": "decisions of the policy",
-        "sgl_router_processed_requests_total": "requests by worker",
-        "sgl_router_max_load": "load by worker is mapped",
-        "sgl_router_min_load": "load by worker is mapped",
-        "sgl_router_tree_size": "the router's own estimate of prefix hits",
-        "sgl_router_load_balancing_events_total": "decisions of the policy",
-        "sgl_router_generate_duration_seconds": "durations by route are mapped",
-        "sgl_router_embeddings_*": "embeddings",
-        "sgl_router_job_*": "control plane",
         "smg_pd_*": "disaggregated prefill and decode",
-        "sgl_router_pd_*": "disaggregated prefill and decode",
-        "sgl_router_discovery_*": "service discovery",
-        "sgl_router_cache_*": "the router's own estimate of prefix hits",
-        "sgl_router_cb_*": "circuit breaker: its state is mapped",
-        "sgl_router_retry_backoff_duration_seconds": "waits between retries",
-        "sgl_router_retries_exhausted_total": "retries are mapped",
-        "sgl_router_worker_load": "requests by worker are mapped",
         "smg_db_*": "storage",
         "smg_history_*": "storage",
         "smg_detokenize_*": "tokenizers",
@@ -153,5 +167,9 @@ ENGINE: Final = Engine(
         "smg_workers_overloaded": "overload protection",
         "sgl_tokenizer_*": "tokenizers",
         "router_mesh_*": "mesh of routers",
+        "sgl_router_job_*": "control plane",
+        "vllm_router_agent_aware_*": "decisions of the policy",
+        "vllm_tokenizer_*": "tokenizers",
+        **{name: why for suffix, why in _IGNORED_BEFORE_0_3.items() for name in _before_0_3(suffix)},
     },
 )

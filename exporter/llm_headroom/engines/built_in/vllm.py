@@ -18,10 +18,10 @@ from llm_headroom.engines.openai_api import (
     present,
     status_class,
 )
-from llm_headroom.engines.rules import Document, Engine, Fact, Rule, always
+from llm_headroom.engines.rules import Absent, Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.exposition.text import Layout
 
@@ -79,8 +79,14 @@ def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     }
 
 
-_DOCUMENTS: Final = always(
-    Document(key="metrics", path="/metrics", text=True),
+def _documents(known: Mapping[str, Any]) -> Iterable[Document]:
+    """NVIDIA NIM serves vLLM's metrics at /v1/metrics, without their prefix, and nothing at /metrics."""
+    return (_METRICS, _NIM_METRICS, *_OTHERS) if isinstance(known.get("metrics"), Absent) else (_METRICS, *_OTHERS)
+
+
+_METRICS: Final = Document(key="metrics", path="/metrics", text=True, tolerated=(404,))
+_NIM_METRICS: Final = Document(key="nim_metrics", path="/v1/metrics", text=True, after="/metrics")
+_OTHERS: Final = (
     Document(
         key="version",
         path="/version",
@@ -115,14 +121,25 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
             )
 
 
+_COORDINATOR: Final = frozenset({"role", "pod_ip", "instance_id"})
+"""Labels that MindIE's coordinator gives the series of the engines behind it."""
+
+
 def _refuse(layout: Layout) -> str:
-    """The production-stack router reuses vLLM's names for other things (some are gauges named `_total`)."""
+    """Routers and coordinators that export vLLM's names again, for other things or with the engines' values added."""
     for key in layout.keys:
-        if key.name.endswith((":num_requests_running", "_num_requests_running")) and dict(key.labels).get("server"):
-            return (
-                "this is the router of the vLLM production stack, which reuses vLLM's metric names for other things; "
-                "point this target at the engines behind it"
-            )
+        if key.name.endswith((":num_requests_running", "_num_requests_running")):
+            labels = dict(key.labels)
+            if labels.get("server"):
+                return (
+                    "this is the router of the vLLM production stack, which reuses vLLM's metric names for other "
+                    "things; point this target at the engines behind it"
+                )
+            if "engine" not in labels and not _COORDINATOR.isdisjoint(labels):
+                return (
+                    "this is a coordinator in front of several engines, which exports their metrics again; point this "
+                    "target at the engines behind it"
+                )
     return ""
 
 
@@ -132,9 +149,11 @@ ENGINE: Final = Engine(
     port=8000,
     releases="0.6 to 0.33 (V0 and V1)",
     colour="blue",
-    prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_"),
+    prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_", ""),
     replica_label="engine",
-    documents=_DOCUMENTS,
+    model_parts=("stage",),
+    adds_up=("method", "handler", "path", "status"),
+    documents=_documents,
     owned_by="vllm",
     facts=_facts,
     fact_sources={
@@ -149,16 +168,26 @@ ENGINE: Final = Engine(
     silent="no vllm: metrics: the server was started with --disable-log-stats, or has just started",
     rules=(
         Rule(schema.REQUESTS_RUNNING, ("vllm:num_requests_running", "vllm:running_requests")),
+        Rule(schema.REQUESTS_RUNNING, ("vllm:omni_num_requests_running",), also=True, needs="vllm-omni"),
+        Rule(schema.REQUESTS_RUNNING_LIMIT, ("vllm:num_request_max",), needs="NVIDIA NIM"),
         Rule(
             schema.REQUESTS_WAITING,
             ("vllm:num_requests_waiting",),
             note="From 0.20.0 with the requests deferred for LoRA slots or KV transfer.",
         ),
+        Rule(schema.REQUESTS_WAITING, ("vllm:omni_num_requests_waiting",), also=True, needs="vllm-omni"),
         Rule(
             schema.REQUESTS_FINISHED,
             ("vllm:request_success_total",),
             where={"finished_reason": f"(?!({_FAILED})$).*"},
             labels={"finished_reason": "reason"},
+        ),
+        Rule(
+            schema.REQUESTS_FINISHED,
+            ("vllm:omni_requests_success_total",),
+            labels={"finished_reason": "reason"},
+            also=True,
+            needs="vllm-omni",
         ),
         Rule(
             schema.REQUESTS_FAILED,
@@ -173,6 +202,13 @@ ENGINE: Final = Engine(
             labels={"reason": "reason"},
             also=True,
             needs="0.32.0; counts with --max-num-queued-reqs or --max-num-queued-tokens",
+        ),
+        Rule(
+            schema.REQUESTS_FAILED,
+            ("vllm:request_failure_total",),
+            also=True,
+            needs="NVIDIA NIM",
+            note="NIM does not say why.",
         ),
         Rule(
             schema.HTTP_RESPONSES,
@@ -262,6 +298,12 @@ ENGINE: Final = Engine(
         ),
         Rule(schema.MODEL_LOADED, ("vllm:engine_sleep_state",), where={"sleep_state": "awake"}),
         Rule(
+            schema.MODEL_ASLEEP,
+            ("vllm:engine_sleep_state",),
+            where={"sleep_state": "weights_offloaded|discard_all"},
+            needs="sleep mode",
+        ),
+        Rule(
             schema.MODEL_MEMORY,
             ("vllm:cache_config_info",),
             fixed={"kind": "kv_cache"},
@@ -281,6 +323,7 @@ ENGINE: Final = Engine(
         **RUNTIME,
         "http_*": "HTTP layer without a model; responses are mapped",
         "vllm:http_*": "HTTP layer without a model",
+        "request_finish_total": "NVIDIA NIM: finished requests by reason; success and failure are mapped",
         "vllm:num_requests_waiting_by_reason": "parts of num_requests_waiting",
         "vllm:num_requests_kv_fetch_by_stage": "parts of num_requests_waiting",
         "vllm:num_requests_swapped": "V0's swapping, gone since V1",

@@ -1,4 +1,4 @@
-"""Saturation, high-water risk, throughput, and models that come and go, on timelines made of literals."""
+"""Pressure on resources, high-water risk, throughput, and models that come and go, on timelines made of literals."""
 
 from __future__ import annotations
 
@@ -35,41 +35,40 @@ def pools(at: int, *used: float) -> list[Point]:
     return kept
 
 
-def saturation(points: list[Point]) -> dict[str, float]:
+def pressure(points: list[Point]) -> dict[str, float]:
     return {
         series.label("resource"): number
         for series, number, _ in points
-        if series.metric is schema.SATURATION and isinstance(number, float)
+        if series.metric is schema.PRESSURE and isinstance(number, float)
     }
 
 
-# Saturation ----------------------------------------------------------------------------------------------------------
-def test_saturation_is_told_per_resource_and_the_one_that_binds_is_the_maximum() -> None:
+# Pressure ------------------------------------------------------------------------------------------------------------
+def test_each_resource_has_its_pressure() -> None:
     limit = point(schema.REQUESTS_RUNNING_LIMIT, 16.0)
     _, derived = polls([(at, [*points, limit]) for at, points in steadily(600)])
 
-    told = saturation(derived)
+    told = pressure(derived)
     assert told["kv_cache"] == pytest.approx(5_000 / 20_000)
     assert told["concurrency"] == pytest.approx(10 / 16)
     # 800 tokens/s are prefilled, at 8,000 tokens/s each; so the engine could do 8,800
     assert told["prefill"] == pytest.approx(800 / 8_800)
-    assert told["max"] == told["concurrency"]
 
 
-def test_what_an_engine_does_not_tell_has_no_saturation() -> None:
+def test_what_an_engine_does_not_report_has_no_pressure() -> None:
     _, derived = polls(steadily(100))
-    assert saturation(derived).keys() == {"kv_cache", "prefill", "max"}
+    assert pressure(derived).keys() == {"kv_cache", "prefill"}
 
     _, silent = polls([(float(at), [point(schema.REQUESTS_RUNNING, 3.0)]) for at in range(0, 100, 5)])
-    assert saturation(silent) == {}
+    assert pressure(silent) == {}
 
 
-def test_saturation_rises_with_the_queue_and_passes_one_where_first_tokens_leave_their_objective() -> None:
+def test_pressure_rises_with_the_queue_and_passes_one_where_first_tokens_leave_their_objective() -> None:
     def prefill(waiting: float) -> float:
         _, derived = polls(
             [*steadily(100), *((105.0 + 5 * n, traffic(105 + 5 * n, waiting=waiting)) for n in range(60))]
         )
-        return saturation(derived)["prefill"]
+        return pressure(derived)["prefill"]
 
     # by Little's law requests wait for half a second for each that waits: 2 of them begin in a second
     levels = [prefill(waiting) for waiting in (0, 1, 3, 5, 20)]
@@ -101,12 +100,12 @@ def shared(*loads: tuple[int, float]) -> list[tuple[float, list[Point]]]:
 @pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
 def test_requests_that_share_the_engine_are_not_taken_for_its_limit(load: float) -> None:
     _, derived = polls(shared((900, load)))
-    assert saturation(derived)["prefill"] == pytest.approx(load, rel=0.01)
+    assert pressure(derived)["prefill"] == pytest.approx(load, rel=0.01)
 
 
-def test_saturation_falls_with_the_load_after_a_burst() -> None:
+def test_pressure_falls_with_the_load_after_a_burst() -> None:
     _, derived = polls(shared((900, 0.1), (120, 0.95), (480, 0.1)))
-    assert saturation(derived)["prefill"] == pytest.approx(0.1, rel=0.3)
+    assert pressure(derived)["prefill"] == pytest.approx(0.1, rel=0.3)
 
 
 def test_a_single_poll_that_happens_upon_a_queue_is_no_wait() -> None:
@@ -114,7 +113,7 @@ def test_a_single_poll_that_happens_upon_a_queue_is_no_wait() -> None:
     queued = [(300.0, traffic(300, waiting=6)), *((float(at), traffic(at)) for at in range(305, 311, 5))]
     _, derived = polls([*steadily(295), *queued])
 
-    assert saturation(derived)["prefill"] == pytest.approx(saturation(calm)["prefill"], rel=0.25)
+    assert pressure(derived)["prefill"] == pytest.approx(pressure(calm)["prefill"], rel=0.25)
 
 
 def test_the_slow_first_requests_of_an_engine_are_not_remembered() -> None:
@@ -128,9 +127,9 @@ def test_the_slow_first_requests_of_an_engine_are_not_remembered() -> None:
     _, soon = polls(timeline[:6])
     _, later = polls(timeline)
 
-    assert "prefill" not in saturation(soon)
-    assert saturation(later)["prefill"] < 0.3
-    assert number(later, "llm_saturation_high_water_risk_ratio") < 0.15
+    assert "prefill" not in pressure(soon)
+    assert pressure(later)["prefill"] < 0.3
+    assert number(later, "llm_saturation_high_water_ratio") < 0.15
 
 
 def test_a_stall_that_is_over_does_not_lower_the_capacity() -> None:
@@ -140,15 +139,15 @@ def test_a_stall_that_is_over_does_not_lower_the_capacity() -> None:
     _, later = polls([*steadily(300), *stalled, *after])
     _, calm = polls(steadily(300))
 
-    assert saturation(during)["prefill"] > 1.0
-    assert saturation(later)["prefill"] == pytest.approx(saturation(calm)["prefill"], rel=0.05)
+    assert pressure(during)["prefill"] > 1.0
+    assert pressure(later)["prefill"] == pytest.approx(pressure(calm)["prefill"], rel=0.05)
 
 
-def test_saturation_does_not_jump_with_one_poll() -> None:
+def test_pressure_does_not_jump_with_one_poll() -> None:
     _, before = polls(steadily(100))
     _, after = polls([*steadily(100), (105.0, traffic(105, used=20_000))])
 
-    step = saturation(after)["kv_cache"] - saturation(before)["kv_cache"]
+    step = pressure(after)["kv_cache"] - pressure(before)["kv_cache"]
     assert 0 < step < 0.25 * (1.0 - 0.25)
 
 
@@ -156,8 +155,8 @@ def test_the_fullest_replica_speaks_for_the_target() -> None:
     _, derived = polls([(float(at), pools(at, 1_000.0, 9_500.0)) for at in range(0, 301, 5)])
     _, whole = polls(steadily(300, used=10_500))
 
-    assert saturation(derived)["kv_cache"] == pytest.approx(0.95)
-    assert saturation(whole)["kv_cache"] == pytest.approx(0.525)
+    assert pressure(derived)["kv_cache"] == pytest.approx(0.95)
+    assert pressure(whole)["kv_cache"] == pytest.approx(0.525)
     assert number(derived, "llm_kv_saturation_risk_ratio") > number(whole, "llm_kv_saturation_risk_ratio")
 
 
@@ -168,7 +167,7 @@ def test_a_replica_that_goes_leaves_the_other_one_to_speak() -> None:
             *((float(at), pools(at, 1_000.0)) for at in range(305, 901, 5)),
         ]
     )
-    assert saturation(derived)["kv_cache"] == pytest.approx(0.1, abs=0.01)
+    assert pressure(derived)["kv_cache"] == pytest.approx(0.1, abs=0.01)
 
 
 # High-water risk -----------------------------------------------------------------------------------------------------
@@ -180,9 +179,9 @@ def test_the_high_water_risk_remembers_a_peak_for_ten_minutes() -> None:
     _, later = polls([*calm, *peak, *((float(at), traffic(at)) for at in range(310, 800, 5))])
     _, forgotten = polls([*calm, *peak, *((float(at), traffic(at)) for at in range(310, 1_500, 5))])
 
-    name = "llm_saturation_high_water_risk_ratio"
-    assert number(at_peak, name) > 2 * number(before, name)
-    assert number(later, name) == pytest.approx(number(at_peak, name))
+    name = "llm_saturation_high_water_ratio"
+    assert number(at_peak, name) == 0.95  # requests are blocked
+    assert number(later, name) > 2 * number(before, name)
     assert number(forgotten, name) == pytest.approx(number(before, name), rel=0.01)
 
 
@@ -191,9 +190,8 @@ def test_risks_are_absent_until_enough_was_seen_and_again_after_a_restart() -> N
     _, restarted = polls([*steadily(300), (305.0, traffic(2))])
 
     for derived in (soon, restarted):
-        assert values(derived, "llm_saturation_high_water_risk_ratio") == {}
-        assert values(derived, "llm_saturation_risk_ratio") == {}
-    assert saturation(restarted) == {}
+        assert values(derived, "llm_saturation_high_water_ratio") == {}
+    assert pressure(restarted) == {}
 
 
 def test_a_clock_that_stands_or_goes_back_changes_nothing() -> None:
@@ -201,7 +199,7 @@ def test_a_clock_that_stands_or_goes_back_changes_nothing() -> None:
     again, second = advance(memory, traffic(300), 300.0, base=BASE)
     _, third = advance(again, traffic(305), 200.0, base=BASE)
 
-    assert saturation(first) == saturation(second) == saturation(third)
+    assert pressure(first) == pressure(second) == pressure(third)
 
 
 def test_jittered_and_missed_polls_do_not_move_rates() -> None:

@@ -106,9 +106,8 @@ class Levels:
         return Levels(smoothed, kept)
 
     def told(self) -> dict[str, float]:
-        """The smoothed levels, and as `max` the one that binds."""
-        levels = {name: mean.value for name, mean in self.smoothed.items() if mean.value is not None}
-        return {**levels, "max": max(levels.values())} if levels else {}
+        """The smoothed levels."""
+        return {name: mean.value for name, mean in self.smoothed.items() if mean.value is not None}
 
     def high_water(self) -> tuple[float, float] | None:
         """The highest forecast of TTFT over its objective, and the highest KV demand, of ten minutes."""

@@ -1,0 +1,276 @@
+"""What is remembered of an engine for its load headroom, and the signals that follow from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from statistics import median
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import schema
+from llm_headroom.derive import twin
+from llm_headroom.derive.interval import between
+from llm_headroom.derive.step_cost import Learner
+from llm_headroom.derive.traffic import Traffic
+from llm_headroom.model import point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from llm_headroom.derive.observation import Observation
+    from llm_headroom.derive.slo import Objective, Tally
+    from llm_headroom.derive.traffic import Sizes
+    from llm_headroom.model import Point
+
+MOST: Final = 16.0
+LEAST: Final = 1.0 / 8.0
+"""Bounds of the load headroom: what lies beyond them is not told apart."""
+BUSY_SECONDS: Final = 600.0
+ESTIMATE_SECONDS: Final = 60.0
+"""Time between two estimates, at least."""
+STALE_SECONDS: Final = 900.0
+"""Age from which on an estimate is no longer shown: the window that it is of has passed."""
+MOST_SATURATION: Final = 2.0
+BACKLOG_SECONDS: Final = 300.0
+"""What waits is counted as traffic of so many seconds."""
+SUSPECT_ERROR: Final = 0.15
+"""Relative error of predicted token speed beyond which a figure is suspect."""
+FINEST_SECONDS: Final = 4.5
+"""Polls that follow one another faster are taken together."""
+LONGEST_GAP: Final = 300.0
+"""Seconds without a poll after which the traffic of the window begins anew."""
+SMOOTHING_SECONDS: Final = 120.0
+SLOTTED: Final = frozenset({"llamacpp", "ollama"})
+"""Engines whose requests have a slot with a whole context each, so that no KV cache is shared."""
+_CONTEXT: Final = 131_072.0
+"""Tokens that a slot is taken to hold where the cache is not the limit."""
+_RESERVING: Final = frozenset({"sglang"})
+"""Engines that prefill first, and reserve room for answers before they admit."""
+_RESERVING_CEILING: Final = 0.9
+"""Of the cache, where an engine that reserves stops admitting, until it was seen to."""
+_LEAST_CEILING: Final = 0.6
+"""Usage below which requests wait for computation, not for room."""
+_CEILING_POLLS: Final = 6
+_NEAR_LIMIT: Final = 0.97
+_LEAST_LIMIT: Final = 16.0
+_FULL_POLLS: Final = 3
+"""Polls at which requests wait while exactly as many run as ever: that is the limit, if it is not a small number."""
+FOLLOWING: Final = frozenset(
+    {
+        schema.LOAD_HEADROOM,
+        schema.SUSTAINABLE_REQUESTS,
+        schema.LOAD_HEADROOM_BINDING,
+        schema.LOAD_HEADROOM_SUSPECT,
+        schema.SATURATION,
+    }
+)
+"""The metrics that follow from it."""
+_FIELDS: Final = ("ttft", "inter_token")
+
+
+class Missing(StrEnum):
+    """Why there is no load headroom, in an operator's words."""
+
+    CAPACITY = "the engine does not report the size of its KV cache"
+    LATENCIES = "the engine does not report histograms of first tokens and of inter-token latency"
+    REQUESTS = "the engine does not report the requests that run, or those that have finished"
+    BUSY = "ten busy minutes have to be seen first, and requests in the last 15"
+    TRAFFIC = "there were too few requests in the last 15 minutes"
+    DECODING = "no tokens are decoded here"
+    PENDING = "the first estimate is under way"
+
+
+class Target(NamedTuple):
+    """An objective: its name, the field of the observation that it is of, seconds, and the share that may be slower."""
+
+    name: str
+    field: str
+    seconds: float
+    allowed: float
+
+
+class Headroom(NamedTuple):
+    """Times the present traffic that fits, and the resource that binds at that load."""
+
+    ratio: float
+    binding: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """The load headroom for each objective at time `at` (seconds), and arrivals per second of the whole target."""
+
+    at: float
+    headroom: Mapping[str, Headroom]
+    rate: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """An engine's traffic, its step cost, and the estimates so far.
+
+    All are of the mean one of `replicas`. `begun` is when this life of the engine was first seen, `last` the
+    observation at which the latest interval ended, `at` its time. `smoothed` has for each objective the decayed sum of
+    logarithms of the headroom and its weight.
+    """
+
+    begun: float
+    at: float
+    last: Observation
+    engine: str = ""
+    replicas: int = 1
+    traffic: Traffic = field(default_factory=Traffic)
+    learner: Learner = field(default_factory=Learner)
+    smoothed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    estimate: Estimate | None = None
+
+    def after(self, now: Observation, at: float, replicas: int = 1) -> Known:
+        """What is known after a poll of the same life of the engine."""
+        seconds = at - self.at
+        if seconds < FINEST_SECONDS:
+            return self
+        if seconds > LONGEST_GAP:
+            return replace(self, at=at, last=now, traffic=replace(self.traffic, intervals=()))
+        interval = between(self.last, now, seconds, replicas)
+        known = replace(self, at=at, last=now, replicas=replicas, traffic=self.traffic.after(interval, self.last, now))
+        capacity = known.capacity
+        return known if capacity is None else replace(known, learner=self.learner.after(interval, capacity))
+
+    def with_estimate(self, estimate: Estimate) -> Known:
+        """What is known after a run of the twin; estimates are smoothed over some minutes."""
+        elapsed = estimate.at - self.estimate.at if self.estimate else 0.0
+        keep = math.exp(-elapsed / SMOOTHING_SECONDS)
+        smoothed = {}
+        for name, headroom in estimate.headroom.items():
+            total, weight = self.smoothed.get(name, (0.0, 0.0))
+            smoothed[name] = (total * keep + math.log(headroom.ratio), weight * keep + 1.0)
+        return replace(self, smoothed=smoothed, estimate=estimate)
+
+    @property
+    def capacity(self) -> float | None:
+        """KV tokens of a replica; None where they are not reported and matter."""
+        if self.engine in SLOTTED and self.last.limit:
+            return self.last.limit / self.replicas * _CONTEXT
+        return self.last.capacity / self.replicas if self.last.capacity else None
+
+    @property
+    def due(self) -> bool:
+        """Whether there is enough for an estimate, and none that is recent."""
+        recent = self.estimate is not None and self.at - self.estimate.at < ESTIMATE_SECONDS
+        return not recent and self._lacking is None
+
+    @property
+    def missing(self) -> Missing | None:
+        """Why there is no load headroom; None where there is."""
+        stale = self.estimate is None or self.at - self.estimate.at > STALE_SECONDS
+        return self._lacking or (Missing.PENDING if stale else None)
+
+    @property
+    def _lacking(self) -> Missing | None:
+        if self.capacity is None:
+            return Missing.CAPACITY
+        if self.last.ttft is None or self.last.inter_token is None:
+            return Missing.LATENCIES
+        if self.last.running is None or self.last.finished is None or self.last.generation_tokens is None:
+            return Missing.REQUESTS
+        if self.traffic.busy < BUSY_SECONDS:
+            return Missing.BUSY
+        if self.traffic.sizes() is None:
+            return Missing.TRAFFIC
+        return Missing.DECODING if self.learner.cost is None else None
+
+    @property
+    def headroom(self) -> dict[str, Headroom]:
+        """For each objective the smoothed headroom; empty where it is missing."""
+        if self.estimate is None or self.missing:
+            return {}
+        return {
+            name: Headroom(math.exp(total / weight), self.estimate.headroom[name].binding)
+            for name, (total, weight) in self.smoothed.items()
+            if name in self.estimate.headroom
+        }
+
+    @property
+    def suspect(self) -> bool:
+        """Whether tokens come so much faster or slower than predicted that the figures should not be believed."""
+        error = self.learner.speed_error
+        return error is not None and abs(math.log(error)) > math.log1p(SUSPECT_ERROR)
+
+    def twin(self, sizes: Sizes) -> twin.Engine | None:
+        """What the twin of one replica is like; None where its cost or capacity is not known."""
+        capacity = self.capacity
+        if self.learner.cost is None or capacity is None:
+            return None
+        reserving = self.engine in _RESERVING
+        return twin.Engine(
+            cost=self.learner.cost,
+            capacity=capacity,
+            ceiling=self._ceiling(capacity) if reserving else 1.0,
+            limit=self._limit,
+            per_step=sizes.per_step,
+            prefill_first=reserving,
+        )
+
+    @property
+    def _limit(self) -> float:
+        """Most running requests of a replica: as reported, or where requests were seen to wait again and again."""
+        if self.last.limit:
+            return self.last.limit / self.replicas
+        most = max((each.running for each in self.traffic.intervals), default=0.0)
+        full = sum(each.running == most and all(each.waiting) for each in self.traffic.intervals)
+        return most if most >= _LEAST_LIMIT and full >= _FULL_POLLS else math.inf
+
+    def _ceiling(self, capacity: float) -> float:
+        """Usage at which requests wait although more could run: room that is reserved for answers."""
+        waiting = [
+            usage
+            for each in self.traffic.intervals
+            if all(each.waiting)
+            and each.running < self._limit * _NEAR_LIMIT
+            and (usage := max(each.held) / capacity) >= _LEAST_CEILING
+        ]
+        return min(1.0, median(waiting)) if len(waiting) >= _CEILING_POLLS else _RESERVING_CEILING
+
+
+def begun(now: Observation, at: float, engine: str, before: Known | None = None) -> Known:
+    """What is known at the first poll of an engine's life; its cost is still that of its life `before`."""
+    learner = Learner() if before is None else replace(before.learner, recent=())
+    return Known(begun=at, at=at, last=now, engine=engine, learner=learner)
+
+
+def targets(objectives: Sequence[Objective], tallies: Mapping[str, Tally]) -> list[Target]:
+    """The objectives that there is a load headroom for, at the bucket boundary that they are counted at."""
+    return [
+        Target(each.name, each.field, tallies[each.name].boundary or each.seconds, 1.0 - each.ratio)
+        for each in objectives
+        if each.field in _FIELDS
+    ]
+
+
+def saturation(known: Known) -> float | None:
+    """Load as a share of what the engine can take within its objective of first tokens; what waits is load, too."""
+    headroom = next((each for name, each in known.headroom.items() if name == "ttft"), None)
+    if headroom is None:
+        return None
+    rate = known.traffic.rate * known.replicas
+    backlog = (known.last.waiting or 0.0) / (rate * BACKLOG_SECONDS) if rate > 0 else 0.0
+    return min(MOST_SATURATION, (1.0 + backlog) / headroom.ratio)
+
+
+def points(known: Known, labels: Mapping[str, str]) -> Iterator[Point]:
+    """The signals of the load headroom; none where something is missing."""
+    origin = "step cost learned from latencies, traffic of 15 min replayed"
+    for name, (ratio, binding) in known.headroom.items():
+        yield point(schema.LOAD_HEADROOM, ratio, origin, labels, objective=name)
+        sustainable = ratio * known.traffic.rate * known.replicas
+        yield point(schema.SUSTAINABLE_REQUESTS, sustainable, origin, labels, objective=name)
+        for resource in (twin.KV_CACHE, twin.COMPUTE, twin.CONCURRENCY):
+            binds = float(resource == binding)
+            yield point(schema.LOAD_HEADROOM_BINDING, binds, origin, labels, objective=name, resource=resource)
+    if known.headroom:
+        against = "predicted against seen tokens per second"
+        yield point(schema.LOAD_HEADROOM_SUSPECT, float(known.suspect), against, labels)
+    level = saturation(known)
+    if level is not None:
+        yield point(schema.SATURATION, level, "1 / load headroom, and the queue", labels, resource="max")

@@ -1,0 +1,360 @@
+"""The traffic of the last minutes, and draws of traffic like it: how bursty it is, and how long requests are."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom.derive.observation import histogram_growth
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from llm_headroom.derive.interval import Interval
+    from llm_headroom.derive.observation import Observation
+    from llm_headroom.model import Histogram
+
+WINDOW_SECONDS: Final = 900.0
+QUIET_SECONDS: Final = 60.0
+"""A minute is busy if anything happens in it."""
+LEAST_SECONDS: Final = 240.0
+LIKE_SECONDS: Final = 60.0
+"""Prompts of so many seconds are taken to be alike, as far as they are."""
+CHANGE_SECONDS: Final = (30.0, 60.0, 120.0)
+"""How long ago the mix of requests is looked at for a change."""
+_CHANGED: Final = 6.0
+"""Standard errors by which the mean prompt of a new mix lies away."""
+COARSE_SECONDS: Final = 60.0
+"""Bursts are estimated at this scale first, and within it at that of single intervals."""
+ANSWER_SECONDS: Final = 1800.0
+"""Time constant of the mean answer: long answers end late, so that a short window misses them."""
+LEAST_ARRIVALS: Final = 10
+LEAST_FIRSTS: Final = 5
+_MOST_DISPERSION: Final = 20.0
+_LEAST_WARM_UP: Final = 60.0
+_RESIDENCES: Final = 3.0
+"""Residence times after which a simulated engine has settled."""
+
+
+class Call(NamedTuple):
+    """A request: seconds of its arrival, tokens of its prompt, how many of them are cached, tokens of its answer."""
+
+    arrival: float
+    prompt: int
+    cached: int
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long prompts or answers are: a histogram whose observations fade. `counts` are per bucket."""
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[float, ...] = ()
+
+    def after(self, before: Histogram | None, now: Histogram | None, keep: float) -> Lengths:
+        """The lengths with those between two readings, the older ones with a weight `keep` times as great."""
+        faded = Lengths(self.bounds, tuple(count * keep for count in self.counts))
+        grown = histogram_growth(before, now)
+        if grown is None:
+            return faded
+        fresh = tuple(b - a for a, b in zip((0.0, *grown.counts), grown.counts, strict=False))
+        if faded.bounds != grown.bounds:
+            return Lengths(grown.bounds, fresh)
+        return Lengths(grown.bounds, tuple(a + b for a, b in zip(faded.counts, fresh, strict=True)))
+
+    def sampler(self, mean: float) -> Sampler:
+        """Draws lengths of the given mean in tokens; exponential ones where there is no histogram."""
+        total = sum(self.counts)
+        if total <= 0:
+            return Sampler((), (), mean)
+        edges = [
+            (low, high if math.isfinite(high) else 2.0 * low)
+            for low, high in zip((1.0, *self.bounds), (max(1.0, bound) for bound in self.bounds), strict=False)
+        ]
+        shares = [count / total for count in self.counts]
+        own = sum(
+            share * ((high - low) / math.log(high / low) if high > low else low)
+            for share, (low, high) in zip(shares, edges, strict=True)
+        )
+        scale = mean / own
+        return Sampler(
+            tuple(accumulate(shares)), tuple((low * scale, math.log(high / low)) for low, high in edges), mean
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """A distribution of lengths: its cumulative shares, and each bucket's low end and logarithmic width."""
+
+    shares: tuple[float, ...]
+    buckets: tuple[tuple[float, float], ...]
+    mean: float
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation in tokens."""
+        if not self.shares:
+            return self.mean
+        square = last = 0.0
+        for share, (low, width) in zip(self.shares, self.buckets, strict=True):
+            high = low * math.exp(width)
+            square += (share - last) * ((high**2 - low**2) / (2.0 * width) if width > 0 else low**2)
+            last = share
+        return math.sqrt(max(0.0, square - self.mean**2))
+
+    def draw(self, chance: random.Random) -> int:
+        """One length in tokens, at least 1; within a bucket logarithms are equally likely."""
+        if not self.shares:
+            return max(1, round(chance.expovariate(1.0 / self.mean)))
+        index = min(bisect_left(self.shares, chance.random()), len(self.buckets) - 1)
+        low, width = self.buckets[index]
+        return max(1, round(low * math.exp(width * chance.random())))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """Mean prompt and answer in tokens, the share of prompts that is cached, and tokens that a step yields."""
+
+    prompt: float
+    answer: float
+    cached: float
+    per_step: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """The intervals of the last fifteen minutes, and lengths of a little longer.
+
+    `generated` and `answered` are tokens and the requests they are of, fading slowly. `alike` are the seconds since
+    the mix of requests last changed. `busy` are the seconds since
+    the engine started in which it had something to do, or had within a minute; `quiet` are those since it had.
+    """
+
+    intervals: tuple[Interval, ...] = ()
+    prompts: Lengths = field(default_factory=Lengths)
+    answers: Lengths = field(default_factory=Lengths)
+    generated: float = 0.0
+    answered: float = 0.0
+    alike: float = 0.0
+    busy: float = 0.0
+    quiet: float = math.inf
+
+    def after(self, interval: Interval, before: Observation, now: Observation) -> Traffic:
+        """The traffic with one more interval, which lies between the two observations."""
+        keep = math.exp(-interval.seconds / WINDOW_SECONDS)
+        keep_answers = math.exp(-interval.seconds / ANSWER_SECONDS)
+        quiet = 0.0 if interval.busy else self.quiet + interval.seconds
+        kept, seconds = [interval], interval.seconds
+        for each in reversed(self.intervals):
+            if seconds >= WINDOW_SECONDS:
+                break
+            kept.append(each)
+            seconds += each.seconds
+        known = replace(
+            self,
+            intervals=tuple(reversed(kept)),
+            prompts=self.prompts.after(before.prompt_sizes, now.prompt_sizes, keep),
+            answers=self.answers.after(before.generation_sizes, now.generation_sizes, keep_answers),
+            generated=self.generated * keep_answers + interval.generated,
+            answered=self.answered * keep_answers + interval.admitted,
+            alike=self.alike + interval.seconds,
+            busy=self.busy + (interval.seconds if quiet < QUIET_SECONDS else 0.0),
+            quiet=quiet,
+        )
+        change = known._change()  # noqa: SLF001 - of the same class
+        return known._since(change) if change else known  # noqa: SLF001 - of the same class
+
+    def _latest(self, seconds: float) -> tuple[Interval, ...]:
+        """The intervals of the last so many seconds."""
+        count, filled = 0, 0.0
+        for each in reversed(self.intervals):
+            if filled >= seconds:
+                break
+            filled += each.seconds
+            count += 1
+        return self.intervals[len(self.intervals) - count :]
+
+    def _change(self) -> float:
+        """How long ago the mix of requests has changed: seconds since when prompts are others, 0 if they are not."""
+        found = max((self._difference(seconds), seconds) for seconds in CHANGE_SECONDS)
+        return found[1] if found[0] > _CHANGED else 0.0
+
+    def _difference(self, seconds: float) -> float:
+        """How far the prompts of the last so many seconds are from those before, in standard errors.
+
+        The error is that of the requests' own deviation and of what minutes differ by.
+        """
+        recent, alike = self._latest(seconds), self._latest(self.alike)
+        before = alike[: len(alike) - len(recent)]
+        old, new = sum(each.firsts for each in before), sum(each.firsts for each in recent)
+        if self.alike < 2.0 * max(CHANGE_SECONDS) or old < LEAST_ARRIVALS or new < LEAST_ARRIVALS:
+            return 0.0
+        mean, now = sum(each.prompt for each in before) / old, sum(each.prompt for each in recent) / new
+        if mean <= 0:
+            return 0.0
+        deviation = self.prompts.sampler(mean).deviation
+        minutes = max(1.0, seconds / LIKE_SECONDS)
+        return abs(now - mean) / math.sqrt(deviation**2 / new + _between(before, mean, deviation) / minutes)
+
+    def _since(self, seconds: float) -> Traffic:
+        """The traffic with the sizes of the last so many seconds alone; how it arrives is still known of all of it."""
+        recent = self._latest(seconds)
+        return replace(
+            self,
+            prompts=Lengths(),
+            answers=Lengths(),
+            generated=sum(each.generated for each in recent),
+            answered=sum(each.admitted for each in recent),
+            alike=sum(each.seconds for each in recent),
+        )
+
+    def latest(self, arrivals: float) -> Traffic:
+        """The traffic of the last so many arrivals, and at least of the last minutes."""
+        kept: list[Interval] = []
+        seconds = 0.0
+        for each in reversed(self.intervals):
+            if arrivals <= 0 and seconds >= LEAST_SECONDS:
+                break
+            kept.append(each)
+            seconds += each.seconds
+            arrivals -= each.arrivals
+        return replace(self, intervals=tuple(reversed(kept)))
+
+    def total(self, name: str) -> float:
+        """The sum of a field over the window."""
+        return float(sum(getattr(each, name) for each in self.intervals))
+
+    @property
+    def seconds(self) -> float:
+        """How long the window is by now."""
+        return self.total("seconds")
+
+    @property
+    def rate(self) -> float:
+        """Arrivals per second."""
+        return self.total("arrivals") / self.seconds if self.intervals else 0.0
+
+    @property
+    def warm_up(self) -> float:
+        """Seconds of traffic after which an engine that began empty is as full as it will be."""
+        held = sum(each.running * each.seconds for each in self.intervals)
+        residence = held / max(self.total("finished"), 1.0)
+        return min(self.seconds, max(_LEAST_WARM_UP, _RESIDENCES * residence))
+
+    def sizes(self) -> Sizes | None:
+        """What requests are like; None before enough of them were seen."""
+        alike = self._latest(self.alike)
+        firsts, prompt = sum(each.firsts for each in alike), sum(each.prompt for each in alike)
+        if firsts < LEAST_FIRSTS or prompt <= 0 or self.generated <= 0 or self.total("arrivals") < LEAST_ARRIVALS:
+            return None
+        steps = self.total("tokens") + firsts
+        return Sizes(
+            prompt=prompt / firsts,
+            answer=max(1.0, self.generated / max(1.0, self.answered)),
+            cached=sum(each.cached for each in alike) / prompt,
+            per_step=max(1.0, self.total("generated") / steps),
+        )
+
+    def intensity(self, chance: random.Random) -> list[float]:
+        """Arrivals per second of each interval, drawn from what its count leaves open.
+
+        Counts are of a Poisson process whose intensity itself varies, by minutes and within them; a gamma prior of the
+        variance that was seen shrinks each count towards its expectation.
+        """
+        counts = [each.arrivals * each.replicas for each in self.intervals]
+        seconds = [each.seconds for each in self.intervals]
+        mean = sum(counts) / sum(seconds)
+        coarse = _blocks(seconds, COARSE_SECONDS)
+        of_block = [sum(counts[i] for i in block) for block in coarse]
+        expected = [mean * sum(seconds[i] for i in block) for block in coarse]
+        by_block = ratios(of_block, expected, chance)
+        likely = [0.0] * len(counts)
+        for block, ratio in zip(coarse, by_block, strict=True):
+            for i in block:
+                likely[i] = mean * seconds[i] * ratio
+        fine = ratios(counts, likely, chance)
+        return [a * b / (each.seconds * each.replicas) for a, b, each in zip(likely, fine, self.intervals, strict=True)]
+
+    def prompt_ratios(self, mean: float, deviation: float) -> list[float]:
+        """For each interval how its minute's mean prompt compares with the window's: bursts are of like requests.
+
+        What chance explains, with requests of that standard deviation, is shrunk away.
+        """
+        alike = self._latest(self.alike)
+        between = _between(alike, mean, deviation)
+        found = [1.0] * (len(self.intervals) - len(alike))
+        for block, count, each in _minutes(alike, mean):
+            trust = between * count / (between * count + deviation**2) if count and between else 0.0
+            found += [1.0 + trust * (each / mean - 1.0)] * len(block)
+        return found
+
+    def draw(self, sizes: Sizes, most: float, chance: random.Random) -> list[tuple[float, Call]]:
+        """Requests of `most` times this traffic, in order, each with a mark: those up to a factor are that traffic.
+
+        The end of the window is put before its begin, for the engine to settle: `warm_up` seconds.
+        """
+        prompts, answers = self.prompts.sampler(sizes.prompt), self.answers.sampler(sizes.answer)
+        span, lead = self.seconds, self.warm_up
+        drawn: list[tuple[float, Call]] = []
+        begin = lead
+        like = self.prompt_ratios(sizes.prompt, prompts.deviation)
+        for rate, ratio, interval in zip(self.intensity(chance), like, self.intervals, strict=True):
+            end = begin + interval.seconds
+            at = begin
+            while rate > 0 and (at := at + chance.expovariate(rate * most)) < end:
+                prompt = max(1, round(ratio * prompts.draw(chance)))
+                call = Call(at, prompt, min(prompt - 1, round(prompt * sizes.cached)), answers.draw(chance))
+                drawn.append((chance.random() * most, call))
+            begin = end
+        before = [(mark, call._replace(arrival=call.arrival - span)) for mark, call in drawn if call.arrival >= span]
+        return before + drawn
+
+
+def _minutes(intervals: Sequence[Interval], mean: float) -> Iterator[tuple[list[int], float, float]]:
+    """Minute by minute: which intervals, how many first tokens, and their mean prompt."""
+    for block in _blocks([each.seconds for each in intervals], LIKE_SECONDS):
+        count = sum(intervals[i].firsts for i in block)
+        yield block, count, sum(intervals[i].prompt for i in block) / count if count else mean
+
+
+def _between(intervals: Sequence[Interval], mean: float, deviation: float) -> float:
+    """The variance of the mean prompt from minute to minute, beyond what that of single prompts explains."""
+    minutes = [(count, each) for _, count, each in _minutes(intervals, mean)]
+    total = sum(count for count, _ in minutes)
+    if total <= 0:
+        return 0.0
+    spread = total - sum(count**2 for count, _ in minutes) / total
+    seen = sum(count * (each - mean) ** 2 for count, each in minutes)
+    return max(0.0, (seen - (len(minutes) - 1) * deviation**2) / spread) if spread > 0 else 0.0
+
+
+def _blocks(seconds: Sequence[float], length: float) -> list[list[int]]:
+    """Indices of neighbouring intervals, together about `length` seconds."""
+    blocks: list[list[int]] = [[]]
+    filled = 0.0
+    for index, each in enumerate(seconds):
+        if filled >= length:
+            blocks.append([])
+            filled = 0.0
+        blocks[-1].append(index)
+        filled += each
+    return blocks
+
+
+def ratios(counts: Iterable[float], expected: Sequence[float], chance: random.Random) -> list[float]:
+    """For each count a draw of how its intensity compares with what was expected."""
+    counts = tuple(counts)
+    beyond = sum((count - mean) ** 2 - mean for count, mean in zip(counts, expected, strict=True))
+    weight = sum(mean**2 for mean in expected)
+    dispersion = min(max(beyond / weight, 0.0), _MOST_DISPERSION) if weight > 0 else 0.0
+    if dispersion < 1e-3:  # noqa: PLR2004 - as good as Poisson
+        return [1.0] * len(counts)
+    shape = 1.0 / dispersion
+    return [
+        chance.gammavariate(shape + count, 1.0 / (shape + mean)) for count, mean in zip(counts, expected, strict=True)
+    ]

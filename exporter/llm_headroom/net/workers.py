@@ -1,0 +1,91 @@
+"""Threads for calls that block, so many for each kind of work: none can hold up another, or the process's end."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MOST_WAITING: Final = 1000
+"""Calls that wait for a thread."""
+
+
+class Workers(ThreadPoolExecutor):
+    """An executor of `most` threads that live as long as there is work, and that nobody waits for at the end.
+
+    With `shared` a call that is under way already is not made once more: whoever asks gets its result, too. A name
+    server that does not answer then takes one thread for each name, however often the name is asked for.
+    """
+
+    def __init__(self, name: str, most: int, *, shared: bool = False) -> None:
+        super().__init__(most)
+        self._name = name
+        self._most = most
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._running = 0
+        self._waiting: deque[tuple[object, Callable[[], Any]]] = deque()
+        self._asked: dict[object, list[Future[Any]]] = {}
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a call made; see `concurrent.futures.Executor`.
+
+        Raises:
+            OSError: too many calls wait, or the system gives no thread.
+        """
+        future: Future[T] = Future()
+        key: object = (fn, args, tuple(kwargs.items())) if self._shared else future
+        with self._lock:
+            if key in self._asked:
+                self._asked[key].append(future)
+                return future
+            if len(self._waiting) >= MOST_WAITING:
+                raise OSError(errno.EAGAIN, f"too many calls wait ({self._name})")
+            if self._running < self._most:
+                self._start()
+            self._asked[key] = [future]
+            self._waiting.append((key, lambda: fn(*args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the base's
+        """Let go of the threads: they end with their work, or with the process."""
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except (RuntimeError, MemoryError) as error:
+            if not self._running:
+                raise OSError(errno.EAGAIN, f"no thread can be started ({self._name})") from error
+        else:
+            self._running += 1
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._running -= 1
+                    return
+                key, call = self._waiting.popleft()
+            result, raised = None, None
+            try:
+                result = call()
+            except BaseException as error:  # noqa: BLE001 - handed to whoever waits for it
+                raised = error
+            with self._lock:
+                futures = self._asked.pop(key)
+            for future in futures:
+                if not future.set_running_or_notify_cancel():
+                    continue
+                if raised is not None:
+                    future.set_exception(raised)
+                else:
+                    future.set_result(result)
+            del call, futures, result, raised

@@ -1,0 +1,137 @@
+"""What is seen of one connection while it is relayed: its requests, and the answers that belong to them.
+
+Seeing is fenced from relaying: whatever goes wrong here ends the seeing of this connection, and touches no byte.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+from llm_headroom.proxy import framing
+from llm_headroom.proxy.exchange import Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_headroom.proxy.measures import Measures
+
+P = ParamSpec("P")
+
+
+def _fenced(look: Callable[Concatenate[Observer, P], None]) -> Callable[Concatenate[Observer, P], None]:
+    """Makes a method do nothing once the observer is blind, and makes it blind by whatever the method raises."""
+
+    @wraps(look)
+    def guarded(self: Observer, /, *given: P.args, **named: P.kwargs) -> None:
+        if self.blind:
+            return
+        try:
+            look(self, *given, **named)
+        except Exception as error:  # noqa: BLE001 - measuring must not cost anybody the answer
+            self._give_up(error)
+
+    return guarded
+
+
+class Observer:
+    """Looks at requests and answers. Times are seconds of one monotonic clock.
+
+    `pending` are the requests that have begun to come and are not answered yet, in their order. `switched` says whether
+    the ends have gone over to another protocol (RFC 9110, section 15.2.2). `blind` says that nothing is seen any more:
+    what was pending is then dropped uncounted. `progressed` is called when an answer has begun or ended, and when
+    `switched` or `blind` has become true.
+    """
+
+    def __init__(self, measures: Measures, progressed: Callable[[], None]) -> None:
+        self.pending: deque[Exchange] = deque()
+        self.switched = self.blind = False
+        self._measures = measures
+        self._progressed = progressed
+        self._asking: Exchange | None = None
+        self._head = framing.HeadReader()
+        self._body: framing.Body | None = None
+
+    @property
+    def until_close(self) -> bool:
+        """Whether an answer may be under way that only the connection's end ends."""
+        return self.blind or isinstance(self._body, framing.UntilClose)
+
+    @_fenced
+    def request(self, head: framing.RequestHead) -> None:
+        """A request's head has come."""
+        self._asking = Exchange(self._measures, head)
+        self.pending.append(self._asking)
+
+    @_fenced
+    def request_body(self, payload: list[bytes]) -> None:
+        """Pieces of that request's body."""
+        if self._asking is not None:
+            for piece in payload:
+                self._asking.asks(piece)
+
+    @_fenced
+    def request_sent(self, now: float) -> None:
+        """The whole request has gone to the engine."""
+        if self._asking is not None:
+            self._asking.sent(now)
+            self._asking = None
+
+    @_fenced
+    def answer(self, data: bytes, now: float) -> None:
+        """The next bytes that the engine has sent, and when they came."""
+        start = 0
+        while start < len(data) or self._body is not None:
+            if not self.pending:
+                raise framing.FramingError("an answer to no request")
+            exchange = self.pending[0]
+            if self._body is None:
+                start, raw = self._head.take(data, start)
+                if raw is None:
+                    return
+                head = framing.response_head(raw)
+                if head.status == framing.SWITCHING:
+                    self.switched = True
+                    self._drop()
+                    return
+                if head.status >= framing.FIRST_FINAL:
+                    self._body = framing.response_body(head, exchange.method)
+                    exchange.answers(head, now)
+                    self._progressed()
+                continue
+            payload: list[bytes] = []
+            start, done = self._body.take(data, start, payload)
+            for piece in payload:
+                exchange.tells(piece, now)
+            if not done:
+                return
+            self._finish(now)
+
+    @_fenced
+    def end_of_answers(self, now: float) -> None:
+        """The engine sends nothing more."""
+        if isinstance(self._body, framing.UntilClose):
+            self._finish(now)
+
+    @_fenced
+    def broken(self, reason: str, now: float, status: int = 0) -> None:
+        """What is pending will not be answered, and why; `status` is that of an answer in the engine's place."""
+        while self.pending:
+            self.pending.popleft().broken(reason, now, status)
+
+    def _finish(self, now: float) -> None:
+        self._body = None
+        self.pending.popleft().ended(now)
+        self._progressed()
+
+    def _give_up(self, error: Exception) -> None:
+        self._measures.unseen(error)
+        self._drop()
+
+    def _drop(self) -> None:
+        self.blind = True
+        while self.pending:
+            self.pending.popleft().drop()
+        self._asking = self._body = None
+        self._progressed()

@@ -1,0 +1,223 @@
+"""What one target answers: which of its documents are due, how they are asked for, and what of them still holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from llm_headroom.engines.rules import Absent
+from llm_headroom.exposition.text import Exposition, Parser
+from llm_headroom.model import Cause, Failure
+from llm_headroom.net.workers import Workers
+from llm_headroom.scrape.http import Client, FetchError
+from llm_headroom.scrape.identify import look
+from llm_headroom.scrape.visitors import Visitors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from llm_headroom.config.settings import Target
+    from llm_headroom.engines.rules import Document, Engine
+    from llm_headroom.exposition.text import Layout
+    from llm_headroom.scrape.http import Response
+    from llm_headroom.scrape.identify import Look
+
+TEXT: Final = "text/plain;version=0.0.4"
+ANYTHING: Final = "*/*"
+LARGE_BODY: Final = 1 << 20
+"""Bytes from which on a body is parsed in a thread, so that it delays no other target."""
+RETRY_OPTIONAL: Final = 60.0
+"""Seconds until an optional document that failed is asked for again."""
+MOST_LINES: Final = 250_000
+"""Lines of an exposition: more would take seconds to read, whoever sends them."""
+OK: Final = 200
+_PARSING: Final = Workers("parsing", 2)
+_CREDENTIALS: Final = "credentials are missing or wrong"
+_HINTS: Final = {
+    401: _CREDENTIALS,
+    403: _CREDENTIALS,
+    404: "is this the right engine and port?",
+    503: "the engine is loading or overloaded",
+}
+
+
+class Documents:
+    """The documents of a target, as fetched last. Keeps its connection, its parsers and when each was asked for.
+
+    `held` is what still holds, by key: JSON as the engine's reader made it, an exposition, or `Absent`. `models` are
+    the models of expositions that have one of their own, `warnings` say why optional documents could not be read.
+    """
+
+    def __init__(self, target: Target, engine: Engine, *, timeout: float) -> None:
+        self.held: dict[str, Any] = {}
+        self.models: dict[str, str] = {}
+        self.warnings: dict[str, Failure] = {}
+        self._target = target
+        self._engine = engine
+        self._timeout = timeout
+        self._client = Client(target.endpoint)
+        self._visitors = Visitors(target.endpoint.url)
+        self._parsers: dict[str, Parser] = {}
+        self._asked: dict[str, float] = {}
+        self._before: dict[str, Any] = {}
+        self._not_before: dict[str, float] = {}
+        self._accepted: Layout | None = None
+
+    async def fetch(self, deadline: float) -> None:
+        """Fetch what is due, by a deadline in seconds of the monotonic clock, until nothing new is asked for.
+
+        Documents on which others depend come first, then required ones, so that a slow optional one costs nothing but
+        itself.
+
+        Raises:
+            FetchError: the target, or a document that it must serve, was not read. Nothing that was read before holds
+                then: the next answer may be another version's.
+        """
+        try:
+            await self._fetch(deadline)
+        except FetchError:
+            self.held.clear()
+            self.warnings.clear()
+            self._asked.clear()
+            self._not_before.clear()
+            raise
+
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Addresses of optional documents that want credentials."""
+        wanting = {key for key, value in self.held.items() if isinstance(value, Absent) and value.status in (401, 403)}
+        return tuple(self._url(each) for each in self._engine.documents(self.held) if each.key in wanting)
+
+    async def looks_like(self, engines: Iterable[Engine], deadline: float) -> Look | None:
+        """What answers there, if it is not this engine; None if nothing can be said."""
+        try:
+            found = await look(self._client, engines, deadline)
+        except FetchError:
+            return None
+        return found if found.words and found.engine is not self._engine else None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._client.close()
+
+    async def _fetch(self, deadline: float) -> None:
+        asked: set[str] = set()
+        while True:
+            documents = tuple(self._engine.documents(self.held))
+            due = [document for document in documents if document.key not in asked and self._due(document)]
+            if not due:
+                break
+            first = min(due, key=_rank)
+            asked.add(first.key)
+            await self._fetch_one(first, deadline)
+        known = {document.key for document in documents}
+        self.models = {document.key: document.model for document in documents if document.model}
+        stale = {each.key for each in documents if each.wakes and each.key not in asked and not self._visitors.seen_all}
+        for key in self.held.keys() - known | stale:
+            self.held.pop(key, None)
+        for key in self._asked.keys() - known:
+            self._asked.pop(key)
+            self.warnings.pop(key, None)
+
+    def _due(self, document: Document) -> bool:
+        now = time.monotonic()
+        if self._not_before.get(document.key, -math.inf) > now:
+            return False
+        asked = self._asked.get(document.key)
+        every = self._visitors.quiet_for(now) if document.wakes else document.every
+        return asked is None or asked + every <= now
+
+    async def _fetch_one(self, document: Document, deadline: float) -> None:
+        asked = time.monotonic()
+        try:
+            value = await self._answer(document, deadline)
+        except FetchError as failed:
+            if not document.optional:
+                raise
+            self.held.pop(document.key, None)
+            self._not_before[document.key] = time.monotonic() + max(RETRY_OPTIONAL, document.every)
+            self.warnings[document.key] = failed.failure
+            return
+        self.warnings.pop(document.key, None)
+        if isinstance(value, Absent) and document.optional:
+            # what an engine does not serve it will not serve before it starts anew, which a failure shows
+            self._not_before[document.key] = math.inf
+        self._asked[document.key] = asked
+        if document.wakes:
+            if not _same(self._before.get(document.key), value):
+                self._visitors.work_seen(asked)
+            self._before[document.key] = value
+        self.held[document.key] = value
+
+    async def _answer(self, document: Document, deadline: float) -> Any:  # noqa: ANN401 - JSON
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise FetchError(Failure(Cause.TIMEOUT, f"{self._url(document)}: no time left of {self._timeout:.3g} s"))
+        response = await self._client.get(
+            document.path,
+            timeout=remaining,
+            accept=TEXT if document.text else ANYTHING,
+            method=document.method,
+            body=document.body,
+        )
+        if response.status in document.tolerated:
+            return Absent(response.status)
+        if response.status != OK:
+            raise FetchError(self._refused(document, response))
+        if document.text:
+            return await self._exposition(document, response)
+        return self._json(document, response.body)
+
+    def _refused(self, document: Document, response: Response) -> Failure:
+        hint = {**_HINTS, **self._engine.hints}.get(response.status, "")
+        cause = Cause.AUTH if response.status in (401, 403) else Cause.STATUS
+        return Failure(cause, f"{self._url(document)} answered {response.status}" + (f": {hint}" if hint else ""))
+
+    async def _exposition(self, document: Document, response: Response) -> Exposition:
+        if len(response.body) > MOST_LINES and (lines := response.body.count(b"\n")) > MOST_LINES:
+            message = f"{self._url(document)} has {lines} lines; {MOST_LINES} are the most that are read"
+            raise FetchError(Failure(Cause.TOO_LARGE, message))
+        parser = self._parsers.setdefault(document.key, Parser())
+        openmetrics = response.headers.get("content-type", "").startswith("application/openmetrics-text")
+        if len(response.body) < LARGE_BODY:
+            exposition = parser.parse(response.body, openmetrics=openmetrics)
+        else:
+            parse = partial(parser.parse, response.body, openmetrics=openmetrics)
+            exposition = await asyncio.get_running_loop().run_in_executor(_PARSING, parse)
+        layout = exposition.layout
+        if not layout.keys and (layout.invalid or not layout.families):
+            found = layout.problems[0] if layout.problems else "an empty body"
+            raise FetchError(Failure(Cause.FORMAT, f"{self._url(document)} is no metrics exposition: {found}"))
+        if layout is not self._accepted:
+            if complaint := self._engine.refuse(layout):
+                raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{self._url(document)}: {complaint}"))
+            self._accepted = layout
+        return exposition
+
+    def _json(self, document: Document, body: bytes) -> Any:  # noqa: ANN401 - JSON
+        try:
+            return document.read(json.loads(body))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else type(error).__name__
+            raise FetchError(
+                Failure(Cause.FORMAT, f"{self._url(document)} is not what {self._engine.title} answers ({reason})")
+            ) from None
+
+    def _url(self, document: Document) -> str:
+        return f"{self._target.endpoint.url}{document.after or document.path}"
+
+
+def _rank(document: Document) -> tuple[bool, bool]:
+    return not document.leads, document.optional
+
+
+def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - JSON, or an exposition
+    """Whether an answer shows no work since the one before."""
+    if isinstance(one, Exposition) and isinstance(other, Exposition):
+        values: Sequence[float] = one.values
+        return list(values) == list(other.values)
+    return bool(one == other)

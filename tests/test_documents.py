@@ -1,0 +1,155 @@
+"""What the documentation shows is true: its commands parse, its configurations load, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from itertools import chain
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+import pytest
+
+from llm_headroom.commands.cli import main
+from llm_headroom.commands.options import loaded
+from llm_headroom.config.reader import shape
+from llm_headroom.config.settings import Config
+
+ROOT: Final = Path(__file__).parents[1]
+PAGES: Final = tuple(
+    sorted(chain.from_iterable(ROOT.glob(each) for each in ("*.md", "docs/*.md", "bench/*.md", "alerts/runbooks/*.md")))
+)
+FENCE: Final = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+SPAN: Final = re.compile(r"`(llm-headroom [^`]+)`")
+OWN: Final = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?llm-headroom (?=[a-z]+( |$))")
+MAKE: Final = re.compile(r"^make (\w+)(?: ARGS=(.*))?$")
+STAND_INS: Final = {"FILE": "some.yml", "DIR": "some", "NAME": "some", "URL": "http://127.0.0.1:8000"}
+"""Words in capitals that stand for a value of the reader's."""
+
+
+class Shown(NamedTuple):
+    """A command line of a page; one in running text (`prose`) may leave mandatory options out."""
+
+    page: str
+    line: str
+    prose: bool = False
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def _blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each block of code."""
+    return [
+        (language, re.sub(f"^{indent}", "", text, flags=re.MULTILINE))
+        for indent, language, text in FENCE.findall(page.read_text(encoding="utf-8"))
+    ]
+
+
+def _command_lines() -> list[Shown]:
+    found = []
+    for page in PAGES:
+        for language, text in _blocks(page):
+            if language in {"", "sh", "bash", "shell", "console"}:
+                whole = re.sub(r"\\\n *", "", text)
+                found += [Shown(_name(page), re.sub(r" +#.*", "", line)) for line in whole.splitlines()]
+        prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+        found += [Shown(_name(page), line, prose=True) for line in SPAN.findall(prose)]
+    return found
+
+
+SHOWN: Final = _command_lines()
+COMMANDS: Final = [Shown(page, OWN.sub("", line), prose) for page, line, prose in SHOWN if OWN.match(line)]
+MADE: Final = [(page, *found.groups()) for page, line, _ in SHOWN if (found := MAKE.match(line))]
+
+
+def _parse(line: str) -> None:
+    """Parse a command line without the program's name, and run nothing; raises click.UsageError."""
+    command: click.Command = main
+    context = click.Context(main, info_name="llm-headroom")
+    words = [STAND_INS.get(word, word) for word in shlex.split(line)]
+    while isinstance(command, click.Group):
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None
+        if isinstance(found, click.Group) and not words:
+            return
+        command, context = found, click.Context(found, info_name=name, parent=context)
+    command.make_context(command.name, words)
+
+
+def test_commands_are_found() -> None:
+    """The test below must not pass because nothing matches any more."""
+    assert {line.split()[0] for _, line, _ in COMMANDS} >= {"run", "check", "config", "top", "proxy", "bundle", "demo"}
+    assert {target for _, target, _ in MADE} >= {"demo", "test", "bench", "docs"}
+
+
+@pytest.mark.parametrize(("page", "line", "prose"), COMMANDS)
+def test_every_command_line_parses(page: str, line: str, prose: bool) -> None:  # noqa: FBT001 - a field of Shown
+    try:
+        _parse(line)
+    except click.UsageError as error:
+        if not (prose and isinstance(error, click.MissingParameter)):
+            pytest.fail(f"{page}: llm-headroom {line}: {error.format_message()}")
+
+
+@pytest.mark.parametrize(("page", "target", "arguments"), MADE)
+def test_every_make_target_exists_and_passes_its_arguments(page: str, target: str, arguments: str | None) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), page
+    if arguments:
+        [quoted] = shlex.split(arguments)
+        _parse(f"{target} {quoted}")
+
+
+def _configurations() -> list[tuple[str, str]]:
+    """Blocks of YAML that are configurations of llm-headroom, by the names of their keys."""
+    known = set(shape(Config).keys)
+    return [
+        (_name(page), text)
+        for page in PAGES
+        for language, text in _blocks(page)
+        if language == "yaml" and (keys := set(re.findall(r"^([^\s#][^:\n]*)", text, re.MULTILINE))) and keys <= known
+    ]
+
+
+def test_configurations_are_found() -> None:
+    assert {page for page, _ in _configurations()} >= {"docs/configuration.md", "docs/ollama.md"}
+
+
+@pytest.mark.parametrize(("page", "text"), _configurations())
+def test_every_configuration_loads(page: str, text: str, tmp_path: Path) -> None:
+    for name in re.findall(r"(?:file|config): ([\w./-]+)", text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("secret\n", encoding="ascii")
+    path = tmp_path / "headroom.yml"
+    path.write_text(text, encoding="utf-8")
+
+    assert loaded(path).targets is not None, page
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    plain = (re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in titles)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+        path, _, anchor = target.partition("#")
+        if ":" in path:
+            continue
+        there = page if not path else (page.parent / path).resolve()
+        if not there.exists() or (anchor and anchor not in _anchors(there)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=_name)
+def test_every_page_opens_with_its_readers_and_what_they_will_have(page: Path) -> None:
+    _, _, opening, *_ = page.read_text(encoding="utf-8").split("\n", 3)
+
+    assert opening.startswith("For "), "whom the page is for"

@@ -1,0 +1,61 @@
+"""The judge of the load headroom: figures out of rows, and a true limit on a simulated engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from evaluate.scenarios import A100_8B
+from headroom import report, score
+from headroom.ladder import OURS, Row
+from headroom.scenarios import HELD_OUT, STEADY, TUNING, Scenario
+from headroom.truth import ALLOWED, limit, slow_share
+
+ROW = Row("s", "g", "held out", 0.8, 1500.0, OURS, 1.25, 1.25)
+
+
+def at(level: float, *factors: float) -> list[Row]:
+    """Estimates at a load that are off by some factors."""
+    return [replace(ROW, level=level, true=1 / level, said=factor / level) for factor in factors]
+
+
+def test_errors_are_logarithms_and_bounded_as_the_metric_is() -> None:
+    assert score.errors(at(0.5, 1.0, 2.0)) == pytest.approx([0.0, 0.693], abs=1e-3)
+    assert score.errors([replace(ROW, said=1e9, true=1.0)]) == pytest.approx([2.77], abs=0.01)
+    assert score.middle(at(0.5, 0.5, 1.0, 1.0)) == 0.0
+    assert score.bias(at(0.5, 1.1, 1.1, 0.5)) == pytest.approx(0.0953, abs=1e-3)
+    assert score.worst_bias([*at(0.5, 1.1), *at(1.0, 0.5)]) == pytest.approx(-0.693, abs=1e-3)
+
+
+def test_ranking_is_the_chance_that_overload_is_said_to_have_less_room() -> None:
+    assert score.ranking([*at(0.6, 1.0), *at(1.0, 1.0), *at(1.2, 1.0)]) == 1.0
+    assert score.ranking([replace(row, said=1.7) for row in (*at(0.6, 1.0), *at(1.0, 1.0))]) == 0.5
+    assert score.cried([*at(0.6, 0.5), *at(0.6, 1.0), *at(1.0, 0.5)]) == 0.5
+
+
+def test_intervals_are_over_traces() -> None:
+    good = [replace(row, group="good", scenario="a") for row in at(0.8, 1.0, 1.0)]
+    bad = [replace(row, group="bad", scenario="b") for row in at(0.8, 2.0, 2.0)]
+    low, high = score.interval([*good, *bad], score.middle)
+    assert low == 0.0
+    assert high == pytest.approx(0.693, abs=1e-3)
+
+
+def test_gates_and_tables_are_written() -> None:
+    rows = [*at(0.6, 1.1), *at(1.0, 1.0), *(replace(row, kind="steady") for row in at(0.6, 1.0))]
+    written = report.document(rows)
+    assert "| median of the error | ≤ 0.18 | 0.048 | yes |" in written
+    assert f"| {OURS} |" in written
+
+
+def test_tuning_and_judging_share_no_trace() -> None:
+    assert {one.group for one in TUNING} == {"azure_llm_2023_conv", "servegen_mlarge_day6"}
+    assert not {one.group for one in TUNING} & {one.group for one in (*HELD_OUT, *STEADY)}
+
+
+def test_the_true_limit_is_where_the_allowed_share_is_slow() -> None:
+    scenario = Scenario("steady 8000 + 20", A100_8B, sizes=(8000, 20))
+    found = limit(scenario)
+    assert slow_share(scenario, 0.9 * found) < ALLOWED < slow_share(scenario, 1.1 * found)
+    assert len(scenario.traffic(found)) > len(scenario.traffic(0.5 * found))

@@ -1,0 +1,182 @@
+"""Who answers is who they say: engines are told apart by names that only they use."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+import captures
+import field_inputs
+from captures import Capture, value, values
+from engine_server import EngineServer, Reply, replayed
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import parse_target
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.scrape import coverage
+from llm_headroom.scrape.http import FetchError
+from llm_headroom.scrape.identify import identify
+from one_target import polled
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine_server import Behaviour
+
+NIM = b"""\
+# TYPE num_requests_running gauge
+num_requests_running{model_name="meta/llama-3.1-8b-instruct"} 7
+# TYPE num_requests_waiting gauge
+num_requests_waiting{model_name="meta/llama-3.1-8b-instruct"} 2
+# TYPE num_request_max gauge
+num_request_max{model_name="meta/llama-3.1-8b-instruct"} 256
+# TYPE gpu_cache_usage_perc gauge
+gpu_cache_usage_perc{model_name="meta/llama-3.1-8b-instruct"} 0.5
+# TYPE prompt_tokens_total counter
+prompt_tokens_total{model_name="meta/llama-3.1-8b-instruct"} 1000
+# TYPE request_success_total counter
+request_success_total{model_name="meta/llama-3.1-8b-instruct"} 40
+# TYPE request_failure_total counter
+request_failure_total{model_name="meta/llama-3.1-8b-instruct"} 3
+# TYPE time_to_first_token_seconds histogram
+time_to_first_token_seconds_bucket{model_name="meta/llama-3.1-8b-instruct",le="1"} 39
+time_to_first_token_seconds_bucket{model_name="meta/llama-3.1-8b-instruct",le="+Inf"} 40
+time_to_first_token_seconds_sum{model_name="meta/llama-3.1-8b-instruct"} 8
+time_to_first_token_seconds_count{model_name="meta/llama-3.1-8b-instruct"} 40
+"""
+MLX = b"""\
+# TYPE vllm_mlx_requests_running gauge
+vllm_mlx_requests_running 1
+# TYPE vllm_mlx_generation_tokens_total counter
+vllm_mlx_generation_tokens_total 10
+"""
+
+
+def identified(routes: Mapping[str, Reply | Behaviour]) -> str:
+    """The name of the engine that is found at a server."""
+
+    async def ask() -> str:
+        with EngineServer(routes) as server:
+            return (await identify(Endpoint(url=server.url), BUILT_IN, timeout=30)).name
+
+    return asyncio.run(ask())
+
+
+def test_the_router_of_vllm_is_a_router() -> None:
+    assert identified(field_inputs.routes("10")) == "sglang_router"
+    points = polled("sglang_router", field_inputs.routes("10")).snapshot.points
+
+    assert value(points, "llm_router_requests_total") == 120
+    assert values(points, "llm_router_errors_total", "reason") == {"request_failed": 3}
+    assert value(points, "llm_router_workers") == 2
+    assert values(points, "llm_router_worker_healthy", "worker") == {
+        "http://10.0.0.5:8000": 1,
+        "http://10.0.0.6:8000": 0,
+    }
+    assert values(points, "llm_router_worker_requests_active", "worker") == {"http://10.0.0.5:8000": 7}
+
+
+def test_a_prefix_that_others_begin_with_is_claimed_in_known_names_only() -> None:
+    with pytest.raises(FetchError):
+        identified({"/metrics": Reply(MLX)})
+    assert identified({"/metrics": Reply(b"vllm_num_requests_running 1\n")}) == "vllm"
+    assert identified({"/metrics": Reply(b"vllm:a_metric_of_tomorrow 1\n")}) == "vllm"
+
+
+def test_names_without_a_prefix_identify_only_together() -> None:
+    assert identified({"/metrics": Reply(NIM)}) == "vllm"
+    with pytest.raises(FetchError):
+        identified({"/metrics": Reply(b"num_requests_running 1\nprompt_tokens_total 3\n")})
+
+
+def test_nvidia_nim_serves_the_names_of_vllm_without_prefix_below_v1() -> None:
+    snapshot = polled("vllm", {"/v1/metrics": Reply(NIM)}).snapshot
+    points = snapshot.points
+
+    assert snapshot.health.up
+    assert snapshot.health.unmapped == ()
+    assert values(points, "llm_requests_running", "model") == {"meta/llama-3.1-8b-instruct": 7}
+    assert value(points, "llm_requests_waiting") == 2
+    assert value(points, "llm_requests_running_limit") == 256
+    assert value(points, "llm_kv_cache_usage_ratio") == 0.5
+    assert value(points, "llm_requests_finished_total") == 40
+    assert value(points, "llm_requests_failed_total") == 3
+    assert captures.histogram(points, "llm_time_to_first_token_seconds").count == 40
+
+
+def test_an_expiry_is_right_with_any_number_of_fraction_digits_and_any_offset() -> None:
+    found = values(
+        polled("ollama", field_inputs.routes("18")).snapshot.points, "llm_model_expiry_timestamp_seconds", "model"
+    )
+    day = datetime(2027, 8, 8, 0, 7, 26, tzinfo=UTC).timestamp()
+    earlier = datetime(2024, 6, 4, 14, 38, 31, tzinfo=UTC).timestamp()
+
+    assert found == {
+        "nine:1": pytest.approx(day - 2 * 3600 + 0.817827, abs=1e-5),
+        "eight:1": pytest.approx(day - 2 * 3600 + 0.817827, abs=1e-5),
+        "seven:1": pytest.approx(day - 2 * 3600 + 0.817827, abs=1e-5),
+        "six:1": pytest.approx(day - 2 * 3600 + 0.817827, abs=1e-5),
+        "three:1": pytest.approx(day + 7 * 3600 + 0.817, abs=1e-5),
+        "none:1": pytest.approx(day + 7 * 3600, abs=1e-5),
+        "utc8:1": pytest.approx(day + 0.817827, abs=1e-5),
+        "five-docs:1": pytest.approx(earlier + 7 * 3600 + 0.83753, abs=1e-5),
+        "four:1": pytest.approx(earlier + 7 * 3600 + 0.8375, abs=1e-5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("routes", "said"),
+    [
+        ({"/metrics": Reply(b"node_load1 0.5\n")}, "this looks like node_exporter"),
+        ({"/metrics": Reply(b"acme_widgets 0.5\n")}, "the metrics of something else (acme_widgets, …)"),
+        ({"/": Reply(b"<!doctype html><title>Grafana</title>")}, "this looks like a web page (Grafana)"),
+        ({"*": Reply(b"<html><title>Sign in &amp; go\x1b[31m</title>")}, "a login page (Sign in & go[31m)"),
+        ({"/": Reply(b"<html><input type=password>", 401)}, "auth.bearer_token_file"),
+        (field_inputs.routes("16"), "OLLAMA_HOST"),
+    ],
+)
+def test_what_is_no_engine_is_described(routes: Mapping[str, Reply | Behaviour], said: str) -> None:
+    with pytest.raises(FetchError) as raised:
+        identified(routes)
+
+    assert said in raised.value.failure.message
+
+
+def test_ollama_that_refuses_a_foreign_host_says_how_to_allow_it() -> None:
+    error = polled("ollama", field_inputs.routes("16")).snapshot.health.error
+
+    assert error is not None
+    assert "OLLAMA_HOST" in error.message
+    assert "credentials" not in error.message
+
+
+def test_a_model_can_be_named_where_the_engine_s_own_name_says_nothing() -> None:
+    routes = replayed(Capture("vllm", "0.32.0", "saturated"))
+    points = polled("vllm", routes, model="llama-3-8b").snapshot.points
+    own = polled("vllm", routes).snapshot.points
+
+    assert {point.series.label("model") for point in points} == {"", "llama-3-8b"}
+    assert len(points) == len(own)
+
+
+def test_what_wants_credentials_beside_the_metrics_is_no_warning_and_a_reason() -> None:
+    routes = {**replayed(Capture("vllm", "0.32.0", "saturated")), "/v1/models": Reply(b"{}", 401)}
+    snapshot = polled("vllm", routes, polls=2).snapshot
+
+    assert snapshot.health.warnings == ()
+    reasons = dict(coverage.missing(snapshot, BUILT_IN["vllm"]))
+    assert "/v1/models wants credentials" in reasons["llm_model_context_tokens"]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/metrics", "127.0.0.1:8000/v1/"])
+def test_the_address_that_clients_are_given_is_understood(url: str) -> None:
+    target = parse_target(f"vLLM={url}")
+
+    assert (target.engine, target.endpoint.url) == ("vllm", "http://127.0.0.1:8000")
+
+
+def test_a_url_without_a_port_says_which_was_tried() -> None:
+    with pytest.raises(FetchError, match=r"has no port, so 80 was tried \(.*vLLM 8000"):
+        asyncio.run(identify(Endpoint(url="http://127.0.0.1"), BUILT_IN, timeout=5))

@@ -1,0 +1,179 @@
+"""llama.cpp's server as people run it: slots that share a cache, sleep, and many models behind one port."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import field_inputs
+from captures import value, values
+from engine_server import Reply, as_json
+from llm_headroom.engines.built_in.llamacpp import PROCESS
+from llm_headroom.host import runners
+from llm_headroom.host.proc import Proc
+from llm_headroom.scrape.layers import Told
+from llm_headroom.scrape.visitors import LONGEST, PATIENCE, Visitors
+from one_target import polled
+from proc_tree import ProcTree
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from llm_headroom.scrape.layers import Layer
+
+METRICS = Reply(
+    b"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 0\n"
+    b"# TYPE llamacpp:tokens_predicted_total counter\nllamacpp:tokens_predicted_total 20\n"
+)
+MODEL = as_json({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "llamacpp"}]})
+
+
+def slots(number: int) -> Reply:
+    """Idle slots of 4096 tokens."""
+    return as_json(
+        [{"id": each, "n_ctx": 4096, "is_processing": False, "n_prompt_tokens": 9} for each in range(number)]
+    )
+
+
+def properties(*, asleep: bool | None = None) -> Reply:
+    """`/props` of a build that can sleep, or of one from before."""
+    known = {"total_slots": 4, "model_alias": "m", "model_path": "/m.gguf", "build_info": "b10600"}
+    return as_json(known if asleep is None else {**known, "is_sleeping": asleep})
+
+
+class Seen:
+    """A layer that has found the process."""
+
+    def __init__(self, *, unified: bool) -> None:
+        self.unified = unified
+
+    async def read(self, documents: Mapping[str, Any], deadline: float) -> Told:
+        """How its slots are kept."""
+        del documents, deadline
+        return Told(documents={PROCESS: self.unified})
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_server_that_sleeps_is_left_alone_and_says_so() -> None:
+    routes = {"/props": properties(asleep=True), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
+    snapshot, asked = polled("llamacpp", routes, polls=3)
+
+    assert snapshot.health.up
+    assert asked == ["/props", "/v1/models", "/props", "/props"]
+    assert values(snapshot.points, "llm_model_asleep", "model") == {"m": 1.0}
+    assert values(snapshot.points, "llm_model_loaded", "model") == {"m": 0.0}
+    assert value(snapshot.points, "llm_requests_running") is None
+
+
+def test_an_awake_server_and_a_build_that_cannot_sleep_are_read_at_each_poll() -> None:
+    for asleep in (False, None):
+        routes = {"/props": properties(asleep=asleep), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
+        snapshot, asked = polled("llamacpp", routes, polls=3)
+
+        assert (asked.count("/slots"), asked.count("/metrics"), asked[0]) == (3, 3, "/props")
+        assert value(snapshot.points, "llm_generation_tokens_total") == 20
+        assert values(snapshot.points, "llm_model_loaded", "model") == {"m": 1.0}
+
+
+def test_the_quieter_an_engine_the_longer_it_is_left_alone(tmp_path: Path) -> None:
+    tree = ProcTree(tmp_path)
+    elsewhere = Visitors("http://192.0.2.9:8080", tree.proc)
+    elsewhere.work_seen(0.0)
+    assert not elsewhere.seen_all
+    assert [elsewhere.quiet_for(now) for now in (0.0, PATIENCE - 1, 60.0, 1e6)] == [0.0, 0.0, 60.0, LONGEST]
+
+    tree.listen(8080, 7)
+    here = Visitors("http://127.0.0.1:8080", tree.proc)
+    here.work_seen(0.0)
+    assert here.seen_all
+    assert here.quiet_for(7200.0) == 7200.0
+    tree.listen(8080, 8, state="01")
+    assert here.quiet_for(7200.0) == 0.0
+    assert here.quiet_for(7201.0) == 0.0
+
+
+def test_a_router_gives_the_figures_of_the_models_that_it_has_loaded() -> None:
+    snapshot, asked = polled("llamacpp", field_inputs.routes("08"), polls=2)
+    points = snapshot.points
+
+    assert snapshot.health.up, snapshot.health.error
+    assert snapshot.health.warnings == ()
+    assert "/metrics" not in asked
+    assert not any("coder" in path or "embed" in path for path in asked)
+    assert values(points, "llm_model_loaded", "model") == {
+        "org/chat-GGUF:Q4_K_M": 1.0,
+        "org/coder-GGUF:Q8_0": 0.0,
+        "org/embed-GGUF:F16": 0.0,
+    }
+    running = values(points, "llm_requests_running", "model")
+    assert running.keys() == {"org/chat-GGUF:Q4_K_M"}
+
+
+@pytest.mark.parametrize(
+    ("number", "layers", "capacity"),
+    [
+        (4, (), None),
+        (1, (), 4096.0),
+        (4, (Seen(unified=True),), 4096.0),
+        (4, (Seen(unified=False),), 16384.0),
+    ],
+)
+def test_slots_that_share_a_cache_do_not_have_one_each(
+    number: int, layers: Sequence[Layer], capacity: float | None
+) -> None:
+    routes = {"/props": properties(), "/slots": slots(number), "/v1/models": MODEL}
+    snapshot, _ = polled("llamacpp", routes, layers=layers)
+
+    assert value(snapshot.points, "llm_kv_cache_capacity_tokens") == capacity
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "unified"),
+    [
+        ((), (), True),
+        (("-np", "4"), (), False),
+        (("--parallel=4",), (), False),
+        (("-np", "-1"), (), True),
+        (("-np", "4", "-kvu"), (), True),
+        (("--no-kv-unified",), (), False),
+        ((), ("LLAMA_ARG_N_PARALLEL=4",), False),
+        (("-np", "4"), ("LLAMA_ARG_KV_UNIFIED=true",), True),
+    ],
+)
+def test_slots_share_one_cache_unless_their_number_is_given(
+    tmp_path: Path, *, command: tuple[str, ...], environment: tuple[str, ...], unified: bool
+) -> None:
+    tree = ProcTree(tmp_path)
+    tree.listen(8080, 7)
+    words = ("/usr/bin/llama-server", "-m", "/m.gguf", *command)
+    tree.process(60, sockets=(7,), name="llama-server", command=words, environment=("HOME=/", *environment))
+
+    assert runners.server(tree.proc, 8080) == runners.Server(unified)
+
+
+def test_how_a_server_was_started_is_unknown_where_it_is_not_visible(tmp_path: Path) -> None:
+    tree = ProcTree(tmp_path)
+    tree.listen(8080, 7)
+    tree.process(60, sockets=(7,), name="python3")
+    assert runners.server(tree.proc, 8080) is None
+
+    tree.process(61, sockets=(7,), name="llama-server", command=("llama-server",), environment=())
+    assert runners.server(tree.proc, 8080) is None
+
+
+def test_clients_are_counted_without_oneself(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert Proc().clients(port) == 0
+        with socket.create_connection(("127.0.0.1", port)):
+            assert Proc().clients(port) == 0
+
+    tree = ProcTree(tmp_path)
+    tree.listen(8080, 7)
+    tree.listen(8080, 8, state="01")
+    assert tree.proc.clients(8080) == 1

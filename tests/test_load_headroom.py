@@ -1,0 +1,256 @@
+"""How many times its traffic an engine can take: learned from polls, on simulated engines whose limit is known."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from dataclasses import replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluate.replay import points as read
+from llm_headroom import schema
+from llm_headroom.derive import capacity, slo
+from llm_headroom.derive.capacity import Estimate, Headroom, Missing, begun, saturation, targets
+from llm_headroom.derive.memory import Memory, advance, with_estimate
+from llm_headroom.derive.observation import Observation, observe
+from llm_headroom.derive.trial import estimated, factor
+from llm_headroom.model import Point, Series
+from llm_headroom.scrape.load_estimates import LoadEstimates
+from llm_headroom.simulate.batching import Engine, EngineConfig
+from llm_headroom.simulate.hardware import A100_80GB, LLAMA_3_8B, Roofline
+from llm_headroom.simulate.traffic import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_headroom.derive.capacity import Known
+    from llm_headroom.model import Metric
+
+LABELS = {"engine": "vllm", "target": "t", "model": "m"}
+OBJECTIVES = slo.objectives(ttft=2.5, inter_token_latency=5.0)
+LIMIT = 2.05
+"""Requests of 4,000 + 50 tokens per second at which 5 % of first tokens come after 2.5 s, by bisection."""
+
+
+class Simulated:
+    """A simulated engine under Poisson arrivals of constant sizes, polled every five seconds."""
+
+    def __init__(self, rate: float, *, prompt: int = 4000, answer: int = 50) -> None:
+        cost = Roofline(LLAMA_3_8B, A100_80GB)
+        self.engine = Engine(EngineConfig(cost, total_blocks=27_669), seed=1)
+        chance, at = random.Random(7), 0.0
+        while (at := at + chance.expovariate(rate)) < 2000.0:
+            self.engine.submit(Request(at, prompt, answer))
+
+    def poll(self) -> list[Point]:
+        """What it says five seconds later."""
+        self.engine.advance(self.engine.now + 5.0)
+        return read(self.engine.read(), LABELS)
+
+
+def polled(simulated: Simulated, seconds: int, memory: Memory | None = None) -> tuple[Memory, list[Point]]:
+    memory, derived = memory or Memory(), list[Point]()
+    for _ in range(0, seconds, 5):
+        points = simulated.poll()
+        memory, derived = advance(memory, points, simulated.engine.now, base=LABELS, objectives=OBJECTIVES)
+    return memory, derived
+
+
+def estimate_of(memory: Memory) -> Estimate:
+    known = memory.models["m"]
+    found = estimated(known.load, targets(OBJECTIVES, known.tallies))
+    assert found is not None
+    return found
+
+
+def values(derived: Sequence[Point], metric: Metric, label: str) -> dict[str, float]:
+    return {
+        series.label(label): value
+        for series, value, _ in derived
+        if series.metric is metric and isinstance(value, float)
+    }
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 1.0])
+def test_the_limit_is_found_from_a_share_of_it(load: float) -> None:
+    memory, _ = polled(Simulated(load * LIMIT), 900)
+    found = estimate_of(memory)
+    assert found.headroom["ttft"].ratio * load == pytest.approx(1.0, rel=0.25)
+    assert found.headroom["ttft"].binding == "compute"
+    assert found.rate == pytest.approx(load * LIMIT, rel=0.15)
+
+
+def test_what_is_exported_follows_from_the_estimate() -> None:
+    simulated = Simulated(0.5 * LIMIT)
+    memory, before = polled(simulated, 900)
+    assert memory.models["m"].load.due
+    assert memory.models["m"].load.missing is Missing.PENDING
+    assert values(before, schema.LOAD_HEADROOM, "objective") == {}
+    assert values(before, schema.SATURATION, "resource") == {}
+
+    memory, derived = polled(simulated, 5, with_estimate(memory, "m", estimate_of(memory)))
+    assert not memory.models["m"].load.due
+    ratios = values(derived, schema.LOAD_HEADROOM, "objective")
+    assert ratios["ttft"] == pytest.approx(2.0, rel=0.3)
+    rate = memory.models["m"].load.traffic.rate
+    assert values(derived, schema.SUSTAINABLE_REQUESTS, "objective")["ttft"] == pytest.approx(ratios["ttft"] * rate)
+    binding = [point for point in derived if point.series.metric is schema.LOAD_HEADROOM_BINDING]
+    bound = {(point.series.label("objective"), point.series.label("resource")) for point in binding if point.value}
+    assert ("ttft", "compute") in bound
+    assert len(bound) == 2
+    assert len(binding) == 6
+    assert values(derived, schema.LOAD_HEADROOM_SUSPECT, "model") == {"m": 0.0}
+    assert values(derived, schema.SATURATION, "resource")["max"] == pytest.approx(1 / ratios["ttft"], rel=0.05)
+
+
+def test_an_estimate_grows_stale_and_does_not_outlive_the_engine() -> None:
+    simulated = Simulated(0.5 * LIMIT)
+    memory, _ = polled(simulated, 900)
+    estimate = estimate_of(memory)
+    memory, derived = polled(simulated, 600, with_estimate(memory, "m", estimate))
+    assert "ttft" in values(derived, schema.LOAD_HEADROOM, "objective")
+    memory, derived = polled(simulated, 350, memory)
+    assert values(derived, schema.LOAD_HEADROOM, "objective") == {}
+
+    anew = Simulated(0.5 * LIMIT)
+    anew.engine.advance(5.0)
+    memory, derived = advance(memory, read(anew.engine.read(), LABELS), 2500.0, base=LABELS, objectives=OBJECTIVES)
+    memory = with_estimate(memory, "m", estimate)
+    assert memory.models["m"].load.estimate is None
+    assert memory.models["m"].load.missing is Missing.BUSY
+    assert memory.models["m"].load.learner.cost is not None  # what a step costs outlives a restart
+
+
+def test_replicas_that_share_the_traffic_have_the_headroom_of_one() -> None:
+    one = Simulated(0.5 * LIMIT)
+    alone, shared = Memory(), Memory()
+    for _ in range(0, 900, 5):
+        points = one.poll()
+        at = one.engine.now
+        twins = [
+            Point(Series(series.metric, {**dict(series.labels), "replica": replica}), value, origin)
+            for replica in ("0", "1")
+            for series, value, origin in points
+        ]
+        alone, _ = advance(alone, points, at, base=LABELS, objectives=OBJECTIVES)
+        shared, _ = advance(shared, twins, at, base=LABELS, objectives=OBJECTIVES)
+    first, second = estimate_of(alone), estimate_of(shared)
+    assert second.headroom["ttft"].ratio == pytest.approx(first.headroom["ttft"].ratio, rel=0.25)
+    assert second.rate == pytest.approx(2 * first.rate)
+
+
+def test_estimates_are_made_in_a_thread_for_each_model_that_is_due_and_not_again_at_once() -> None:
+    memory, _ = polled(Simulated(0.5 * LIMIT), 900)
+    estimates = LoadEstimates("t", OBJECTIVES)
+
+    async def twice() -> tuple[list[tuple[str, Estimate]], list[tuple[str, Estimate]]]:
+        return await estimates.made(memory), await estimates.made(memory)
+
+    first, second = asyncio.run(twice())
+    assert [model for model, _ in first] == ["m"]
+    assert first[0][1].headroom["ttft"].ratio == pytest.approx(2.0, rel=0.3)
+    assert second == []
+
+
+def test_a_new_engine_has_nothing_to_estimate() -> None:
+    memory, _ = polled(Simulated(1.0), 60)
+    assert asyncio.run(LoadEstimates("t", OBJECTIVES).made(memory)) == []
+
+
+def complete() -> Observation:
+    simulated = Simulated(1.0)
+    return observe(simulated.poll())["m"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        ("capacity", Missing.CAPACITY),
+        ("ttft", Missing.LATENCIES),
+        ("inter_token", Missing.LATENCIES),
+        ("running", Missing.REQUESTS),
+        ("finished", Missing.REQUESTS),
+        ("limit", Missing.BUSY),
+    ],
+)
+def test_what_is_missing_is_said(lost: str, reason: Missing) -> None:
+    known = begun(replace(complete(), **{lost: None}), 0.0, "vllm")
+    assert known.missing is reason
+    assert not known.due
+    assert list(capacity.points(known, LABELS)) == []
+
+
+def test_an_idle_engine_and_one_that_does_not_decode_say_so() -> None:
+    now = complete()
+    idle = begun(now, 0.0, "vllm")
+    for at in range(5, 1200, 5):
+        idle = idle.after(now, float(at))
+    assert idle.missing is Missing.BUSY
+    assert estimated(idle, []) is None
+
+
+def test_engines_with_slots_need_no_cache_but_their_number() -> None:
+    now = replace(complete(), capacity=None, limit=4.0)
+    assert begun(now, 0.0, "llamacpp").missing is Missing.BUSY
+    assert begun(now, 0.0, "vllm").missing is Missing.CAPACITY
+    assert begun(replace(now, limit=None), 0.0, "ollama").missing is Missing.CAPACITY
+
+
+def settled(ratio: float, waiting: float = 0.0) -> Known:
+    memory, _ = polled(Simulated(1.0), 900)
+    known = memory.models["m"].load
+    known = replace(known, last=replace(known.last, waiting=waiting))
+    headroom = {"ttft": Headroom(ratio, "compute")}
+    return known.with_estimate(Estimate(at=known.at, headroom=headroom, rate=known.traffic.rate))
+
+
+@lru_cache
+def level(ratio: float, waiting: float) -> float:
+    found = saturation(settled(ratio, waiting))
+    assert found is not None
+    return found
+
+
+def test_saturation_is_the_reciprocal_with_the_queue_and_at_most_two() -> None:
+    assert level(1.25, 0.0) == pytest.approx(0.8)
+    assert level(16.0, 0.0) == pytest.approx(1 / 16)
+    # about one request a second: 60 that wait are a fifth of the traffic of five minutes
+    assert level(1.25, 60.0) == pytest.approx(0.8 * 1.2, rel=0.03)
+    assert all(a < b for a, b in pairwise(level(1.25, waiting) for waiting in (0.0, 10.0, 100.0)))
+    assert level(0.125, 1000.0) == 2.0
+
+
+def test_estimates_are_smoothed_over_minutes() -> None:
+    known = settled(2.0)
+    for minute in (1, 2, 3, 4, 5, 6, 7, 8):
+        at = known.at + 60.0 * minute
+        known = known.with_estimate(Estimate(at=at, headroom={"ttft": Headroom(4.0, "kv_cache")}, rate=1.0))
+        if minute == 1:
+            assert 2.0 < known.headroom["ttft"].ratio < 3.5
+    assert known.headroom["ttft"].ratio == pytest.approx(4.0, rel=0.05)
+    assert known.headroom["ttft"].binding == "kv_cache"
+
+
+@given(true=st.floats(0.13, 15.9), guess=st.floats(0.01, 100.0))
+def test_a_threshold_is_found_from_any_guess(true: float, guess: float) -> None:
+    asked: list[float] = []
+
+    def excess(times: float) -> bool:
+        asked.append(times)
+        return times > true
+
+    assert factor(excess, guess) == pytest.approx(true, rel=0.04)
+    assert len(asked) < 20
+
+
+def test_beyond_the_bounds_is_the_bound() -> None:
+    assert factor(lambda _: False, 2.0) == 16.0
+    assert factor(lambda _: True, 2.0) == 0.125
+    assert math.isfinite(factor(lambda times: times > 1.0, 0.0))

@@ -1,0 +1,210 @@
+"""`/probe`: what it reaches, what it may not reach, and what others notice of it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import pytest
+
+import bounded
+import scripted_server
+from captures import Capture
+from engine_server import EngineServer, hang, replayed
+from exporter_process import Exporter
+from llm_headroom.config.endpoint import Bearer, Secret
+from llm_headroom.config.reach import literal, reach
+from llm_headroom.config.settings import Config, Module, ProbeSettings
+from llm_headroom.net.http_connection import Request, Response
+from llm_headroom.net.workers import Workers
+from llm_headroom.poll.poller import Poller
+from llm_headroom.web.probe import Probes
+from scripted_server import reply
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+VLLM = Capture("vllm", "0.32.0", "saturated")
+
+
+@pytest.fixture
+def vllm() -> Iterator[EngineServer]:
+    """A saturated vLLM server."""
+    with EngineServer(replayed(VLLM)) as server:
+        yield server
+
+
+def configured(path: Path, probe: str) -> Path:
+    path.write_text(f"interval: 100ms\ngpu: false\nhost: false\ndiscover: false\nprobe: {probe}\n")
+    return path
+
+
+def test_probe_reaches_what_it_is_allowed_to(tmp_path: Path, vllm: EngineServer) -> None:
+    probe = f"{{allow: ['127.0.0.1:{vllm.port}'], modules: {{vllm: {{engine: vllm, timeout: 3s}}}}}}"
+    path = configured(tmp_path / "headroom.yml", probe)
+    with Exporter("--config", str(path)) as exporter:
+        status, _, body = exporter.get(f"/probe?target={vllm.name}&module=vllm")
+        named = exporter.get(f"/probe?target=vllm={vllm.url}")[2]
+        again = exporter.get(f"/probe?target={vllm.name}&module=vllm")[0]
+        denied = exporter.get("/probe?target=127.0.0.1:1&module=vllm")
+        unknown = exporter.get(f"/probe?target={vllm.name}&module=nothing")
+        missing = exporter.get("/probe")
+        own = exporter.get("/metrics")[2]
+
+    assert (status, again) == (200, 200)
+    assert b'llm_requests_running{engine="vllm",model="tiny-llama",replica="0"' in body
+    assert b"llm_up{" in named
+    assert b"llm_build_info" not in body
+    assert (denied[0], unknown[0], missing[0]) == (403, 400, 400)
+    assert b"known: vllm" in unknown[2]
+    assert b"llm_requests_running" not in own
+
+
+def test_probe_of_a_dead_target_says_so_and_keeps_to_the_scrape_timeout(tmp_path: Path) -> None:
+    with EngineServer({"/metrics": hang}) as server:
+        path = configured(tmp_path / "headroom.yml", "{allow: ['127.0.0.1:*']}")
+        with Exporter("--config", str(path)) as exporter:
+            dead = exporter.get("/probe?target=vllm=http://127.0.0.1:1")
+            slow = exporter.get(f"/probe?target=vllm={server.url}", X_Prometheus_Scrape_Timeout_Seconds="0.2")
+
+    assert dead[0] == 200
+    assert b'llm_up{engine="vllm",target="127.0.0.1:1"} 0.0' in dead[2]
+    assert slow[0] == 504
+
+
+def test_probe_is_off_unless_allowed(vllm: EngineServer) -> None:
+    with Exporter("--no-gpu", "--no-discover") as exporter:
+        assert exporter.get(f"/probe?target={vllm.name}")[0] == 403
+    assert vllm.requests == []
+
+
+# Who is allowed -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("rule", "host", "admitted"),
+    [
+        ("10.0.0.0/16", "10.0.255.1", True),
+        ("10.0.0.0/16", "10.1.0.1", False),
+        ("10.0.0.7", "10.0.0.7", True),
+        ("10.0.0.0/16", "::ffff:10.0.0.1", True),
+        ("[fd00::/8]", "fd12::1", True),
+        ("[::1]:8000", "::1", True),
+        ("[fd00::/8]", "10.0.0.1", False),
+        ("llm-a:8000", "LLM-A.", True),
+        ("llm-a", "llm-a.attacker.example", False),
+        ("*.svc.cluster.local", "a.ns.svc.cluster.local", True),
+        ("*.svc.cluster.local", "svc.cluster.local.attacker.example", False),
+        ("*.svc.cluster.local", "asvc.cluster.local", False),
+        ("*.example", "10.0.0.1", False),
+    ],
+)
+def test_a_rule_admits_addresses_in_its_network_or_names_of_its_own(rule: str, host: str, *, admitted: bool) -> None:
+    address = literal(host)
+    found = reach(rule)
+    assert (found.names(host) if address is None else found.holds(address)) is admitted
+
+
+def test_a_name_that_only_a_network_admits_must_lie_in_it(tmp_path: Path, vllm: EngineServer) -> None:
+    path = configured(tmp_path / "headroom.yml", f"{{allow: ['127.0.0.0/8:{vllm.port}', 'only.example']}}")
+    with Exporter("--config", str(path)) as exporter:
+        inside = exporter.get(f"/probe?target=vllm=http://localhost:{vllm.port}")
+        other_port = exporter.get("/probe?target=vllm=http://localhost:1")
+    assert inside[0] == 200
+    assert b"llm_up{" in inside[2]
+    assert other_port[0] == 403
+
+
+def test_ipv6_in_brackets_is_probed(tmp_path: Path) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as closed:
+        port = closed.getsockname()[1]
+    path = configured(tmp_path / "headroom.yml", f"{{allow: ['[::1]:{port}']}}")
+    with Exporter("--config", str(path)) as exporter:
+        status, _, body = exporter.get(f"/probe?target=vllm=http://[::1]:{port}")
+    assert status == 200
+    assert f'llm_up{{engine="vllm",target="[::1]:{port}"}} 0.0'.encode() in body
+
+
+class TurningNames(Workers):
+    """A name server whose second answer is another one (DNS rebinding)."""
+
+    def __init__(self, *answers: str) -> None:
+        super().__init__("names", 1)
+        self.answers = list(answers)
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN003, ANN201
+        """Gives the next answer for the one name."""
+        if fn is not socket.getaddrinfo or args[0] != "turning.example":
+            return super().submit(fn, *args, **kwargs)
+        future: Future[object] = Future()
+        address = self.answers.pop(0)
+        future.set_result([(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, args[1]))])
+        return future
+
+
+def test_credentials_go_to_the_address_that_was_judged_whatever_the_name_turns_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PROBE_TOKEN", "cluster-token")
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(TurningNames("127.0.0.1", "127.0.0.2"))
+        module = Module(name="vllm", engine="vllm", credentials=Bearer(Secret(env="PROBE_TOKEN")))
+        probe = ProbeSettings(allow=("127.0.0.1",), modules={"vllm": module})
+        probes = Probes(Poller(Config(probe=probe, discover=False)))
+        async with scripted_server.EngineServer({"/metrics": reply(b"vllm:num_requests_running 1\n")}) as engine:
+            with socket.create_server(("127.0.0.2", engine.port)) as thief:
+                thief.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+                query = {"target": f"turning.example:{engine.port}", "module": "vllm"}
+                found = await probes.points(Request("GET", "/probe", query, {}))
+                refused = await probes.points(Request("GET", "/probe", query, {}))
+                await probes.close()
+                with pytest.raises(BlockingIOError):
+                    thief.accept()
+            assert not isinstance(found, Response)
+            assert isinstance(refused, Response)
+            assert refused.status == 403
+            assert {each.headers["host"] for each in engine.requests} == {f"turning.example:{engine.port}"}
+            assert {each.headers["authorization"] for each in engine.requests} == {"Bearer cluster-token"}
+
+    bounded.run(test())
+
+
+# What others notice ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("announced", ["nan", "inf", "-1", "1e9", "0", "soon"])
+def test_a_timeout_that_makes_no_sense_is_none(tmp_path: Path, vllm: EngineServer, announced: str) -> None:
+    path = configured(tmp_path / "headroom.yml", "{allow: ['127.0.0.1']}")
+    with Exporter("--config", str(path)) as exporter:
+        for _ in range(3):
+            status, _, body = exporter.get(
+                f"/probe?target=vllm={vllm.url}", X_Prometheus_Scrape_Timeout_Seconds=announced
+            )
+            assert status == 200
+            assert b"llm_requests_running{" in body
+
+
+def test_hanging_probes_touch_neither_metrics_nor_health_nor_the_page(tmp_path: Path) -> None:
+    with EngineServer({"/metrics": hang}) as server:
+        path = configured(tmp_path / "headroom.yml", "{allow: ['127.0.0.1']}")
+        with Exporter("--config", str(path)) as exporter:
+            host, _, port = exporter.url.removeprefix("http://").rpartition(":")
+            probes = [socket.create_connection((host, int(port))) for _ in range(60)]
+            for number, each in enumerate(probes):
+                target = f"/probe?target=vllm={server.url}/{number}"
+                each.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            for page in ("/metrics", "/-/healthy", "/-/ready", "/"):
+                assert exporter.get(page)[0] == 200
+            for each in probes:
+                each.close()
+
+
+def test_two_probes_of_one_target_share_a_collection(tmp_path: Path) -> None:
+    with EngineServer({"/metrics": hang}) as server:
+        path = configured(tmp_path / "headroom.yml", "{allow: ['127.0.0.1']}\ntimeout: 60s")
+        with Exporter("--config", str(path)) as exporter:
+            for _ in range(
+                3
+            ):  # the first one's collection goes on, and nobody waits behind it for longer than announced
+                status = exporter.get(f"/probe?target=vllm={server.url}", X_Prometheus_Scrape_Timeout_Seconds="0.2")[0]
+                assert status == 504

@@ -1,0 +1,103 @@
+"""The twin: requests replayed by what a step costs."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_headroom.derive.step_cost import StepCost
+from llm_headroom.derive.traffic import Call
+from llm_headroom.derive.twin import COMPUTE, CONCURRENCY, KV_CACHE, Engine, replay
+
+COST = StepCost(step=0.02, token=1e-4, sequence=1e-4, context=0.0, pair=0.0)
+LARGE = Engine(cost=COST, capacity=1e6)
+
+
+def test_a_lone_request_takes_its_prefill() -> None:
+    # 0.02 s + 1,000 tokens of 1e-4 s
+    calls = [Call(5.0, 1000, 0, 10)]
+    assert replay(calls, LARGE, first=0.121, between=1.0).slow_firsts == 0
+    assert replay(calls, LARGE, first=0.119, between=1.0).slow_firsts == 1
+
+
+def test_cached_prompt_tokens_are_not_computed() -> None:
+    calls = [Call(5.0, 1000, 900, 10)]  # 0.02 s + 100 tokens of 1e-4 s
+    assert replay(calls, LARGE, first=0.031, between=1.0).slow_firsts == 0
+
+
+def test_a_long_prompt_is_computed_in_chunks() -> None:
+    # three steps of 4,096, 4,096 and 1,808 tokens
+    calls = [Call(0.0, 10_000, 0, 1)]
+    assert replay(calls, LARGE, first=1.061, between=1.0).slow_firsts == 0
+    assert replay(calls, LARGE, first=1.059, between=1.0).slow_firsts == 1
+
+
+def test_tokens_are_as_many_as_the_answers_have_beyond_the_first() -> None:
+    calls = [Call(0.0, 100, 0, 11), Call(0.5, 100, 0, 21), Call(9.0, 100, 0, 1)]
+    outcome = replay(calls, LARGE, first=1.0, between=0.05)
+    assert outcome.firsts == 3
+    assert outcome.tokens == 30
+    assert outcome.slow_tokens == 0
+
+
+def test_a_step_yields_several_tokens_with_speculation() -> None:
+    calls = [Call(0.0, 100, 0, 31), Call(9.0, 100, 0, 1)]
+    engine = Engine(cost=COST, capacity=1e6, per_step=3.0)
+    assert replay(calls, engine, first=1.0, between=0.05).tokens == 10
+
+
+def test_prompts_of_others_make_tokens_slow() -> None:
+    calls = [Call(0.0, 10, 0, 200), *(Call(0.5 + i, 3000, 0, 1) for i in range(5))]
+    outcome = replay(calls, LARGE, first=10.0, between=0.2)
+    assert 1 <= outcome.slow_tokens <= 5  # each of five prompts holds up one token of the first request
+
+
+def test_prefill_first_holds_tokens_up_for_longer() -> None:
+    calls = [Call(0.0, 10, 0, 500), *(Call(0.5, 3000, 0, 1) for _ in range(8))]
+    mixed = replay(calls, LARGE, first=10.0, between=0.5)
+    paused = replay(calls, Engine(cost=COST, capacity=1e6, prefill_first=True), first=10.0, between=0.5)
+    assert mixed.slow_tokens == 0
+    assert paused.slow_tokens == 1
+
+
+def test_the_running_limit_and_the_cache_are_told_apart() -> None:
+    calls = [Call(0.0, 100, 0, 300) for _ in range(4)]
+    limited = replay([*calls, Call(20.0, 1, 0, 1)], Engine(cost=COST, capacity=1e6, limit=2), first=30.0, between=1.0)
+    assert max(limited.waits, key=lambda name: limited.waits[name]) == CONCURRENCY
+    full = replay([*calls, Call(20.0, 1, 0, 1)], Engine(cost=COST, capacity=900.0), first=30.0, between=1.0)
+    assert max(full.waits, key=lambda name: full.waits[name]) == KV_CACHE
+    burst = replay([Call(0.0, 4000, 0, 1) for _ in range(9)], LARGE, first=30.0, between=1.0)
+    assert max(burst.waits, key=lambda name: burst.waits[name]) == COMPUTE
+
+
+def test_requests_before_the_beginning_do_not_count() -> None:
+    calls = [Call(0.0, 100, 0, 1), Call(5.0, 100, 0, 1)]
+    assert replay(calls, LARGE, first=1.0, between=1.0, since=4.0).firsts == 1
+
+
+def test_what_never_comes_is_slow() -> None:
+    calls = [Call(0.0, 4000, 0, 1) for _ in range(100)]  # 0.42 s each
+    outcome = replay(calls, LARGE, first=2.0, between=1.0)
+    assert outcome.firsts == 100
+    assert 94 <= outcome.slow_firsts <= 96
+
+
+CALLS = st.lists(
+    st.tuples(st.floats(0.0, 3.0), st.integers(1, 3000), st.floats(0.0, 1.0), st.integers(1, 600)), max_size=40
+)
+
+
+@settings(deadline=None)
+@given(drawn=CALLS, capacity=st.floats(500.0, 20_000.0), limit=st.integers(1, 50), prefill_first=st.booleans())
+def test_every_request_is_counted_at_most_once_and_with_patience_exactly_once(
+    drawn: list[tuple[float, int, float, int]], capacity: float, limit: int, *, prefill_first: bool
+) -> None:
+    calls, at = [], 0.0
+    for gap, prompt, cached, answer in drawn:
+        at += gap
+        calls.append(Call(at, prompt, int(cached * (prompt - 1)), answer))
+    engine = Engine(cost=COST, capacity=capacity, limit=limit, prefill_first=prefill_first)
+    outcome = replay(calls, engine, first=1e5, between=0.05)
+    assert outcome.firsts == len(calls)
+    assert outcome.slow_firsts == 0
+    hasty = replay(calls, engine, first=0.5, between=0.05)
+    assert hasty.slow_firsts <= hasty.firsts <= len(calls)
+    assert all(seconds >= 0 for seconds in outcome.waits.values())
