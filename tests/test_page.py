@@ -24,7 +24,7 @@ from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
 from llm_headroom.net.http_connection import Limits, Request, Response
 from llm_headroom.poll.poller import Poller, Slot
-from llm_headroom.schema import REQUESTS_RUNNING
+from llm_headroom.schema import REQUESTS_RUNNING, REQUESTS_WAITING
 from llm_headroom.view.values import from_json
 from llm_headroom.web.server import serve
 from llm_headroom.web.stream import Feed, Pace
@@ -332,8 +332,10 @@ class Engine:
         self.poller.slots["t"] = self._slot
 
     def publish(self, running: float) -> None:
-        """The engine has so many requests, at a time of its own."""
-        points = (Point(Series(REQUESTS_RUNNING, {"model": "m"}), running, "test"),)
+        """The engine runs so many requests, and as many wait, at a time of its own."""
+        points = tuple(
+            Point(Series(each, {"model": "m"}), running, "test") for each in (REQUESTS_RUNNING, REQUESTS_WAITING)
+        )
         self._slot.publish(Snapshot(target="t", engine="vllm", taken=running, points=points, health=Health(up=True)))
         self.feed.changed()
 
@@ -345,7 +347,7 @@ class Engine:
 
     async def handle(self, request: Request) -> Response:
         """What the exporter does with its stream's path."""
-        return self.feed.subscribe(request.query)
+        return self.feed.subscribe(request.query, gzip="gzip" in request.headers.get("accept-encoding", ""))
 
 
 class _Silent:

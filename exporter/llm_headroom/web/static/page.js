@@ -56,11 +56,23 @@ function morph(old, fresh) {
     if (!fresh.hasAttribute(name) && !(name === "open" && old.nodeName === "DETAILS")) old.removeAttribute(name);
   }
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
-  const before = [...old.childNodes];
-  const after = [...fresh.childNodes];
-  after.forEach((node, index) => (before[index] ? morph(before[index], node) : old.append(node)));
-  before.slice(after.length).forEach((node) => node.remove());
+  const wanted = new Set([...fresh.childNodes].map(kin));
+  const spare = [...old.childNodes].filter((node) => wanted.has(kin(node)) || node.remove());
+  let place = old.firstChild;
+  for (const node of [...fresh.childNodes]) {
+    const at = spare.findIndex((each) => kin(each) === kin(node));
+    const [same] = at < 0 ? [node] : spare.splice(at, 1);
+    if (same === place) place = place.nextSibling;
+    else old.insertBefore(same, place);
+    if (same !== node) morph(same, node);
+  }
+  spare.forEach((node) => node.remove());
   return undefined;
+}
+
+// What makes two children of the same parent one and the same: their kind, and their heading if they have one.
+function kin(node) {
+  return `${node.nodeName} ${node.querySelector?.(":scope > h4")?.firstChild.data ?? ""}`;
 }
 
 const FRAMES = ["summary", "engines", "gpus", "absent"];
