@@ -126,7 +126,7 @@ def test_every_threshold_is_used_by_an_alert() -> None:
 
 @pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: alert.name)
 def test_what_an_alert_tells(alert: Alert) -> None:
-    notes = alerts.told(alert, DEFAULTS)
+    notes = alerts.described(alert, DEFAULTS)
 
     assert "{{ $value" in notes["description"]
     for text in (notes["summary"], notes["description"]):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST: Final = 16.0
 LEAST: Final = 1.0 / 8.0
-"""Bounds of the load headroom: what lies beyond them is not told apart."""
+"""Bounds of the load headroom: values beyond them are clipped."""
 BUSY_SECONDS: Final = 600.0
 ESTIMATE_SECONDS: Final = 60.0
 """Time between two estimates, at least."""
@@ -39,7 +39,7 @@ SUSPECT_ERROR: Final = 0.15
 FINEST_SECONDS: Final = 4.5
 """Polls that follow one another faster are taken together."""
 LONGEST_GAP: Final = 300.0
-"""Seconds without a poll after which the traffic of the window begins anew."""
+"""Seconds without a poll after which the traffic of the window starts again."""
 SMOOTHING_SECONDS: Final = 120.0
 SLOTTED: Final = frozenset({"llamacpp", "ollama"})
 """Engines whose requests have a slot with a whole context each, so that no KV cache is shared."""

@@ -28,7 +28,7 @@ HAPPENING_SECONDS: Final = 60.0
 _LATE_SHARE: Final = 0.05
 _LATE_FIRSTS: Final = 3
 FORGOTTEN_SECONDS: Final = 600.0
-"""A model that has not been seen for so long begins anew."""
+"""A model that has not been seen for so long starts again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class ModelMemory:
     """What is remembered of one model. `at` is the time of `last`, in seconds of the same clock as every poll's.
 
     `hottest` is `last` with the KV cache and queue of the fullest of its `replicas`. `moved` is when its steps or
-    tokens last moved, `restarts` how often its counters began anew, `preempted` when requests were last
+    tokens last moved, `restarts` how often its counters were reset, `preempted` when requests were last
     seen to be preempted, `load` what its load headroom follows from.
     """
 
@@ -89,7 +89,7 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
         )
         for model, now in observe(points).items()
     }
-    kept = {
+    retained = {
         model: known
         for model, known in memory.models.items()
         if model not in models and at - known.at < FORGOTTEN_SECONDS
@@ -111,7 +111,7 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     turned = turnover.advance(memory.turnover, in_memory)
     if turned is not None:
         derived += turnover.points(turned, base)
-    return Memory({**kept, **models}, usage, resident, turned), derived
+    return Memory({**retained, **models}, usage, resident, turned), derived
 
 
 def with_estimate(memory: Memory, model: str, estimate: capacity.Estimate) -> Memory:
@@ -195,7 +195,7 @@ def _with(firsts: tuple[slo.Firsts, ...], fresh: slo.Firsts | None) -> tuple[slo
 
 
 def _busy(now: Observation) -> bool:
-    """Whether requests are said to be there. Where steps are not told, a running request alone may be a stale gauge."""
+    """Whether requests are reported. Where steps are not exposed, a running request alone may be a stale gauge."""
     waiting = (now.waiting or 0.0) > 0
     return waiting or (now.steps is not None and (now.running or 0.0) > 0)
 
@@ -222,7 +222,7 @@ def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[
 
 
 def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str, str], **more: str) -> Iterator[Point]:
-    """A point, unless there is nothing to tell."""
+    """A point, unless there is no value."""
     if value is not None:
         yield point(metric, value, origin, labels, **more)
 
@@ -260,7 +260,7 @@ def _signals(
     ):
         yield from _point(metric, value, origin, labels)
     yield from capacity.points(known.load, labels)
-    for resource, level in known.levels.told().items():
+    for resource, level in known.levels.by_resource().items():
         yield from _point(schema.PRESSURE, level, "demand / capacity", labels, resource=resource)
     for phase, counter, rate in (
         ("prompt", now.prompt_tokens, estimates.prompt_rate),

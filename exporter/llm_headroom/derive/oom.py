@@ -30,7 +30,7 @@ RISE_SECONDS: Final = 1800.0
 WINDOW_STEP: Final = 300.0
 """Seconds from the start of one window to that of the next one."""
 MOST_RISES: Final = 288
-"""Rises that are kept: those of 24 hours."""
+"""Rises that are retained: those of 24 hours."""
 _TAIL: Final = 0.05
 """Share of the rises, the greatest ones, that the tail is fitted to."""
 _LEAST_SPREAD: Final = 0.1
@@ -54,7 +54,7 @@ class _Window(NamedTuple):
 class Device:
     """What is remembered of one device: open windows and closed rises in bytes, and the trend of its used memory.
 
-    `holders` is which engines hold memory there, and the models in it: when they change, what is open begins anew.
+    `holders` is which engines hold memory there, and the models in it: when they change, the open rise starts again.
     """
 
     holders: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -127,7 +127,7 @@ def gpus(
     """What is remembered of each device after a reading; its risk, and how far engines there saturate their devices.
 
     `memory` is that of `gpu_memory.device_memory`. Saturation is the greatest rise over the free memory, 1 where it
-    would not fit any more. A change of who holds memory, or of the models in an engine's memory, begins anew, and
+    would not fit any more. A change of who holds memory, or of the models in an engine's memory, starts again, and
     nothing counts while an engine starts, which holds memory and was not up since: it takes then what it reserves.
     """
     watched = {each.target.name: each for each in engines}
@@ -187,7 +187,7 @@ class Host:
         pressed = self.pressed
         if pressure is not None and self.pressure is not None and at > self.at:
             pressed = max(0.0, pressure - self.pressure) / (at - self.at)
-        # A control group that began anew holds less than it did: its trend is another one.
+        # A control group that restarted holds less than it did: its trend is another one.
         fell = bool(self.trend.readings) and used < 0.5 * self.trend.readings[-1][1]
         trend = (Trend() if fell else self.trend).after(at, used)
         return Host(at=at, trend=trend, kills=kills, killed=killed, pressure=pressure, pressed=pressed)

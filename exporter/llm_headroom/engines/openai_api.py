@@ -17,7 +17,7 @@ INFERENCE_PATHS: Final = (
 """Paths whose responses say how inference goes; health checks, model lists and metrics are not among them."""
 
 SLOWLY: Final = 300.0
-"""Seconds between fetches of what only changes when an engine starts anew."""
+"""Seconds between fetches of what changes only when an engine restarts."""
 RUNTIME: Final = {
     "*_created": "times of creation of other series",
     "python_*": "the server's Python runtime",

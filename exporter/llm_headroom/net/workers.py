@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import threading
 from collections import deque
@@ -49,10 +50,15 @@ class Workers(ThreadPoolExecutor):
                 return future
             if len(self._waiting) >= MOST_WAITING:
                 raise OSError(errno.EAGAIN, f"too many calls wait ({self._name})")
-            if self._running < self._most:
-                self._start()
             self._asked[key] = [future]
             self._waiting.append((key, lambda: fn(*args, **kwargs)))
+            if self._running < self._most:
+                try:
+                    self._start()
+                except OSError:
+                    self._waiting.pop()
+                    del self._asked[key]
+                    raise
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the base's
@@ -60,14 +66,17 @@ class Workers(ThreadPoolExecutor):
 
     def _start(self) -> None:
         try:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            # threading.Thread waits for the new thread, for ever where memory is too short for that to begin.
+            _thread.start_new_thread(self._work, ())
         except (RuntimeError, MemoryError) as error:
             if not self._running:
                 raise OSError(errno.EAGAIN, f"no thread can be started ({self._name})") from error
-        else:
-            self._running += 1
 
     def _work(self) -> None:
+        with self._lock:
+            if self._running >= self._most:
+                return
+            self._running += 1  # by the thread itself: of one that could not begin nobody hears
         while True:
             with self._lock:
                 if not self._waiting:

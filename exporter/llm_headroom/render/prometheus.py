@@ -30,7 +30,7 @@ UNIT_WORDS: Final[Mapping[str, str]] = {
     "Cel": "celsius",
     "Hz": "hertz",
 }
-"""UCUM code → the word that stands for it in metric names."""
+"""UCUM code → its word in metric names."""
 
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _MOST_PREFIXES: Final = 200_000
@@ -44,7 +44,7 @@ class Format(StrEnum):
 
 
 def negotiate(accept: str) -> Format:
-    """The format to answer with: OpenMetrics if the Accept header names it, whatever its version from 1.0.0, else text.
+    """The format of the response: OpenMetrics if Accept names it, whatever its version from 1.0.0, else text.
 
     The choice is prometheus-client's: like every Python service, this one takes no notice of the header's q values.
     """
@@ -63,7 +63,7 @@ class Lines:
 
 
 class Renderer:
-    """Renders points to lines; remembers what stands before each series' value."""
+    """Renders points to lines; caches the text before each series' value."""
 
     def __init__(self) -> None:
         self._scalars: dict[Series, str] = {}
@@ -117,7 +117,7 @@ def bound_text(bound: float) -> str:
 
 
 def unit_word(metric: Metric) -> str:
-    """The unit that the metric's name says and that OpenMetrics has in a UNIT line, empty if there is none."""
+    """The unit in the metric's name, which OpenMetrics has in a UNIT line; empty if there is none."""
     return UNIT_WORDS.get(metric.unit, "")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric, Snapshot
 
 GPUS: Final = "nvml"
-"""The engine of snapshots that tell of GPUs."""
+"""The engine label of GPU snapshots."""
 _OF_GPUS: Final = frozenset({Subject.GPU, Subject.ATTRIBUTION})
 _OF_ROUTERS: Final = frozenset({Subject.ROUTER})
 _OF_ENGINES: Final = frozenset({Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.HOST})
@@ -123,7 +123,7 @@ def _reason(metric: Metric, engine: Engine | None, withheld: Collection[str]) ->
     rules = [rule for rule in engine.rules if rule.metric is metric]
     where = engine.fact_sources.get(metric.name)
     if not rules and where is None:
-        return _proxy(engine) if metric in BY_PROXY else f"{engine.title} does not expose it"
+        return _proxy(engine) if metric in BY_PROXY else f"{engine.title} does not expose this metric"
     parts = []
     if rules:
         names = ", ".join(dict.fromkeys(name for rule in rules for name in rule.names))

@@ -59,8 +59,11 @@ _METRICS: Final = Document(key="metrics", path="/metrics", text=True, optional=T
 PROPERTIES: Final = Document(
     key="properties", path="/props", every=SLOWLY, optional=True, tolerated=_REFUSED, read=_properties
 )
-_STATE: Final = replace(PROPERTIES, every=0.0, leads=True)
-"""Asked at each poll, and first: neither this nor the model list keeps an idle server from going to sleep."""
+_STATE: Final = replace(PROPERTIES, every=0.0, leads=True, optional=False)
+"""Asked at each poll, and first: neither this nor the model list keeps an idle server from going to sleep.
+
+Without an answer to it nothing else is asked, so that it alone shows that a server hangs or is gone.
+"""
 _MODELS: Final = Document(
     key="models", path="/v1/models", every=SLOWLY, optional=True, tolerated=_REFUSED, read=_models
 )
@@ -87,7 +90,7 @@ def _of_model(name: str, known: Mapping[str, Any]) -> Iterator[Document]:
     """What a router passes on to the server of a loaded model."""
     query = f"?model={quote(name, safe='')}"
     state = present(known, f"{_STATE.key} {name}")
-    yield replace(_STATE, key=f"{_STATE.key} {name}", path=_STATE.path + query)
+    yield replace(_STATE, key=f"{_STATE.key} {name}", path=_STATE.path + query, optional=True)
     if f"{_STATE.key} {name}" in known and not (state and state["asleep"]):
         wakes = bool(state) and state["asleep"] is not None
         slots = replace(_SLOTS, optional=True, tolerated=(400, *_REFUSED), wakes=wakes)
@@ -158,7 +161,7 @@ ENGINE: Final = Engine(
         "llm_kv_cache_capacity_tokens": "`/slots` n_ctx; of several slots only where the server runs on this host, "
         "whose command line says whether they share it",
         "llm_kv_cache_used_tokens": "`/slots` n_prompt_tokens of busy slots",
-        "llm_kv_cache_evictable_tokens": "`/slots` n_prompt_tokens of idle slots, kept as prefix cache",
+        "llm_kv_cache_evictable_tokens": "`/slots` n_prompt_tokens of idle slots, which serve as prefix cache",
         "llm_model_context_tokens": "`/slots` n_ctx of one slot",
         "llm_model_loaded": "`/v1/models`, `/props` is_sleeping",
         "llm_model_asleep": "`/props` is_sleeping",
@@ -178,7 +181,7 @@ ENGINE: Final = Engine(
             ("llamacpp:prompt_tokens_total",),
             plus=("llamacpp:prompt_tokens_cached_total",),
             needs="--metrics",
-            note="llama.cpp counts cached tokens apart; old builds do not tell them.",
+            note="llama.cpp counts cached tokens apart; old builds do not expose them.",
         ),
         Rule(schema.PROMPT_TOKENS_CACHED, ("llamacpp:prompt_tokens_cached_total",), needs="--metrics"),
         Rule(
@@ -230,7 +233,7 @@ ENGINE: Final = Engine(
 def runner(model: str) -> Engine:
     """The server as the runner of one of Ollama's models, whose name Ollama gives.
 
-    What waits is not told: Ollama holds requests back itself, so that the server always says 0 (captured with four
+    Waiting requests are not exposed: Ollama queues them itself, so that the server always reports 0 (captured with four
     requests waiting).
     """
     return replace(
