@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Final, TypeAlias
 
@@ -58,15 +59,10 @@ def seen(colour: str, sight: str) -> Triple:
     return 116 * y - 16, 500 * (x - y), 200 * (y - z)
 
 
-def distance(one: Triple, other: Triple) -> float:
-    """How different two colours look."""
-    return sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5
-
-
 @pytest.mark.parametrize("sight", SIGHT)
 def test_judgements_look_different(sight: str) -> None:
     for (name, one), (other_name, other) in combinations(JUDGEMENTS.items(), 2):
-        assert distance(seen(one, sight), seen(other, sight)) > DISTINCT, (name, other_name)
+        assert math.dist(seen(one, sight), seen(other, sight)) > DISTINCT, (name, other_name)
 
 
 @pytest.mark.parametrize("sight", SIGHT)
