@@ -86,13 +86,16 @@ REQUESTS_IN_KV_TRANSFER: Final = _gauge(
     "requests_in_kv_transfer",
     "{request}",
     "Requests whose KV cache comes from elsewhere or goes there, by stage, as the engine calls it.",
-    "stage",
+    "wait_stage",
 )
 REQUESTS_RUNNING_BY_PRIORITY: Final = _gauge(
-    "requests_running_by_priority", "{request}", "Requests in the running batch by their priority.", "priority"
+    "requests_running_by_priority", "{request}", "Requests in the running batch by priority.", "request_priority"
 )
 REQUESTS_WAITING_BY_PRIORITY: Final = _gauge(
-    "requests_waiting_by_priority", "{request}", "Requests that wait to be scheduled by their priority.", "priority"
+    "requests_waiting_by_priority",
+    "{request}",
+    "Requests waiting to be scheduled by priority.",
+    "request_priority",
 )
 LORA_ADAPTER_ACTIVE: Final = _gauge(
     "lora_adapter_active",
@@ -278,7 +281,7 @@ PREFIX_CACHE_HITS_BY_TIER: Final = _counter(
     "{token}",
     "Prompt tokens found in the prefix cache by where they were: device (the GPU), host (its memory), storage (disk or "
     "a store), peer (another engine), external (behind a connector that does not say).",
-    "tier",
+    "cache_tier",
 )
 EXTERNAL_CACHE_QUERIES: Final = _counter(
     "external_cache_queries_total",
@@ -324,7 +327,7 @@ ENGINE_ROLE: Final = _gauge(
     "engine_role",
     "{info}",
     "Always 1; the engine's part in disaggregated serving in a label (prefill, decode, both, dynamic; unified: none).",
-    "role",
+    "engine_role",
     across=Across.NONE,
 )
 EXPERT_BALANCE: Final = _counter(

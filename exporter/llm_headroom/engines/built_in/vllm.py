@@ -138,7 +138,9 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
         return
     name = only_model(documents) or info["model"] or ""
     if role := _ROLES.get(info["kv_role"]):
-        yield Fact(schema.ENGINE_ROLE, {"model": name, "role": role}, 1.0, "/server_info kv_transfer_config.kv_role")
+        yield Fact(
+            schema.ENGINE_ROLE, {"model": name, "engine_role": role}, 1.0, "/server_info kv_transfer_config.kv_role"
+        )
     if info["max_num_seqs"]:
         for replica in range(info["data_parallel_size"]):
             yield Fact(
@@ -215,7 +217,7 @@ ENGINE: Final = Engine(
         Rule(
             schema.REQUESTS_IN_KV_TRANSFER,
             ("vllm:num_requests_kv_fetch_by_stage",),
-            labels={"stage": "stage"},
+            labels={"stage": "wait_stage"},
             needs="0.32.0, a connector that receives",
             note="They are among the waiting ones.",
         ),
@@ -358,8 +360,8 @@ ENGINE: Final = Engine(
         Rule(
             schema.PREFIX_CACHE_HITS_BY_TIER,
             ("vllm:prompt_tokens_cached_by_source_total",),
-            labels={"source": "tier"},
-            rewrite={"tier": _tier},
+            labels={"source": "cache_tier"},
+            rewrite={"cache_tier": _tier},
             needs="0.32.0",
         ),
         Rule(
