@@ -73,20 +73,18 @@ def judge(
     memory: Memory | None,
     snapshot: Snapshot,
     at: float,
-    *,
-    latency: bool = True,
     beside: Sequence[Point] = (),
 ) -> tuple[Memory, tuple[Judged, ...]]:
     """The memory after a collection, and the state of each model; of the target where no model is known.
 
-    `at` is a monotonic time in seconds. `latency`: whether late first tokens are a fault, as they are not of a target
-    for batches. `beside` is what this host shows of the engine while it does not answer.
+    `at` is a monotonic time in seconds. Late first tokens are a fault where they have an objective: a target for
+    batches has none. `beside` is what this host shows of the engine while it does not answer.
     """
     memory = memory or Memory(at)
     if snapshot.health.up:
         seen = figures(snapshot.points)
         models = {model: _seen(memory.models.get(model), own, at) for model, own in seen.items()}
-        found = {model: _findings(models[model], own, at, latency=latency) for model, own in seen.items()}
+        found = {model: _findings(models[model], own, at) for model, own in seen.items()}
     else:
         models = dict(memory.models) or {"": Known()}
         unread = _unread(memory, snapshot, at, beside)
@@ -134,12 +132,10 @@ def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, wi
     return {name: growth(before, own.get(name)) for name, before in zip(COUNTED, base.counts, strict=True)}
 
 
-def _findings(known: Known, own: Mapping[str, float], at: float, *, latency: bool) -> list[Finding]:
+def _findings(known: Known, own: Mapping[str, float], at: float) -> list[Finding]:
     """Everything that can be said of a model whose engine answers."""
     found = [*_queue(known, own, at), *_failures(known, own, at), *_workers(own)]
-    if latency:
-        found += _slow(known, own, at)
-    found += _room(own)
+    found += [*_slow(known, own, at), *_room(own)]
     running, waiting = own.get("running"), own.get("waiting")
     if own.get("asleep"):
         found.append(Finding(State.ASLEEP, "it is in sleep mode and holds no GPU memory"))
