@@ -240,7 +240,7 @@ class Unrenderable:
 
     name, labels, interval = "broken", NOTHING, 60.0
     capped: Mapping[str, int] = MappingProxyType({})
-    kept = ()
+    retained = ()
 
     async def collect(self) -> Snapshot:
         """The histogram."""

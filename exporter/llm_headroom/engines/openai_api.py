@@ -20,7 +20,7 @@ INFERENCE_PATHS: Final = (
 """Paths whose responses say how inference goes; health checks, model lists and metrics are not among them."""
 
 SLOWLY: Final = 300.0
-"""Seconds between fetches of what only changes when an engine starts anew."""
+"""Seconds between fetches of what changes only when an engine restarts."""
 MOST_NAMED: Final = 1000
 """Models of one engine that are looked at: more than the label cap lets through."""
 RUNTIME: Final = {

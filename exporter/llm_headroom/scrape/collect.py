@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Point
     from llm_headroom.scrape.identify import Look
-    from llm_headroom.scrape.layers import Layer, Told
+    from llm_headroom.scrape.layers import Layer, Reported
     from llm_headroom.scrape.plan import Plan
 
 MOST_WARNINGS: Final = 10
@@ -58,7 +58,7 @@ class Collector:
     """A target whose engine is known. Keeps its connection, its parser and plans, and what it reads only now and then.
 
     `timeout` is the deadline in seconds of one collection, all of its requests together. `layers` are other places that
-    tell of the target, the richest first; what its own API tells comes last. `measured` gives what a proxy has
+    of the target, the richest first; its own API is the last. `measured` gives what a proxy has
     measured, with the target's labels.
     """
 
@@ -95,7 +95,7 @@ class Collector:
         self._layer_warnings: tuple[Failure, ...] = ()
 
     async def collect(self) -> Snapshot:
-        """One collection; failures are told in its health, never raised."""
+        """One collection; failures are in its health, never raised."""
         taken = time.time()
         started = time.monotonic()
         reading = Reading([], {}, ())
@@ -129,7 +129,7 @@ class Collector:
         )
 
     async def estimate(self) -> None:
-        """Estimate the load headroom of models whose last estimate is old enough; the next collection tells it."""
+        """Estimate the load headroom of models whose last estimate is old enough; the next collection has it."""
         for model, estimate in await self._estimates.made(self._memory):
             self._memory = with_estimate(self._memory, model, estimate)
 
@@ -143,8 +143,8 @@ class Collector:
         self._remarked, self._remarks = self._remarks, []
         try:
             await self._documents.fetch(deadline)
-            told = [await layer.read(self._documents.held, deadline) for layer in self._layers]
-            return await self._work(lambda: self._read(told), deadline)
+            reported = [await layer.read(self._documents.held, deadline) for layer in self._layers]
+            return await self._work(lambda: self._read(reported), deadline)
         except FetchError as failed:
             raise FetchError(await self._explained(failed.failure, deadline)) from None
 
@@ -173,7 +173,7 @@ class Collector:
         return frozenset({*self._memory.models, *(model.id for model in listed)}) - {""}
 
     def measured(self) -> list[Point]:
-        """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""
+        """What a proxy has measured, without the metrics that the engine itself exposes: never two in one."""
         points = () if self._measured is None else self._measured(self._base)
         return [point for point in points if point.series.metric.name not in self._own]
 
@@ -225,7 +225,7 @@ class Collector:
     def _warnings(self) -> tuple[Failure, ...]:
         return (*self._documents.warnings.values(), *self._remarks, *self._layer_warnings)[:MOST_WARNINGS]
 
-    def _read(self, told: Sequence[Told]) -> Reading:
+    def _read(self, reported: Sequence[Reported]) -> Reading:
         points: list[Point] = []
         samples: dict[SampleState, int] = dict.fromkeys(SampleState, 0)
         unmapped: tuple[str, ...] = ()
@@ -249,12 +249,12 @@ class Collector:
             unmapped += plan.unmapped
             self._judge(plan)
         documents = dict(held)
-        for each in told:
+        for each in reported:
             documents |= each.documents
             self._layer_warnings += tuple(each.warnings)
         facts = self._mapper.place(self._facts(documents), points)
         samples[SampleState.MAPPED] += len(facts)
-        points = merge((*(each.points for each in told), [*points, *facts])) if told else [*points, *facts]
+        points = merge((*(each.points for each in reported), [*points, *facts])) if reported else [*points, *facts]
         points += kv_cache.implied(points)
         return Reading(points, samples, unmapped)
 

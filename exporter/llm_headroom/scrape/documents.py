@@ -160,7 +160,7 @@ class Documents:
             return
         self.warnings.pop(document.key, None)
         if isinstance(value, Absent) and document.optional:
-            # what an engine does not serve it will not serve before it starts anew, which a failure shows
+            # what an engine does not serve now, it will not serve before a restart, which a failure shows
             self._not_before[document.key] = math.inf
         self._asked[document.key] = asked
         if document.wakes:

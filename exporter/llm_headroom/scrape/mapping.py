@@ -65,7 +65,7 @@ class Mapper:
         self._rests: dict[Series, tuple[float, float]] = {}
 
     def plan(self, layout: Layout, *, model: str = "") -> Plan:
-        """The plan for a layout; `model` is the model of series that name none, if another document told it."""
+        """The plan for a layout; `model` is the model of series that name none, if another document has it."""
         if self._planned is not None and self._planned[0] is layout and self._planned[1] == model:
             return self._planned[2]
         plan = self._compile(layout, model)
@@ -94,10 +94,10 @@ class Mapper:
 
     def place(self, facts: Iterable[Fact], given: Iterable[Point]) -> list[Point]:
         """Facts as points; those whose metric is among the points `given` are left out."""
-        told = {point.series.metric.name for point in given}
+        present = {point.series.metric.name for point in given}
         points = []
         for metric, labels, value, origin in facts:
-            if metric.name in told or not 0.0 <= value < math.inf:
+            if metric.name in present or not 0.0 <= value < math.inf:
                 continue
             key = (metric.name, tuple(labels.items()))
             series = self._facts.get(key)
@@ -287,9 +287,9 @@ class Mapper:
         return name, found
 
     def _groups(self, sources: Sources, rule: Rule, indices: Iterable[int], model: str) -> dict[Series, list[int]]:
-        kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
+        chosen = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
         groups: dict[Series, list[int]] = {}
-        for index in kept:
+        for index in chosen:
             groups.setdefault(self._series(sources, rule, index, model), []).append(index)
             if len(groups) > MOST_SERIES:
                 raise TooManySeries(rule.metric.name)
@@ -304,11 +304,11 @@ class Mapper:
         model: str,
     ) -> list[Point]:
         origin, indices = self._present(sources, rule, where)
-        kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
-        values = read([sources.labels(index) for index in kept])
+        chosen = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
+        values = read([sources.labels(index) for index in chosen])
         return [
             Point(self._series(sources, rule, index, model), value * rule.scale, origin)
-            for index, value in zip(kept, values, strict=True)
+            for index, value in zip(chosen, values, strict=True)
             if value is not None and 0.0 <= value < math.inf
         ]
 
@@ -360,7 +360,7 @@ class Mapper:
 def _strange(sources: Sources) -> Iterator[str]:
     """What there is to say of labels that no rule knows."""
     if sources.apart:
-        yield f"no rule knows the label {', '.join(sources.apart)}: its series are kept apart as replicas"
+        yield f"no rule knows the label {', '.join(sources.apart)}: its series are separated as replicas"
     if sources.repeats:
         yield f"no rule knows the label {', '.join(sorted(sources.repeats))}: the largest of what it repeats is read"
 

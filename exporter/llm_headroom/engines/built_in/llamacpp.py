@@ -188,7 +188,7 @@ ENGINE: Final = Engine(
         "llm_kv_cache_capacity_tokens": "`/slots` n_ctx; of several slots only where the server runs on this host, "
         "whose command line says whether they share it",
         "llm_kv_cache_used_tokens": "`/slots` n_prompt_tokens of busy slots",
-        "llm_kv_cache_evictable_tokens": "`/slots` n_prompt_tokens of idle slots, kept as prefix cache",
+        "llm_kv_cache_evictable_tokens": "`/slots` n_prompt_tokens of idle slots, which serve as prefix cache",
         "llm_model_context_tokens": "`/slots` n_ctx of one slot",
         "llm_model_loaded": "`/v1/models`, `/props` is_sleeping",
         "llm_model_asleep": "`/props` is_sleeping",
@@ -208,7 +208,7 @@ ENGINE: Final = Engine(
             ("llamacpp:prompt_tokens_total",),
             plus=("llamacpp:prompt_tokens_cached_total",),
             needs="--metrics",
-            note="llama.cpp counts cached tokens apart; old builds do not tell them.",
+            note="llama.cpp counts cached tokens apart; old builds do not expose them.",
         ),
         Rule(schema.PROMPT_TOKENS_CACHED, ("llamacpp:prompt_tokens_cached_total",), needs="--metrics"),
         Rule(
@@ -260,7 +260,7 @@ ENGINE: Final = Engine(
 def runner(model: str) -> Engine:
     """The server as the runner of one of Ollama's models, whose name Ollama gives.
 
-    What waits is not told: Ollama holds requests back itself, so that the server always says 0 (captured with four
+    Waiting requests are not exposed: Ollama queues them itself, so that the server always reports 0 (captured with four
     requests waiting).
     """
     return replace(

@@ -1,4 +1,4 @@
-"""Ollama. It has no metrics endpoint in any release; what it tells of its models comes from its API.
+"""Ollama. It has no metrics endpoint in any release; its models are described by its API.
 
 Sources: ollama/ollama, server/routes.go, api/types.go; for metrics that may come: pull requests #18508, #16998, #11159.
 """
@@ -180,7 +180,7 @@ def paths(documents: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
-    """Values out of the API; `runners` (by path) and `settings` tell of the cache what the API does not."""
+    """Values out of the API; `runners` (by path) and `settings` add what the API lacks about the cache."""
     loaded = present(documents, "ps") or []
     yield Fact(schema.MODELS_LOADED, {}, float(len(loaded)), "/api/ps models")
     for model in loaded:
@@ -214,18 +214,18 @@ def _cache(model: Mapping[str, Any], shown: Mapping[str, Any], documents: Mappin
         return
     labels = {"model": model["name"]}
     runner = (documents.get("runners") or {}).get(shown["path"])
-    told: Target | None = documents.get("settings")
+    given: Target | None = documents.get("settings")
     parallel, slots_from = (runner and runner.parallel) or None, "the runner's -np"
-    if parallel is None and told is not None and told.requests_running_limit is not None:
-        parallel, slots_from = told.requests_running_limit, "requests_running_limit of the configuration"
+    if parallel is None and given is not None and given.requests_running_limit is not None:
+        parallel, slots_from = given.requests_running_limit, "requests_running_limit of the configuration"
     if parallel is None:
         return
     yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(parallel), slots_from)
     capacity = parallel * cells(model["context"])
     yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), f"/api/ps context_length * {slots_from}")
     types, types_from = (runner.keys, runner.values) if runner and runner.keys else None, "the runner's cache types"
-    if types is None and told is not None and told.kv_cache_type is not None:
-        types, types_from = (told.kv_cache_type, told.kv_cache_type), "kv_cache_type of the configuration"
+    if types is None and given is not None and given.kv_cache_type is not None:
+        types, types_from = (given.kv_cache_type, given.kv_cache_type), "kv_cache_type of the configuration"
     if types is None or shown["geometry"] is None:
         return
     each = shown["geometry"].token_bytes(model["context"], *types)

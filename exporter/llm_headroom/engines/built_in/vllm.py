@@ -160,7 +160,8 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
     served = config.model_config.served_model_name if config.model_config else None
     name = only_model(documents) or (served[0] if isinstance(served, list) and served else str(served or ""))
     if role := _ROLES.get((config.kv_transfer_config and config.kv_transfer_config.kv_role) or ""):
-        yield Fact(schema.ENGINE_ROLE, {"model": name, "role": role}, 1.0, "/server_info kv_transfer_config.kv_role")
+        labels = {"model": name, "engine_role": role}
+        yield Fact(schema.ENGINE_ROLE, labels, 1.0, "/server_info kv_transfer_config.kv_role")
     if config.scheduler_config and config.scheduler_config.max_num_seqs:
         for replica in range((config.parallel_config and config.parallel_config.data_parallel_size) or 1):
             yield Fact(
@@ -237,7 +238,7 @@ ENGINE: Final = Engine(
         Rule(
             schema.REQUESTS_IN_KV_TRANSFER,
             ("vllm:num_requests_kv_fetch_by_stage",),
-            labels={"stage": "stage"},
+            labels={"stage": "wait_stage"},
             needs="0.32.0, a connector that receives",
             note="They are among the waiting ones.",
         ),
@@ -380,8 +381,8 @@ ENGINE: Final = Engine(
         Rule(
             schema.PREFIX_CACHE_HITS_BY_TIER,
             ("vllm:prompt_tokens_cached_by_source_total",),
-            labels={"source": "tier"},
-            rewrite={"tier": _tier},
+            labels={"source": "cache_tier"},
+            rewrite={"cache_tier": _tier},
             needs="0.32.0",
         ),
         Rule(
