@@ -197,6 +197,7 @@ def test_a_complete_file_means_what_it_says(tmp_path: Path, monkeypatch: pytest.
                 interval=10.0,
                 timeout=3.0,
                 labels={"team": "search"},
+                purpose="batch",
                 requests_running_limit=256,
                 kv_cache_type="f16",
                 pid=4711,

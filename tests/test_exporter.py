@@ -199,11 +199,13 @@ def test_series_go_with_the_engine_and_come_back_with_it(vllm: EngineServer) -> 
         vllm.routes["/metrics"] = Reply(b"starting", 503)
         exporter.until(lambda: exporter.value("llm_up") == 0)
         gone = exporter.metrics()
+        states = gone.pop("llm_engine_state")
         vllm.routes |= replayed(Capture("vllm", "0.12.0", "saturated"))
         exporter.until(lambda: exporter.value("llm_up") == 1)
         back = exporter.metrics()
 
     assert not any(name.startswith(("llm_requests", "llm_kv", "llm_engine", "llm_time")) for name in gone)
+    assert sum(states.values()) == 1
     assert gone["llm_source_errors_total"] != {}
     assert [dict(key)["version"] for key in back["llm_engine_info"]] == ["0.12.0"]  # read anew after the restart
 
@@ -508,7 +510,7 @@ def test_gpus_are_found_lost_and_found_again(tmp_path: Path, nvml: Path) -> None
 
     assert len(eight["llm_gpu_memory_total_bytes"]) == 8
     assert set(eight["llm_gpu_memory_total_bytes"].values()) == {150754820096.0}
-    assert not any(name.startswith("llm_gpu") for name in none)
+    assert {name for name in none if name.startswith("llm_gpu")} == {"llm_gpu_state"}
     assert "3" in lost["error"]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import field_inputs
 from captures import value, values
-from engine_server import Reply, as_json
+from engine_server import Reply, as_json, garbage
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
@@ -68,6 +68,23 @@ def test_a_server_that_sleeps_is_left_alone_and_says_so() -> None:
     assert values(snapshot.points, "llm_model_asleep", "model") == {"m": 1.0}
     assert values(snapshot.points, "llm_model_loaded", "model") == {"m": 0.0}
     assert value(snapshot.points, "llm_requests_running") is None
+
+
+def test_a_server_that_no_longer_answers_is_down_and_not_silent() -> None:
+    snapshot, _ = polled("llamacpp", dict.fromkeys(("/props", "/v1/models", "/slots", "/metrics"), garbage))
+
+    assert not snapshot.health.up
+    assert snapshot.points == ()
+
+
+def test_a_server_that_is_still_loading_is_not_up() -> None:
+    loading = as_json({"error": {"code": 503, "message": "Loading model"}}, status=503)
+
+    snapshot, _ = polled("llamacpp", dict.fromkeys(("/props", "/v1/models", "/slots", "/metrics"), loading))
+
+    assert not snapshot.health.up
+    assert snapshot.health.error is not None
+    assert "loading" in snapshot.health.error.message
 
 
 def test_an_awake_server_and_a_build_that_cannot_sleep_are_read_at_each_poll() -> None:

@@ -208,6 +208,98 @@ class Cause(StrEnum):
     INTERNAL = "internal"
 
 
+class Level(StrEnum):
+    """How much something wants to be looked at."""
+
+    GOOD = "good"
+    WARN = "warn"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+    """Nothing can be said of it, which is never the same as good."""
+
+
+class State(StrEnum):
+    """The one judgement of an engine's model or of a GPU; a closed set, since it is a label value."""
+
+    DOWN = "down"
+    """It does not answer, and nothing is seen to start it anew."""
+    MISREAD = "misread"
+    """Something answers, but not as this engine does."""
+    STALLED = "stalled"
+    """Requests are there, and neither steps nor tokens move."""
+    FAILING = "failing"
+    """Many of its requests fail."""
+    BLOCKED = "blocked"
+    """Requests wait, and none has been taken in for minutes."""
+    SLOW = "slow"
+    """First tokens come later than the objective."""
+    LOADING = "loading"
+    """It does not answer yet: never since llm-headroom or the engine's process began, or it says that it loads."""
+    TIGHT = "tight"
+    """Hardly room for one more typical request."""
+    UNKNOWN = "unknown"
+    """Nothing can be judged: it cannot be read, or what it exposes says nothing of its requests."""
+    ASLEEP = "asleep"
+    """Out of GPU memory until the next request or a call wakes it."""
+    IDLE = "idle"
+    """No request for a minute."""
+    OK = "ok"
+    """It works, and nothing is wrong."""
+    LOST = "lost"
+    """A GPU that was there, or that NVML lists, cannot be read any more."""
+    ERROR = "error"
+    """A GPU reported a fatal error, or its driver asks for a reset."""
+    THROTTLED = "throttled"
+    """Heat or the power supply holds a GPU's clocks down."""
+    FULL = "full"
+    """A GPU has no memory left to allocate."""
+
+    @property
+    def level(self) -> Level:
+        """How much it wants to be looked at."""
+        return _LEVELS[self]
+
+
+ENGINE_STATES: Final = (
+    State.DOWN,
+    State.MISREAD,
+    State.STALLED,
+    State.FAILING,
+    State.BLOCKED,
+    State.SLOW,
+    State.LOADING,
+    State.TIGHT,
+    State.UNKNOWN,
+    State.ASLEEP,
+    State.IDLE,
+    State.OK,
+)
+"""The states of an engine's model, worst first: the worst one that holds is its state."""
+GPU_STATES: Final = (State.LOST, State.ERROR, State.THROTTLED, State.FULL, State.UNKNOWN, State.OK)
+"""The same of a GPU."""
+_LEVELS: Final[Mapping[State, Level]] = {
+    **dict.fromkeys(State, Level.BAD),
+    **dict.fromkeys((State.LOADING, State.TIGHT, State.THROTTLED, State.FULL), Level.WARN),
+    **dict.fromkeys((State.ASLEEP, State.IDLE, State.OK), Level.GOOD),
+    State.UNKNOWN: Level.UNKNOWN,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The state of an engine's model (`model`, empty where none is known) or of a GPU (`gpu`, `uuid`).
+
+    `reason` says why in words that hold the numbers, `since` is the unix time at which the state began.
+    """
+
+    state: State
+    reason: str
+    since: float
+    model: str = ""
+    gpu: str = ""
+    uuid: str = ""
+
+
 class Failure(NamedTuple):
     """Why a source, or a part of it, gave nothing; `message` is written for the operator and holds no secrets."""
 
@@ -237,7 +329,8 @@ class Health:
 class Snapshot:
     """One collection of one source. A failed collection carries health and no points.
 
-    `taken` is the unix time at which the collection began, `engine` is empty as long as nobody knows it.
+    `taken` is the unix time at which the collection began, `engine` is empty as long as nobody knows it. `states` are
+    what is judged of its models or GPUs, in whatever way the collection went; empty until it is published.
     """
 
     target: str
@@ -245,3 +338,4 @@ class Snapshot:
     taken: float
     points: tuple[Point, ...] = ()
     health: Health
+    states: tuple[Judged, ...] = ()

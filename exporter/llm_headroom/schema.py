@@ -75,6 +75,37 @@ def _process(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metri
 # Traffic -------------------------------------------------------------------------------------------------------------
 REQUESTS_RUNNING: Final = _gauge("requests_running", "{request}", "Requests in the running batch.")
 REQUESTS_WAITING: Final = _gauge("requests_waiting", "{request}", "Requests waiting to be scheduled.")
+REQUESTS_WAITING_BY_REASON: Final = _gauge(
+    "requests_waiting_by_reason",
+    "{request}",
+    "Waiting requests by what they wait for: capacity (a place in the batch, KV cache), deferred (an adapter's place, "
+    "KV cache from elsewhere), grammar (its compilation).",
+    "reason",
+)
+REQUESTS_IN_KV_TRANSFER: Final = _gauge(
+    "requests_in_kv_transfer",
+    "{request}",
+    "Requests whose KV cache comes from elsewhere or goes there, by stage, as the engine calls it.",
+    "stage",
+)
+REQUESTS_RUNNING_BY_PRIORITY: Final = _gauge(
+    "requests_running_by_priority", "{request}", "Requests in the running batch by their priority.", "priority"
+)
+REQUESTS_WAITING_BY_PRIORITY: Final = _gauge(
+    "requests_waiting_by_priority", "{request}", "Requests that wait to be scheduled by their priority.", "priority"
+)
+LORA_ADAPTER_ACTIVE: Final = _gauge(
+    "lora_adapter_active",
+    "{adapter}",
+    "1 while requests of a LoRA adapter are running, or waiting, by state; absent while it has none.",
+    "adapter",
+    "state",
+    across=Across.MAX,
+)
+LORA_SLOTS: Final = _gauge("lora_slots", "{adapter}", "LoRA adapters that fit into one batch.", across=Across.MAX)
+LORA_SLOTS_USED: Final = _gauge(
+    "lora_slots_used", "{adapter}", "LoRA adapters that are in these places.", across=Across.MAX
+)
 REQUESTS_RUNNING_LIMIT: Final = _gauge(
     "requests_running_limit", "{request}", "Maximum number of requests that the engine runs at once."
 )
@@ -128,6 +159,13 @@ PREEMPTIONS: Final = _counter(
     "preemptions_total",
     "{preemption}",
     "Running requests that were preempted (SGLang: retracted) because the KV cache was full.",
+)
+PREEMPTED_TOKENS: Final = _counter(
+    "preempted_tokens_total",
+    "{token}",
+    "Tokens of requests that were put back (preempted, retracted): their KV cache is gone and is computed again; by "
+    "kind (prompt, generation).",
+    "kind",
 )
 PROMPT_TOKENS: Final = _counter("prompt_tokens_total", "{token}", "Prompt tokens, including cached ones.")
 GENERATION_TOKENS: Final = _counter("generation_tokens_total", "{token}", "Generated tokens.")
@@ -197,6 +235,15 @@ SPEC_DECODE_ACCEPTANCE: Final = _gauge(
     across=Across.MAX,
 )
 
+SPEC_DECODE_DRAFTS: Final = _counter(
+    "spec_decode_drafts_total", "{draft}", "Drafts that the model has verified: steps of speculative decoding."
+)
+SPEC_DECODE_ACCEPTED_BY_POSITION: Final = _counter(
+    "spec_decode_accepted_tokens_by_position_total",
+    "{token}",
+    "Accepted draft tokens by their position in the draft, from 0; divide by the drafts for the acceptance of each.",
+    "position",
+)
 # KV cache ------------------------------------------------------------------------------------------------------------
 KV_CACHE_CAPACITY: Final = _gauge("kv_cache_capacity_tokens", "{token}", "Capacity of the KV cache in tokens.")
 KV_CACHE_USED: Final = _gauge(
@@ -216,7 +263,9 @@ KV_CACHE_USAGE: Final = _gauge(
 PREFIX_CACHE_QUERIES: Final = _counter(
     "prefix_cache_queries_total", "{token}", "Prompt tokens looked up in the prefix cache."
 )
-PREFIX_CACHE_HITS: Final = _counter("prefix_cache_hits_total", "{token}", "Prompt tokens found in the prefix cache.")
+PREFIX_CACHE_HITS: Final = _counter(
+    "prefix_cache_hits_total", "{token}", "Prompt tokens found in the prefix cache, whatever tier they lay in."
+)
 PREFIX_CACHE_HIT_RATIO: Final = _gauge(
     "prefix_cache_hit_ratio",
     "1",
@@ -224,6 +273,69 @@ PREFIX_CACHE_HIT_RATIO: Final = _gauge(
     across=Across.NONE,
 )
 
+PREFIX_CACHE_HITS_BY_TIER: Final = _counter(
+    "prefix_cache_hits_by_tier_total",
+    "{token}",
+    "Prompt tokens found in the prefix cache by where they were: device (the GPU), host (its memory), storage (disk or "
+    "a store), peer (another engine), external (behind a connector that does not say).",
+    "tier",
+)
+EXTERNAL_CACHE_QUERIES: Final = _counter(
+    "external_cache_queries_total",
+    "{token}",
+    "Prompt tokens that were not in the engine's own cache and were looked up behind a KV connector.",
+)
+EXTERNAL_CACHE_HITS: Final = _counter(
+    "external_cache_hits_total", "{token}", "Prompt tokens found behind a KV connector."
+)
+KV_CACHE_HOST_CAPACITY: Final = _gauge(
+    "kv_cache_host_capacity_tokens", "{token}", "Tokens that the cache tier in the host's memory can hold."
+)
+KV_CACHE_HOST_USED: Final = _gauge(
+    "kv_cache_host_used_tokens", "{token}", "Tokens in the cache tier in the host's memory."
+)
+MM_CACHE_QUERIES: Final = _counter(
+    "mm_cache_queries_total", "{item}", "Images, sounds and videos looked up in the cache of multi-modal inputs."
+)
+MM_CACHE_HITS: Final = _counter("mm_cache_hits_total", "{item}", "Those found there.")
+
+# KV cache on its way: disaggregated prefill and decode, offloading ---------------------------------------------------
+KV_TRANSFER_BYTES: Final = _counter(
+    "kv_transfer_bytes_total",
+    "By",
+    "KV cache moved between engines or tiers, by connector and operation (load: to the GPU, store: from it).",
+    "connector",
+    "operation",
+)
+KV_TRANSFER_SECONDS: Final = _counter(
+    "kv_transfer_seconds_total",
+    "s",
+    "Time that these transfers took, summed over those that ran at once.",
+    "connector",
+    "operation",
+)
+KV_TRANSFERS: Final = _counter(
+    "kv_transfers_total", "{transfer}", "Transfers of KV cache that were done.", "connector", "operation"
+)
+KV_TRANSFER_FAILURES: Final = _counter(
+    "kv_transfer_failures_total", "{failure}", "Transfers of KV cache that failed, by reason.", "connector", "reason"
+)
+ENGINE_ROLE: Final = _gauge(
+    "engine_role",
+    "{info}",
+    "Always 1; the engine's part in disaggregated serving in a label (prefill, decode, both, dynamic; unified: none).",
+    "role",
+    across=Across.NONE,
+)
+EXPERT_BALANCE: Final = _counter(
+    "expert_balance_score_total",
+    "{score}",
+    "Balance of load among experts (mean by maximum, 1 is even) summed over the passes of which it was taken.",
+    "phase",
+)
+EXPERT_BALANCE_PASSES: Final = _counter(
+    "expert_balance_passes_total", "{pass}", "Forward passes of which the balance was taken.", "phase"
+)
 # Model and engine ----------------------------------------------------------------------------------------------------
 MODEL_INFO: Final = _gauge(
     "model_info",
@@ -457,6 +569,15 @@ ENERGY_PER_TOKEN: Final = _derived(
     "J",
     "Energy of the engine's GPUs per generated token, over the last five minutes.",
 )
+ENGINE_STATE: Final = _derived(
+    "engine_state",
+    Kind.GAUGE,
+    "{flag}",
+    "1 for the state that the model of an engine is judged to be in, 0 for each other one (down, misread, stalled, "
+    "failing, blocked, slow, loading, tight, unknown, asleep, idle, ok). Goes on while the engine does not answer.",
+    "model",
+    "state",
+)
 ENGINE_STALLED: Final = _derived_gauge(
     "engine_stalled",
     "{flag}",
@@ -508,6 +629,15 @@ ROUTER_REJECTED: Final = _router_counter(
     "router_rejected_total", "{request}", "Requests rejected by the router (rate limit, overload), by reason.", "reason"
 )
 ROUTER_RETRIES: Final = _router_counter("router_retries_total", "{request}", "Requests retried by the router.")
+ROUTER_RETRIES_EXHAUSTED: Final = _router_counter(
+    "router_retries_exhausted_total", "{request}", "Requests that the router gave up after all its retries."
+)
+ROUTER_ERROR_RESPONSES: Final = _router_counter(
+    "router_error_responses_total",
+    "{response}",
+    "Responses of the router's inference endpoints that carried an error code, by that code.",
+    "reason",
+)
 ROUTER_RESPONSE_HEAD: Final = _histogram(
     "router_response_head_seconds",
     "s",
@@ -695,6 +825,14 @@ GPU_ROW_REMAP_PENDING: Final = _gpu(
     "row_remap_pending", Kind.GAUGE, "{flag}", "1 if a row will be remapped at the next reset."
 )
 GPU_ROW_REMAP_FAILURE: Final = _gpu("row_remap_failure", Kind.GAUGE, "{flag}", "1 if a row could not be remapped.")
+GPU_STATE: Final = _gpu(
+    "state",
+    Kind.GAUGE,
+    "{flag}",
+    "1 for the state that the GPU is judged to be in, 0 for each other one (lost, error, throttled, full, unknown, "
+    "ok). Goes on while the GPU cannot be read.",
+    "state",
+)
 GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "PCIe replays (retransmitted packets).")
 GPU_PCIE_LINK_GENERATION: Final = _gpu("pcie_link_generation", Kind.GAUGE, "{generation}", "PCIe generation in use.")
 GPU_PCIE_LINK_WIDTH: Final = _gpu("pcie_link_width", Kind.GAUGE, "{lane}", "PCIe lanes in use.")

@@ -19,13 +19,16 @@ class Thresholds:
     """The thresholds of the alerts; the dashboards draw the same ones."""
 
     ttft_slow_share: float = _at(
-        0.03, "ratio", "Share of requests whose TTFT misses the objective within 60 s, at which an alert pages."
+        0.03, "ratio", "Share of first tokens slower than the objective within 2 min, at which somebody is paged."
+    )
+    ttft_slow_count: float = _at(
+        3, "requests", "Fewest slow first tokens within 2 min that are worth a page: one slow request is none."
     )
     ttft_slow_share_long: float = _at(0.05, "ratio", "The same within 300 s.")
-    ttft_slow_count: float = _at(
-        2, "requests", "Minimum number of slow first tokens within a window for a page: one slow request is none."
-    )
     ttft_slow_count_long: float = _at(3, "requests", "The same within 300 s.")
+    blocked_seconds: float = _at(
+        180, "s", "Time for which requests wait and none is taken in, after which somebody is paged."
+    )
     high_water_risk: float = _at(0.3, "ratio", "`llm_saturation_high_water_ratio` at which an alert warns.")
     high_water_risk_clear: float = _at(0.21, "ratio", "The same, at which the warning ends.")
     burn_rate_fast: float = _at(
@@ -57,6 +60,7 @@ class Thresholds:
         2, "requests", "KV cache headroom that is low, in requests of the recent mean size."
     )
     kv_exhaustion_soon: float = _at(600, "s", "Time until the KV cache is full below which an alert warns.")
+    kv_tight_usage: float = _at(0.7, "ratio", "KV cache usage below which it is not what leaves little room.")
     kv_exhaustion_usage: float = _at(
         0.7, "ratio", "KV cache usage below which there is no alert on the time until it is full."
     )
@@ -93,5 +97,19 @@ RISK_BAD: Final = 0.5
 """Probability from which they show it as critical [ratio]."""
 SATURATION_HIGH: Final = 0.8
 """`llm_saturation_ratio` from which on dashboards warn; at 1 it is full [ratio]."""
+
+SLOW_SECONDS: Final = 120.0
+"""Window within which slow first tokens are counted, by the state and by the alert [s]."""
+RATE_SECONDS: Final = 300.0
+"""Window within which failed requests are counted, by the state and by the alerts [s]."""
+XID_SECONDS: Final = 600.0
+"""Time after a fatal Xid error for which it is the GPU's state and an alert [s]."""
+FATAL_XIDS: Final = (48, 62, 64, 74, 79, 95, 119, 120)
+"""Uncorrectable ECC, microcontroller halt, remap failure, NVLink, fallen off the bus, uncontained error, GSP.
+
+Xids that an application causes (13, 31, 43) or that tell of a repair (63, 92) are left out.
+"""
+HARD_THROTTLES: Final = ("hw_thermal", "hw_power_brake")
+"""Reasons of throttling that are a fault at once; `sw_thermal` is one only after long."""
 LOAD_HEADROOM_LOW: Final = 1.25
 """`llm_load_headroom_ratio` below which page and dashboards warn: a load of 80 %, which autoscalers aim at [ratio]."""

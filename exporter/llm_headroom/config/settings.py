@@ -51,6 +51,7 @@ from llm_headroom.config.kinds import (
     Port,
     Price,
     ProcessId,
+    Purpose,
     Reachable,
     Regex,
     Scale,
@@ -144,6 +145,9 @@ class Target:
     labels: Mapping[TargetLabel, Word] = field(default_factory=lambda: NOTHING, hash=False)
     """Extra labels on every series of this target. Names that the metrics themselves use (`engine`, `model`,
     `reason`, …) and names that start with `__` are not allowed. Example: `{team: search}`."""
+    purpose: Purpose = "interactive"
+    """Whether people wait for its answers: `interactive` or `batch`. Late first tokens are no fault of a target for
+    batches, so neither its state nor an alert judges them. Example: `batch`."""
     requests_running_limit: Limit | None = None
     """Maximum number of requests that the engine runs at once. vLLM does not expose its `max_num_seqs` on `/metrics`,
     nor Ollama its `OLLAMA_NUM_PARALLEL`; set it here. Default: the engine's own value, if exposed. Example: `256`."""

@@ -24,6 +24,8 @@ class Combine(StrEnum):
 
 Reader: TypeAlias = "Callable[[Sequence[Mapping[str, str]]], Iterable[float | None]]"
 """The labels of info series → a value for each of them, None for unknown."""
+Lister: TypeAlias = "Callable[[Mapping[str, str]], Iterable[Mapping[str, str]]]"
+"""The labels of one info series → our labels of each thing that it lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Rule:
     fixed: labels that every series of this rule gets.
     rewrite: our label → what turns an upstream value into ours (a status code into its class).
     plus: names whose values are added to those of the name found, where they are present.
+    less: names whose values are taken off that of the name found, where they are present: parts that a counter counts
+        among the rest. What is left of a counter never falls, although its parts may be counted before it is.
     times: names, newest first, of a second signal: each value is multiplied with that of the series with the same
         upstream labels. A series of ours is absent if one of its values has no such partner.
     also: True if the rule adds series to those of an earlier rule of the same metric. Otherwise the first rule of a
@@ -47,6 +51,8 @@ class Rule:
     per_rank: True if each tensor- or pipeline-parallel rank tells of a GPU of its own. Otherwise ranks repeat one
         another and the lowest one speaks for all.
     read: for info metrics: the labels of all the series present → a value for each of them, None for unknown.
+    newest: for info metrics whose values are times, of which the latest one holds: what that one's labels list. Each
+        thing listed gets the value 1.
     needs: what has to be switched on for the signal to be there, for people.
     note: a trap worth knowing, for METRICS.md.
     """
@@ -59,6 +65,7 @@ class Rule:
     fixed: Mapping[str, str] = field(default_factory=dict)
     rewrite: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
     plus: tuple[str, ...] = ()
+    less: tuple[str, ...] = ()
     times: tuple[str, ...] = ()
     also: bool = False
     scale: float = 1.0
@@ -66,6 +73,7 @@ class Rule:
     per_rank: bool = False
     sums: bool = False
     read: Reader | None = None
+    newest: Lister | None = None
     needs: str = ""
     note: str = ""
 
@@ -221,7 +229,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         """Index the names that rules use, in every spelling."""
-        names = [name for rule in self.rules for name in (*rule.names, *rule.plus, *rule.times)]
+        names = [name for rule in self.rules for name in (*rule.names, *rule.plus, *rule.less, *rule.times)]
         first = self.prefixes[0] if self.prefixes else ""
         object.__setattr__(self, "vocabulary", frozenset(each for name in names for each in self.spellings(name)))
         bare = frozenset(name.removeprefix(first) for name in names if first and name.startswith(first))

@@ -23,6 +23,7 @@ from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.model import Cause, Failure, Snapshot, Subject, series_of
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.health import health_points
+from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.source import failed
 from llm_headroom.scrape import catalog
@@ -69,18 +70,22 @@ _GPUS: Final = Sought(GPU_TARGET, "GPUs")
 class Slot:
     """A source that is being polled, and what it said last."""
 
-    def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
+    def __init__(self, name: str, source: Source, extra: Mapping[str, str], *, latency: bool = True) -> None:
         self.name = name
         self.source = source
         self._extra = extra
+        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra, latency=latency)
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
         self._told: tuple[object, ...] = ()
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Make a snapshot the latest one, count its failures, and log what changed since the one before."""
-        self.snapshot = snapshot
+        """Make a snapshot the latest one, judged; count its failures, and log what changed since the one before."""
+        before = () if self.snapshot is None else self.snapshot.states
+        beside = () if snapshot.health.up else self.source.kept
+        self.snapshot = snapshot = self._judge.judged(snapshot, time.monotonic(), beside)
+        log_changes(snapshot, before)
         health = snapshot.health
         if health.error is not None:
             self.errors[health.error.cause] += 1
@@ -101,12 +106,12 @@ class Slot:
         self._told = told
 
     def points(self) -> list[Point]:
-        """Everything to export of this source: what it said, and how it goes."""
+        """Everything to export of this source: what it said, how it is judged, and how its collection went."""
         if self.snapshot is None:
             return []
         kept = () if self.snapshot.health.up else self.source.kept
         health = health_points(self.snapshot, self.errors, self.source.capped, self._extra)
-        return [*self.snapshot.points, *kept, *health]
+        return [*self.snapshot.points, *kept, *self._judge.points(self.snapshot), *health]
 
 
 class Poller:
@@ -279,7 +284,9 @@ class Poller:
         for target in targets:
             measured = self._measured.get(target.name)
             source = EngineSource(target, self.engines, self.config, measured, explain=self._explain)
-            slot = self.slots[target.name] = Slot(target.name, source, target.labels)
+            slot = self.slots[target.name] = Slot(
+                target.name, source, target.labels, latency=target.purpose == "interactive"
+            )
             found.append(slot)
         return found
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llm_headroom.model import Histogram
 
 if TYPE_CHECKING:
-    from llm_headroom.model import Failure, Point, Snapshot
+    from llm_headroom.model import Failure, Judged, Point, Snapshot
 
 
 def point(value: Point) -> dict[str, Any]:
@@ -35,8 +35,20 @@ def failure(value: Failure) -> dict[str, str]:
     return {"cause": str(value.cause), "message": value.message}
 
 
+def judged(value: Judged) -> dict[str, Any]:
+    """`state`, `level`, `reason`, `since` (unix time), and `model` or `gpu` and `uuid` where they are known."""
+    names = {"model": value.model, "gpu": value.gpu, "uuid": value.uuid}
+    return {
+        **{name: text for name, text in names.items() if text},
+        "state": value.state.value,
+        "level": value.state.level.value,
+        "reason": value.reason,
+        "since": value.since,
+    }
+
+
 def source(snapshot: Snapshot) -> dict[str, Any]:
-    """One source: identity, health and points."""
+    """One source: identity, health, states and points."""
     health = snapshot.health
     return {
         "target": snapshot.target,
@@ -49,6 +61,7 @@ def source(snapshot: Snapshot) -> dict[str, Any]:
         "last_success": health.last_success,
         "duration_seconds": health.duration_seconds,
         "samples": {str(state): count for state, count in health.samples.items()},
+        "states": [judged(each) for each in snapshot.states],
         "points": [point(each) for each in snapshot.points],
         "unmapped": list(health.unmapped),
     }

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Point
     from llm_headroom.scrape.identify import Look
     from llm_headroom.scrape.layers import Layer, Told
-    from llm_headroom.scrape.mapping import Plan
+    from llm_headroom.scrape.plan import Plan
 
 MOST_WARNINGS: Final = 10
 LOOK_AGAIN: Final = 300.0

@@ -169,12 +169,12 @@ def _prefill(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Slow TTFT",
-            "Share of requests whose TTFT missed the objective in the last 60 s, and (dashed) 300 s: the signals that "
-            "page. Exact, as the objective is on a bucket boundary. A gap is no traffic.",
+            "Share of requests whose TTFT missed the objective in the last 60 s, and (dashed) 300 s; the alert "
+            "judges 2 min. Exact, as the objective is on a bucket boundary. A gap is no traffic.",
             Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='60s')})", f"{BY_MODEL} 60 s"),
             Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='300s')})", f"{BY_MODEL} 300 s"),
             unit="percentunit",
-            steps=above(limits.ttft_slow_share, limits.ttft_slow_share_long),
+            steps=above(limits.ttft_slow_share / 2, limits.ttft_slow_share),
             highest=1,
             styles=((" 300 s$", quiet()),),
             alert="LLMFirstTokensSlow",

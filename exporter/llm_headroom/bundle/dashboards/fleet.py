@@ -88,7 +88,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             scope.exposed(attained),
             unit="percentunit",
             decimals=1,
-            steps=below(1 - limits.ttft_slow_share, 1 - limits.ttft_slow_share_long),
+            steps=below(1 - limits.ttft_slow_share / 2, 1 - limits.ttft_slow_share),
             alert="LLMFirstTokensSlow",
         ),
         stat(
@@ -145,7 +145,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                 Column(
                     title="Slow TTFT",
                     unit="percentunit",
-                    steps=above(limits.ttft_slow_share, limits.ttft_slow_share_long),
+                    steps=above(limits.ttft_slow_share / 2, limits.ttft_slow_share),
                     width=90,
                 ),
             ),

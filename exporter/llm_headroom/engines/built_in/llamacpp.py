@@ -59,8 +59,11 @@ _METRICS: Final = Document(key="metrics", path="/metrics", text=True, optional=T
 PROPERTIES: Final = Document(
     key="properties", path="/props", every=SLOWLY, optional=True, tolerated=_REFUSED, read=_properties
 )
-_STATE: Final = replace(PROPERTIES, every=0.0, leads=True)
-"""Asked at each poll, and first: neither this nor the model list keeps an idle server from going to sleep."""
+_STATE: Final = replace(PROPERTIES, every=0.0, leads=True, optional=False)
+"""Asked at each poll, and first: neither this nor the model list keeps an idle server from going to sleep.
+
+Without an answer to it nothing else is asked, so that it alone shows that a server hangs or is gone.
+"""
 _MODELS: Final = Document(
     key="models", path="/v1/models", every=SLOWLY, optional=True, tolerated=_REFUSED, read=_models
 )
@@ -87,7 +90,7 @@ def _of_model(name: str, known: Mapping[str, Any]) -> Iterator[Document]:
     """What a router passes on to the server of a loaded model."""
     query = f"?model={quote(name, safe='')}"
     state = present(known, f"{_STATE.key} {name}")
-    yield replace(_STATE, key=f"{_STATE.key} {name}", path=_STATE.path + query)
+    yield replace(_STATE, key=f"{_STATE.key} {name}", path=_STATE.path + query, optional=True)
     if f"{_STATE.key} {name}" in known and not (state and state["asleep"]):
         wakes = bool(state) and state["asleep"] is not None
         slots = replace(_SLOTS, optional=True, tolerated=(400, *_REFUSED), wakes=wakes)

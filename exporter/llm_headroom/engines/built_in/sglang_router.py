@@ -36,7 +36,6 @@ _IGNORED_BEFORE_0_3: Final = {
     "pd_*": "disaggregated prefill and decode",
     "policy_*": "decisions of the policy",
     "processed_requests_total": "requests by worker",
-    "retries_exhausted_total": "retries are mapped",
     "retry_backoff_duration_seconds": "waits between retries",
     "tree_size": "the router's own estimate of prefix hits",
     "worker_load": "requests by worker are mapped",
@@ -132,6 +131,17 @@ ENGINE: Final = Engine(
             note=_GONE_WORKERS,
         ),
         Rule(schema.ROUTER_RETRIES, ("smg_worker_retries_total", *_before_0_3("retries_total"))),
+        Rule(
+            schema.ROUTER_RETRIES_EXHAUSTED,
+            ("smg_worker_retries_exhausted_total", *_before_0_3("retries_exhausted_total")),
+        ),
+        Rule(
+            schema.ROUTER_ERROR_RESPONSES,
+            ("smg_http_responses_total",),
+            where={"path": f"({INFERENCE_PATHS})?", "error_code": ".+"},
+            labels={"error_code": "reason"},
+            needs="0.3; the first error",
+        ),
     ),
     ignored={
         "*_created": "times of creation of other series",

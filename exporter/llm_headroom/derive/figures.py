@@ -1,0 +1,91 @@
+"""The figures that a state is judged by, for each model of a target."""
+
+from __future__ import annotations
+
+from operator import add
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import schema
+from llm_headroom.model import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from llm_headroom.model import Metric, Point
+
+
+class Figure(NamedTuple):
+    """How the series of a metric make a figure: its name, how two values combine, and which label value is meant.
+
+    Of a histogram the count is taken. `label` and `only`: series with another value of the label are left out;
+    `never`: those with this one.
+    """
+
+    name: str
+    combine: Callable[[float, float], float] = add
+    label: str = ""
+    only: str = ""
+    never: str = ""
+
+    def takes(self, point: Point) -> bool:
+        """Whether the point is one of those that are meant."""
+        if not self.label:
+            return True
+        value = point.series.label(self.label)
+        return value == self.only if self.only else value != self.never
+
+
+_FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
+    schema.REQUESTS_RUNNING: (Figure("running"),),
+    schema.REQUESTS_WAITING: (Figure("waiting"),),
+    schema.REQUESTS_RUNNING_LIMIT: (Figure("limit"),),
+    schema.REQUESTS_FINISHED: (Figure("finished"),),
+    # a client that leaves is no failure of the engine
+    schema.REQUESTS_FAILED: (Figure("failed", label="reason", never="abort"),),
+    schema.HTTP_RESPONSES: (Figure("responses"), Figure("wrong", label="code", only="5xx")),
+    schema.TIME_TO_FIRST_TOKEN: (Figure("first"),),
+    schema.PROMPT_TOKENS: (Figure("prompts"),),
+    schema.GENERATION_TOKENS: (Figure("generated"),),
+    schema.ROUTER_REQUESTS: (Figure("routed"),),
+    schema.ROUTER_ERRORS: (Figure("lost"),),
+    schema.ROUTER_REQUESTS_ACTIVE: (Figure("running"),),
+    schema.ROUTER_REQUESTS_WAITING: (Figure("waiting"),),
+    schema.ROUTER_WORKER_HEALTHY: (Figure("healthy"),),
+    schema.ENGINE_STALLED: (Figure("stalled", max),),
+    schema.KV_CACHE_USAGE: (Figure("usage", max),),
+    schema.KV_CACHE_HEADROOM_REQUESTS: (Figure("room", min),),
+    schema.MODEL_ASLEEP: (Figure("asleep", max),),
+    schema.MODEL_LOADED: (Figure("loaded", max),),
+    schema.MODELS_LOADED: (Figure("models"),),
+    schema.SLO_REQUESTS: (Figure("firsts", label="slo", only="ttft"),),
+    schema.SLO_REQUESTS_GOOD: (Figure("good", label="slo", only="ttft"),),
+    schema.SLO_THRESHOLD: (Figure("objective", max, label="slo", only="ttft"),),
+}
+
+
+def figures(points: Iterable[Point]) -> dict[str, dict[str, float]]:
+    """Figures by model: replicas together, and what speaks of no model for each of them.
+
+    A model that an engine could load but has not loaded is none. The target itself is the model without a name, where
+    there is no other.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for each in points:
+        kinds = _FIGURES.get(each.series.metric)
+        if kinds is None:
+            continue
+        value = each.value.count if isinstance(each.value, Histogram) else each.value
+        own = found.setdefault(each.series.label("model"), {})
+        for figure in kinds:
+            if figure.takes(each):
+                own[figure.name] = figure.combine(own[figure.name], value) if figure.name in own else value
+        if each.series.metric is schema.ROUTER_WORKER_HEALTHY:
+            own["workers"] = own.get("workers", 0.0) + 1.0
+    whole = found.pop("", {})
+    models = {model: {**whole, **own} for model, own in found.items() if _there(own)}
+    return models or {"": whole}
+
+
+def _there(own: Mapping[str, float]) -> bool:
+    """Whether a model is in memory, or has requests."""
+    return own.get("loaded") != 0.0 or bool(own.get("running")) or bool(own.get("waiting"))

@@ -1,0 +1,233 @@
+"""The one judgement of an engine: a state for each of its models, with a reason in words that holds its numbers.
+
+Pure: from what is remembered, and one collection with its health. The alerts judge the same metrics by the same
+thresholds; a contract test holds both together. No forecast takes part: what is judged has happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom import schema
+from llm_headroom.derive.figures import figures
+from llm_headroom.derive.observation import growth
+from llm_headroom.derive.settled import Finding, Settled, settle
+from llm_headroom.derive.words import span
+from llm_headroom.model import ENGINE_STATES, Cause, State, point
+from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, SLOW_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from llm_headroom.model import Failure, Judged, Point, Snapshot
+
+SAMPLE_SECONDS: Final = 14.0
+"""Seconds between remembered counts: as fine as Prometheus' usual scrapes, which the alerts see."""
+RISE: Final[Mapping[State, float]] = {State.DOWN: 9.0, State.MISREAD: 9.0, State.TIGHT: 14.0, State.IDLE: 60.0}
+"""Seconds for which a finding must last before it is the state: one lost poll is no outage. Others hold at once."""
+CLEAR: Final[Mapping[State, float]] = {State.FAILING: 60.0, State.BLOCKED: 15.0, State.SLOW: 60.0, State.TIGHT: 60.0}
+"""Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""
+
+_ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cause.STATUS, Cause.PROTOCOL})
+"""Failures of an engine that is not there, or not yet."""
+_MISREAD: Final = frozenset({Cause.NOT_THIS_ENGINE, Cause.FORMAT, Cause.REDIRECT, Cause.TOO_LARGE, Cause.TRUNCATED})
+"""Failures of something that answers, but not as this engine."""
+
+COUNTED: Final = ("firsts", "good", "finished", "failed", "responses", "wrong", "routed", "lost")
+"""The counters of which the last minutes are judged."""
+PROGRESS: Final = ("first", "prompts", "finished")
+"""Counters that move when a request is taken in: first tokens, prompt tokens; and for want of them, requests' ends."""
+_REQUESTS: Final = ("running", "waiting", "firsts", "first", "finished", "generated")
+"""Any of these says something of requests."""
+
+
+class Sample(NamedTuple):
+    """The counters of `COUNTED` at one time; None where one is not exposed."""
+
+    at: float
+    counts: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is remembered of one model: its state, its recent counts, since when requests wait and none is taken in."""
+
+    settled: Settled | None = None
+    samples: tuple[Sample, ...] = ()
+    progress: tuple[float | None, ...] = ()
+    moved: float = 0.0
+    unqueued: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is remembered of one target: when it was judged first, whether it has ever been up, and its models."""
+
+    began: float
+    ever_up: bool = False
+    models: Mapping[str, Known] = field(default_factory=dict)
+
+
+def judge(
+    memory: Memory | None,
+    snapshot: Snapshot,
+    at: float,
+    *,
+    latency: bool = True,
+    beside: Sequence[Point] = (),
+) -> tuple[Memory, tuple[Judged, ...]]:
+    """The memory after a collection, and the state of each model; of the target where no model is known.
+
+    `at` is a monotonic time in seconds. `latency`: whether late first tokens are a fault, as they are not of a target
+    for batches. `beside` is what this host shows of the engine while it does not answer.
+    """
+    memory = memory or Memory(at)
+    if snapshot.health.up:
+        seen = figures(snapshot.points)
+        models = {model: _seen(memory.models.get(model), own, at) for model, own in seen.items()}
+        found = {model: _findings(models[model], own, at, latency=latency) for model, own in seen.items()}
+    else:
+        models = dict(memory.models) or {"": Known()}
+        unread = _unread(memory, snapshot, at, beside)
+        found = {model: [unread] for model in models}
+    judged = []
+    for model, known in models.items():
+        settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, CLEAR)
+        models[model] = replace(known, settled=settled)
+        judged.append(settled.judged(model=model))
+    return Memory(memory.began, memory.ever_up or snapshot.health.up, models), tuple(judged)
+
+
+def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:
+    """A state set for each model: a series for each state, 1 for the one that holds."""
+    for each in judged:
+        for state in ENGINE_STATES:
+            origin = "judgement of the last collection"
+            value = float(state is each.state)
+            yield point(schema.ENGINE_STATE, value, origin, labels, model=each.model, state=state)
+
+
+def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
+    """What is remembered after a collection that succeeded, its state aside."""
+    progress = tuple(own.get(name) for name in PROGRESS)
+    queued = own.get("waiting", 0.0) > 0
+    counts = tuple(own.get(name) for name in COUNTED)
+    if known is None:
+        return Known(samples=(Sample(at, counts),), progress=progress, moved=at, unqueued=at)
+    samples = known.samples
+    if not samples or at - samples[-1].at >= SAMPLE_SECONDS:
+        oldest = at - RATE_SECONDS - 2 * SAMPLE_SECONDS
+        samples = (*(each for each in samples if each.at > oldest), Sample(at, counts))
+    return Known(
+        settled=known.settled,
+        samples=samples,
+        progress=progress,
+        moved=at if progress != known.progress else known.moved,
+        unqueued=known.unqueued if queued else at,
+    )
+
+
+def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, window: float) -> dict[str, float]:
+    """What each counter has grown by within a window's seconds, as far back as is remembered; never negative."""
+    base = next((each for each in reversed(samples) if each.at <= at - window), samples[0])
+    return {name: growth(before, own.get(name)) for name, before in zip(COUNTED, base.counts, strict=True)}
+
+
+def _findings(known: Known, own: Mapping[str, float], at: float, *, latency: bool) -> list[Finding]:
+    """Everything that can be said of a model whose engine answers."""
+    found = [*_queue(known, own, at), *_failures(known, own, at), *_workers(own)]
+    if latency:
+        found += _slow(known, own, at)
+    found += _room(own)
+    running, waiting = own.get("running"), own.get("waiting")
+    if own.get("asleep"):
+        found.append(Finding(State.ASLEEP, "it sleeps, out of GPU memory, until it is woken"))
+    if own.get("models") == 0.0 and not running:
+        found.append(Finding(State.IDLE, "no model is in memory; one is loaded by the next request"))
+    elif running == 0.0 and not waiting:
+        found.append(Finding(State.IDLE, "no requests"))
+    if not any(name in own for name in (*_REQUESTS, "workers", "asleep")):
+        if not found:
+            found.append(Finding(State.UNKNOWN, "it answers, but exposes nothing of its requests"))
+        return found
+    told = (("running", running), ("waiting", waiting))
+    numbers = [f"{value:.0f} {name}" for name, value in told if value is not None]
+    found.append(Finding(State.OK, ", ".join(numbers) or "it answers, and nothing is wrong"))
+    return found
+
+
+def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
+    waiting, running = own.get("waiting", 0.0), own.get("running", 0.0)
+    if own.get("stalled"):
+        there = f"{running:.0f} running and {waiting:.0f} waiting requests"
+        yield Finding(State.STALLED, f"{there}, and neither steps nor tokens have moved for a minute")
+    since = max(known.moved, known.unqueued)
+    if waiting > 0 and any(each is not None for each in known.progress) and at - since >= DEFAULT.blocked_seconds:
+        what = "first token" if known.progress[0] is not None else "request"
+        done = "has come" if known.progress[0] is not None else "was taken in"
+        yield Finding(State.BLOCKED, f"{_requests(waiting)} waiting, and no {what} {done} for {span(at - since)}")
+
+
+def _failures(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
+    grown = _increase(known.samples, own, at, RATE_SECONDS)
+    for part, whole in (
+        (grown["failed"], grown["failed"] + grown["finished"]),
+        (grown["wrong"], grown["responses"]),
+        (grown["lost"], grown["routed"]),
+    ):
+        if whole > DEFAULT.traffic_floor * RATE_SECONDS and part > DEFAULT.error_share_high * whole:
+            share = f"{part:.0f} of {_requests(whole)} of the last {span(RATE_SECONDS)} failed"
+            yield Finding(State.FAILING, f"{share} ({part / whole:.0%})")
+
+
+def _workers(own: Mapping[str, float]) -> Iterator[Finding]:
+    workers, healthy = own.get("workers", 0.0), own.get("healthy", 0.0)
+    if workers and healthy < workers:
+        state = State.TIGHT if healthy else State.FAILING
+        yield Finding(state, f"{workers - healthy:.0f} of {workers:.0f} workers unhealthy")
+
+
+def _slow(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
+    grown = _increase(known.samples, own, at, SLOW_SECONDS)
+    total, slow = grown["firsts"], grown["firsts"] - grown["good"]
+    if slow >= DEFAULT.ttft_slow_count and slow >= DEFAULT.ttft_slow_share * total:
+        late = f"{slow:.0f} of {total:.0f} first tokens of the last {span(SLOW_SECONDS)}"
+        objective = own.get("objective")
+        than = "the objective" if objective is None else f"{objective:g} s"
+        yield Finding(State.SLOW, f"{late} ({slow / total:.0%}) came later than {than}")
+
+
+def _room(own: Mapping[str, float]) -> Iterator[Finding]:
+    """Hardly room in the KV cache; not where it is the limit of running requests that leaves none."""
+    room, usage, limit = own.get("room"), own.get("usage"), own.get("limit")
+    if room is None or usage is None or room >= DEFAULT.headroom_requests_low or usage <= DEFAULT.kv_tight_usage:
+        return
+    taken = own.get("running", 0.0) + own.get("waiting", 0.0)
+    if limit is None or limit - taken > room:
+        yield Finding(State.TIGHT, f"room for {room:.1f} more typical requests; {usage:.0%} of the KV cache is held")
+
+
+def _unread(memory: Memory, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Finding:
+    """What a collection that failed says."""
+    health = snapshot.health
+    failure: Failure | None = health.error
+    if failure is None:
+        return Finding(State.UNKNOWN, "it was not read")
+    if failure.cause in _MISREAD:
+        return Finding(State.MISREAD, failure.message)
+    if failure.cause not in _ABSENT:
+        return Finding(State.UNKNOWN, failure.message)
+    if not memory.ever_up:
+        watched = span(at - memory.began)
+        return Finding(State.LOADING, f"no answer yet since llm-headroom began {watched} ago: {failure.message}")
+    starts = [each.value for each in beside if each.series.metric is schema.HOST_PROCESS_START]
+    started = max((each for each in starts if isinstance(each, float)), default=0.0)
+    if health.last_success is not None and started > health.last_success:
+        since = span(snapshot.taken - started)
+        return Finding(State.LOADING, f"its process began {since} ago and does not answer yet: {failure.message}")
+    return Finding(State.DOWN, failure.message)
+
+
+def _requests(number: float) -> str:
+    return f"{number:.0f} request" if round(number) == 1 else f"{number:.0f} requests"

@@ -1,0 +1,70 @@
+"""What is judged of a source from one collection to the next, and what that is published as."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llm_headroom.derive import gpu_state, state
+from llm_headroom.model import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from llm_headroom.model import Judged, Point, Snapshot
+
+log = logging.getLogger("llm_headroom")
+
+
+class EngineJudge:
+    """Judges the models of one target; `latency`: whether late first tokens are a fault of it."""
+
+    def __init__(self, extra: Mapping[str, str], *, latency: bool = True) -> None:
+        self._extra = extra
+        self._latency = latency
+        self._memory: state.Memory | None = None
+
+    def judged(self, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Snapshot:
+        """The snapshot with its states."""
+        self._memory, states = state.judge(self._memory, snapshot, at, latency=self._latency, beside=beside)
+        return replace(snapshot, states=states)
+
+    def points(self, snapshot: Snapshot) -> Iterable[Point]:
+        """The states to export."""
+        return state.state_points(
+            snapshot.states, {**self._extra, "engine": snapshot.engine, "target": snapshot.target}
+        )
+
+
+class GpuJudge:
+    """Judges the GPUs of this host."""
+
+    def __init__(self) -> None:
+        self._memory: gpu_state.Memory | None = None
+
+    def judged(self, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Snapshot:
+        """The snapshot with its states."""
+        self._memory, states = gpu_state.judge(self._memory, snapshot, at, beside)
+        return replace(snapshot, states=states)
+
+    def points(self, snapshot: Snapshot) -> Iterable[Point]:
+        """The states to export."""
+        return gpu_state.state_points(snapshot.states)
+
+
+def log_changes(snapshot: Snapshot, before: Iterable[Judged]) -> None:
+    """Log each state that is another one than before; states that are well from the start are no news."""
+    known = {(each.model, each.uuid): each for each in before}
+    for each in snapshot.states:
+        was = known.get((each.model, each.uuid))
+        if (was is None and each.state.level is Level.GOOD) or (was is not None and was.state is each.state):
+            continue
+        level = logging.INFO if each.state.level is Level.GOOD else logging.WARNING
+        fields = {"model": each.model, "gpu": each.gpu, "before": was and was.state.value}
+        log.log(
+            level,
+            "state",
+            extra={"target": snapshot.target, "state": each.state.value, "reason": each.reason}
+            | {name: value for name, value in fields.items() if value},
+        )

@@ -1,0 +1,413 @@
+"""The states of engines and GPUs: what each collection shows, what holds, and that nothing unknown looks fine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_headroom import schema
+from llm_headroom.derive import gpu_state, state
+from llm_headroom.model import (
+    ENGINE_STATES,
+    GPU_STATES,
+    Cause,
+    Failure,
+    Health,
+    Histogram,
+    Judged,
+    Level,
+    Point,
+    Series,
+    Snapshot,
+    State,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_headroom.model import Metric
+
+EPOCH = 1_800_000_000.0
+REFUSED = Failure(Cause.REFUSED, "connection refused")
+
+
+def point(metric: Metric, value: float | Histogram, **labels: str) -> Point:
+    return Point(Series(metric, {"engine": "vllm", "target": "t", "model": "m", **labels}), value, "test")
+
+
+def busy(**changes: float) -> list[Point]:
+    """A collection of an engine at work; counters by name: finished, failed, firsts, good, prompts."""
+    amounts = {"running": 4.0, "waiting": 0.0, **changes}
+    metrics = {
+        "running": (schema.REQUESTS_RUNNING, {}),
+        "waiting": (schema.REQUESTS_WAITING, {}),
+        "limit": (schema.REQUESTS_RUNNING_LIMIT, {}),
+        "finished": (schema.REQUESTS_FINISHED, {"reason": "stop"}),
+        "failed": (schema.REQUESTS_FAILED, {"reason": "error"}),
+        "aborted": (schema.REQUESTS_FAILED, {"reason": "abort"}),
+        "firsts": (schema.SLO_REQUESTS, {"slo": "ttft"}),
+        "good": (schema.SLO_REQUESTS_GOOD, {"slo": "ttft"}),
+        "objective": (schema.SLO_THRESHOLD, {"slo": "ttft"}),
+        "prompts": (schema.PROMPT_TOKENS, {}),
+        "generated": (schema.GENERATION_TOKENS, {}),
+        "stalled": (schema.ENGINE_STALLED, {}),
+        "usage": (schema.KV_CACHE_USAGE, {}),
+        "room": (schema.KV_CACHE_HEADROOM_REQUESTS, {}),
+        "asleep": (schema.MODEL_ASLEEP, {}),
+    }
+    points = [point(metrics[name][0], value, **metrics[name][1]) for name, value in amounts.items() if name != "first"]
+    if "first" in amounts:
+        points.append(point(schema.TIME_TO_FIRST_TOKEN, Histogram((math.inf,), (amounts["first"],), 1.0)))
+    return points
+
+
+def answer(points: Sequence[Point] | Failure, at: float, last: float | None = None) -> Snapshot:
+    """A collection at a time in seconds: what it gave, or why it failed."""
+    taken = EPOCH + at
+    if isinstance(points, Failure):
+        health = Health(up=False, error=points, last_success=None if last is None else EPOCH + last)
+        return Snapshot(target="t", engine="vllm", taken=taken, health=health)
+    return Snapshot(target="t", engine="vllm", taken=taken, points=tuple(points), health=Health(up=True))
+
+
+@dataclass
+class Watch:
+    """A target that is collected again and again, each time `step` seconds later."""
+
+    step: float = 5.0
+    latency: bool = True
+    at: float = 0.0
+    memory: state.Memory | None = None
+    last: float | None = None
+    states: tuple[Judged, ...] = field(default_factory=tuple)
+
+    def polled(self, points: Sequence[Point] | Failure, *, beside: Sequence[Point] = ()) -> Judged:
+        """The state of the first model after one more collection."""
+        snapshot = answer(points, self.at, self.last)
+        if snapshot.health.up:
+            self.last = self.at
+        self.memory, self.states = state.judge(
+            self.memory, snapshot, 7.0 + self.at, latency=self.latency, beside=beside
+        )
+        self.at += self.step
+        return self.states[0]
+
+
+def test_an_engine_at_work_is_ok_and_says_how_much() -> None:
+    judged = Watch().polled(busy(running=12, waiting=3))
+
+    assert judged == Judged(state=State.OK, reason="12 running, 3 waiting", since=EPOCH, model="m")
+
+
+def test_one_lost_poll_is_no_outage_but_two_are() -> None:
+    watch = Watch()
+    watch.polled(busy())
+
+    assert watch.polled(REFUSED).state is State.OK
+    judged = watch.polled(REFUSED)
+    assert (judged.state, judged.reason, judged.model) == (State.DOWN, "connection refused", "m")
+    assert judged.since == EPOCH + 10.0
+    assert watch.polled(busy()).state is State.OK
+
+
+def test_an_engine_that_never_answered_is_loading_however_long_that_takes() -> None:
+    watch = Watch(step=600.0)
+    judged = [watch.polled(REFUSED) for _ in range(4)]
+
+    assert {each.state for each in judged} == {State.LOADING}
+    assert judged[-1].reason == "no answer yet since llm-headroom began 30 min ago: connection refused"
+    assert judged[-1].since == EPOCH
+
+
+def test_a_process_that_began_after_the_last_answer_is_loading() -> None:
+    watch = Watch()
+    watch.polled(busy())
+    began = [point(schema.HOST_PROCESS_START, EPOCH + 8.0)]
+    for _ in range(5):
+        judged = watch.polled(REFUSED, beside=began)
+
+    assert judged.state is State.LOADING
+    assert judged.reason == "its process began 17 s ago and does not answer yet: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("cause", "wanted"),
+    [
+        (Cause.NOT_THIS_ENGINE, State.MISREAD),
+        (Cause.FORMAT, State.MISREAD),
+        (Cause.AUTH, State.UNKNOWN),
+        (Cause.TLS, State.UNKNOWN),
+        (Cause.INTERNAL, State.UNKNOWN),
+        (Cause.TIMEOUT, State.LOADING),
+    ],
+)
+def test_why_a_target_cannot_be_read_decides_what_it_is(cause: Cause, wanted: State) -> None:
+    judged = Watch().polled(Failure(cause, "why"))
+
+    assert judged.state is wanted
+    assert judged.reason.endswith("why")
+    assert judged.state.level is not Level.GOOD
+
+
+def test_slow_first_tokens_within_two_minutes_and_a_minute_after() -> None:
+    watch = Watch()
+    states = []
+    for poll in range(60):
+        first, late = 10.0 * poll, max(0.0, min(poll - 10, 4)) * 2.0
+        judged = watch.polled(busy(firsts=first, good=first - late, objective=2.5))
+        states.append(judged.state)
+        if poll == 14:
+            assert judged.reason == "8 of 140 first tokens of the last 2 min (6%) came later than 2.5 s"
+
+    assert states[:12] == [State.OK] * 12
+    assert states[12:38] == [State.SLOW] * 26  # from the third late one until the window and a minute are over
+    assert states[-1] is State.OK
+
+
+def test_two_slow_first_tokens_are_none() -> None:
+    watch = Watch()
+    watch.polled(busy(firsts=0, good=0))
+
+    assert watch.polled(busy(firsts=3, good=1)).state is State.OK
+
+
+def test_late_first_tokens_are_no_fault_of_a_target_for_batches() -> None:
+    watch = Watch(latency=False)
+    watch.polled(busy(firsts=0, good=0))
+
+    assert watch.polled(busy(firsts=100, good=1)).state is State.OK
+
+
+def test_requests_that_fail_and_clients_that_leave() -> None:
+    failing, left = Watch(), Watch()
+    failing.polled(busy(finished=0, failed=0))
+    left.polled(busy(finished=0, aborted=0))
+
+    judged = failing.polled(busy(finished=90, failed=10))
+    assert (judged.state, judged.reason) == (State.FAILING, "10 of 100 requests of the last 5 min failed (10%)")
+    assert left.polled(busy(finished=90, aborted=50)).state is State.OK
+
+
+def test_one_failed_request_of_three_decides_nothing() -> None:
+    watch = Watch()
+    watch.polled(busy(finished=0, failed=0))
+
+    assert watch.polled(busy(finished=2, failed=1)).state is State.OK
+
+
+def test_waiting_without_a_first_token_blocks_while_another_request_generates() -> None:
+    watch = Watch()
+    states = [
+        watch.polled(busy(running=1, waiting=5, first=501, prompts=900_000, generated=300.0 * poll))
+        for poll in range(40)
+    ]
+
+    assert {each.state for each in states[:36]} == {State.OK}
+    assert {each.state for each in states[36:]} == {State.BLOCKED}
+    assert states[36].reason == "5 requests waiting, and no first token has come for 3 min"
+
+
+def test_a_backlog_of_an_embedding_engine_that_is_worked_off_is_none() -> None:
+    watch = Watch()
+    for poll in range(60):
+        judged = watch.polled(busy(running=64, waiting=40, prompts=30_000.0 * poll, generated=0, finished=600.0 * poll))
+
+    assert judged.state is State.OK
+
+
+def test_a_stalled_engine_says_what_is_there() -> None:
+    judged = Watch().polled(busy(running=7, waiting=2, stalled=1))
+
+    assert judged.state is State.STALLED
+    assert judged.reason.startswith("7 running and 2 waiting requests")
+
+
+def test_little_room_is_tight_in_the_kv_cache_and_nothing_at_the_running_limit() -> None:
+    full, limited, half = (
+        Watch().polled(busy(**own))
+        for own in (
+            {"usage": 0.95, "room": 0.4, "limit": 256},
+            {"usage": 0.75, "room": 0.0, "limit": 4, "running": 4},
+            {"usage": 0.5, "room": 0.4},
+        )
+    )
+
+    assert (full.state, full.reason) == (State.TIGHT, "room for 0.4 more typical requests; 95% of the KV cache is held")
+    assert limited.state is State.OK
+    assert half.state is State.OK
+
+
+def test_idle_after_a_minute_without_requests() -> None:
+    watch = Watch()
+    watch.polled(busy())
+    states = [watch.polled(busy(running=0)).state for _ in range(14)]
+
+    assert states == [State.OK] * 12 + [State.IDLE] * 2
+    assert watch.polled(busy()).state is State.OK
+
+
+def test_a_sleeping_model_is_asleep() -> None:
+    assert Watch().polled(busy(running=0, asleep=1)).state is State.ASLEEP
+
+
+def test_what_exposes_nothing_of_its_requests_is_unknown() -> None:
+    judged = Watch().polled([point(schema.MODEL_LOADED, 1.0)])
+
+    assert (judged.state, judged.state.level) == (State.UNKNOWN, Level.UNKNOWN)
+
+
+def test_a_model_that_could_be_loaded_has_no_state_and_no_model_in_memory_is_idle() -> None:
+    watch = Watch()
+    judged = watch.polled([point(schema.MODEL_LOADED, 0.0), Point(Series(schema.MODELS_LOADED, {}), 0.0, "test")])
+
+    assert watch.states == (judged,)
+    assert (judged.state, judged.model) == (State.IDLE, "")
+
+
+def test_a_router_without_healthy_workers_fails_and_with_some_is_tight() -> None:
+    def workers(*healthy: float) -> list[Point]:
+        return [
+            point(schema.ROUTER_WORKER_HEALTHY, value, model="", worker=f"w{number}")
+            for number, value in enumerate(healthy)
+        ]
+
+    assert Watch().polled(workers(1, 1)).state is State.OK
+    judged = Watch().polled(workers(1, 0, 0))
+    assert (judged.state, judged.reason) == (State.TIGHT, "2 of 3 workers unhealthy")
+    assert Watch().polled(workers(0, 0)).state is State.FAILING
+
+
+def test_each_model_has_a_state_of_its_own_and_keeps_it_by_name_while_the_engine_is_down() -> None:
+    watch = Watch()
+    watch.polled(
+        [*busy(), point(schema.REQUESTS_RUNNING, 1.0, model="b"), point(schema.ENGINE_STALLED, 1.0, model="b")]
+    )
+    assert {each.model: each.state for each in watch.states} == {"m": State.OK, "b": State.STALLED}
+
+    for _ in range(4):
+        watch.polled(REFUSED)
+    assert {each.model: each.state for each in watch.states} == {"m": State.DOWN, "b": State.DOWN}
+
+
+def test_a_state_set_has_one_series_for_each_state_and_one_of_them_is_1() -> None:
+    watch = Watch()
+    watch.polled(busy())
+    points = [*state.state_points(watch.states, {"engine": "vllm", "target": "t"})]
+
+    assert [each.series.label("state") for each in points] == list(ENGINE_STATES)
+    assert [each.series.label("state") for each in points if each.value == 1.0] == ["ok"]
+    assert {each.series.label("model") for each in points} == {"m"}
+
+
+amounts = st.floats(0, 1e9)
+collections = st.one_of(
+    st.sampled_from([Failure(cause, "why") for cause in Cause]),
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(
+            ("running", "waiting", "limit", "finished", "failed", "firsts", "good", "prompts", "first", "room"), amounts
+        )
+        | {"usage": st.floats(0, 1), "stalled": st.sampled_from([0.0, 1.0])},
+    ).map(lambda changes: busy(**changes)),
+)
+
+
+@given(st.lists(collections, min_size=1, max_size=30), st.sampled_from([1.0, 5.0, 60.0, 700.0]))
+def test_every_history_has_one_state_with_a_reason_and_an_engine_that_is_not_read_is_never_good_for_long(
+    history: list[list[Point] | Failure], step: float
+) -> None:
+    watch = Watch(step=step)
+    unread = 0.0
+    for each in history:
+        judged = watch.polled(each)
+        unread = unread + step if isinstance(each, Failure) else 0.0
+
+        assert judged.state in ENGINE_STATES
+        assert judged.reason
+        assert EPOCH <= judged.since <= EPOCH + watch.at
+        if unread > 2 * step + 20.0:
+            assert judged.state.level is not Level.GOOD
+
+
+def gpu(metric: Metric, value: float, **labels: str) -> Point:
+    return Point(Series(metric, {"gpu": "0", "uuid": "GPU-a", **labels}), value, "test")
+
+
+def card(**changes: float) -> list[Point]:
+    found = {"total": 80.0 * 2**30, "free": 8.0 * 2**30, **changes}
+    points = [gpu(schema.GPU_MEMORY_TOTAL, found["total"]), gpu(schema.GPU_MEMORY_HEADROOM, found["free"])]
+    return [*points, Point(Series(schema.GPUS, {}), found.get("listed", 1.0), "test")]
+
+
+def gpus(*readings: Sequence[Point] | Failure, step: float = 5.0) -> tuple[Judged, ...]:
+    """What is judged after the last of some readings."""
+    memory, judged = None, tuple[Judged, ...]()
+    for number, points in enumerate(readings):
+        memory, judged = gpu_state.judge(memory, answer(points, number * step), 7.0 + number * step)
+    return judged
+
+
+def test_a_gpu_is_ok() -> None:
+    (judged,) = gpus(card())
+
+    assert (judged.state, judged.gpu, judged.uuid) == (State.OK, "0", "GPU-a")
+
+
+def test_a_gpu_that_is_gone_is_lost_and_stays_so() -> None:
+    listed = Point(Series(schema.GPUS, {}), 1.0, "test")
+    (judged,) = gpus(card(), *[[listed]] * 1000)
+
+    assert (judged.state, judged.gpu) == (State.LOST, "0")
+
+
+def test_a_gpu_that_never_could_be_read_is_lost() -> None:
+    judged = gpus(card(listed=2.0))
+
+    assert [(each.state, each.gpu) for each in judged] == [(State.OK, "0"), (State.LOST, "")]
+    assert judged[1].reason == "1 of 2 GPUs cannot be read"
+
+
+def test_without_a_driver_gpus_are_unknown() -> None:
+    failure = Failure(Cause.DRIVER, "the driver is not loaded")
+
+    assert [each.state for each in gpus(failure)] == [State.UNKNOWN]
+    assert [each.state for each in gpus(card(), *[failure] * 4)] == [State.UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted", "reason"),
+    [
+        (gpu(schema.GPU_XID_LAST, EPOCH - 60.0, xid="79"), State.ERROR, "fatal error Xid 79, 60 s ago"),
+        (gpu(schema.GPU_XID_LAST, EPOCH - 3600.0, xid="79"), State.OK, None),
+        (gpu(schema.GPU_XID_LAST, EPOCH - 60.0, xid="13"), State.OK, None),
+        (gpu(schema.GPU_RECOVERY_ACTION, 2.0), State.ERROR, "its driver asks for a recovery: reboot the node"),
+        (gpu(schema.GPU_ROW_REMAP_FAILURE, 1.0), State.ERROR, "a row of its memory could not be remapped"),
+        (gpu(schema.GPU_THROTTLE, 1.0, reason="hw_thermal"), State.THROTTLED, "its clocks are held down: hw_thermal"),
+        (gpu(schema.GPU_THROTTLE, 1.0, reason="sw_power_cap"), State.OK, None),
+        (gpu(schema.GPU_MEMORY_HEADROOM, 2.0**20), State.FULL, "1 MiB can still be allocated"),
+    ],
+)
+def test_what_is_wrong_with_a_gpu(more: Point, wanted: State, reason: str | None) -> None:
+    (judged,) = gpus([*card(), more])
+
+    assert judged.state is wanted
+    assert reason is None or judged.reason == reason
+
+
+def test_a_moment_of_heat_is_not_throttling() -> None:
+    hot = [*card(), gpu(schema.GPU_THROTTLE, 1.0, reason="hw_thermal")]
+
+    assert gpus(card(), *[hot] * 6)[0].state is State.OK
+    assert gpus(card(), *[hot] * 20)[0].state is State.THROTTLED
+
+
+def test_a_state_set_of_gpus() -> None:
+    points = [*gpu_state.state_points(gpus(card()))]
+
+    assert [each.series.label("state") for each in points] == list(GPU_STATES)
+    assert [each.series.label("state") for each in points if each.value == 1.0] == ["ok"]
