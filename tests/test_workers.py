@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 
 import pytest
 
-from llm_headroom.net.workers import MOST_WAITING, Workers
+from llm_headroom.net.workers import MOST_WAITING, Heavy, Workers
 
 
 def test_so_many_calls_run_at_once_and_the_others_wait_for_their_turn() -> None:
@@ -56,13 +57,17 @@ def test_what_a_call_raises_is_for_whoever_waits_for_it() -> None:
 def test_calls_beyond_those_that_may_wait_are_refused() -> None:
     workers = Workers("test", 1)
     gate = threading.Event()
-    first = workers.submit(gate.wait, 20)
-    waiting = [workers.submit(divmod, 7, 2) for _ in range(MOST_WAITING - 1)]
+    workers.submit(gate.wait, 20)
+    futures: list[Future[int]] = []
+
+    def fill() -> None:
+        while len(futures) < MOST_WAITING + 2:
+            futures.append(workers.submit(int, 1))
+
     with pytest.raises(OSError, match="too many calls wait"):
-        [workers.submit(divmod, 7, 2) for _ in range(2)]
+        fill()
     gate.set()
-    assert first.result(20)
-    assert waiting[-1].result(20) == (3, 1)
+    assert futures[-1].result(20) == 1
 
 
 def test_a_call_that_never_returns_does_not_keep_the_process() -> None:
@@ -78,3 +83,34 @@ def test_a_call_that_never_returns_does_not_keep_the_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "ended\n"
+
+
+def test_work_that_is_late_goes_on_and_the_next_piece_of_its_owner_waits_for_it() -> None:
+    gate, order = threading.Event(), list[str]()
+
+    def late() -> None:
+        assert gate.wait(20)
+        order.append("late")
+
+    async def worked() -> None:
+        heavy, other, loop = Heavy(), Heavy(), asyncio.get_running_loop()
+        with pytest.raises(TimeoutError):
+            await heavy.do(late, loop.time())
+        assert heavy.busy
+        second = asyncio.create_task(heavy.do(lambda: order.append("next"), loop.time() + 20.0))
+        await other.do(gate.set, loop.time() + 20.0)
+        await second
+
+    asyncio.run(worked())
+
+    assert order == ["late", "next"]
+
+
+def test_an_error_of_heavy_work_is_its_owners() -> None:
+    async def worked() -> None:
+        heavy, loop = Heavy(), asyncio.get_running_loop()
+        with pytest.raises(ZeroDivisionError):
+            await heavy.do(lambda: 1 // 0, loop.time() + 20.0)
+        assert await heavy.do(lambda: 1, loop.time() + 20.0) == 1
+
+    asyncio.run(worked())
