@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 HEAD: Final = """# How good the load headroom is
 
+For those who scale engines or plan their number. At the end you know how far the load headroom may be off, beside what
+other estimates are off by, and where it fails.
+
 Written by `make evaluate`; do not edit. Quarters of an hour of production traces are replayed on simulated engines. The
 **true limit** of each is found by bisection: the factor on its arrivals at which 5 % of first tokens come later than
 the objective (the first bucket boundary of at least 2 s and twice an idle engine's p99). Then each is replayed at 20 to
