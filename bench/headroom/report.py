@@ -26,8 +26,8 @@ what it would say. What is true is the limit over the load: 1.25 at 80 %. The er
 said over what is true: 0.18 is a factor of 1.2.
 
 Constants were tuned on azure_llm_2023_conv and servegen_mlarge_day6 alone; everything else is held out, but the
-engines' hardware models are the same. How SGLang's scheduling is modelled was changed, on the two tuning traces, after a look at
-held-out figures had shown it to be wrong. In brackets 95 % intervals, by
+engines' hardware models are the same. How SGLang's scheduling is modelled was changed, on the two tuning traces, after
+a look at held-out figures had shown it to be wrong. In brackets 95 % intervals, by
 bootstrap over traces, then over their quarters of an hour. `AUC`: how well moments at or beyond the limit are told from
 those at 80 % or below. `beyond 1 at 60 %`: how often 60 % load is taken for more than the engine takes. `without`: how
 often there is no estimate; ours needs ten busy minutes.
