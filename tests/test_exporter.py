@@ -16,6 +16,8 @@ import nvml_library
 from captures import Capture
 from engine_server import EngineServer, Reply, as_json, garbage, half, hang, huge, replayed
 from exporter_process import Exporter, check
+from llm_headroom.proxy import measures
+from llm_headroom.scrape import coverage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -454,7 +456,11 @@ def test_check_reports_as_text_and_fails_with_a_failed_source(vllm: EngineServer
 
     assert checked.returncode == 1
     assert f"{vllm.name}  vllm 0.32.0  up" in checked.stdout
+    assert "✓ tiny-llama is ok: 8 running, 39 waiting" in checked.stdout
     assert "llm_requests_waiting{model=tiny-llama, replica=0}" in checked.stdout
+    assert "39 requests  vllm:num_requests_waiting" in checked.stdout
+    assert "2,048 tokens" in checked.stdout
+    assert checked.stdout.index("DOWN") < checked.stdout.index("tiny-llama"), "the worst comes first"
     assert "127.0.0.1:1  sglang  DOWN" in checked.stdout
     assert "error (refused): http://127.0.0.1:1/metrics" in checked.stdout
 
@@ -473,7 +479,24 @@ def test_check_names_each_engine(capture: Capture) -> None:
 def test_check_with_no_engine_at_all_says_where_it_looked() -> None:
     checked = check("--no-discover", "--no-gpu")
 
-    assert (checked.returncode, checked.stdout) == (0, "Nothing to check: no engine and no GPU was found.\n")
+    assert (checked.returncode, checked.stdout) == (
+        1,
+        "Nothing was found: no engine and no GPU. Name one with `--target`, as in --target vllm=http://HOST:8000\n",
+    )
+
+
+def test_check_says_what_to_do_about_what_is_missing() -> None:
+    with EngineServer(replayed(OLLAMA)) as server:
+        checked = check(f"--target=ollama={server.url}", "--no-gpu")
+    letter = " ".join(checked.stdout.split())
+
+    assert "run with `--ollama-proxy :11435` to get it: llm_requests_running" in letter
+    assert "set `gpu_hour` under `cost`" in letter
+    assert "llm_engine_state" not in letter
+
+
+def test_what_a_proxy_measures_is_said_to_be_measured_by_one() -> None:
+    assert measures.BOUNDS.keys() <= coverage.BY_PROXY
 
 
 def test_check_says_what_answers_if_it_is_no_engine() -> None:
