@@ -10,7 +10,7 @@ import math
 import subprocess
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import yaml
@@ -24,6 +24,8 @@ from programs import program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from llm_headroom.model import Metric
 
 RULES: Final = Path(__file__).parents[1] / "alerts" / "llm-headroom.rules.yml"
 PAGES: Final = {
@@ -67,7 +69,7 @@ class Engine:
         own = self.counts
         ttft = Histogram((1.0, 2.5, 5.0, math.inf), (*([own["first"] - own["late"]] * 2), *([own["first"]] * 2)), 1.0)
 
-        def point(metric: schema.Metric, value: float | Histogram, **labels: str) -> Point:
+        def point(metric: Metric, value: float | Histogram, **labels: str) -> Point:
             return Point(Series(metric, {**BASE, "model": "m", **labels}), value, "test")
 
         return [
@@ -202,7 +204,7 @@ def test_a_page_fires_if_and_only_if_the_state_is_there(name: str, tmp_path: Pat
         {"name": group["name"], "rules": [rule for rule in group["rules"] if _needed(rule)]}
         for group in yaml.safe_load(RULES.read_text())["groups"]
     ]
-    checks = [
+    checks: list[dict[str, Any]] = [
         {
             "expr": f'count(ALERTS{{alertname="{page}", alertstate="firing"}}) or vector(0)',
             "eval_time": f"{scrape * SCRAPE}s",
