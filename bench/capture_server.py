@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CAPTURES: Final = Path(__file__).parents[1] / "tests" / "fixtures" / "captures"
 SCRAPE: Final = "saturated.prom"
 BODIES: Final = 100
-"""Scrapes until the numbers begin anew, which looks like a restart of the engine: more than a window has."""
+"""Scrapes until the numbers start again, which looks like a restart of the engine: more than a window has."""
 DOCUMENTS: Final = {"/version": "version.json", "/v1/models": "models.json", "/server_info": "server_info.json"}
 ALIAS: Final = "/as/"
 _SAMPLE: Final = re.compile(r"^([^#\s{][^{\s]*)(\{.*\})? (\S+)$")

@@ -217,7 +217,7 @@ def scraped(engines: int, port: int, interval: int, seconds: float, rules: Path 
         deadline = time.monotonic() + 60 + 3 * interval
         while (apart := query(address, "count(count by (target) (llm_up))")) != engines:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{apart} targets of {engines}: not scraped in time, or not told apart")
+                raise RuntimeError(f"{apart} targets of {engines}: not scraped in time, or not distinguished")
             time.sleep(1)
         time.sleep(interval)  # so that every series has a second sample
         first, began = own(address), time.monotonic()

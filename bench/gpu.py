@@ -82,18 +82,18 @@ def machine(folder: Path, gpus: int) -> nvml_library.Description:
 
 
 def engine() -> Watched:
-    """A target that is this process and tells its memory as SGLang does."""
+    """A target that is this process and reports its memory as SGLang does."""
     target = Target(name="engine", endpoint=Endpoint(url="http://127.0.0.1:1"), engine="sglang", pid=os.getpid())
     labels = {"engine": "sglang", "target": "engine", "model": "m"}
     kinds = {"weights": 30.0, "kv_cache": 60.0, "graph": 2.0}
-    told = [
+    points = [
         Point(Series(schema.MODEL_MEMORY, {**labels, "kind": kind}), size * GIB, "bench")
         for kind, size in kinds.items()
     ]
     tokens = ((schema.KV_CACHE_CAPACITY, 1e6), (schema.KV_CACHE_USED, 4e5), (schema.KV_CACHE_EVICTABLE, 2e5))
-    told += [Point(Series(metric, labels), value, "bench") for metric, value in tokens]
+    points += [Point(Series(metric, labels), value, "bench") for metric, value in tokens]
     health = Health(up=True)
-    return Watched(target, Snapshot(target="engine", engine="sglang", taken=0.0, points=tuple(told), health=health))
+    return Watched(target, Snapshot(target="engine", engine="sglang", taken=0.0, points=tuple(points), health=health))
 
 
 def calls(library: Path, folder: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What parsing costs: CPU per scrape beside prometheus_client's parser, and the memory that is kept between scrapes.
+"""What parsing costs: CPU per scrape beside prometheus_client's parser, and the memory retained between scrapes.
 
     python bench/parse.py [rounds]
 
@@ -167,7 +167,7 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
     print(f"{'body':34} {'KB':>6} {'samples':>7} {'peer us':>8}", end="")
     print("".join(f" {what + ' us':>11} {'ratio':>7}" for what in ("steady", "growing", "first")), end="")
-    print("  KiB kept: alone, equal, near")
+    print("  KiB retained: alone, equal, near")
     for cost in measure(rounds):
         print(f"{cost.body:34} {cost.size / 1000:6.1f} {cost.samples:7} {cost.peer * 1e6:8.0f}", end="")
         for own, ratio in (

@@ -67,7 +67,7 @@ class Case(NamedTuple):
     def goal(self) -> bool:
         """Whether vmagent's CPU is the goal: for the poll alone, however often `/metrics` is read.
 
-        vmagent's CPU has its remote write in it, once a second by default, which cannot be told apart. So below a
+        vmagent's CPU has its remote write in it, once a second by default, which cannot be separated. So below a
         second, where one write carries several polls, there is no goal.
         """
         return self.interval >= 1.0 and not self.served

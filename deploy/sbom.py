@@ -22,7 +22,7 @@ def sbom(folder: Path) -> dict[str, Any]:
     """The document for what is installed in a folder."""
     found = VERSION.search((folder / "llm_headroom" / "__init__.py").read_text())
     if found is None:
-        raise ValueError(f"{folder}/llm_headroom/__init__.py does not tell its version")
+        raise ValueError(f"{folder}/llm_headroom/__init__.py does not contain its version")
     components = sorted(map(_component, distributions(path=[str(folder)])), key=lambda one: str(one["purl"]))
     root = _identity("llm-headroom", found[1]) | {"licenses": [{"license": {"id": "Apache-2.0"}}]}
     document = {

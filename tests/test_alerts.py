@@ -128,7 +128,7 @@ def test_every_threshold_is_used_by_an_alert_or_drawn_by_a_dashboard() -> None:
 
 @pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: alert.name)
 def test_what_an_alert_tells(alert: Alert) -> None:
-    notes = alerts.told(alert, DEFAULTS)
+    notes = alerts.described(alert, DEFAULTS)
 
     assert "{{ $value" in notes["description"]
     for text in (notes["summary"], notes["description"]):
@@ -139,7 +139,7 @@ def test_what_an_alert_tells(alert: Alert) -> None:
 def test_links_lead_to_what_is_meant() -> None:
     settings = BundleSettings(runbook_base_url="https://wiki/r/", dashboard_base_url="https://grafana/")
     (alert,) = (each for each in alerts.ALERTS if each.name == "LLMFirstTokensSlow")
-    notes = alerts.told(alert, settings)
+    notes = alerts.described(alert, settings)
 
     assert notes["runbook_url"] == "https://wiki/r/LLMFirstTokensSlow.md"
     begin = "https://grafana/d/llm-headroom-engine?orgId=1{{ with $labels.job }}&var-job={{ . }}{{ end }}"

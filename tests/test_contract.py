@@ -86,7 +86,7 @@ def test_no_pattern_of_ignored_names_hides_a_mapped_one(engine: Engine) -> None:
     vocabulary = Vocabulary(engine)
 
     for rule in engine.rules:
-        for name in (*rule.names, *rule.plus):
+        for name in (*rule.names, *rule.plus, *rule.less):
             assert vocabulary.state(name, "untyped") is SampleState.MAPPED
 
 
@@ -116,7 +116,7 @@ def examples() -> frozenset[str]:
     return frozenset(value for path in EXPOSITIONS for key in parsed(path).layout.keys for _, value in key.labels)
 
 
-UNSEEN = ("", "/v1/completions", "prefill_forward", "rejected")
+UNSEEN = ("", "/v1/completions", "prefill_forward", "rejected", "cpu_to_gpu", "gpu_to_cpu")
 """Values that rules look for and no capture has."""
 
 
@@ -136,8 +136,10 @@ def exposition(rule: Rule, name: str) -> bytes:
         labels[label] = next(example for example in (*UNSEEN, *sorted(examples())) if re.fullmatch(pattern, example))
     labels |= dict.fromkeys(rule.labels.keys() - labels.keys(), "x")
     if rule.read is not None:
-        labels |= {"kv_cache_size_tokens": "4", "gpu_memory_utilization": "0.9"}
+        labels |= {"kv_cache_size_tokens": "4", "gpu_memory_utilization": "0.9", "max_lora": "4"}
         labels |= {"kv_cache_memory_bytes": "4"} if rule.fixed else {}
+    if rule.newest is not None:
+        labels |= {"running_lora_adapters": "one"}
     inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
     if rule.metric.kind is not Kind.HISTOGRAM:
         return f"{name}{{{inside}}} 4\n".encode()
@@ -152,9 +154,8 @@ def exposition(rule: Rule, name: str) -> bytes:
 )
 def test_every_alias_finds_its_metric(engine: Engine, rule: Rule, name: str) -> None:
     body = exposition(rule, name)
-    if name.removeprefix("llamacpp") in {":prompt_tokens_cached_total", "_prompt_tokens_cached_total"} and rule.plus:
-        body += exposition(rule, "llamacpp:prompt_tokens_total")
-
+    if any(name in engine.spellings(added) for added in rule.plus):
+        body += exposition(rule, rule.names[0])
     for factor in rule.times[:1]:
         body += exposition(rule, factor)
 

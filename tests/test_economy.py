@@ -36,7 +36,7 @@ def run(
     for at, points, held in polls:
         ledger = economy.advance(ledger, points, held, price, at)
     assert ledger is not None
-    return list(economy.told(ledger, held, price, LABELS))
+    return list(economy.points(ledger, held, price, LABELS))
 
 
 def test_cost_and_energy_per_token_follow_from_price_power_and_throughput() -> None:

@@ -443,7 +443,7 @@ def test_check_reports_as_json(vllm: EngineServer) -> None:
     histogram = points["llm_time_to_first_token_seconds"]["histogram"]
     assert (histogram["count"], histogram["buckets"][-1]) == (806, ["+Inf", 806])
     missing = {entry["metric"]: entry["reason"] for entry in source["missing"]}
-    assert missing["llm_kv_cache_evictable_tokens"] == "vLLM does not tell it"
+    assert missing["llm_kv_cache_evictable_tokens"] == "vLLM does not expose this metric"
     assert "speculative decoding" in missing["llm_spec_decode_draft_tokens_total"]
     assert missing.keys().isdisjoint(points)
     assert source["unmapped"] == ["vllm:brand_new"]

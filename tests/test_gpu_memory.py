@@ -185,7 +185,7 @@ def test_parts_that_exceed_what_is_held_are_scaled_down_with_a_warning() -> None
     found = result(gpus(70), [holding(0, "a", 60)], engine("a", memory=memory))
     assert kinds(found) == {"weights": 60, "other": 0}
     (warning,) = found.warnings
-    assert warning.message.startswith("a holds 60.0 GiB on GPU 0, but tells of 150.0 GiB")
+    assert warning.message.startswith("a holds 60.0 GiB on GPU 0, but reports 150.0 GiB")
 
 
 # Devices -------------------------------------------------------------------------------------------------------------

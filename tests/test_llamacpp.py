@@ -9,11 +9,11 @@ import pytest
 
 import field_inputs
 from captures import value, values
-from engine_server import Reply, as_json
+from engine_server import Reply, as_json, garbage
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
-from llm_headroom.scrape.layers import Told
+from llm_headroom.scrape.layers import Reported
 from llm_headroom.scrape.visitors import LONGEST, PATIENCE, Visitors
 from one_target import polled
 from proc_tree import ProcTree
@@ -50,10 +50,10 @@ class Seen:
     def __init__(self, *, unified: bool) -> None:
         self.unified = unified
 
-    async def read(self, documents: Mapping[str, Any], deadline: float) -> Told:
+    async def read(self, documents: Mapping[str, Any], deadline: float) -> Reported:
         """How its slots are kept."""
         del documents, deadline
-        return Told(documents={PROCESS: self.unified})
+        return Reported(documents={PROCESS: self.unified})
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -68,6 +68,23 @@ def test_a_server_that_sleeps_is_left_alone_and_says_so() -> None:
     assert values(snapshot.points, "llm_model_asleep", "model") == {"m": 1.0}
     assert values(snapshot.points, "llm_model_loaded", "model") == {"m": 0.0}
     assert value(snapshot.points, "llm_requests_running") is None
+
+
+def test_a_server_that_no_longer_answers_is_down_and_not_silent() -> None:
+    snapshot, _ = polled("llamacpp", dict.fromkeys(("/props", "/v1/models", "/slots", "/metrics"), garbage))
+
+    assert not snapshot.health.up
+    assert snapshot.points == ()
+
+
+def test_a_server_that_is_still_loading_is_not_up() -> None:
+    loading = as_json({"error": {"code": 503, "message": "Loading model"}}, status=503)
+
+    snapshot, _ = polled("llamacpp", dict.fromkeys(("/props", "/v1/models", "/slots", "/metrics"), loading))
+
+    assert not snapshot.health.up
+    assert snapshot.health.error is not None
+    assert "loading" in snapshot.health.error.message
 
 
 def test_an_awake_server_and_a_build_that_cannot_sleep_are_read_at_each_poll() -> None:

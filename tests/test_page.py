@@ -201,7 +201,7 @@ class _Silent:
 
     capped: Mapping[str, int] = MappingProxyType({})
     interval = 1.0
-    kept: tuple[Point, ...] = ()
+    retained: tuple[Point, ...] = ()
 
     async def collect(self) -> Snapshot:
         raise AssertionError("nobody starts the poller")

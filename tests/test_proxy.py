@@ -559,13 +559,13 @@ def test_what_was_measured_is_told_while_the_engine_is_down_too() -> None:
             target = Target(name="engine", endpoint=Endpoint(url=url), engine="ollama")
             config = Config(targets=(target,), proxies=(ProxySettings(listen="127.0.0.1:0", target="engine"),))
             measures = Proxies(config).joined["engine"]
-            measures.count(schema.GENERATION_TOKENS, measures.told("m"), by=3)
+            measures.count(schema.GENERATION_TOKENS, measures.label("m"), by=3)
             source = EngineSource(target, BUILT_IN, config, measures)
             snapshot = await source.collect()
             await source.close()
 
         assert not snapshot.health.up
-        (point,) = source.kept
+        (point,) = source.retained
         assert (point.series.label("model"), point.series.label("target"), point.value) == ("m:latest", "engine", 3.0)
 
     bounded.run(test())

@@ -336,7 +336,7 @@ def test_what_clients_call_models_never_becomes_a_label() -> None:
 def test_models_that_engines_name_are_capped() -> None:
     measures = Measures(limit=2)
 
-    assert [measures.told(name) for name in ("a", "b", "c", "a")] == ["a", "b", "other", "a"]
+    assert [measures.label(name) for name in ("a", "b", "c", "a")] == ["a", "b", "other", "a"]
     assert measures.asked("b") == "b"
     assert measures.asked("c") == ""
     assert measures.cap.capped() == {"model": 1}

@@ -207,10 +207,91 @@ def test_aborted_and_failed_requests_are_not_among_the_finished_ones() -> None:
     }
 
 
-def test_adapters_with_timestamps_as_values_are_ignored() -> None:
-    state = Vocabulary(BUILT_IN["vllm"]).state("vllm:lora_requests_info", "gauge")
+def test_of_adapters_with_timestamps_as_values_the_newest_series_holds() -> None:
+    """Combinations that are over stay there for ever, each with the time at which it was seen last."""
+    points = mapped("vllm", "vllm/0.32.0-lora/saturated")
 
-    assert state is SampleState.IGNORED
+    assert values(points, "llm_lora_adapter_active", "adapter", "state") == {
+        ("ad1", "running"): 1,
+        ("ad1", "waiting"): 1,
+    }
+    assert values(points, "llm_lora_slots", "model") == {"tiny-llama": 1}
+
+
+def test_adapters_follow_the_newest_series_from_poll_to_poll() -> None:
+    exposition = of("vllm/0.32.0-lora/saturated")
+    same = mapper("vllm")
+    idle = [
+        math.inf if key.name == "vllm:lora_requests_info" and dict(key.labels)["running_lora_adapters"] == "" else value
+        for key, value in zip(exposition.layout.keys, exposition.values, strict=True)
+    ]
+
+    assert values(same.map(exposition)[1].points, "llm_lora_adapter_active", "adapter", "state")
+    assert values(same.plan(exposition.layout).apply(idle).points, "llm_lora_adapter_active", "adapter", "state") == {}
+
+
+def test_adapters_are_as_many_as_the_label_cap_lets_through() -> None:
+    many = ",".join(f"adapter-{number}" for number in range(9))
+    body = lines(
+        f'vllm:lora_requests_info{{max_lora="9",running_lora_adapters="{many}",waiting_lora_adapters=""}} 1.7e9'
+    )
+
+    points = mapper("vllm", limit=3).map(Parser().parse(body))[1].points
+
+    assert values(points, "llm_lora_adapter_active", "adapter") == {
+        "adapter-0": 1,
+        "adapter-1": 1,
+        "adapter-2": 1,
+        "other": 1,
+    }
+
+
+def test_hits_behind_a_connector_are_hits() -> None:
+    points = mapped("vllm", "vllm/0.32.0-kv-connector/after_load")
+
+    assert value(points, "llm_prefix_cache_queries_total") == value(points, "llm_external_cache_queries_total") == 10122
+    assert value(points, "llm_prefix_cache_hits_total") == value(points, "llm_external_cache_hits_total") == 6400
+    assert values(points, "llm_prefix_cache_hits_by_tier_total", "cache_tier") == {
+        "device": 0,
+        "host": 0,
+        "peer": 0,
+        "storage": 0,
+        "external": 6400,
+    }
+
+
+def test_transfers_of_a_connector_are_the_sums_and_counts_of_its_histograms() -> None:
+    body = lines(
+        "# TYPE vllm:nixl_bytes_transferred histogram",
+        'vllm:nixl_bytes_transferred_bucket{engine="0",le="+Inf"} 3',
+        'vllm:nixl_bytes_transferred_sum{engine="0"} 6144',
+        'vllm:nixl_bytes_transferred_count{engine="0"} 3',
+        "# TYPE vllm:nixl_xfer_time_seconds histogram",
+        'vllm:nixl_xfer_time_seconds_bucket{engine="0",le="+Inf"} 3',
+        'vllm:nixl_xfer_time_seconds_sum{engine="0"} 0.5',
+        'vllm:nixl_xfer_time_seconds_count{engine="0"} 3',
+        'vllm:nixl_num_failed_transfers_total{engine="0"} 2',
+        'vllm:nixl_num_kv_expired_reqs_total{engine="0"} 1',
+    )
+
+    points = mapped("vllm", body)
+
+    assert values(points, "llm_kv_transfer_bytes_total", "connector", "operation") == {("nixl", ""): 6144}
+    assert values(points, "llm_kv_transfer_seconds_total", "connector") == {"nixl": 0.5}
+    assert values(points, "llm_kv_transfers_total", "connector") == {"nixl": 3}
+    assert values(points, "llm_kv_transfer_failures_total", "reason") == {"transfer": 2, "expired": 1}
+
+
+def test_the_old_names_of_offloading_are_not_added_to_the_new_ones() -> None:
+    old = (
+        'vllm:kv_offload_total_bytes_total{engine="0",transfer_type="CPU_to_GPU"} 100',
+        'vllm:kv_offload_total_bytes_total{engine="0",transfer_type="GPU_to_CPU"} 200',
+    )
+    new = ('vllm:kv_offload_load_bytes_total{engine="0"} 101', 'vllm:kv_offload_store_bytes_total{engine="0"} 201')
+
+    for body, expected in ((old, {"load": 100, "store": 200}), ((*old, *new), {"load": 101, "store": 201})):
+        points = mapped("vllm", lines(*body))
+        assert values(points, "llm_kv_transfer_bytes_total", "operation") == expected
 
 
 def test_the_router_of_the_production_stack_is_refused() -> None:
@@ -218,6 +299,13 @@ def test_the_router_of_the_production_stack_is_refused() -> None:
 
     assert "router" in BUILT_IN["vllm"].refuse(layout)
     assert BUILT_IN["vllm"].refuse(of("vllm/0.32.0/saturated").layout) == ""
+
+
+def test_waiting_for_an_adapters_place_is_told_from_waiting_for_room() -> None:
+    points = mapped("vllm", "vllm/0.32.0-lora/saturated")
+
+    assert values(points, "llm_requests_waiting_by_reason", "reason") == {"capacity": 3, "deferred": 1}
+    assert value(points, "llm_requests_waiting") == 4
 
 
 def test_waiting_by_reason_is_not_added_to_waiting() -> None:
@@ -392,12 +480,12 @@ def test_gauges_with_le_labels_are_no_histograms() -> None:
     assert {vocabulary.state(key.name, key.type) for key in keys} == {SampleState.IGNORED}
 
 
-@pytest.mark.parametrize("kind", ["gauge", "histogram"])
-def test_families_that_change_type_between_versions_are_passed_over_in_both(kind: str) -> None:
-    vocabulary = Vocabulary(BUILT_IN["sglang"])
-    name = "sglang:kv_transfer_latency_ms" + ("_bucket" if kind == "histogram" else "")
+def test_a_family_that_was_a_gauge_before_it_became_a_histogram_is_read_as_the_latter_alone() -> None:
+    """SGLang's transfers until 0.5.9: the latest one's latency, which adds up to nothing."""
+    gauge = mapped("sglang", lines("# TYPE sglang:kv_transfer_latency_ms gauge", "sglang:kv_transfer_latency_ms 250"))
 
-    assert vocabulary.state(name, kind) is SampleState.IGNORED
+    assert value(gauge, "llm_kv_transfer_seconds_total") is None
+    assert value(gauge, "llm_kv_transfers_total") is None
 
 
 def test_nan_is_absent_and_counted() -> None:
@@ -418,6 +506,91 @@ def test_a_router_that_turned_colons_into_underscores_is_read_alike() -> None:
     kept, turned = mapped("sglang", body), mapped("sglang", body.replace(b"sglang:", b"sglang_"))
 
     assert [(point.series, point.value) for point in turned] == [(point.series, point.value) for point in kept]
+
+
+def test_aborted_requests_are_taken_off_the_finished_ones() -> None:
+    """400 ended, of which clients aborted 35 while they ran or waited."""
+    points = mapped("sglang", "sglang/0.5.23-abort/after_load")
+
+    assert value(points, "llm_requests_finished_total") == 400 - 35
+    assert values(points, "llm_requests_failed_total", "reason") == {"abort": 35}
+
+
+def test_finished_requests_never_fall_while_an_abort_is_on_its_way() -> None:
+    """An abort is counted when it is asked for, the request's end when the scheduler has heard of it."""
+    same = mapper("sglang")
+    found = []
+    for ended, aborted in ((10, 2), (10, 3), (11, 3), (13, 3), (1, 0)):
+        body = lines(f"sglang:num_requests_total {ended}", f"sglang:num_aborted_requests_total {aborted}")
+        found.append(value(same.map(Parser().parse(body))[1].points, "llm_requests_finished_total"))
+
+    assert found == [8, 8, 8, 10, 1]  # the last one is a new life
+
+
+def test_finished_requests_go_on_when_the_first_abort_brings_its_series() -> None:
+    same = mapper("sglang")
+    before = same.map(Parser().parse(lines("sglang:num_requests_total 10")))[1].points
+    after = same.map(Parser().parse(lines("sglang:num_requests_total 10", "sglang:num_aborted_requests_total 1")))[
+        1
+    ].points
+
+    assert value(before, "llm_requests_finished_total") == value(after, "llm_requests_finished_total") == 10
+
+
+def test_the_parts_of_a_queue_by_priority_stand_beside_the_whole() -> None:
+    """SGLang repeats the whole under an empty priority."""
+    parts = {"": 8, "0": 6, "1": 1, "5": 1}
+    points = mapped("sglang", lines(*(f'sglang:num_queue_reqs{{priority="{each}"}} {n}' for each, n in parts.items())))
+
+    assert value(points, "llm_requests_waiting") == 8
+    assert values(points, "llm_requests_waiting_by_priority", "request_priority") == {"0": 6, "1": 1, "5": 1}
+
+
+def test_hits_of_hicache_are_told_by_tier() -> None:
+    body = lines(
+        'sglang:prefill_effective_tokens_total{mode="input",tp_rank="0"} 100',
+        'sglang:prefill_effective_tokens_total{mode="device_hit",tp_rank="0"} 50',
+        'sglang:prefill_effective_tokens_total{mode="host_hit",tp_rank="0"} 30',
+        'sglang:prefill_effective_tokens_total{mode="storage_hit",tp_rank="0"} 20',
+    )
+
+    points = mapped("sglang", body)
+
+    hits = values(points, "llm_prefix_cache_hits_by_tier_total", "cache_tier")
+    assert hits == {"device": 50, "host": 30, "storage": 20}
+    assert value(points, "llm_prefix_cache_hits_total") == 100
+    assert value(points, "llm_prefix_cache_queries_total") == 200
+
+
+@pytest.mark.parametrize("role", ["unified", "prefill", "decode"])
+def test_the_role_in_disaggregated_serving_is_told(role: str) -> None:
+    points = mapped("sglang", lines(f'sglang:num_running_reqs{{engine_type="{role}",tp_rank="0"}} 3'))
+
+    assert values(points, "llm_engine_role", "engine_role") == {role: 1}
+
+
+def test_bytes_of_ranks_add_up_and_their_seconds_do_not() -> None:
+    body = lines(
+        *(
+            f'sglang:{name}{{cache_type="radix",tp_rank="{rank}"}} {value}'
+            for rank in (0, 1)
+            for name, value in (("load_back_bytes_total", 1024), ("load_back_duration_seconds_sum", 2))
+        )
+    )
+
+    points = mapped("sglang", body)
+
+    assert values(points, "llm_kv_transfer_bytes_total", "connector", "operation") == {("hicache", "load"): 2048}
+    assert values(points, "llm_kv_transfer_seconds_total", "connector", "operation") == {("hicache", "load"): 2}
+
+
+def test_megabytes_and_milliseconds_of_transfers_become_bytes_and_seconds() -> None:
+    body = lines("sglang:kv_transfer_total_mb_sum 3", "sglang:kv_transfer_latency_ms_sum 250")
+
+    points = mapped("sglang", body)
+
+    assert value(points, "llm_kv_transfer_bytes_total") == 3 * 1048576
+    assert value(points, "llm_kv_transfer_seconds_total") == pytest.approx(0.25)
 
 
 # Routers -------------------------------------------------------------------------------------------------------------
@@ -452,6 +625,19 @@ def test_age_buckets_of_the_router_are_no_histogram() -> None:
     state = Vocabulary(BUILT_IN["sglang_router"]).state("smg_http_inflight_request_age_count", "gauge")
 
     assert state is SampleState.IGNORED
+
+
+def test_a_routers_dead_worker_shows_in_error_codes_and_exhausted_retries() -> None:
+    points = mapped("sglang_router", "sglang/smg-1.13.0/worker_dead")
+
+    assert value(points, "llm_router_retries_total") == 4
+    assert value(points, "llm_router_retries_exhausted_total") == 1
+    assert values(points, "llm_router_error_responses_total", "reason") == {
+        "client_closed_request": 4,
+        "model_not_found": 4,
+        "integer_below_min_value": 4,
+        "call_upstream_connection_failed": 1,
+    }
 
 
 # llama.cpp -----------------------------------------------------------------------------------------------------------

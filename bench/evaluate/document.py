@@ -37,7 +37,7 @@ The SLO of a scenario is the first bucket boundary of at least 2 s and twice an 
 the risks were fitted on the tuning scenarios, with other draws; every figure but those marked so is of the held-out
 ones.
 """
-TAIL: Final = """## What this does not tell
+TAIL: Final = """## Limits of this evaluation
 
 Engines are simulated, by a roofline of their hardware; none was measured. Loads lie near saturation by design: false
 alarms a day compare rules, they do not foretell those of a calm service. Runs last one or two hours, which cuts the
@@ -53,7 +53,7 @@ window holds. The loads were found before that; the warning's threshold was chos
 
 
 SKILL: Final = """Skill is 1 minus the Brier score over that of always saying the rate at which it happened: 0 is no
-better than knowing that rate. The last columns tell how well plain gauges rank the same moments.
+better than knowing that rate. The last columns show how well plain gauges rank the same moments.
 """
 
 

@@ -84,7 +84,7 @@ def reliability(curves: Mapping[str, Sequence[Bin]]) -> str:
 
 
 def precision_recall(marks: Sequence[Mark]) -> str:
-    """Rules by recall and precision, numbered; the key tells their names."""
+    """Rules by recall and precision, numbered; the key has their names."""
     inside = []
     for index, mark in enumerate(marks, start=1):
         x, y, colour = _x(mark.recall), _y(mark.precision), COLOURS[mark.kind]

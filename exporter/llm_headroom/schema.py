@@ -75,6 +75,40 @@ def _process(name: str, kind: Kind, unit: str, text: str, *labels: str) -> Metri
 # Traffic -------------------------------------------------------------------------------------------------------------
 REQUESTS_RUNNING: Final = _gauge("requests_running", "{request}", "Requests in the running batch.")
 REQUESTS_WAITING: Final = _gauge("requests_waiting", "{request}", "Requests waiting to be scheduled.")
+REQUESTS_WAITING_BY_REASON: Final = _gauge(
+    "requests_waiting_by_reason",
+    "{request}",
+    "Waiting requests by what they wait for: capacity (a place in the batch, KV cache), deferred (an adapter's place, "
+    "KV cache from elsewhere), grammar (its compilation).",
+    "reason",
+)
+REQUESTS_IN_KV_TRANSFER: Final = _gauge(
+    "requests_in_kv_transfer",
+    "{request}",
+    "Requests whose KV cache comes from elsewhere or goes there, by stage, as the engine calls it.",
+    "wait_stage",
+)
+REQUESTS_RUNNING_BY_PRIORITY: Final = _gauge(
+    "requests_running_by_priority", "{request}", "Requests in the running batch by priority.", "request_priority"
+)
+REQUESTS_WAITING_BY_PRIORITY: Final = _gauge(
+    "requests_waiting_by_priority",
+    "{request}",
+    "Requests waiting to be scheduled by priority.",
+    "request_priority",
+)
+LORA_ADAPTER_ACTIVE: Final = _gauge(
+    "lora_adapter_active",
+    "{adapter}",
+    "1 while requests of a LoRA adapter are running, or waiting, by state; absent while it has none.",
+    "adapter",
+    "state",
+    across=Across.MAX,
+)
+LORA_SLOTS: Final = _gauge("lora_slots", "{adapter}", "LoRA adapters that fit into one batch.", across=Across.MAX)
+LORA_SLOTS_USED: Final = _gauge(
+    "lora_slots_used", "{adapter}", "LoRA adapters that are in these places.", across=Across.MAX
+)
 REQUESTS_RUNNING_LIMIT: Final = _gauge(
     "requests_running_limit", "{request}", "Maximum number of requests that the engine runs at once."
 )
@@ -101,23 +135,23 @@ PROXY_UNMEASURED: Final = _counter(
 PROXY_FIRST_TOKEN_WAIT: Final = _gauge(
     "proxy_first_token_wait_seconds",
     "s",
-    "Age of the oldest streamed request through the measuring proxy that has had no first token yet; 0 without any.",
+    "Age of the oldest streamed request through the measuring proxy without a first token; 0 if there is none.",
     across=Across.MAX,
     subject=Subject.PROXY,
 )
 PROXY_SILENCE: Final = _gauge(
     "proxy_silence_seconds",
     "s",
-    "Time for which streamed requests have been under way through the measuring proxy without a byte of any answer; 0 "
-    "without any.",
+    "Time during which streamed requests have been in progress through the measuring proxy without a byte of any "
+    "response; 0 if there are none.",
     across=Across.MAX,
     subject=Subject.PROXY,
 )
 PROXY_OVERDUE: Final = _gauge(
     "proxy_requests_overdue",
     "{request}",
-    "Requests under way through the measuring proxy that have missed an objective already (ttft: streamed, and without "
-    "a first token; request_duration: without their end).",
+    "Requests in progress through the measuring proxy that have already missed an objective (ttft: streamed, and "
+    "without a first token; request_duration: not finished).",
     "slo",
     subject=Subject.PROXY,
 )
@@ -128,6 +162,13 @@ PREEMPTIONS: Final = _counter(
     "preemptions_total",
     "{preemption}",
     "Running requests that were preempted (SGLang: retracted) because the KV cache was full.",
+)
+PREEMPTED_TOKENS: Final = _counter(
+    "preempted_tokens_total",
+    "{token}",
+    "Tokens of requests that were put back (preempted, retracted): their KV cache is gone and is computed again; by "
+    "kind (prompt, generation).",
+    "kind",
 )
 PROMPT_TOKENS: Final = _counter("prompt_tokens_total", "{token}", "Prompt tokens, including cached ones.")
 GENERATION_TOKENS: Final = _counter("generation_tokens_total", "{token}", "Generated tokens.")
@@ -197,6 +238,15 @@ SPEC_DECODE_ACCEPTANCE: Final = _gauge(
     across=Across.MAX,
 )
 
+SPEC_DECODE_DRAFTS: Final = _counter(
+    "spec_decode_drafts_total", "{draft}", "Drafts that the model has verified: steps of speculative decoding."
+)
+SPEC_DECODE_ACCEPTED_BY_POSITION: Final = _counter(
+    "spec_decode_accepted_tokens_by_position_total",
+    "{token}",
+    "Accepted draft tokens by their position in the draft, from 0; divide by the drafts for the acceptance of each.",
+    "position",
+)
 # KV cache ------------------------------------------------------------------------------------------------------------
 KV_CACHE_CAPACITY: Final = _gauge("kv_cache_capacity_tokens", "{token}", "Capacity of the KV cache in tokens.")
 KV_CACHE_USED: Final = _gauge(
@@ -216,7 +266,9 @@ KV_CACHE_USAGE: Final = _gauge(
 PREFIX_CACHE_QUERIES: Final = _counter(
     "prefix_cache_queries_total", "{token}", "Prompt tokens looked up in the prefix cache."
 )
-PREFIX_CACHE_HITS: Final = _counter("prefix_cache_hits_total", "{token}", "Prompt tokens found in the prefix cache.")
+PREFIX_CACHE_HITS: Final = _counter(
+    "prefix_cache_hits_total", "{token}", "Prompt tokens found in the prefix cache, whatever tier they lay in."
+)
 PREFIX_CACHE_HIT_RATIO: Final = _gauge(
     "prefix_cache_hit_ratio",
     "1",
@@ -224,6 +276,69 @@ PREFIX_CACHE_HIT_RATIO: Final = _gauge(
     across=Across.NONE,
 )
 
+PREFIX_CACHE_HITS_BY_TIER: Final = _counter(
+    "prefix_cache_hits_by_tier_total",
+    "{token}",
+    "Prompt tokens found in the prefix cache by where they were: device (the GPU), host (its memory), storage (disk or "
+    "a store), peer (another engine), external (behind a connector that does not say).",
+    "cache_tier",
+)
+EXTERNAL_CACHE_QUERIES: Final = _counter(
+    "external_cache_queries_total",
+    "{token}",
+    "Prompt tokens that were not in the engine's own cache and were looked up behind a KV connector.",
+)
+EXTERNAL_CACHE_HITS: Final = _counter(
+    "external_cache_hits_total", "{token}", "Prompt tokens found behind a KV connector."
+)
+KV_CACHE_HOST_CAPACITY: Final = _gauge(
+    "kv_cache_host_capacity_tokens", "{token}", "Tokens that the cache tier in the host's memory can hold."
+)
+KV_CACHE_HOST_USED: Final = _gauge(
+    "kv_cache_host_used_tokens", "{token}", "Tokens in the cache tier in the host's memory."
+)
+MM_CACHE_QUERIES: Final = _counter(
+    "mm_cache_queries_total", "{item}", "Images, sounds and videos looked up in the cache of multi-modal inputs."
+)
+MM_CACHE_HITS: Final = _counter("mm_cache_hits_total", "{item}", "Those found there.")
+
+# KV cache on its way: disaggregated prefill and decode, offloading ---------------------------------------------------
+KV_TRANSFER_BYTES: Final = _counter(
+    "kv_transfer_bytes_total",
+    "By",
+    "KV cache moved between engines or tiers, by connector and operation (load: to the GPU, store: from it).",
+    "connector",
+    "operation",
+)
+KV_TRANSFER_SECONDS: Final = _counter(
+    "kv_transfer_seconds_total",
+    "s",
+    "Time that these transfers took, summed over those that ran at once.",
+    "connector",
+    "operation",
+)
+KV_TRANSFERS: Final = _counter(
+    "kv_transfers_total", "{transfer}", "Transfers of KV cache that were done.", "connector", "operation"
+)
+KV_TRANSFER_FAILURES: Final = _counter(
+    "kv_transfer_failures_total", "{failure}", "Transfers of KV cache that failed, by reason.", "connector", "reason"
+)
+ENGINE_ROLE: Final = _gauge(
+    "engine_role",
+    "{info}",
+    "Always 1; the engine's part in disaggregated serving in a label (prefill, decode, both, dynamic; unified: none).",
+    "engine_role",
+    across=Across.NONE,
+)
+EXPERT_BALANCE: Final = _counter(
+    "expert_balance_score_total",
+    "{score}",
+    "Balance of load among experts (mean by maximum, 1 is even) summed over the passes of which it was taken.",
+    "phase",
+)
+EXPERT_BALANCE_PASSES: Final = _counter(
+    "expert_balance_passes_total", "{pass}", "Forward passes of which the balance was taken.", "phase"
+)
 # Model and engine ----------------------------------------------------------------------------------------------------
 MODEL_INFO: Final = _gauge(
     "model_info",
@@ -346,29 +461,29 @@ KV_SATURATION_RISK: Final = _derived_gauge(
 SATURATION_HIGH_WATER: Final = _derived_gauge(
     "saturation_high_water_ratio",
     "1",
-    "From 0 to 1: how near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective, from the "
-    "highest TTFT forecast and the highest KV cache demand. Ranks engines; no probability.",
+    "How close the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective (0 to 1), from the "
+    "highest TTFT forecast and the highest KV cache demand. Use it to rank engines; it is not a probability.",
     across=Across.MAX,
 )
 LOAD_HEADROOM: Final = _derived_gauge(
     "load_headroom_ratio",
     "1",
-    "How many times its traffic of the last 15 minutes the engine can take before it breaks the objective; 16 is 16 or "
-    "more. Absent until ten busy minutes were seen.",
+    "Multiple of its traffic of the last 15 minutes that the engine can take within the objective; 16 means 16 or "
+    "more. Absent until there were ten busy minutes.",
     "objective",
     across=Across.NONE,
 )
 SUSTAINABLE_REQUESTS: Final = _derived_gauge(
     "sustainable_requests_per_second",
     "{request}/s",
-    "Requests like those of the last 15 minutes that the engine can take per second within the objective.",
+    "Requests per second, like those of the last 15 minutes, that the engine can take within the objective.",
     "objective",
 )
 LOAD_HEADROOM_BINDING: Final = _derived_gauge(
     "load_headroom_binding",
     "{flag}",
-    "1 for the resource (kv_cache, compute, concurrency) that first tokens or tokens wait for where the load headroom "
-    "ends, 0 for the others.",
+    "1 for the resource (kv_cache, compute, concurrency) that is the bottleneck at the end of the load headroom, 0 for "
+    "the others.",
     "objective",
     "resource",
     across=Across.NONE,
@@ -376,15 +491,15 @@ LOAD_HEADROOM_BINDING: Final = _derived_gauge(
 LOAD_HEADROOM_SUSPECT: Final = _derived_gauge(
     "load_headroom_suspect",
     "{flag}",
-    "1 while tokens come more than 15 % faster or slower than predicted, so that the load headroom is not to be "
-    "believed.",
+    "1 while tokens are generated more than 15 % faster or slower than predicted: the load headroom is then "
+    "unreliable.",
     across=Across.MAX,
 )
 SATURATION: Final = _derived_gauge(
     "saturation_ratio",
     "1",
-    "Load as a share of what the engine can take within the TTFT objective, with what waits as load of the next five "
-    "minutes: 1 at the limit, 2 at most. Scale on it (`max`), target 0.8.",
+    "Arrivals of the last five minutes and waiting requests, as a share of what the engine can take within the TTFT "
+    "objective: 1 at the limit, 2 at most. Autoscale on it (`max`), target 0.8.",
     "resource",
     across=Across.MAX,
 )
@@ -461,8 +576,8 @@ ENGINE_STATE: Final = _derived(
     "engine_state",
     Kind.GAUGE,
     "{flag}",
-    "1 for the state that the model of an engine is judged to be in, 0 for each other one (down, misread, stalled, "
-    "failing, blocked, slow, loading, tight, unknown, asleep, idle, ok). Goes on while the engine does not answer.",
+    "1 for the current state of the engine's model, 0 for each other one (down, misread, stalled, failing, blocked, "
+    "slow, loading, tight, unknown, asleep, idle, ok). Exported also while the engine does not respond.",
     "model",
     "state",
 )
@@ -517,6 +632,15 @@ ROUTER_REJECTED: Final = _router_counter(
     "router_rejected_total", "{request}", "Requests rejected by the router (rate limit, overload), by reason.", "reason"
 )
 ROUTER_RETRIES: Final = _router_counter("router_retries_total", "{request}", "Requests retried by the router.")
+ROUTER_RETRIES_EXHAUSTED: Final = _router_counter(
+    "router_retries_exhausted_total", "{request}", "Requests that the router gave up after all its retries."
+)
+ROUTER_ERROR_RESPONSES: Final = _router_counter(
+    "router_error_responses_total",
+    "{response}",
+    "Responses of the router's inference endpoints that carried an error code, by that code.",
+    "reason",
+)
 ROUTER_RESPONSE_HEAD: Final = _histogram(
     "router_response_head_seconds",
     "s",
@@ -708,8 +832,8 @@ GPU_STATE: Final = _gpu(
     "state",
     Kind.GAUGE,
     "{flag}",
-    "1 for the state that the GPU is judged to be in, 0 for each other one (lost, error, throttled, full, unknown, "
-    "ok). Goes on while the GPU cannot be read.",
+    "1 for the current state of the GPU, 0 for each other one (lost, error, throttled, full, unknown, ok). Exported "
+    "also while the GPU cannot be read.",
     "state",
 )
 GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "PCIe replays (retransmitted packets).")

@@ -122,11 +122,11 @@ def _rules(rules: Iterable[Recording | Alert], settings: BundleSettings) -> Iter
             document["for"] = scaled(rule.wait, settings.for_scale)
         yield document | {
             "labels": {"severity": rule.severity.value},
-            "annotations": told(rule, settings),
+            "annotations": described(rule, settings),
         }
 
 
-def told(rule: Alert, settings: BundleSettings) -> dict[str, str]:
+def described(rule: Alert, settings: BundleSettings) -> dict[str, str]:
     """Return what the alert says; links are left out where their base is not set."""
     notes = {
         "summary": words(rule.summary, settings),
@@ -163,7 +163,7 @@ def _grafana(settings: BundleSettings) -> dict[str, Any]:
 
 
 def _grafana_rule(rule: Alert, settings: BundleSettings) -> dict[str, Any]:
-    notes = told(rule, settings)
+    notes = described(rule, settings)
     texts = {name: notes[name].replace("$value ", "$values.A.Value ") for name in ("summary", "description")}
     return {
         "uid": rule.name,

@@ -68,7 +68,7 @@ LATENCY: Final = (
             or (llm_saturation_high_water_ratio >= $high_water_risk_clear
                 and max_over_time(llm_saturation_high_water_ratio[5m]) >= $high_water_risk)""",
         summary=f"{_WHO} is close to saturation",
-        description="The peaks of the last ten minutes make slow first tokens or KV cache trouble within five minutes "
+        description="The peaks of the last ten minutes make high TTFT or KV cache exhaustion within five minutes "
         "likely: {{ $value | humanizePercentage }}.",
     ),
     Alert(
@@ -78,7 +78,7 @@ LATENCY: Final = (
         expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')}",
         wait="2m",
         summary=f"{_FLEET} burns its {{{{ $labels.slo }}}} error budget fast",
-        description="{{ $value | humanizePercentage }} of what counts for the objective {{ $labels.slo }} missed its "
+        description="{{ $value | humanizePercentage }} of the requests of the objective {{ $labels.slo }} missed its "
         "threshold over the long window (1 h or 6 h); the 30-day budget is gone in at most 5 days.",
     ),
     Alert(
@@ -88,7 +88,7 @@ LATENCY: Final = (
         expr=f"{_burn('$burn_rate_day', '1d', '2h')} or {_burn('$burn_rate_days', '3d', '6h')}",
         wait="1h",
         summary=f"{_FLEET} burns its {{{{ $labels.slo }}}} error budget",
-        description="{{ $value | humanizePercentage }} of what counts for the objective {{ $labels.slo }} missed its "
+        description="{{ $value | humanizePercentage }} of the requests of the objective {{ $labels.slo }} missed its "
         "threshold over the long window (1 d or 3 d); the 30-day budget does not last.",
     ),
     Alert(
@@ -99,7 +99,7 @@ LATENCY: Final = (
             > $inter_token_slow
             and sum without (replica) (rate(llm_inter_token_latency_seconds_count[5m])) > $traffic_floor""",
         wait="10m",
-        summary=f"{_WHO} generates slowly",
+        summary=f"{_WHO} has high inter-token latency",
         description="p95 of the inter-token latency is {{ $value | humanizeDuration }}, above $inter_token_slow s.",
     ),
 )
@@ -190,7 +190,7 @@ AVAILABILITY: Final = (
         expr="max without (replica) (llm_engine_stalled) == 1",
         wait="1m",
         summary=f"{_WHO} is stalled",
-        description="Requests are there, but neither steps nor tokens have moved for over a minute; "
+        description="There are requests, but neither steps nor tokens have increased for over a minute; "
         "llm_engine_stalled is {{ $value }}.",
     ),
     Alert(
@@ -212,8 +212,8 @@ AVAILABILITY: Final = (
         expr="""sum without (replica) (llm_requests_waiting) > $waiting_high
             and sum without (replica) (llm_requests_waiting) > sum without (replica) (llm_requests_running)""",
         wait="10m",
-        summary=f"A queue builds up at {_WHO}",
-        description="{{ $value }} requests wait, more than run.",
+        summary=f"Requests queue at {_WHO}",
+        description="{{ $value }} requests wait, more than are running.",
     ),
     Alert(
         name="LLMRouterWorkersUnhealthy",
@@ -236,8 +236,8 @@ KV_CACHE: Final = (
                 > $preemption_share_critical * sum without (replica, reason) (rate(llm_requests_finished_total[5m]))""",
         wait="5m",
         summary=f"The KV cache of {_WHO} is exhausted",
-        description="{{ $value | humanizePercentage }} of the KV cache is held, and there are more preemptions than "
-        "$preemption_share_critical for each request that finishes.",
+        description="{{ $value | humanizePercentage }} of the KV cache is in use, and there are more preemptions than "
+        "$preemption_share_critical per finished request.",
     ),
     Alert(
         name="LLMKVHeadroomLow",
@@ -264,15 +264,15 @@ MODELS: Final = (
           and on (job, instance, target)
             max by (job, instance, target) (max_over_time(llm_model_offload_ratio[1d])) > 0""",
         wait="5m",
-        summary=f"{_WHO} runs in part on the CPU",
-        description="Only {{ $value | humanizePercentage }} of the model's memory lies on GPUs.",
+        summary=f"{_WHO} runs partly on the CPU",
+        description="Only {{ $value | humanizePercentage }} of the model's memory is on GPUs.",
     ),
     Alert(
         name="LLMModelThrash",
         severity=Severity.TICKET,
         dashboard=Dashboard.ENGINE,
         expr="increase(llm_model_loads_total[1h]) > $model_loads_high",
-        summary=f"{_WHO} is loaded again and again",
+        summary=f"{_WHO} is loaded repeatedly",
         description="{{ $value | humanize }} loads in the last hour.",
     ),
 )

@@ -78,7 +78,7 @@ GPU_MEMORY: Final = (
         wait="15m",
         summary=f"The free memory of {_GPU} shrinks towards zero",
         description="{{ $value | humanizePercentage }} of the memory is free, and none within $gpu_oom_horizon s if "
-        "the trend of the last hour goes on.",
+        "the trend of the last hour continues.",
     ),
     Alert(
         name="LLMGpuMemoryGrowthOutsideReservation",
@@ -87,7 +87,7 @@ GPU_MEMORY: Final = (
         expr=f"""{_grown("llm_gpu_memory_unattributed_bytes")}
             or {_grown('llm_gpu_memory_engine_bytes{kind="other"}')}""",
         wait="15m",
-        summary=f"Memory on {_GPU} grows outside what engines reserve",
+        summary=f"Memory on {_GPU} grows outside the engines' reservations",
         description="{{ $value | humanize1024 }}B more than six hours ago: a leak, or another process.",
     ),
     Alert(
@@ -96,16 +96,16 @@ GPU_MEMORY: Final = (
         dashboard=Dashboard.GPU,
         expr="llm_gpu_memory_overcommitted_bytes > 0",
         wait="5m",
-        summary=f"Engines want more memory than {_GPU} has",
+        summary=f"GPU memory of {_GPU} is overcommitted",
         description="Reservations, other processes and reserved memory exceed the device by "
-        "{{ $value | humanize1024 }}B; whichever starts or grows last fails.",
+        "{{ $value | humanize1024 }}B; the last one to start or grow fails.",
     ),
     Alert(
         name="LLMHostOomKill",
         severity=Severity.TICKET,
         dashboard=Dashboard.ENGINE,
         expr="increase(llm_host_memory_oom_kills_total[10m]) > 0",
-        summary=f"A process of {_SOURCE} was killed for want of memory",
+        summary=f"A process of {_SOURCE} was OOM-killed",
         description="{{ $value | humanize }} kills in the last ten minutes.",
     ),
 )
@@ -134,7 +134,7 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr=_xid("94"),
         summary=f"{_GPU} reported a contained memory error (Xid 94)",
-        description="{{ $value | humanizeDuration }} ago; the process that it hit is lost, others go on.",
+        description="{{ $value | humanizeDuration }} ago; the affected process is lost, others continue.",
     ),
     Alert(
         name="LLMGpuUncorrectableEcc",
@@ -150,7 +150,7 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr="llm_gpu_row_remap_failure > 0",
         summary=f"{_GPU} could not remap a row of its memory",
-        description="llm_gpu_row_remap_failure is {{ $value }}: the device is to be replaced.",
+        description="llm_gpu_row_remap_failure is {{ $value }}: replace the device.",
     ),
     Alert(
         name="LLMGpuRowRemapPending",
@@ -167,8 +167,8 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr="llm_gpu_recovery_action > 0",
         wait="1m",
-        summary=f"The driver asks for a recovery of {_GPU}",
-        description="Action {{ $value }} (1 reset the GPU, 2 reboot the node, 3 end peer-to-peer work, 4 drain and "
+        summary=f"The driver requests a recovery of {_GPU}",
+        description="Action {{ $value }} (1 reset the GPU, 2 reboot the node, 3 stop peer-to-peer work, 4 drain and "
         "reset).",
     ),
     Alert(
@@ -178,8 +178,8 @@ GPU_HEALTH: Final = (
         expr="""llm_gpu_throttle_active{reason=~"hw_thermal|hw_power_brake"} == 1
             or min_over_time(llm_gpu_throttle_active{reason="sw_thermal"}[25m]) == 1""",
         wait="5m",
-        summary=f"{_GPU} is held back ({{{{ $labels.reason }}}})",
-        description="Heat or the power supply has held the clocks down for minutes (llm_gpu_throttle_active is "
+        summary=f"{_GPU} is throttled ({{{{ $labels.reason }}}})",
+        description="Heat or the power supply has reduced the clocks for minutes (llm_gpu_throttle_active is "
         "{{ $value }}).",
     ),
     Alert(
@@ -241,8 +241,8 @@ SOURCES: Final = (
         dashboard=Dashboard.EXPORTER,
         expr="time() - llm_source_last_success_timestamp_seconds > $source_stale",
         wait="1m",
-        summary=f"No news of {_SOURCE}",
-        description="The last collection that succeeded was {{ $value | humanizeDuration }} ago.",
+        summary=f"Data from {_SOURCE} is stale",
+        description="The last successful collection was {{ $value | humanizeDuration }} ago.",
     ),
     Alert(
         name="LLMCollectionSlow",
@@ -266,7 +266,7 @@ SOURCES: Final = (
             or {_LOST}""",
         wait="15m",
         summary=f"Signals of {_SOURCE} are lost",
-        description="Signal {{ $labels.signal }}: the engine answers ({{ $value }}), but tells less than within the "
+        description="Signal {{ $labels.signal }}: the engine answers ({{ $value }}), but exposes less than in the "
         "last day; an upgrade may have renamed its metrics.",
     ),
     Alert(
@@ -276,7 +276,7 @@ SOURCES: Final = (
         expr="""increase(llm_label_values_capped_total[15m]) > 0
             or (llm_label_values_capped_total > 0 unless llm_label_values_capped_total offset 15m)""",
         summary=f"Too many values of the label {{{{ $labels.label }}}} of {_SOURCE}",
-        description="{{ $value | humanize }} values beyond the cap are reported as `other`.",
+        description="{{ $value | humanize }} values beyond the limit are exported as `other`.",
     ),
     Alert(
         name="LLMSamplesInvalid",
@@ -303,6 +303,6 @@ SOURCES: Final = (
         expr="llm_config_last_reload_success == 0",
         wait="5m",
         summary="llm-headroom {{ $labels.instance }} runs with an old configuration",
-        description="Its file could not be read anew (llm_config_last_reload_success is {{ $value }}).",
+        description="Reload failed (llm_config_last_reload_success is {{ $value }}).",
     ),
 )

@@ -46,7 +46,7 @@ def problem(
     check(endpoint)
     address = f"{origin}{prefix}{PATH}"
     found: list[str | None] = [f"{address}: no response within {timeout:g} s"]
-    # Limits of httpx are for each step; a thread that is left alone after the timeout is a limit for all of them.
+    # httpx's limits are per step; abandoning a thread after the timeout limits all of them together.
     thread = threading.Thread(target=lambda: found.append(_problem(address, endpoint.tls)), daemon=True)
     thread.start()
     thread.join(timeout)

@@ -28,6 +28,7 @@ from llm_headroom.web.server import serve
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import FrameType
 
     from llm_headroom.config.settings import Config
     from llm_headroom.net.files import Stamp
@@ -39,7 +40,7 @@ LOOK_AT_FILE: Final = 5.0
 """Seconds between checks of the configuration file for changes."""
 YOUNG_OBJECTS: Final = 20_000
 """New containers after which the garbage collector looks at the young ones; 700 is Python's default."""
-END_SECONDS: Final = 5.0
+END_SECONDS: Final = 5
 """After which the process is gone, however it came to be asked."""
 GRACE_SECONDS: Final = 3.0
 """For answers under way at the end."""
@@ -94,8 +95,15 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         await server.close()
         raise
     ended, reload = asyncio.Event(), asyncio.Event()
+
+    def must_end(_number: int, _frame: FrameType | None) -> None:
+        # First of all, and without any memory of its own: whatever a thread or a library does, the kernel ends it then.
+        signal.alarm(END_SECONDS)
+        loop.call_soon_threadsafe(ended.set)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+        # Python's own handler, and not the loop's: it also runs while the loop's thread waits for a lock.
+        signal.signal(number, must_end)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     # What is loaded by now stays; a poll leaves no cycles behind, so that young objects need not be looked at often.
     gc.freeze()
@@ -109,9 +117,6 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         await ended.wait()
     finally:
         log.info("ending")
-        # Whatever a thread or a library does: the kernel keeps this promise.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
         for task in (watching, reloading):
             if task is not None:
                 task.cancel()

@@ -22,7 +22,7 @@ from llm_headroom.config.settings import Config
 _SHORT: Final = {"a string": "string", "true or false": "boolean"}
 """JSON Schema's types of the short forms of sections."""
 _UNSET: Final[tuple[object, ...]] = (None, "", (), {})
-"""Defaults of keys that say nothing."""
+"""Defaults that are not shown."""
 
 
 class Words(NamedTuple):
@@ -41,7 +41,7 @@ class Words(NamedTuple):
 
 @cache
 def words(section: type) -> Mapping[str, Words]:
-    """What the docstrings below the fields of a structure say."""
+    """The docstrings below the fields of a structure, in parts."""
     [body] = ast.parse(inspect.getsource(section)).body
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - the source of a class is one
     found = {}

@@ -14,7 +14,7 @@ from llm_headroom.config.yaml_nodes import Value
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
-"""ASCII without blanks and control characters: what URLs and tokens are made of."""
+"""ASCII without spaces and control characters, for URLs and tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ def parse_url(url: str) -> tuple[Origin, str, str]:
 
 
 def parse_target(url: str) -> tuple[Origin, str, str]:
-    """A target's URL as `parse_url` gives it; ValueError if it is none, or has a query."""
+    """A target's URL as `parse_url` returns it; ValueError if it is not a URL, or has a query."""
     origin, host, path = parse_url(url)
     if "?" in url or "#" in url:
         raise ValueError(f"{without_query(url)!r}: a target's URL must not contain a query or a fragment")

@@ -96,7 +96,7 @@ _META: Final = ("ge", "le", "pattern", "min_length")
 
 
 def parsed(hint: Any, text: str) -> Any:  # noqa: ANN401 - any kind and its value
-    """The value of a text; ConfigError says what was expected, not where."""
+    """The value of a text; ConfigError has what was expected, not where."""
     kind = hint if isinstance(hint, Kind) else kind_of(hint)
     form, base = kind.form, kind.base
     got = f", got {shown(text)}" if form.quoted else ""
@@ -150,7 +150,7 @@ def _path(text: str) -> Path:
 
 
 def existing(path: Path, called: str = "") -> Path:
-    """A file that is there; ConfigError if not, which calls it by its path or as given."""
+    """An existing file; ConfigError if it is missing, with its path or with `called`."""
     try:
         path.stat()
     except OSError as error:
@@ -250,7 +250,7 @@ OtlpProtocol: TypeAlias = Literal["http/protobuf", "grpc"]
 File: TypeAlias = Annotated[
     Path, Form(name="file", read=lambda value: existing(value.directory / parsed(Word, value.string())))
 ]
-"""A file that must exist; a relative path begins at the directory of the configuration file."""
+"""A file that must exist; a relative path starts at the directory of the configuration file."""
 ExistingFile: TypeAlias = Annotated[Path, Form(name="file", parse=lambda text: existing(Path(text)))]
 """A file that must exist, as flags name it: relative to where the program was started."""
 Directory: TypeAlias = Annotated[Path, Form(name="path", parse=_path)]

@@ -36,7 +36,7 @@ class _Door(NamedTuple):
 
 
 class _Names:
-    """The names that the configuration must not give twice, or must not use without defining them."""
+    """The names that must be unique, or must be defined, in the configuration."""
 
     def __init__(self, built_in: Collection[str]) -> None:
         self.built_in = frozenset(built_in)

@@ -42,7 +42,7 @@ class Shape(NamedTuple):
 
 @cache
 def shape(section: type) -> Shape:
-    """What may stand in a section."""
+    """The keys that a section may have."""
     hints = get_type_hints(section, include_extras=True)
     keys: dict[str, Key] = {}
     inline: dict[str, type] = {}
@@ -72,7 +72,7 @@ def read(
     check: Callable[[str, str], None] = lambda _role, _name: None,
     accept: Callable[[Any, Place], None] = lambda _value, _place: None,
 ) -> dict[str, Any]:
-    """What the file says for the fields of its outermost section; an empty file says nothing.
+    """The values in the file for the fields of its outermost section; none for an empty file.
 
     Problems of single values are added to `problems`, and the values cannot be used then. `check` gets the role and
     the text of each name of an engine, `accept` each finished structure with its place. Both raise ConfigError, and so
@@ -128,7 +128,7 @@ def _list(value: Value, kind: Kind) -> tuple[Any, ...]:
 def _mapping(value: Value, keys: Any, values: Any) -> Mapping[str, Any]:  # noqa: ANN401 - annotations
     key_kind, of, before = kind_of(keys), kind_of(values), len(value.document.problems)
     entries = value.entries(plain=key_kind.form.scalar)
-    # The names first: what stands under one of them may name another one.
+    # The names first: an entry may refer to another one by name.
     good = {key: one for key, one in entries.items() if one.attempt(lambda one: _named(one, key_kind, one.key)) == key}
     return MappingProxyType(_all({key: (one, of) for key, one in good.items()}, value, before))
 

@@ -66,7 +66,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A node of the file, the place of its key, and the key that it lies under (empty in a list)."""
+    """A node of the file, the place of its key, and its key (empty in a list)."""
 
     document: Document
     node: Node
@@ -75,7 +75,7 @@ class Value:
 
     @property
     def directory(self) -> Path:
-        """Where relative paths in the file begin."""
+        """The directory at which relative paths in the file start."""
         return self.place.file.absolute().parent
 
     @property
@@ -114,7 +114,7 @@ class Value:
         return str(self.node.value)
 
     def scalar(self) -> str:
-        """A scalar as it is written, whatever type YAML takes it for; nothing, however it is written, is empty."""
+        """A scalar as it is written, whatever its YAML type; null, however it is written, is empty."""
         if getattr(self.node, "id", "") != "scalar":  # not by its class, since PyYAML is loaded late
             self._expect("a string")
         return "" if self.kind == "nothing" else str(self.node.value)
@@ -190,7 +190,7 @@ def root(path: Path, document: Document) -> Value | None:
     except UnicodeDecodeError as error:
         raise Place(path, data.count(b"\n", 0, error.start) + 1).error("is not UTF-8") from None
     except yaml.MarkedYAMLError as error:
-        # The names of anchors and tags are cut off: a secret that begins with * or ! reads like one.
+        # The names of anchors and tags are cut off: a secret that starts with * or ! looks like one.
         problem = ", ".join(part for part in (error.context, error.problem) if part)
         problem = re.sub(r"(undefined alias|undefined tag handle|duplicate anchor) '.*", r"\1", problem)
         raise malformed(problem, error.problem_mark.line + 1 if error.problem_mark else 1) from None

@@ -126,7 +126,7 @@ def advance(known: Ledger | None, points: Sequence[Point], gpus: Gpus | None, pr
     )
 
 
-def told(known: Ledger, gpus: Gpus | None, price: Price | None, labels: Mapping[str, str]) -> Iterator[Point]:
+def points(known: Ledger, gpus: Gpus | None, price: Price | None, labels: Mapping[str, str]) -> Iterator[Point]:
     """The points of a ledger; nothing that there is no price, no counter or no token for."""
     if gpus is not None:
         yield point(schema.ENGINE_GPUS, float(gpus.count), "attribution or configuration", labels)

@@ -28,8 +28,8 @@ class Mean:
 
     def add(self, above: float, below: float, elapsed: float) -> Mean:
         """The mean with one more interval of `elapsed` seconds."""
-        kept = math.exp(-elapsed / self.seconds)
-        return Mean(self.seconds, self.above * kept + above, self.below * kept + below)
+        decay = math.exp(-elapsed / self.seconds)
+        return Mean(self.seconds, self.above * decay + above, self.below * decay + below)
 
     def shared(self, parts: int) -> Mean:
         """One of several equal parts of the mean."""

@@ -1,10 +1,10 @@
-"""What each GPU's memory is used for: NVML's totals joined with who holds what and with what the engines tell.
+"""What each GPU's memory is used for: NVML's totals joined with attribution and with what the engines report.
 
 On each device `engines + unattributed + reserved + free = total` holds as far as it holds in NVML's own numbers, and
-the kinds of an engine add up to what it holds there. What an engine tells is scaled to one device:
+the kinds of an engine add up to what it holds there. Values from an engine are scaled to one device:
 
-- SGLang tells the bytes of one rank, or with --enable-metrics-for-all-schedulers the sum over its ranks. It is a sum if
-  it exceeds what the engine holds on its fullest device, and is then divided by the number of its devices. Replicas
+- SGLang reports the bytes of one rank, or with --enable-metrics-for-all-schedulers the sum over its ranks. It is a sum
+  if it exceeds what the engine holds on its fullest device, and is then divided by the number of its devices. Replicas
   are averaged.
 - vLLM's `kv_cache_memory_bytes` is for each device.
 - Ollama's `size_vram` and the operator's `model_memory` are for all devices together, and are spread over them as the
@@ -54,7 +54,7 @@ class Derived(NamedTuple):
     warnings: list[Failure]
 
 
-class _Told(NamedTuple):
+class _Reported(NamedTuple):
     """An engine's own account of its memory: of one rank (or all ranks) and of all devices together, by kind.
 
     `used` and `evictable` are shares of the KV cache, None for unknown. `reservation` is a share of a device.
@@ -132,12 +132,12 @@ def derived(
     reserved: dict[DeviceKey, float] = {}
     for target, devices in of_target.items():
         engine = watched[target]
-        told = _told(engine.snapshot, engine.target.model_memory) if engine.snapshot and engine.up else None
-        for key, kinds in _parts(target, devices, told, result.warnings).items():
+        reported = _reported(engine.snapshot, engine.target.model_memory) if engine.snapshot and engine.up else None
+        for key, kinds in _parts(target, devices, reported, result.warnings).items():
             device = {"gpu": key[0], "uuid": key[1], **engine.labels}
             for kind, size in kinds.items():
                 result.points.append(point(schema.GPU_MEMORY_ENGINE, size, _ORIGIN, device, kind=kind))
-            least = memory[key]["total"] * (told.reservation or 0.0) if told else 0.0
+            least = memory[key]["total"] * (reported.reservation or 0.0) if reported else 0.0
             taken = max(devices[key], least)
             reserved[key] = reserved.get(key, 0.0) + taken
             result.points.append(point(schema.GPU_MEMORY_RESERVATION, taken, _ORIGIN, device))
@@ -183,7 +183,7 @@ def _held(
     return held
 
 
-def _told(snapshot: Snapshot, configured: ModelMemory) -> _Told:
+def _reported(snapshot: Snapshot, configured: ModelMemory) -> _Reported:
     kinds: dict[str, dict[str, list[float]]] = {}
     for series, value in numbers(snapshot.points, schema.MODEL_MEMORY):
         kinds.setdefault(series.label("kind"), {}).setdefault(series.label("model"), []).append(value)
@@ -205,7 +205,7 @@ def _told(snapshot: Snapshot, configured: ModelMemory) -> _Told:
         whole.pop("model", None)
     share = used / capacity if used is not None and capacity else kv.get(schema.KV_CACHE_USAGE)
     evictable = kv.get(schema.KV_CACHE_EVICTABLE)
-    return _Told(
+    return _Reported(
         ranks={kind: size for kind, size in ranks.items() if kind not in whole},
         whole=whole,
         used=None if share is None else min(max(share, 0.0), 1.0),
@@ -225,45 +225,45 @@ def _kv(snapshot: Snapshot) -> dict[Metric, float]:
 
 
 def _parts(
-    target: str, devices: Mapping[DeviceKey, float], told: _Told | None, warnings: list[Failure]
+    target: str, devices: Mapping[DeviceKey, float], reported: _Reported | None, warnings: list[Failure]
 ) -> dict[DeviceKey, dict[str, float]]:
     """What an engine's memory is used for on each of its devices; the kinds add up to what it holds there."""
-    if told is None:
+    if reported is None:
         return {key: {"other": held} for key, held in devices.items()}
     fullest, everything = max(devices.values()), sum(devices.values())
-    ranks = 1 if sum(told.ranks.values()) <= fullest * _TOLERANCE else len(devices)
+    ranks = 1 if sum(reported.ranks.values()) <= fullest * _TOLERANCE else len(devices)
     found: dict[DeviceKey, dict[str, float]] = {}
     for key, held in devices.items():
-        parts = {kind: size / ranks for kind, size in told.ranks.items()}
+        parts = {kind: size / ranks for kind, size in reported.ranks.items()}
         if everything:
-            parts |= {kind: size * held / everything for kind, size in told.whole.items()}
+            parts |= {kind: size * held / everything for kind, size in reported.whole.items()}
         known = sum(parts.values())
         if known > held:
             if known > held * _TOLERANCE:
                 warnings.append(
                     Failure(
                         Cause.DEVICE,
-                        f"{target} holds {held / 2**30:.1f} GiB on GPU {key[0]}, but tells of {known / 2**30:.1f} GiB: "
+                        f"{target} holds {held / 2**30:.1f} GiB on GPU {key[0]}, but reports {known / 2**30:.1f} GiB: "
                         "its parts were scaled down; check model_memory, or whether all of its GPUs are seen",
                     )
                 )
             parts = {kind: size * held / known for kind, size in parts.items()}
             known = held
-        found[key] = {**_kv_parts(parts, told), "other": max(0.0, held - known)}
+        found[key] = {**_kv_parts(parts, reported), "other": max(0.0, held - known)}
     return found
 
 
-def _kv_parts(parts: Mapping[str, float], told: _Told) -> dict[str, float]:
-    """The parts with the KV cache cut into used, evictable and free, as far as the engine tells."""
+def _kv_parts(parts: Mapping[str, float], reported: _Reported) -> dict[str, float]:
+    """The parts with the KV cache cut into used, evictable and free, as far as the engine exposes it."""
     cut = {kind: size for kind, size in parts.items() if kind != "kv_cache"}
     if "kv_cache" not in parts:
         return cut
     pool = parts["kv_cache"]
-    if told.used is None:
+    if reported.used is None:
         return {**cut, "kv_cache": pool}
-    cut["kv_used"] = pool * told.used
+    cut["kv_used"] = pool * reported.used
     left = pool - cut["kv_used"]
-    if told.evictable is not None:
-        cut["kv_evictable"] = min(left, pool * told.evictable)
+    if reported.evictable is not None:
+        cut["kv_evictable"] = min(left, pool * reported.evictable)
         left -= cut["kv_evictable"]
     return {**cut, "kv_free": left}

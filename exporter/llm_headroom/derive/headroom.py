@@ -20,11 +20,11 @@ _PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.REQUESTS
 
 
 def kv_pools(points: Iterable[Point]) -> dict[Labels, dict[Metric, float]]:
-    """Capacity and held tokens of each replica's KV cache, and its waiting requests, as far as told."""
-    told: dict[Labels, dict[Metric, float]] = {}
+    """Capacity and held tokens of each replica's KV cache, and its waiting requests, as far as exposed."""
+    found: dict[Labels, dict[Metric, float]] = {}
     for series, value in numbers(points, *_PARTS):
-        told.setdefault(series.labels, {})[series.metric] = value
-    return told
+        found.setdefault(series.labels, {})[series.metric] = value
+    return found
 
 
 def fullest(pools: Mapping[Labels, Mapping[Metric, float]], model: str, now: Observation) -> tuple[Observation, int]:

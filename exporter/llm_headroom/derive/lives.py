@@ -23,7 +23,7 @@ class Total(NamedTuple):
     last: float
 
     def after(self, life: str, value: float) -> Total:
-        """After a reading; a life of another name begins anew, and so does a value that has fallen."""
+        """After a reading; a life of another name starts again, and so does a value that has fallen."""
         return Total(self.sum + growth(self.last if life == self.life else 0.0, value), life, value)
 
 
@@ -37,7 +37,7 @@ def accumulated(
     """
     after = dict(totals)
     points: list[Point] = []
-    told: set[Series] = set()
+    seen: set[Series] = set()
     for life, reading in readings:
         for point in reading:
             series, value, origin = point
@@ -46,8 +46,8 @@ def accumulated(
                 continue
             total = after[series].after(life, value) if series in after else Total(value, life, value)
             after[series] = total
-            if series not in told:
+            if series not in seen:
                 points.append(Point(series, total.sum, origin))
-                told.add(series)
-    points += [Point(series, each.sum, ENDED_ORIGIN) for series, each in after.items() if series not in told]
+                seen.add(series)
+    points += [Point(series, each.sum, ENDED_ORIGIN) for series, each in after.items() if series not in seen]
     return after, points

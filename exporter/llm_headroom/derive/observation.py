@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """One poll of one model. None is what the engine did not tell.
+    """One poll of one model. None: not exposed by the engine.
 
     Gauges: `running`, `waiting`, `limit` in requests, `capacity`, `used` in tokens, `usage` as a ratio. Counters since
     the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`,
@@ -74,29 +74,16 @@ HISTOGRAMS: Final = tuple(field.name for field in fields(Observation) if "Histog
 
 def observe(points: Iterable[Point]) -> dict[str, Observation]:
     """An observation for each model that the points speak of."""
-    told: dict[str, dict[str, float | Histogram]] = {}
+    found: dict[str, dict[str, float | Histogram]] = {}
     for series, value, _ in replicas.combined(point for point in points if point.series.metric in _FIELDS):
         name = _FIELDS[series.metric]
-        known = told.setdefault(series.label("model"), {})
+        known = found.setdefault(series.label("model"), {})
         if isinstance(value, float):  # finished requests come by reason
             before = known.get(name, 0.0)
             known[name] = value + (before if isinstance(before, float) else 0.0)
         else:
             known[name] = value
-    return {model: replace(Observation(), **values) for model, values in told.items()}  # type: ignore[arg-type]
-
-
-def restarted(before: Observation, now: Observation) -> bool:
-    """Whether the engine has begun anew: a counter that both observations have has fallen."""
-    for name in COUNTERS:
-        was, is_now = getattr(before, name), getattr(now, name)
-        if was is not None and is_now is not None and is_now < was:
-            return True
-    for name in HISTOGRAMS:
-        had, has = getattr(before, name), getattr(now, name)
-        if had is not None and has is not None and has.count < had.count:
-            return True
-    return False
+    return {model: replace(Observation(), **values) for model, values in found.items()}  # type: ignore[arg-type]
 
 
 def growth(before: float | None, now: float | None) -> float:
@@ -113,6 +100,6 @@ def histogram_growth(before: Histogram | None, now: Histogram | None) -> Histogr
     if now.counts == before.counts:
         return None
     counts = tuple(map(sub, now.counts, before.counts))
-    if min(counts) < 0.0:  # it began anew
+    if min(counts) < 0.0:  # it restarted
         return now if now.count else None
     return Histogram(now.bounds, counts, now.sum - before.sum)

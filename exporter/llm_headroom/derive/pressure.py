@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SMOOTHING_SECONDS: Final = 30.0
 HIGH_WATER_SECONDS: Final = 600.0
 _MARK_SECONDS: Final = 10.0
-"""Marks closer than this are kept as one, so that the memory of ten minutes is at most 60 of them."""
+"""Marks closer than this are merged, so that the memory of ten minutes is at most 60 of them."""
 _FULL: Final = 0.97
 """KV demand from which on a newcomer waits for others to end."""
 
@@ -97,15 +97,15 @@ class Levels:
             name: self.smoothed.get(name, empty).add(level * elapsed, elapsed, elapsed)
             for name, level in levels.items()
         }
-        kept = tuple(each for each in self.marks if each.at > at - HIGH_WATER_SECONDS)
-        if mark is not None and kept and mark.at - kept[-1].at < _MARK_SECONDS:
-            *before, last = kept
-            kept = (*before, Mark(last.at, max(last.ttft, mark.ttft), max(last.demand, mark.demand)))
+        recent = tuple(each for each in self.marks if each.at > at - HIGH_WATER_SECONDS)
+        if mark is not None and recent and mark.at - recent[-1].at < _MARK_SECONDS:
+            *before, last = recent
+            recent = (*before, Mark(last.at, max(last.ttft, mark.ttft), max(last.demand, mark.demand)))
         elif mark is not None:
-            kept = (*kept, mark)
-        return Levels(smoothed, kept)
+            recent = (*recent, mark)
+        return Levels(smoothed, recent)
 
-    def told(self) -> dict[str, float]:
+    def by_resource(self) -> dict[str, float]:
         """The smoothed levels."""
         return {name: mean.value for name, mean in self.smoothed.items() if mean.value is not None}
 

@@ -20,7 +20,7 @@ def _without_replica(series: Series) -> Labels:
 def combined(points: Iterable[Point]) -> Iterator[Point]:
     """Points with one for all replicas of a series.
 
-    A metric that does not combine is kept if the replicas agree, and left out if they do not; so are histograms whose
+    A metric that does not combine stays if the replicas agree, and dropped if they do not; so are histograms whose
     bounds differ. A capacity-weighted ratio without known capacities is the plain mean.
     """
     groups: dict[tuple[str, Labels], list[Point]] = {}

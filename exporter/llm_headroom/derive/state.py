@@ -1,4 +1,4 @@
-"""The one judgement of an engine: a state for each of its models, with a reason in words that holds its numbers.
+"""The state of each model of an engine, with a reason in words that contains its numbers.
 
 Pure: from what is remembered, and one collection with its health. The alerts judge the same metrics by the same
 thresholds; a contract test holds both together. No forecast takes part: what is judged has happened.
@@ -101,7 +101,7 @@ def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterato
     """A state set for each model: a series for each state, 1 for the one that holds."""
     for each in judged:
         for state in ENGINE_STATES:
-            origin = "judgement of the last collection"
+            origin = "state of the last collection"
             value = float(state is each.state)
             yield point(schema.ENGINE_STATE, value, origin, labels, model=each.model, state=state)
 
@@ -138,18 +138,18 @@ def _findings(known: Known, own: Mapping[str, float], at: float) -> list[Finding
     found += [*_slow(known, own, at), *_room(own)]
     running, waiting = own.get("running"), own.get("waiting")
     if own.get("asleep"):
-        found.append(Finding(State.ASLEEP, "it sleeps, out of GPU memory, until it is woken"))
+        found.append(Finding(State.ASLEEP, "it is in sleep mode and holds no GPU memory"))
     if own.get("models") == 0.0 and not running:
         found.append(Finding(State.IDLE, "no model is in memory; one is loaded by the next request"))
     elif running == 0.0 and not waiting:
         found.append(Finding(State.IDLE, "no requests"))
     if not any(name in own for name in (*_REQUESTS, "workers", "asleep")):
         if not found:
-            found.append(Finding(State.UNKNOWN, "it answers, but exposes nothing of its requests"))
+            found.append(Finding(State.UNKNOWN, "it responds, but exposes no metrics of requests"))
         return found
-    told = (("running", running), ("waiting", waiting))
-    numbers = [f"{value:.0f} {name}" for name, value in told if value is not None]
-    found.append(Finding(State.OK, ", ".join(numbers) or "it answers, and nothing is wrong"))
+    counts = (("running", running), ("waiting", waiting))
+    numbers = [f"{value:.0f} {name}" for name, value in counts if value is not None]
+    found.append(Finding(State.OK, ", ".join(numbers) or "no problem found"))
     return found
 
 
@@ -157,7 +157,7 @@ def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Findin
     waiting, running = own.get("waiting", 0.0), own.get("running", 0.0)
     if own.get("stalled"):
         there = f"{running:.0f} running and {waiting:.0f} waiting requests"
-        yield Finding(State.STALLED, f"{there}, and neither steps nor tokens have moved for a minute")
+        yield Finding(State.STALLED, f"{there}, and neither steps nor tokens have increased for a minute")
     since = max(known.moved, known.unqueued)
     if waiting > 0 and any(each is not None for each in known.progress) and at - since >= DEFAULT.blocked_seconds:
         what = "first token" if known.progress[0] is not None else "request"
@@ -201,7 +201,7 @@ def _room(own: Mapping[str, float]) -> Iterator[Finding]:
         return
     taken = own.get("running", 0.0) + own.get("waiting", 0.0)
     if limit is None or limit - taken > room:
-        yield Finding(State.TIGHT, f"room for {room:.1f} more typical requests; {usage:.0%} of the KV cache is held")
+        yield Finding(State.TIGHT, f"KV cache headroom for {room:.1f} more typical requests; {usage:.0%} in use")
 
 
 def _unread(memory: Memory, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Finding:
@@ -216,12 +216,12 @@ def _unread(memory: Memory, snapshot: Snapshot, at: float, beside: Sequence[Poin
         return Finding(State.UNKNOWN, failure.message)
     if not memory.ever_up:
         watched = span(at - memory.began)
-        return Finding(State.LOADING, f"no answer yet since llm-headroom began {watched} ago: {failure.message}")
+        return Finding(State.LOADING, f"no response since llm-headroom started {watched} ago: {failure.message}")
     starts = [each.value for each in beside if each.series.metric is schema.HOST_PROCESS_START]
     started = max((each for each in starts if isinstance(each, float)), default=0.0)
     if health.last_success is not None and started > health.last_success:
         since = span(snapshot.taken - started)
-        return Finding(State.LOADING, f"its process began {since} ago and does not answer yet: {failure.message}")
+        return Finding(State.LOADING, f"its process started {since} ago and does not respond yet: {failure.message}")
     return Finding(State.DOWN, failure.message)
 
 

@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long prompts or answers are: a histogram whose observations fade. `counts` are per bucket."""
+    """Lengths of prompts or outputs: a histogram whose observations fade. `counts` are per bucket."""
 
     bounds: tuple[float, ...] = ()
     counts: tuple[float, ...] = ()
@@ -149,15 +149,15 @@ class Traffic:
         keep = math.exp(-interval.seconds / WINDOW_SECONDS)
         keep_answers = math.exp(-interval.seconds / ANSWER_SECONDS)
         quiet = 0.0 if interval.busy else self.quiet + interval.seconds
-        kept, seconds = [interval], interval.seconds
+        retained, seconds = [interval], interval.seconds
         for each in reversed(self.intervals):
             if seconds >= WINDOW_SECONDS:
                 break
-            kept.append(each)
+            retained.append(each)
             seconds += each.seconds
         known = replace(
             self,
-            intervals=tuple(reversed(kept)),
+            intervals=tuple(reversed(retained)),
             prompts=self.prompts.after(before.prompt_sizes, now.prompt_sizes, keep),
             answers=self.answers.after(before.generation_sizes, now.generation_sizes, keep_answers),
             generated=self.generated * keep_answers + interval.generated,
@@ -215,15 +215,15 @@ class Traffic:
 
     def latest(self, arrivals: float) -> Traffic:
         """The traffic of the last so many arrivals, and at least of the last minutes."""
-        kept: list[Interval] = []
+        retained: list[Interval] = []
         seconds = 0.0
         for each in reversed(self.intervals):
             if arrivals <= 0 and seconds >= LEAST_SECONDS:
                 break
-            kept.append(each)
+            retained.append(each)
             seconds += each.seconds
             arrivals -= each.arrivals
-        return replace(self, intervals=tuple(reversed(kept)))
+        return replace(self, intervals=tuple(reversed(retained)))
 
     def total(self, name: str) -> float:
         """The sum of a field over the window."""
@@ -238,6 +238,11 @@ class Traffic:
     def rate(self) -> float:
         """Arrivals per second."""
         return self.total("arrivals") / self.seconds if self.intervals else 0.0
+
+    def recent_rate(self, seconds: float) -> float:
+        """Arrivals per second of the last so many seconds."""
+        recent = self._latest(seconds)
+        return sum(each.arrivals for each in recent) / sum(each.seconds for each in recent) if recent else 0.0
 
     @property
     def warm_up(self) -> float:

@@ -1,7 +1,7 @@
 """The trend of a level that leaks or ramps, and the chance that it crosses a limit: host memory, a GPU's used memory.
 
 Robust against single jumps (Theil-Sen: the median of the slopes between all pairs, of either half of the window; the
-lesser of both counts, since a ramp goes on). Not for the KV cache, whose occupancy is shot noise around a mean and has
+lesser of both counts, as ramps continue). Not for the KV cache, whose occupancy is shot noise around a mean and has
 no trend.
 """
 
@@ -13,7 +13,7 @@ from typing import Final
 
 WINDOW_SECONDS: Final = 1800.0
 STEP_SECONDS: Final = 30.0
-"""Readings are kept this far apart: 60 of them make the window, 870 pairs its trend."""
+"""Readings are at least this far apart: 60 of them make the window, 870 pairs its trend."""
 WARM_SECONDS: Final = 300.0
 HORIZON_SECONDS: Final = 1800.0
 _LEAST_READINGS: Final = 4
@@ -24,7 +24,7 @@ _NORMAL_QUARTILE: Final = 0.6745
 class Trend:
     """Readings of the last half hour, (seconds, value); `slope` per second and its deviation, None before it is known.
 
-    Both are of the last reading that was kept.
+    Both are of the last retained reading.
     """
 
     readings: tuple[tuple[float, float], ...] = ()
@@ -35,13 +35,13 @@ class Trend:
         """The trend with one more reading; a reading soon after the last one, or from before it, adds nothing."""
         if self.readings and at - self.readings[-1][0] < STEP_SECONDS:
             return self
-        kept = (*(each for each in self.readings if each[0] > at - WINDOW_SECONDS), (at, value))
-        if kept[-1][0] - kept[0][0] < WARM_SECONDS or len(kept) < _LEAST_READINGS:
-            return Trend(kept)
+        recent = (*(each for each in self.readings if each[0] > at - WINDOW_SECONDS), (at, value))
+        if recent[-1][0] - recent[0][0] < WARM_SECONDS or len(recent) < _LEAST_READINGS:
+            return Trend(recent)
         # A step in the middle of the window is half of all pairs, but it lies in one half only; a ramp is in both.
-        middle = len(kept) // 2
-        slope, spread = min(_line(kept[:middle]), _line(kept[middle:]))
-        return Trend(kept, slope, 2.0 * spread / (kept[-1][0] - kept[0][0]))
+        middle = len(recent) // 2
+        slope, spread = min(_line(recent[:middle]), _line(recent[middle:]))
+        return Trend(recent, slope, 2.0 * spread / (recent[-1][0] - recent[0][0]))
 
     def chance(self, room: float, horizon: float = HORIZON_SECONDS) -> float | None:
         """The probability that the value grows by `room` within the horizon; None before there is a trend.

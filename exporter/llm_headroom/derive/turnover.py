@@ -36,7 +36,7 @@ def advance(known: Turnover | None, polled: Loaded) -> Turnover | None:
     """What is remembered after a poll; None for an engine that loads none by itself.
 
     A model that is in memory at the first poll has not been loaded before our eyes. One that is there at two polls with
-    another context, or another process, has been loaded anew. What happens between two polls and leaves no trace is
+    another context, or another process, has been loaded again. What happens between two polls and leaves no trace is
     not counted.
     """
     if not polled.by_itself:
@@ -48,10 +48,10 @@ def advance(known: Turnover | None, polled: Loaded) -> Turnover | None:
         counts.setdefault(model, Count())
     for model in now.keys() | before.keys():
         has, had = now.get(model), before.get(model)
-        anew = has is not None and had is not None and has.differs(had)
+        reloaded = has is not None and had is not None and has.differs(had)
         loads, unloads = counts[model]
-        counts[model] = Count(loads + (had is None or anew), unloads + (has is None or anew))
-        if has is not None and had is not None and not anew:
+        counts[model] = Count(loads + (had is None or reloaded), unloads + (has is None or reloaded))
+        if has is not None and had is not None and not reloaded:
             now[model] = has.known(had)
     for model in list(counts):
         if len(counts) <= _MOST_MODELS:

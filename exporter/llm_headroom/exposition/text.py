@@ -74,7 +74,7 @@ class Layout:
 
 
 class Exposition(NamedTuple):
-    """What a body says: `values` holds one number for each of the layout's keys."""
+    """The content of a body: `values` has one number for each of the layout's keys."""
 
     layout: Layout
     values: list[float]
@@ -150,7 +150,7 @@ class _Lines:
         return _numbers(rests, self.samples)
 
     def others(self, begin: int, end: int) -> list[bytes]:
-        """Those of the lines from `begin` to `end` that are no samples."""
+        """The lines from `begin` to `end` that are not samples."""
         return list(compress(self.heads[begin:end], self.samples[begin:end].translate(_INVERTED)))
 
     def sample_heads(self) -> list[bytes]:
@@ -203,7 +203,7 @@ _latest: Final[WeakValueDictionary[int, _Lines]] = WeakValueDictionary()
 
 
 def _share(lines: _Lines, last: _Lines | None) -> _Lines:
-    """The same lines, made of the objects that another endpoint's lines hold in memory already."""
+    """The same lines, reusing objects that another endpoint's lines hold in memory already."""
     comments = hash(tuple(lines.others(0, len(lines.heads))))
     other = _latest.get(comments)
     # The reader made use of the endpoint's own last lines.
@@ -396,7 +396,7 @@ class _Reader:
             self._names = ()
 
     def _enter(self, token: bytes) -> None:
-        """Begins a family, whose type is not known yet."""
+        """Starts a family whose type is not known yet."""
         self._family = parse_family(token)
         self._token = token
         self._type = _NOT_TYPED

@@ -51,7 +51,7 @@ OPENMETRICS_SUFFIXES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 _TYPES: Final = {kind.encode(): kind for kind in TEXT_SUFFIXES}
 _NAME_LABEL: Final = "__name__"
 
-# Possessive quantifiers keep the time linear in the length of a line, whatever stands in it.
+# Possessive quantifiers bound the time to linear in the length of a line, whatever its content.
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
 _NAME: Final = r"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _BRACES: Final = rf'\{{(?:[^"}}]|{_QUOTED})*+\}}'
@@ -72,7 +72,7 @@ _ESCAPE: Final = re.compile(r'\\([\\n"])')
 
 
 def split_sample(line: bytes) -> tuple[bytes, bytes]:
-    """A sample line as what stands before the value, white space included, and the rest."""
+    """A sample line split into the part before the value, including white space, and the rest."""
     match = _PREFIX.match(line)
     end = match.end() if match else 0
     return line[:end], line[end:]

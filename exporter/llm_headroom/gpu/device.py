@@ -75,7 +75,7 @@ class DeviceProcesses(NamedTuple):
 
 
 class _Asked:
-    """A question to one device: the ways that are left, and the series of the first of them."""
+    """A query to one device: the methods not yet ruled out, and the series of the first of them."""
 
     __slots__ = ("_labels", "retained", "series", "vital", "ways")
 
@@ -384,7 +384,7 @@ def _process_name(pid: int) -> str:
 
 
 def loss(device: str, refused: Refused) -> Failure:
-    """Why a device gives nothing, and what to do about it."""
+    """Why a device cannot be read, and a remedy."""
     advice: dict[int, str] = {
         Code.GPU_IS_LOST: "it fell off the bus: look for Xid messages in dmesg, then reset the GPU or reboot",
         Code.RESET_REQUIRED: "it has to be reset before it can be used again",

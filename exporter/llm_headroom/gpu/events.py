@@ -1,4 +1,4 @@
-"""Xid errors through NVML's events, counted in a thread of their own as they come.
+"""Xid errors through NVML's events, counted in a thread of their own.
 
 The driver queues events only for those who have registered, and reports to each the latest Xid of a device, so
 that of a burst between two waits some can be missed. What came before the first registration is not made up.
@@ -129,7 +129,7 @@ class XidWatcher:
 
 
 def _register(pynvml: Nvml, named: Sequence[tuple[Handle, Labels]]) -> _Registered | None:
-    """A new set with the events of those devices that give them; None if none does."""
+    """A new set with the events of those devices that support them; None if none does."""
     try:
         events = pynvml.nvmlEventSetCreate()
     except pynvml.NVMLError:

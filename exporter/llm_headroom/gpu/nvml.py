@@ -1,4 +1,4 @@
-"""What is asked of NVML: calls and fields, the metrics that they give, and what its return codes mean for a reading.
+"""Queries to NVML: calls and fields, their metrics, and what its return codes mean for a reading.
 
 Data alone: `gpu` does the asking. Functions, fields, units and codes are those of nvml.h as the Python package
 nvidia-ml-py (module `pynvml`) declares them.
@@ -67,7 +67,7 @@ UNSUPPORTED: Final = frozenset(
 )
 """This device never answers this call: an older driver, another product, a container without the right."""
 NOT_NOW: Final = frozenset({Code.NO_DATA, Code.NOT_READY, Code.IN_USE, Code.INSUFFICIENT_SIZE})
-"""No trouble, but no answer in this reading either (INSUFFICIENT_SIZE: processes came while they were listed)."""
+"""No error, but no value in this reading either (INSUFFICIENT_SIZE: processes started while they were listed)."""
 
 _NOT_AVAILABLE: Final = 2**64 - 1
 BLANK: Final = frozenset({2**32 - 1, _NOT_AVAILABLE, *range(2**31 - 16, 2**31), *range(2**63 - 16, 2**63)})
@@ -91,7 +91,7 @@ class Value(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One NVML function: `ask` takes the pynvml module and a handle and gives a number for each of `values`."""
+    """One NVML function: `ask` takes the pynvml module and a handle and returns a number for each of `values`."""
 
     origin: str
     ask: Callable[[Any, Any], Sequence[float]]
@@ -120,7 +120,7 @@ def _memory(memory: Any) -> tuple[float, ...]:  # noqa: ANN401 (pynvml has no ty
 
 
 def _signed(word: int) -> int:
-    """A temperature below zero, out of the unsigned int that nvmlDeviceGetTemperature gives."""
+    """A temperature below zero, from the unsigned int that nvmlDeviceGetTemperature returns."""
     return word if word in BLANK or word < 2**31 else word - 2**32
 
 
@@ -172,7 +172,7 @@ _ALL_LINKS: Final = 2**32 - 1
 
 
 def _call(origin: str, values: tuple[Value, ...], *arguments: int, constant: bool = False) -> Call:
-    """A function that gives one number."""
+    """A function that returns one number."""
     return Call(origin, lambda pynvml, handle: (getattr(pynvml, origin)(handle, *arguments),), values, constant)
 
 
@@ -242,7 +242,7 @@ BOARD: Final[tuple[Question, ...]] = (
         # nvml.h announces the end of nvmlDeviceGetTemperature with CUDA 14.
         Call(
             "nvmlDeviceGetTemperatureV",
-            # pynvml before 12.570 lacks it, and then says of the older one what it said before.
+            # pynvml before 12.570 lacks it; then the result of the older one stays.
             lambda pynvml, handle: (
                 getattr(pynvml, "nvmlDeviceGetTemperatureV", pynvml.nvmlDeviceGetTemperature)(handle, 0),
             ),

@@ -1,4 +1,4 @@
-"""NVML → points. The only module that imports pynvml; `nvml` says what is asked.
+"""NVML → points. The only module that imports pynvml; `nvml` has the queries.
 
 Devices and labels: a GPU has `gpu` = its NVML index and its `uuid`. In MIG mode each instance is a device of its own,
 `gpu` = "<index>:<MIG index>" (the notation of NVIDIA_VISIBLE_DEVICES) and `uuid` = "MIG-…", with memory and, if asked
@@ -37,7 +37,7 @@ _LONGEST_PATIENCE: Final = 64
 
 
 class GpuError(Exception):
-    """No GPU could be read; `failure` says why and what to do.
+    """No GPU could be read; `failure` has the reason and a remedy.
 
     Its cause is LIBRARY (NVML or its Python package is missing), DRIVER (not loaded, of another version, without
     answer) or DEVICE (NVML lists no GPU, or every GPU is lost).
@@ -89,7 +89,7 @@ class Gpus:
         self._patience = 1
 
     def read(self) -> Reading:
-        """Read every GPU. A lost one gives no points but a warning, and is tried again by each reading.
+        """Read every GPU. A lost one has no points but a warning, and is tried again by each reading.
 
         NVML is initialised by the first reading, and again after a failure, when its list of GPUs has changed, and
         while a GPU is lost: by the next reading at first, then ever more rarely, since it costs the other GPUs' drivers
@@ -199,7 +199,7 @@ class Gpus:
 
 
 def _explained(refused: Refused, library: Path | None) -> Failure:
-    """Why NVML as a whole gives nothing."""
+    """Why NVML as a whole cannot be read."""
     code, name = refused.code, library or _SONAME
     if code == Code.LIBRARY_NOT_FOUND:
         loaded = Path("/proc/driver/nvidia/version").exists()

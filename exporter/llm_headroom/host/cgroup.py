@@ -93,7 +93,7 @@ def _limit(directory: Path) -> float | None:
 
 
 def _number(path: Path) -> float | None:
-    """None if the file is not there or says `max`."""
+    """None if the file does not exist or has `max`."""
     text = text_of(path).strip()
     return float(text) if text.isdigit() else None
 
@@ -105,6 +105,6 @@ def _keyed(path: Path) -> dict[str, float]:
 
 
 def _pressure(path: Path) -> dict[str, float]:
-    """Seconds by severity (some, full); the file gives microseconds."""
+    """Seconds by severity (some, full); the file has microseconds."""
     found = re.findall(r"^(some|full) .*\btotal=(\d+)$", text_of(path), re.MULTILINE)
     return {severity: int(total) / 1e6 for severity, total in found}

@@ -45,12 +45,12 @@ class Watched(NamedTuple):
 
 
 def addresses(target: Target) -> tuple[Address, ...]:
-    """The addresses of a target's URL, as far as they show without asking a name server."""
+    """The addresses of a target's URL, as far as known without asking a name server."""
     return addresses_of(urlsplit(target.endpoint.url).hostname or "")
 
 
 def runs_here(target: Target) -> bool:
-    """Whether the target may be a process of this host, as far as that shows without asking a name server."""
+    """Whether the target may be a process of this host, as far as known without asking a name server."""
     if target.pid is not None or target.cgroup is not None or target.gpus:
         return True
     found = addresses(target)
@@ -151,7 +151,7 @@ class Finder:
         return found
 
     def _holders(self, wanted: Mapping[int, str], likely: tuple[int, ...]) -> dict[str, Stat]:
-        """Who holds the sockets: of processes that inherited one, the one that all of them descend from."""
+        """The owner of the sockets: among processes that inherited one, their common ancestor."""
         found: dict[str, Stat] = {}
         if not wanted:
             return found

@@ -225,7 +225,7 @@ class Proc:
 
 
 def text_of(path: Path | str) -> str:
-    """What a file of the kernel's says; empty if it cannot be read."""
+    """The content of a kernel file; empty if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - much faster
             return file.read()
@@ -234,7 +234,7 @@ def text_of(path: Path | str) -> str:
 
 
 def addresses_of(host: str) -> tuple[Address, ...]:
-    """The addresses that a URL's host stands for, without asking a name server."""
+    """The addresses of a URL's host, without asking a name server."""
     if host == "localhost":
         return (IPv4Address("127.0.0.1"), IPv6Address("::1"))
     if host and host == socket.gethostname():

@@ -31,7 +31,7 @@ _WRITE_BYTES: Final = 64 * 1024
 _LINGER_BYTES: Final = 1024 * 1024
 _QUERY_FIELDS: Final = 100
 _NO_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "CONNECT"})
-"""Methods whose bodies mean nothing (RFC 9110, sections 9.3.1, 9.3.2, 9.3.5, 9.3.6): read over, not retained."""
+"""Methods whose bodies mean nothing (RFC 9110, sections 9.3.1, 9.3.2, 9.3.5, 9.3.6): skipped, not retained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class Request:
 
 
 class Stream(Protocol):
-    """A body that comes in parts over any length of time. `aclose` is called once, whatever happens to the client."""
+    """A body sent in parts over any length of time. `aclose` is called once, whatever happens to the client."""
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The parts, none of them empty."""
         ...
 
     async def aclose(self) -> None:
-        """No part is wanted any more."""
+        """No more parts are needed."""
         ...
 
 
@@ -135,7 +135,7 @@ class Connection:
     stuck_since: float | None
     """Since when (of the loop's clock) the client has not read what was sent; None while it reads."""
     waiting_since: float | None
-    """Since when (of the loop's clock) no whole request has come; None while one is being answered."""
+    """When (by the loop's clock) the wait for a whole request started; None while one is being answered."""
 
     def __init__(self, limits: Limits, handler: Handler, bodies: Bodies, *, needs_client: bool = False) -> None:
         """`bodies` are those that any connection of the server is sending."""
@@ -183,7 +183,7 @@ class Connection:
             http.start_next_cycle()
             self.waiting_since = loop.time()
             if http.trailing_data[0]:
-                await asyncio.sleep(0)  # pipelined requests come without a wait, and others must have their turn
+                await asyncio.sleep(0)  # pipelined requests need no wait, and other connections must have their turn
             elif not await self._next_bytes(http, reader):
                 return
             deadline = loop.time() + self._limits.head_seconds
@@ -191,7 +191,7 @@ class Connection:
             await _linger(reader, writer)
 
     async def _next_bytes(self, http: h11.Connection, reader: asyncio.StreamReader) -> bool:
-        """Waits for the next request to begin; False if the client has closed, or is idle for too long."""
+        """Waits for the next request to start; False if the client has closed, or is idle for too long."""
         try:
             async with asyncio.timeout(self._limits.idle_seconds):
                 data = await reader.read(READ_BYTES)

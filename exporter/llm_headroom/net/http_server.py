@@ -37,7 +37,7 @@ class Security(Protocol):
         ...
 
     def admits_certificate(self, certificate: Mapping[str, object] | None) -> bool:
-        """Whether a client with this certificate (`SSLSocket.getpeercert()`), or without one, may come in."""
+        """Whether a client with this certificate (`SSLSocket.getpeercert()`), or without one, is accepted."""
         ...
 
 
@@ -170,7 +170,7 @@ class HttpServer:
 
 
 class _Reading(asyncio.StreamReaderProtocol):
-    """Fills a reader, and says at once when the client closes its side, also while nobody reads."""
+    """Fills a reader, and reports at once when the client closes its side, also while nobody reads."""
 
     def __init__(self, reader: asyncio.StreamReader, left: Callable[[], None]) -> None:
         super().__init__(reader)

@@ -42,7 +42,7 @@ async def bind_all(addresses: Iterable[str]) -> list[socket.socket]:
 
 
 async def bind(address: str) -> list[socket.socket]:
-    """Listens on `:PORT` (every address), `HOST:PORT` or `[IPV6]:PORT`; a name gives a socket for each address it has.
+    """Listens on `:PORT` (every address), `HOST:PORT` or `[IPV6]:PORT`; a name has a socket for each of its addresses.
 
     Raises:
         ListenError: the address is malformed, unknown, in use, or not to be had.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import asyncio
 import errno
 import threading
 from collections import deque
@@ -49,10 +51,15 @@ class Workers(ThreadPoolExecutor):
                 return future
             if len(self._waiting) >= MOST_WAITING:
                 raise OSError(errno.EAGAIN, f"too many calls wait ({self._name})")
-            if self._running < self._most:
-                self._start()
             self._asked[key] = [future]
             self._waiting.append((key, lambda: fn(*args, **kwargs)))
+            if self._running < self._most:
+                try:
+                    self._start()
+                except OSError:
+                    self._waiting.pop()
+                    del self._asked[key]
+                    raise
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the base's
@@ -60,14 +67,17 @@ class Workers(ThreadPoolExecutor):
 
     def _start(self) -> None:
         try:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            # threading.Thread waits for the new thread, for ever where memory is too short for that to begin.
+            _thread.start_new_thread(self._work, ())
         except (RuntimeError, MemoryError) as error:
             if not self._running:
                 raise OSError(errno.EAGAIN, f"no thread can be started ({self._name})") from error
-        else:
-            self._running += 1
 
     def _work(self) -> None:
+        with self._lock:
+            if self._running >= self._most:
+                return
+            self._running += 1  # by the thread itself: of one that could not begin nobody hears
         while True:
             with self._lock:
                 if not self._waiting:
@@ -89,3 +99,46 @@ class Workers(ThreadPoolExecutor):
                 else:
                     future.set_result(result)
             del call, futures, result, raised
+
+
+_HEAVY: Final = Workers("heavy", 2)
+"""Two: the interpreter lets one compute at a time, and the second keeps a long piece from holding up all others."""
+
+
+class Heavy:
+    """Work of one owner that would hold up the event loop, one piece at a time: it may share state with the next one.
+
+    The threads are shared by all owners, so that many targets with large bodies neither start many threads nor hold
+    much in memory at once.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: asyncio.Future[Any] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an earlier piece is still under way."""
+        return self._under_way is not None and not self._under_way.done()
+
+    async def do(self, work: Callable[[], T], deadline: float) -> T:
+        """The result of some work by a deadline in seconds of the monotonic clock, which is asyncio's.
+
+        Work that is late goes on, since no thread can be ended; the owner's next piece waits for it.
+
+        Raises:
+            TimeoutError: it is not done in time.
+            OSError: too much work waits, or the system gives no thread.
+        """
+        async with asyncio.timeout_at(deadline):
+            if self._under_way is not None:
+                await asyncio.wait([self._under_way])
+            future = asyncio.get_running_loop().run_in_executor(_HEAVY, work)
+            future.add_done_callback(_retrieved)
+            self._under_way = future
+            return await asyncio.shield(future)
+
+
+def _retrieved(future: asyncio.Future[Any]) -> None:
+    """Takes note of an error that nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()

@@ -1,4 +1,4 @@
-"""OpenTelemetry's own names of what our metrics say, sent beside them on request.
+"""Our metrics under OpenTelemetry's own names, sent in addition on request.
 
 Spec: https://github.com/open-telemetry/semantic-conventions/blob/v1.41.0/docs/gen-ai/gen-ai-metrics.md and
 docs/hardware/gpu.md, docs/hardware/common.md. All of them are in development there. What the conventions require and

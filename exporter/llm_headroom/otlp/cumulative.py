@@ -1,4 +1,4 @@
-"""Since when counters count: OTLP wants it of each, and an engine's restart moves it.
+"""Start times of counters: OTLP requires one for each, and an engine's restart moves it.
 
 Spec: https://opentelemetry.io/docs/specs/otel/metrics/data-model/ (resets and gaps; cumulative streams: handling
 unknown start time).
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _OWN: Final = frozenset({Subject.COLLECTION, Subject.EXPORTER, Subject.PROCESS, Subject.DERIVED, Subject.PROXY})
 """Counted by llm-headroom itself, since it runs; and so are Xid errors."""
 _ELSEWHERE: Final = frozenset({Subject.GPU, Subject.HOST})
-"""Counted by drivers and kernels, which do not say since when."""
+"""Counted by drivers and kernels, which do not report a start time."""
 PROXY: Final = "proxy"
 """Where points are from (`proxy.measures.ORIGIN`, not imported: few run the proxy) that were counted here, too."""
 NANOSECONDS: Final = 1_000_000_000
@@ -90,11 +90,11 @@ class Starts:
         else:
             first = engine or time
         if known is None:
-            # A start that equals the time says that it is unknown.
+            # A start equal to the time means that it is unknown.
             return _Known(min(first, time), time, value, engine)
         start = known.start
         if value < known.value or (engine and known.engine and abs(engine - known.engine) > NANOSECONDS):
-            # The reset came after the previous point: no two spans of time may overlap.
+            # The reset was after the previous point: intervals must not overlap.
             start = max(engine, known.time)
         return _Known(min(start, time), time, value, engine or known.engine)
 

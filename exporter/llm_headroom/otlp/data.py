@@ -38,7 +38,7 @@ class Shape(Enum):
     GAUGE = Kind.GAUGE
     COUNTER = Kind.COUNTER
     LEVEL = "level"
-    """A sum that may fall (an UpDownCounter), which is what semantic conventions want of amounts."""
+    """A sum that may fall (an UpDownCounter), as semantic conventions require for amounts."""
     HISTOGRAM = Kind.HISTOGRAM
 
 
@@ -69,7 +69,7 @@ def reading(started: Started) -> Reading:
 
 
 def metrics_data(readings: Iterable[Reading], resource: Resource) -> MetricsData:
-    """What the SDK's exporters take; readings of one metric are put together, wherever they stand."""
+    """The input of the SDK's exporters; readings of one metric are grouped."""
     streams: dict[Stream, list[Reading]] = {}
     for each in readings:
         streams.setdefault(each.stream, []).append(each)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class _Log(logging.Handler):
-    """Holds the SDK's last line of log back: we say ourselves what failed, once. Some of them show secrets."""
+    """Withholds the SDK's log: failures are logged once by `push`, and some of its lines show secrets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ _LOG: Final = _Log()
 
 
 class Exporter:
-    """Pushes readings as some options say. `port` is the one that we serve on, `began` when this process started.
+    """Pushes readings with some options. `port` is the one that we serve on, `began` when this process started.
 
     Its calls block. One at a time, from whatever thread, but for `interrupt`.
 
@@ -69,7 +69,7 @@ class Exporter:
         self._headers: dict[str, str] = {}
         self._sdk: MetricExporter | None = None
         self._why: Callable[[logging.LogRecord | None], Outcome]
-        with suppress(OSError, _CredentialsError):  # said at each export until the file is there
+        with suppress(OSError, _CredentialsError):  # reported at each export until the file exists
             self._opened(self._all_headers())
 
     def export(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> tuple[Outcome, int]:
@@ -96,7 +96,7 @@ class Exporter:
         return outcome, len(readings)
 
     def interrupt(self) -> None:
-        """End what is under way, as far as the SDK can."""
+        """Cancel the current export, as far as the SDK can."""
         sdk, self._sdk = self._sdk, None
         if sdk is not None:
             sdk.shutdown()

@@ -38,7 +38,7 @@ _EXPECTED: Final[Mapping[tuple[str, ...], tuple[str, str]]] = {
         r"explicit_bucket_histogram",
     ),
 }
-"""By the variables of one setting, the first of which that is set counts: what may stand there."""
+"""Allowed values by the variables of one setting; the first variable that is set counts."""
 
 
 class Problem(NamedTuple):
@@ -98,7 +98,7 @@ def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
 
 
 def _variables(environment: Mapping[str, str]) -> tuple[dict[str, str], list[Problem]]:
-    """By the last words of a variable's name: what it says, if that is right."""
+    """Valid values of variables, by the last words of the variable's name."""
     found, problems = {}, []
     for names, (meaning, pattern) in _EXPECTED.items():
         name, text = _first(environment, *names)

@@ -1,4 +1,4 @@
-"""What came of an attempt to export, whatever the protocol."""
+"""The outcome of an export, for every protocol."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Drop(StrEnum):
     UNAVAILABLE = "unavailable"
     """The collector asks to try again later (429, 503, UNAVAILABLE, RESOURCE_EXHAUSTED …)."""
     REFUSED = "refused"
-    """The collector does not want the request as it is."""
+    """The collector rejects the request."""
     PROTOCOL = "protocol"
     """What answers does not speak OTLP."""
     CREDENTIALS = "credentials"

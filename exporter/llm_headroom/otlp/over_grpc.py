@@ -1,4 +1,4 @@
-"""The SDK's exporter over gRPC. Why an export failed stands in its log alone.
+"""The SDK's exporter over gRPC. The reason of a failure is only in its log.
 
 Spec: https://opentelemetry.io/docs/specs/otlp/#otlpgrpc-response
 """
@@ -42,7 +42,7 @@ _NO_TLS: Final = ("handshake", "verification", "certificate", "ssl", "tls")
 def opened(
     options: Options, headers: Mapping[str, str]
 ) -> tuple[MetricExporter, Callable[[logging.LogRecord | None], Outcome]]:
-    """An exporter, and what came of an export after which its last line of log was this.
+    """An exporter, and the outcome of an export, from the exporter's last line of log.
 
     Raises:
         OSError: a certificate's file cannot be read.

@@ -47,7 +47,7 @@ _PROTOBUF: Final = "application/x-protobuf"
 
 
 class Session(requests.Session):
-    """`last` is what came of the newest request."""
+    """`last` is the outcome of the newest request."""
 
     def __init__(self, tls: Tls) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Session(requests.Session):
 
 
 class _Named(HTTPAdapter):
-    """Wants a certificate of another name than the URL's host."""
+    """Expects a certificate with another name than the URL's host."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -88,7 +88,7 @@ class _Named(HTTPAdapter):
 
 
 def opened(options: Options, headers: Mapping[str, str]) -> tuple[MetricExporter, Callable[[object], Outcome]]:
-    """An exporter, and what came of its newest export."""
+    """An exporter, and the outcome of its newest export."""
     tls = options.settings.tls
     session = Session(tls)
     made = OTLPMetricExporter(

@@ -32,15 +32,15 @@ Sources: TypeAlias = "Callable[[], list[tuple[float, Sequence[Point]]]]"
 
 _BEGAN: Final = time.time()
 LONGEST_PAUSE: Final = 300.0
-"""Seconds for which a collector is obeyed that asks to be left alone."""
+"""Maximum seconds for which a collector's request to wait is obeyed."""
 FLUSH: Final = 3.0
-"""Seconds that the end may take at most, since whoever ends us waits."""
+"""Maximum seconds of the shutdown, since a supervisor waits for it."""
 PATIENCE: Final = 1.0
-"""Seconds of these for an export that is under way to end by itself."""
+"""Seconds of these for the current export to end by itself."""
 
 
 class Push:
-    """Pushes as some options say until it is closed; `changed` is called when the tally has changed."""
+    """Pushes with some options until it is closed; `changed` is called when the tally has changed."""
 
     def __init__(
         self, options: Options, tally: Tally, *, sources: Sources, changed: Callable[[], None], port: str
@@ -59,14 +59,14 @@ class Push:
         self._reported: object = None
 
     def start(self, ready: Callable[[], Awaitable[None]]) -> None:
-        """Report what is wrong with the options, and begin as soon as `ready` returns if they can be used."""
+        """Report problems of the options, and start as soon as `ready` returns if they can be used."""
         for problem in self._options.problems:
             self._report(problem)
         if self._options.usable:
             self._task = asyncio.get_running_loop().create_task(self._run(ready))
 
     async def close(self) -> None:
-        """Push what holds now, and end, in a few seconds whatever the collector does."""
+        """Push the current readings, and end, within a few seconds whatever the collector does."""
         if self._task is None:
             return
         self._task.cancel()
@@ -132,7 +132,7 @@ class Push:
         log.warning("otlp setting cannot be used", extra=extra)
 
     def _settle(self, outcome: Outcome, count: int) -> None:
-        """Count what came of an interval, and log it if it is news."""
+        """Count the outcome of an interval, and log it if it has changed."""
         self._tally.count(outcome, count, time.time())
         self._failing = outcome.cause is not None
         self._dropped += count if self._failing else 0

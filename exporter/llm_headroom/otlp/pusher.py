@@ -38,7 +38,7 @@ class Pusher:
         self._push: Push | None = None
 
     async def apply(self, settings: OtlpSettings | None) -> None:
-        """Take over settings; None: push nothing. What is wrong with them is logged and counted, and never raised."""
+        """Apply settings; None: push nothing. Problems are logged and counted, never raised."""
         if settings == self._settings:
             return
         await self.close()
@@ -51,7 +51,7 @@ class Pusher:
         self._changed()
 
     async def close(self) -> None:
-        """Push what holds now, and end."""
+        """Push the current readings, and end."""
         push, self._push = self._push, None
         if push is not None:
             await push.close()

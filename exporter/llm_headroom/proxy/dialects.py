@@ -1,4 +1,4 @@
-"""What the APIs of engines say in their answers: which documents bear output, how it ended, what it took.
+"""The content of responses in the engines' APIs: which documents carry output, how it ended, what it took.
 
 Forms: ollama/ollama docs/api.md and openai/, anthropic/ packages of its source (v0.33); vllm-project/vllm
 vllm/entrypoints/openai/protocol.py; sgl-project/sglang python/sglang/srt/entrypoints; ggml-org/llama.cpp
@@ -84,7 +84,7 @@ def api_of(method: str, target: str) -> Api | None:
 
 @dataclass(slots=True)
 class Answer:
-    """What the documents of one answer have said so far; None where they have said nothing.
+    """Values from the documents of one response so far; None where there are none yet.
 
     `output`: whether the latest document bears output (text, reasoning, a tool call). `failure`: why there is no whole
     answer, as a value of the label `reason`. Token counts are of the whole request. `total`, `prefill` and `decode` are
@@ -127,7 +127,7 @@ class Answer:
 def _failure(document: Mapping[str, Any]) -> str:
     """What an error means, as a value of the label `reason`: a text (Ollama), or a mapping that may hold a status.
 
-    llama.cpp's server says `Loading model` with 503 as long as it does (tools/server of its source).
+    llama.cpp's server returns 503 with `Loading model` while it loads (tools/server of its source).
     """
     error = document["error"]
     within = error if isinstance(error, dict) else {}
@@ -234,7 +234,7 @@ def _anthropic(answer: Answer, document: dict[str, Any]) -> None:
     if kind in ("message_start", "message"):
         _model(answer, message)
     usage = _inner(message, "usage")
-    if kind == "message_start":  # an estimate, where message_delta says it again
+    if kind == "message_start":  # an estimate, which message_delta replaces
         answer.prompt = _count(usage.get("input_tokens"))
     elif usage:
         _usage(answer, usage, "input_tokens", "output_tokens", "input_tokens_details")
@@ -259,7 +259,7 @@ def _responses(answer: Answer, document: dict[str, Any]) -> None:
     if kind in ("response.completed", "response.incomplete") or (kind is None and whole is document):
         answer.output = kind is None and bool(document.get("output"))
         _usage(answer, _inner(whole, "usage"), "input_tokens", "output_tokens", "input_tokens_details")
-        answer.cached = answer.cached or None  # Ollama says 0 whatever it was
+        answer.cached = answer.cached or None  # Ollama always reports 0
         answer.end(whole.get("status"))
 
 
@@ -279,15 +279,15 @@ def _llamacpp(answer: Answer, document: dict[str, Any]) -> None:
 
 
 def _sglang(answer: Answer, document: dict[str, Any]) -> None:
-    # `text` is all of it so far, so that more tokens are what is new
-    told = _inner(document, "meta_info")
-    generated = _count(told.get("completion_tokens"))
+    # `text` is the whole text so far, so new output shows in the number of tokens
+    meta = _inner(document, "meta_info")
+    generated = _count(meta.get("completion_tokens"))
     answer.output = bool(generated) and generated != answer.generated
     answer.generated = answer.generated if generated is None else generated
-    answer.prompt = _count(told.get("prompt_tokens")) or answer.prompt
-    cached = _count(told.get("cached_tokens"))
+    answer.prompt = _count(meta.get("prompt_tokens")) or answer.prompt
+    cached = _count(meta.get("cached_tokens"))
     answer.cached = answer.cached if cached is None else cached
-    finish = _inner(told, "finish_reason")
+    finish = _inner(meta, "finish_reason")
     if finish.get("type") == _ABORT and finish.get("status_code") == UNAVAILABLE:
         answer.failure = "overloaded"
     if finish.get("type"):

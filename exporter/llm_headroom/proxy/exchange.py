@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MOST_REQUEST_BYTES: Final = 256 * 1024
 """Of a request's body, looked at for its model; a longer one's model is known when the engine names it."""
 _STREAMED: Final = frozenset({Api.OLLAMA})
-"""What is streamed unless the request says otherwise (ollama/ollama docs/api.md)."""
+"""Paths that stream unless the request turns it off (ollama/ollama docs/api.md)."""
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
@@ -86,7 +86,7 @@ class Exchange:
         elif self._api is Api.EMBEDDING and head.status == _OK and isinstance(self._reader, Whole):
             self._reader = None  # megabytes of numbers
 
-    def tells(self, payload: bytes, now: float) -> None:
+    def received(self, payload: bytes, now: float) -> None:
         """A piece of the answer's body."""
         if self._request is not None:
             self._request.traffic.heard = now
@@ -172,7 +172,7 @@ class Exchange:
         named = self._answer.model
         if not named and self._api is Api.EMBEDDING and self.status == _OK:
             named = self._wanted  # the engine has taken it
-        return self._measures.told(named) or self._model
+        return self._measures.label(named) or self._model
 
     def _close(self, request: UnderWay, now: float, failure: str = "") -> str:
         """End the exchange; the label of its model."""
@@ -217,7 +217,7 @@ class Exchange:
         return "server_error" if self.status >= _SERVER_ERROR else "client_error"
 
     def _per_token(self, request: UnderWay, model: str, generated: int) -> None:
-        """From the wire where it was streamed, else from what the engine says."""
+        """From the wire where it was streamed, else from the engine's own figures."""
         if request.first is not None:
             seconds: float | None = self._last - request.first
         else:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 messages in one direction of a connection: where heads and bodies begin and end (RFC 9112).
+"""HTTP/1.1 messages in one direction of a connection: where heads and bodies start and end (RFC 9112).
 
-Bytes are never made anew: who relays them keeps the pieces as they came, and looks at payload on the side.
-h11 would frame anew, and refuse what an engine may take; here only a message's extent must be known.
+Bytes are never rewritten: the relay forwards pieces as they arrive, and payload is observed on the side.
+h11 would frame them again, and reject what an engine may accept; here only a message's extent must be known.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HOST: Final = re.compile(rb"(?im)^host[ \t]*:[^\r\n]*")
 
 
 class FramingError(Exception):
-    """What came is no HTTP/1.1 message; the message says why, without quoting it."""
+    """The bytes are not an HTTP/1.1 message; the error has the reason, without quoting them."""
 
 
 class RequestHead(NamedTuple):
@@ -131,7 +131,7 @@ class Chunked:
         blank = line in (b"\r\n", b"\n")
         if self._expect == "end of chunk":
             if not blank:
-                raise FramingError("a chunk does not end where its size says")
+                raise FramingError("a chunk does not end at its declared size")
             self._expect = "size"
         elif self._expect == "trailer":
             return blank
@@ -165,7 +165,7 @@ class HeadReader:
 
     @property
     def empty(self) -> bool:
-        """Whether no head has begun."""
+        """Whether no head has started."""
         return not self._held
 
     def take(self, data: bytes, start: int) -> tuple[int, bytes | None]:

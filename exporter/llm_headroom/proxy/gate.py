@@ -19,7 +19,7 @@ class Client(Protocol):
         ...
 
     def head_too_late(self) -> None:
-        """Leave: the head that has begun to come is not waited for any longer."""
+        """Leave: stop waiting for the head that has started to arrive."""
         ...
 
     def close(self) -> None:
@@ -30,8 +30,8 @@ class Client(Protocol):
 class Gate:
     """The clients of all proxies, `most` at once: each takes two descriptors, and the exporter's own ports need some.
 
-    Room is made by the client that has been idle for longest, then by the one whose head has been under way for
-    longest; a request that is under way is never cut.
+    A new client replaces the one that has been idle for longest, then the one whose head has been arriving for
+    longest; a request in progress is never cut.
     """
 
     def __init__(self, most: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, point
 from llm_headroom.proxy.framing import FramingError
-from llm_headroom.scrape.mapping import OVERFLOW, LabelCap
+from llm_headroom.scrape.label_cap import OVERFLOW, LabelCap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -93,7 +93,7 @@ AVAILABILITY: Final = "availability"
 RETRY_SECONDS: Final = 10.0
 """A client that gives up and asks again within this time has been waiting all the while."""
 _NOT_THE_ENGINES: Final = frozenset({"aborted", "client_error", "proxy_stopped"})
-"""Reasons of failures that say nothing of the engine's availability."""
+"""Reasons of failures that do not affect the engine's availability."""
 
 
 def _any(_: str) -> bool:
@@ -131,7 +131,7 @@ class Measures:
         self._traffic: dict[str, Traffic] = {}
         self._unseen: set[str] = set()
 
-    def told(self, model: str) -> str:
+    def label(self, model: str) -> str:
         """The label of a model that the engine's answer has named; `other` if the engine has no such model."""
         if not model:
             return ""
@@ -211,7 +211,7 @@ class Measures:
             if not model and not requests and len(self._traffic) > 1:
                 continue  # by now the engine has named the model
             running = requests if self._running_limit is None else min(requests, self._running_limit)
-            origin = f"{ORIGIN}: requests under way"
+            origin = f"{ORIGIN}: requests in progress"
             yield point(schema.REQUESTS_RUNNING, float(running), origin, base, model=model)
             if self._running_limit is not None:
                 above = f"{origin} above requests_running_limit"
@@ -228,7 +228,7 @@ class Measures:
 
     def _waits(self, traffic: Traffic, now: float, labels: Mapping[str, str]) -> Iterator[Point]:
         """How long clients have been waiting: what no engine exposes before a request has ended."""
-        origin = f"{ORIGIN}: requests under way"
+        origin = f"{ORIGIN}: requests in progress"
         streams = [each for each in traffic.open if each.streams]
         unanswered = [now - each.sent_at for each in streams if each.first is None]
         # an engine that loads models on demand may do just that before a first byte

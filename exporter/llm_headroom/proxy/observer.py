@@ -38,9 +38,9 @@ def _fenced(look: Callable[Concatenate[Observer, P], None]) -> Callable[Concaten
 class Observer:
     """Looks at requests and answers. Times are seconds of one monotonic clock.
 
-    `pending` are the requests that have begun to come and are not answered yet, in their order. `switched` says whether
-    the ends have gone over to another protocol (RFC 9110, section 15.2.2). `blind` says that nothing is seen any more:
-    what was pending is then dropped uncounted. `progressed` is called when an answer has begun or ended, and when
+    `pending` are the requests that have started to arrive and are not answered yet, in order. `switched`: whether
+    both ends have switched to another protocol (RFC 9110, section 15.2.2). `blind`: nothing is observed any more;
+    pending requests are then dropped uncounted. `progressed` is called when a response has started or ended, and when
     `switched` or `blind` has become true.
     """
 
@@ -103,7 +103,7 @@ class Observer:
             payload: list[bytes] = []
             start, done = self._body.take(data, start, payload)
             for piece in payload:
-                exchange.tells(piece, now)
+                exchange.received(piece, now)
             if not done:
                 return
             self._finish(now)

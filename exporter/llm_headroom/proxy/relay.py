@@ -31,9 +31,11 @@ MOST_BUFFERED: Final = 64 * 1024
 MOST_PIPELINED: Final = 64
 """Requests of one connection that are under way before no more are read from it."""
 HEAD_SECONDS: Final = 30.0
-"""In which a head must be whole once it has begun."""
+"""Seconds in which a head must be complete once it has started."""
 REFUSED_SECONDS: Final = 2.0
 """For which a refused client's bytes are read on: to close over unread ones could take the answer from it."""
+_BUFFER: Final = memoryview(bytearray(256 * 1024))
+"""What an engine has sent; asyncio would make a buffer of this size for every piece."""
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 _BAD_GATEWAY: Final = HTTPStatus.BAD_GATEWAY
 _TOO_LATE: Final = HTTPStatus.REQUEST_TIMEOUT
@@ -51,7 +53,7 @@ class Upstream(Protocol):
         """A request's head as the engine is to get it."""
         ...
 
-    async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+    async def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
         """A connection to it.
 
         Raises:
@@ -74,7 +76,7 @@ class Client(asyncio.Protocol):
         """Bytes for an engine that is not connected yet; the client is not read from meanwhile."""
         self._head = framing.HeadReader()
         self._deadline: asyncio.TimerHandle | None = None
-        """Of the head that has begun to come."""
+        """Bytes of the head that has started to arrive."""
         self._body: framing.Body | None = None
         self._tunnel = False
         self._upgrade: Exchange | None = None
@@ -179,7 +181,7 @@ class Client(asyncio.Protocol):
             self._gate.head_came(self)
 
     def head_too_late(self) -> None:
-        """The head that has begun to come is not waited for any longer."""
+        """Stop waiting for the head that has started to arrive."""
         self._head_came()
         self._refuse(_TOO_LATE, "the request's head took too long to come", "/")
 
@@ -191,7 +193,7 @@ class Client(asyncio.Protocol):
             self.stop_reading("pipelined")
         if head.upgrades:
             if self.observer.blind:
-                self._tunnel = True  # nobody can see what the engine will say to it
+                self._tunnel = True  # the engine's response cannot be predicted
             else:
                 self._upgrade = self.observer.pending[-1]
         self._body = framing.request_body(head)
@@ -278,7 +280,7 @@ class Client(asyncio.Protocol):
             self._transport.write(data)
 
     def _progressed(self) -> None:
-        """An answer has begun or ended, or no more of them will be seen."""
+        """A response has started or ended, or no more of them will be observed."""
         observer = self.observer
         if "pipelined" in self._stops and len(observer.pending) < MOST_PIPELINED:
             self.read_on("pipelined")
@@ -342,7 +344,7 @@ class Client(asyncio.Protocol):
             self._transport.abort()
 
 
-class _Engine(asyncio.Protocol):
+class _Engine(asyncio.BufferedProtocol):
     """The engine's side of a relay: its answers are relayed first, then looked at."""
 
     def __init__(self, client: Client) -> None:
@@ -356,7 +358,11 @@ class _Engine(asyncio.Protocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=MOST_BUFFERED)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        return _BUFFER  # filled and emptied before anything else happens, so that one is enough for all
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(_BUFFER[:nbytes])
         self._client.answer(data)
         self._observer.answer(data, self._loop.time())
 

@@ -56,7 +56,7 @@ class _Address:
         """The head with the engine's own Host.
 
         Where the engine listens on loopback, a name that is not this host's stays as it is: by its Host such an engine
-        tells its own clients from a page that a browser was lured to (DNS rebinding), and it must go on to do so.
+        distinguishes its own clients from a page in a browser (DNS rebinding), and must still be able to.
         """
         if self._local and not self._is_here(head.headers.get("host", "")):
             return head.raw
@@ -66,7 +66,7 @@ class _Address:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         return name.lower().rstrip(".") in self._names or _address(name.strip("[]")) is not None
 
-    async def connect(self, made: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+    async def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
         options: dict[str, Any] = {}
         if not self._literal:
             options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS_SECONDS
@@ -90,7 +90,7 @@ class ProxySource:
     """What a proxy measures of an engine that has metrics of its own: a source beside it, see `poll.Source`."""
 
     def __init__(self, target: Target, measures: Measures, config: Config) -> None:
-        self.kept: Sequence[Point] = ()
+        self.retained: Sequence[Point] = ()
         self.interval = config.interval
         self.name = f"{target.name}{SUFFIX}"
         self.labels = target.labels
@@ -205,7 +205,7 @@ class Proxies:
                 self._gate.gone(client)
 
     async def close(self) -> None:
-        """Listen no more, and cut what is under way: an engine's answer may take for ever."""
+        """Stop listening, and cut requests in progress: an engine's response may never end."""
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)

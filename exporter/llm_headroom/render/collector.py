@@ -68,7 +68,7 @@ class HeadroomCollector(Collector):
         self._polling: _Polling | None = None
 
     def start(self) -> Self:
-        """Begin to poll, unless this process polls already."""
+        """Start polling, unless this process polls already."""
         with self._lock:
             if self._polling is None or not self._polling.alive:
                 self._polling = _Polling(self._config)

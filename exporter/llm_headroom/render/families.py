@@ -47,7 +47,7 @@ def families(points: Iterable[Point]) -> list[Family]:
 
 
 def _of_one(point: Point) -> Family:
-    """A family of its own, since a family gives all its label names to each sample, and ours differ in them."""
+    """A family of its own, since a family applies all its label names to each sample, and ours differ in them."""
     (metric, labels), value = (point.series.metric, point.series.labels), point.value
     names, texts, unit = [name for name, _ in labels], [text for _, text in labels], unit_word(metric)
     if isinstance(value, Histogram):

@@ -48,7 +48,7 @@ def judged(value: Judged) -> dict[str, Any]:
 
 
 def source(snapshot: Snapshot) -> dict[str, Any]:
-    """One source: what it is, how its collection went, how it is judged, what it says."""
+    """One source: identity, health, states and points."""
     health = snapshot.health
     return {
         "target": snapshot.target,

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric, Snapshot
 
 GPUS: Final = "nvml"
-"""The engine of snapshots that tell of GPUs."""
+"""The engine label of GPU snapshots."""
 _OF_GPUS: Final = frozenset({Subject.GPU, Subject.ATTRIBUTION})
 _OF_ROUTERS: Final = frozenset({Subject.ROUTER})
 _OF_ENGINES: Final = frozenset({Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.HOST})
 _GIVEN_BY_OTHERS: Final = {
-    Subject.DERIVED: "derived: needs traffic over some polls, or something that the engine does not tell",
-    Subject.PROXY: "a measuring proxy in front of the engine tells it",
+    Subject.DERIVED: "derived: needs traffic over some polls, or a metric that the engine does not expose",
+    Subject.PROXY: "exposed by a measuring proxy in front of the engine",
     Subject.HOST: "the engine runs elsewhere, or this host does not show it",
     Subject.ATTRIBUTION: "no engine is known to hold memory of these devices",
 }
@@ -85,7 +85,7 @@ def _reason(metric: Metric, engine: Engine | None, withheld: Collection[str]) ->
     rules = [rule for rule in engine.rules if rule.metric is metric]
     where = engine.fact_sources.get(metric.name)
     if not rules and where is None:
-        return f"{engine.title} does not tell it"
+        return f"{engine.title} does not expose this metric"
     parts = []
     if rules:
         names = ", ".join(dict.fromkeys(name for rule in rules for name in rule.names))

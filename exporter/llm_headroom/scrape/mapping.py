@@ -9,135 +9,32 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
-from operator import itemgetter, le
-from typing import TYPE_CHECKING, Final, NamedTuple
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom.engines.rules import Combine
-from llm_headroom.model import Histogram, Kind, Point, SampleState, Series
+from llm_headroom.model import Kind, Point, SampleState, Series
+from llm_headroom.scrape.label_cap import OVERFLOW
+from llm_headroom.scrape.plan import Buckets, Newest, Plan, Rest, Scalar
 from llm_headroom.scrape.sources import Sources
 from llm_headroom.scrape.vocabulary import Vocabulary, family
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from llm_headroom.engines.rules import Engine, Fact, Reader, Rule
+    from llm_headroom.engines.rules import Engine, Fact, Lister, Reader, Rule
     from llm_headroom.exposition.text import Exposition, Layout
+    from llm_headroom.scrape.label_cap import LabelCap
+    from llm_headroom.scrape.plan import Mapped
 
-OVERFLOW: Final = "other"
-LONGEST_LABEL_VALUE: Final = 256
-
-
-@dataclass(slots=True)
-class LabelCap:
-    """The only memory of a mapping: which label values of a target have been let through, so that the first ones stay.
-
-    `limit` is the number of different values that one label may have; later ones become `other` and are counted.
-    """
-
-    limit: int
-    seen: dict[str, set[str]] = field(default_factory=dict)
-    overflow: dict[str, set[str]] = field(default_factory=dict)
-
-    def admit(self, label: str, value: str) -> str:
-        """The value to export for an upstream one."""
-        if len(value) > LONGEST_LABEL_VALUE:
-            value = value[: LONGEST_LABEL_VALUE - 1] + "…"
-        values = self.seen.setdefault(label, set())
-        if value in values:
-            return value
-        if len(values) < self.limit:
-            values.add(value)
-            return value
-        beyond = self.overflow.setdefault(label, set())
-        if len(beyond) < 10 * self.limit:  # bounds our own memory; the count then is a lower bound
-            beyond.add(value)
-        return OVERFLOW
-
-    def capped(self) -> dict[str, int]:
-        """How many different values of each label have been reported as `other`."""
-        return {label: len(values) for label, values in self.overflow.items()}
+MOST_BOUNDS: Final = 200
+"""Bounds of a histogram: each is a series of whoever scrapes us. vLLM's longest have 40."""
+MOST_SERIES: Final = 20_000
+"""Series of one exposition; 64 replicas, each with everything that it can tell, make 5,000."""
 
 
-class _Scalar(NamedTuple):
-    series: Series
-    origin: str
-    indices: tuple[int, ...]
-    scale: float
-    combine: Combine
-
-
-class _Buckets(NamedTuple):
-    """A histogram of ours; each of `parts` picks an upstream one's cumulative counts, `sums` are their sums."""
-
-    series: Series
-    origin: str
-    bounds: tuple[float, ...]
-    parts: tuple[Callable[[Sequence[float]], tuple[float, ...]], ...]
-    sums: tuple[int, ...]
-    scale: float
-
-
-class Mapped(NamedTuple):
-    """What a plan made of an exposition: points, and how many upstream samples went which way."""
-
-    points: list[Point]
-    invalid: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """A layout's mapping, resolved: which positions make which points.
-
-    `owned` says whether any sample can only be this kind of engine's. `products` are pairs of positions whose values
-    are multiplied; the results have the positions behind those of the layout.
-    """
-
-    scalars: tuple[_Scalar, ...]
-    histograms: tuple[_Buckets, ...]
-    constants: tuple[Point, ...]
-    states: Mapping[SampleState, int]
-    unmapped: tuple[str, ...]
-    problems: tuple[str, ...]
-    owned: bool
-    products: tuple[tuple[int, int], ...] = ()
-
-    def apply(self, values: Sequence[float]) -> Mapped:
-        """Points from the values of a scrape. Values that cannot be (NaN, ±Inf, negative) are dropped and counted."""
-        points = list(self.constants)
-        invalid = 0
-        if self.products:
-            values = [*values, *(_product(values[one], values[other]) for one, other in self.products)]
-        for series, origin, indices, scale, combine in self.scalars:
-            if len(indices) == 1:
-                value = values[indices[0]]
-            elif combine is Combine.MAX:
-                value = max([values[index] for index in indices])
-            else:
-                value = sum([values[index] for index in indices])
-            if 0.0 <= value < math.inf:
-                points.append(Point(series, value * scale if scale != 1.0 else value, origin))
-            else:
-                invalid += len(indices)
-        for series, origin, bounds, parts, sums, scale in self.histograms:
-            counts = parts[0](values)
-            if len(parts) > 1:
-                counts = tuple(map(sum, zip(*[part(values) for part in parts], strict=True)))
-            total = sum([values[index] for index in sums])
-            if _cumulative(counts) and math.isfinite(total):
-                points.append(Point(series, Histogram(bounds, counts, total * scale), origin))
-            else:
-                invalid += len(bounds) * len(parts)
-        return Mapped(points, invalid)
-
-
-def _product(one: float, other: float) -> float:
-    """NaN, which is no value, where either is negative: two wrongs make no right."""
-    return one * other if one >= 0.0 <= other else math.nan
-
-
-def _cumulative(counts: tuple[float, ...]) -> bool:
-    return counts[0] >= 0.0 and counts[-1] < math.inf and all(map(le, counts, counts[1:]))
+class TooManySeries(Exception):  # noqa: N818 - what was answered, not an error of ours
+    """An exposition makes more than `MOST_SERIES` series."""
 
 
 def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
@@ -149,6 +46,8 @@ def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, 
 
 class Mapper:
     """Maps the expositions and documents of one target; keeps the plan of the layout seen last.
+
+    Of values it remembers only what `Rule.less` left of a counter, so that this never falls within one life of it.
 
     `base` are the labels that every series of the target gets (engine, target, the operator's own), `model` is the
     model's name where the engine's own is not to be used.
@@ -163,9 +62,10 @@ class Mapper:
         self._where = [{label: re.compile(pattern) for label, pattern in rule.where.items()} for rule in engine.rules]
         self._planned: tuple[Layout, str, Plan] | None = None
         self._facts: dict[tuple[str, tuple[tuple[str, str], ...]], Series] = {}
+        self._rests: dict[Series, tuple[float, float]] = {}
 
     def plan(self, layout: Layout, *, model: str = "") -> Plan:
-        """The plan for a layout; `model` is the model of series that name none, if another document told it."""
+        """The plan for a layout; `model` is the model of series that name none, if another document has it."""
         if self._planned is not None and self._planned[0] is layout and self._planned[1] == model:
             return self._planned[2]
         plan = self._compile(layout, model)
@@ -175,14 +75,29 @@ class Mapper:
     def map(self, exposition: Exposition, *, model: str = "") -> tuple[Plan, Mapped]:
         """Points of a scrape."""
         plan = self.plan(exposition.layout, model=model)
-        return plan, plan.apply(exposition.values)
+        mapped = plan.apply(exposition.values)
+        rests: dict[Series, tuple[float, float]] = {}
+        for rest, whole, left in plan.left(exposition.values):
+            rests[rest.series] = (whole, self._risen(rest.series, whole, left))
+            mapped.points.append(Point(rest.series, rests[rest.series][1], rest.origin))
+        self._rests = rests
+        return plan, mapped
+
+    def _risen(self, series: Series, whole: float, left: float) -> float:
+        before, highest = self._rests.get(series, (math.inf, 0.0))
+        return max(left, highest) if whole >= before else left
+
+    def forget(self) -> None:
+        """Map anew from now on: the label cap has room again."""
+        self._planned = None
+        self._facts.clear()
 
     def place(self, facts: Iterable[Fact], given: Iterable[Point]) -> list[Point]:
         """Facts as points; those whose metric is among the points `given` are left out."""
-        told = {point.series.metric.name for point in given}
+        present = {point.series.metric.name for point in given}
         points = []
         for metric, labels, value, origin in facts:
-            if metric.name in told or not 0.0 <= value < math.inf:
+            if metric.name in present or not 0.0 <= value < math.inf:
                 continue
             key = (metric.name, tuple(labels.items()))
             series = self._facts.get(key)
@@ -199,26 +114,34 @@ class Mapper:
         sources = Sources(self.engine, layout, tuple(zip(self.engine.rules, self._where, strict=True)))
         problems: list[str] = []
         taken: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
-        placed: dict[Series, _Scalar | _Buckets | Point] = {}
+        placed: dict[Series, Scalar | Buckets | Rest | Point] = {}
+        newest: list[Newest] = []
         for rule, where in zip(self.engine.rules, self._where, strict=True):
             identity = (rule.metric.name, tuple(sorted(rule.fixed.items())))
             if identity in taken and not rule.also:
+                continue
+            if rule.newest is not None:
+                newest += self._newest(sources, rule, rule.newest, where, model)
                 continue
             found = self._found(sources, rule, where, model, problems)
             if found:
                 taken.add(identity)
             for made in found:
                 placed.setdefault(made.series, made)
+            if len(placed) > MOST_SERIES:
+                raise TooManySeries(self.engine.title)
         states, unmapped = self._census(sources)
         return Plan(
-            tuple(made for made in placed.values() if isinstance(made, _Scalar)),
-            tuple(made for made in placed.values() if isinstance(made, _Buckets)),
+            tuple(made for made in placed.values() if isinstance(made, Scalar)),
+            tuple(made for made in placed.values() if isinstance(made, Buckets)),
             tuple(made for made in placed.values() if isinstance(made, Point)),
             states,
             unmapped,
             (*layout.problems, *problems, *_strange(sources)),
             self.engine.recognises({key.name for key in layout.keys}),
             tuple(sources.products),
+            tuple(made for made in placed.values() if isinstance(made, Rest)),
+            tuple(newest),
         )
 
     def _found(
@@ -228,12 +151,45 @@ class Mapper:
         where: Mapping[str, re.Pattern[str]],
         model: str,
         problems: list[str],
-    ) -> Sequence[_Scalar | _Buckets | Point]:
+    ) -> Sequence[Scalar | Buckets | Rest | Point]:
         if rule.metric.kind is Kind.HISTOGRAM:
             return self._histograms(sources, rule, where, model, problems)
         if rule.read is not None:
             return self._constants(sources, rule, rule.read, where, model)
+        if rule.less:
+            return self._differences(sources, rule, where, model)
         return self._scalars(sources, rule, where, model)
+
+    def _differences(
+        self, sources: Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str
+    ) -> Sequence[Rest]:
+        origin, indices = self._present(sources, rule, where)
+        parts: dict[Series, list[int]] = {}
+        for name in rule.less:
+            part, taken = self._present_as((name,), sources, where)
+            origin += f" - {part}" if part else ""
+            for series, group in self._groups(sources, rule, taken, model).items():
+                parts.setdefault(series, []).extend(group)
+        return [
+            Rest(series, origin, tuple(group), tuple(parts.get(series, ())))
+            for series, group in self._groups(sources, rule, indices, model).items()
+        ]
+
+    def _newest(
+        self, sources: Sources, rule: Rule, listed: Lister, where: Mapping[str, re.Pattern[str]], model: str
+    ) -> Iterable[Newest]:
+        origin, indices = self._present(sources, rule, where)
+        if not indices:
+            return
+        found: list[tuple[Point, ...]] = []
+        for index in indices:
+            base = dict(self._series(sources, rule, index, model).labels)
+            things = [
+                Series(rule.metric, base | {name: self._admit(name, text) for name, text in each.items()})
+                for each in listed(sources.labels(index))
+            ]
+            found.append(tuple(Point(series, 1.0, origin) for series in dict.fromkeys(things)))
+        yield Newest(tuple(indices), tuple(found))
 
     def _census(self, sources: Sources) -> tuple[Mapping[SampleState, int], tuple[str, ...]]:
         layout, strange = sources.layout, {*sources.apart, *sources.repeats}
@@ -270,7 +226,7 @@ class Mapper:
         ours = dict(self._base)
         if "model" in rule.metric.labels:
             whole = self._model or upstream.get(engine.model_label) or sources.only_model or model
-            parts = (value for value in map(upstream.get, engine.model_parts) if value)
+            parts = (upstream[name] for name in engine.model_parts if name not in rule.labels and upstream.get(name))
             ours["model"] = self._admit("model", "/".join((whole, *parts)))
         if "replica" in rule.metric.labels:
             ours["replica"] = self._admit("replica", sources.replica(rule, index))
@@ -283,7 +239,7 @@ class Mapper:
     def _admit(self, label: str, value: str) -> str:
         return self.cap.admit(label, value) if value else ""
 
-    def _scalars(self, sources: Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str) -> list[_Scalar]:
+    def _scalars(self, sources: Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str) -> list[Scalar]:
         origin, indices = self._present(sources, rule, where)
         if not indices:
             return []
@@ -298,7 +254,7 @@ class Mapper:
             factor, groups = self._multiplied(sources, rule, groups)
             origin = f"{origin} × {factor}"
         return [
-            _Scalar(
+            Scalar(
                 series,
                 origin,
                 tuple(group[:1] if rule.combine is Combine.FIRST else group),
@@ -331,10 +287,12 @@ class Mapper:
         return name, found
 
     def _groups(self, sources: Sources, rule: Rule, indices: Iterable[int], model: str) -> dict[Series, list[int]]:
-        kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
+        chosen = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
         groups: dict[Series, list[int]] = {}
-        for index in kept:
+        for index in chosen:
             groups.setdefault(self._series(sources, rule, index, model), []).append(index)
+            if len(groups) > MOST_SERIES:
+                raise TooManySeries(rule.metric.name)
         return groups
 
     def _constants(
@@ -346,11 +304,11 @@ class Mapper:
         model: str,
     ) -> list[Point]:
         origin, indices = self._present(sources, rule, where)
-        kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
-        values = read([sources.labels(index) for index in kept])
+        chosen = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
+        values = read([sources.labels(index) for index in chosen])
         return [
             Point(self._series(sources, rule, index, model), value * rule.scale, origin)
-            for index, value in zip(kept, values, strict=True)
+            for index, value in zip(chosen, values, strict=True)
             if value is not None and 0.0 <= value < math.inf
         ]
 
@@ -361,7 +319,7 @@ class Mapper:
         where: Mapping[str, re.Pattern[str]],
         model: str,
         problems: list[str],
-    ) -> list[_Buckets]:
+    ) -> list[Buckets]:
         origin, buckets = self._present(sources, rule, where, "_bucket")
         if not buckets:
             return []
@@ -381,8 +339,13 @@ class Mapper:
                     f"{origin}: a histogram without its +Inf bucket, its sum or one of its bounds was dropped"
                 )
                 continue
+            if len(bounds) > MOST_BOUNDS:
+                problems.append(
+                    f"{origin}: a histogram of {len(bounds)} bounds was dropped; {MOST_BOUNDS} are the most"
+                )
+                continue
             found.append(
-                _Buckets(
+                Buckets(
                     series,
                     origin,
                     tuple(bound * rule.scale for bound in bounds),
@@ -397,7 +360,7 @@ class Mapper:
 def _strange(sources: Sources) -> Iterator[str]:
     """What there is to say of labels that no rule knows."""
     if sources.apart:
-        yield f"no rule knows the label {', '.join(sources.apart)}: its series are kept apart as replicas"
+        yield f"no rule knows the label {', '.join(sources.apart)}: its series are separated as replicas"
     if sources.repeats:
         yield f"no rule knows the label {', '.join(sorted(sources.repeats))}: the largest of what it repeats is read"
 

@@ -5,162 +5,39 @@ Sources: sgl-project/sglang, python/sglang/srt/metrics/collector.py (srt/observa
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.engines.openai_api import (
-    INFERENCE_PATHS,
-    MODELS,
-    RUNTIME,
-    SLOWLY,
-    model_facts,
-    only_model,
-    present,
-    status_class,
-)
-from llm_headroom.engines.rules import Absent, Document, Engine, Fact, Rule
+from llm_headroom.engines import kv_transfer, sglang_documents
+from llm_headroom.engines.openai_api import INFERENCE_PATHS, RUNTIME, status_class
+from llm_headroom.engines.rules import Engine, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-GIB: Final = float(1 << 30)
 _TOTAL_OF_PRIORITIES: Final = {"priority": ""}
+_EACH_PRIORITY: Final = {"priority": ".+"}
+_PRIORITIES: Final = "0.5.10, --enable-priority-scheduling"
+_DISAGGREGATION: Final = "disaggregated prefill and decode"
+_SPECULATION: Final = "0.5.13, speculative decoding"
+_TRANSFER_QUEUES: Final = {
+    "prefill_bootstrap": ("sglang:num_prefill_bootstrap_queue_reqs", "sglang:num_prefill_prealloc_queue_reqs"),
+    "prefill_inflight": ("sglang:num_prefill_inflight_queue_reqs", "sglang:num_prefill_infight_queue_reqs"),
+    "decode_prealloc": ("sglang:num_decode_prealloc_queue_reqs",),
+    "decode_transfer": ("sglang:num_decode_transfer_queue_reqs",),
+}
+"""Our stage → SGLang's queue, one of which had a slip of the pen in its name until 0.5.1."""
 _STREAMING: Final = {"is_streaming": "(true)?"}
 _FIRST_EVENT: Final = "appears with its first event"
 
 
-def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    """The few fields wanted of a document that also holds API keys and passwords."""
-    states = document.get("internal_states") or []
-    return {
-        "version": document.get("version"),
-        "model": document.get("served_model_name") or document.get("model_path"),
-        "capacity": document.get("max_total_num_tokens"),
-        "context": document.get("context_length"),
-        "limit": document.get("max_running_requests"),
-        "reservation": document.get("mem_fraction_static"),
-        "replicas": [
-            {
-                "limit": state.get("effective_max_running_requests_per_dp"),
-                "capacity": (state.get("memory_usage") or {}).get("token_capacity"),
-                "weights": (state.get("memory_usage") or {}).get("weight"),
-                "kv_cache": (state.get("memory_usage") or {}).get("kvcache"),
-                "graph": _graph((state.get("memory_usage") or {}).get("graph")),
-            }
-            for state in states
-        ],
-    }
+def _one(infos: Sequence[Mapping[str, str]]) -> Iterator[float]:
+    return (1.0 for _ in infos)
 
 
-def _graph(memory: Any) -> float | None:  # noqa: ANN401 - JSON
-    """GiB of CUDA graphs; newer releases tell them by phase."""
-    return sum(memory.values()) if isinstance(memory, dict) else memory
-
-
-_LOAD_FIELDS: Final = (
-    "dp_rank",
-    "num_running_reqs",
-    "num_waiting_reqs",
-    "num_waiting_uncached_tokens",
-    "num_used_tokens",
-    "max_total_num_tokens",
-    "max_running_requests",
-    "token_usage",
-)
-
-
-def _loads(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    return {
-        "version": document.get("version"),
-        "loads": [{field: load.get(field) for field in _LOAD_FIELDS} for load in document["loads"]],
-    }
-
-
-_METRICS: Final = Document(key="metrics", path="/metrics", text=True, tolerated=(404,))
-_SERVER_INFO: Final = Document(
-    key="server_info",
-    path="/server_info",
-    every=SLOWLY,
-    optional=True,
-    tolerated=(401, 403, 404, 405),
-    read=_server_info,
-)
-_GET_SERVER_INFO: Final = replace(_SERVER_INFO, key="get_server_info", path="/get_server_info")
-_LOADS: Final = Document(key="loads", path="/v1/loads?include=core", read=_loads)
-
-
-def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
-    yield _METRICS
-    yield MODELS
-    yield _SERVER_INFO
-    if isinstance(known.get("server_info"), Absent):
-        yield _GET_SERVER_INFO  # its only name until 0.5.5
-    if isinstance(known.get("metrics"), Absent):
-        yield _LOADS  # without --enable-metrics this is all there is (0.5.8)
-
-
-def _known_of_the_server(documents: Mapping[str, Any]) -> dict[str, Any]:
-    return present(documents, "server_info") or present(documents, "get_server_info") or {}
-
-
-def _version(documents: Mapping[str, Any]) -> str:
-    loads = present(documents, "loads") or {}
-    return _known_of_the_server(documents).get("version") or loads.get("version") or ""
-
-
-def _model(documents: Mapping[str, Any]) -> str:
-    return only_model(documents) or _known_of_the_server(documents).get("model") or ""
-
-
-def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
-    name = _model(documents)
-    yield from model_facts(documents)
-    yield from _loads_facts(documents, name)
-    info = _known_of_the_server(documents)
-    replicas = info.get("replicas", [])
-    for index, replica in enumerate(replicas):
-        alone = len(replicas) == 1
-        labels = {"model": name} if alone else {"model": name, "replica": str(index)}
-        limit = replica["limit"] or (info["limit"] if alone else None)
-        capacity = replica["capacity"] or (info["capacity"] if alone else None)
-        if limit is not None:
-            yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(limit), "/server_info max_running_requests")
-        if capacity is not None:
-            yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), "/server_info max_total_num_tokens")
-        for kind in ("weights", "kv_cache", "graph"):
-            if replica[kind] is not None:
-                yield Fact(
-                    schema.MODEL_MEMORY, labels | {"kind": kind}, replica[kind] * GIB, "/server_info memory_usage"
-                )
-    if info.get("reservation") is not None:
-        yield Fact(
-            schema.ENGINE_GPU_RESERVATION,
-            {"model": name},
-            float(info["reservation"]),
-            "/server_info mem_fraction_static",
-        )
-    if info.get("context") is not None:
-        yield Fact(schema.MODEL_CONTEXT, {"model": name}, float(info["context"]), "/server_info context_length")
-
-
-def _loads_facts(documents: Mapping[str, Any], name: str) -> Iterator[Fact]:
-    loads = (present(documents, "loads") or {}).get("loads", [])
-    for load in loads:
-        labels = {"model": name}
-        if len(loads) > 1:
-            labels["replica"] = str(load["dp_rank"])
-        for metric, field in (
-            (schema.REQUESTS_RUNNING, "num_running_reqs"),
-            (schema.REQUESTS_WAITING, "num_waiting_reqs"),
-            (schema.REQUESTS_RUNNING_LIMIT, "max_running_requests"),
-            (schema.WAITING_TOKENS, "num_waiting_uncached_tokens"),
-            (schema.KV_CACHE_CAPACITY, "max_total_num_tokens"),
-            (schema.KV_CACHE_USED, "num_used_tokens"),
-            (schema.KV_CACHE_USAGE, "token_usage"),
-        ):
-            if load[field] is not None:
-                yield Fact(metric, labels, float(load[field]), f"/v1/loads {field}")
+def _tier(source: str) -> str:
+    """`device_hit` and `device` are the same."""
+    return source.removesuffix("_hit")
 
 
 ENGINE: Final = Engine(
@@ -174,9 +51,9 @@ ENGINE: Final = Engine(
     adds_up=("priority", "mode", "phase"),
     labels_requests=True,
     rank_labels=("tp_rank", "pp_rank", "moe_ep_rank"),
-    documents=_documents,
+    documents=sglang_documents.documents,
     owned_by="sglang",
-    facts=_facts,
+    facts=sglang_documents.facts,
     fact_sources={
         "llm_requests_running_limit": "`/server_info` effective_max_running_requests_per_dp, max_running_requests",
         "llm_kv_cache_capacity_tokens": "`/server_info` max_total_num_tokens",
@@ -190,8 +67,8 @@ ENGINE: Final = Engine(
         "llm_kv_cache_usage_ratio": "`/v1/loads` if the metrics are off",
         "llm_waiting_tokens": "`/v1/loads` if the metrics are off",
     },
-    version=_version,
-    model=_model,
+    version=sglang_documents.version,
+    model=sglang_documents.model,
     silent="no sglang: metrics: the server was started without --enable-metrics",
     rules=(
         Rule(
@@ -202,9 +79,50 @@ ENGINE: Final = Engine(
         ),
         Rule(schema.REQUESTS_WAITING, ("sglang:num_queue_reqs",), where=_TOTAL_OF_PRIORITIES),
         Rule(
+            schema.REQUESTS_RUNNING_BY_PRIORITY,
+            ("sglang:num_running_reqs",),
+            where=_EACH_PRIORITY,
+            labels={"priority": "request_priority"},
+            needs=_PRIORITIES,
+        ),
+        Rule(
+            schema.REQUESTS_WAITING_BY_PRIORITY,
+            ("sglang:num_queue_reqs",),
+            where=_EACH_PRIORITY,
+            labels={"priority": "request_priority"},
+            needs=_PRIORITIES,
+        ),
+        Rule(
+            schema.REQUESTS_WAITING_BY_REASON,
+            ("sglang:num_grammar_queue_reqs",),
+            where=_TOTAL_OF_PRIORITIES,
+            fixed={"reason": "grammar"},
+            note="Not among llm_requests_waiting.",
+        ),
+        *(
+            Rule(
+                schema.REQUESTS_IN_KV_TRANSFER,
+                names,
+                where=_TOTAL_OF_PRIORITIES,
+                fixed={"wait_stage": stage},
+                needs=_DISAGGREGATION,
+                note="Not among llm_requests_waiting.",
+            )
+            for stage, names in _TRANSFER_QUEUES.items()
+        ),
+        Rule(
+            schema.ENGINE_ROLE,
+            ("sglang:num_running_reqs",),
+            where={"engine_type": ".+"},
+            labels={"engine_type": "engine_role"},
+            read=_one,
+            needs="0.4.4",
+        ),
+        Rule(
             schema.REQUESTS_FINISHED,
             ("sglang:num_requests_total",),
-            note="Without a reason; requests aborted while they ran are among them.",
+            less=("sglang:num_aborted_requests_total",),
+            note="Without a reason. SGLang counts aborted requests among them, which are taken off.",
         ),
         Rule(
             schema.REQUESTS_FAILED,
@@ -224,6 +142,18 @@ ENGINE: Final = Engine(
             schema.PREEMPTIONS,
             ("sglang:num_retracted_requests_total", "sglang:total_retracted_reqs"),
             needs=f"{_FIRST_EVENT}; 0.5.7, or 0.4.10 to 0.5.2 as a gauge that only grows",
+        ),
+        Rule(
+            schema.PREEMPTED_TOKENS,
+            ("sglang:num_retracted_input_tokens_total",),
+            fixed={"kind": "prompt"},
+            needs=f"0.5.7; {_FIRST_EVENT}",
+        ),
+        Rule(
+            schema.PREEMPTED_TOKENS,
+            ("sglang:num_retracted_output_tokens_total",),
+            fixed={"kind": "generation"},
+            needs=f"0.5.7; {_FIRST_EVENT}",
         ),
         Rule(
             schema.PROMPT_TOKENS,
@@ -263,7 +193,7 @@ ENGINE: Final = Engine(
             schema.TIME_TO_FIRST_TOKEN,
             ("sglang:time_to_first_token_seconds",),
             where=_STREAMING,
-            note="Streamed requests only, where they can be told apart (0.5.17). Before, and up to 0.5.21, requests "
+            note="Streamed requests only, where they can be distinguished (0.5.17). Before, and up to 0.5.21, requests "
             "that are not streamed count with the time of their first 50 tokens.",
         ),
         Rule(
@@ -290,6 +220,7 @@ ENGINE: Final = Engine(
             ("sglang:generation_tokens_histogram",),
             needs="0.4.7; up to 0.5.10 with --collect-tokens-histogram",
         ),
+        Rule(schema.SPEC_DECODE_DRAFTS, ("sglang:spec_verify_calls_total",), needs=_SPECULATION),
         Rule(
             schema.SPEC_DECODE_ACCEPTANCE,
             ("sglang:spec_accept_rate",),
@@ -324,16 +255,50 @@ ENGINE: Final = Engine(
         ),
         Rule(schema.PREFIX_CACHE_HITS, ("sglang:cached_tokens_total",), needs="0.4.4"),
         Rule(
+            schema.PREFIX_CACHE_HITS_BY_TIER,
+            ("sglang:prefill_effective_tokens_total",),
+            where={"mode": ".*_hit"},
+            labels={"mode": "cache_tier"},
+            rewrite={"cache_tier": _tier},
+            needs="0.5.18",
+        ),
+        Rule(
+            schema.PREFIX_CACHE_HITS_BY_TIER,
+            ("sglang:cached_tokens_total",),
+            where={"cache_source": "(?!total$).+"},
+            labels={"cache_source": "cache_tier"},
+            needs=f"0.5.9; {_FIRST_EVENT}",
+        ),
+        Rule(schema.KV_CACHE_HOST_CAPACITY, ("sglang:hicache_host_total_tokens",), needs="--enable-hierarchical-cache"),
+        Rule(schema.KV_CACHE_HOST_USED, ("sglang:hicache_host_used_tokens",), needs="--enable-hierarchical-cache"),
+        *kv_transfer.SGLANG,
+        Rule(schema.LORA_SLOTS, ("sglang:lora_pool_slots_total",), needs="0.5.7, --enable-lora"),
+        Rule(schema.LORA_SLOTS_USED, ("sglang:lora_pool_slots_used",), needs="0.5.7, --enable-lora"),
+        Rule(schema.MM_CACHE_QUERIES, ("sglang:encoder_cache_total_files_total",), needs="0.5.15, --encoder-only"),
+        Rule(schema.MM_CACHE_HITS, ("sglang:encoder_cache_hit_files_total",), needs="0.5.15, --encoder-only"),
+        Rule(
+            schema.EXPERT_BALANCE,
+            ("sglang:eplb_balancedness_sum",),
+            labels={"forward_mode": "phase"},
+            needs="0.5.7, --expert-balancedness-report-mode",
+        ),
+        Rule(
+            schema.EXPERT_BALANCE_PASSES,
+            ("sglang:eplb_balancedness_count",),
+            labels={"forward_mode": "phase"},
+            needs="0.5.7, --expert-balancedness-report-mode",
+        ),
+        Rule(
             schema.PREFIX_CACHE_HIT_RATIO,
             ("sglang:cache_hit_rate",),
-            note="Of the last prefill batch alone (0.4.4); keeps its value for ever.",
+            note="Of the last prefill batch alone (0.4.4); does not fall while idle.",
         ),
         Rule(schema.MODEL_CONTEXT, ("sglang:context_len",), needs="0.5.11"),
         Rule(
             schema.MODEL_MEMORY,
             ("sglang:weight_memory_usage_gb",),
             fixed={"kind": "weights"},
-            scale=GIB,
+            scale=sglang_documents.GIB,
             per_rank=True,
             needs="0.5.17",
             note="Of the ranks that report: all of them with --enable-metrics-for-all-schedulers, else the first.",
@@ -342,7 +307,7 @@ ENGINE: Final = Engine(
             schema.MODEL_MEMORY,
             ("sglang:kv_cache_memory_usage_gb",),
             fixed={"kind": "kv_cache"},
-            scale=GIB,
+            scale=sglang_documents.GIB,
             per_rank=True,
             needs="0.5.17",
         ),
@@ -350,7 +315,7 @@ ENGINE: Final = Engine(
             schema.MODEL_MEMORY,
             ("sglang:graph_memory_usage_gb",),
             fixed={"kind": "graph"},
-            scale=GIB,
+            scale=sglang_documents.GIB,
             per_rank=True,
             needs="0.5.17",
         ),
@@ -361,7 +326,7 @@ ENGINE: Final = Engine(
         "sglang:process_cpu_seconds_total": "the server's processes",
         "sglang:http_*": "HTTP layer; responses are mapped",
         "http_*": "HTTP layer",
-        "sglang:num_grammar_*": "structured output",
+        "sglang:num_grammar_*": "structured output: its queue is mapped",
         "sglang:grammar_*": "structured output",
         "sglang:num_so_requests_total": "structured output",
         "sglang:func_latency_seconds": "debugging",
@@ -373,12 +338,10 @@ ENGINE: Final = Engine(
         "sglang:kv_available_tokens": "capacity less used and evictable tokens",
         "sglang:pending_prealloc_token_usage": "disaggregated prefill and decode",
         "sglang:prealloc_*": "disaggregated prefill and decode",
-        "sglang:num_prefill_*": "queues of disaggregated prefill",
-        "sglang:num_decode_*": "queues of disaggregated decode",
+        "sglang:num_prefill_*": "retries of disaggregated prefill",
+        "sglang:num_decode_*": "receiving into host memory",
         "sglang:decode_deferred_kv_release_*": "disaggregated decode",
-        "sglang:num_bootstrap_failed_reqs_total": "disaggregated prefill and decode",
-        "sglang:num_transfer_failed_reqs_total": "disaggregated prefill and decode",
-        "sglang:kv_transfer_*": "disaggregated prefill and decode; gauges until 0.5.9, histograms since",
+        "sglang:kv_transfer_*": "disaggregated prefill and decode: latency and size are mapped; gauges until 0.5.9",
         "sglang:failed_session_recoveries_total": "disaggregated prefill and decode",
         "sglang:spec_*": "per verify step; the acceptance rate is mapped",
         "sglang:utilization": "never set (stays 0, or -1)",
@@ -393,9 +356,9 @@ ENGINE: Final = Engine(
         "sglang:gpu_execution_seconds_total": "needs a device timer",
         "sglang:dp_cooperation_*": "data-parallel attention",
         "sglang:dp_attention_*": "data-parallel attention",
-        "sglang:lora_pool_*": "LoRA slots",
-        "sglang:hicache_*": "cache tiers on the host",
-        "sglang:load_back_*": "cache tiers on the host",
+        "sglang:lora_pool_*": "used by all slots, which are mapped",
+        "sglang:hicache_*": "cache tier on the host: its size and transfers are mapped",
+        "sglang:load_back_*": "cache tier on the host: bytes and seconds are mapped",
         "sglang:evicted_tokens_total": "evictions of the prefix cache (times the ranks until 0.5.20)",
         "sglang:eviction_duration_seconds": "evictions of the prefix cache",
         "sglang:storage_*": "cache tiers on storage",
@@ -406,8 +369,6 @@ ENGINE: Final = Engine(
         "sglang:*routing_key*": "routing keys; gauges with le labels that are no histogram",
         "sglang:num_retracted_reqs": "since the last report only, and by process id",
         "sglang:num_paused_reqs": "since the last report only, and by process id",
-        "sglang:num_retracted_input_tokens_total": "tokens of retracted requests; requests are mapped",
-        "sglang:num_retracted_output_tokens_total": "tokens of retracted requests; requests are mapped",
         "sglang:num_retractions": "retractions per request (0.5.5 to 0.5.10)",
         "sglang:uncached_prompt_tokens_histogram": "prompt tokens less cached ones",
         "sglang:num_running_reqs_offline_batch": "offline batches",
@@ -421,8 +382,8 @@ ENGINE: Final = Engine(
         "sglang:scheduler_*": "the scheduler's own time",
         "sglang:get_loads_duration_seconds": "the load endpoint's own time",
         "sglang:prefill_delayer_*": "prefill delayer",
-        "sglang:encoder_*": "encoder server",
+        "sglang:encoder_*": "encoder server: its cache is mapped",
         "sglang:diffusion_*": "diffusion server",
-        "sglang:eplb_*": "expert load balancing",
+        "sglang:eplb_*": "expert load balancing: the balance is mapped",
     },
 )

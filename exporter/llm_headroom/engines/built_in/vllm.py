@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+
 from llm_headroom import schema
+from llm_headroom.engines import kv_transfer
+from llm_headroom.engines.answers import Replicas, Text, Versioned, Whole
 from llm_headroom.engines.openai_api import (
     INFERENCE_PATHS,
     MODELS,
@@ -69,14 +73,53 @@ def _reservation(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
     )
 
 
-def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    config = document["vllm_config"]
-    scheduler, parallel = config.get("scheduler_config") or {}, config.get("parallel_config") or {}
-    return {
-        "max_num_seqs": scheduler.get("max_num_seqs"),
-        "data_parallel_size": parallel.get("data_parallel_size") or 1,
-        "model": (config.get("model_config") or {}).get("served_model_name"),
-    }
+_TIERS: Final = {"disk": "storage", "p2p": "peer", "external_unspecified": "external"}
+_ROLES: Final = {"kv_producer": "prefill", "kv_consumer": "decode", "kv_both": "both"}
+"""vLLM's names in vllm/config/kv_transfer.py → ours, which are those of the phases."""
+
+
+def _tier(source: str) -> str:
+    return _TIERS.get(source, source)
+
+
+def _lora_slots(infos: Sequence[Mapping[str, str]]) -> Iterator[float | None]:
+    """0 stands for adapters that are off (V0)."""
+    return (_number(info.get("max_lora")) or None for info in infos)
+
+
+def _lora_adapters(info: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """Adapters with running and with waiting requests, which vLLM lists in label values without their numbers."""
+    for state in ("running", "waiting"):
+        for adapter in info.get(f"{state}_lora_adapters", "").split(","):
+            if adapter:
+                yield {"adapter": adapter, "state": state}
+
+
+class _Scheduler(Struct):
+    max_num_seqs: Whole | None = None
+
+
+class _Parallel(Struct):
+    data_parallel_size: Replicas | None = None
+
+
+class _Model(Struct):
+    served_model_name: Text | list[Text] | None = None
+
+
+class _Transfer(Struct):
+    kv_role: Text | None = None
+
+
+class _Config(Struct):
+    scheduler_config: _Scheduler | None = None
+    parallel_config: _Parallel | None = None
+    model_config: _Model | None = None
+    kv_transfer_config: _Transfer | None = None
+
+
+class _ServerInfo(Struct):
+    vllm_config: _Config
 
 
 def _documents(known: Mapping[str, Any]) -> Iterable[Document]:
@@ -93,7 +136,8 @@ _OTHERS: Final = (
         every=SLOWLY,
         optional=True,
         tolerated=(401, 403, 404),
-        read=lambda document: document["version"],
+        form=Versioned,
+        read=lambda answer: answer.version or "",
     ),
     MODELS,
     Document(
@@ -102,21 +146,28 @@ _OTHERS: Final = (
         every=SLOWLY,
         optional=True,
         tolerated=(400, 401, 403, 404, 422),
-        read=_server_info,
+        form=_ServerInfo,
+        read=lambda answer: answer.vllm_config,
     ),
 )
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
     yield from model_facts(documents)
-    info = present(documents, "server_info")
-    if info and info["max_num_seqs"]:
-        name = only_model(documents) or info["model"] or ""
-        for replica in range(info["data_parallel_size"]):
+    config: _Config | None = present(documents, "server_info")
+    if config is None:
+        return
+    served = config.model_config.served_model_name if config.model_config else None
+    name = only_model(documents) or (served[0] if isinstance(served, list) and served else str(served or ""))
+    if role := _ROLES.get((config.kv_transfer_config and config.kv_transfer_config.kv_role) or ""):
+        labels = {"model": name, "engine_role": role}
+        yield Fact(schema.ENGINE_ROLE, labels, 1.0, "/server_info kv_transfer_config.kv_role")
+    if config.scheduler_config and config.scheduler_config.max_num_seqs:
+        for replica in range((config.parallel_config and config.parallel_config.data_parallel_size) or 1):
             yield Fact(
                 schema.REQUESTS_RUNNING_LIMIT,
                 {"model": name, "replica": str(replica)},
-                float(info["max_num_seqs"]),
+                float(config.scheduler_config.max_num_seqs),
                 "/server_info scheduler_config.max_num_seqs",
             )
 
@@ -152,13 +203,14 @@ ENGINE: Final = Engine(
     prefixes=("vllm:", "vllm_", "ray_vllm:", "ray_vllm_", ""),
     replica_label="engine",
     model_parts=("stage",),
-    adds_up=("method", "handler", "path", "status"),
+    adds_up=("method", "handler", "path", "status", "tier"),
     documents=_documents,
     owned_by="vllm",
     facts=_facts,
     fact_sources={
         "llm_model_context_tokens": "`/v1/models` max_model_len",
         "llm_model_loaded": "`/v1/models`",
+        "llm_engine_role": "`/server_info` kv_role (VLLM_SERVER_DEV_MODE=1)",
         "llm_requests_running_limit": "`/server_info` max_num_seqs (VLLM_SERVER_DEV_MODE=1), "
         "or `requests_running_limit` in the configuration",
     },
@@ -176,6 +228,29 @@ ENGINE: Final = Engine(
             note="From 0.20.0 with the requests deferred for LoRA slots or KV transfer.",
         ),
         Rule(schema.REQUESTS_WAITING, ("vllm:omni_num_requests_waiting",), also=True, needs="vllm-omni"),
+        Rule(
+            schema.REQUESTS_WAITING_BY_REASON,
+            ("vllm:num_requests_waiting_by_reason",),
+            labels={"reason": "reason"},
+            needs="0.20.0",
+            note="The reasons add up to llm_requests_waiting.",
+        ),
+        Rule(
+            schema.REQUESTS_IN_KV_TRANSFER,
+            ("vllm:num_requests_kv_fetch_by_stage",),
+            labels={"stage": "wait_stage"},
+            needs="0.32.0, a connector that receives",
+            note="They are among the waiting ones.",
+        ),
+        Rule(
+            schema.LORA_ADAPTER_ACTIVE,
+            ("vllm:lora_requests_info",),
+            newest=_lora_adapters,
+            sums=True,
+            needs="--enable-lora",
+            note="Of the data-parallel engine that wrote last. vLLM does not say how many requests.",
+        ),
+        Rule(schema.LORA_SLOTS, ("vllm:lora_requests_info",), read=_lora_slots, sums=True, needs="--enable-lora"),
         Rule(
             schema.REQUESTS_FINISHED,
             ("vllm:request_success_total",),
@@ -269,6 +344,13 @@ ENGINE: Final = Engine(
             ("vllm:spec_decode_num_accepted_tokens_total",),
             needs="speculative decoding",
         ),
+        Rule(schema.SPEC_DECODE_DRAFTS, ("vllm:spec_decode_num_drafts_total",), needs="0.8.5, speculative decoding"),
+        Rule(
+            schema.SPEC_DECODE_ACCEPTED_BY_POSITION,
+            ("vllm:spec_decode_num_accepted_tokens_per_pos_total",),
+            labels={"position": "position"},
+            needs="0.8.5, speculative decoding",
+        ),
         Rule(
             schema.SPEC_DECODE_ACCEPTANCE,
             ("vllm:spec_decode_draft_acceptance_rate", "vllm:spec_decodeAccepted_tokens"),
@@ -290,7 +372,34 @@ ENGINE: Final = Engine(
             ("vllm:prefix_cache_queries_total", "vllm:gpu_prefix_cache_queries_total"),
             note="Before 0.27.1 waiting requests are counted again at each attempt to schedule them.",
         ),
-        Rule(schema.PREFIX_CACHE_HITS, ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total")),
+        Rule(
+            schema.PREFIX_CACHE_HITS,
+            ("vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"),
+            plus=("vllm:external_prefix_cache_hits_total",),
+            note="With what a KV connector found: it is asked for what the engine's own cache does not have.",
+        ),
+        Rule(
+            schema.PREFIX_CACHE_HITS_BY_TIER,
+            ("vllm:prompt_tokens_cached_by_source_total",),
+            labels={"source": "cache_tier"},
+            rewrite={"cache_tier": _tier},
+            needs="0.32.0",
+        ),
+        Rule(
+            schema.EXTERNAL_CACHE_QUERIES,
+            ("vllm:external_prefix_cache_queries_total",),
+            needs="0.11.1",
+            note="0 without a KV connector.",
+        ),
+        Rule(
+            schema.EXTERNAL_CACHE_HITS,
+            ("vllm:external_prefix_cache_hits_total",),
+            needs="0.11.1",
+            note="0 without a KV connector.",
+        ),
+        Rule(schema.MM_CACHE_QUERIES, ("vllm:mm_cache_queries_total",), needs="0.11.1"),
+        Rule(schema.MM_CACHE_HITS, ("vllm:mm_cache_hits_total",), needs="0.11.1"),
+        *kv_transfer.VLLM,
         Rule(
             schema.PREFIX_CACHE_HIT_RATIO,
             ("vllm:gpu_prefix_cache_hit_rate", "vllm:kv_cache_hit_rate"),
@@ -324,15 +433,10 @@ ENGINE: Final = Engine(
         "http_*": "HTTP layer without a model; responses are mapped",
         "vllm:http_*": "HTTP layer without a model",
         "request_finish_total": "NVIDIA NIM: finished requests by reason; success and failure are mapped",
-        "vllm:num_requests_waiting_by_reason": "parts of num_requests_waiting",
-        "vllm:num_requests_kv_fetch_by_stage": "parts of num_requests_waiting",
         "vllm:num_requests_swapped": "V0's swapping, gone since V1",
         "vllm:cpu_*": "V0's swap space",
-        "vllm:external_prefix_cache_*": "KV connectors",
-        "vllm:mm_cache_*": "cache of multi-modal inputs",
         "vllm:kv_block_*": "sampled block lifetimes (--kv-cache-metrics)",
         "vllm:tokens_total": "prompt and generation tokens together",
-        "vllm:prompt_tokens_cached_by_source_total": "parts of prompt_tokens_cached_total",
         "vllm:prompt_tokens_recomputed_total": "0.16 to 0.19 only",
         "vllm:request_num_preemptions": "preemptions per request; the total is mapped",
         "vllm:request_inference_time_seconds": "prefill and decode together",
@@ -341,19 +445,18 @@ ENGINE: Final = Engine(
         "vllm:request_prefill_kv_computed_tokens": "prompt tokens less cached ones",
         "vllm:corrupted_requests_total": "NaN in logits (debugging)",
         "vllm:watermark_requests_total": "watermarking",
-        "vllm:lora_requests_info": "adapter names in label values, a timestamp as its value",
         "vllm:model_forward_time_milliseconds": "V0, hidden since 0.8",
         "vllm:model_execute_time_milliseconds": "V0, hidden since 0.8",
-        "vllm:spec_decode_*": "per position and per draft; the totals are mapped",
+        "vllm:spec_decode_*": "V0; the totals are mapped",
         "vllm:diffusion_*": "diffusion models",
         "vllm:estimated_*": "estimates for MFU (--enable-mfu-metrics)",
-        "vllm:nixl_*": "KV transfer (NIXL)",
-        "vllm:mooncake_*": "KV transfer (Mooncake)",
-        "vllm:hf3fs_*": "KV transfer (HF3FS)",
-        "vllm:umbp_*": "KV transfer (UMBP)",
+        "vllm:nixl_*": "KV transfer (NIXL): bytes, seconds and failures are mapped",
+        "vllm:mooncake_*": "KV transfer (Mooncake): bytes, seconds and failures are mapped",
+        "vllm:hf3fs_*": "KV transfer (HF3FS): bytes, seconds and failures are mapped",
+        "vllm:umbp_*": "KV transfer (UMBP): bytes, seconds and failures are mapped",
         "vllm:hisparse_*": "KV on the host (HiSparse)",
-        "vllm:kv_offload_*": "KV offloading",
-        "vllm:simple_kv_offload_*": "KV offloading",
+        "vllm:kv_offload_*": "KV offloading: bytes, seconds and failures are mapped",
+        "vllm:simple_kv_offload_*": "KV offloading, in blocks",
         "vllm:websocket_*": "realtime API",
         "vllm:tool_call_parser_*": "tool call parsers",
         "vllm:sleep_mode_*": "operations of the sleep mode",

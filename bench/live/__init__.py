@@ -1,0 +1,1 @@
+"""Live acceptance: real engines with tiny random models, and what the exporter and its proxy say of them."""

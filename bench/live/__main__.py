@@ -1,0 +1,113 @@
+"""Runs real engines with tiny random models under the exporter and its proxy, and compares them with a client's books.
+
+    make live [ARGS='--folder DIR --only vllm --ollama /usr/bin/ollama']
+
+installs the engines into a folder of their own (4 GB), takes about ten minutes and writes docs/acceptance.md. Exit
+status: 0 every signal is exact or explained, 1 one is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from live import subject
+from live.exporter import Exporter
+from live.install import Folder
+from live.scenario import Stage, steps
+from live.verdict import Row, Verdict, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from live.subject import Subject
+
+ROOT: Final = Path(__file__).parents[2]
+PAGE: Final = ROOT / "docs" / "acceptance.md"
+HEAD: Final = """# Acceptance
+
+For those who want to know whether the figures are true. At the end you know which signals equal what a client counted,
+and why others do not.
+
+Real engines with tiny random models, on CPUs, under `llm-headroom run` with a poll each second, its proxy in front.
+Written by `make live`; reruns differ in numbers. A client keeps books of what it asked for and what came: that is the
+**truth**, beside which stands what `/metrics` says of the engine and of the proxy.
+
+- **exact**: the same number. Times may differ as said: client, proxy and engine read three clocks.
+- **explained**: another number or none, of which the remark says why; it is just the one that was foreseen.
+- **wrong**: anything else. `make live` then exits with 1.
+"""
+
+
+async def judge(found: Subject, folder: Folder) -> tuple[str, list[tuple[str, list[Row]]]]:
+    """The engine's version, and the rows of each step by its description."""
+    server = found.server(folder.path)
+    program = Path(sys.executable).with_name("llm-headroom")
+    sections = []
+    with server:
+        if found.name == "ollama":
+            subject.create_ollama_model(Path(found.arguments[0]), folder, server.url)
+        exporter = Exporter(program, folder.path, engine=found.name, url=server.url, limit=found.places)
+        with exporter:
+            await exporter.until(lambda reading: reading.of("llm_up") == 1, 30)
+            stage = Stage(found, server, exporter)
+            for step in steps(found):
+                rows = await step(stage)
+                sections.append(((step.__doc__ or "").strip(), rows))
+                print(f"{found.title}: {step.__name__}", *table(rows), sep="\n", flush=True)
+            version = exporter.read().label("llm_engine_info", "version")
+    return version, sections
+
+
+def page(results: Sequence[tuple[Subject, str, list[tuple[str, list[Row]]]]], skipped: Sequence[str]) -> Iterator[str]:
+    """The lines of the document."""
+    yield HEAD
+    rows = [row for _, _, sections in results for _, found in sections for row in found]
+    counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
+    yield "Of {} signals: {}.\n".format(len(rows), ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    yield from (f"{text}\n" for text in skipped)
+    for found, version, sections in results:
+        yield f"## {found.title} {version}".rstrip() + "\n"
+        shown = [str(part) for part in found.arguments if not isinstance(part, Path)]
+        yield f"`{' '.join(shown)}`\n"
+        for description, rows in sections:
+            yield f"### {description}\n"
+            yield from table(rows)
+            yield ""
+
+
+def main() -> int:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(prog="live", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".live", help="where the engines are installed")
+    parser.add_argument("--only", choices=("vllm", "llamacpp", "ollama"), action="append", help="these engines alone")
+    parser.add_argument("--ollama", type=Path, help="an ollama binary that is there already")
+    options = parser.parse_args()
+    wanted = set(options.only or ("vllm", "llamacpp", "ollama"))
+    folder = Folder(options.folder)
+    folder.prepare(vllm="vllm" in wanted)
+    subjects, skipped = [], []
+    if "llamacpp" in wanted:
+        subjects.append(subject.llamacpp(folder))
+    if "vllm" in wanted:
+        subjects.append(subject.vllm(folder))
+    if "ollama" in wanted and options.ollama is None:
+        skipped.append("Ollama was left out: no binary was named (`make live ARGS='--ollama /usr/local/bin/ollama'`).")
+        print(skipped[-1])
+    elif "ollama" in wanted:
+        subjects.append(subject.ollama(options.ollama, folder))
+    results = [(each, *asyncio.run(judge(each, folder))) for each in subjects]
+    PAGE.write_text("\n".join(page(results, skipped)).rstrip() + "\n", encoding="utf-8")
+    wrong = [
+        row for _, _, sections in results for _, found in sections for row in found if row.verdict is Verdict.WRONG
+    ]
+    print(f"{platform.machine()}: {len(wrong)} wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

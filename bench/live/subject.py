@@ -1,0 +1,184 @@
+"""The engines under test: how each is started, and what it is known not to say."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from live.exporter import ENGINE, PROXY
+from live.server import Server, free_port
+from live.verdict import Expected
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from live.install import Folder
+
+CONTEXT: Final = 1024
+BLOCK: Final = 32
+_VLLM_BLOCKS: Final = 160
+_LLAMACPP_PLACES: Final = 2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine under test.
+
+    `places` are the requests that it runs at once, `capacity` the tokens of its KV cache, `block` those of a block.
+    `queue` is how many wait at most, None for any number. `core` is the child that does the work, if the API is another
+    process. `silent` says why a signal is absent, by topic; `unlike` what is said instead. `proxy` is the target of
+    what the proxy measures.
+    """
+
+    name: str
+    title: str
+    arguments: tuple[str | Path, ...]
+    places: int
+    ready: str
+    patience: float
+    capacity: int | None = None
+    block: int = 1
+    queue: int | None = None
+    core: str = ""
+    refuses_models: bool = False
+    interval: float = 1.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    silent: Mapping[str, str] = field(default_factory=dict)
+    unlike: Mapping[str, Expected] = field(default_factory=dict)
+    proxy: str = PROXY
+    model: str = "tiny"
+
+    def expected(self, topic: str) -> Expected | None:
+        """What its metrics say of a topic in place of the truth; None: the truth."""
+        if topic in self.silent:
+            return Expected(None, self.silent[topic])
+        return self.unlike.get(topic)
+
+    def server(self, folder: Path) -> Server:
+        """One that is not started yet."""
+        port = free_port()
+        command = [part.format(port=port) if isinstance(part, str) else part for part in self.arguments]
+        return Server(
+            command,
+            port=port,
+            ready=self.ready,
+            patience=self.patience,
+            log=folder / f"{self.name}.log",
+            environment={name: text.format(port=port) for name, text in self.environment.items()},
+        )
+
+
+def vllm(folder: Folder) -> Subject:
+    """The engine vLLM on CPUs, with 160 blocks of 32 tokens, 8 places and a queue of 6."""
+    return Subject(
+        name="vllm",
+        title="vLLM",
+        arguments=(
+            folder.python,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            folder.hf_model,
+            "--served-model-name",
+            "tiny",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+            "--load-format",
+            "dummy",
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--block-size",
+            str(BLOCK),
+            "--num-gpu-blocks-override",
+            str(_VLLM_BLOCKS),
+            "--max-num-seqs",
+            "8",
+            "--max-num-queued-reqs",
+            "6",
+            "--max-model-len",
+            str(CONTEXT),
+            "--enable-prompt-tokens-details",
+        ),
+        places=8,
+        ready="/health",
+        patience=240,
+        capacity=_VLLM_BLOCKS * BLOCK,
+        block=BLOCK,
+        queue=6,
+        core="VLLM::EngineCor",
+        refuses_models=True,
+        environment={"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+        unlike={
+            "aborted": Expected(0, "vLLM does not count clients that leave (vllm-project/vllm#31503)"),
+            "client errors": Expected(0, "vLLM counts them as HTTP responses alone"),
+        },
+    )
+
+
+def llamacpp(folder: Folder) -> Subject:
+    """llama.cpp's server with two slots of 1024 tokens each."""
+    none = "llama.cpp has no such metric"
+    return Subject(
+        name="llamacpp",
+        title="llama.cpp",
+        arguments=(
+            folder.program("llama-server-vulkan"),
+            "--device",
+            "none",
+            "--model",
+            folder.gguf_model,
+            "--alias",
+            "tiny",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+            "--ctx-size",
+            str(_LLAMACPP_PLACES * CONTEXT),
+            "--parallel",
+            str(_LLAMACPP_PLACES),
+            "--threads",
+            "1",
+            "--metrics",
+            "--slots",
+            "--no-warmup",
+        ),
+        places=_LLAMACPP_PLACES,
+        ready="/health",
+        patience=60,
+        capacity=_LLAMACPP_PLACES * CONTEXT,
+        silent=dict.fromkeys(("finished", "aborted", "client errors", "http", "first token", "duration"), none),
+    )
+
+
+def ollama(program: Path, folder: Folder) -> Subject:
+    """Ollama, from a binary that is there already; its model is made of the same GGUF file."""
+    models = folder.path / "ollama"
+    return Subject(
+        name="ollama",
+        title="Ollama",
+        arguments=(program, "serve"),
+        places=2,
+        ready="/api/version",
+        patience=60,
+        interval=10.0,
+        environment={
+            "OLLAMA_HOST": "127.0.0.1:{port}",
+            "OLLAMA_MODELS": str(models),
+            "OLLAMA_NUM_PARALLEL": "2",
+        },
+        proxy=ENGINE,
+    )
+
+
+def create_ollama_model(program: Path, folder: Folder, url: str) -> None:
+    """Give the model to a running Ollama. Raises CalledProcessError if it refuses."""
+    recipe = folder.path / "Modelfile"
+    recipe.write_text(f"FROM {folder.gguf_model}\n")
+    environment = {"OLLAMA_HOST": url, "HOME": str(folder.path)}
+    subprocess.run([program, "create", "tiny", "--file", recipe], env=environment, check=True, capture_output=True)

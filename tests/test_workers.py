@@ -1,0 +1,116 @@
+"""Threads for calls that block: so many at once, shared where the call is the same, and in nobody's way at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future, wait
+
+import pytest
+
+from llm_headroom.net.workers import MOST_WAITING, Heavy, Workers
+
+
+def test_so_many_calls_run_at_once_and_the_others_wait_for_their_turn() -> None:
+    workers = Workers("test", 2)
+    gate, running = threading.Event(), threading.Semaphore(0)
+
+    def call(number: int) -> int:
+        running.release()
+        assert gate.wait(20)
+        return number
+
+    futures = [workers.submit(call, number) for number in range(5)]
+    for _ in range(2):
+        assert running.acquire(timeout=20)
+    assert not running.acquire(blocking=False)
+    gate.set()
+    assert [future.result(20) for future in futures] == [0, 1, 2, 3, 4]
+
+
+def test_the_same_call_is_made_once_for_all_who_ask_while_it_runs() -> None:
+    workers = Workers("test", 4, shared=True)
+    gate, calls = threading.Event(), []
+
+    def look_up(name: str) -> str:
+        calls.append(name)
+        assert gate.wait(20)
+        return name.upper()
+
+    futures = [workers.submit(look_up, name) for name in ("a", "a", "b", "a")]
+    futures[1].cancel()
+    gate.set()
+    wait([futures[0], futures[2], futures[3]], 20)
+    assert [futures[index].result() for index in (0, 2, 3)] == ["A", "B", "A"]
+    assert sorted(calls) == ["a", "b"]
+
+
+def test_what_a_call_raises_is_for_whoever_waits_for_it() -> None:
+    workers = Workers("test", 1)
+    with pytest.raises(ZeroDivisionError):
+        workers.submit(divmod, 1, 0).result(20)
+    assert workers.submit(divmod, 7, 2).result(20) == (3, 1)
+
+
+def test_calls_beyond_those_that_may_wait_are_refused() -> None:
+    workers = Workers("test", 1)
+    gate = threading.Event()
+    workers.submit(gate.wait, 20)
+    futures: list[Future[int]] = []
+
+    def fill() -> None:
+        while len(futures) < MOST_WAITING + 2:
+            futures.append(workers.submit(int, 1))
+
+    with pytest.raises(OSError, match="too many calls wait"):
+        fill()
+    gate.set()
+    assert futures[-1].result(20) == 1
+
+
+def test_a_call_that_never_returns_does_not_keep_the_process() -> None:
+    program = (
+        "import asyncio, threading\n"
+        "from llm_headroom.net.workers import Workers\n"
+        "async def main():\n"
+        "    loop = asyncio.get_running_loop()\n"
+        "    loop.set_default_executor(Workers('names', 1))\n"
+        "    loop.run_in_executor(None, threading.Event().wait)\n"
+        "asyncio.run(main())\n"
+        "print('ended')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "ended\n"
+
+
+def test_work_that_is_late_goes_on_and_the_next_piece_of_its_owner_waits_for_it() -> None:
+    gate, order = threading.Event(), list[str]()
+
+    def late() -> None:
+        assert gate.wait(20)
+        order.append("late")
+
+    async def worked() -> None:
+        heavy, other, loop = Heavy(), Heavy(), asyncio.get_running_loop()
+        with pytest.raises(TimeoutError):
+            await heavy.do(late, loop.time())
+        assert heavy.busy
+        second = asyncio.create_task(heavy.do(lambda: order.append("next"), loop.time() + 20.0))
+        await other.do(gate.set, loop.time() + 20.0)
+        await second
+
+    asyncio.run(worked())
+
+    assert order == ["late", "next"]
+
+
+def test_an_error_of_heavy_work_is_its_owners() -> None:
+    async def worked() -> None:
+        heavy, loop = Heavy(), asyncio.get_running_loop()
+        with pytest.raises(ZeroDivisionError):
+            await heavy.do(lambda: 1 // 0, loop.time() + 20.0)
+        assert await heavy.do(lambda: 1, loop.time() + 20.0) == 1
+
+    asyncio.run(worked())
