@@ -18,7 +18,7 @@ import yaml
 from llm_headroom import schema
 from llm_headroom.derive import memory as derivation
 from llm_headroom.derive import state
-from llm_headroom.model import Cause, Failure, Health, Histogram, Point, Series, Snapshot, State
+from llm_headroom.model import Cause, Failure, Health, Histogram, Metric, Point, Series, Snapshot, State
 from llm_headroom.poll.health import health_points
 from programs import program
 

@@ -264,7 +264,7 @@ def test_the_exporter_reads_the_numbers_of_a_simulated_sglang(version: str, mome
         "llm_prompt_tokens_total": counters.finished_prompt_tokens,
         "llm_generation_tokens_total": counters.finished_generated_tokens,
         "llm_prompt_tokens_cached_total": counters.cached_tokens,
-        "llm_requests_finished_total": sum(finished.get(reason, 0) for reason in ("stop", "length", "abort")),
+        "llm_requests_finished_total": sum(finished.get(reason, 0) for reason in ("stop", "length")),
     }
     if counters.preemptions or version == "sglang/0.5.2":
         expected |= {"llm_preemptions_total": counters.preemptions}

@@ -17,6 +17,7 @@ from llm_headroom.net.files import stamp
 from llm_headroom.net.http_connection import Limits
 from llm_headroom.net.listen import ListenError
 from llm_headroom.net.workers import Workers
+from llm_headroom.notify.notifier import Notifier
 from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.otlp.tally import Tally
 from llm_headroom.poll.poller import Poller
@@ -77,7 +78,13 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
     tally = Tally()
     published = Published(poller, tally.points)
-    app = App(published)
+    notifier = Notifier(poller.snapshots, lambda: {target.name: target.labels for target in poller.config.targets})
+    app = App(published, notifier.problems)
+
+    def changed() -> None:
+        app.changed()
+        notifier.changed()
+
     pusher = Pusher(
         tally,
         sources=published.sources,
@@ -85,7 +92,8 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         ready=poller.first_round,
         port=config.listen[0].rpartition(":")[2],
     )
-    poller.on_change(app.changed)
+    poller.on_change(changed)
+    notifier.apply(config.notify)
     proxies.name_models_by(poller.models)
     limits = Limits(connections=room.own, grace_seconds=GRACE_SECONDS)
     server = await serve(app.handle, config.listen, web_config=config.web_config, limits=limits)
@@ -112,7 +120,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     poller.start()
     await pusher.apply(config.otlp)
     watching = loop.create_task(_watch(file, reload)) if file is not None else None
-    reloading = loop.create_task(_reload(published, pusher, app.changed, read, reload))
+    reloading = loop.create_task(_reload(published, pusher, notifier, app.changed, read, reload))
     try:
         await ended.wait()
     finally:
@@ -121,14 +129,14 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
             if task is not None:
                 task.cancel()
         await proxies.close()
-        await _end(server, poller, app, pusher)
+        await _end(server, poller, app, pusher, notifier)
 
 
-async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher) -> None:
+async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher, notifier: Notifier) -> None:
     """Close everything, each as far as it goes in the time that is left."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(END_SECONDS - 1):
-            await asyncio.gather(pusher.close(), server.close(), return_exceptions=True)
+            await asyncio.gather(notifier.close(), pusher.close(), server.close(), return_exceptions=True)
             await asyncio.gather(poller.stop(), app.close(), return_exceptions=True)
 
 
@@ -142,8 +150,13 @@ async def _watch(file: Watched, reload: asyncio.Event) -> None:
             reload.set()
 
 
-async def _reload(
-    published: Published, pusher: Pusher, changed: Callable[[], None], read: Callable[[], Config], reload: asyncio.Event
+async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
+    published: Published,
+    pusher: Pusher,
+    notifier: Notifier,
+    changed: Callable[[], None],
+    read: Callable[[], Config],
+    reload: asyncio.Event,
 ) -> None:
     while True:
         await reload.wait()
@@ -153,7 +166,7 @@ async def _reload(
             await pusher.apply(config.otlp)
         except ConfigError as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
-            published.reload = published.reload._replace(succeeded=False)
+            published.reload = published.reload._replace(error=str(error))
             changed()
             continue
         old = published.poller.config
@@ -161,6 +174,7 @@ async def _reload(
         if fixed:
             log.warning("not applied, restart required", extra={"keys": ",".join(fixed)})
         await published.poller.apply(config)
-        published.reload = Reload(succeeded=True, last_success=time.time())
+        notifier.apply(config.notify)
+        published.reload = Reload(time.time())
         changed()
         log.info("configuration reloaded", extra={"targets": len(config.targets)})

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Target
+from llm_headroom.config.settings import Config, Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.model import Cause, Failure, Snapshot, Subject
@@ -33,7 +33,6 @@ from llm_headroom.scrape.identify import identify
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.settings import Config
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
     from llm_headroom.poll.local import GpuReader
@@ -200,9 +199,7 @@ class Poller:
     async def apply(self, config: Config) -> None:
         """Take over a new configuration: sources that it does not change go on undisturbed."""
         old = self.config
-        same = replace(old, targets=(), gpu=config.gpu, probe=config.probe, otlp=None) == replace(
-            config, targets=(), gpu=config.gpu, probe=config.probe, otlp=None
-        )
+        same = _beside_targets(old) == _beside_targets(config)
         if not same or old.gpu != config.gpu or self._discovers(old) != self._discovers(config):
             await self.stop()
             self._tasks.clear()
@@ -401,6 +398,12 @@ class Poller:
             raise
         self.absent.pop(_GPUS, None)
         self._start(Slot(GPU_TARGET, source, {}), 0.0)
+
+
+def _beside_targets(config: Config) -> Config:
+    """What all sources are polled by, GPUs aside; what else there is concerns no source."""
+    plain = Config()
+    return replace(config, targets=(), gpu=plain.gpu, probe=plain.probe, links=plain.links, notify=(), otlp=None)
 
 
 def _joined(snapshot: Snapshot, host: HostReading) -> Snapshot:
