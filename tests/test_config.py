@@ -688,7 +688,7 @@ def test_the_example_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = read(tmp_path, example(tmp_path))
     assert [target.name for target in config.targets] == ["llm-a"]
     assert config.proxies == (ProxySettings(listen="0.0.0.0:8001", target="llm-a", hosts=("llm.example.org",)),)
-    assert config.objectives == Objectives()
+    assert config.objectives == Objectives(request_duration=30.0)  # the example has every key
 
 
 def test_the_example_has_every_key_that_is_not_refused() -> None:

@@ -80,7 +80,6 @@ class Watch:
     """A target that is collected again and again, each time `step` seconds later."""
 
     step: float = 5.0
-    latency: bool = True
     at: float = 0.0
     memory: state.Memory | None = None
     last: float | None = None
@@ -91,9 +90,7 @@ class Watch:
         snapshot = answer(points, self.at, self.last)
         if snapshot.health.up:
             self.last = self.at
-        self.memory, self.states = state.judge(
-            self.memory, snapshot, 7.0 + self.at, latency=self.latency, beside=beside
-        )
+        self.memory, self.states = state.judge(self.memory, snapshot, 7.0 + self.at, beside=beside)
         self.at += self.step
         return self.states[0]
 
@@ -174,13 +171,6 @@ def test_two_slow_first_tokens_are_none() -> None:
     watch.polled(busy(firsts=0, good=0))
 
     assert watch.polled(busy(firsts=3, good=1)).state is State.OK
-
-
-def test_late_first_tokens_are_no_fault_of_a_target_for_batches() -> None:
-    watch = Watch(latency=False)
-    watch.polled(busy(firsts=0, good=0))
-
-    assert watch.polled(busy(firsts=100, good=1)).state is State.OK
 
 
 def test_requests_that_fail_and_clients_that_leave() -> None:

@@ -37,8 +37,9 @@ Real engines with tiny random models, on CPUs, under `llm-headroom run` with a p
 Written by `make live`; reruns differ in numbers. A client keeps books of what it asked for and what came: that is the
 **truth**, beside which stands what `/metrics` says of the engine and of the proxy.
 
-- **exact**: the same number. Times may differ as said: client, proxy and engine read three clocks.
-- **explained**: another number or none, of which the remark says why; it is just the one that was foreseen.
+- **exact**: the same number.
+- **explained**: another number or none, of which the remark says why. It is just the one that was foreseen, or, of
+  times and of what moves while it is read, one within the bounds that the remark names.
 - **wrong**: anything else. `make live` then exits with 1.
 """
 
@@ -72,7 +73,7 @@ def page(results: Sequence[tuple[Subject, str, list[tuple[str, list[Row]]]]], sk
     yield from (f"{text}\n" for text in skipped)
     for found, version, sections in results:
         yield f"## {found.title} {version}".rstrip() + "\n"
-        shown = [str(part) for part in found.arguments if not isinstance(part, Path)]
+        shown = [part.name if isinstance(part, Path) else part for part in found.arguments]
         yield f"`{' '.join(shown)}`\n"
         for description, rows in sections:
             yield f"### {description}\n"

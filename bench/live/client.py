@@ -39,6 +39,10 @@ class Books:
     events: int = 0
     """Events with text of the requests under way."""
 
+    def refused(self) -> int:
+        """Requests that were answered with an error."""
+        return self.statuses.total() - self.statuses[_OK]
+
     def ended(self) -> int:
         """Requests with a whole answer."""
         return self.finished.total()

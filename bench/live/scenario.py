@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CLOCKS: Final = 0.2
 """Seconds by which means may differ: client, proxy and engine share two busy cores and read three clocks."""
-_APART: Final = 0.15
-"""Seconds between requests that are all to be let in: of a burst vLLM counts each as queued until it is scheduled."""
+_APART: Final = 0.1
+"""Seconds between requests of a crowd, so that none is late for the others' sake."""
 STALLED: Final = 90.0
 """Seconds until a stall must be seen: it is one after 60 s."""
 _ENGINE_ALONE: Final = Expected(None, "only the engine knows", asked=False)
@@ -116,6 +116,7 @@ def _mean(  # noqa: PLR0913, PLR0917 - the parts of a row
         found.mean(name, stage.subject.proxy),
         within=CLOCKS,
         expected_exporter=stage.subject.expected(topic),
+        note="the client's clock runs from connecting, the proxy's from sending, the engine's from its queue",
     )
 
 
@@ -165,10 +166,11 @@ async def crowd(stage: Stage) -> list[Row]:
         return reading.of("llm_requests_running") == subject.places and reading.of("llm_requests_waiting") == 4
 
     await exporter.until(full, 20)
+    await asyncio.sleep(INTERVAL)
     earlier = client.books.events
-    await asyncio.sleep(2 * INTERVAL)
+    await asyncio.sleep(1.25 * INTERVAL)
     reading, now = exporter.read(), client.books.events
-    under_way = asked - client.books.ended()
+    under_way = asked - client.books.ended() - client.books.refused()
     rows = [
         Row(
             "running",
@@ -191,7 +193,7 @@ async def crowd(stage: Stage) -> list[Row]:
         ),
     ]
     if subject.capacity is not None:
-        held = subject.places * len(prompt) + now
+        held = subject.places * len(prompt) + (earlier + now) / 2
         rows += [
             Row(
                 "KV cache, capacity in tokens",
@@ -205,9 +207,9 @@ async def crowd(stage: Stage) -> list[Row]:
                 held,
                 reading.of("llm_kv_cache_used_tokens"),
                 None,
-                within=now - earlier + subject.places * subject.block,
+                within=(now - earlier) / 2 + subject.places * subject.block,
                 expected_proxy=_ENGINE_ALONE,
-                note="blocks are rounded up, and a reading is up to one poll old",
+                note="a reading is up to one poll old: truth is the middle of that time; blocks are rounded up",
             ),
         ]
     await work
@@ -282,7 +284,7 @@ async def errors(stage: Stage) -> list[Row]:
 
 
 async def overload(stage: Stage) -> list[Row]:
-    """40 requests at once, where 14 fit into places and queue."""
+    """40 requests at once, where 14 may run and wait."""
     requests = [Request(prompt=f"me first, I am {number}", tokens=60) for number in range(40)]
     books, found = await stage.during(lambda client: client.crowd(requests, at_once=len(requests)))
     failed, proxy = "llm_requests_failed_total", stage.subject.proxy
@@ -331,8 +333,8 @@ async def frozen_core(stage: Stage) -> list[Row]:
     rows: list[Row] = []
 
     async def act(client: Client) -> None:
-        work = asyncio.create_task(client.crowd([Request(tokens=300)] * 4, at_once=4))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 4, 10)
+        work = asyncio.create_task(client.crowd([Request(tokens=900)] * 4, at_once=4))
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 4, 20)
         stage.server.freeze(core)
         try:
             reading = await stage.exporter.until(lambda reading: reading.of("llm_engine_stalled") == 1, STALLED)
@@ -363,8 +365,8 @@ async def frozen(stage: Stage) -> list[Row]:
     rows: list[Row] = []
 
     async def act(client: Client) -> None:
-        work = asyncio.create_task(client.crowd([Request(tokens=300)] * 2, at_once=2))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 10)
+        work = asyncio.create_task(client.crowd([Request(tokens=700)] * 2, at_once=2))
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 20)
         stage.server.freeze()
         try:
             reading = await stage.exporter.until(lambda reading: reading.of("llm_up") == 0, 20)
@@ -394,8 +396,8 @@ async def killed(stage: Stage) -> list[Row]:
     rows: list[Row] = []
 
     async def die(client: Client) -> None:
-        work = asyncio.create_task(client.crowd([Request(tokens=400)] * 2, at_once=2))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 10)
+        work = asyncio.create_task(client.crowd([Request(tokens=900)] * 2, at_once=2))
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 20)
         stage.server.kill()
         await work
         await client.ask(Request())
@@ -446,7 +448,7 @@ async def killed(stage: Stage) -> list[Row]:
 def steps(subject: Subject) -> list[Callable[[Stage], Awaitable[list[Row]]]]:
     """What is done to an engine, in order."""
     found: list[Callable[[Stage], Awaitable[list[Row]]]] = [streams, whole, crowd, aborts, errors]
-    if subject.queue is not None:
+    if subject.at_once is not None:
         found += [overload, pressure]
     if subject.core:
         found.append(frozen_core)

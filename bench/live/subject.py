@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CONTEXT: Final = 1024
 BLOCK: Final = 32
 _VLLM_BLOCKS: Final = 160
+_VLLM_AT_ONCE: Final = 14
+"""Requests that run and wait at most: more are turned away."""
 _LLAMACPP_PLACES: Final = 2
 
 
@@ -27,9 +29,9 @@ class Subject:
     """An engine under test.
 
     `places` are the requests that it runs at once, `capacity` the tokens of its KV cache, `block` those of a block.
-    `queue` is how many wait at most, None for any number. `core` is the child that does the work, if the API is another
-    process. `silent` says why a signal is absent, by topic; `unlike` what is said instead. `proxy` is the target of
-    what the proxy measures.
+    `at_once` is how many run and wait at most, None for any number. `core` is the child that does the work, if the API
+    is another process. `silent` says why a signal is absent, by topic; `unlike` what is said instead. `proxy` is the
+    target of what the proxy measures.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Subject:
     patience: float
     capacity: int | None = None
     block: int = 1
-    queue: int | None = None
+    at_once: int | None = None
     core: str = ""
     refuses_models: bool = False
     interval: float = 1.0
@@ -71,7 +73,7 @@ class Subject:
 
 
 def vllm(folder: Folder) -> Subject:
-    """The engine vLLM on CPUs, with 160 blocks of 32 tokens, 8 places and a queue of 6."""
+    """The engine vLLM on CPUs, with 160 blocks of 32 tokens, 8 places and 6 more that may wait."""
     return Subject(
         name="vllm",
         title="vLLM",
@@ -99,7 +101,7 @@ def vllm(folder: Folder) -> Subject:
             "--max-num-seqs",
             "8",
             "--max-num-queued-reqs",
-            "6",
+            str(_VLLM_AT_ONCE),
             "--max-model-len",
             str(CONTEXT),
             "--enable-prompt-tokens-details",
@@ -109,7 +111,7 @@ def vllm(folder: Folder) -> Subject:
         patience=240,
         capacity=_VLLM_BLOCKS * BLOCK,
         block=BLOCK,
-        queue=6,
+        at_once=_VLLM_AT_ONCE,
         core="VLLM::EngineCor",
         refuses_models=True,
         environment={"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},

@@ -37,8 +37,9 @@ class Expected:
 class Row:
     """One signal.
 
-    `exporter` and `proxy` are what they said; None is nothing. A side is exact within `within` of the truth, which is 0
-    for whatever can be counted. Where a side is `expected` to say something else, it has to say just that.
+    `exporter` and `proxy` are what they said; None is nothing. What can be counted has to be the same number. Times and
+    what moves while it is read may differ by `within`, which is explained and not exact. Where a side is `expected` to
+    say something else, it has to say just that.
     """
 
     signal: str
@@ -61,8 +62,10 @@ class Row:
         object.__setattr__(self, "verdict", worst)
 
     def _judge(self, said: float | None, expected: Expected | None) -> Verdict:
-        if said is not None and math.isclose(said, self.truth, rel_tol=1e-9, abs_tol=self.within):
+        if said is not None and math.isclose(said, self.truth, rel_tol=1e-9):
             return Verdict.EXACT
+        if said is not None and abs(said - self.truth) <= self.within:
+            return Verdict.EXPLAINED
         if expected is not None and said == expected.value:
             return Verdict.EXPLAINED if expected.asked else Verdict.EXACT
         return Verdict.WRONG

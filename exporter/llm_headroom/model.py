@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -93,7 +93,7 @@ class Metric:
 class Series:
     """A metric with label values: the identity of a point. Hashed once, since every poll looks it up."""
 
-    __slots__ = ("_hash", "labels", "metric")
+    __slots__ = ("__weakref__", "_hash", "labels", "metric")
 
     metric: Metric
     labels: Labels
@@ -130,10 +130,16 @@ def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
-@lru_cache(maxsize=100_000)
+_remembered: Final[WeakValueDictionary[tuple[Metric, Labels], Series]] = WeakValueDictionary()
+"""Series by how they were asked for, as long as anybody holds them: those of a target that has gone are freed."""
+
+
 def series_of(metric: Metric, labels: Labels) -> Series:
     """The series with these labels, in any order; remembered, since each poll asks for the same ones."""
-    return Series(metric, dict(labels))
+    found = _remembered.get((metric, labels))
+    if found is None:
+        found = _remembered[metric, labels] = Series(metric, dict(labels))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

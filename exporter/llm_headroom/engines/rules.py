@@ -99,7 +99,9 @@ class Document:
     wakes: True if the engine takes the request for work that keeps it from going to sleep.
     model: the model of its series that name none, where it is not that of the whole engine.
     after: the usual path, which has been asked for in vain; messages name it.
-    read: what is retained of a JSON document. Bodies can contain keys and prompts: nothing else is retained.
+    form: the type of a JSON document's content, see `answers`: what it does not name is not retained. Bodies can
+        contain keys and prompts.
+    read: what of that content is retained, and in which shape.
     """
 
     key: str
@@ -114,7 +116,8 @@ class Document:
     wakes: bool = False
     model: str = ""
     after: str = ""
-    read: Callable[[Any], Any] = lambda document: document
+    form: Any = None
+    read: Callable[[Any], Any] = lambda content: content
 
 
 def always(*documents: Document) -> Callable[[Mapping[str, Any]], Iterable[Document]]:

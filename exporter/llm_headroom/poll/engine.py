@@ -95,7 +95,7 @@ class EngineSource:
             engine,
             timeout=config.timeout,
             label_limit=config.label_limit,
-            objectives=slo.objectives(**asdict(config.objectives)),
+            objectives=() if self.target.purpose == "batch" else slo.objectives(**asdict(config.objectives)),
             measured=None if self._measured is None else self._measured.points,
             layers=self._layers(engine),
         )

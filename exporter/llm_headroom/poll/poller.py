@@ -20,7 +20,7 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
-from llm_headroom.model import Cause, Failure, Snapshot, Subject, series_of
+from llm_headroom.model import Cause, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.health import health_points
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
@@ -69,11 +69,11 @@ _GPUS: Final = Sought(GPU_TARGET, "GPUs")
 class Slot:
     """A source that is being polled, and what it said last."""
 
-    def __init__(self, name: str, source: Source, extra: Mapping[str, str], *, latency: bool = True) -> None:
+    def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
         self.name = name
         self.source = source
         self._extra = extra
-        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra, latency=latency)
+        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra)
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
@@ -82,6 +82,7 @@ class Slot:
     def publish(self, snapshot: Snapshot) -> None:
         """Publish a snapshot with its state; count its failures, and log what changed since the one before."""
         before = () if self.snapshot is None else self.snapshot.states
+        remembered = () if self.snapshot is None else self.snapshot.health.warnings
         beside = () if snapshot.health.up else self.source.retained
         self.snapshot = snapshot = self._judge.judged(snapshot, time.monotonic(), beside)
         log_changes(snapshot, before)
@@ -89,7 +90,9 @@ class Slot:
         if health.error is not None:
             self.errors[health.error.cause] += 1
         for part in health.warnings:
-            self.errors[part.cause] += 1
+            # The same object is not another failure, but one that is remembered until it is tried again.
+            if not any(part is known for known in remembered):
+                self.errors[part.cause] += 1
         state = (health.up, health.error and health.error.cause, tuple(health.warnings), health.version)
         if state == self._logged:
             return
@@ -209,7 +212,6 @@ class Poller:
                 if wanted.get(target.name) != target:
                     await self._drop(target.name)
             self._start_targets(target for target in config.targets if target.name not in self.slots)
-        series_of.cache_clear()  # else it would go on to hold the series of targets that are no more
         self._changed()
 
     @property
@@ -281,9 +283,7 @@ class Poller:
         for target in targets:
             measured = self._measured.get(target.name)
             source = EngineSource(target, self.engines, self.config, measured, explain=self._explain)
-            slot = self.slots[target.name] = Slot(
-                target.name, source, target.labels, latency=target.purpose == "interactive"
-            )
+            slot = self.slots[target.name] = Slot(target.name, source, target.labels)
             found.append(slot)
         return found
 

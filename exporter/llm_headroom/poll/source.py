@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from llm_headroom.model import Failure, Point
-    from llm_headroom.scrape.mapping import LabelCap
+    from llm_headroom.scrape.label_cap import LabelCap
 
 
 class Source(Protocol):

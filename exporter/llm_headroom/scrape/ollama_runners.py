@@ -6,7 +6,6 @@ Runners come and go at any time; one that ends, hangs or refuses costs only its 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.derive.lives import accumulated
+from llm_headroom.engines.answers import NotUnderstood, decode
 from llm_headroom.engines.built_in import llamacpp, ollama
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
@@ -162,13 +162,9 @@ async def _identified(port: int, inode: int, until: float) -> Runner | None:
         response = await client.get(llamacpp.PROPERTIES.path, timeout=timeout, accept="application/json")
         if response.status != OK:
             return None
-        found = llamacpp.PROPERTIES.read(json.loads(response.body))
-    except (FetchError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        known: llamacpp.Properties = decode(llamacpp.PROPERTIES, response.body)
+    except (FetchError, NotUnderstood):
         return None
     finally:
         await client.close()
-    path = found["path"]
-    if not isinstance(path, str) or not path:
-        return None
-    parallel = found["slots"]
-    return runners.Runner(path, port, str(inode), parallel=parallel if isinstance(parallel, int) else None)
+    return runners.Runner(known.path, port, str(inode), parallel=known.slots) if known.path else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 REUSED: Final = 1.0
 """Seconds for which a rendering answers further scrapes, if nothing is published meanwhile: the age that the exporter's
 own series, such as `process_*`, can have."""
+log = logging.getLogger("llm_headroom")
+
 WORTH_PACKING: Final = 1024
 """Bytes from which on an answer is compressed."""
 JSON: Final = "application/json; charset=utf-8"
@@ -120,14 +123,15 @@ class App:
                 continue
             known = self._lines.get(slot)
             if known is None or known[0] is not slot.snapshot:
-                known = (slot.snapshot, self._renderers[slot].lines(slot.points()))
+                known = (slot.snapshot, _rendered(slot, self._renderers[slot]))
             kept[slot] = known
             yield known[1]
         self._lines = kept
 
     def _snapshot(self) -> bytes:
-        sources = [as_json.source(snapshot) for snapshot in self.poller.snapshots()]
-        return json.dumps({"version": __version__, "time": time.time(), "sources": sources}, allow_nan=False).encode()
+        sources = [source for source in map(_as_json, self.poller.snapshots()) if source]
+        head = json.dumps({"version": __version__, "time": time.time()})
+        return f'{head[:-1]}, "sources": [{", ".join(sources)}]}}'.encode()
 
     async def _probe(self, request: Request) -> Response:
         found = await self._probes.points(request)
@@ -137,6 +141,24 @@ class App:
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
         body = exposition([Renderer().lines(found)], form)
         return _exposed(_gzip(body) if compressed else body, form, compressed=compressed)
+
+
+def _rendered(slot: Slot, renderer: Renderer) -> Lines:
+    """A source's lines; none, and a line in the log, where they cannot be made: that costs no other source its own."""
+    try:
+        return renderer.lines(slot.points())
+    except Exception:
+        log.exception("rendering failed by a defect of llm-headroom", extra={"target": slot.name})
+        return Lines({})
+
+
+def _as_json(snapshot: Snapshot) -> str:
+    """A source as JSON; empty, and a line in the log, where it cannot be made."""
+    try:
+        return json.dumps(as_json.source(snapshot), allow_nan=False)
+    except Exception:
+        log.exception("rendering failed by a defect of llm-headroom", extra={"target": snapshot.target})
+        return ""
 
 
 def accepts_gzip(encodings: str) -> bool:
