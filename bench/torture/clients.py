@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import resource
 import signal
 import socket
 import tempfile
@@ -67,9 +66,8 @@ def idle_proxied(descriptors: int, clients: int) -> Figure:
     with ExitStack() as stack:
         engine = stack.enter_context(EngineServer(replayed(_VLLM)))
         command = ("--listen", "127.0.0.1:0", "--upstream", f"vllm={engine.url}", "--metrics-listen", "127.0.0.1:0")
-        exporter = Exporter(*command, command="proxy")
+        exporter = Exporter(*command, command="proxy", descriptors=descriptors)
         stack.enter_context(exporter)
-        resource.prlimit(exporter.process.pid, resource.RLIMIT_NOFILE, (descriptors, descriptors))
         _connected(stack, exporter.logged("proxying")["address"], clients)
         return _judged(
             "idle clients of the proxy", f"{clients} at {descriptors} descriptors", list(_waits(exporter.metrics))
