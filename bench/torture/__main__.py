@@ -23,8 +23,8 @@ PAGE = """\
 For those who run this beside engines and clients that they do not trust. At the end you know what hostile and broken
 surroundings do to the exporter. Written by `make torture` ({date}, Python {python},
 {seconds:.0f} s for each of the mutations, seed {seed}; loopback alone). A fault is an exception, an altered byte, a
-request that stays open, or an honest client that waits for more than 2 s: on {cpus} cores that other work kept busy, too
-(load average {load:.0f} at the end). [SECURITY.md](../SECURITY.md) says who is trusted with what.
+request that stays open, or an honest client that waits for more than 2 s: on {cpus} cores that other work kept busy,
+too (load average {load:.0f}). [SECURITY.md](../SECURITY.md) says who is trusted with what.
 
 {table}
 """
