@@ -146,6 +146,8 @@ def llamacpp(folder: Folder) -> Subject:
             str(_LLAMACPP_PLACES),
             "--threads",
             "1",
+            "--threads-http",
+            "16",
             "--metrics",
             "--slots",
             "--no-warmup",
