@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run demo test lint types bench evaluate live docs clean help
+.PHONY: run demo test lint types bench evaluate live torture docs clean help
 
 help:
 	@echo "make run     start the exporter; ARGS='--target vllm=http://127.0.0.1:8000' passes options"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench   measure against prometheus_client, httpx and vmagent"
 	@echo "make evaluate  judge alerts, risks and load headroom on replayed traces; writes docs/evaluation.md, docs/load-headroom.md"
 	@echo "make live    real engines with tiny models under the exporter and its proxy; writes docs/acceptance.md"
+	@echo "make torture mutated engines and hostile clients; writes docs/reliability.md, in minutes"
 	@echo "make docs    write everything that is generated: METRICS.md, alerts, dashboards, marked parts, the settings' schema"
 
 $(VENV)/.run: pyproject.toml requirements.lock
@@ -50,6 +51,9 @@ evaluate: $(VENV)/.dev
 
 live: $(VENV)/.dev
 	PYTHONPATH=bench $(BIN)/python -m live $(ARGS)
+
+torture: $(VENV)/.dev
+	PYTHONPATH=bench:tests/support $(BIN)/python -m torture $(ARGS)
 
 docs: $(VENV)/.run
 	$(BIN)/python -m llm_headroom.commands.generated

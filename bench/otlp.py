@@ -26,7 +26,8 @@ from llm_headroom.otlp.data import metrics_data, reading
 from llm_headroom.otlp.exporter import Exporter
 from llm_headroom.otlp.options import options
 from llm_headroom.otlp.resource import resource
-from llm_headroom.scrape.mapping import LabelCap, Mapper
+from llm_headroom.scrape.label_cap import LabelCap
+from llm_headroom.scrape.mapping import Mapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable

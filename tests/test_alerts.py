@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from llm_headroom import schema
-from llm_headroom.bundle import alerts, kubernetes
+from llm_headroom.bundle import alerts, dashboards, kubernetes
 from llm_headroom.bundle.rule import Alert, Recording, expression
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.model import Kind
@@ -118,10 +118,12 @@ def test_every_series_of_a_rule_exists() -> None:
         assert not {name for name in read if not known(name)}, rule.name
 
 
-def test_every_threshold_is_used_by_an_alert() -> None:
-    text = "\n".join(alert.expr for alert in alerts.ALERTS)
+def test_every_threshold_is_used_by_an_alert_or_drawn_by_a_dashboard() -> None:
+    text = "\n".join(alert.expr for alert in alerts.ALERTS).replace("${", "$")
+    drawn = "\n".join(path.read_text() for path in Path(dashboards.__file__).parent.glob("*.py"))
 
-    assert not {name for name in Thresholds.__dataclass_fields__ if f"${name}" not in text}
+    unused = {name for name in Thresholds.__dataclass_fields__ if f"${name}" not in text}
+    assert not {name for name in unused if f"limits.{name}" not in drawn}
 
 
 @pytest.mark.parametrize("alert", alerts.ALERTS, ids=lambda alert: alert.name)
@@ -131,8 +133,18 @@ def test_what_an_alert_tells(alert: Alert) -> None:
     assert "{{ $value" in notes["description"]
     for text in (notes["summary"], notes["description"]):
         assert set(re.findall(r"\$(\w+)", text)) <= {"labels", "value"}, text
-    assert notes["runbook_url"] == f"{DEFAULTS.runbook_base_url}/{alert.name}.md"
-    assert re.fullmatch(r"http://localhost:3000/d/llm-headroom-[a-z]+", notes["dashboard_url"])
+    assert set(notes) == {"summary", "description"}  # no links where nobody has said where to
+
+
+def test_links_lead_to_what_is_meant() -> None:
+    settings = BundleSettings(runbook_base_url="https://wiki/r/", dashboard_base_url="https://grafana/")
+    (alert,) = (each for each in alerts.ALERTS if each.name == "LLMFirstTokensSlow")
+    notes = alerts.described(alert, settings)
+
+    assert notes["runbook_url"] == "https://wiki/r/LLMFirstTokensSlow.md"
+    begin = "https://grafana/d/llm-headroom-engine?orgId=1{{ with $labels.job }}&var-job={{ . }}{{ end }}"
+    assert notes["dashboard_url"].startswith(begin)
+    assert "&var-target={{ . }}" in notes["dashboard_url"]
 
 
 def test_histograms_are_never_added_over_engines() -> None:
@@ -176,7 +188,7 @@ def test_thresholds_and_scale_reach_the_file() -> None:
     rules = yaml.safe_load(alerts.files(settings)[f"alerts/{RULES}"])
     by_name = {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
 
-    assert by_name["LLMKVHeadroomLow"]["expr"].endswith("< 7")
+    assert "(llm_kv_cache_headroom_requests) < 7 and " in by_name["LLMKVHeadroomLow"]["expr"]
     assert by_name["LLMKVHeadroomLow"]["for"] == "3000ms"
     assert by_name["LLMExporterDown"]["expr"] == 'up{job="mine"} == 0 or absent(up{job="mine"})'
 
@@ -227,6 +239,7 @@ def test_runbooks_have_their_parts_and_name_options_that_engines_have(path: Path
     text = path.read_text()
 
     assert re.findall(r"^#+ (.*)$", text, re.MULTILINE) == [path.stem, "Meaning", "Impact", "Diagnosis", "Mitigation"]
+    assert text.startswith(f"# {path.stem}\n\nRun first:\n\n```sh\n")
     assert "```promql" in text
     for option in re.findall(r"`(--[a-z-]+|OLLAMA_\w+)", text):
         assert option in OPTIONS, option

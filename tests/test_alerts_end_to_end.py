@@ -52,9 +52,8 @@ SATURATED: Final = 40
 """Waiting requests with which an engine stays saturated until the next burst."""
 
 SATURATION: Final = {
-    *("LLMFirstTokensSlow", "LLMFirstTokensSlowSustained", "LLMSaturationRisk", "LLMLatencyBudgetBurnFast"),
-    *("LLMLatencyBudgetBurnSlow", "LLMInterTokenLatencySlow", "LLMQueueBuilding", "LLMKVTimeToFull"),
-    *("LLMKVHeadroomLow", "LLMKVCacheHigh", "LLMKVCacheExhausted", "LLMPreemptionsHigh"),
+    *("LLMFirstTokensSlow", "LLMSaturationRisk", "LLMLatencyBudgetBurnFast", "LLMLatencyBudgetBurnSlow"),
+    *("LLMInterTokenLatencySlow", "LLMQueueBuilding", "LLMKVHeadroomLow", "LLMKVCacheExhausted"),
 }
 MAY_FIRE: Final = {
     "saturated": SATURATION,
@@ -275,9 +274,9 @@ async def saturation(server: EngineServer, hook: Webhook) -> None:
     def told(*names: str) -> bool:
         return any((name, "saturated") in hook.firing for name in names)
 
-    full = ("LLMKVHeadroomLow", "LLMKVCacheHigh", "LLMKVCacheExhausted")  # the last inhibits the others
+    full = ("LLMKVHeadroomLow", "LLMKVCacheExhausted")  # the last inhibits the others
     assert isinstance(server.live, LiveEngine)
-    while not (told(*full) and told("LLMFirstTokensSlow", "LLMFirstTokensSlowSustained")):
+    while not (told(*full) and told("LLMFirstTokensSlow")):
         if server.live.read().waiting < SATURATED:  # more would only take longer to be worked off
             server.misbehave(Misbehaviour(burst=Burst(8.0, 10.0, 800, 300)))
         await asyncio.sleep(10.0 / SPEED)  # one burst after the other
@@ -296,7 +295,7 @@ async def leak(server: EngineServer, hook: Webhook) -> None:
 
 
 async def down_until_told(server: EngineServer, name: str, hook: Webhook) -> None:
-    """An engine dies, and does not come back before somebody was paged, however slow this machine is."""
+    """An engine dies, and does not come back before somebody was told, however slow this machine is."""
     while ("LLMEngineDown", name) not in hook.firing:
         server.misbehave(Misbehaviour(crash_seconds=25.0))  # while it is down, it stays down for longer
         await asyncio.sleep(10.0 / SPEED)

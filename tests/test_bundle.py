@@ -33,10 +33,10 @@ def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
         str(tmp_path / name) for name in (RULES, "alerts/grafana-alerting.yaml", "alerts/alertmanager.yml")
     ]
     text = (tmp_path / RULES).read_text()
-    assert 'expr: min without (replica) (llm_kv_cache_headroom_requests{cluster="x"}) < 5\n' in text
+    assert 'expr: min without (replica) (llm_kv_cache_headroom_requests{cluster="x"}) < 5 and' in text
     assert 'expr: up{job="engines", cluster="x"} == 0 or absent(up{job="engines", cluster="x"})\n' in text
     assert "runbook_url: https://wiki/r/LLMKVHeadroomLow.md\n" in text
-    assert "dashboard_url: https://grafana/d/llm-headroom-kv\n" in text
+    assert "dashboard_url: https://grafana/d/llm-headroom-kv?orgId=1" in text
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,18 @@ def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
         (("--threshold", "nonsense=1"), "threshold nonsense: unknown threshold; valid names: ttft_slow_share, "),
         (("--threshold", "kv_usage_high"), "threshold kv_usage_high: expected a number, got nothing"),
         (("--threshold", "kv_usage_high=nan"), "threshold kv_usage_high: expected a number, got nan"),
+        (
+            ("--threshold", "kv_usage_hihg=0.8"),
+            "threshold kv_usage_hihg: unknown threshold; did you mean kv_usage_h",
+        ),
+        (("--threshold", "kv_usage_high=85"), "threshold kv_usage_high: expected a ratio from 0 to 1, got 85"),
+        (("--threshold", "error_share=-1"), "threshold error_share: expected a ratio from 0 to 1, got -1"),
+        (("--threshold", "source_stale=-1"), "threshold source_stale: expected 0 or more, got -1"),
+        (
+            ("--threshold", "kv_usage_high=0.99"),
+            "threshold kv_usage_high: 0.99 is more than kv_usage_critical",
+        ),
+        (("--for-scale", "-2"), "for-scale: expected a number above 0, got -2"),
         (("--selector", "cluster=x"), "selector cluster=x: expected label matchers, such as "),
         (("--selector", 'a="b"} or up{c="d"'), 'selector a="b"} or up{c="d": expected label matchers, such as '),
         (("--only", "nothing"), "part nothing: unknown part; valid names: alerts, "),
@@ -65,3 +77,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert str(tmp_path / "alerts") in done.stderr
+
+
+def test_an_edited_file_is_overwritten_only_by_force(tmp_path: Path) -> None:
+    first = bundle("--output", str(tmp_path), "--only", "alerts")
+    again = bundle("--output", str(tmp_path), "--only", "alerts", "--threshold", "waiting_high=20")
+    edited = tmp_path / RULES
+    edited.write_text(edited.read_text() + "# ours\n")
+    refused = bundle("--output", str(tmp_path), "--only", "alerts")
+    kept = edited.read_text()
+    forced = bundle("--output", str(tmp_path), "--only", "alerts", "--force")
+
+    assert (first.returncode, again.returncode, refused.returncode, forced.returncode) == (0, 0, 2, 0)
+    assert refused.stderr == f"llm-headroom: {RULES}: edited since it was written; --force overwrites it\n"
+    assert kept.endswith("# ours\n")
+    assert "# ours" not in edited.read_text()

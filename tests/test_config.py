@@ -23,6 +23,7 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import Auth, Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import load
+from llm_headroom.config.people import Links, Receiver
 from llm_headroom.config.reader import shape
 from llm_headroom.config.settings import (
     Config,
@@ -627,6 +628,8 @@ SECTIONS = {
         "cost": Cost,
         "log": Log,
         "otlp": OtlpSettings,
+        "links": Links,
+        "notify": Receiver,
     }.items()
 }
 KEYS = sorted({key for keys in SECTIONS.values() for key in keys} | {"<<", "vllm", "x y"})
@@ -685,13 +688,22 @@ def test_the_example_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = read(tmp_path, example(tmp_path))
     assert [target.name for target in config.targets] == ["llm-a"]
     assert config.proxies == (ProxySettings(listen="0.0.0.0:8001", target="llm-a", hosts=("llm.example.org",)),)
-    assert config.objectives == Objectives()
+    assert config.objectives == Objectives(request_duration=30.0)  # the example has every key
 
 
 def test_the_example_has_every_key_that_is_not_refused() -> None:
     text = EXAMPLE.read_text()
     excluded = set(re.findall(r"^ *# (\w+):$", text, re.MULTILINE))
-    assert excluded == {"bearer_token_env", "username", "password_file", "password_env", "upstream", "engine"}
+    assert excluded == {
+        "bearer_token_env",
+        "username",
+        "password_file",
+        "password_env",
+        "upstream",
+        "engine",
+        "url_file",
+        "url_env",
+    }
     keys = {key for keys in SECTIONS.values() for key in keys} - {"bearer_token", "password"}
     assert keys - keys_in(yaml.compose(text)) == excluded - {"engine"}
 

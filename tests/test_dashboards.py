@@ -221,7 +221,7 @@ def test_a_selector_of_the_user_is_in_every_query() -> None:
 def test_runbooks_are_linked_where_the_user_has_them() -> None:
     text = files(replace(BundleSettings(), runbook_base_url="https://wiki.test/r/"))["dashboards/llm-headroom-kv.json"]
     urls = {link["url"] for panel in drawn(json.loads(text)) for link in panel.get("links", ())}
-    assert "https://wiki.test/r/LLMKVCacheHigh.md" in urls
+    assert "https://wiki.test/r/LLMKVHeadroomLow.md" in urls
     assert all(re.fullmatch(r"https://wiki\.test/r/LLM\w+\.md", url) for url in urls)
 
 

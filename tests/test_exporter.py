@@ -16,6 +16,8 @@ import nvml_library
 from captures import Capture
 from engine_server import EngineServer, Reply, as_json, garbage, half, hang, huge, replayed
 from exporter_process import Exporter, check
+from llm_headroom.proxy import measures
+from llm_headroom.scrape import coverage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,6 +210,39 @@ def test_series_go_with_the_engine_and_come_back_with_it(vllm: EngineServer) -> 
     assert sum(states.values()) == 1
     assert gone["llm_source_errors_total"] != {}
     assert [dict(key)["version"] for key in back["llm_engine_info"]] == ["0.12.0"]  # read anew after the restart
+
+
+def test_the_state_of_an_engine_is_the_same_in_metrics_and_json_and_outlives_its_answers(vllm: EngineServer) -> None:
+    def told(exporter: Exporter) -> tuple[set[tuple[str, str]], list[tuple[str, str]]]:
+        flags = exporter.metrics()["llm_engine_state"]
+        holds = {(dict(key)["model"], dict(key)["state"]) for key, on in flags.items() if on}
+        (source,) = json.loads(exporter.get("/api/v1/snapshot")[2])["sources"]
+        assert all(each["reason"] and each["since"] > 0 for each in source["states"])
+        return holds, [(each["model"], each["state"]) for each in source["states"]]
+
+    with Exporter(f"--target=vllm={vllm.url}", *FAST) as exporter:
+        exporter.until(lambda: exporter.value("llm_requests_running") == 8)
+        working = told(exporter)
+        vllm.routes["/metrics"] = Reply(b"a web page", 200)
+        logged = exporter.logged("state", state="misread")
+        misread = told(exporter)
+
+    ((model, state),) = working[0]
+    assert state in {"ok", "tight"}
+    assert working == ({(model, state)}, [(model, state)])
+    assert misread == ({(model, "misread")}, [(model, "misread")])
+    assert (logged["before"], logged["model"]) == (state, model)
+
+
+def test_a_target_for_batches_has_no_objective_of_latency(vllm: EngineServer, tmp_path: Path) -> None:
+    config = tmp_path / "headroom.yml"
+    config.write_text(f"targets:\n  - {{url: '{vllm.url}', engine: vllm, purpose: batch}}\n")
+    with Exporter("--config", str(config), *FAST) as exporter:
+        exporter.until(lambda: exporter.value("llm_requests_running") == 8)
+        metrics = exporter.metrics()
+
+    assert "llm_engine_state" in metrics
+    assert not {name for name in metrics if name.startswith("llm_slo_")}
 
 
 def test_one_broken_family_does_not_cost_the_others(vllm: EngineServer) -> None:
@@ -443,7 +478,7 @@ def test_check_reports_as_json(vllm: EngineServer) -> None:
     histogram = points["llm_time_to_first_token_seconds"]["histogram"]
     assert (histogram["count"], histogram["buckets"][-1]) == (806, ["+Inf", 806])
     missing = {entry["metric"]: entry["reason"] for entry in source["missing"]}
-    assert missing["llm_kv_cache_evictable_tokens"] == "vLLM does not tell it"
+    assert missing["llm_kv_cache_evictable_tokens"] == "vLLM does not expose this metric"
     assert "speculative decoding" in missing["llm_spec_decode_draft_tokens_total"]
     assert missing.keys().isdisjoint(points)
     assert source["unmapped"] == ["vllm:brand_new"]
@@ -454,7 +489,11 @@ def test_check_reports_as_text_and_fails_with_a_failed_source(vllm: EngineServer
 
     assert checked.returncode == 1
     assert f"{vllm.name}  vllm 0.32.0  up" in checked.stdout
+    assert "✓ tiny-llama is ok: 8 running, 39 waiting" in checked.stdout
     assert "llm_requests_waiting{model=tiny-llama, replica=0}" in checked.stdout
+    assert "39 requests  vllm:num_requests_waiting" in checked.stdout
+    assert "2,048 tokens" in checked.stdout
+    assert checked.stdout.index("DOWN") < checked.stdout.index("tiny-llama"), "the worst comes first"
     assert "127.0.0.1:1  sglang  DOWN" in checked.stdout
     assert "error (refused): http://127.0.0.1:1/metrics" in checked.stdout
 
@@ -473,7 +512,24 @@ def test_check_names_each_engine(capture: Capture) -> None:
 def test_check_with_no_engine_at_all_says_where_it_looked() -> None:
     checked = check("--no-discover", "--no-gpu")
 
-    assert (checked.returncode, checked.stdout) == (0, "Nothing to check: no engine and no GPU was found.\n")
+    assert (checked.returncode, checked.stdout) == (
+        1,
+        "Nothing was found: no engine and no GPU. Name one with `--target`, as in --target vllm=http://HOST:8000\n",
+    )
+
+
+def test_check_says_what_to_do_about_what_is_missing() -> None:
+    with EngineServer(replayed(OLLAMA)) as server:
+        checked = check(f"--target=ollama={server.url}", "--no-gpu")
+    letter = " ".join(checked.stdout.split())
+
+    assert "run with `--ollama-proxy :11435` to get it: llm_requests_running" in letter
+    assert "set `gpu_hour` under `cost`" in letter
+    assert "llm_engine_state" not in letter
+
+
+def test_what_a_proxy_measures_is_said_to_be_measured_by_one() -> None:
+    assert measures.BOUNDS.keys() <= coverage.BY_PROXY
 
 
 def test_check_says_what_answers_if_it_is_no_engine() -> None:

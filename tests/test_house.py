@@ -11,7 +11,7 @@ from typing import Final
 PACKAGE: Final = Path(__file__).parents[1] / "exporter" / "llm_headroom"
 ROOMS: Final = (
     ("commands",),
-    ("proxy", "otlp", "web", "simulate", "bundle"),
+    ("proxy", "otlp", "notify", "web", "simulate", "bundle"),
     ("view",),
     ("render",),
     ("poll",),

@@ -13,7 +13,7 @@ from engine_server import Reply, as_json, garbage
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
-from llm_headroom.scrape.layers import Told
+from llm_headroom.scrape.layers import Reported
 from llm_headroom.scrape.visitors import LONGEST, PATIENCE, Visitors
 from one_target import polled
 from proc_tree import ProcTree
@@ -50,10 +50,10 @@ class Seen:
     def __init__(self, *, unified: bool) -> None:
         self.unified = unified
 
-    async def read(self, documents: Mapping[str, Any], deadline: float) -> Told:
+    async def read(self, documents: Mapping[str, Any], deadline: float) -> Reported:
         """How its slots are kept."""
         del documents, deadline
-        return Told(documents={PROCESS: self.unified})
+        return Reported(documents={PROCESS: self.unified})
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -110,8 +110,8 @@ def test_the_quieter_an_engine_the_longer_it_is_left_alone(tmp_path: Path) -> No
     assert here.seen_all
     assert here.quiet_for(7200.0) == 7200.0
     tree.listen(8080, 8, state="01")
-    assert here.quiet_for(7200.0) == 0.0
     assert here.quiet_for(7201.0) == 0.0
+    assert here.quiet_for(7202.0) == 0.0
 
 
 def test_a_router_gives_the_figures_of_the_models_that_it_has_loaded() -> None:

@@ -69,6 +69,30 @@ def test_transients_that_came_close_to_the_free_memory_are_a_risk_and_those_far_
     assert near > 0.2
 
 
+def stairs(step: float, every: int, minutes: int) -> list[tuple[float, float, Watched]]:
+    """Memory that goes up and down by 2 GiB, and for good by `step` GiB every so many minutes."""
+    return [(float(m), 40.0 + 2.0 * (m % 10 == 9) + step * (m // every), engine()) for m in range(minutes)]
+
+
+def test_a_leak_in_stairs_is_a_risk_before_the_device_is_full() -> None:
+    # two GiB every 40 minutes, 3 GiB an hour: with 2 GiB left it is full within the hour
+    full_soon, early = told(run(*stairs(2.0, 40, 760))), told(run(*stairs(2.0, 40, 360)))
+    assert early is not None
+    assert full_soon is not None
+    assert early < 0.2
+    assert full_soon >= 0.5
+
+
+def test_one_step_is_no_leak_and_another_engine_begins_anew() -> None:
+    grown = told(run(*stairs(30.0, 400, 790)))
+    assert grown is not None
+    assert grown < 0.5
+    restarted = [(720.0 + m, 76.0, engine(models=("b",))) for m in range(60)]
+    anew = told(run(*stairs(2.0, 40, 720), *restarted))
+    assert anew is not None
+    assert anew < 0.5
+
+
 def test_a_transient_that_is_on_is_not_expected_on_top_of_itself() -> None:
     def transients(minutes: int) -> list[tuple[float, float, Watched]]:
         return [(float(m), 70.0 + (6.0 if m % 20 >= 15 else 0.0), engine()) for m in range(minutes)]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import http.client
 import json
+import signal
+import zlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -21,15 +24,16 @@ from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
 from llm_headroom.net.http_connection import Limits, Request, Response
 from llm_headroom.poll.poller import Poller, Slot
-from llm_headroom.schema import REQUESTS_RUNNING
+from llm_headroom.schema import REQUESTS_RUNNING, REQUESTS_WAITING
 from llm_headroom.view.values import from_json
 from llm_headroom.web.server import serve
 from llm_headroom.web.stream import Feed, Pace
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from engine_server import Behaviour
     from llm_headroom.net.http_server import HttpServer
 
 SATURATED = Capture("vllm", "0.32.0", "saturated")
@@ -58,18 +62,22 @@ def browser(tmp_path: Path) -> Iterator[Chromium]:
 def test_the_page_follows_the_engines_without_being_loaded_again(vllm: EngineServer, browser: Chromium) -> None:
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
         browser.open(f"{exporter.url}/")
-        browser.until("document.body.innerText.includes('saturated: KV cache full')")
+        browser.until("document.querySelector('.card')?.innerText.includes('39')")
         browser.until(LIVE)
-        browser.evaluate("document.querySelector('details').open = true; window.same = true")
+        browser.evaluate("document.querySelector('details').open = true; window.same = document.querySelector('h3')")
         vllm.routes = replayed(STARTING)
-        browser.until("document.querySelector('.card.good') && !document.querySelector('.troubles')")
-        kept = browser.evaluate("[window.same, document.querySelector('details').open]")
+        browser.until("!document.querySelector('.card').innerText.includes('39')")
+        kept = browser.evaluate("[window.same.isConnected, document.querySelector('details').open]")
         vllm.routes = {}
         browser.until("document.querySelector('.card.bad')?.innerText.includes('404')")
         down = browser.evaluate("document.querySelector('main').innerText")
+        title, icon = browser.evaluate("[document.title, document.querySelector('link[rel=icon]').href]")
 
     assert kept == [True, True]
-    assert "KV cache" not in down
+    assert "Waiting" not in down
+    assert "tiny-llama" in down, "its name stays"
+    assert title == "■ 1 in trouble of 1 – llm-headroom"
+    assert icon.endswith("/static/icon-bad.svg")
     assert browser.requests.count(f"{exporter.url}/") == 1
     assert all(url.startswith(exporter.url) for url in browser.requests)
     assert browser.log == []
@@ -83,6 +91,143 @@ def test_the_page_says_when_the_exporter_is_gone_and_returns_with_it(vllm: Engin
     browser.until("document.getElementById('live').textContent === 'connection lost'")
     with Exporter("--listen", address, f"--target=vllm={vllm.url}", "--no-gpu", *FAST):
         browser.until(LIVE)
+
+
+MANY = 9
+
+
+def fleet(folder: Path, engines: Sequence[EngineServer]) -> str:
+    """A configuration of so many targets, a-0, a-1, … of these engines in turn, with labels and links."""
+    targets = "\n".join(
+        f"- {{url: '{engine.url}/p{number}', engine: vllm, name: a-{number}, labels: {{team: search}}}}"
+        for number in range(MANY)
+        for engine in [engines[number % len(engines)]]
+    )
+    path = folder / "headroom.yml"
+    links = "links: {grafana: 'https://g.example/d/engine', runbooks: 'https://r.example/alerts.md'}"
+    path.write_text(f"targets:\n{targets}\n{links}\ninterval: 200ms\ndiscover: false\ngpu: false\n")
+    return str(path)
+
+
+def under(prefixes: int, capture: Capture) -> dict[str, Reply | Behaviour]:
+    """The routes of an engine under several prefixes."""
+    return {f"/p{number}{path}": reply for number in range(prefixes) for path, reply in replayed(capture).items()}
+
+
+ROWS = "[...document.querySelectorAll('tbody:not([hidden]) > tr:first-child')].map(row => row.cells[1].innerText)"
+
+
+def test_many_engines_are_a_table_that_sorts_filters_and_opens_cards(browser: Chromium, tmp_path: Path) -> None:
+    with (
+        EngineServer(under(MANY, SATURATED)) as busy,
+        EngineServer(under(MANY, STARTING)) as idle,
+        Exporter("--config", fleet(tmp_path, [idle, busy])) as exporter,
+    ):
+        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        browser.open(f"{exporter.url}/")
+        browser.until(f"{LIVE} && document.querySelectorAll('tbody').length === {MANY}")
+        browser.until("document.querySelector('table').innerText.includes('39')")
+        browser.evaluate("document.querySelectorAll('[data-sort]')[3].click()")
+        down = browser.evaluate(f"[{ROWS}, document.querySelectorAll('th')[3].ariaSort]")
+        browser.evaluate("document.querySelectorAll('[data-sort]')[3].click()")
+        up = browser.evaluate(f"[{ROWS}, document.querySelectorAll('th')[3].ariaSort]")
+        browser.evaluate(
+            "const box = document.querySelector('input'); box.value = 'A-3 search';"
+            "box.dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+        browser.until(f"document.body.innerText.includes('1 of {MANY} shown')")
+        filtered = browser.evaluate(ROWS)
+        browser.evaluate("document.querySelector('tbody:not([hidden]) a').click()")
+        browser.until("document.querySelector('tbody:not([hidden]) article')?.innerText.includes('KV cache')")
+        card, query, links = browser.evaluate(
+            "[document.querySelector('article').innerText, location.search,"
+            " [...document.querySelectorAll('article a')].map(each => each.href)]"
+        )
+        without = exporter.get(f"/{query}")[2].decode()
+        browser.evaluate("document.querySelector('tbody:not([hidden]) a').click()")
+        browser.until("!document.querySelector('article')")
+        still = browser.evaluate(ROWS)
+
+    assert [name[:3] for name in down[0][:4]] == ["a-1", "a-3", "a-5", "a-7"]
+    assert (down[1], up[1]) == ("descending", "ascending")
+    assert [name[:3] for name in up[0][-4:]] == ["a-1", "a-3", "a-5", "a-7"]
+    assert [name.split() for name in filtered] == [["a-3", "team=search"]]
+    assert "team=search" in card
+    assert "https://g.example/d/engine?var-engine=vllm&var-model=tiny-llama&var-target=a-3" in links
+    assert without.count("<article") == 1, "a card opens without scripts, too"
+    assert still == filtered
+    assert browser.log == []
+
+
+def test_the_page_says_who_is_in_trouble_and_leads_there(browser: Chromium, tmp_path: Path) -> None:
+    with (
+        EngineServer(under(MANY, STARTING)) as idle,
+        Exporter("--config", fleet(tmp_path, [idle])) as exporter,
+    ):
+        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        browser.open(f"{exporter.url}/")
+        browser.until(f"{LIVE} && document.querySelector('.summary')?.innerText.includes('{MANY} models, all fine')")
+        idle.routes = {path: reply for path, reply in idle.routes.items() if not path.startswith("/p4/")}
+        browser.until("document.querySelector('.wrong')?.innerText.includes('tiny-llama on a-4 down')")
+        heard = browser.evaluate("document.getElementById('said').textContent")
+        first = browser.evaluate(ROWS)[0]
+        browser.evaluate("document.querySelector('.wrong a').click()")
+        browser.until("document.querySelector('article.bad')?.innerText.includes('What to do')")
+
+    assert heard == f"1 in trouble of {MANY}"
+    assert first.startswith("a-4"), "the worst comes first"
+    assert browser.log == []
+
+
+def test_a_chart_gives_its_values_and_the_day_is_a_choice(vllm: EngineServer, browser: Chromium) -> None:
+    with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
+        browser.open(f"{exporter.url}/")
+        browser.until("document.querySelectorAll('svg.chart polyline.waiting').length")
+        browser.evaluate(
+            "const chart = document.querySelector('svg.chart'); const box = chart.getBoundingClientRect();"
+            "chart.dispatchEvent(new PointerEvent('pointermove',"
+            " {bubbles: true, clientX: box.right - 1, clientY: box.top + 5}))"
+        )
+        tip = browser.evaluate("document.getElementById('tip').textContent")
+        axis = browser.evaluate("document.querySelector('.plot').innerText")
+        browser.until("document.querySelector('svg.band rect.good title')?.textContent.startsWith('ok')")
+        browser.evaluate("document.querySelector('h4 a[data-look]').click()")
+        browser.until("document.querySelector('.plot .then')?.innerText === '24 h ago'")
+
+    assert "waiting 39" in tip
+    assert "running 8" in tip
+    assert axis.split() == ["50", "0", "60", "s", "ago", "now"]
+    assert browser.log == []
+
+
+def test_a_configuration_that_was_not_reloaded_shows(vllm: EngineServer, tmp_path: Path) -> None:
+    path = tmp_path / "headroom.yml"
+    path.write_text(f"targets: ['vllm={vllm.url}']\ngpu: false\n")
+    with Exporter("--config", str(path)) as exporter:
+        path.write_text("targets: 5\n")
+        exporter.process.send_signal(signal.SIGHUP)
+        exporter.logged("configuration not reloaded")
+        broken = exporter.get("/")[2].decode()
+        path.write_text(f"targets: ['vllm={vllm.url}']\ngpu: false\n")
+        exporter.process.send_signal(signal.SIGHUP)
+        exporter.logged("configuration reloaded")
+        whole = exporter.get("/")[2].decode()
+
+    assert "the old one is in force" in broken
+    assert f"{path}:1: targets" in broken
+    assert "in force" not in whole
+
+
+def test_what_is_loaded_is_compressed_for_those_who_can(vllm: EngineServer) -> None:
+    with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
+        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        for path in ("/", "/static/page.css", "/static/page.js", "/api/v1/snapshot"):
+            _, headers, plain = exporter.get(path)
+            _, packed_headers, packed = exporter.get(path, Accept_Encoding="gzip")
+            assert "content-encoding" not in headers
+            assert packed_headers["content-encoding"] == "gzip"
+            assert len(packed) < len(plain) / 2
+            assert gzip.decompress(packed)[:9] == plain[:9]
 
 
 def test_without_scripts_the_page_is_whole(vllm: EngineServer, tmp_path: Path) -> None:
@@ -100,9 +245,9 @@ def test_without_scripts_the_page_is_whole(vllm: EngineServer, tmp_path: Path) -
         shown = browser.evaluate("document.body.innerText")
         live = browser.evaluate("document.getElementById('live').textContent")
 
-    for text in ("tiny-llama", "vLLM 0.32.0", "saturated: KV cache full", "98% of 2,048 tokens", "no traffic"):
+    for text in ("tiny-llama", "vLLM 0.32.0", "8 running, 39 waiting", "98% of 2,048 tokens", "no traffic"):
         assert text in shown
-    for text in ("small:latest", "on the CPU", "not loaded", "the connection was refused", "2 of 3 sources up"):
+    for text in ("small:latest", "on the CPU", "not loaded", "the connection was refused", "1 with a warning"):
         assert text in shown
     assert live == ""
     assert browser.log == []
@@ -163,12 +308,13 @@ def test_the_policy_of_the_page_forbids_what_it_does_not_need(vllm: EngineServer
 
 def test_the_page_has_its_own_files_and_no_others(vllm: EngineServer) -> None:
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
-        kinds = {name: exporter.get(f"/static/{name}") for name in ("page.css", "page.js", "icon.svg")}
+        kinds = {name: exporter.get(f"/static/{name}") for name in ("page.css", "page.js", "icon.svg", "icon-bad.svg")}
         missing = [exporter.get(f"/static/{name}")[0] for name in ("", "page.py", "../page.py", "..%2fpage.py")]
 
     assert [(status, headers["content-type"]) for status, headers, _ in kinds.values()] == [
         (200, "text/css; charset=utf-8"),
         (200, "text/javascript; charset=utf-8"),
+        (200, "image/svg+xml"),
         (200, "image/svg+xml"),
     ]
     assert missing == [404, 404, 404, 404]
@@ -186,14 +332,22 @@ class Engine:
         self.poller.slots["t"] = self._slot
 
     def publish(self, running: float) -> None:
-        """The engine has so many requests, at a time of its own."""
-        points = (Point(Series(REQUESTS_RUNNING, {"model": "m"}), running, "test"),)
+        """The engine runs so many requests, and as many wait, at a time of its own."""
+        points = tuple(
+            Point(Series(each, {"model": "m"}), running, "test") for each in (REQUESTS_RUNNING, REQUESTS_WAITING)
+        )
         self._slot.publish(Snapshot(target="t", engine="vllm", taken=running, points=points, health=Health(up=True)))
+        self.feed.changed()
+
+    def add(self, name: str) -> None:
+        """Another engine, that says something once."""
+        slot = self.poller.slots[name] = Slot(name, _Silent(), {})
+        slot.publish(Snapshot(target=name, engine="vllm", taken=1.0, health=Health(up=True)))
         self.feed.changed()
 
     async def handle(self, request: Request) -> Response:
         """What the exporter does with its stream's path."""
-        return self.feed.subscribe(request.query.get("form", "json"))
+        return self.feed.subscribe(request.query, gzip="gzip" in request.headers.get("accept-encoding", ""))
 
 
 class _Silent:
@@ -201,7 +355,7 @@ class _Silent:
 
     capped: Mapping[str, int] = MappingProxyType({})
     interval = 1.0
-    kept: tuple[Point, ...] = ()
+    retained: tuple[Point, ...] = ()
 
     async def collect(self) -> Snapshot:
         raise AssertionError("nobody starts the poller")
@@ -383,9 +537,49 @@ def test_the_page_s_form_is_html_and_an_unknown_form_is_refused() -> None:
     async def test() -> None:
         async with served(Pace()) as (_, server):
             async with client(server, "?form=page") as one:
-                assert '<article class="card good"' in json.loads(await one.line("data: "))["body"]
+                event = json.loads(await one.line("data: "))
+                assert set(event["order"]) == set(event["parts"]) > {"summary", "engines", "gpus", "absent"}
+                assert any('<article class="card good"' in html for html in event["parts"].values())
             async with client(server, "?form=xml") as two:
                 assert (await two.line("HTTP/1.1 ")).startswith("400")
+
+    run(test())
+
+
+def test_a_page_is_sent_what_has_changed_and_nothing_else() -> None:
+    async def test() -> None:
+        async with served(Pace(spacing=0.0)) as (engine, server):
+            for number in range(20):
+                engine.add(f"other-{number}")
+            async with client(server, "?form=page") as one:
+                first = await one.line("data: ")
+                engine.publish(2.0)
+                second = await one.line("data: ")
+        changed = json.loads(second)
+        assert len(changed["parts"]) == 1
+        assert "order" not in changed
+        assert '<tbody data-id="e' in next(iter(changed["parts"].values()))
+        assert len(second) < len(first) / 10
+
+    run(test())
+
+
+def test_a_compressed_stream_can_be_read_event_by_event() -> None:
+    async def test() -> None:
+        async with served(Pace(spacing=0.0)) as (engine, server):
+            host, _, port = server.addresses[0].rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET /api/v1/stream HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"Content-Encoding: gzip" in head
+            unpacked, seen = zlib.decompressobj(wbits=31), b""
+            for value in (1.0, 2.0, 3.0):
+                while f'"running":{value}'.encode() not in seen:
+                    size = int((await reader.readline()).strip(), 16)
+                    seen += unpacked.decompress(await reader.readexactly(size))
+                    await reader.readline()
+                engine.publish(value + 1)
+            writer.close()
 
     run(test())
 

@@ -565,7 +565,7 @@ def test_what_was_measured_is_told_while_the_engine_is_down_too() -> None:
             await source.close()
 
         assert not snapshot.health.up
-        (point,) = source.kept
+        (point,) = source.retained
         assert (point.series.label("model"), point.series.label("target"), point.value) == ("m:latest", "engine", 3.0)
 
     bounded.run(test())

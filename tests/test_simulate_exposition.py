@@ -14,6 +14,7 @@ from prometheus_client.utils import floatToGoString
 
 import captures
 from llm_headroom import schema
+from llm_headroom.engines.answers import decode
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Absent
 from llm_headroom.exposition.text import Parser
@@ -386,7 +387,7 @@ def read_of(engine: str, answers: Mapping[str, Any]) -> dict[str, Any]:
     for document in BUILT_IN[engine].documents({}):
         path = document.path.partition("?")[0]
         if path in answers:
-            known[document.key] = document.read(json.loads(json.dumps(answers[path])))
+            known[document.key] = decode(document, json.dumps(answers[path]).encode())
     return known
 
 
@@ -414,7 +415,7 @@ def test_sglangs_load_document_stands_in_for_its_metrics() -> None:
     engine = BUILT_IN["sglang"]
     loads = run.exposition.documents(readings)["/v1/loads"]
     document = next(one for one in engine.documents({"metrics": Absent(404)}) if one.key == "loads")
-    facts = list(engine.facts({"loads": document.read(loads)}))
+    facts = list(engine.facts({"loads": decode(document, json.dumps(loads).encode())}))
     told = {(fact.metric.name, fact.labels["replica"]): fact.value for fact in facts}
     for rank, reading in enumerate(readings):
         assert told["llm_requests_running", str(rank)] == reading.running
@@ -498,11 +499,11 @@ def facts_of(server: OllamaServer) -> dict[tuple[str, str], float]:
     known = {}
     for document in engine.documents({}):
         if document.path in answers:
-            known[document.key] = document.read(answers[document.path])
+            known[document.key] = decode(document, json.dumps(answers[document.path]).encode())
     for document in engine.documents(known):
         if document.path == "/api/show" and document.body:
             shown = ollama_api.show(json.loads(document.body)["model"], server.config)
-            known[document.key] = document.read(json.loads(json.dumps(shown)))
+            known[document.key] = decode(document, json.dumps(shown).encode())
     assert engine.version(known) == "0.33.0-rc2"
     return {
         (fact.metric.name, "/".join([fact.labels.get("model", ""), fact.labels.get("kind", "")]).strip("/")): fact.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
@@ -13,13 +14,19 @@ import time
 from typing import TYPE_CHECKING, Self
 
 import pytest
+import trustme
+from rich.console import Console
 
 from captures import Capture
 from engine_server import EngineServer, Reply, replayed
 from exporter_process import COMMAND, DEADLINE, Exporter, environment
+from llm_headroom.commands.top_screen import Chosen, screen
+from llm_headroom.model import Level
+from llm_headroom.view.values import Condition, EngineCard, GpuCard, Source, View, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 SATURATED = Capture("vllm", "0.32.0", "saturated")
 NOWHERE = "http://127.0.0.1:9"
@@ -115,12 +122,14 @@ def test_a_pipe_gets_the_view_of_a_running_exporter_once(vllm: EngineServer) -> 
         metrics = [path for _, path in vllm.requests[asked:] if path != "/metrics"]
 
     lines = printed.stdout.splitlines()
-    assert (printed.returncode, printed.stderr) == (0, "")
+    assert (printed.returncode, printed.stderr) == (1, ""), "not everything is fine"
     assert "1 of 2 sources up" in lines[0]
+    assert "1 with a warning" in lines[0]
     down, up = (next(index for index, line in enumerate(lines) if name in line) for name in ("SGLang", "vLLM 0.32.0"))
     assert down < up, "what is in trouble comes first"
     assert "the connection was refused" in printed.stdout
-    assert "saturated: KV cache full" in lines[up]
+    assert vllm.name in lines[up]
+    assert "39" in lines[up].split()
     assert "98%" in lines[up]
     assert "no traffic" in lines[up]
     assert "\x1b" not in printed.stdout
@@ -173,7 +182,7 @@ def test_a_terminal_follows_the_exporter_until_q(vllm: EngineServer) -> None:
         Exporter(f"--target=vllm={vllm.url}", *FAST) as exporter,
         Terminal("--url", exporter.url) as terminal,
     ):
-        terminal.until("saturated: KV cache full")
+        terminal.until("tiny-llama")
         vllm.routes = {}
         terminal.until("down")
         terminal.resize(60)
@@ -185,6 +194,101 @@ def test_a_terminal_follows_the_exporter_until_q(vllm: EngineServer) -> None:
     assert status == 0
     assert restored
     assert terminal.shown.rindex(CURSOR_ON) > terminal.shown.rindex(CURSOR_OFF)
+
+
+def test_a_terminal_sorts_filters_pages_and_helps(vllm: EngineServer) -> None:
+    vllm.routes = {f"/p{number}{path}": reply for number in range(60) for path, reply in replayed(SATURATED).items()}
+    targets = [f"--target=vllm={vllm.url}/p{number}" for number in range(60)]
+    with (
+        Exporter(*targets, "--interval", "1s", "--no-discover", "--no-gpu") as exporter,
+        Terminal("--url", exporter.url) as terminal,
+    ):
+        terminal.until("engines hidden: 23 on other pages  page 1 of 2")
+        terminal.press("nn")
+        terminal.until("page 2 of 2")
+        terminal.press("ss")
+        terminal.until("by model")
+        terminal.press("/")
+        terminal.until("Enter keeps it")
+        terminal.press("/p7\r")
+        terminal.until("engines hidden: 59 filtered out  filter: /p7")
+        terminal.press("?")
+        terminal.until("previous page")
+        terminal.press("?\x1b")
+        terminal.until("page 1 of 2")
+        terminal.press("q")
+        assert terminal.ended() == 0
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(40, 150), (12, 60), (8, 40), (3, 20)])
+def test_engines_and_gpus_are_seen_at_any_size(rows: int, columns: int) -> None:
+    source = Source(target="a", engine="vllm", title="vLLM", version="1", up=True, taken=0.0, duration=0.0)
+    state = Condition("slow", Level.BAD, "late " * 50)
+    view = View(
+        version="1",
+        time=0.0,
+        sources=50,
+        up=50,
+        engines=tuple(EngineCard(id=str(n), source=source, state=state, model="m" * 50) for n in range(40)),
+        gpus=tuple(GpuCard(id=str(n), source=source, state=state, gpu=str(n)) for n in range(8)),
+        absent=(),
+    )
+    console = Console(width=columns, height=rows)
+    with console.capture() as captured:
+        console.print(screen(view, "", 0.0, Chosen(), width=columns, height=rows))
+    lines = captured.get().splitlines()
+
+    assert len(lines) <= max(rows, 6)
+    assert sum("slow" in line for line in lines[1:]) >= 2
+    assert any(line.split()[:2] == ["STATE", "GPU"] for line in lines)
+
+
+def test_what_engines_make_up_cannot_colour_or_move_the_terminal() -> None:
+    name = "\\x1b[31mred\\u202e\\x07"
+    metric = f'vllm:num_requests_running{{model_name="{name}"}} 1.0\n'.encode().decode("unicode_escape")
+    with EngineServer({"/metrics": Reply(metric.encode())}) as hostile:
+        for command in ("check", "top"):
+            once = ["--once"] if command == "top" else []
+            printed = subprocess.run(
+                [*COMMAND, command, *once, f"--target=vllm={hostile.url}", "--no-gpu", "--no-discover"],
+                env=environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=DEADLINE,
+            )
+            assert "red" in printed.stdout
+            assert not set("\x1b\x07\u202e") & set(printed.stdout + printed.stderr), command
+
+
+def test_once_as_json_is_what_the_stream_gives(vllm: EngineServer) -> None:
+    with Exporter(f"--target=vllm={vllm.url}", *FAST) as exporter:
+        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        printed = top("--once", "--format", "json", "--url", exporter.url)
+    view = from_json(json.loads(printed.stdout))
+
+    assert (printed.returncode, view.engines[0].model, view.engines[0].state.name) == (0, "tiny-llama", "ok")
+
+
+def test_an_exporter_with_a_certificate_of_its_own(vllm: EngineServer, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    authority.issue_cert("me@example.com").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "me.pem"))
+    (tmp_path / "web.yml").write_text(
+        "tls_server_config:\n  cert_file: server.pem\n  key_file: server.pem\n"
+        "  client_ca_file: ca.pem\n  client_auth_type: RequireAndVerifyClientCert\n"
+    )
+    with Exporter(f"--target=vllm={vllm.url}", *FAST, "--web-config", str(tmp_path / "web.yml")) as exporter:
+        url = exporter.url.replace("http://", "https://")
+        me = ("--once", "--url", url, "--cert-file", str(tmp_path / "me.pem"))
+        unknown, trusted = top(*me), top(*me, "--ca-file", str(tmp_path / "ca.pem"))
+        insecure = top(*me, "--insecure")
+        stranger = top("--once", "--url", url, "--insecure")
+
+    assert (trusted.returncode, insecure.returncode) == (0, 0)
+    assert (unknown.returncode, stranger.returncode) == (1, 1)
+    assert "certificate verify failed" in unknown.stderr
 
 
 def test_a_terminal_says_when_the_exporter_is_gone(vllm: EngineServer) -> None:

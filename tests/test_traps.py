@@ -251,7 +251,7 @@ def test_hits_behind_a_connector_are_hits() -> None:
 
     assert value(points, "llm_prefix_cache_queries_total") == value(points, "llm_external_cache_queries_total") == 10122
     assert value(points, "llm_prefix_cache_hits_total") == value(points, "llm_external_cache_hits_total") == 6400
-    assert values(points, "llm_prefix_cache_hits_by_tier_total", "tier") == {
+    assert values(points, "llm_prefix_cache_hits_by_tier_total", "cache_tier") == {
         "device": 0,
         "host": 0,
         "peer": 0,
@@ -543,7 +543,7 @@ def test_the_parts_of_a_queue_by_priority_stand_beside_the_whole() -> None:
     points = mapped("sglang", lines(*(f'sglang:num_queue_reqs{{priority="{each}"}} {n}' for each, n in parts.items())))
 
     assert value(points, "llm_requests_waiting") == 8
-    assert values(points, "llm_requests_waiting_by_priority", "priority") == {"0": 6, "1": 1, "5": 1}
+    assert values(points, "llm_requests_waiting_by_priority", "request_priority") == {"0": 6, "1": 1, "5": 1}
 
 
 def test_hits_of_hicache_are_told_by_tier() -> None:
@@ -556,7 +556,8 @@ def test_hits_of_hicache_are_told_by_tier() -> None:
 
     points = mapped("sglang", body)
 
-    assert values(points, "llm_prefix_cache_hits_by_tier_total", "tier") == {"device": 50, "host": 30, "storage": 20}
+    hits = values(points, "llm_prefix_cache_hits_by_tier_total", "cache_tier")
+    assert hits == {"device": 50, "host": 30, "storage": 20}
     assert value(points, "llm_prefix_cache_hits_total") == 100
     assert value(points, "llm_prefix_cache_queries_total") == 200
 
@@ -565,7 +566,7 @@ def test_hits_of_hicache_are_told_by_tier() -> None:
 def test_the_role_in_disaggregated_serving_is_told(role: str) -> None:
     points = mapped("sglang", lines(f'sglang:num_running_reqs{{engine_type="{role}",tp_rank="0"}} 3'))
 
-    assert values(points, "llm_engine_role", "role") == {role: 1}
+    assert values(points, "llm_engine_role", "engine_role") == {role: 1}
 
 
 def test_bytes_of_ranks_add_up_and_their_seconds_do_not() -> None:

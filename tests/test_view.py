@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 import captures
 from llm_headroom import schema
-from llm_headroom.model import Cause, Failure, Health, Histogram, Point, Series, Snapshot
+from llm_headroom.config.people import Links
+from llm_headroom.model import Cause, Failure, Health, Histogram, Judged, Level, Point, Series, Snapshot, State
 from llm_headroom.view import board, text
+from llm_headroom.view.day import MINUTES, Day
 from llm_headroom.view.history import MOST_READINGS, History
 from llm_headroom.view.quantiles import RANKS, quantile
-from llm_headroom.view.values import Absent, Level, Load, Missing, Objective, Share, Slow, as_json, from_json
+from llm_headroom.view.signals import risk_word
+from llm_headroom.view.values import Absent, Condition, Load, Missing, Objective, Share, Slow, as_json, from_json
 from llm_headroom.web import cards
+from llm_headroom.web.look import Look
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric
     from llm_headroom.view.values import EngineCard, GpuCard, View
 
+AROUND = cards.Around(100.0, Look(), (), Links())
 GIB = 2.0**30
 BOUNDS = (0.1, 1.0, inf)
 
@@ -37,15 +42,25 @@ def of_model(metric: Metric, value: float | Histogram, **labels: str) -> Point:
     return point(metric, value, **{"model": "m", "engine": "vllm", "target": "t", **labels})
 
 
-def snapshot(at: float, *points: Point, engine: str = "vllm", target: str = "t") -> Snapshot:
+def snapshot(at: float, *points: Point, engine: str = "vllm", target: str = "t", state: State = State.OK) -> Snapshot:
     return Snapshot(
-        target=target, engine=engine, taken=at, points=points, health=Health(up=True, last_success=at, version="1.2")
+        target=target,
+        engine=engine,
+        taken=at,
+        points=points,
+        health=Health(up=True, last_success=at, version="1.2"),
+        states=(
+            Judged(state=state, reason="because", since=50.0, model="m"),
+            Judged(state=state, reason="because", since=50.0, gpu="0", uuid="GPU-1"),
+        ),
     )
 
 
 def failed(at: float, target: str = "t") -> Snapshot:
     error = Failure(Cause.REFUSED, "http://t: the connection was refused")
-    return Snapshot(target=target, engine="vllm", taken=at, health=Health(up=False, error=error, last_success=90.0))
+    health = Health(up=False, error=error, last_success=90.0)
+    states = (Judged(state=State.DOWN, reason=error.message, since=at, model="m"),)
+    return Snapshot(target=target, engine="vllm", taken=at, health=health, states=states)
 
 
 def shown(*rounds: Sequence[Snapshot]) -> View:
@@ -53,7 +68,7 @@ def shown(*rounds: Sequence[Snapshot]) -> View:
     history = History()
     for snapshots in rounds:
         history.record(snapshots)
-    titles, missing = {"vllm": "vLLM"}, (Missing("does not tell it", ("llm_x",)),)
+    titles, missing = {"vllm": "vLLM"}, (Missing("does not expose it", ("llm_x",)),)
     made = [(snapshot, board.cards(snapshot, history, titles, lambda _: missing)) for snapshot in rounds[-1]]
     return board.assembled(made, {"GPUs": "libnvidia-ml.so.1 not found"}, 200.0)
 
@@ -85,8 +100,8 @@ def test_an_engine_shows_its_traffic_and_what_it_does_not_tell() -> None:
     assert (card.running, card.waiting, card.limit) == (3.0, 0.0, None)
     assert (card.generation_rate, card.prompt_rate) == (50.0, 0.0)
     assert (card.source.title, card.source.version, card.model) == ("vLLM", "1.2", "m")
-    assert (card.level, card.troubles) == (Level.GOOD, ())
-    assert card.missing == (Missing("does not tell it", ("llm_x",)),)
+    assert (card.state, card.notes) == (Condition("ok", Level.GOOD, "because", 50.0), ())
+    assert card.missing == (Missing("does not expose it", ("llm_x",)),)
     assert card.ages == (10.0, 0.0)
 
 
@@ -159,7 +174,7 @@ def test_how_much_more_an_engine_takes_is_said_with_what_binds() -> None:
 
     assert card.load == (Load("ttft", 1.83, "kv_cache", 4.2, suspect=True),)
     assert text.takes(card.load[0]) == "takes 1.8 × its traffic; KV cache binds"
-    assert "TTFT: <b" in (html := cards.engine(card, 100.0))
+    assert "TTFT: <b" in (html := cards.engine(card, AROUND))
     assert "takes 1.8 × its traffic; KV cache binds</b>, 4.2 requests/s; suspect" in html
     assert engine(snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 1.0))).load == ()
 
@@ -174,7 +189,7 @@ def test_times_are_written_for_people(headroom: float | None, written: str) -> N
 @pytest.mark.parametrize(("headroom", "level"), [(0.9, "bad"), (1.1, "warn"), (1.3, "")])
 def test_an_engine_near_its_limit_is_coloured(headroom: float, level: str) -> None:
     card = engine(snapshot(100.0, of_model(schema.LOAD_HEADROOM, headroom, objective="ttft")))
-    assert f'<b class="{level}">takes {headroom:.1f} × its traffic</b>' in cards.engine(card, 100.0)
+    assert f'<b class="{level}">takes {headroom:.1f} × its traffic</b>' in cards.engine(card, AROUND)
 
 
 def test_an_engine_that_tells_no_kv_cache_has_none() -> None:
@@ -201,35 +216,56 @@ def test_risks_objectives_and_slow_first_tokens_are_shown_as_derived() -> None:
         ("llm_kv_saturation_risk_ratio", 0.6),
         ("llm_eviction_risk_ratio", 0.05),
     ]
-    assert [(trouble.level, trouble.text) for trouble in card.troubles] == [
-        (Level.BAD, "60% risk of KV cache saturation")
-    ]
+    assert [risk_word(risk) for risk in card.risks] == ["high", "low"]
+    assert "60%" not in cards.engine(card, AROUND), "a rank is no probability"
+    assert card.level is Level.GOOD, "a forecast alone makes nothing red"
     assert card.slow == (Slow("60s", 0.25),)
     assert card.objectives == (Objective("ttft", 2.5, 0.95, 0.75, 200.0),)
 
 
-@pytest.mark.parametrize(
-    ("points", "level", "said"),
-    [
-        ([(schema.ENGINE_STALLED, 1.0)], Level.BAD, "stalled"),
-        ([(schema.ENGINE_STALLED, 0.0)], Level.GOOD, None),
-        ([(schema.REQUESTS_WAITING, 1.0), (schema.KV_CACHE_USAGE, 0.99)], Level.WARN, "saturated: KV cache full"),
-        ([(schema.REQUESTS_WAITING, 0.0), (schema.KV_CACHE_USAGE, 0.99)], Level.GOOD, None),
-        (
-            [(schema.REQUESTS_WAITING, 1.0), (schema.REQUESTS_RUNNING, 8.0), (schema.REQUESTS_RUNNING_LIMIT, 8.0)],
-            Level.WARN,
-            "saturated: at the running limit",
-        ),
-        ([(schema.MODEL_OFFLOAD, 0.75)], Level.WARN, "25% spilled to the CPU"),
-        ([(schema.MODEL_OFFLOAD, 0.0)], Level.WARN, "on the CPU"),
-        ([(schema.MODEL_OFFLOAD, 1.0)], Level.GOOD, None),
-    ],
-)
-def test_a_trouble_is_named(points: list[tuple[Metric, float]], level: Level, said: str | None) -> None:
-    card = engine(snapshot(100.0, *(of_model(metric, value) for metric, value in points)))
+@pytest.mark.parametrize("state", State)
+def test_a_card_is_as_bad_as_its_state(state: State) -> None:
+    card = engine(snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 1.0), state=state))
+    html = cards.engine(card, AROUND)
 
-    assert card.level == level
-    assert [trouble.text for trouble in card.troubles] == ([] if said is None else [said])
+    assert card.state == Condition(str(state), state.level, "because", 50.0)
+    assert f'<article class="card {state.level}"' in html
+    assert f"<b>{state}</b> for" in html
+    assert "because" in html
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.75, ("25% spilled to the CPU",)), (0.0, ("on the CPU",)), (1.0, ())])
+def test_a_model_beside_the_gpus_is_noted(share: float, said: tuple[str, ...]) -> None:
+    card = engine(snapshot(100.0, of_model(schema.MODEL_OFFLOAD, share)))
+
+    assert (card.notes, card.level) == (said, Level.GOOD)
+
+
+def test_what_nobody_has_judged_is_unknown_and_a_model_that_is_not_loaded_is_neither_good_nor_bad() -> None:
+    points = [of_model(schema.REQUESTS_RUNNING, 1.0, model="other"), of_model(schema.MODEL_LOADED, 0.0, model="cold")]
+    states = {card.model: card.state for card in shown([snapshot(100.0, *points)]).engines}
+
+    assert (states["other"].name, states["other"].level) == ("unknown", Level.UNKNOWN)
+    assert (states["cold"].name, states["cold"].level) == ("not loaded", Level.GOOD)
+
+
+def test_a_latency_beyond_its_objective_says_so_and_a_row_has_one_unit() -> None:
+    def ttft(*counts: float) -> Point:
+        return of_model(schema.TIME_TO_FIRST_TOKEN, Histogram((0.1, 1.0, 10.0, inf), counts, 0.0))
+
+    slo = [
+        of_model(schema.SLO_REQUESTS, 20.0, slo="ttft"),
+        of_model(schema.SLO_REQUESTS_GOOD, 15.0, slo="ttft"),
+        of_model(schema.SLO_THRESHOLD, 2.5, slo="ttft"),
+        of_model(schema.TTFT_SLOW, 0.25, window="60s"),
+    ]
+    card = engine(snapshot(100.0, ttft(0.0, 0.0, 0.0, 0.0)), snapshot(110.0, ttft(10.0, 10.0, 20.0, 20.0), *slo))
+    html = cards.engine(card, AROUND)
+
+    assert text.row(card.latencies[0]) == ("s", ["0.1", "9.1", "9.82"])
+    assert 'TTFT, s</th><td class="" title="0–0.1 s">0.1</td><td class="bad" title="1–10 s">9.1</td>' in html
+    assert "≤ 2.5</td>" in html
+    assert '<b class="bad">25%</b> later than 2.5 s' in html
 
 
 def test_a_source_that_is_down_shows_its_error_and_no_value_from_before() -> None:
@@ -244,7 +280,8 @@ def test_a_source_that_is_down_shows_its_error_and_no_value_from_before() -> Non
         "refused",
     )
     assert card.source.last_success == 90.0
-    assert (card.model, card.running, card.kv, card.lines, card.missing) == ("", None, None, (), ())
+    assert (card.running, card.kv, card.lines, card.missing) == (None, None, (), ())
+    assert (card.model, card.id) == ("m", shown([busy]).engines[0].id), "its name stays, and its place"
 
 
 def test_a_history_line_has_a_gap_while_the_source_was_down() -> None:
@@ -291,6 +328,64 @@ def test_a_history_stays_short_and_forgets_sources_that_are_gone() -> None:
     assert history.readings("t", "m") == ()
 
 
+# The day -------------------------------------------------------------------------------------------------------------
+def minutes(day: Day, now: float) -> list[tuple[float | None, str]]:
+    """The value and the state of each of the last five minutes."""
+    return [(each.values["waiting"], each.state.name if each.state else "") for each in list(day.minutes(now))[-5:]]
+
+
+def condition(name: str, level: Level) -> Condition:
+    return Condition(name, level, "a reason that is not kept", 12.0)
+
+
+def test_a_minute_keeps_its_highest_value_and_its_worst_state() -> None:
+    day = Day(("waiting",))
+    for at, waiting, state in (
+        (60.0, 3.0, condition("ok", Level.GOOD)),
+        (65.0, 9.0, condition("slow", Level.BAD)),
+        (70.0, 1.0, condition("ok", Level.GOOD)),
+        (125.0, None, condition("down", Level.BAD)),
+        (250.0, 2.0, None),
+    ):
+        day.put(at, {"waiting": waiting}, state)
+
+    assert minutes(day, 250.0) == [(None, ""), (9.0, "slow"), (None, "down"), (None, ""), (2.0, "")]
+
+
+def test_a_day_forgets_what_is_older_and_never_grows() -> None:
+    day = Day(("waiting",))
+    for minute in range(2 * MINUTES):
+        day.put(60.0 * minute, {"waiting": float(minute)}, condition("ok", Level.GOOD))
+    now = 60.0 * (2 * MINUTES - 1)
+    values = [each.values["waiting"] for each in day.minutes(now)]
+
+    assert values == [float(minute) for minute in range(MINUTES, 2 * MINUTES)]
+    assert [each.state for each in day.minutes(now + 120.0)][-3:] == [Condition("ok", Level.GOOD), None, None]
+    day.put(now + 3 * 86400.0, {"waiting": 1.0}, None)
+    assert [each.values["waiting"] for each in day.minutes(now + 3 * 86400.0)] == [None] * (MINUTES - 1) + [1.0]
+    assert Day.size(6) == 36000
+
+
+def test_a_clock_that_is_set_back_changes_nothing_that_was_kept() -> None:
+    day = Day(("waiting",))
+    day.put(300.0, {"waiting": 5.0}, None)
+    day.put(60.0, {"waiting": 7.0}, None)
+
+    assert minutes(day, 300.0)[-1] == (5.0, "")
+
+
+def test_the_history_keeps_a_day_of_each_model_with_its_states() -> None:
+    history = History()
+    for second in range(0, 600, 10):
+        state = State.SLOW if 240 <= second < 300 else State.OK
+        history.record([snapshot(float(second), of_model(schema.REQUESTS_WAITING, float(second)), state=state)])
+    history.record([failed(605.0)])
+    found = [each for each in history.minutes("t", "m", 605.0) if each.state]
+
+    assert [each.state.name for each in found if each.state] == [*["ok"] * 4, "slow", *["ok"] * 5, "down"]
+    assert [each.values["waiting"] for each in found] == [*(60.0 * minute + 50.0 for minute in range(10)), None]
+
+
 # GPUs ----------------------------------------------------------------------------------------------------------------
 def of_gpu(metric: Metric, value: float, **labels: str) -> Point:
     return point(metric, value, **{"gpu": "0", "uuid": "GPU-1", **labels})
@@ -314,7 +409,7 @@ def test_a_gpu_shows_who_holds_its_memory_and_for_what() -> None:
     assert card.unattributed == 10 * GIB
 
 
-def test_a_throttled_or_overcommitted_gpu_wants_to_be_looked_at_an_idle_one_does_not() -> None:
+def test_a_throttled_or_overcommitted_gpu_is_noted_an_idle_one_is_not() -> None:
     slow = gpu(
         of_gpu(schema.GPU_THROTTLE, 1.0, reason="hw_thermal"),
         of_gpu(schema.GPU_THROTTLE, 0.0, reason="sync_boost"),
@@ -322,11 +417,8 @@ def test_a_throttled_or_overcommitted_gpu_wants_to_be_looked_at_an_idle_one_does
     )
     idle = gpu(of_gpu(schema.GPU_THROTTLE, 1.0, reason="idle"), of_gpu(schema.GPU_MEMORY_OVERCOMMITTED, 0.0))
 
-    assert {trouble.text for trouble in slow.troubles} == {
-        "throttled: hw thermal",
-        "engines were promised more memory than there is",
-    }
-    assert (idle.level, idle.troubles) == (Level.GOOD, ())
+    assert set(slow.notes) == {"clocks held down: hw thermal", "GPU memory overcommitted"}
+    assert idle.notes == ()
 
 
 # Quantiles -----------------------------------------------------------------------------------------------------------
@@ -378,7 +470,7 @@ def test_what_is_no_view_is_refused(data: object) -> None:
 
 def test_a_view_with_a_wrong_level_is_refused() -> None:
     data = as_json(shown([failed(100.0)]))
-    data["engines"][0]["level"] = "awful"
+    data["engines"][0]["state"]["level"] = "awful"
 
     with pytest.raises(ValueError, match="awful"):
         from_json(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ from concurrent.futures import Future, wait
 
 import pytest
 
-from llm_headroom.net.workers import MOST_WAITING, Workers
+from llm_headroom.net.workers import MOST_WAITING, Heavy, Workers
 
 
 def test_so_many_calls_run_at_once_and_the_others_wait_for_their_turn() -> None:
@@ -82,3 +83,34 @@ def test_a_call_that_never_returns_does_not_keep_the_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout == "ended\n"
+
+
+def test_work_that_is_late_goes_on_and_the_next_piece_of_its_owner_waits_for_it() -> None:
+    gate, order = threading.Event(), list[str]()
+
+    def late() -> None:
+        assert gate.wait(20)
+        order.append("late")
+
+    async def worked() -> None:
+        heavy, other, loop = Heavy(), Heavy(), asyncio.get_running_loop()
+        with pytest.raises(TimeoutError):
+            await heavy.do(late, loop.time())
+        assert heavy.busy
+        second = asyncio.create_task(heavy.do(lambda: order.append("next"), loop.time() + 20.0))
+        await other.do(gate.set, loop.time() + 20.0)
+        await second
+
+    asyncio.run(worked())
+
+    assert order == ["late", "next"]
+
+
+def test_an_error_of_heavy_work_is_its_owners() -> None:
+    async def worked() -> None:
+        heavy, loop = Heavy(), asyncio.get_running_loop()
+        with pytest.raises(ZeroDivisionError):
+            await heavy.do(lambda: 1 // 0, loop.time() + 20.0)
+        assert await heavy.do(lambda: 1, loop.time() + 20.0) == 1
+
+    asyncio.run(worked())

@@ -19,16 +19,12 @@ if TYPE_CHECKING:
 
 SATURATION_ALERTS: Final = (
     "LLMFirstTokensSlow",
-    "LLMFirstTokensSlowSustained",
     "LLMSaturationRisk",
     "LLMLatencyBudgetBurnFast",
     "LLMInterTokenLatencySlow",
     "LLMQueueBuilding",
-    "LLMKVCacheHigh",
     "LLMKVCacheExhausted",
-    "LLMPreemptionsHigh",
     "LLMKVHeadroomLow",
-    "LLMKVTimeToFull",
 )
 """Which of the shipped alerts are about saturation: the others speak of failures, GPUs and the exporter itself."""
 RUN_LABEL: Final = "cluster"

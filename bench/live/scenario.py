@@ -209,7 +209,7 @@ async def crowd(stage: Stage) -> list[Row]:
                 None,
                 within=now - earlier + subject.places * subject.block,
                 expected_proxy=_ENGINE_ALONE,
-                note="blocks are rounded up; a reading is up to one poll old, and the client reads late: truth is of a second ago",
+                note="blocks are rounded up, a reading is up to one poll old, and the client reads late",
             ),
         ]
     await work

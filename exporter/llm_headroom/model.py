@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ class Kind(StrEnum):
 
 
 class Subject(StrEnum):
-    """Whose metric it is: what its values speak of, and who may give them. Each metric has one."""
+    """What a metric describes, and who may provide it. Each metric has one subject."""
 
     ENGINE = "engine"
     """An inference engine: its traffic, latencies, KV cache and models, as it exposes them."""
@@ -93,7 +93,7 @@ class Metric:
 class Series:
     """A metric with label values: the identity of a point. Hashed once, since every poll looks it up."""
 
-    __slots__ = ("_hash", "labels", "metric")
+    __slots__ = ("__weakref__", "_hash", "labels", "metric")
 
     metric: Metric
     labels: Labels
@@ -130,10 +130,16 @@ def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
-@lru_cache(maxsize=100_000)
+_remembered: Final[WeakValueDictionary[tuple[Metric, Labels], Series]] = WeakValueDictionary()
+"""Series by how they were asked for, as long as anybody holds them: those of a target that has gone are freed."""
+
+
 def series_of(metric: Metric, labels: Labels) -> Series:
     """The series with these labels, in any order; remembered, since each poll asks for the same ones."""
-    return Series(metric, dict(labels))
+    found = _remembered.get((metric, labels))
+    if found is None:
+        found = _remembered[metric, labels] = Series(metric, dict(labels))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +182,14 @@ def numbers(points: Iterable[Point], *metrics: Metric) -> Iterator[tuple[Series,
 
 
 class SampleState(StrEnum):
-    """What became of what an engine exposes."""
+    """How a sample that an engine exposes was handled."""
 
     MAPPED = "mapped"
     IGNORED = "ignored"
     UNKNOWN = "unknown"
     INVALID = "invalid"
     UNKNOWN_LABEL = "unknown_label"
-    """Mapped, but kept apart or held for a repetition because of a label that no rule knows."""
+    """Mapped, but separated or taken for a repetition because of a label that no rule knows."""
 
 
 class Cause(StrEnum):
@@ -215,48 +221,48 @@ class Level(StrEnum):
     WARN = "warn"
     BAD = "bad"
     UNKNOWN = "unknown"
-    """Nothing can be said of it, which is never the same as good."""
+    """Not known, which never counts as good."""
 
 
 class State(StrEnum):
-    """The one judgement of an engine's model or of a GPU; a closed set, since it is a label value."""
+    """The state of an engine's model or of a GPU; a closed set, since it is a label value."""
 
     DOWN = "down"
-    """It does not answer, and nothing is seen to start it anew."""
+    """It does not respond, and is not seen to be starting."""
     MISREAD = "misread"
-    """Something answers, but not as this engine does."""
+    """Something responds, but not as this engine does."""
     STALLED = "stalled"
-    """Requests are there, and neither steps nor tokens move."""
+    """There are requests, but neither steps nor tokens increase."""
     FAILING = "failing"
     """Many of its requests fail."""
     BLOCKED = "blocked"
-    """Requests wait, and none has been taken in for minutes."""
+    """Requests wait, and none has been admitted for minutes."""
     SLOW = "slow"
-    """First tokens come later than the objective."""
+    """TTFT misses the objective."""
     LOADING = "loading"
-    """It does not answer yet: never since llm-headroom or the engine's process began, or it says that it loads."""
+    """It does not respond yet: never since llm-headroom or the process started, or it reports that it is loading."""
     TIGHT = "tight"
-    """Hardly room for one more typical request."""
+    """Almost no KV cache headroom."""
     UNKNOWN = "unknown"
-    """Nothing can be judged: it cannot be read, or what it exposes says nothing of its requests."""
+    """It cannot be read, or exposes no metrics of requests."""
     ASLEEP = "asleep"
-    """Out of GPU memory until the next request or a call wakes it."""
+    """Not in GPU memory until the next request or a call wakes it."""
     IDLE = "idle"
     """No request for a minute."""
     OK = "ok"
-    """It works, and nothing is wrong."""
+    """No problem found."""
     LOST = "lost"
-    """A GPU that was there, or that NVML lists, cannot be read any more."""
+    """A GPU that was there, or that NVML lists, can no longer be read."""
     ERROR = "error"
-    """A GPU reported a fatal error, or its driver asks for a reset."""
+    """A GPU reported a fatal error, or its driver requests a reset."""
     THROTTLED = "throttled"
-    """Heat or the power supply holds a GPU's clocks down."""
+    """Heat or the power supply reduces a GPU's clocks."""
     FULL = "full"
     """A GPU has no memory left to allocate."""
 
     @property
     def level(self) -> Level:
-        """How much it wants to be looked at."""
+        """How urgent it is."""
         return _LEVELS[self]
 
 

@@ -86,13 +86,16 @@ REQUESTS_IN_KV_TRANSFER: Final = _gauge(
     "requests_in_kv_transfer",
     "{request}",
     "Requests whose KV cache comes from elsewhere or goes there, by stage, as the engine calls it.",
-    "stage",
+    "wait_stage",
 )
 REQUESTS_RUNNING_BY_PRIORITY: Final = _gauge(
-    "requests_running_by_priority", "{request}", "Requests in the running batch by their priority.", "priority"
+    "requests_running_by_priority", "{request}", "Requests in the running batch by priority.", "request_priority"
 )
 REQUESTS_WAITING_BY_PRIORITY: Final = _gauge(
-    "requests_waiting_by_priority", "{request}", "Requests that wait to be scheduled by their priority.", "priority"
+    "requests_waiting_by_priority",
+    "{request}",
+    "Requests waiting to be scheduled by priority.",
+    "request_priority",
 )
 LORA_ADAPTER_ACTIVE: Final = _gauge(
     "lora_adapter_active",
@@ -132,23 +135,23 @@ PROXY_UNMEASURED: Final = _counter(
 PROXY_FIRST_TOKEN_WAIT: Final = _gauge(
     "proxy_first_token_wait_seconds",
     "s",
-    "Age of the oldest streamed request through the measuring proxy that has had no first token yet; 0 without any.",
+    "Age of the oldest streamed request through the measuring proxy without a first token; 0 if there is none.",
     across=Across.MAX,
     subject=Subject.PROXY,
 )
 PROXY_SILENCE: Final = _gauge(
     "proxy_silence_seconds",
     "s",
-    "Time for which streamed requests have been under way through the measuring proxy without a byte of any answer; 0 "
-    "without any.",
+    "Time during which streamed requests have been in progress through the measuring proxy without a byte of any "
+    "response; 0 if there are none.",
     across=Across.MAX,
     subject=Subject.PROXY,
 )
 PROXY_OVERDUE: Final = _gauge(
     "proxy_requests_overdue",
     "{request}",
-    "Requests under way through the measuring proxy that have missed an objective already (ttft: streamed, and without "
-    "a first token; request_duration: without their end).",
+    "Requests in progress through the measuring proxy that have already missed an objective (ttft: streamed, and "
+    "without a first token; request_duration: not finished).",
     "slo",
     subject=Subject.PROXY,
 )
@@ -278,7 +281,7 @@ PREFIX_CACHE_HITS_BY_TIER: Final = _counter(
     "{token}",
     "Prompt tokens found in the prefix cache by where they were: device (the GPU), host (its memory), storage (disk or "
     "a store), peer (another engine), external (behind a connector that does not say).",
-    "tier",
+    "cache_tier",
 )
 EXTERNAL_CACHE_QUERIES: Final = _counter(
     "external_cache_queries_total",
@@ -324,7 +327,7 @@ ENGINE_ROLE: Final = _gauge(
     "engine_role",
     "{info}",
     "Always 1; the engine's part in disaggregated serving in a label (prefill, decode, both, dynamic; unified: none).",
-    "role",
+    "engine_role",
     across=Across.NONE,
 )
 EXPERT_BALANCE: Final = _counter(
@@ -458,29 +461,29 @@ KV_SATURATION_RISK: Final = _derived_gauge(
 SATURATION_HIGH_WATER: Final = _derived_gauge(
     "saturation_high_water_ratio",
     "1",
-    "From 0 to 1: how near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective, from the "
-    "highest TTFT forecast and the highest KV cache demand. Ranks engines; no probability.",
+    "How close the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective (0 to 1), from the "
+    "highest TTFT forecast and the highest KV cache demand. Use it to rank engines; it is not a probability.",
     across=Across.MAX,
 )
 LOAD_HEADROOM: Final = _derived_gauge(
     "load_headroom_ratio",
     "1",
-    "How many times its traffic of the last 15 minutes the engine can take before it breaks the objective; 16 is 16 or "
-    "more. Absent until ten busy minutes were seen.",
+    "Multiple of its traffic of the last 15 minutes that the engine can take within the objective; 16 means 16 or "
+    "more. Absent until there were ten busy minutes.",
     "objective",
     across=Across.NONE,
 )
 SUSTAINABLE_REQUESTS: Final = _derived_gauge(
     "sustainable_requests_per_second",
     "{request}/s",
-    "Requests like those of the last 15 minutes that the engine can take per second within the objective.",
+    "Requests per second, like those of the last 15 minutes, that the engine can take within the objective.",
     "objective",
 )
 LOAD_HEADROOM_BINDING: Final = _derived_gauge(
     "load_headroom_binding",
     "{flag}",
-    "1 for the resource (kv_cache, compute, concurrency) that first tokens or tokens wait for where the load headroom "
-    "ends, 0 for the others.",
+    "1 for the resource (kv_cache, compute, concurrency) that is the bottleneck at the end of the load headroom, 0 for "
+    "the others.",
     "objective",
     "resource",
     across=Across.NONE,
@@ -488,15 +491,15 @@ LOAD_HEADROOM_BINDING: Final = _derived_gauge(
 LOAD_HEADROOM_SUSPECT: Final = _derived_gauge(
     "load_headroom_suspect",
     "{flag}",
-    "1 while tokens come more than 15 % faster or slower than predicted, so that the load headroom is not to be "
-    "believed.",
+    "1 while tokens are generated more than 15 % faster or slower than predicted: the load headroom is then "
+    "unreliable.",
     across=Across.MAX,
 )
 SATURATION: Final = _derived_gauge(
     "saturation_ratio",
     "1",
-    "Load as a share of what the engine can take within the TTFT objective, with what waits as load of the next five "
-    "minutes: 1 at the limit, 2 at most. Scale on it (`max`), target 0.8.",
+    "Arrivals of the last five minutes and waiting requests, as a share of what the engine can take within the TTFT "
+    "objective: 1 at the limit, 2 at most. Autoscale on it (`max`), target 0.8.",
     "resource",
     across=Across.MAX,
 )
@@ -573,8 +576,8 @@ ENGINE_STATE: Final = _derived(
     "engine_state",
     Kind.GAUGE,
     "{flag}",
-    "1 for the state that the model of an engine is judged to be in, 0 for each other one (down, misread, stalled, "
-    "failing, blocked, slow, loading, tight, unknown, asleep, idle, ok). Goes on while the engine does not answer.",
+    "1 for the current state of the engine's model, 0 for each other one (down, misread, stalled, failing, blocked, "
+    "slow, loading, tight, unknown, asleep, idle, ok). Exported also while the engine does not respond.",
     "model",
     "state",
 )
@@ -829,8 +832,8 @@ GPU_STATE: Final = _gpu(
     "state",
     Kind.GAUGE,
     "{flag}",
-    "1 for the state that the GPU is judged to be in, 0 for each other one (lost, error, throttled, full, unknown, "
-    "ok). Goes on while the GPU cannot be read.",
+    "1 for the current state of the GPU, 0 for each other one (lost, error, throttled, full, unknown, ok). Exported "
+    "also while the GPU cannot be read.",
     "state",
 )
 GPU_PCIE_REPLAYS: Final = _gpu("pcie_replays_total", Kind.COUNTER, "{replay}", "PCIe replays (retransmitted packets).")

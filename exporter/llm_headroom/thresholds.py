@@ -5,7 +5,7 @@ A user of the bundle chooses among `Thresholds`; what the exporter itself judges
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 
@@ -24,13 +24,11 @@ class Thresholds:
     ttft_slow_count: float = _at(
         3, "requests", "Fewest slow first tokens within 2 min that are worth a page: one slow request is none."
     )
-    ttft_slow_share_long: float = _at(0.05, "ratio", "The same within 300 s.")
-    ttft_slow_count_long: float = _at(3, "requests", "The same within 300 s.")
     blocked_seconds: float = _at(
         180, "s", "Time for which requests wait and none is taken in, after which somebody is paged."
     )
-    high_water_risk: float = _at(0.3, "ratio", "`llm_saturation_high_water_ratio` at which an alert warns.")
-    high_water_risk_clear: float = _at(0.21, "ratio", "The same, at which the warning ends.")
+    high_water_risk: float = _at(0.5, "ratio", "`llm_saturation_high_water_ratio` at which an alert warns.")
+    high_water_risk_clear: float = _at(0.35, "ratio", "The same, at which the warning ends.")
     burn_rate_fast: float = _at(
         14.4,
         "factor",
@@ -47,6 +45,7 @@ class Thresholds:
     inter_token_slow: float = _at(
         0.2, "s", "p95 inter-token latency that is slow; a bucket boundary of vLLM and SGLang."
     )
+    restarts_high: float = _at(3, "restarts", "Restarts of an engine within 30 min that are a crash loop.")
     error_share_high: float = _at(0.05, "ratio", "Share of failed requests that pages.")
     error_share: float = _at(0.01, "ratio", "The same for a ticket.")
     waiting_high: float = _at(10, "requests", "Waiting requests that count as a queue, if they exceed running ones.")
@@ -59,11 +58,8 @@ class Thresholds:
     headroom_requests_low: float = _at(
         2, "requests", "KV cache headroom that is low, in requests of the recent mean size."
     )
-    kv_exhaustion_soon: float = _at(600, "s", "Time until the KV cache is full below which an alert warns.")
+    kv_exhaustion_soon: float = _at(600, "s", "Time until the KV cache is full below which dashboards warn.")
     kv_tight_usage: float = _at(0.7, "ratio", "KV cache usage below which it is not what leaves little room.")
-    kv_exhaustion_usage: float = _at(
-        0.7, "ratio", "KV cache usage below which there is no alert on the time until it is full."
-    )
     gpu_headroom_low: float = _at(
         0.03, "ratio", "Free share of a GPU's memory that is low; less than usual reservations leave free."
     )
@@ -86,6 +82,32 @@ class Thresholds:
     model_loads_high: float = _at(6, "loads", "Loads of one model per hour that are thrashing.")
     source_stale: float = _at(300, "s", "Age of a source's last success that is stale.")
     source_slow: float = _at(2.5, "s", "Duration of a collection that is slow; by default it times out after 5 s.")
+
+
+_ASCENDING: Final = (
+    ("high_water_risk_clear", "high_water_risk"),
+    ("burn_rate_slow", "burn_rate_fast"),
+    ("burn_rate_days", "burn_rate_day"),
+    ("error_share", "error_share_high"),
+    ("kv_usage_high", "kv_usage_critical"),
+    ("preemption_share", "preemption_share_critical"),
+    ("gpu_headroom_critical", "gpu_headroom_low"),
+    ("gpu_headroom_critical_bytes", "gpu_headroom_low_bytes"),
+)
+"""Thresholds of which the first must not exceed the second."""
+
+
+def problem(chosen: Thresholds) -> str | None:
+    """Why thresholds cannot be meant: one is out of its range, or two are in the wrong order; None if they can."""
+    for each in fields(Thresholds):
+        value, unit = getattr(chosen, each.name), each.metadata["unit"]
+        if value < 0 or (unit == "ratio" and value > 1):
+            span = "a ratio from 0 to 1" if unit == "ratio" else "0 or more"
+            return f"threshold {each.name}: expected {span}, got {value:g}"
+    for low, high in _ASCENDING:
+        if getattr(chosen, low) > getattr(chosen, high):
+            return f"threshold {low}: {getattr(chosen, low):g} is more than {high}, which is {getattr(chosen, high):g}"
+    return None
 
 
 DEFAULT: Final = Thresholds()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.exposition.text import Exposition, Parser
 from llm_headroom.model import Histogram, Point
-from llm_headroom.scrape.mapping import LabelCap, Mapper
+from llm_headroom.scrape.label_cap import LabelCap
+from llm_headroom.scrape.mapping import Mapper
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from captures import parsed
+from llm_headroom.engines.answers import decode
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Absent
 
@@ -166,7 +167,7 @@ def replayed(capture: Capture) -> dict[str, Reply | Behaviour]:
                 known[document.key] = parsed(capture.exposition)
             elif found is not None and not document.text:
                 routes[document.path.partition("?")[0]] = Reply(found, content_type="application/json")
-                known[document.key] = document.read(json.loads(found))
+                known[document.key] = decode(document, found)
     for path, name, status in (("/", "root", 200), ("/metrics", "metrics_404", 404)):
         file = capture.directory / f"{name}.txt"
         if file.exists():

@@ -30,28 +30,37 @@ ALERTS: Final[tuple[Alert, ...]] = tuple(rule for rules in GROUPS.values() for r
 RECORDINGS: Final[tuple[Recording, ...]] = (*recording.FLEET, *recording.SLO)
 
 INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
+    ("LLMModelDown", "LLMEngine(Down|LoadingLong)", ("job", "engine", "model")),
+    ("LLMEngineCrashLoop", "LLMEngine(Down|LoadingLong)|LLMSourceStale", ("instance", "target")),
     (
         "LLMEngineDown",
-        "LLM(EngineStalled|Source|Signal|Saturation|Preempt|GpuIdle|Queue|KV|FirstTokens|ErrorRatio|Model).*",
+        "LLM(EngineStalled|Source|Signal|Saturation|GpuIdle|Queue|KV|FirstTokens|ErrorRatio|Model[ST]).*",
         ("instance", "target"),
     ),
+    ("LLMEngineLoadingLong", "LLMSourceStale", ("instance", "target")),
+    ("LLMEngineMisread", "LLMSourceStale|LLMSignalLost", ("instance", "target")),
+    ("LLMExporterBlind", "LLMSourceStale", ("instance", "target")),
     ("LLMGpuSourceDown", "LLMSourceStale", ("instance", "target")),
-    ("LLMExporterDown", "LLM(Engine|Gpu|Source|Queue|KV|FirstTokens|Collection|Signal).*", ("instance",)),
+    ("LLMGpuLost", "LLMGpu(Xid|Recovery).*", ("instance",)),
+    ("LLMExporterDown", "LLM(Gpu|Source|Collection|Signal).*", ("instance",)),
     ("LLMEngineStalled", "LLMQueue.*|LLMFirstTokens.*|LLMGpuIdleWhileQueued", ("instance", "target")),
     ("LLMQueueStarved", "LLMQueueBuilding", ("instance", "target", "model")),
-    ("LLMFirstTokensSlowSustained", "LLMFirstTokensSlow|LLMSaturationRisk", ("instance", "target", "model")),
-    ("LLMFirstTokensSlow", "LLMSaturationRisk", ("instance", "target", "model")),
-    (
-        "LLMKVCacheExhausted",
-        "LLMKVCacheHigh|LLMKVHeadroomLow|LLMPreemptionsHigh|LLMKVTimeToFull",
-        ("instance", "target", "model"),
-    ),
-    ("LLMKVCacheHigh", "LLMKVHeadroomLow|LLMPreemptionsHigh|LLMKVTimeToFull", ("instance", "target", "model")),
+    ("LLMFirstTokensSlow", "LLMSaturationRisk|LLMQueueBuilding", ("instance", "target", "model")),
+    ("LLMKVCacheExhausted", "LLMKVHeadroomLow", ("instance", "target", "model")),
     ("LLMGpuMemoryExhausted", "LLMGpuMemoryHeadroomLow|LLMGpuMemoryRunningOut|LLMOomRisk", ("instance", "uuid")),
     ("LLMErrorRatioHigh", "LLMErrorRatio", ("instance", "target", "model")),
     ("LLMLatencyBudgetBurnFast", "LLMLatencyBudgetBurnSlow", ("job", "engine", "model", "slo")),
 )
 """What a firing alert (first) makes needless (second), where they agree in these labels: one page for one trouble."""
+
+
+GROUPED_BY: Final = ("cluster", "engine", "model", "severity")
+"""Alerts that agree in these labels are one notification: one incident of one model."""
+_WHERE: Final = (
+    " {{ with $labels.instance }}Instance {{ . }}. {{ end }}{{ with $labels.cluster }}Cluster {{ . }}.{{ end }}"
+)
+_VARIABLES: Final = ("job", "instance", "engine", "model", "target", "gpu")
+"""Labels that the dashboards have a variable for."""
 
 
 def files(settings: BundleSettings) -> dict[str, str]:
@@ -71,7 +80,7 @@ def alertmanager(url: str | None = "http://127.0.0.1:5001/") -> dict[str, Any]:
     return {
         "route": {
             "receiver": "ticket",
-            "group_by": ["alertname", "cluster", "engine", "model"],
+            "group_by": list(GROUPED_BY),
             "group_wait": "10s",
             "group_interval": "1m",
             "repeat_interval": "12h",
@@ -118,19 +127,24 @@ def _rules(rules: Iterable[Recording | Alert], settings: BundleSettings) -> Iter
 
 
 def described(rule: Alert, settings: BundleSettings) -> dict[str, str]:
-    """Return the annotations of an alert."""
-    return {
+    """Return what the alert says; links are left out where their base is not set."""
+    notes = {
         "summary": words(rule.summary, settings),
-        "description": words(rule.description, settings),
-        "runbook_url": f"{settings.runbook_base_url}/{rule.name}.md",
-        "dashboard_url": f"{settings.dashboard_base_url}/d/{rule.dashboard.value}",
+        "description": words(rule.description, settings) + _WHERE,
     }
+    if settings.runbook_base_url:
+        notes["runbook_url"] = f"{settings.runbook_base_url.rstrip('/')}/{rule.name}.md"
+    if settings.dashboard_base_url:
+        chosen = "".join(f"{{{{ with $labels.{name} }}}}&var-{name}={{{{ . }}}}{{{{ end }}}}" for name in _VARIABLES)
+        url = f"{settings.dashboard_base_url.rstrip('/')}/d/{rule.dashboard.value}?orgId=1{chosen}"
+        notes["dashboard_url"] = url
+    return notes
 
 
 def _grafana(settings: BundleSettings) -> dict[str, Any]:
     """Return Grafana's provisioning of alerts; recording rules stay with Prometheus, which these read.
 
-    The data source's uid is `prometheus`. Grafana's templates have the value of the query in `$values`.
+    Grafana's templates have the value of the query in `$values`.
     """
     return {
         "apiVersion": 1,
@@ -159,12 +173,12 @@ def _grafana_rule(rule: Alert, settings: BundleSettings) -> dict[str, Any]:
         "noDataState": "OK",
         "execErrState": "Error",
         "labels": {"severity": rule.severity.value},
-        "annotations": notes | texts,
+        "annotations": notes | texts | {"__dashboardUid__": rule.dashboard.value},
         "data": [
             {
                 "refId": "A",
                 "relativeTimeRange": {"from": 600, "to": 0},
-                "datasourceUid": "prometheus",
+                "datasourceUid": settings.datasource,
                 "model": {"refId": "A", "expr": expression(rule.expr, settings), "instant": True},
             },
             {

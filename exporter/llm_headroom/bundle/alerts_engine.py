@@ -36,31 +36,29 @@ def _errors(share: str) -> str:
     )
 
 
-def _slow(window: str, share: str, count: str) -> str:
-    """Enough slow first tokens, and enough of them; half a request less than the count, as shares are rounded."""
-    ratio = f'llm_ttft_slow_ratio{{window="{window}"}}'
-    requests = f'llm_ttft_window_requests{{window="{window}"}}'
-    return f"{ratio} >= {share} and {ratio} * {requests} > {count} - 0.5"
+def held(state: str) -> str:
+    """The flag of a state; that of an exporter that died stays as it was for an hour: silence heals nothing."""
+    flag = f'llm_engine_state{{state="{state}"}}'
+    return f'({flag} or last_over_time({flag}[1h]) and on (job, instance) up{{job="$exporter_job"}} == 0)'
 
+
+_PROGRESS: Final = (
+    "sum without (replica) (increase(llm_time_to_first_token_seconds_count[${blocked_seconds}s]))",
+    "sum without (replica) (increase(llm_prompt_tokens_total[${blocked_seconds}s]))",
+    "sum without (replica, reason) (increase(llm_requests_finished_total[${blocked_seconds}s]))",
+)
+"""What grows when requests are taken in; engines that embed know neither first tokens nor generated ones."""
 
 LATENCY: Final = (
     Alert(
         name="LLMFirstTokensSlow",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr=_slow("60s", "$ttft_slow_share", "$ttft_slow_count"),
-        summary=f"TTFT of {_WHO} is high",
-        description="{{ $value | humanizePercentage }} of the requests of the last minute missed the "
-        "TTFT objective; at least $ttft_slow_count did.",
-    ),
-    Alert(
-        name="LLMFirstTokensSlowSustained",
-        severity=Severity.PAGE,
-        dashboard=Dashboard.ENGINE,
-        expr=_slow("300s", "$ttft_slow_share_long", "$ttft_slow_count_long"),
-        summary=f"TTFT of {_WHO} has been high for minutes",
-        description="{{ $value | humanizePercentage }} of the requests of the last five minutes missed "
-        "the TTFT objective; at least $ttft_slow_count_long did.",
+        expr="""target_model:llm_ttft_missed:increase2m / target_model:llm_ttft:increase2m >= $ttft_slow_share
+            and target_model:llm_ttft_missed:increase2m > $ttft_slow_count - 0.5""",
+        summary=f"First tokens of {_WHO} are slow",
+        description="{{ $value | humanizePercentage }} of the first tokens of the last two minutes missed the TTFT "
+        "objective; $ttft_slow_share of them and at least $ttft_slow_count are worth a page.",
     ),
     Alert(
         name="LLMSaturationRisk",
@@ -126,13 +124,64 @@ AVAILABILITY: Final = (
         description="{{ $value | humanizePercentage }} of the requests of the last five minutes failed.",
     ),
     Alert(
-        name="LLMEngineDown",
+        name="LLMModelDown",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
-        expr='llm_up{engine!="nvml"} == 0',
+        expr=f"min by (cluster, namespace, job, engine, model) ({held('down')}) == 1",
+        wait="2m",
+        summary=f"No engine serves {_FLEET}",
+        description="Every engine of the model was up and does not answer any more, and nothing is seen to start one "
+        "anew; the lowest llm_engine_state is {{ $value }}.",
+    ),
+    Alert(
+        name="LLMEngineDown",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.FLEET,
+        expr="""max without (state) (llm_engine_state{state=~"down|loading"}) == 1
+            and on (job, instance, target) (llm_up == 0 and max_over_time(llm_up[1h]) == 1)""",
         wait="3m",
-        summary=f"{_SOURCE} is down",
-        description="llm-headroom has not reached the engine for 3 minutes; llm_up is {{ $value }}.",
+        summary=f"{_WHO} is down",
+        description="The engine was up within the last hour and has not answered for 3 minutes: one of several, or a "
+        "restart; its flag of being down or loading is {{ $value }}.",
+    ),
+    Alert(
+        name="LLMEngineLoadingLong",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.FLEET,
+        expr='llm_engine_state{state="loading"} == 1',
+        wait="30m",
+        summary=f"{_WHO} has not answered for half an hour",
+        description="It has been loading for 30 minutes, or is not there at all; llm_engine_state is {{ $value }}.",
+    ),
+    Alert(
+        name="LLMEngineCrashLoop",
+        severity=Severity.PAGE,
+        dashboard=Dashboard.ENGINE,
+        expr="""max without (model, replica) (increase(llm_engine_restarts_total[30m])) > $restarts_high - 0.5
+            or changes(llm_up{engine!="nvml"}[30m]) / 2 > $restarts_high - 0.5""",
+        summary=f"{_SOURCE} restarts again and again",
+        description="{{ $value | humanize }} restarts within 30 minutes; $restarts_high are worth a page.",
+    ),
+    Alert(
+        name="LLMEngineMisread",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr='llm_engine_state{state="misread"} == 1',
+        wait="5m",
+        summary=f"What answers for {_WHO} is not this engine",
+        description="Something answers at the target's address, but not as the engine that it is said to be, or with "
+        "what cannot be read; llm_engine_state is {{ $value }}.",
+    ),
+    Alert(
+        name="LLMExporterBlind",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr="""llm_up{engine!="nvml"} == 0
+            and on (job, instance, target) llm_engine_state{state="unknown"} == 1""",
+        wait="10m",
+        summary=f"{_SOURCE} cannot be read",
+        description="Credentials, certificates or a defect keep llm-headroom from reading it, so nothing is known of "
+        "it; llm_up is {{ $value }}.",
     ),
     Alert(
         name="LLMEngineStalled",
@@ -148,11 +197,13 @@ AVAILABILITY: Final = (
         name="LLMQueueStarved",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr="""sum without (replica) (llm_requests_waiting) > 0
-            and sum without (replica) (rate(llm_generation_tokens_total[2m])) == 0""",
-        wait="3m",
-        summary=f"Requests wait at {_WHO} and nothing is generated",
-        description="{{ $value }} requests wait, and no token has been generated for minutes.",
+        expr=f"""sum without (replica) (min_over_time(llm_requests_waiting[${{blocked_seconds}}s])) > 0
+            and ({" or ".join(_PROGRESS)})
+            unless ({" or ".join(f"{each} > 0" for each in _PROGRESS)})""",
+        wait="1m",
+        summary=f"Requests wait at {_WHO} and none is taken in",
+        description="{{ $value }} requests wait, and no first token, prompt token or end of a request has come for "
+        "$blocked_seconds s.",
     ),
     Alert(
         name="LLMQueueBuilding",
@@ -164,20 +215,18 @@ AVAILABILITY: Final = (
         summary=f"Requests queue at {_WHO}",
         description="{{ $value }} requests wait, more than are running.",
     ),
+    Alert(
+        name="LLMRouterWorkersUnhealthy",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.ENGINE,
+        expr="sum without (worker) (1 - llm_router_worker_healthy) > 0",
+        wait="5m",
+        summary=f"The router {_SOURCE} has unhealthy workers",
+        description="{{ $value }} workers are unhealthy.",
+    ),
 )
 
 KV_CACHE: Final = (
-    Alert(
-        name="LLMKVCacheHigh",
-        severity=Severity.TICKET,
-        dashboard=Dashboard.KV,
-        expr="""max without (replica) (llm_kv_cache_usage_ratio) > $kv_usage_high
-            and (sum without (replica) (llm_requests_waiting) > 0
-                or sum without (replica) (rate(llm_preemptions_total[5m])) > 0)""",
-        wait="10m",
-        summary=f"The KV cache of {_WHO} is nearly full and requests wait or are preempted",
-        description="{{ $value | humanizePercentage }} of the KV cache is in use, and requests wait or are preempted.",
-    ),
     Alert(
         name="LLMKVCacheExhausted",
         severity=Severity.TICKET,
@@ -191,34 +240,18 @@ KV_CACHE: Final = (
         "$preemption_share_critical per finished request.",
     ),
     Alert(
-        name="LLMPreemptionsHigh",
-        severity=Severity.TICKET,
-        dashboard=Dashboard.KV,
-        expr="""sum without (replica) (rate(llm_preemptions_total[5m]))
-            / sum without (replica, reason) (rate(llm_requests_finished_total[5m])) > $preemption_share
-            and sum without (replica, reason) (rate(llm_requests_finished_total[5m])) > $traffic_floor""",
-        wait="10m",
-        summary=f"{_WHO} preempts requests",
-        description="{{ $value | humanize }} preemptions per finished request; preempted work is computed again.",
-    ),
-    Alert(
         name="LLMKVHeadroomLow",
         severity=Severity.TICKET,
         dashboard=Dashboard.KV,
-        expr="min without (replica) (llm_kv_cache_headroom_requests) < $headroom_requests_low",
+        expr="""min without (replica) (llm_kv_cache_headroom_requests) < $headroom_requests_low
+            and max without (replica) (llm_kv_cache_usage_ratio) > $kv_tight_usage
+            unless sum without (replica) (llm_requests_running_limit) - sum without (replica) (llm_requests_running)
+                - sum without (replica) (llm_requests_waiting)
+                <= min without (replica) (llm_kv_cache_headroom_requests)""",
         wait="5m",
-        summary=f"{_WHO} has almost no KV cache headroom",
-        description="{{ $value | humanize }} requests of the recent mean size still fit.",
-    ),
-    Alert(
-        name="LLMKVTimeToFull",
-        severity=Severity.INFO,
-        dashboard=Dashboard.KV,
-        expr="""llm_kv_cache_exhaustion_seconds < $kv_exhaustion_soon
-            and max without (replica) (llm_kv_cache_usage_ratio) > $kv_exhaustion_usage""",
-        wait="10m",
-        summary=f"The KV cache of {_WHO} is filling up",
-        description="Full in {{ $value | humanizeDuration }} at the current demand. A forecast, for planning.",
+        summary=f"{_WHO} has hardly room for another request",
+        description="{{ $value | humanize }} requests of the recent mean size still fit; more than $kv_tight_usage "
+        "of the KV cache is held.",
     ),
 )
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.rule import Alert, Dashboard, Severity
+from llm_headroom.thresholds import FATAL_XIDS, XID_SECONDS
 
 _GPU: Final = "GPU {{ $labels.gpu }} of {{ $labels.instance }}"
 _SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
 _HOST: Final = "cluster, namespace, job, instance"
 
-_FATAL_XIDS: Final = "48|62|64|74|79|95|119|120"
-"""Uncorrectable ECC, microcontroller halt, remap failure, NVLink, fallen off the bus, uncontained error, GSP.
-
-Xids that an application causes (13, 31, 43) or that report a repair (63, 92) are left out.
-"""
+_FATAL: Final = "|".join(map(str, FATAL_XIDS))
 
 
 def _xid(numbers: str) -> str:
     """By timestamp: a counter that is absent until the first error has no increase at it."""
-    return f'time() - llm_gpu_xid_last_timestamp_seconds{{xid=~"{numbers}"}} < 600'
+    return f'time() - llm_gpu_xid_last_timestamp_seconds{{xid=~"{numbers}"}} < {XID_SECONDS:.0f}'
 
 
 def _grown(metric: str) -> str:
@@ -115,10 +112,19 @@ GPU_MEMORY: Final = (
 
 GPU_HEALTH: Final = (
     Alert(
+        name="LLMGpuLost",
+        severity=Severity.PAGE,
+        dashboard=Dashboard.GPU,
+        expr='llm_gpu_state{state="lost"} == 1 or max_over_time(llm_gpus[1h]) - llm_gpus > 0',
+        wait="1m",
+        summary=f"{_GPU} is lost",
+        description="A GPU that was there, or that NVML lists, cannot be read any more; {{ $value }} of them.",
+    ),
+    Alert(
         name="LLMGpuXidCritical",
         severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
-        expr=_xid(_FATAL_XIDS),
+        expr=_xid(_FATAL),
         summary=f"{_GPU} reported the fatal error Xid {{{{ $labels.xid }}}}",
         description="{{ $value | humanizeDuration }} ago; what runs on it is lost or about to be.",
     ),
@@ -132,7 +138,7 @@ GPU_HEALTH: Final = (
     ),
     Alert(
         name="LLMGpuUncorrectableEcc",
-        severity=Severity.TICKET,
+        severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
         expr='increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[1d]) > 0',
         summary=f"{_GPU} has uncorrectable memory errors",
@@ -140,7 +146,7 @@ GPU_HEALTH: Final = (
     ),
     Alert(
         name="LLMGpuRowRemapFailure",
-        severity=Severity.TICKET,
+        severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
         expr="llm_gpu_row_remap_failure > 0",
         summary=f"{_GPU} could not remap a row of its memory",
@@ -157,7 +163,7 @@ GPU_HEALTH: Final = (
     ),
     Alert(
         name="LLMGpuRecoveryAction",
-        severity=Severity.TICKET,
+        severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
         expr="llm_gpu_recovery_action > 0",
         wait="1m",
@@ -186,6 +192,15 @@ GPU_HEALTH: Final = (
         description="{{ $value }} °C, above $gpu_temperature_high.",
     ),
     Alert(
+        name="LLMGpuPcieDegraded",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="llm_gpu_pcie_link_width < max_over_time(llm_gpu_pcie_link_width[1d])",
+        wait="10m",
+        summary=f"{_GPU} has lost PCIe lanes",
+        description="{{ $value }} lanes are in use, fewer than within the last day.",
+    ),
+    Alert(
         name="LLMGpuIdleWhileQueued",
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
@@ -208,7 +223,8 @@ SOURCES: Final = (
         expr='up{job="$exporter_job"} == 0 or absent(up{job="$exporter_job"})',
         wait="5m",
         summary="llm-headroom {{ $labels.instance }} is down",
-        description="Prometheus does not reach it ({{ $value }}), so no other alert on its engines can fire.",
+        description="Prometheus does not reach it ({{ $value }}), so the state of its engines is "
+        "unknown; what was down before stays so for an hour.",
     ),
     Alert(
         name="LLMGpuSourceDown",
@@ -270,6 +286,15 @@ SOURCES: Final = (
         wait="15m",
         summary=f"Samples of {_SOURCE} cannot be used",
         description="{{ $value }} samples of a collection are invalid.",
+    ),
+    Alert(
+        name="LLMOtlpDropped",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr="sum without (cause) (increase(llm_otlp_dropped_points_total[15m])) > 0",
+        wait="5m",
+        summary="llm-headroom {{ $labels.instance }} drops points of its push",
+        description="{{ $value | humanize }} points of the last 15 minutes did not reach the OpenTelemetry collector.",
     ),
     Alert(
         name="LLMConfigReloadFailed",

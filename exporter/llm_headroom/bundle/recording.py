@@ -1,8 +1,8 @@
 """Recording rules: a fleet by model and engine, so that dashboards over a thousand engines read few series.
 
 Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` has the labels cluster,
-namespace, job, engine and model. Rates come before sums, so that a restart is no jump. Histograms are never added over
-`engine`, as engines differ in their buckets.
+namespace, job, engine and model, `target_model` all labels of one model of a target. Rates come before sums, so that a
+restart is no jump. Histograms are never added over `engine`, as engines differ in their buckets.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.rule import Recording
+from llm_headroom.thresholds import SLOW_SECONDS
 
 _BY: Final = "by (cluster, namespace, job, engine, model)"
 _BY_SLO: Final = "by (cluster, namespace, job, engine, model, slo)"
+_FIRSTS: Final = f'increase(llm_slo_requests_total{{slo="ttft"}}[{SLOW_SECONDS / 60:.0f}m])'
+_GOOD: Final = _FIRSTS.replace("_total", "_good_total")
 SLO_WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 """Windows over which the share of requests that miss an objective is recorded."""
 
@@ -74,5 +77,7 @@ SLO: Final = (
     _rate("llm_slo_requests_total", "slo"),
     _rate("llm_slo_requests_good_total", "slo"),
     *map(_missed, SLO_WINDOWS),
+    Recording("target_model:llm_ttft:increase2m", f"sum without (slo) ({_FIRSTS})"),
+    Recording("target_model:llm_ttft_missed:increase2m", f"sum without (slo) ({_FIRSTS} - {_GOOD})"),
 )
 """Of objectives, by model and engine; burn-rate alerts read them."""

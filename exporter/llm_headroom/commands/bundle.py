@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import math
@@ -14,7 +15,8 @@ import click
 
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands.exits import fail
-from llm_headroom.thresholds import Thresholds
+from llm_headroom.config.errors import near
+from llm_headroom.thresholds import Thresholds, problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,6 +27,8 @@ PARTS: Final = tuple(
     if importlib.util.find_spec(f"llm_headroom.bundle.{part}") is not None
 )
 """Modules of the bundle; each has `files(settings)`."""
+WRITTEN: Final = "llm-headroom-bundle.sha256"
+"""The list of what was written, by which edited files are told."""
 _MATCHER: Final = r'[A-Za-z_]\w*\s*(?:=|!=|=~|!~)\s*"(?:[^"\\{}]|\\.)*"'
 _SELECTOR: Final = re.compile(rf"{_MATCHER}(?:\s*,\s*{_MATCHER})*")
 
@@ -37,7 +41,13 @@ def settings(thresholds: Iterable[str], selector: str, **others: Any) -> BundleS
     """
     if selector and _SELECTOR.fullmatch(selector) is None:
         raise ValueError(f'selector {selector}: expected label matchers, such as cluster="x", pod=~"vllm-.*"')
-    return BundleSettings(thresholds=Thresholds(**dict(map(_threshold, thresholds))), selector=selector, **others)
+    chosen = Thresholds(**dict(map(_threshold, thresholds)))
+    if found := problem(chosen):
+        raise ValueError(found)
+    made = BundleSettings(thresholds=chosen, selector=selector, **others)
+    if not (math.isfinite(made.for_scale) and made.for_scale > 0):
+        raise ValueError(f"for-scale: expected a number above 0, got {made.for_scale:g}")
+    return made
 
 
 def files(chosen: BundleSettings, only: Iterable[str] = ()) -> dict[str, str]:
@@ -60,11 +70,45 @@ def write(folder: Path, texts: Mapping[str, str]) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def renew(folder: Path, texts: Mapping[str, str], *, force: bool = False) -> None:
+    """Write files as `write` does, and a list of their checksums as `sha256sum` reads it.
+
+    Raises:
+        OSError: one cannot be written.
+        ValueError: one that is there is not as it was written last, and `force` is not set; nothing is written then.
+    """
+    known = _checksums(folder / WRITTEN)
+    edited = [
+        name
+        for name, text in texts.items()
+        if (folder / name).exists()
+        and _checksum((folder / name).read_bytes()) not in {known.get(name), _checksum(text.encode())}
+    ]
+    if edited and not force:
+        raise ValueError(f"{', '.join(edited)}: edited since it was written; --force overwrites it")
+    write(folder, texts)
+    known |= {name: _checksum(text.encode()) for name, text in texts.items()}
+    (folder / WRITTEN).write_text("".join(f"{known[name]}  {name}\n" for name in sorted(known)), encoding="utf-8")
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    """Checksums by file of the list that was written last; none where there is no list."""
+    if not path.exists():
+        return {}
+    lines = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
+    return {parts[1]: parts[0] for parts in lines if len(parts) == 2}  # noqa: PLR2004 - checksum and name
+
+
 def _threshold(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     names = [field.name for field in dataclasses.fields(Thresholds)]
     if name not in names:
-        raise ValueError(f"threshold {name}: unknown threshold; valid names: {', '.join(names)}")
+        every = f"; valid names: {', '.join(names)}"
+        raise ValueError(f"threshold {name}: unknown threshold{near(name, names) or every}")
     try:
         number = float(value)
     except ValueError:
@@ -98,15 +142,25 @@ def _threshold(text: str) -> tuple[str, float]:
 )
 @click.option("--runbooks", "runbook_base_url", metavar="URL", help="Base URL of the published runbooks.")
 @click.option("--grafana", "dashboard_base_url", metavar="URL", help="URL of Grafana, for links to dashboards.")
+@click.option("--datasource", metavar="UID", help="Data source that Grafana's alerts read.  [default: prometheus]")
+@click.option("--force", is_flag=True, help="Overwrite files that were edited since they were written.")
 @click.option("--for-scale", type=float, help="Factor on the alerts' `for` durations; below 1 for tests.")
-def command(output: Path, thresholds: tuple[str, ...], selector: str, only: tuple[str, ...], **others: Any) -> None:  # noqa: ANN401 - click's values
+def command(
+    *,
+    output: Path,
+    thresholds: tuple[str, ...],
+    selector: str,
+    only: tuple[str, ...],
+    force: bool,
+    **others: Any,  # noqa: ANN401 - click's values
+) -> None:
     """Write alerts, dashboards and Kubernetes objects with thresholds and label matchers of your own."""
     if unknown := set(only) - set(PARTS):
         fail(f"part {', '.join(sorted(unknown))}: unknown part; valid names: {', '.join(PARTS)}")
     try:
         given = {name: value for name, value in others.items() if value is not None}
         texts = files(settings(thresholds, selector, **given), only)
-        write(output, texts)
+        renew(output, texts, force=force)
     except (ValueError, OSError) as error:
         fail(str(error))
     for name in texts:

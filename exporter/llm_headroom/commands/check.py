@@ -1,4 +1,4 @@
-"""One collection of everything, reported: what is seen, what is missing and why, what upstream exposes besides."""
+"""One collection of everything, reported: how engines are, what they expose, what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from dataclasses import replace
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +14,7 @@ import click
 from llm_headroom import __version__, schema
 from llm_headroom.commands import logs, variables
 from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
+from llm_headroom.commands.letter import fine, letter
 from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.poll.poller import Poller
@@ -22,7 +22,6 @@ from llm_headroom.render import json as as_json
 from llm_headroom.scrape import coverage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from llm_headroom.config.settings import Config
@@ -48,76 +47,14 @@ async def collect(config: Config) -> tuple[list[dict[str, Any]], list[dict[str, 
     return reports, [{**what._asdict(), "error": as_json.failure(poller.absent[what])} for what in by_port]
 
 
-def text(reports: Iterable[Mapping[str, Any]], absent: Iterable[Mapping[str, Any]]) -> str:
-    """The report for people."""
-    lines: list[str] = []
-    for report in reports:
-        lines += _source_lines(report)
-    absent = list(absent)
-    if absent:
-        lines += ["Not found on this host", *(_absent_line(entry) for entry in absent), ""]
-    return "\n".join(lines).rstrip()
-
-
-def _absent_line(entry: Mapping[str, Any]) -> str:
-    return f"  {entry['address']:<18} {entry['usual']}: {entry['error']['message']}"
-
-
-def _source_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    engine = " ".join(part for part in (report["engine"] or "unknown engine", report["version"]) if part)
-    state = "up" if report["up"] else "DOWN"
-    yield f"{report['target']}  {engine}  {state}  ({report['duration_seconds'] * 1000:.1f} ms)"
-    if report["error"]:
-        yield f"  error ({report['error']['cause']}): {report['error']['message']}"
-    for warning in report["warnings"]:
-        yield f"  warning ({warning['cause']}): {warning['message']}"
-    points = report["points"]
-    if points:
-        width = max(len(_series(point)) for point in points)
-        yield "  signals"
-        for point in points:
-            yield f"    {_series(point):<{width}}  {_value(point):>14}  {point['source']}"
-    if report["up"] and report["missing"]:
-        yield "  missing"
-        lacking = ((entry["metric"], entry["reason"]) for entry in report["missing"])
-        for reason, names in coverage.by_reason(lacking).items():
-            yield from _wrapped(f"{reason}:", names)
-    if report["unmapped"]:
-        yield "  unmapped upstream names"
-        for name in report["unmapped"]:
-            yield f"    {name}"
-    yield ""
-
-
-def _wrapped(reason: str, names: Sequence[str]) -> Iterator[str]:
-    if len(names) == 1:
-        yield f"    {names[0]}: {reason.removesuffix(':')}"
-        return
-    yield f"    {reason}"
-    yield from wrap(", ".join(names), width=100, initial_indent="      ", subsequent_indent="      ")
-
-
-def _series(point: Mapping[str, Any]) -> str:
-    labels = {name: value for name, value in point["labels"].items() if name not in ("engine", "target")}
-    inside = ", ".join(f"{name}={value}" for name, value in labels.items())
-    return f"{point['metric']}{{{inside}}}" if inside else str(point["metric"])
-
-
-def _value(point: Mapping[str, Any]) -> str:
-    histogram = point.get("histogram")
-    if histogram is None:
-        return f"{point['value']:.6g}" if abs(point["value"]) < 1e15 else f"{point['value']:.0f}"  # noqa: PLR2004
-    count = histogram["count"]
-    return f"n={count:.0f}" + (f" mean={histogram['sum'] / count:.4g}" if count else "")
-
-
 @click.command("check")
 @collecting
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(path: Path | None, form: str, **flags: Any) -> None:  # noqa: ANN401 - click's values
-    """Collect everything once and report each signal, where it came from, and what is missing and why.
+    """Collect everything once and report how each engine is, its metrics, and what is missing and what to do about it.
 
-    Exit status: 0 all sources are fine, 1 some source failed, 2 the usage or the configuration is wrong.
+    Exit status: 0 everything is fine, 1 something is not or nothing was found, 2 the usage or the configuration is
+    wrong.
     """
     try:
         config = loaded(path, **flags)
@@ -130,5 +67,5 @@ def command(path: Path | None, form: str, **flags: Any) -> None:  # noqa: ANN401
     if form == "json":
         click.echo(json.dumps({"version": __version__, "sources": reports, "not_found": absent}, allow_nan=False))
     else:
-        click.echo(text(reports, absent) or "Nothing to check: no engine and no GPU was found.")
-    sys.exit(SOME_SOURCE_FAILED if any(not report["up"] for report in reports) else 0)
+        click.echo(letter(reports, absent))
+    sys.exit(0 if reports and all(map(fine, reports)) else SOME_SOURCE_FAILED)

@@ -17,6 +17,7 @@ from llm_headroom.net.files import stamp
 from llm_headroom.net.http_connection import Limits
 from llm_headroom.net.listen import ListenError
 from llm_headroom.net.workers import Workers
+from llm_headroom.notify.notifier import Notifier
 from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.otlp.tally import Tally
 from llm_headroom.poll.poller import Poller
@@ -28,6 +29,7 @@ from llm_headroom.web.server import serve
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import FrameType
 
     from llm_headroom.config.settings import Config
     from llm_headroom.net.files import Stamp
@@ -39,7 +41,7 @@ LOOK_AT_FILE: Final = 5.0
 """Seconds between checks of the configuration file for changes."""
 YOUNG_OBJECTS: Final = 20_000
 """New containers after which the garbage collector looks at the young ones; 700 is Python's default."""
-END_SECONDS: Final = 5.0
+END_SECONDS: Final = 5
 """After which the process is gone, however it came to be asked."""
 GRACE_SECONDS: Final = 3.0
 """For answers under way at the end."""
@@ -76,7 +78,13 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
     tally = Tally()
     published = Published(poller, tally.points)
-    app = App(published)
+    notifier = Notifier(poller.snapshots, lambda: {target.name: target.labels for target in poller.config.targets})
+    app = App(published, notifier.problems)
+
+    def changed() -> None:
+        app.changed()
+        notifier.changed()
+
     pusher = Pusher(
         tally,
         sources=published.sources,
@@ -84,7 +92,8 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         ready=poller.first_round,
         port=config.listen[0].rpartition(":")[2],
     )
-    poller.on_change(app.changed)
+    poller.on_change(changed)
+    notifier.apply(config.notify)
     proxies.name_models_by(poller.models)
     limits = Limits(connections=room.own, grace_seconds=GRACE_SECONDS)
     server = await serve(app.handle, config.listen, web_config=config.web_config, limits=limits)
@@ -94,8 +103,15 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
         await server.close()
         raise
     ended, reload = asyncio.Event(), asyncio.Event()
+
+    def must_end(_number: int, _frame: FrameType | None) -> None:
+        # First of all, and without any memory of its own: whatever a thread or a library does, the kernel ends it then.
+        signal.alarm(END_SECONDS)
+        loop.call_soon_threadsafe(ended.set)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _must_end(loop, ended))
+        # Python's own handler, and not the loop's: it also runs while the loop's thread waits for a lock.
+        signal.signal(number, must_end)
     loop.add_signal_handler(signal.SIGHUP, reload.set)
     # What is loaded by now stays; a poll leaves no cycles behind, so that young objects need not be looked at often.
     gc.freeze()
@@ -104,7 +120,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     poller.start()
     await pusher.apply(config.otlp)
     watching = loop.create_task(_watch(file, reload)) if file is not None else None
-    reloading = loop.create_task(_reload(published, pusher, app.changed, read, reload))
+    reloading = loop.create_task(_reload(published, pusher, notifier, app.changed, read, reload))
     try:
         await ended.wait()
     finally:
@@ -113,24 +129,14 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
             if task is not None:
                 task.cancel()
         await proxies.close()
-        await _end(server, poller, app, pusher)
+        await _end(server, poller, app, pusher, notifier)
 
 
-def _must_end(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
-    """Ends the process, whatever a thread or a library does: the kernel keeps the promise.
-
-    As a handler of Python's own, and not of the loop's, it also runs while the loop waits for a lock.
-    """
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
-    loop.call_soon_threadsafe(ended.set)
-
-
-async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher) -> None:
+async def _end(server: HttpServer, poller: Poller, app: App, pusher: Pusher, notifier: Notifier) -> None:
     """Close everything, each as far as it goes in the time that is left."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(END_SECONDS - 1):
-            await asyncio.gather(pusher.close(), server.close(), return_exceptions=True)
+            await asyncio.gather(notifier.close(), pusher.close(), server.close(), return_exceptions=True)
             await asyncio.gather(poller.stop(), app.close(), return_exceptions=True)
 
 
@@ -144,8 +150,13 @@ async def _watch(file: Watched, reload: asyncio.Event) -> None:
             reload.set()
 
 
-async def _reload(
-    published: Published, pusher: Pusher, changed: Callable[[], None], read: Callable[[], Config], reload: asyncio.Event
+async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
+    published: Published,
+    pusher: Pusher,
+    notifier: Notifier,
+    changed: Callable[[], None],
+    read: Callable[[], Config],
+    reload: asyncio.Event,
 ) -> None:
     while True:
         await reload.wait()
@@ -155,7 +166,7 @@ async def _reload(
             await pusher.apply(config.otlp)
         except ConfigError as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
-            published.reload = published.reload._replace(succeeded=False)
+            published.reload = published.reload._replace(error=str(error))
             changed()
             continue
         old = published.poller.config
@@ -163,6 +174,7 @@ async def _reload(
         if fixed:
             log.warning("not applied, restart required", extra={"keys": ",".join(fixed)})
         await published.poller.apply(config)
-        published.reload = Reload(succeeded=True, last_success=time.time())
+        notifier.apply(config.notify)
+        published.reload = Reload(time.time())
         changed()
         log.info("configuration reloaded", extra={"targets": len(config.targets)})

@@ -239,6 +239,8 @@ Currency: TypeAlias = Annotated[
     Meta(pattern="^[A-Z]{3}$"),
     Form(called="a currency's code of three letters, such as USD", name="three capital letters"),
 ]
+ReceiverKind: TypeAlias = Literal["webhook", "slack", "ntfy"]
+Severity: TypeAlias = Literal["warning", "critical"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["logfmt", "json"]
 KvCacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -297,4 +299,10 @@ def _is_ipv6(text: str) -> bool:
 
 Address: TypeAlias = Annotated[str, Form(name="address", parse=_listen)]
 """Address to listen on: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
+Link: TypeAlias = Annotated[
+    str,
+    Meta(pattern=r"^(|https?://[!-~]*[!-.0-~])$"),
+    Form(called="an address with http:// or https:// and no slash at its end", name="URL"),
+]
+"""Where a page of ours may lead; empty for nowhere."""
 Url: TypeAlias = Annotated[str, Form(name="URL", parse=url)]

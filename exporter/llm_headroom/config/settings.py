@@ -65,6 +65,7 @@ from llm_headroom.config.kinds import (
     parsed,
     url,
 )
+from llm_headroom.config.people import Links, Receiver
 from llm_headroom.model import NOTHING, Kind, Subject
 
 RESERVED_LABELS: Final = frozenset(
@@ -323,14 +324,14 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objectives:
-    """Objectives: thresholds in seconds of three latencies, and the target share of requests within each."""
+    """Objectives: thresholds in seconds of up to three latencies, and the target share of requests within each."""
 
     ttft: Threshold = 2.5
     """Time to first token."""
     inter_token_latency: Threshold = 0.2
     """Inter-token latency."""
-    request_duration: Threshold = 30.0
-    """Request duration (E2E)."""
+    request_duration: Threshold | None = None
+    """Request duration (E2E). Default: none, as long answers are no fault. Example: `30s`."""
     ratio: Share = 0.95
     """Target share of requests within each threshold."""
 
@@ -458,11 +459,15 @@ class Config:
     """Latency objectives; see [Objectives](#objectives)."""
     cost: Cost = field(default_factory=Cost)
     """Prices of GPUs; see [Cost](#cost). Default: no prices."""
+    links: Links = field(default_factory=Links)
+    """Where the status page leads to; see [Links](#links). Default: nowhere."""
     label_limit: LabelLimit = 200
     """Maximum number of different values of one label per target; further ones are exported as `other`."""
     web_config: File | None = None
     """TLS and authentication of the exporter's own server; see [its page](web-configuration.md). Example: `web.yml`."""
     log: Log = field(default_factory=Log)
     """Level and format of the log; see [Log](#log)."""
+    notify: tuple[Receiver, ...] = ()
+    """Where changes of states are sent; see [Notifications](#notifications)."""
     otlp: OtlpSettings | None = None
     """Push to an OpenTelemetry collector; see [OTLP](#otlp). Default: off."""

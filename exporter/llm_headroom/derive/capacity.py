@@ -32,8 +32,8 @@ ESTIMATE_SECONDS: Final = 60.0
 STALE_SECONDS: Final = 900.0
 """Age from which on an estimate is no longer shown: the window that it is of has passed."""
 MOST_SATURATION: Final = 2.0
-BACKLOG_SECONDS: Final = 300.0
-"""What waits is counted as traffic of so many seconds."""
+LOAD_SECONDS: Final = 300.0
+"""Over which the load of saturation is taken; what waits is counted as arrivals of so many seconds."""
 SUSPECT_ERROR: Final = 0.15
 """Relative error of predicted token speed beyond which a figure is suspect."""
 FINEST_SECONDS: Final = 4.5
@@ -249,13 +249,17 @@ def targets(objectives: Sequence[Objective], tallies: Mapping[str, Tally]) -> li
 
 
 def saturation(known: Known) -> float | None:
-    """Load as a share of what the engine can take within its objective of first tokens; what waits is load, too."""
+    """Load as a share of what the engine can take within its objective of first tokens.
+
+    Load is the arrivals of the last five minutes, of which a new replica has taken its part, and what waits.
+    """
     headroom = next((each for name, each in known.headroom.items() if name == "ttft"), None)
     if headroom is None:
         return None
-    rate = known.traffic.rate * known.replicas
-    backlog = (known.last.waiting or 0.0) / (rate * BACKLOG_SECONDS) if rate > 0 else 0.0
-    return min(MOST_SATURATION, (1.0 + backlog) / headroom.ratio)
+    sustainable = headroom.ratio * known.traffic.rate * known.replicas
+    backlog = (known.last.waiting or 0.0) / LOAD_SECONDS
+    load = known.traffic.recent_rate(LOAD_SECONDS) * known.replicas + backlog
+    return min(MOST_SATURATION, load / sustainable) if sustainable > 0 else None
 
 
 def points(known: Known, labels: Mapping[str, str]) -> Iterator[Point]:

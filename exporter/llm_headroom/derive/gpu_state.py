@@ -1,4 +1,4 @@
-"""The one judgement of GPUs: a state for each, with a reason in words that holds its numbers."""
+"""The state of each GPU, with a reason in words that contains its numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _READ: Final[Mapping[Metric, str]] = {
     schema.GPU_RECOVERY_ACTION: "",
     schema.GPU_ROW_REMAP_FAILURE: "",
 }
-"""What is judged, and the label that tells several values of one metric apart."""
+"""Metrics that decide the state, and the label that distinguishes several values of one metric."""
 
 
 class Gpu(NamedTuple):
@@ -51,19 +51,19 @@ class Memory:
 
 
 def judge(
-    memory: Memory | None, snapshot: Snapshot, at: float, kept: Sequence[Point] = ()
+    memory: Memory | None, snapshot: Snapshot, at: float, retained: Sequence[Point] = ()
 ) -> tuple[Memory, tuple[Judged, ...]]:
     """The memory after a reading, and the state of each GPU; `at` is a monotonic time in seconds.
 
-    `kept` is what is known while no GPU can be read: errors so far. A GPU that NVML lists and that was never read has a
+    `retained`: errors so far, known while no GPU can be read. A GPU that NVML lists and that was never read has a
     state without an index.
     """
     known = {} if memory is None else memory.gpus
-    points = snapshot.points if snapshot.health.up else kept
+    points = snapshot.points if snapshot.health.up else retained
     values = _values(points)
     present = {gpu for gpu, own in values.items() if own.keys() & _ANY}
     found = {gpu: _findings(own, snapshot.taken) for gpu, own in values.items() if gpu in present}
-    why = snapshot.health.error.message if snapshot.health.error else "it cannot be read any more"
+    why = snapshot.health.error.message if snapshot.health.error else "it can no longer be read"
     for gpu in known.keys() - present:
         errors = _errors(values.get(gpu, {}), snapshot.taken)
         state = State.LOST if snapshot.health.up else State.UNKNOWN
@@ -81,7 +81,7 @@ def state_points(judged: Iterable[Judged]) -> Iterator[Point]:
         labels = {"gpu": each.gpu, "uuid": each.uuid}
         for state in GPU_STATES:
             value = float(state is each.state)
-            yield point(schema.GPU_STATE, value, "judgement of the last reading", labels, state=state)
+            yield point(schema.GPU_STATE, value, "state of the last reading", labels, state=state)
 
 
 def _unseen(snapshot: Snapshot, seen: Iterable[Gpu]) -> dict[Gpu, list[Finding]]:
@@ -97,7 +97,7 @@ def _unseen(snapshot: Snapshot, seen: Iterable[Gpu]) -> dict[Gpu, list[Finding]]
 
 
 def _values(points: Iterable[Point]) -> dict[Gpu, dict[Metric, dict[str, float]]]:
-    """Values by GPU and metric, then by the label that tells several of one metric apart."""
+    """Values by GPU and metric, then by the label that distinguishes several of one metric."""
     found: dict[Gpu, dict[Metric, dict[str, float]]] = {}
     for series, value, _ in points:
         if isinstance(value, float) and series.metric in _READ:
@@ -113,7 +113,7 @@ def _errors(values: Mapping[Metric, Mapping[str, float]], now: float) -> Iterato
             yield Finding(State.ERROR, f"fatal error Xid {xid}, {span(now - came)} ago")
     if action := _one(values, schema.GPU_RECOVERY_ACTION):
         wanted = _ACTIONS.get(int(action), f"action {action:.0f}")
-        yield Finding(State.ERROR, f"its driver asks for a recovery: {wanted}")
+        yield Finding(State.ERROR, f"its driver requests a recovery: {wanted}")
     if _one(values, schema.GPU_ROW_REMAP_FAILURE):
         yield Finding(State.ERROR, "a row of its memory could not be remapped")
 
@@ -122,13 +122,13 @@ def _findings(values: Mapping[Metric, Mapping[str, float]], now: float) -> list[
     found = [*_errors(values, now)]
     reasons = [reason for reason, on in values.get(schema.GPU_THROTTLE, {}).items() if on and reason in HARD_THROTTLES]
     if reasons:
-        found.append(Finding(State.THROTTLED, f"its clocks are held down: {', '.join(sorted(reasons))}"))
+        found.append(Finding(State.THROTTLED, f"it is throttled: {', '.join(sorted(reasons))}"))
     free, total = _one(values, schema.GPU_MEMORY_HEADROOM), _one(values, schema.GPU_MEMORY_TOTAL)
     if free is not None and free < max(
         DEFAULT.gpu_headroom_critical_bytes, DEFAULT.gpu_headroom_critical * (total or 0.0)
     ):
         found.append(Finding(State.FULL, f"{free / 2**20:.0f} MiB can still be allocated"))
-    return [*found, Finding(State.OK, "it can be read, and nothing is wrong")]
+    return [*found, Finding(State.OK, "no problem found")]
 
 
 def _one(values: Mapping[Metric, Mapping[str, float]], metric: Metric) -> float | None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.derive import capacity, headroom, pressure, residency, risk, slo, turnover
+from llm_headroom.derive import capacity, headroom, pressure, residency, restart, risk, slo, turnover
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.loaded import loaded
-from llm_headroom.derive.observation import Observation, growth, observe, restarted
+from llm_headroom.derive.observation import Observation, growth, observe
 from llm_headroom.model import Point, numbers, point, series_of
 
 if TYPE_CHECKING:
@@ -29,19 +29,23 @@ _LATE_SHARE: Final = 0.05
 _LATE_FIRSTS: Final = 3
 FORGOTTEN_SECONDS: Final = 600.0
 """A model that has not been seen for so long starts again."""
+MOST_MODELS: Final = 200
+"""Models that are remembered while they are away, those that were seen last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMemory:
     """What is remembered of one model. `at` is the time of `last`, in seconds of the same clock as every poll's.
 
-    `hottest` is `last` with the KV cache and queue of the fullest of its `replicas`. `moved` is when its steps or
-    tokens last moved, `restarts` how often its counters were reset, `preempted` when requests were last
-    seen to be preempted, `load` what its load headroom follows from.
+    `counts` are the latest values of its counters, also of those that `last` lacks. `hottest` is `last` with the KV
+    cache and queue of the fullest of its `replicas`. `moved` is when its steps or tokens last moved, `restarts` how
+    often its counters were reset, `preempted` when requests were last seen to be preempted, `load` what its load
+    headroom follows from.
     """
 
     at: float
     last: Observation
+    counts: Observation = field(default_factory=Observation)
     estimates: Estimates = field(default_factory=Estimates)
     firsts: tuple[slo.Firsts, ...] = ()
     tallies: Mapping[str, slo.Tally] = field(default_factory=dict)
@@ -59,13 +63,18 @@ class Memory:
     """What is remembered of one target.
 
     Its models by name, its replicas' recent KV usage by labels, which models were in memory, and how often they came
-    and went.
+    and went. `reading` is what the last poll could read, `gap` says that polls have failed since.
     """
 
     models: Mapping[str, ModelMemory] = field(default_factory=dict)
     usage: Mapping[Labels, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     resident: residency.Residency | None = None
     turnover: turnover.Turnover | None = None
+    reading: restart.Reading | None = None
+    gap: bool = False
+
+
+_NOTHING_READ: Final = restart.Reading()
 
 
 def advance(  # noqa: PLR0913 - each is a choice of its own
@@ -76,24 +85,34 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     base: Mapping[str, str],
     objectives: Sequence[slo.Objective] = slo.OBJECTIVES,
     queue_limit: int | None = None,
+    reading: restart.Reading = _NOTHING_READ,
 ) -> tuple[Memory, list[Point]]:
     """The memory after a poll, and the derived points.
 
     `at` is a monotonic time in seconds, `base` the labels that every series of the target has, `queue_limit` the most
-    requests that may wait. A poll that comes no later than the one before adds nothing but is answered.
+    requests that may wait, `reading` what this poll could read. A poll that comes no later than the one before adds
+    nothing but is answered.
     """
     pools = headroom.kv_pools(points)
+    time = restart.between(memory.reading, reading, gap=memory.gap)
+    observed = observe(points)
+    latest = max((known.at for known in memory.models.values()), default=at)
+    if any(known.at == latest and model not in observed for model, known in memory.models.items()):
+        time = time._replace(born=False)  # a model that appears may be one that was named otherwise
     models = {
         model: _remembered(
-            memory.models.get(model), now, headroom.fullest(pools, model, now), at, objectives, base.get("engine", "")
+            memory.models.get(model),
+            now,
+            headroom.fullest(pools, model, now),
+            at,
+            objectives,
+            time,
+            base.get("engine", ""),
         )
-        for model, now in observe(points).items()
+        for model, now in observed.items()
     }
-    retained = {
-        model: known
-        for model, known in memory.models.items()
-        if model not in models and at - known.at < FORGOTTEN_SECONDS
-    }
+    away = sorted(memory.models.keys() - models.keys(), key=lambda model: memory.models[model].at)
+    retained = {model: memory.models[model] for model in away[-MOST_MODELS:]}
     usage = _usage(memory.usage, points, at)
     derived = list(_peaks(usage))
     prompts = {
@@ -111,7 +130,7 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     turned = turnover.advance(memory.turnover, in_memory)
     if turned is not None:
         derived += turnover.points(turned, base)
-    return Memory({**retained, **models}, usage, resident, turned), derived
+    return Memory({**retained, **models}, usage, resident, turned, reading), derived
 
 
 def with_estimate(memory: Memory, model: str, estimate: capacity.Estimate) -> Memory:
@@ -128,28 +147,25 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
     fullest: tuple[Observation, int],
     at: float,
     objectives: Sequence[slo.Objective],
+    time: restart.Between,
     engine: str,
 ) -> ModelMemory:
     hottest, replicas = fullest
     if known is not None and at <= known.at:
         return known
-    before = None if known is None else known.last
-    tallies = {
-        each.name: slo.tallied(known.tallies.get(each.name, slo.Tally()) if known else slo.Tally(), each, before, now)
-        for each in objectives
-    }
-    if known is None or before is None or restarted(before, now):
-        restarts = 0 if known is None else known.restarts + 1
-        return ModelMemory(
-            at=at,
-            last=now,
-            tallies=tallies,
-            moved=at,
-            replicas=replicas,
-            hottest=hottest,
-            restarts=restarts,
-            load=capacity.begun(now, at, engine, None if known is None else known.load),
-        )
+    load = capacity.begun(now, at, engine, None if known is None else known.load)
+    fresh = ModelMemory(at=at, last=now, counts=now, moved=at, replicas=replicas, hottest=hottest, load=load)
+    if known is None or at - known.at >= FORGOTTEN_SECONDS:
+        # A model that was never seen has begun like a counter, one that was forgotten may have gone on meanwhile.
+        before = restart.begun(Observation(), now, time, restart=False) if known is None else Observation()
+        return replace(fresh, tallies=_tallies({}, before, now, objectives))
+    anew = restart.restarted(known.counts, now, time)
+    begun = restart.begun(known.counts, now, time, restart=anew)
+    tallies = _tallies(known.tallies, begun, now, objectives)
+    if anew:
+        return replace(fresh, tallies=tallies, restarts=known.restarts + 1)
+    # What was not read for a while has grown in a time that nobody knows: it is counted, but makes no rate.
+    before = restart.since(known.last, known.counts, begun)
     elapsed = at - known.at
     moving = (
         growth(before.steps, now.steps) > 0
@@ -168,6 +184,7 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         known,
         at=at,
         last=now,
+        counts=restart.carried(known.counts, now),
         estimates=estimates,
         replicas=replicas,
         hottest=hottest,
@@ -183,6 +200,12 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         preempted=at if growth(before.preemptions, now.preemptions) > 0 else known.preempted,
         load=known.load.after(now, at, replicas),
     )
+
+
+def _tallies(
+    known: Mapping[str, slo.Tally], before: Observation, now: Observation, objectives: Sequence[slo.Objective]
+) -> dict[str, slo.Tally]:
+    return {each.name: slo.tallied(known.get(each.name, slo.Tally()), each, before, now) for each in objectives}
 
 
 def _with(firsts: tuple[slo.Firsts, ...], fresh: slo.Firsts | None) -> tuple[slo.Firsts, ...]:
@@ -238,7 +261,7 @@ def _signals(
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
     exhausted = at - known.preempted < HAPPENING_SECONDS or risk.blocked(hottest, each_one)
     for metric, value, origin in (
-        (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell"),
+        (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell or are gone, start, version"),
         (schema.ENGINE_STALLED, *_stalled(known, at)),
         (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
         (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),

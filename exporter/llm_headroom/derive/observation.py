@@ -86,19 +86,6 @@ def observe(points: Iterable[Point]) -> dict[str, Observation]:
     return {model: replace(Observation(), **values) for model, values in found.items()}  # type: ignore[arg-type]
 
 
-def restarted(before: Observation, now: Observation) -> bool:
-    """Whether the engine has restarted: a counter that both observations have has fallen."""
-    for name in COUNTERS:
-        was, is_now = getattr(before, name), getattr(now, name)
-        if was is not None and is_now is not None and is_now < was:
-            return True
-    for name in HISTOGRAMS:
-        had, has = getattr(before, name), getattr(now, name)
-        if had is not None and has is not None and has.count < had.count:
-            return True
-    return False
-
-
 def growth(before: float | None, now: float | None) -> float:
     """What a counter has grown by, 0 if it is not known at both ends; after a fall, what it has grown to."""
     if now is None or before is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -36,10 +37,27 @@ _TAIL: Final = 0.05
 _LEAST_SPREAD: Final = 0.1
 _RARE: Final = 0.02
 """The chance that is presumed before any rise was seen, worth one window."""
+FLOOR_SECONDS: Final = 3600.0
+"""Memory that a leak has taken does not come back: it raises the lowest reading of the hour."""
+MOST_FLOORS: Final = 6
+_LEAST_RISING: Final = 2
+"""Hours, of five, in which the floor rises: one step alone is a model's warm-up."""
+_LEAST_STEP: Final = 2**24
+"""Bytes by which a floor rises at least."""
+_SOON: Final = 0.5
+"""The chance where a leak would fill the device within an hour, the warning's threshold."""
+_MOST_OF_LEAK: Final = 0.95
 KILLED_SECONDS: Final = 300.0
 """For how long a kill for want of memory speaks."""
 _PRESSED: Final = 0.1
 """Share of time in which all tasks waited for memory from which on the host is about to kill."""
+
+
+class _Floor(NamedTuple):
+    """The lowest reading, in bytes, of one hour of the clock."""
+
+    hour: int
+    low: float
 
 
 class _Window(NamedTuple):
@@ -54,24 +72,37 @@ class _Window(NamedTuple):
 class Device:
     """What is remembered of one device: open windows and closed rises in bytes, and the trend of its used memory.
 
-    `holders` is which engines hold memory there, and the models in it: when they change, the open rise starts again.
+    `floors` are the lowest readings of the last hours. `holders` is which engines hold memory there, and the models in
+    it: when they change, the open rise starts again.
     """
 
     holders: Mapping[str, frozenset[str]] = field(default_factory=dict)
     open: tuple[_Window, ...] = ()
     rises: tuple[float, ...] = ()
     trend: Trend = field(default_factory=Trend)
+    floors: tuple[_Floor, ...] = ()
 
     def after(self, at: float, used: float, holders: Mapping[str, frozenset[str]], *, settled: bool) -> Device:
         """The device with one more reading. Not `settled`: an engine there is starting, and takes what it reserves."""
         if not settled or holders != self.holders:
-            return replace(self, holders=holders, open=(), trend=Trend())
+            return replace(self, holders=holders, open=(), trend=Trend(), floors=())
         raised = tuple(_Window(each.start, each.first, max(each.high, used)) for each in self.open)
         closed = [each.high - each.first for each in raised if at - each.start >= RISE_SECONDS]
         still = tuple(each for each in raised if at - each.start < RISE_SECONDS)
         if not still or at - still[-1].start >= WINDOW_STEP:
             still = (*still, _Window(at, used, used))
-        return replace(self, open=still, rises=(*self.rises, *closed)[-MOST_RISES:], trend=self.trend.after(at, used))
+        hour, floors = int(at // FLOOR_SECONDS), self.floors
+        low = used
+        if floors and floors[-1].hour == hour:
+            *before, last = floors
+            floors, low = tuple(before), min(last.low, used)
+        return replace(
+            self,
+            open=still,
+            rises=(*self.rises, *closed)[-MOST_RISES:],
+            trend=self.trend.after(at, used),
+            floors=(*floors, _Floor(hour, low))[-MOST_FLOORS:],
+        )
 
     @property
     def shown(self) -> list[float]:
@@ -93,7 +124,19 @@ class Device:
         if risen > 0.0:
             as_far = sum(rise >= risen for rise in rises) / len(rises)
             chance = min(1.0, chance / as_far) if as_far else 1.0
-        return max(chance, self.trend.chance(free) or 0.0)
+        return max(chance, self.trend.chance(free) or 0.0, self._leak(free))
+
+    def _leak(self, free: float) -> float:
+        """The chance that a leak, in stairs or smooth, fills the free bytes: from how the floor rose in six hours."""
+        if len(self.floors) < MOST_FLOORS:
+            return 0.0
+        lows = [each.low for each in self.floors]
+        rising = sum(after - before >= _LEAST_STEP for before, after in pairwise(lows))
+        hours = self.floors[-1].hour - self.floors[0].hour
+        growth = (lows[-1] - lows[0]) / hours
+        if rising < _LEAST_RISING or growth <= 0:
+            return 0.0
+        return min(_MOST_OF_LEAK, _SOON * growth / max(free, 1.0))
 
     @staticmethod
     def _chance(rises: Sequence[float], size: float) -> float:

@@ -33,14 +33,16 @@ class Objective:
 
 
 def objectives(
-    *, ttft: float = 2.5, inter_token_latency: float = 0.2, request_duration: float = 30.0, ratio: float = 0.95
+    *, ttft: float = 2.5, inter_token_latency: float = 0.2, request_duration: float | None = 30.0, ratio: float = 0.95
 ) -> tuple[Objective, ...]:
-    """The three service levels, from their thresholds in seconds and the share wanted within each."""
-    return (
+    """The service levels, from their thresholds in seconds and the share wanted within each; None for none."""
+    found = (
         Objective("ttft", "ttft", ttft, ratio),
         Objective("inter_token_latency", "inter_token", inter_token_latency, ratio),
-        Objective("request_duration", "duration", request_duration, ratio),
     )
+    if request_duration is None:
+        return found
+    return (*found, Objective("request_duration", "duration", request_duration, ratio))
 
 
 OBJECTIVES: Final = objectives()

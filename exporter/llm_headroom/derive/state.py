@@ -1,4 +1,4 @@
-"""The one judgement of an engine: a state for each of its models, with a reason in words that holds its numbers.
+"""The state of each model of an engine, with a reason in words that contains its numbers.
 
 Pure: from what is remembered, and one collection with its health. The alerts judge the same metrics by the same
 thresholds; a contract test holds both together. No forecast takes part: what is judged has happened.
@@ -7,6 +7,7 @@ thresholds; a contract test holds both together. No forecast takes part: what is
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
@@ -14,13 +15,13 @@ from llm_headroom.derive.figures import figures
 from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
-from llm_headroom.model import ENGINE_STATES, Cause, State, point
+from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State
 from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, SLOW_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from llm_headroom.model import Failure, Judged, Point, Snapshot
+    from llm_headroom.model import Failure, Judged, Labels, Snapshot
 
 SAMPLE_SECONDS: Final = 14.0
 """Seconds between remembered counts: as fine as Prometheus' usual scrapes, which the alerts see."""
@@ -73,20 +74,18 @@ def judge(
     memory: Memory | None,
     snapshot: Snapshot,
     at: float,
-    *,
-    latency: bool = True,
     beside: Sequence[Point] = (),
 ) -> tuple[Memory, tuple[Judged, ...]]:
     """The memory after a collection, and the state of each model; of the target where no model is known.
 
-    `at` is a monotonic time in seconds. `latency`: whether late first tokens are a fault, as they are not of a target
-    for batches. `beside` is what this host shows of the engine while it does not answer.
+    `at` is a monotonic time in seconds. Late first tokens are a fault where they have an objective: a target for
+    batches has none. `beside` is what this host shows of the engine while it does not answer.
     """
     memory = memory or Memory(at)
     if snapshot.health.up:
         seen = figures(snapshot.points)
         models = {model: _seen(memory.models.get(model), own, at) for model, own in seen.items()}
-        found = {model: _findings(models[model], own, at, latency=latency) for model, own in seen.items()}
+        found = {model: _findings(models[model], own, at) for model, own in seen.items()}
     else:
         models = dict(memory.models) or {"": Known()}
         unread = _unread(memory, snapshot, at, beside)
@@ -101,11 +100,17 @@ def judge(
 
 def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:
     """A state set for each model: a series for each state, 1 for the one that holds."""
+    base = tuple(labels.items())
     for each in judged:
-        for state in ENGINE_STATES:
-            origin = "judgement of the last collection"
-            value = float(state is each.state)
-            yield point(schema.ENGINE_STATE, value, origin, labels, model=each.model, state=state)
+        for state, series in _state_set(base, each.model):
+            yield Point(series, float(state is each.state), "judgement of the last collection")
+
+
+@lru_cache(maxsize=10_000)
+def _state_set(labels: Labels, model: str) -> tuple[tuple[State, Series], ...]:
+    """Each state with its series; remembered, since each poll asks for the same ones."""
+    own = {**dict(labels), "model": model}
+    return tuple((state, Series(schema.ENGINE_STATE, {**own, "state": state})) for state in ENGINE_STATES)
 
 
 def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
@@ -134,26 +139,24 @@ def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, wi
     return {name: growth(before, own.get(name)) for name, before in zip(COUNTED, base.counts, strict=True)}
 
 
-def _findings(known: Known, own: Mapping[str, float], at: float, *, latency: bool) -> list[Finding]:
+def _findings(known: Known, own: Mapping[str, float], at: float) -> list[Finding]:
     """Everything that can be said of a model whose engine answers."""
     found = [*_queue(known, own, at), *_failures(known, own, at), *_workers(own)]
-    if latency:
-        found += _slow(known, own, at)
-    found += _room(own)
+    found += [*_slow(known, own, at), *_room(own)]
     running, waiting = own.get("running"), own.get("waiting")
     if own.get("asleep"):
-        found.append(Finding(State.ASLEEP, "it sleeps, out of GPU memory, until it is woken"))
+        found.append(Finding(State.ASLEEP, "it is in sleep mode and holds no GPU memory"))
     if own.get("models") == 0.0 and not running:
         found.append(Finding(State.IDLE, "no model is in memory; one is loaded by the next request"))
     elif running == 0.0 and not waiting:
         found.append(Finding(State.IDLE, "no requests"))
     if not any(name in own for name in (*_REQUESTS, "workers", "asleep")):
         if not found:
-            found.append(Finding(State.UNKNOWN, "it answers, but exposes nothing of its requests"))
+            found.append(Finding(State.UNKNOWN, "it responds, but exposes no metrics of requests"))
         return found
-    told = (("running", running), ("waiting", waiting))
-    numbers = [f"{value:.0f} {name}" for name, value in told if value is not None]
-    found.append(Finding(State.OK, ", ".join(numbers) or "it answers, and nothing is wrong"))
+    counts = (("running", running), ("waiting", waiting))
+    numbers = [f"{value:.0f} {name}" for name, value in counts if value is not None]
+    found.append(Finding(State.OK, ", ".join(numbers) or "no problem found"))
     return found
 
 
@@ -161,7 +164,7 @@ def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Findin
     waiting, running = own.get("waiting", 0.0), own.get("running", 0.0)
     if own.get("stalled"):
         there = f"{running:.0f} running and {waiting:.0f} waiting requests"
-        yield Finding(State.STALLED, f"{there}, and neither steps nor tokens have moved for a minute")
+        yield Finding(State.STALLED, f"{there}, and neither steps nor tokens have increased for a minute")
     since = max(known.moved, known.unqueued)
     if waiting > 0 and any(each is not None for each in known.progress) and at - since >= DEFAULT.blocked_seconds:
         what = "first token" if known.progress[0] is not None else "request"
@@ -205,7 +208,7 @@ def _room(own: Mapping[str, float]) -> Iterator[Finding]:
         return
     taken = own.get("running", 0.0) + own.get("waiting", 0.0)
     if limit is None or limit - taken > room:
-        yield Finding(State.TIGHT, f"room for {room:.1f} more typical requests; {usage:.0%} of the KV cache is held")
+        yield Finding(State.TIGHT, f"KV cache headroom for {room:.1f} more typical requests; {usage:.0%} in use")
 
 
 def _unread(memory: Memory, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Finding:
@@ -220,12 +223,12 @@ def _unread(memory: Memory, snapshot: Snapshot, at: float, beside: Sequence[Poin
         return Finding(State.UNKNOWN, failure.message)
     if not memory.ever_up:
         watched = span(at - memory.began)
-        return Finding(State.LOADING, f"no answer yet since llm-headroom began {watched} ago: {failure.message}")
+        return Finding(State.LOADING, f"no response since llm-headroom started {watched} ago: {failure.message}")
     starts = [each.value for each in beside if each.series.metric is schema.HOST_PROCESS_START]
     started = max((each for each in starts if isinstance(each, float)), default=0.0)
     if health.last_success is not None and started > health.last_success:
         since = span(snapshot.taken - started)
-        return Finding(State.LOADING, f"its process began {since} ago and does not answer yet: {failure.message}")
+        return Finding(State.LOADING, f"its process started {since} ago and does not respond yet: {failure.message}")
     return Finding(State.DOWN, failure.message)
 
 

@@ -239,6 +239,11 @@ class Traffic:
         """Arrivals per second."""
         return self.total("arrivals") / self.seconds if self.intervals else 0.0
 
+    def recent_rate(self, seconds: float) -> float:
+        """Arrivals per second of the last so many seconds."""
+        recent = self._latest(seconds)
+        return sum(each.arrivals for each in recent) / sum(each.seconds for each in recent) if recent else 0.0
+
     @property
     def warm_up(self) -> float:
         """Seconds of traffic after which an engine that began empty is as full as it will be."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _MIB: Final = float(1 << 20)
 _ANY: Final = ""
-"""An operation that the engine does not tell apart, or whose label names it."""
+"""An operation that the engine does not distinguish, or whose label names it."""
 
 
 def _vllm(connector: str, needs: str, *found: tuple[Metric, str, str], labelled: bool = False) -> tuple[Rule, ...]:

@@ -1,4 +1,4 @@
-"""How many bytes of KV cache a token of a GGUF model takes, from what `/api/show` tells of its layers.
+"""How many bytes of KV cache a token of a GGUF model takes, from its layers in `/api/show`.
 
 Sources: ggml-org/llama.cpp, src/llama-kv-cache.cpp (the cache is allocated whole, cell by cell) and ggml/src/ggml.c
 (bytes of a block).
@@ -51,7 +51,7 @@ def cells(context: int) -> int:
 
 
 def geometry(info: Mapping[str, Any]) -> Geometry | None:
-    """From `model_info`; None where other rules hold (latent attention, recurrent layers), or too little is told.
+    """From `model_info`; None where other rules hold (latent attention, recurrent layers), or too little is exposed.
 
     Lists of more than five elements come as null unless all of the tokenizer is asked for, too: such a model, whose
     layers have different numbers of heads, is not computed.
@@ -62,21 +62,21 @@ def geometry(info: Mapping[str, Any]) -> Geometry | None:
     if any(name.startswith(f"{architecture}.ssm.") for name in info):
         return None
 
-    def told(name: str) -> Any:  # noqa: ANN401 - JSON
+    def known(name: str) -> Any:  # noqa: ANN401 - JSON
         return info.get(f"{architecture}.{name}")
 
-    if told("attention.kv_lora_rank") is not None or told("attention.causal") is False:
+    if known("attention.kv_lora_rank") is not None or known("attention.causal") is False:
         return None
-    layers, heads = _whole(told("block_count")), _whole(told("attention.head_count"))
+    layers, heads = _whole(known("block_count")), _whole(known("attention.head_count"))
     if layers is None or not 0 < layers <= _MOST_LAYERS:
         return None
     per_layer = _heads(info, f"{architecture}.attention.head_count_kv", layers, heads)
-    width = _whole(told("embedding_length"))
+    width = _whole(known("embedding_length"))
     default = width // heads if width and heads else None
-    key, value = (_whole(told(f"attention.{part}_length"), default) for part in ("key", "value"))
+    key, value = (_whole(known(f"attention.{part}_length"), default) for part in ("key", "value"))
     if per_layer is None or not key or not value:
         return None
-    window = told("attention.sliding_window")
+    window = known("attention.sliding_window")
     return Geometry(per_layer * key, per_layer * value, _whole(window) or 0)
 
 
@@ -84,11 +84,11 @@ def _heads(info: Mapping[str, Any], name: str, layers: int, default: int | None)
     """Heads of keys and values, summed over the layers."""
     if name not in info:
         return None if default is None else layers * default
-    told = info[name]
-    if isinstance(told, list):
-        each = [_whole(one) for one in told]
+    known = info[name]
+    if isinstance(known, list):
+        each = [_whole(one) for one in known]
         return sum(one for one in each if one is not None) if len(each) == layers and None not in each else None
-    one = _whole(told)
+    one = _whole(known)
     return None if one is None else layers * one
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta, Struct
 
 from llm_headroom import schema
+from llm_headroom.engines.answers import Text, Whole
 from llm_headroom.engines.rules import Absent, Document, Fact
 
 if TYPE_CHECKING:
@@ -17,7 +20,9 @@ INFERENCE_PATHS: Final = (
 """Paths whose responses say how inference goes; health checks, model lists and metrics are not among them."""
 
 SLOWLY: Final = 300.0
-"""Seconds between fetches of what only changes when an engine starts anew."""
+"""Seconds between fetches of what changes only when an engine restarts."""
+MOST_NAMED: Final = 1000
+"""Models of one engine that are looked at: more than the label cap lets through."""
 RUNTIME: Final = {
     "*_created": "times of creation of other series",
     "python_*": "the server's Python runtime",
@@ -36,39 +41,53 @@ def whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _models(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
-    return [
-        {"id": str(entry["id"]), "max_model_len": entry.get("max_model_len"), "parent": entry.get("parent")}
-        for entry in document["data"]
-    ]
+class Model(Struct):
+    """A model that is served; `parent` is that of an adapter."""
+
+    id: Text
+    max_model_len: Whole | None = None
+    parent: Text | None = None
+    owned_by: Text | None = None
+
+
+class Models(Struct):
+    """The list of models."""
+
+    data: Annotated[list[Model], Meta(max_length=10_000)]
 
 
 MODELS: Final = Document(
-    key="models", path="/v1/models", every=SLOWLY, optional=True, tolerated=(401, 403, 404, 501), read=_models
+    key="models",
+    path="/v1/models",
+    every=SLOWLY,
+    optional=True,
+    tolerated=(401, 403, 404, 501),
+    form=Models,
+    read=lambda answer: answer.data,
 )
 """The model list of the OpenAI API, LoRA adapters (those with a parent) included."""
 
 
-def base_models(documents: Mapping[str, Any]) -> list[dict[str, Any]]:
+def base_models(documents: Mapping[str, Any]) -> list[Model]:
     """The models that `/v1/models` lists, without adapters."""
     models = documents.get("models")
     if models is None or isinstance(models, Absent):
         return []
-    return [model for model in models if not model["parent"]]
+    return [model for model in models if not model.parent][:MOST_NAMED]
 
 
 def model_facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
     """That those models are loaded, and the context of each."""
     for model in base_models(documents):
-        labels = {"model": model["id"]}
+        labels = {"model": model.id}
         yield Fact(schema.MODEL_LOADED, labels, 1.0, "/v1/models")
-        if model["max_model_len"] is not None:
-            yield Fact(schema.MODEL_CONTEXT, labels, float(model["max_model_len"]), "/v1/models max_model_len")
+        if model.max_model_len is not None:
+            yield Fact(schema.MODEL_CONTEXT, labels, float(model.max_model_len), "/v1/models max_model_len")
 
 
 def only_model(documents: Mapping[str, Any]) -> str:
     """The model's name, if the engine serves just one."""
-    names = {model["id"] for model in base_models(documents)}
+    names = {model.id for model in base_models(documents)}
     return names.pop() if len(names) == 1 else ""
 
 

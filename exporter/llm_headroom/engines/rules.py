@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Combine(StrEnum):
-    """What becomes of several upstream series that fall on one of ours, once repeated ranks are gone."""
+    """How several upstream series that map to one of ours are combined, once repeated ranks are gone."""
 
     SUM = "sum"
     MAX = "max"
@@ -35,7 +35,7 @@ class Rule:
     names: what the signal has been called, newest first, in the spelling of the engine's first prefix. The first name
         that is present, in the first spelling that is present, is used; no other is added to it.
     where: regular expressions that whole label values must match; an absent label counts as an empty value.
-    labels: upstream label → ours. What becomes of other labels says `Engine.adds_up`.
+    labels: upstream label → ours. Other labels: see `Engine.adds_up`.
     sums: True if series are summed over every label that is not named here, known or not: a user's own rule.
     fixed: labels that every series of this rule gets.
     rewrite: our label → what turns an upstream value into ours (a status code into its class).
@@ -47,8 +47,8 @@ class Rule:
     also: True if the rule adds series to those of an earlier rule of the same metric. Otherwise the first rule of a
         metric (and of the same `fixed` labels) that finds something is the only one.
     scale: what a value is multiplied with to come into the metric's unit.
-    combine: what becomes of several upstream series that fall on one of ours.
-    per_rank: True if each tensor- or pipeline-parallel rank tells of a GPU of its own. Otherwise ranks repeat one
+    combine: how several upstream series that map to one of ours are combined.
+    per_rank: True if each tensor- or pipeline-parallel rank reports its own GPU. Otherwise ranks repeat one
         another and the lowest one speaks for all.
     read: for info metrics: the labels of all the series present → a value for each of them, None for unknown.
     newest: for info metrics whose values are times, of which the latest one holds: what that one's labels list. Each
@@ -99,7 +99,9 @@ class Document:
     wakes: True if the engine takes the request for work that keeps it from going to sleep.
     model: the model of its series that name none, where it is not that of the whole engine.
     after: the usual path, which has been asked for in vain; messages name it.
-    read: what is kept of a JSON document. Bodies can hold keys and prompts: nothing else of them is kept.
+    form: the type of a JSON document's content, see `answers`: what it does not name is not retained. Bodies can
+        contain keys and prompts.
+    read: what of that content is retained, and in which shape.
     """
 
     key: str
@@ -114,7 +116,8 @@ class Document:
     wakes: bool = False
     model: str = ""
     after: str = ""
-    read: Callable[[Any], Any] = lambda document: document
+    form: Any = None
+    read: Callable[[Any], Any] = lambda content: content
 
 
 def always(*documents: Document) -> Callable[[Mapping[str, Any]], Iterable[Document]]:
@@ -138,7 +141,7 @@ class Fact(NamedTuple):
 
 
 ENOUGH_BARE_NAMES: Final = 4
-"""Names without a prefix that tell an engine when they stand together."""
+"""Names without a prefix that together identify an engine."""
 
 
 def _families(name: str) -> tuple[str, ...]:
@@ -168,10 +171,10 @@ class Engine:
     port: where it listens by default; several engines may have the same one.
     releases: those that its rules know, for people.
     colour: Grafana's name of the colour that its series have on every dashboard.
-    model_parts: labels that tell parts of a model apart which are models of their own (stages of a pipeline).
-    adds_up: labels whose series are parts that add up. A label that is neither this nor known otherwise, and that tells
-        series apart, keeps them apart as replicas; if its name ends in `rank`, the series repeat one another and the
-        largest speaks.
+    model_parts: labels that distinguish parts of a model that are models of their own (stages of a pipeline).
+    adds_up: labels whose series are parts that add up. Any other label that no rule knows, and that
+        distinguishes series, separates them as replicas; if its name ends in `rank`, the series repeat one another and
+        the largest is used.
     labels_requests: True if operators can have it label requests as they like: of counters and histograms every label
         that is not known adds up then, and none of them is exported.
     documents: what to fetch next, given what has been read of the engine so far (empty at first).
@@ -185,7 +188,7 @@ class Engine:
     version: the engine's version out of its documents, "" if unknown.
     model: the model of series that name none, out of its documents, "" if unknown.
     refuse: why an exposition is not this engine's although it looks like it, "" if it is.
-    silent: what to tell the operator if an exposition holds none of the engine's own metrics.
+    silent: message for the operator if an exposition holds none of the engine's own metrics.
     hints: status → what it means when this engine answers it, and what to do.
     ignored: glob → why families of that name are passed over on purpose.
     interval: the shortest interval at which it may be polled, seconds.

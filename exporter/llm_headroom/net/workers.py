@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import asyncio
 import errno
 import threading
 from collections import deque
@@ -98,3 +99,46 @@ class Workers(ThreadPoolExecutor):
                 else:
                     future.set_result(result)
             del call, futures, result, raised
+
+
+_HEAVY: Final = Workers("heavy", 2)
+"""Two: the interpreter lets one compute at a time, and the second keeps a long piece from holding up all others."""
+
+
+class Heavy:
+    """Work of one owner that would hold up the event loop, one piece at a time: it may share state with the next one.
+
+    The threads are shared by all owners, so that many targets with large bodies neither start many threads nor hold
+    much in memory at once.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: asyncio.Future[Any] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether an earlier piece is still under way."""
+        return self._under_way is not None and not self._under_way.done()
+
+    async def do(self, work: Callable[[], T], deadline: float) -> T:
+        """The result of some work by a deadline in seconds of the monotonic clock, which is asyncio's.
+
+        Work that is late goes on, since no thread can be ended; the owner's next piece waits for it.
+
+        Raises:
+            TimeoutError: it is not done in time.
+            OSError: too much work waits, or the system gives no thread.
+        """
+        async with asyncio.timeout_at(deadline):
+            if self._under_way is not None:
+                await asyncio.wait([self._under_way])
+            future = asyncio.get_running_loop().run_in_executor(_HEAVY, work)
+            future.add_done_callback(_retrieved)
+            self._under_way = future
+            return await asyncio.shield(future)
+
+
+def _retrieved(future: asyncio.Future[Any]) -> None:
+    """Takes note of an error that nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()

@@ -30,9 +30,9 @@ log = logging.getLogger("llm_headroom")
 class EngineSource:
     """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
 
-    `here` is what this host tells of the engine's process and memory, if it runs here, `measured` what a proxy in
+    `here` has what this host knows of the engine's process and memory, if it runs here, `measured` what a proxy in
     front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a
-    richer layer could not tell, for a report to people.
+    richer layer lacks, in a report to people.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class EngineSource:
         return frozenset() if self._collector is None else self._collector.models
 
     @property
-    def kept(self) -> Sequence[Point]:
-        """What is told while the engine does not answer, too."""
+    def retained(self) -> Sequence[Point]:
+        """Points exported also while the engine does not respond."""
         measured = () if self._collector is None else self._collector.measured()
         return (*self.here, *measured)
 
@@ -95,13 +95,13 @@ class EngineSource:
             engine,
             timeout=config.timeout,
             label_limit=config.label_limit,
-            objectives=slo.objectives(**asdict(config.objectives)),
+            objectives=() if self.target.purpose == "batch" else slo.objectives(**asdict(config.objectives)),
             measured=None if self._measured is None else self._measured.points,
             layers=self._layers(engine),
         )
 
     def _layers(self, engine: Engine) -> Sequence[Layer]:
-        """What tells of the target beside its own API, the richest first."""
+        """Sources of the target beside its own API, the richest first."""
         if not self._config.host or not runs_here(self.target):
             return ()
         if engine.name == "ollama":
@@ -115,7 +115,7 @@ class EngineSource:
         return ()
 
     async def collect(self) -> Snapshot:
-        """One collection; failures are told in its health, never raised."""
+        """One collection; failures are in its health, never raised."""
         if self._collector is None:
             taken, started = time.time(), time.monotonic()
             timeout = self._config.timeout if self.target.timeout is None else self.target.timeout

@@ -18,16 +18,15 @@ log = logging.getLogger("llm_headroom")
 
 
 class EngineJudge:
-    """Judges the models of one target; `latency`: whether late first tokens are a fault of it."""
+    """Judges the models of one target; `extra` are the operator's labels."""
 
-    def __init__(self, extra: Mapping[str, str], *, latency: bool = True) -> None:
+    def __init__(self, extra: Mapping[str, str]) -> None:
         self._extra = extra
-        self._latency = latency
         self._memory: state.Memory | None = None
 
     def judged(self, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Snapshot:
         """The snapshot with its states."""
-        self._memory, states = state.judge(self._memory, snapshot, at, latency=self._latency, beside=beside)
+        self._memory, states = state.judge(self._memory, snapshot, at, beside=beside)
         return replace(snapshot, states=states)
 
     def points(self, snapshot: Snapshot) -> Iterable[Point]:

@@ -87,12 +87,12 @@ class GpuSource:
         self._last_success: float | None = None
 
     @property
-    def kept(self) -> Sequence[Point]:
-        """Xid errors: they are told when they have taken the last GPU along, too."""
+    def retained(self) -> Sequence[Point]:
+        """Xid errors: exported also after they have taken down the last GPU."""
         return self._gpus.xids()
 
     async def collect(self) -> Snapshot:
-        """One collection; failures are told in its health, never raised."""
+        """One collection; failures are in its health, never raised."""
         taken, started = time.time(), time.monotonic()
         if self._pending is None or self._pending.done():
             self._pending_since = started

@@ -1,4 +1,4 @@
-"""The loop that polls every source in the background, and the only place where readings are kept.
+"""The loop that polls every source in the background, and the only place where readings are retained.
 
 Sources are polled by a clock of our own, not by the scrapes of Prometheus: derived signals need an even window, spikes
 between scrapes must be seen, and every output must show the same reading. A hung engine cannot hang `/metrics`, which
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Target
+from llm_headroom.config.settings import Config, Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
-from llm_headroom.model import Cause, Failure, Snapshot, Subject, series_of
+from llm_headroom.model import Cause, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.health import health_points
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
@@ -33,7 +33,6 @@ from llm_headroom.scrape.identify import identify
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
-    from llm_headroom.config.settings import Config
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
     from llm_headroom.poll.local import GpuReader
@@ -70,48 +69,51 @@ _GPUS: Final = Sought(GPU_TARGET, "GPUs")
 class Slot:
     """A source that is being polled, and what it said last."""
 
-    def __init__(self, name: str, source: Source, extra: Mapping[str, str], *, latency: bool = True) -> None:
+    def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
         self.name = name
         self.source = source
         self._extra = extra
-        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra, latency=latency)
+        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra)
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
-        self._told: tuple[object, ...] = ()
+        self._logged: tuple[object, ...] = ()
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Make a snapshot the latest one, judged; count its failures, and log what changed since the one before."""
+        """Publish a snapshot with its state; count its failures, and log what changed since the one before."""
         before = () if self.snapshot is None else self.snapshot.states
-        beside = () if snapshot.health.up else self.source.kept
+        remembered = () if self.snapshot is None else self.snapshot.health.warnings
+        beside = () if snapshot.health.up else self.source.retained
         self.snapshot = snapshot = self._judge.judged(snapshot, time.monotonic(), beside)
         log_changes(snapshot, before)
         health = snapshot.health
         if health.error is not None:
             self.errors[health.error.cause] += 1
         for part in health.warnings:
-            self.errors[part.cause] += 1
-        told = (health.up, health.error and health.error.cause, tuple(health.warnings), health.version)
-        if told == self._told:
+            # The same object is not another failure, but one that is remembered until it is tried again.
+            if not any(part is known for known in remembered):
+                self.errors[part.cause] += 1
+        state = (health.up, health.error and health.error.cause, tuple(health.warnings), health.version)
+        if state == self._logged:
             return
         fields = {"target": snapshot.target, "engine": snapshot.engine or "unknown"}
         if health.error is not None:
             log.warning("source down", extra={**fields, "cause": health.error.cause, "error": health.error.message})
-        elif not self._told or not self._told[0] or self._told[3] != health.version:
+        elif not self._logged or not self._logged[0] or self._logged[3] != health.version:
             log.info("source up", extra={**fields, "version": health.version, "points": len(snapshot.points)})
-        known = self._told[2] if self._told else ()
+        known = self._logged[2] if self._logged else ()
         for warning in health.warnings:
             if not isinstance(known, tuple) or warning not in known:
                 log.warning("source incomplete", extra={**fields, "cause": warning.cause, "error": warning.message})
-        self._told = told
+        self._logged = state
 
     def points(self) -> list[Point]:
-        """Everything to export of this source: what it said, how it is judged, and how its collection went."""
+        """Everything to export of this source: its points, its state, and the health of its collection."""
         if self.snapshot is None:
             return []
-        kept = () if self.snapshot.health.up else self.source.kept
+        retained = () if self.snapshot.health.up else self.source.retained
         health = health_points(self.snapshot, self.errors, self.source.capped, self._extra)
-        return [*self.snapshot.points, *kept, *self._judge.points(self.snapshot), *health]
+        return [*self.snapshot.points, *retained, *self._judge.points(self.snapshot), *health]
 
 
 class Poller:
@@ -145,9 +147,9 @@ class Poller:
         self._round = asyncio.Event()
         self._finder = Finder()
 
-    def on_change(self, told: Callable[[], None]) -> None:
+    def on_change(self, changed: Callable[[], None]) -> None:
         """Have a function called after each publication, so that renderings can be thrown away."""
-        self._changed = told
+        self._changed = changed
 
     def start(self) -> None:
         """Begin to poll; returns at once."""
@@ -197,9 +199,7 @@ class Poller:
     async def apply(self, config: Config) -> None:
         """Take over a new configuration: sources that it does not change go on undisturbed."""
         old = self.config
-        same = replace(old, targets=(), gpu=config.gpu, probe=config.probe, otlp=None) == replace(
-            config, targets=(), gpu=config.gpu, probe=config.probe, otlp=None
-        )
+        same = _beside_targets(old) == _beside_targets(config)
         if not same or old.gpu != config.gpu or self._discovers(old) != self._discovers(config):
             await self.stop()
             self._tasks.clear()
@@ -207,12 +207,11 @@ class Poller:
             self.start()
         else:
             self.config = config
-            kept = {target.name: target for target in config.targets}
+            wanted = {target.name: target for target in config.targets}
             for target in old.targets:
-                if kept.get(target.name) != target:
+                if wanted.get(target.name) != target:
                     await self._drop(target.name)
             self._start_targets(target for target in config.targets if target.name not in self.slots)
-        series_of.cache_clear()  # else it would go on to hold the series of targets that are no more
         self._changed()
 
     @property
@@ -249,7 +248,7 @@ class Poller:
     async def _watch_host(self) -> None:
         """Read the processes and host memory of engines as long as any may run here.
 
-        Less often than engines are polled: it costs about as much as a poll, and what it tells moves slowly.
+        Less often than engines are polled: it costs about as much as a poll, and it changes slowly.
         """
         host = HostWatch(self._finder, timeout=self.config.timeout)
         while True:
@@ -284,9 +283,7 @@ class Poller:
         for target in targets:
             measured = self._measured.get(target.name)
             source = EngineSource(target, self.engines, self.config, measured, explain=self._explain)
-            slot = self.slots[target.name] = Slot(
-                target.name, source, target.labels, latency=target.purpose == "interactive"
-            )
+            slot = self.slots[target.name] = Slot(target.name, source, target.labels)
             found.append(slot)
         return found
 
@@ -401,6 +398,12 @@ class Poller:
             raise
         self.absent.pop(_GPUS, None)
         self._start(Slot(GPU_TARGET, source, {}), 0.0)
+
+
+def _beside_targets(config: Config) -> Config:
+    """What all sources are polled by, GPUs aside; what else there is concerns no source."""
+    plain = Config()
+    return replace(config, targets=(), gpu=plain.gpu, probe=plain.probe, links=plain.links, notify=(), otlp=None)
 
 
 def _joined(snapshot: Snapshot, host: HostReading) -> Snapshot:

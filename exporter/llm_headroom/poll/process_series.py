@@ -26,7 +26,7 @@ _ALIASES: Final = {schema.PROCESS_CPU: schema.EXPORTER_CPU, schema.PROCESS_MEMOR
 
 
 class ProcessSeries:
-    """Reads this process anew at each call of `points`; `proc` is where the kernel's procfs is mounted."""
+    """Reads this process again at each call of `points`; `proc` is where the kernel's procfs is mounted."""
 
     def __init__(self, proc: str = "/proc") -> None:
         # Not prometheus-client's global registry: what other code of the process puts there is not ours to expose.

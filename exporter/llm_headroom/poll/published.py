@@ -21,10 +21,10 @@ _RELOAD_TIME: Final = Series(schema.CONFIG_RELOAD_TIME, {})
 
 
 class Reload(NamedTuple):
-    """How the last reading of the configuration went, and the unix time of the last one that succeeded."""
+    """What was wrong at the last reading of the configuration, if it failed, and the unix time of the last success."""
 
-    succeeded: bool
     last_success: float
+    error: str = ""
 
 
 class Published:
@@ -34,7 +34,7 @@ class Published:
         self.poller = poller
         self._more = more
         self._process = ProcessSeries()
-        self.reload = Reload(succeeded=True, last_success=time.time())
+        self.reload = Reload(time.time())
 
     def sources(self) -> list[tuple[float, Sequence[Point]]]:
         """Everything, by source: the unix time at which its points were taken, and the points."""
@@ -45,7 +45,7 @@ class Published:
         """The exporter's own metrics as they are now."""
         return [
             BUILD,
-            Point(_RELOADED, float(self.reload.succeeded), ""),
+            Point(_RELOADED, float(not self.reload.error), ""),
             Point(_RELOAD_TIME, self.reload.last_success, ""),
             *self._process.points(),
             *self._more(),

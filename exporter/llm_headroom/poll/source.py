@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from llm_headroom.model import Failure, Point
-    from llm_headroom.scrape.mapping import LabelCap
+    from llm_headroom.scrape.label_cap import LabelCap
 
 
 class Source(Protocol):
@@ -28,12 +28,12 @@ class Source(Protocol):
         ...
 
     @property
-    def kept(self) -> Sequence[Point]:
-        """What the source has counted itself and is told while it fails, too."""
+    def retained(self) -> Sequence[Point]:
+        """Points that the source counts itself, exported also while it fails."""
         ...
 
     async def collect(self) -> Snapshot:
-        """One collection; failures are told in its health, never raised."""
+        """One collection; failures are in its health, never raised."""
         ...
 
     async def estimate(self) -> None:

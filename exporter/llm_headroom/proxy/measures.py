@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, point
 from llm_headroom.proxy.framing import FramingError
-from llm_headroom.scrape.mapping import OVERFLOW, LabelCap
+from llm_headroom.scrape.label_cap import OVERFLOW, LabelCap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

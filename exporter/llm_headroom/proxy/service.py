@@ -90,7 +90,7 @@ class ProxySource:
     """What a proxy measures of an engine that has metrics of its own: a source beside it, see `poll.Source`."""
 
     def __init__(self, target: Target, measures: Measures, config: Config) -> None:
-        self.kept: Sequence[Point] = ()
+        self.retained: Sequence[Point] = ()
         self.interval = config.interval
         self.name = f"{target.name}{SUFFIX}"
         self.labels = target.labels

@@ -33,7 +33,6 @@ UNIT_WORDS: Final[Mapping[str, str]] = {
 """UCUM code → its word in metric names."""
 
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
-_MOST_PREFIXES: Final = 200_000
 
 
 class Format(StrEnum):
@@ -57,13 +56,13 @@ def negotiate(accept: str) -> Format:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The sample lines of some points by metric."""
+    """The sample lines of some points by metric, encoded: what cannot be costs its source alone."""
 
-    by_metric: Mapping[str, str]
+    by_metric: Mapping[str, bytes]
 
 
 class Renderer:
-    """Renders points to lines; caches the text before each series' value."""
+    """Renders the points of one source to lines; caches the text before each series' value, as of the last time."""
 
     def __init__(self) -> None:
         self._scalars: dict[Series, str] = {}
@@ -71,28 +70,25 @@ class Renderer:
 
     def lines(self, points: Iterable[Point]) -> Lines:
         """The sample lines of points, those of one metric together."""
-        if len(self._scalars) + len(self._histograms) > _MOST_PREFIXES:
-            self._scalars.clear()
-            self._histograms.clear()
         parts: dict[str, list[str]] = {}
-        scalars = self._scalars
+        scalars: dict[Series, str] = {}
+        histograms: dict[tuple[Series, tuple[float, ...]], tuple[str, ...]] = {}
         for series, value, _ in points:
             out = parts.get(series.metric.name)
             if out is None:
                 out = parts[series.metric.name] = []
             if isinstance(value, Histogram):
                 key = (series, value.bounds)
-                prefixes = self._histograms.get(key)
-                if prefixes is None:
-                    prefixes = self._histograms[key] = _histogram_prefixes(series, value.bounds)
+                prefixes = self._histograms.get(key) or _histogram_prefixes(series, value.bounds)
+                histograms[key] = prefixes
                 for prefix, count in zip(prefixes, (*value.counts, value.counts[-1], value.sum), strict=True):
                     out.append(f"{prefix}{count!r}\n")
             else:
-                known = scalars.get(series)
-                if known is None:
-                    known = scalars[series] = f"{series.metric.name}{_braces(series)} "
-                out.append(f"{known}{value!r}\n")
-        return Lines({name: "".join(lines) for name, lines in parts.items()})
+                prefix = self._scalars.get(series) or f"{series.metric.name}{_braces(series)} "
+                scalars[series] = prefix
+                out.append(f"{prefix}{value!r}\n")
+        self._scalars, self._histograms = scalars, histograms
+        return Lines({name: "".join(lines).encode() for name, lines in parts.items()})
 
 
 def _braces(series: Series, bound: str = "") -> str:
@@ -132,22 +128,22 @@ def _heading(metric: Metric, form: Format) -> str:
     return f"# TYPE {family} {metric.kind}\n{unit}# HELP {family} {escaped}\n"
 
 
-_HEADINGS: Final = {form: {metric.name: _heading(metric, form) for metric in schema.ALL} for form in Format}
+_HEADINGS: Final = {form: {metric.name: _heading(metric, form).encode() for metric in schema.ALL} for form in Format}
 
 
 def exposition(sources: Iterable[Lines], form: Format) -> bytes:
     """An exposition of several snapshots' lines, in the order of the schema, each family once."""
-    gathered: dict[str, list[str]] = {}
+    gathered: dict[str, list[bytes]] = {}
     for lines in sources:
         for name, text in lines.by_metric.items():
             gathered.setdefault(name, []).append(text)
     headings = _HEADINGS[form]
-    pieces: list[str] = []
+    pieces: list[bytes] = []
     for metric in schema.ALL:
         found = gathered.get(metric.name)
         if found is not None:
             pieces.append(headings[metric.name])
             pieces += found
     if form is Format.OPENMETRICS:
-        pieces.append("# EOF\n")
-    return "".join(pieces).encode()
+        pieces.append(b"# EOF\n")
+    return b"".join(pieces)

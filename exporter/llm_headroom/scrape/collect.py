@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from llm_headroom import schema
+from llm_headroom.derive import restart
 from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.openai_api import MODELS, present
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Exposition
-from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, point
+from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, numbers, point
+from llm_headroom.net.workers import Heavy
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import without_port
+from llm_headroom.scrape.label_cap import LabelCap
 from llm_headroom.scrape.layers import merge
 from llm_headroom.scrape.load_estimates import LoadEstimates
-from llm_headroom.scrape.mapping import LabelCap, Mapper
+from llm_headroom.scrape.mapping import MOST_SERIES, Mapper, TooManySeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,12 +34,16 @@ if TYPE_CHECKING:
     from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Point
     from llm_headroom.scrape.identify import Look
-    from llm_headroom.scrape.layers import Layer, Told
+    from llm_headroom.scrape.layers import Layer, Reported
     from llm_headroom.scrape.plan import Plan
 
 MOST_WARNINGS: Final = 10
+MANY_SAMPLES: Final = 5000
+"""Samples from which on the work on them is done in a thread."""
 LOOK_AGAIN: Final = 300.0
 """Seconds between looks at what answers in an engine's place."""
+
+T = TypeVar("T")
 
 
 class Reading(NamedTuple):
@@ -50,7 +58,7 @@ class Collector:
     """A target whose engine is known. Keeps its connection, its parser and plans, and what it reads only now and then.
 
     `timeout` is the deadline in seconds of one collection, all of its requests together. `layers` are other places that
-    tell of the target, the richest first; what its own API tells comes last. `measured` gives what a proxy has
+    of the target, the richest first; its own API is the last. `measured` gives what a proxy has
     measured, with the target's labels.
     """
 
@@ -69,11 +77,13 @@ class Collector:
         self.engine = engine
         self.cap = LabelCap(label_limit)
         self._timeout = max(timeout, engine.timeout) if target.timeout is None else target.timeout
-        self._documents = Documents(target, engine, timeout=self._timeout)
+        self._heavy = Heavy()
+        self._documents = Documents(target, engine, timeout=self._timeout, heavy=self._heavy)
         self._base = {**target.labels, "engine": engine.name, "target": target.name}
         self._mapper = Mapper(engine, self._base, cap=self.cap, model=target.model)
         self._mappers: dict[str, Mapper] = {}
         self._remarks: list[Failure] = []
+        self._remarked: list[Failure] = []
         self._looked: tuple[float, Look | None] = (-math.inf, None)
         self._last_success: float | None = None
         self._memory = Memory()
@@ -85,27 +95,18 @@ class Collector:
         self._layer_warnings: tuple[Failure, ...] = ()
 
     async def collect(self) -> Snapshot:
-        """One collection; failures are told in its health, never raised."""
+        """One collection; failures are in its health, never raised."""
         taken = time.time()
         started = time.monotonic()
         reading = Reading([], {}, ())
         error: Failure | None = None
         try:
             reading = await self.read(started + self._timeout)
-            self._own.update(point.series.metric.name for point in reading.points)
-            reading.points.extend(self.measured())
-            self._memory, derived = advance(
-                self._memory,
-                reading.points,
-                started,
-                base=self._base,
-                objectives=self._objectives,
-                queue_limit=self.engine.queue_limit,
-            )
-            reading.points.extend(derived)
+            await self._work(lambda: self._derive(reading, started), started + self._timeout)
             self._last_success = taken
         except FetchError as failed:
             error = failed.failure
+            self._memory = replace(self._memory, gap=True)
         version = self._version()
         if error is None and version and schema.ENGINE_INFO.name not in self._own:
             reading.points.append(point(schema.ENGINE_INFO, 1.0, "version", self._base, version=version))
@@ -128,7 +129,7 @@ class Collector:
         )
 
     async def estimate(self) -> None:
-        """Estimate the load headroom of models whose last estimate is old enough; the next collection tells it."""
+        """Estimate the load headroom of models whose last estimate is old enough; the next collection has it."""
         for model, estimate in await self._estimates.made(self._memory):
             self._memory = with_estimate(self._memory, model, estimate)
 
@@ -139,11 +140,11 @@ class Collector:
             FetchError: the target, or a document that it must serve, was not read.
         """
         self._layer_warnings = ()
-        self._remarks = []
+        self._remarked, self._remarks = self._remarks, []
         try:
             await self._documents.fetch(deadline)
-            told = [await layer.read(self._documents.held, deadline) for layer in self._layers]
-            return self._read(told)
+            reported = [await layer.read(self._documents.held, deadline) for layer in self._layers]
+            return await self._work(lambda: self._read(reported), deadline)
         except FetchError as failed:
             raise FetchError(await self._explained(failed.failure, deadline)) from None
 
@@ -169,12 +170,54 @@ class Collector:
     def models(self) -> frozenset[str]:
         """The names of its models, as its metrics and its model list give them; of the latter adapters, too."""
         listed = present(self._documents.held, MODELS.key) or ()
-        return frozenset({*self._memory.models, *(model["id"] for model in listed)}) - {""}
+        return frozenset({*self._memory.models, *(model.id for model in listed)}) - {""}
 
     def measured(self) -> list[Point]:
-        """What a proxy has measured, without the metrics that the engine itself has told: never two in one."""
+        """What a proxy has measured, without the metrics that the engine itself exposes: never two in one."""
         points = () if self._measured is None else self._measured(self._base)
         return [point for point in points if point.series.metric.name not in self._own]
+
+    async def _work(self, work: Callable[[], T], deadline: float) -> T:
+        """Some work on what was read: where that is much, in a thread, so that it delays no other target."""
+        held = self._documents.held.values()
+        samples = sum(len(each.values) for each in held if isinstance(each, Exposition))
+        if samples < MANY_SAMPLES and not self._heavy.busy:
+            return work()
+        try:
+            return await self._heavy.do(work, deadline)
+        except OSError:  # no time is left, or no worker
+            message = f"{self.target.endpoint.url}: no time left of {self._timeout:.3g} s to map what was read"
+            raise FetchError(Failure(Cause.TIMEOUT, message)) from None
+
+    def _derive(self, reading: Reading, at: float) -> None:
+        """Add to a reading what a proxy has measured, and what follows of both."""
+        seen = self._seen(reading)
+        self._own.update(point.series.metric.name for point in reading.points)
+        reading.points.extend(self.measured())
+        self._memory, derived = advance(
+            self._memory,
+            reading.points,
+            at,
+            base=self._base,
+            objectives=self._objectives,
+            queue_limit=self.engine.queue_limit,
+            reading=seen,
+        )
+        reading.points.extend(derived)
+        if self.cap.release(reading.points, at):
+            for mapper in (self._mapper, *self._mappers.values()):
+                mapper.forget()
+
+    def _seen(self, reading: Reading) -> restart.Reading:
+        """What there is to tell one process of the engine from the next."""
+        starts = [value for _, value in numbers(reading.points, schema.ENGINE_START)]
+        layers = set() if self._layer_warnings or not self._layers else {"layers"}
+        return restart.Reading(
+            sources=self._documents.expositions | layers,
+            # A layer tells the start of one model's runner, which comes and goes while the engine goes on.
+            started=max(starts, default=None) if not self._layers else None,
+            version=self._version(),
+        )
 
     def _version(self) -> str:
         return self.engine.version(self._documents.held)[:64]
@@ -182,7 +225,7 @@ class Collector:
     def _warnings(self) -> tuple[Failure, ...]:
         return (*self._documents.warnings.values(), *self._remarks, *self._layer_warnings)[:MOST_WARNINGS]
 
-    def _read(self, told: Sequence[Told]) -> Reading:
+    def _read(self, reported: Sequence[Reported]) -> Reading:
         points: list[Point] = []
         samples: dict[SampleState, int] = dict.fromkeys(SampleState, 0)
         unmapped: tuple[str, ...] = ()
@@ -194,7 +237,11 @@ class Collector:
             mapper = self._mappers.setdefault(
                 key, Mapper(self.engine, self._base, cap=self.cap, model=self.target.model)
             )
-            plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
+            try:
+                plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
+            except TooManySeries:
+                message = f"{self.target.endpoint.url} exposes more than {MOST_SERIES} series that are mapped"
+                raise FetchError(Failure(Cause.TOO_LARGE, message)) from None
             points += mapped.points
             for state, count in plan.states.items():
                 samples[state] += count
@@ -202,12 +249,12 @@ class Collector:
             unmapped += plan.unmapped
             self._judge(plan)
         documents = dict(held)
-        for each in told:
+        for each in reported:
             documents |= each.documents
             self._layer_warnings += tuple(each.warnings)
         facts = self._mapper.place(self._facts(documents), points)
         samples[SampleState.MAPPED] += len(facts)
-        points = merge((*(each.points for each in told), [*points, *facts])) if told else [*points, *facts]
+        points = merge((*(each.points for each in reported), [*points, *facts])) if reported else [*points, *facts]
         points += kv_cache.implied(points)
         return Reading(points, samples, unmapped)
 
@@ -219,6 +266,10 @@ class Collector:
             facts.append(Fact(schema.REQUESTS_RUNNING_LIMIT, {"model": model}, float(limit), "configuration"))
         return facts
 
+    def _remark(self, failure: Failure) -> None:
+        """Something to say of an exposition: the same object as at the last poll if nothing has changed, see `Slot`."""
+        self._remarks.append(next((each for each in self._remarked if each == failure), failure))
+
     def _judge(self, plan: Plan) -> None:
         """What there is to say of an exposition.
 
@@ -226,11 +277,11 @@ class Collector:
             FetchError: it holds none of the engine's own metrics, and no other document shows that it is this engine.
         """
         if plan.problems:
-            self._remarks.append(Failure(Cause.FORMAT, "; ".join(plan.problems[:3])))
+            self._remark(Failure(Cause.FORMAT, "; ".join(plan.problems[:3])))
         if plan.owned or not self.engine.silent:
             return
         held = self._documents.held.values()
         if all(isinstance(each, Exposition | Absent) for each in held):
             url = self.target.endpoint.url
             raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{url} serves none of {self.engine.title}'s metrics"))
-        self._remarks.append(Failure(Cause.NOT_THIS_ENGINE, self.engine.silent))
+        self._remark(Failure(Cause.NOT_THIS_ENGINE, self.engine.silent))

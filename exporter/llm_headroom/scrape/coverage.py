@@ -16,25 +16,52 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric, Snapshot
 
 GPUS: Final = "nvml"
-"""The engine of snapshots that tell of GPUs."""
+"""The engine label of GPU snapshots."""
 _OF_GPUS: Final = frozenset({Subject.GPU, Subject.ATTRIBUTION})
 _OF_ROUTERS: Final = frozenset({Subject.ROUTER})
 _OF_ENGINES: Final = frozenset({Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.HOST})
+_JUDGED: Final = frozenset({schema.ENGINE_STATE, schema.GPU_STATE})
+"""Published with every collection, and no part of one."""
 _GIVEN_BY_OTHERS: Final = {
-    Subject.DERIVED: "derived: needs traffic over some polls, or something that the engine does not tell",
-    Subject.PROXY: "a measuring proxy in front of the engine tells it",
-    Subject.HOST: "the engine runs elsewhere, or this host does not show it",
+    Subject.DERIVED: "worked out from several readings under traffic; see `llm-headroom top` after some minutes of it",
+    Subject.HOST: "read on the engine's own host; run llm-headroom there, beside the engine",
     Subject.ATTRIBUTION: "no engine is known to hold memory of these devices",
 }
-"""Why a metric is missing that its source does not give alone."""
-_UNTOLD: Final = {
-    schema.GPU_PROCESS_MEMORY: "off (gpu.processes), or no process is listed",
-    schema.GPU_PCIE_THROUGHPUT: "off (gpu.pcie), since it takes 40 ms for each GPU",
-    schema.GPU_XID_ERRORS: "counted while the exporter runs; none has come",
-    schema.GPU_XID_LAST: "counted while the exporter runs; none has come",
+"""Why a metric is missing that its source does not give alone, and what to do."""
+BY_PROXY: Final = frozenset(
+    {
+        schema.TIME_TO_FIRST_TOKEN,
+        schema.INTER_TOKEN_LATENCY,
+        schema.TIME_PER_OUTPUT_TOKEN,
+        schema.REQUEST_DURATION,
+        schema.REQUEST_QUEUE,
+        schema.REQUEST_PREFILL,
+        schema.REQUEST_DECODE,
+        schema.REQUEST_PROMPT_TOKENS,
+        schema.REQUEST_GENERATION_TOKENS,
+        schema.REQUESTS_RUNNING,
+        schema.REQUESTS_FINISHED,
+        schema.REQUESTS_FAILED,
+        schema.PROMPT_TOKENS,
+        schema.GENERATION_TOKENS,
+    }
+)
+"""What a measuring proxy gives where the engine itself does not."""
+_WANTING: Final = {
+    **dict.fromkeys(
+        (schema.ENGINE_COST, schema.COST_PER_MILLION_TOKENS),
+        "needs the price of a GPU and the GPUs of the engine; set `gpu_hour` under `cost`",
+    ),
+    **dict.fromkeys(
+        (schema.ENGINE_ENERGY, schema.ENERGY_PER_TOKEN), "needs the engine's GPUs to be read on this host through NVML"
+    ),
+    schema.GPU_PROCESS_MEMORY: "off, or no process is listed; set `processes: true` under `gpu` to get it",
+    schema.GPU_PCIE_THROUGHPUT: "off, since it takes 40 ms for each GPU; set `pcie: true` under `gpu` to get it",
+    schema.GPU_XID_ERRORS: "counted while the exporter runs; none seen since start",
+    schema.GPU_XID_LAST: "counted while the exporter runs; none seen since start",
     schema.GPU_XID_WATCHED: "counted while the exporter runs",
 }
-"""Why a metric of GPUs is missing, if not for the devices' sake."""
+"""What a metric wants that neither the engine nor the devices give by themselves."""
 
 
 def expected(snapshot: Snapshot, engine: Engine | None) -> Iterator[Metric]:
@@ -43,7 +70,7 @@ def expected(snapshot: Snapshot, engine: Engine | None) -> Iterator[Metric]:
         subjects = _OF_GPUS
     else:
         subjects = _OF_ROUTERS if engine is not None and engine.subject is Subject.ROUTER else _OF_ENGINES
-    return (metric for metric in schema.ALL if metric.subject in subjects)
+    return (metric for metric in schema.ALL if metric.subject in subjects and metric not in _JUDGED)
 
 
 def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, str]]:
@@ -77,20 +104,31 @@ def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
+def _proxy(engine: Engine | None) -> str:
+    seen = "seen only by a measuring proxy in front of the engine"
+    if engine is not None and engine.name == "ollama":
+        return f"{seen}; run with `--ollama-proxy :11435` to get it"
+    return f"{seen}; name one under `proxies` to get it"
+
+
 def _reason(metric: Metric, engine: Engine | None, withheld: Collection[str]) -> str:
+    if metric in _WANTING:
+        return _WANTING[metric]
     if metric.subject in _GIVEN_BY_OTHERS:
         return _GIVEN_BY_OTHERS[metric.subject]
+    if metric.subject is Subject.PROXY or (metric in BY_PROXY and engine is not None and engine.name == "ollama"):
+        return _proxy(engine)
     if engine is None:
-        return _UNTOLD.get(metric, "not supported by these devices or this driver")
+        return "not supported by these devices or this driver"
     rules = [rule for rule in engine.rules if rule.metric is metric]
     where = engine.fact_sources.get(metric.name)
     if not rules and where is None:
-        return f"{engine.title} does not tell it"
+        return _proxy(engine) if metric in BY_PROXY else f"{engine.title} does not expose this metric"
     parts = []
     if rules:
         names = ", ".join(dict.fromkeys(name for rule in rules for name in rule.names))
         needs = "; ".join(dict.fromkeys(rule.needs for rule in rules if rule.needs))
-        parts.append(f"none of {names} has samples{f' (needs: {needs})' if needs else ''}")
+        parts.append(f"the engine exposes no {names.replace(', ', ' or ')}{f' (needs: {needs})' if needs else ''}")
     if where is not None:
         parts.append(f"not found in {where.replace('`', '')}")
         if withheld:

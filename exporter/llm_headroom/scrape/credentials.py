@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Authorization:
-    """Credentials whose secret is read anew whenever its file changes."""
+    """Credentials whose secret is read again whenever its file changes."""
 
     def __init__(self, credentials: Bearer | Basic) -> None:
         self._credentials = credentials

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from llm_headroom.engines.answers import NotUnderstood, decode
 from llm_headroom.engines.rules import Absent
 from llm_headroom.exposition.text import Exposition, Parser
 from llm_headroom.model import Cause, Failure
-from llm_headroom.net.workers import Workers
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.identify import look
 from llm_headroom.scrape.visitors import Visitors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from llm_headroom.config.settings import Target
     from llm_headroom.engines.rules import Document, Engine
     from llm_headroom.exposition.text import Layout
+    from llm_headroom.net.workers import Heavy
     from llm_headroom.scrape.http import Response
     from llm_headroom.scrape.identify import Look
 
 TEXT: Final = "text/plain;version=0.0.4"
 ANYTHING: Final = "*/*"
 LARGE_BODY: Final = 1 << 20
-"""Bytes from which on a body is parsed in a thread, so that it delays no other target."""
+"""Bytes from which on an exposition is parsed in a thread, so that it delays no other target."""
+LARGE_JSON: Final = 1 << 16
+"""The same of JSON, which takes longer."""
 RETRY_OPTIONAL: Final = 60.0
-"""Seconds until an optional document that failed is asked for again."""
-MOST_LINES: Final = 250_000
-"""Lines of an exposition: more would take seconds to read, whoever sends them."""
+"""Seconds until an optional document that failed is asked for again: vLLM takes long for its first `/server_info`."""
+REST_OPTIONAL: Final = 300.0
+"""The longest such time, for one that failed again and is asked for rarely."""
+MOST_LINES: Final = 50_000
+"""Lines of an exposition: more would take seconds to read, whoever sends them. So many new ones in 16 MiB take 130 MB,
+which the memory limit of the charts allows for; an engine of 64 replicas has 25,000."""
 OK: Final = 200
-_PARSING: Final = Workers("parsing", 2)
 _CREDENTIALS: Final = "credentials are missing or wrong"
 _HINTS: Final = {
     401: _CREDENTIALS,
@@ -49,12 +51,24 @@ class Documents:
     """The documents of a target, as fetched last. Keeps its connection, its parsers and when each was asked for.
 
     `held` is what still holds, by key: JSON as the engine's reader made it, an exposition, or `Absent`. `models` are
-    the models of expositions that have one of their own, `warnings` say why optional documents could not be read.
+    the models of expositions that have one of their own, `expositions` the keys of those that were answered, with
+    `Absent` too, `warnings` say why optional documents could not be read. `clock` says when those may be tried again.
     """
 
-    def __init__(self, target: Target, engine: Engine, *, timeout: float) -> None:
+    def __init__(
+        self,
+        target: Target,
+        engine: Engine,
+        *,
+        timeout: float,
+        heavy: Heavy,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._heavy = heavy
         self.held: dict[str, Any] = {}
         self.models: dict[str, str] = {}
+        self.expositions: frozenset[str] = frozenset()
         self.warnings: dict[str, Failure] = {}
         self._target = target
         self._engine = engine
@@ -119,14 +133,15 @@ class Documents:
         stale = {each.key for each in documents if each.wakes and each.key not in asked and not self._visitors.seen_all}
         for key in self.held.keys() - known | stale:
             self.held.pop(key, None)
+        self.expositions = frozenset(each.key for each in documents if each.text and each.key in self.held)
         for key in self._asked.keys() - known:
             self._asked.pop(key)
             self.warnings.pop(key, None)
 
     def _due(self, document: Document) -> bool:
-        now = time.monotonic()
-        if self._not_before.get(document.key, -math.inf) > now:
+        if self._not_before.get(document.key, -math.inf) > self._clock():
             return False
+        now = time.monotonic()
         asked = self._asked.get(document.key)
         every = self._visitors.quiet_for(now) if document.wakes else document.every
         return asked is None or asked + every <= now
@@ -139,12 +154,13 @@ class Documents:
             if not document.optional:
                 raise
             self.held.pop(document.key, None)
-            self._not_before[document.key] = time.monotonic() + max(RETRY_OPTIONAL, document.every)
+            rest = min(document.every, REST_OPTIONAL) if document.key in self.warnings else 0.0
+            self._not_before[document.key] = self._clock() + max(RETRY_OPTIONAL, rest)
             self.warnings[document.key] = failed.failure
             return
         self.warnings.pop(document.key, None)
         if isinstance(value, Absent) and document.optional:
-            # what an engine does not serve it will not serve before it starts anew, which a failure shows
+            # what an engine does not serve now, it will not serve before a restart, which a failure shows
             self._not_before[document.key] = math.inf
         self._asked[document.key] = asked
         if document.wakes:
@@ -168,16 +184,23 @@ class Documents:
             return Absent(response.status)
         if response.status != OK:
             raise FetchError(self._refused(document, response))
-        if document.text:
-            return await self._exposition(document, response)
-        return self._json(document, response.body)
+        try:
+            if document.text:
+                return await self._exposition(document, response, deadline)
+            if len(response.body) < LARGE_JSON:
+                return self._json(document, response.body)
+            return await self._heavy.do(lambda: self._json(document, response.body), deadline)
+        except OSError:  # no time is left, or no worker
+            self._parsers.pop(document.key, None)  # it may still be at work
+            message = f"{self._url(document)}: no time left of {self._timeout:.3g} s to read {len(response.body)} bytes"
+            raise FetchError(Failure(Cause.TIMEOUT, message)) from None
 
     def _refused(self, document: Document, response: Response) -> Failure:
         hint = {**_HINTS, **self._engine.hints}.get(response.status, "")
         cause = Cause.AUTH if response.status in (401, 403) else Cause.STATUS
         return Failure(cause, f"{self._url(document)} answered {response.status}" + (f": {hint}" if hint else ""))
 
-    async def _exposition(self, document: Document, response: Response) -> Exposition:
+    async def _exposition(self, document: Document, response: Response, deadline: float) -> Exposition:
         if len(response.body) > MOST_LINES and (lines := response.body.count(b"\n")) > MOST_LINES:
             message = f"{self._url(document)} has {lines} lines; {MOST_LINES} are the most that are read"
             raise FetchError(Failure(Cause.TOO_LARGE, message))
@@ -186,8 +209,7 @@ class Documents:
         if len(response.body) < LARGE_BODY:
             exposition = parser.parse(response.body, openmetrics=openmetrics)
         else:
-            parse = partial(parser.parse, response.body, openmetrics=openmetrics)
-            exposition = await asyncio.get_running_loop().run_in_executor(_PARSING, parse)
+            exposition = await self._heavy.do(lambda: parser.parse(response.body, openmetrics=openmetrics), deadline)
         layout = exposition.layout
         if not layout.keys and (layout.invalid or not layout.families):
             found = layout.problems[0] if layout.problems else "an empty body"
@@ -200,11 +222,10 @@ class Documents:
 
     def _json(self, document: Document, body: bytes) -> Any:  # noqa: ANN401 - JSON
         try:
-            return document.read(json.loads(body))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else type(error).__name__
+            return decode(document, body)
+        except NotUnderstood as error:
             raise FetchError(
-                Failure(Cause.FORMAT, f"{self._url(document)} is not what {self._engine.title} answers ({reason})")
+                Failure(Cause.FORMAT, f"{self._url(document)} is not what {self._engine.title} answers ({error})")
             ) from None
 
     def _url(self, document: Document) -> str:

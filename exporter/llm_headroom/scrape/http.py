@@ -3,7 +3,7 @@
 httpx's requests over aiohttp's connections, and what a poller needs besides: one deadline for everything, a cap on what
 a body expands to, redirects within the origin, and failures in words that help. Proxies named in the environment
 (`HTTP_PROXY` and the like) are deliberately not used: an exporter runs beside its engines, and a proxy would hide
-which of them does not answer. Cookies are not kept.
+which of them does not answer. Cookies are not stored.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Client:
 
         Redirects are followed within the same origin. `timeout` in seconds covers everything from the name's
         resolution to the body's last byte; after it, as after a cancellation, the connection is gone, so that a late
-        answer is never taken for that of the next request. A request may reach the engine twice where a kept
+        answer is never taken for that of the next request. A request may reach the engine twice where a reused
         connection dies under it, so ask only what changes nothing. A `body` is JSON.
 
         Raises:

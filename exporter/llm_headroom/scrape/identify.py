@@ -5,13 +5,14 @@ What answers and is none of the engines is described all the same: a wrong port 
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from html import unescape
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from llm_headroom.engines.answers import NotUnderstood, decode
+from llm_headroom.engines.openai_api import MODELS
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Cause, Failure
 from llm_headroom.scrape.http import Client, FetchError
@@ -27,6 +28,8 @@ OK: Final = 200
 UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
 LONGEST_TITLE: Final = 60
+MOST_LOOKED_AT: Final = 1 << 19
+"""Bytes of an exposition: its first names tell whose it is."""
 _OTHER_EXPORTERS: Final = {
     "llm_up": "another llm-headroom",
     "grafana_": "Grafana's own metrics",
@@ -141,13 +144,13 @@ def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Fai
 def _names(response: Response) -> Collection[str]:
     if response.status != OK:
         return frozenset()
-    return {key.name for key in Parser().parse(response.body).layout.keys}
+    return {key.name for key in Parser().parse(response.body[:MOST_LOOKED_AT]).layout.keys}
 
 
 def _by_owner(response: Response, engines: Iterable[Engine]) -> Engine | None:
     try:
-        owners = {str(entry["owned_by"]) for entry in json.loads(response.body)["data"]}
-    except (ValueError, LookupError, TypeError, RecursionError):
+        owners = {model.owned_by for model in decode(MODELS, response.body)}
+    except NotUnderstood:
         return None
     return next((engine for engine in engines if engine.owned_by and engine.owned_by in owners), None)
 

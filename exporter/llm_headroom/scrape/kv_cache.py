@@ -1,4 +1,4 @@
-"""What follows from the identities of the KV cache: used = usage * capacity, for engines that tell two of the three."""
+"""Derived from used = usage * capacity of the KV cache, for engines that expose two of the three."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ANY: Final = frozenset(_PARTS)
 
 
 def implied(points: Iterable[Point]) -> Iterator[Point]:
-    """Used tokens or the usage ratio, where the engine told the other one and the capacity of the same replica.
+    """Used tokens or the usage ratio, where the engine exposes the other one and the capacity of the same replica.
 
     vLLM's ratio leaves one reserved block out of the capacity, so that used tokens are right to one block.
     """

@@ -1,4 +1,4 @@
-"""Several places that tell of one target: its own API, the processes that it starts, a proxy before it."""
+"""Several sources of one target: its own API, the processes that it starts, a proxy in front of it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from llm_headroom.model import Failure, Point
 
 
-class Told(NamedTuple):
-    """What a layer tells at one poll; `documents` are for the engine's own facts, by key."""
+class Reported(NamedTuple):
+    """What a layer reports at one poll; `documents` are for the engine's own facts, by key."""
 
     points: Sequence[Point] = ()
     warnings: Sequence[Failure] = ()
@@ -21,9 +21,9 @@ class Told(NamedTuple):
 
 
 class Layer(Protocol):
-    """Another place, beside its own API, that tells of a target."""
+    """Another source of a target, beside its own API."""
 
-    async def read(self, documents: Mapping[str, Any], deadline: float) -> Told:
+    async def read(self, documents: Mapping[str, Any], deadline: float) -> Reported:
         """One reading, by a deadline in seconds of the monotonic clock; failures are among its warnings, never raised.
 
         `documents` is what has been read of the engine itself at this poll.
@@ -38,8 +38,8 @@ class Layer(Protocol):
 def merge(layers: Iterable[Iterable[Point]]) -> list[Point]:
     """One set of points out of those of several layers, the richest layer first.
 
-    Of each metric and model the first layer that tells it tells it alone: values of two places are never mixed, and
-    no series comes twice. A model that a rich layer does not see is told by the next one.
+    For each metric and model only the first layer that has it is used: values of two sources are never mixed, and
+    no series appears twice. A model that one layer does not see comes from the next one.
     """
     merged: list[Point] = []
     taken: set[tuple[str, str]] = set()

@@ -11,7 +11,7 @@ from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
 from llm_headroom.net.threads import in_thread
-from llm_headroom.scrape.layers import Told
+from llm_headroom.scrape.layers import Reported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ class ServerLayer:
         self._looked = -LOOK_AGAIN
         self._server: runners.Server | None = None
 
-    async def read(self, documents: Mapping[str, Any], deadline: float) -> Told:
+    async def read(self, documents: Mapping[str, Any], deadline: float) -> Reported:
         """Whether the slots share one KV cache, under the key `PROCESS`; nothing if the process is not visible."""
         del documents
         now = time.monotonic()
@@ -42,7 +42,7 @@ class ServerLayer:
                     self._server = await in_thread(lambda: runners.server(self._proc, self._port), "llama-server")
             except TimeoutError:
                 self._server = None
-        return Told() if self._server is None else Told(documents={PROCESS: self._server.unified})
+        return Reported() if self._server is None else Reported(documents={PROCESS: self._server.unified})
 
     async def close(self) -> None:
         """Nothing is open."""

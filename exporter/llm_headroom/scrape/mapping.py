@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.engines.rules import Combine
 from llm_headroom.model import Kind, Point, SampleState, Series
+from llm_headroom.scrape.label_cap import OVERFLOW
 from llm_headroom.scrape.plan import Buckets, Newest, Plan, Rest, Scalar
 from llm_headroom.scrape.sources import Sources
 from llm_headroom.scrape.vocabulary import Vocabulary, family
@@ -24,41 +24,17 @@ if TYPE_CHECKING:
 
     from llm_headroom.engines.rules import Engine, Fact, Lister, Reader, Rule
     from llm_headroom.exposition.text import Exposition, Layout
+    from llm_headroom.scrape.label_cap import LabelCap
     from llm_headroom.scrape.plan import Mapped
 
-OVERFLOW: Final = "other"
-LONGEST_LABEL_VALUE: Final = 256
+MOST_BOUNDS: Final = 200
+"""Bounds of a histogram: each is a series of whoever scrapes us. vLLM's longest have 40."""
+MOST_SERIES: Final = 20_000
+"""Series of one exposition; 64 replicas, each with everything that it can tell, make 5,000."""
 
 
-@dataclass(slots=True)
-class LabelCap:
-    """Which label values of a target have been let through, so that the first ones stay.
-
-    `limit` is the number of different values that one label may have; later ones become `other` and are counted.
-    """
-
-    limit: int
-    seen: dict[str, set[str]] = field(default_factory=dict)
-    overflow: dict[str, set[str]] = field(default_factory=dict)
-
-    def admit(self, label: str, value: str) -> str:
-        """The value to export for an upstream one."""
-        if len(value) > LONGEST_LABEL_VALUE:
-            value = value[: LONGEST_LABEL_VALUE - 1] + "…"
-        values = self.seen.setdefault(label, set())
-        if value in values:
-            return value
-        if len(values) < self.limit:
-            values.add(value)
-            return value
-        beyond = self.overflow.setdefault(label, set())
-        if len(beyond) < 10 * self.limit:  # bounds our own memory; the count then is a lower bound
-            beyond.add(value)
-        return OVERFLOW
-
-    def capped(self) -> dict[str, int]:
-        """How many different values of each label have been reported as `other`."""
-        return {label: len(values) for label, values in self.overflow.items()}
+class TooManySeries(Exception):  # noqa: N818 - what was answered, not an error of ours
+    """An exposition makes more than `MOST_SERIES` series."""
 
 
 def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
@@ -89,7 +65,7 @@ class Mapper:
         self._rests: dict[Series, tuple[float, float]] = {}
 
     def plan(self, layout: Layout, *, model: str = "") -> Plan:
-        """The plan for a layout; `model` is the model of series that name none, if another document told it."""
+        """The plan for a layout; `model` is the model of series that name none, if another document has it."""
         if self._planned is not None and self._planned[0] is layout and self._planned[1] == model:
             return self._planned[2]
         plan = self._compile(layout, model)
@@ -111,12 +87,17 @@ class Mapper:
         before, highest = self._rests.get(series, (math.inf, 0.0))
         return max(left, highest) if whole >= before else left
 
+    def forget(self) -> None:
+        """Map anew from now on: the label cap has room again."""
+        self._planned = None
+        self._facts.clear()
+
     def place(self, facts: Iterable[Fact], given: Iterable[Point]) -> list[Point]:
         """Facts as points; those whose metric is among the points `given` are left out."""
-        told = {point.series.metric.name for point in given}
+        present = {point.series.metric.name for point in given}
         points = []
         for metric, labels, value, origin in facts:
-            if metric.name in told or not 0.0 <= value < math.inf:
+            if metric.name in present or not 0.0 <= value < math.inf:
                 continue
             key = (metric.name, tuple(labels.items()))
             series = self._facts.get(key)
@@ -147,6 +128,8 @@ class Mapper:
                 taken.add(identity)
             for made in found:
                 placed.setdefault(made.series, made)
+            if len(placed) > MOST_SERIES:
+                raise TooManySeries(self.engine.title)
         states, unmapped = self._census(sources)
         return Plan(
             tuple(made for made in placed.values() if isinstance(made, Scalar)),
@@ -304,10 +287,12 @@ class Mapper:
         return name, found
 
     def _groups(self, sources: Sources, rule: Rule, indices: Iterable[int], model: str) -> dict[Series, list[int]]:
-        kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
+        chosen = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
         groups: dict[Series, list[int]] = {}
-        for index in kept:
+        for index in chosen:
             groups.setdefault(self._series(sources, rule, index, model), []).append(index)
+            if len(groups) > MOST_SERIES:
+                raise TooManySeries(rule.metric.name)
         return groups
 
     def _constants(
@@ -319,11 +304,11 @@ class Mapper:
         model: str,
     ) -> list[Point]:
         origin, indices = self._present(sources, rule, where)
-        kept = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
-        values = read([sources.labels(index) for index in kept])
+        chosen = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
+        values = read([sources.labels(index) for index in chosen])
         return [
             Point(self._series(sources, rule, index, model), value * rule.scale, origin)
-            for index, value in zip(kept, values, strict=True)
+            for index, value in zip(chosen, values, strict=True)
             if value is not None and 0.0 <= value < math.inf
         ]
 
@@ -354,6 +339,11 @@ class Mapper:
                     f"{origin}: a histogram without its +Inf bucket, its sum or one of its bounds was dropped"
                 )
                 continue
+            if len(bounds) > MOST_BOUNDS:
+                problems.append(
+                    f"{origin}: a histogram of {len(bounds)} bounds was dropped; {MOST_BOUNDS} are the most"
+                )
+                continue
             found.append(
                 Buckets(
                     series,
@@ -370,7 +360,7 @@ class Mapper:
 def _strange(sources: Sources) -> Iterator[str]:
     """What there is to say of labels that no rule knows."""
     if sources.apart:
-        yield f"no rule knows the label {', '.join(sources.apart)}: its series are kept apart as replicas"
+        yield f"no rule knows the label {', '.join(sources.apart)}: its series are separated as replicas"
     if sources.repeats:
         yield f"no rule knows the label {', '.join(sorted(sources.repeats))}: the largest of what it repeats is read"
 

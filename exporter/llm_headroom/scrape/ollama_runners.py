@@ -1,12 +1,11 @@
-"""Ollama's runners as a layer beside its API: what each one's own endpoints tell, joined to models by their files.
+"""Ollama's runners as a layer beside its API: each one's own endpoints, joined to models by their files.
 
-Runners come and go at any time; one that ends, hangs or refuses costs nothing but what it alone could tell.
+Runners come and go at any time; one that ends, hangs or refuses costs only its own metrics.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.derive.lives import accumulated
+from llm_headroom.engines.answers import NotUnderstood, decode
 from llm_headroom.engines.built_in import llamacpp, ollama
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
@@ -22,7 +22,7 @@ from llm_headroom.model import Cause, Failure, point
 from llm_headroom.net.threads import in_thread
 from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.http import Client, FetchError
-from llm_headroom.scrape.layers import Told
+from llm_headroom.scrape.layers import Reported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,9 +48,9 @@ class _Look(NamedTuple):
 
 
 class RunnerLayer:
-    """What the runners of one Ollama server tell. Remembers a connection for each, and the counters of ended ones.
+    """Metrics of the runners of one Ollama server. Retains a connection for each, and the counters of ended ones.
 
-    `explain`: warn of models whose runner is not seen, for a report to people.
+    `explain`: warn about models without a runner, in a report to people.
     """
 
     def __init__(self, target: Target, *, label_limit: int, proc: Proc | None = None, explain: bool = False) -> None:
@@ -63,7 +63,7 @@ class RunnerLayer:
         self._totals: dict[Series, Total] = {}
         self._asked: dict[int, Runner | None] = {}
 
-    async def read(self, documents: Mapping[str, Any], deadline: float) -> Told:
+    async def read(self, documents: Mapping[str, Any], deadline: float) -> Reported:
         """One reading of every runner that is seen; see `layers.Layer`."""
         names = ollama.paths(documents)
         until = time.monotonic() + SHARE * (deadline - time.monotonic())
@@ -72,16 +72,16 @@ class RunnerLayer:
         await self._forget(mine.values(), names)
         asked = [(names[path], runner) for path, runner in mine.items() if not runner.bare]
         answers = await asyncio.gather(*(self._one(name, runner, until) for name, runner in asked))
-        told, failures = [], []
+        found, failures = [], []
         for (name, runner), answer in zip(asked, answers, strict=True):
             if isinstance(answer, Failure):
                 failures.append(Failure(answer.cause, f"runner of {name}: {answer.message}"))
             else:
-                told.append((runner.life, answer))
-        self._totals, points = accumulated(self._totals, told)
+                found.append((runner.life, answer))
+        self._totals, points = accumulated(self._totals, found)
         points += self._starts(names, mine.values())
         warnings = [*failures, *self._unseen(names, mine, look)]
-        return Told(points, warnings if self._explain else failures, {"runners": mine})
+        return Reported(points, warnings if self._explain else failures, {"runners": mine})
 
     async def close(self) -> None:
         """Close every connection."""
@@ -116,8 +116,8 @@ class RunnerLayer:
         return _Look(found, "" if found else "neither processes nor ports of one are visible here: share the network")
 
     async def _forget(self, mine: Iterable[Runner], names: Mapping[str, str]) -> None:
-        kept = {(names[runner.model], runner.life) for runner in mine}
-        for key in self._readers.keys() - kept:
+        current = {(names[runner.model], runner.life) for runner in mine}
+        for key in self._readers.keys() - current:
             await self._readers.pop(key).close()
 
     async def _one(self, name: str, runner: Runner, until: float) -> list[Point] | Failure:
@@ -149,7 +149,7 @@ class RunnerLayer:
             found.append(Failure(Cause.UNREACHABLE, f"runner not seen of {', '.join(missing)}: {reason}"))
         if bare:
             found.append(
-                Failure(Cause.UNREACHABLE, f"runner of {', '.join(bare)} tells nothing: Ollama is older than 0.30")
+                Failure(Cause.UNREACHABLE, f"runner of {', '.join(bare)} has no metrics: Ollama is older than 0.30")
             )
         return found
 
@@ -162,13 +162,9 @@ async def _identified(port: int, inode: int, until: float) -> Runner | None:
         response = await client.get(llamacpp.PROPERTIES.path, timeout=timeout, accept="application/json")
         if response.status != OK:
             return None
-        told = llamacpp.PROPERTIES.read(json.loads(response.body))
-    except (FetchError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        known: llamacpp.Properties = decode(llamacpp.PROPERTIES, response.body)
+    except (FetchError, NotUnderstood):
         return None
     finally:
         await client.close()
-    path = told["path"]
-    if not isinstance(path, str) or not path:
-        return None
-    parallel = told["slots"]
-    return runners.Runner(path, port, str(inode), parallel=parallel if isinstance(parallel, int) else None)
+    return runners.Runner(known.path, port, str(inode), parallel=known.slots) if known.path else None

@@ -46,7 +46,7 @@ class Sources:
         return found
 
     def _unknown(self, rules: Sequence[Compiled]) -> tuple[tuple[str, ...], frozenset[str]]:
-        """Labels that no rule knows and that tell series apart: those that keep them apart, and those that repeat."""
+        """Unknown labels that distinguish series: those that separate them, and those that repeat."""
         found: set[str] = set()
         for rule, where in rules:
             if self.sums(rule):
@@ -112,7 +112,7 @@ class Sources:
         return models.pop() if len(models) == 1 else ""
 
     def without_repeated_ranks(self, indices: Iterable[int]) -> list[int]:
-        """One position for each set of ranks that tell the same thing: the lowest rank's, in the layout's order."""
+        """One position for each set of ranks that report the same: the lowest rank's, in the layout's order."""
         ranks = self.engine.rank_labels
         if not ranks:
             return list(indices)
@@ -121,8 +121,8 @@ class Sources:
             labels = self.labels(index)
             identity = tuple(sorted((name, value) for name, value in labels.items() if name not in ranks))
             rank = tuple(_rank(labels.get(name, "")) for name in ranks)
-            kept = lowest.get(identity)
-            if kept is None or rank < kept[0]:
+            known = lowest.get(identity)
+            if known is None or rank < known[0]:
                 lowest[identity] = (rank, index)
         return [index for _, index in lowest.values()]
 

@@ -1,4 +1,4 @@
-"""How httpx's requests reach an engine: over one connection of aiohttp's, which is kept."""
+"""How httpx's requests reach an engine: over one connection of aiohttp's, which is reused."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ from llm_headroom.host.proc import Proc, addresses_of
 
 LONGEST: Final = 900.0
 """Seconds for which an engine on another host is left alone at most: its patience, if longer, is never met."""
+LOOK: Final = 0.5
+"""Seconds between looks at the kernel's table of sockets, which is long on a busy host."""
 PATIENCE: Final = 10.0
 """Seconds without a sign of work after which an engine is quiet."""
 
@@ -33,6 +35,7 @@ class Visitors:
         self.seen_all = local and bool(self._proc.listeners({self._port}))
         """Whether every client would have been seen: figures that were read before then still hold."""
         self._worked = time.monotonic()
+        self._looked = -LOOK
 
     def work_seen(self, now: float) -> None:
         """It has done something since it was asked before."""
@@ -40,8 +43,10 @@ class Visitors:
 
     def quiet_for(self, now: float) -> float:
         """For how many seconds it is to be left alone after it was asked: 0 while there is work."""
-        if self.seen_all and self._proc.clients(self._port):
-            self._worked = now
+        if self.seen_all and self._worked < now and self._looked + LOOK <= now:
+            self._looked = now
+            if self._proc.clients(self._port):
+                self._worked = now
         quiet = now - self._worked
         if quiet < PATIENCE:
             return 0.0

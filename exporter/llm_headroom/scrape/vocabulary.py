@@ -33,7 +33,7 @@ class Vocabulary:
         self._known: dict[str, SampleState] = {}
 
     def state(self, name: str, kind: str) -> SampleState:
-        """What becomes of a sample of this name and family type."""
+        """How a sample of this name and family type is handled."""
         base = family(name, kind)
         known = self._known.get(base)
         if known is None:

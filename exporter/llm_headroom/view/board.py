@@ -6,20 +6,23 @@ import time
 from typing import TYPE_CHECKING
 
 from llm_headroom import __version__
+from llm_headroom.model import NOTHING
 from llm_headroom.scrape import coverage
 from llm_headroom.scrape.coverage import GPUS
 from llm_headroom.view import engines, gpus
 from llm_headroom.view.history import History
-from llm_headroom.view.values import Absent, Missing, Source, View
+from llm_headroom.view.judged import states
+from llm_headroom.view.values import Absent, GpuCard, Missing, Source, View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Snapshot
     from llm_headroom.poll.poller import Poller
-    from llm_headroom.view.values import EngineCard, GpuCard
+    from llm_headroom.view.day import Minute
+    from llm_headroom.view.values import EngineCard
 
     Cards: TypeAlias = tuple[EngineCard, ...] | tuple[GpuCard, ...]
 
@@ -29,8 +32,9 @@ def cards(
     history: History,
     titles: Mapping[str, str],
     missing: Callable[[Snapshot], tuple[Missing, ...]],
+    labels: Mapping[str, str] = NOTHING,
 ) -> Cards:
-    """The cards of one source."""
+    """The cards of one source; `labels` are the operator's."""
     health = snapshot.health
     source = Source(
         target=snapshot.target,
@@ -44,13 +48,16 @@ def cards(
         cause="" if health.error is None else str(health.error.cause),
         error="" if health.error is None else health.error.message,
         warnings=tuple(warning.message for warning in health.warnings),
+        labels=tuple(sorted(labels.items())),
     )
     lacking = missing(snapshot) if health.up else ()
     make = gpus.cards if snapshot.engine == GPUS else engines.cards
-    return make(snapshot, source, history, lacking)
+    return make(snapshot, source, history, lacking, states(snapshot))
 
 
-def assembled(made: Sequence[tuple[Snapshot, Cards]], absent: Mapping[str, str], now: float) -> View:
+def assembled(
+    made: Sequence[tuple[Snapshot, Cards]], absent: Mapping[str, str], now: float, notices: Iterable[str] = ()
+) -> View:
     """The view of cards that are made already, in the order of their sources."""
     return View(
         version=__version__,
@@ -60,14 +67,19 @@ def assembled(made: Sequence[tuple[Snapshot, Cards]], absent: Mapping[str, str],
         engines=tuple(card for snapshot, found in made if snapshot.engine != GPUS for card in found),  # type: ignore[misc]
         gpus=tuple(card for snapshot, found in made if snapshot.engine == GPUS for card in found),  # type: ignore[misc]
         absent=tuple(Absent(what, why) for what, why in sorted(absent.items())),
+        notices=tuple(notices),
     )
 
 
 class Board:
-    """The view of a poller: `record` after each of its changes, `view` whenever somebody looks."""
+    """The view of a poller: `record` after each of its changes, `view` whenever somebody looks.
 
-    def __init__(self, poller: Poller) -> None:
+    `notices` gives the troubles of the exporter itself.
+    """
+
+    def __init__(self, poller: Poller, notices: Callable[[], Iterable[str]] = tuple) -> None:
         self._poller = poller
+        self._notices = notices
         self._history = History()
         self._cards: dict[str, tuple[Snapshot, Cards]] = {}
         self._missing: dict[tuple[str, frozenset[str]], tuple[Missing, ...]] = {}
@@ -79,16 +91,22 @@ class Board:
     def view(self) -> View:
         """What to show now."""
         titles = {name: engine.title for name, engine in self._poller.engines.items()} | {GPUS: "NVML"}
+        labels = {target.name: target.labels for target in self._poller.config.targets}
         made: dict[str, tuple[Snapshot, Cards]] = {}
         for snapshot in self._poller.snapshots():
             known = self._cards.get(snapshot.target)
             if known is None or known[0] is not snapshot:
-                known = (snapshot, cards(snapshot, self._history, titles, self._lacking))
+                said = labels.get(snapshot.target, NOTHING)
+                known = (snapshot, cards(snapshot, self._history, titles, self._lacking, said))
             made[snapshot.target] = known
         self._cards = made
         self._missing = {key: found for key, found in self._missing.items() if key[0] in made}
         absent = {str(what): failure.message for what, failure in self._poller.absent.items()}
-        return assembled(list(made.values()), absent, time.time())
+        return assembled(list(made.values()), absent, time.time(), self._notices())
+
+    def minutes(self, card: EngineCard | GpuCard, now: float) -> Iterable[Minute]:
+        """What is known of a card's last 24 hours, minute by minute."""
+        return self._history.minutes(card.source.target, card.uuid if isinstance(card, GpuCard) else card.model, now)
 
     def _lacking(self, snapshot: Snapshot) -> tuple[Missing, ...]:
         told = frozenset(point.series.metric.name for point in snapshot.points)
@@ -101,6 +119,6 @@ class Board:
 
 
 def lacking(snapshot: Snapshot, engine: Engine | None) -> tuple[Missing, ...]:
-    """What a source does not tell, by reason."""
+    """What a source does not expose, by reason."""
     by_reason = coverage.by_reason(coverage.missing(snapshot, engine))
     return tuple(Missing(reason, tuple(metrics)) for reason, metrics in by_reason.items())

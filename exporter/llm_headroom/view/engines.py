@@ -6,22 +6,39 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
-from llm_headroom.model import Subject, numbers
+from llm_headroom.model import Level, Subject, numbers
 from llm_headroom.thresholds import DEFAULT
-from llm_headroom.view.history import key_of, rate, rates
-from llm_headroom.view.quantiles import latency
-from llm_headroom.view.signals import Said, ages, gauge_line, line, ordered, risk_troubles, worst
-from llm_headroom.view.values import EngineCard, KvCache, Level, Load, Objective, Router, Share, Slow, Trouble
+from llm_headroom.view.history import grown, key_of, rate, rates
+from llm_headroom.view.quantiles import RANKS, quantile
+from llm_headroom.view.signals import UNJUDGED, Said, ages, gauge_line, line
+from llm_headroom.view.values import (
+    ORDER,
+    Condition,
+    EngineCard,
+    KvCache,
+    Latency,
+    Load,
+    Objective,
+    Router,
+    Share,
+    Slow,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from llm_headroom.model import Point, Snapshot
+    from llm_headroom.model import Metric, Point, Snapshot
     from llm_headroom.view.history import History, Reading
-    from llm_headroom.view.values import Latency, Missing, Source
+    from llm_headroom.view.values import Missing, Source
 
+NOT_LOADED: Final = Condition("not loaded", Level.GOOD, "the next request loads it")
+"""Of a model that an engine could load: no state of the engine is about it."""
+MOST_NAMES: Final = 3
+"""Models of a target that is down whose names are shown."""
 RATE_WINDOW: Final = 30.0
 """Seconds over which tokens per second are taken."""
+LATENCY_WINDOW: Final = 120.0
+"""Seconds over which latencies are shown."""
 _KV: Final = {
     "capacity": schema.KV_CACHE_CAPACITY,
     "used": schema.KV_CACHE_USED,
@@ -36,11 +53,15 @@ _KV: Final = {
 _KINDS: Final = ("weights", "kv_cache", "graph", "total", "device")
 
 
-def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[Missing, ...]) -> tuple[EngineCard, ...]:
-    """The cards of a target. One that is down has a single card with the error, and no value from before."""
+def cards(
+    snapshot: Snapshot, source: Source, history: History, missing: tuple[Missing, ...], states: Mapping[str, Condition]
+) -> tuple[EngineCard, ...]:
+    """The cards of a target, with the states of its models by name.
+
+    One that is down has a single card with the error, the names of its models, and no value from before.
+    """
     if not source.up:
-        down = (Trouble(Level.BAD, "down"),)
-        return (EngineCard(id=_id(source.target, ""), source=source, level=Level.BAD, troubles=down),)
+        return (_down(source, history.models(source.target), states),)
     by_model: dict[str, list[Point]] = {}
     for point in snapshot.points:
         by_model.setdefault(key_of(point), []).append(point)
@@ -49,14 +70,17 @@ def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[M
     if not by_model or router:
         every = [*whole, *(point for points in by_model.values() for point in points)]
         if router:
-            return (_router(every, source, [history.readings(source.target, key) for key in ("", *by_model)], missing),)
-        return (_card("", every, source, history.readings(source.target, ""), missing),)
+            readings = [history.readings(source.target, key) for key in ("", *by_model)]
+            return (_router(every, source, readings, missing, states.get("")),)
+        return (_card("", every, source, history.readings(source.target, ""), missing, states.get("")),)
     # Models that are in memory first; the order of the engine otherwise.
     models = sorted(by_model, key=lambda name: Said(by_model[name]).get(schema.MODEL_LOADED) == 0.0)
-    # What an engine tells of itself and of no model is of the only model, where there is only one.
+    # What an engine exposes of itself and of no model is of the only model, where there is only one.
     shared = whole if len(models) == 1 else []
     return tuple(
-        _card(name, [*by_model[name], *shared], source, history.readings(source.target, name), missing)
+        _card(
+            name, [*by_model[name], *shared], source, history.readings(source.target, name), missing, states.get(name)
+        )
         for name in models
     )
 
@@ -65,26 +89,46 @@ def _id(target: str, model: str) -> str:
     return f"engine/{target}/{model}"
 
 
-def _card(
-    model: str, points: Sequence[Point], source: Source, readings: Sequence[Reading], missing: tuple[Missing, ...]
+def _down(source: Source, models: Sequence[str], states: Mapping[str, Condition]) -> EngineCard:
+    """The name of the only model stays in the card's id, so that whoever looks at it goes on to see it."""
+    only = models[0] if len(models) == 1 else ""
+    worst = min(states.values(), key=lambda state: ORDER[state.level], default=None)
+    return EngineCard(
+        id=_id(source.target, only),
+        source=source,
+        state=worst or Condition("down", Level.BAD, source.error),
+        model=only or ", ".join(models[:MOST_NAMES]) + (" …" if len(models) > MOST_NAMES else ""),
+    )
+
+
+def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
+    model: str,
+    points: Sequence[Point],
+    source: Source,
+    readings: Sequence[Reading],
+    missing: tuple[Missing, ...],
+    state: Condition | None,
 ) -> EngineCard:
     said = Said(replicas.combined(points))
     waiting, running = said.get(schema.REQUESTS_WAITING), said.get(schema.REQUESTS_RUNNING)
     kv = _kv_cache(said, points)
-    offload, loaded, risks = said.get(schema.MODEL_OFFLOAD), said.get(schema.MODEL_LOADED), said.risks()
-    troubles = [*_troubles(said, kv, source), *risk_troubles(risks)]
+    offload, loaded = said.get(schema.MODEL_OFFLOAD), said.get(schema.MODEL_LOADED)
     memory = said.by(schema.MODEL_MEMORY, "kind")
+    saturations = said.by(schema.SATURATION, "resource")
+    saturation = saturations.pop("max", None)
     return EngineCard(
         id=_id(source.target, model),
         source=source,
-        level=worst(troubles),
-        troubles=ordered(troubles),
+        state=state or (NOT_LOADED if loaded == 0.0 else UNJUDGED),
+        notes=_notes(offload, source),
         model=model,
         replicas=len({replica for point in points if (replica := point.series.label("replica"))}),
         load=_load(points, said),
         running=running,
         waiting=waiting,
         limit=said.get(schema.REQUESTS_RUNNING_LIMIT),
+        saturation=saturation,
+        saturation_by=max(saturations, key=saturations.__getitem__, default="") if saturation is not None else "",
         prompt_rate=rate(readings, schema.PROMPT_TOKENS, RATE_WINDOW),
         generation_rate=rate(readings, schema.GENERATION_TOKENS, RATE_WINDOW),
         latencies=_latencies(readings),
@@ -95,7 +139,7 @@ def _card(
         expires=said.get(schema.MODEL_EXPIRY),
         slow=tuple(Slow(window, ratio) for window, ratio in said.by(schema.TTFT_SLOW, "window").items()),
         objectives=_objectives(points, said),
-        risks=risks,
+        risks=said.risks(),
         ages=ages(readings),
         lines=(
             *gauge_line("running", readings, schema.REQUESTS_RUNNING),
@@ -123,9 +167,19 @@ def _load(points: Sequence[Point], said: Said) -> tuple[Load, ...]:
 
 
 def _latencies(readings: Sequence[Reading]) -> tuple[Latency, ...]:
-    first = latency(readings, schema.TIME_TO_FIRST_TOKEN)
-    between = latency(readings, schema.INTER_TOKEN_LATENCY) or latency(readings, schema.TIME_PER_OUTPUT_TOKEN)
+    first = _latency(readings, schema.TIME_TO_FIRST_TOKEN)
+    between = _latency(readings, schema.INTER_TOKEN_LATENCY) or _latency(readings, schema.TIME_PER_OUTPUT_TOKEN)
     return tuple(each for each in (first, between) if each is not None)
+
+
+def _latency(readings: Sequence[Reading], metric: Metric) -> Latency | None:
+    """A latency over the last `LATENCY_WINDOW` seconds; None where the histogram was not seen twice."""
+    found = grown(readings, metric, LATENCY_WINDOW)
+    if found is None:
+        return None
+    seconds, growth = found
+    quantiles = tuple(each for rank in RANKS if (each := quantile(rank, growth.bounds, growth.counts)) is not None)
+    return Latency(metric.name, seconds, growth.counts[-1], quantiles)
 
 
 def _objectives(points: Sequence[Point], said: Said) -> tuple[Objective, ...]:
@@ -156,46 +210,34 @@ def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
     return KvCache(free=free, worst=max(usages) if len(usages) > 1 else None, **found)
 
 
-def _troubles(said: Said, kv: KvCache | None, source: Source) -> list[Trouble]:
+def _notes(offload: float | None, source: Source) -> tuple[str, ...]:
     found = []
-    if said.get(schema.ENGINE_STALLED):
-        found.append(Trouble(Level.BAD, "stalled"))
-    waiting, running = said.get(schema.REQUESTS_WAITING), said.get(schema.REQUESTS_RUNNING)
-    limit, offload = said.get(schema.REQUESTS_RUNNING_LIMIT), said.get(schema.MODEL_OFFLOAD)
-    usage = None if kv is None else kv.worst if kv.worst is not None else kv.usage
-    if waiting:
-        if usage is not None and usage >= DEFAULT.kv_usage_critical:
-            found.append(Trouble(Level.WARN, "saturated: KV cache full"))
-        elif limit and running is not None and running >= limit:
-            found.append(Trouble(Level.WARN, "saturated: at the running limit"))
     if offload is not None and offload < DEFAULT.offload_low:
-        found.append(Trouble(Level.WARN, "on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU"))
+        found.append("on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU")
     if source.warnings:
-        found.append(Trouble(Level.WARN, "incomplete"))
-    return found
+        found.append("partly collected: see warning")
+    return tuple(found)
 
 
 def _router(
-    points: Sequence[Point], source: Source, histories: Sequence[Sequence[Reading]], missing: tuple[Missing, ...]
+    points: Sequence[Point],
+    source: Source,
+    histories: Sequence[Sequence[Reading]],
+    missing: tuple[Missing, ...],
+    state: Condition | None,
 ) -> EngineCard:
     said = Said(points)
     healthy = said.by(schema.ROUTER_WORKER_HEALTHY, "worker")
     workers = said.get(schema.ROUTER_WORKERS)
     up = sum(1.0 for value in healthy.values() if value)
-    troubles = []
-    if up < len(healthy):
-        level = Level.WARN if up else Level.BAD
-        troubles.append(Trouble(level, f"{len(healthy) - up:.0f} of {len(healthy)} workers unhealthy"))
-    if source.warnings:
-        troubles.append(Trouble(Level.WARN, "incomplete"))
     rates_in = [rate(readings, schema.ROUTER_REQUESTS, RATE_WINDOW) for readings in histories]
     taken_in = [each for each in rates_in if each is not None]
     own = histories[0]
     return EngineCard(
         id=_id(source.target, ""),
         source=source,
-        level=worst(troubles),
-        troubles=ordered(troubles),
+        state=state or UNJUDGED,
+        notes=_notes(None, source),
         router=Router(
             active=said.get(schema.ROUTER_REQUESTS_ACTIVE),
             waiting=said.get(schema.ROUTER_REQUESTS_WAITING),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import numbers
+from llm_headroom.model import Level, numbers
 from llm_headroom.view.history import key_of
-from llm_headroom.view.signals import Said, ages, gauge_line, ordered, risk_troubles, worst
-from llm_headroom.view.values import GpuCard, Level, Share, Trouble
+from llm_headroom.view.signals import UNJUDGED, Said, ages, gauge_line
+from llm_headroom.view.values import Condition, GpuCard, Share
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llm_headroom.model import Point, Snapshot
     from llm_headroom.view.history import History, Reading
@@ -21,22 +21,30 @@ HARMLESS_THROTTLES: Final = frozenset(("idle", "application_clocks"))
 """Reasons that hold clocks down without any trouble (see `schema.GPU_THROTTLE`)."""
 
 
-def cards(snapshot: Snapshot, source: Source, history: History, missing: tuple[Missing, ...]) -> tuple[GpuCard, ...]:
-    """The cards of this host's GPUs; one with the error if they cannot be read."""
+def cards(
+    snapshot: Snapshot, source: Source, history: History, missing: tuple[Missing, ...], states: Mapping[str, Condition]
+) -> tuple[GpuCard, ...]:
+    """The cards of this host's GPUs, with their states by uuid; one with the error if they cannot be read."""
     if not source.up:
-        down = (Trouble(Level.BAD, "down"),)
-        return (GpuCard(id=f"gpu/{source.target}", source=source, level=Level.BAD, troubles=down),)
+        down = states.get("") or Condition("down", Level.BAD, source.error)
+        return (GpuCard(id=f"gpu/{source.target}", source=source, state=down),)
     devices: dict[str, list[Point]] = {}
     for point in snapshot.points:
         if point.series.label("uuid"):
             devices.setdefault(key_of(point), []).append(point)
     return tuple(
-        _card(uuid, points, source, history.readings(source.target, uuid), missing) for uuid, points in devices.items()
+        _card(uuid, points, source, history.readings(source.target, uuid), missing, states.get(uuid))
+        for uuid, points in devices.items()
     )
 
 
-def _card(
-    uuid: str, points: Sequence[Point], source: Source, readings: Sequence[Reading], missing: tuple[Missing, ...]
+def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
+    uuid: str,
+    points: Sequence[Point],
+    source: Source,
+    readings: Sequence[Reading],
+    missing: tuple[Missing, ...],
+    state: Condition | None,
 ) -> GpuCard:
     said = Said(points)
     info = next((point.series for point in points if point.series.metric is schema.GPU_INFO), None)
@@ -46,15 +54,12 @@ def _card(
         for reason, active in said.by(schema.GPU_THROTTLE, "reason").items()
         if active and reason not in HARMLESS_THROTTLES
     )
-    troubles = [*_troubles(said), *risk_troubles(risks)]
-    if throttles:
-        troubles.append(Trouble(Level.WARN, "throttled: " + ", ".join(each.replace("_", " ") for each in throttles)))
     temperatures = said.by(schema.GPU_TEMPERATURE, "sensor")
     return GpuCard(
         id=f"gpu/{uuid}",
         source=source,
-        level=worst(troubles),
-        troubles=ordered(troubles),
+        state=state or UNJUDGED,
+        notes=_notes(said, throttles),
         gpu=points[0].series.label("gpu"),
         uuid=uuid,
         name="" if info is None else info.label("name"),
@@ -90,12 +95,12 @@ def _held(points: Sequence[Point], label: str) -> tuple[Share, ...]:
     return tuple(Share(name, size) for name, size in sums.items())
 
 
-def _troubles(said: Said) -> list[Trouble]:
-    found = []
+def _notes(said: Said, throttles: Sequence[str]) -> tuple[str, ...]:
+    found = [f"clocks held down: {', '.join(throttles).replace('_', ' ')}"] if throttles else []
     if said.get(schema.GPU_MEMORY_OVERCOMMITTED):
-        found.append(Trouble(Level.WARN, "engines were promised more memory than there is"))
+        found.append("GPU memory overcommitted")
     if said.get(schema.GPU_ROW_REMAP_FAILURE):
-        found.append(Trouble(Level.BAD, "a memory row could not be remapped"))
+        found.append("a memory row could not be remapped")
     if said.get(schema.GPU_ROW_REMAP_PENDING):
-        found.append(Trouble(Level.WARN, "needs a reset: a memory row is to be remapped"))
-    return found
+        found.append("needs a reset: a memory row is to be remapped")
+    return tuple(found)

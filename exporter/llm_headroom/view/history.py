@@ -1,4 +1,4 @@
-"""What is remembered of each source for rates, percentiles and history lines: a short ring of small readings.
+"""What is remembered of each source: a short ring of small readings for rates and percentiles, and a day by minutes.
 
 Counters and histograms are kept as what they have grown by since they were first seen, series by series, so that a
 reset (of a whole engine, or of one replica) adds what was counted since, as in Prometheus' `increase`, and nothing is
@@ -17,17 +17,24 @@ from llm_headroom import schema
 from llm_headroom.derive import replicas
 from llm_headroom.derive.observation import growth, histogram_growth
 from llm_headroom.model import Histogram, Kind
+from llm_headroom.scrape.coverage import GPUS
+from llm_headroom.view.day import Day
+from llm_headroom.view.judged import states
+from llm_headroom.view.quantiles import quantile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from llm_headroom.model import Metric, Point, Series, Snapshot
+    from llm_headroom.view.day import Minute
+    from llm_headroom.view.values import Condition
 
 SPAN: Final = 300.0
 """Seconds that are remembered."""
 SPACING: Final = 4.0
 """Seconds between the readings that are kept; of faster ones the latest is kept too."""
 MOST_READINGS: Final = int(SPAN / SPACING) + 2
+P95: Final = 0.95
 MOST_TRACKS: Final = 16
 """Models of one target, or GPUs, that have a history."""
 
@@ -41,6 +48,19 @@ ENGINE_GAUGES: Final = (
 GPU_GAUGES: Final = (schema.GPU_UTILIZATION, schema.GPU_MEMORY_USED, schema.GPU_POWER)
 COUNTERS: Final = (schema.PROMPT_TOKENS, schema.GENERATION_TOKENS, schema.ROUTER_REQUESTS, schema.PREEMPTIONS)
 HISTOGRAMS: Final = (schema.TIME_TO_FIRST_TOKEN, schema.INTER_TOKEN_LATENCY, schema.TIME_PER_OUTPUT_TOKEN)
+DAY_LINES: Final = ("running", "waiting", "generation_rate", "prompt_rate", "kv_usage", "ttft")
+"""Lines of an engine's day; `ttft` is the 95th percentile in seconds."""
+GPU_DAY_LINES: Final = ("utilization", "memory_used", "power")
+_DAY_GAUGES: Final = {
+    "running": schema.REQUESTS_RUNNING,
+    "waiting": schema.REQUESTS_WAITING,
+    "kv_usage": schema.KV_CACHE_USAGE,
+    "utilization": schema.GPU_UTILIZATION,
+    "memory_used": schema.GPU_MEMORY_USED,
+    "power": schema.GPU_POWER,
+}
+_DAY_RATES: Final = {"generation_rate": schema.GENERATION_TOKENS, "prompt_rate": schema.PROMPT_TOKENS}
+_DAY_WINDOW: Final = 60.0
 _GAUGES: Final = frozenset((*ENGINE_GAUGES, *GPU_GAUGES))
 _GROWING: Final = frozenset((*COUNTERS, *HISTOGRAMS))
 _KEPT: Final = _GAUGES | _GROWING | {schema.KV_CACHE_CAPACITY}
@@ -70,14 +90,35 @@ def key_of(point: Point) -> str:
 
 
 class _Track:
-    """The readings of one model or GPU, oldest first."""
+    """The readings of one model or GPU, oldest first, and its day."""
 
-    __slots__ = ("_last", "_totals", "readings")
+    __slots__ = ("_last", "_lines", "_totals", "day", "readings")
 
-    def __init__(self) -> None:
+    def __init__(self, lines: Sequence[str]) -> None:
         self.readings: deque[Reading] = deque(maxlen=MOST_READINGS)
+        self._lines = lines
+        self.day = Day(lines)
         self._last: dict[Series, float | Histogram] = {}
         self._totals: dict[str, float | Grown] = {}
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was read within `SPAN`."""
+        return any(reading.gauges or reading.grown for reading in self.readings)
+
+    def note(self, at: float, state: Condition | None) -> None:
+        """Take the latest reading into the day, with the state that was judged at its time."""
+        latest = self.readings[-1]
+        values: dict[str, float | None] = {}
+        if latest.gauges or latest.grown:
+            for name in self._lines:
+                if (gauge := _DAY_GAUGES.get(name)) is not None:
+                    values[name] = latest.gauges.get(gauge.name)
+                elif (counter := _DAY_RATES.get(name)) is not None:
+                    values[name] = rate(self.readings, counter, _DAY_WINDOW)
+                else:
+                    values[name] = p95(self.readings, schema.TIME_TO_FIRST_TOKEN, _DAY_WINDOW)
+        self.day.put(at, values, state)
 
     def add(self, at: float, points: Sequence[Point]) -> None:
         """Append a reading, or put it in the place of the latest one where readings come faster than they are kept."""
@@ -140,6 +181,7 @@ class History:
 
     def __init__(self) -> None:
         self._taken: dict[str, float] = {}
+        self._models: dict[str, tuple[str, ...]] = {}
         self._tracks: dict[str, dict[str, _Track]] = {}
 
     def record(self, snapshots: Iterable[Snapshot]) -> None:
@@ -153,6 +195,7 @@ class History:
             self._add(self._tracks.setdefault(snapshot.target, {}), snapshot)
         for gone in self._taken.keys() - present:
             del self._taken[gone]
+            self._models.pop(gone, None)
             self._tracks.pop(gone, None)
 
     def readings(self, target: str, key: str) -> Sequence[Reading]:
@@ -160,19 +203,34 @@ class History:
         track = self._tracks.get(target, {}).get(key)
         return () if track is None else tuple(track.readings)
 
-    @staticmethod
-    def _add(tracks: dict[str, _Track], snapshot: Snapshot) -> None:
+    def models(self, target: str) -> tuple[str, ...]:
+        """The models that a target had when it was up last."""
+        return self._models.get(target, ())
+
+    def minutes(self, target: str, key: str, now: float) -> Iterable[Minute]:
+        """The last 24 hours of a model or GPU; nothing if it is not known."""
+        track = self._tracks.get(target, {}).get(key)
+        return () if track is None else track.day.minutes(now)
+
+    def _add(self, tracks: dict[str, _Track], snapshot: Snapshot) -> None:
         by_key: dict[str, list[Point]] = {}
         for point in snapshot.points:
             if point.series.metric in _KEPT:
                 by_key.setdefault(key_of(point), []).append(point)
+        if snapshot.health.up:
+            self._models[snapshot.target] = tuple(sorted(filter(None, by_key)))
+        gpus = snapshot.engine == GPUS
         for key in by_key:
-            if key not in tracks and len(tracks) < MOST_TRACKS:
-                tracks[key] = _Track()
-        for key, track in list(tracks.items()):
+            if key in tracks:
+                continue
+            if len(tracks) == MOST_TRACKS and (gone := [name for name, track in tracks.items() if not track.known]):
+                del tracks[gone[0]]
+            if len(tracks) < MOST_TRACKS:
+                tracks[key] = _Track(GPU_DAY_LINES if gpus else DAY_LINES)
+        judged = states(snapshot)
+        for key, track in tracks.items():
             track.add(snapshot.taken, by_key.get(key, ()))
-            if not any(reading.gauges or reading.grown for reading in track.readings):
-                del tracks[key]  # nothing left within the span: a model that is gone makes room for another
+            track.note(snapshot.taken, judged.get(key))
 
 
 def rate(readings: Sequence[Reading], metric: Metric, window: float) -> float | None:
@@ -196,6 +254,14 @@ def grown(readings: Sequence[Reading], metric: Metric, window: float) -> tuple[f
         return None
     counts = (max(new - old, 0.0) for new, old in zip(last.counts, first.counts, strict=True))
     return end - start, Grown(last.bounds, array("d", counts))
+
+
+def p95(readings: Sequence[Reading], metric: Metric, window: float) -> float | None:
+    """The 95th percentile of a histogram's growth; beyond the last bound that bound, None without any growth."""
+    found = grown(readings, metric, window)
+    if found is None or (value := quantile(P95, found[1].bounds, found[1].counts)) is None:
+        return None
+    return value.low if value.estimate is None else value.estimate
 
 
 def _ends(

@@ -1,32 +1,16 @@
-"""Quantiles of a histogram's growth, no more exact than its buckets are."""
+"""Quantiles of a histogram, no more exact than its buckets are."""
 
 from __future__ import annotations
 
 from math import isfinite
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.view.history import grown
-from llm_headroom.view.values import Latency, Quantile
+from llm_headroom.view.values import Quantile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_headroom.model import Metric
-    from llm_headroom.view.history import Reading
-
 RANKS: Final = (0.5, 0.95, 0.99)
-WINDOW: Final = 120.0
-"""Seconds over which latencies are shown."""
-
-
-def latency(readings: Sequence[Reading], metric: Metric) -> Latency | None:
-    """A latency over the last `WINDOW` seconds; None where the histogram has not been told twice."""
-    found = grown(readings, metric, WINDOW)
-    if found is None:
-        return None
-    seconds, growth = found
-    quantiles = tuple(each for rank in RANKS if (each := quantile(rank, growth.bounds, growth.counts)) is not None)
-    return Latency(metric.name, seconds, growth.counts[-1], quantiles)
 
 
 def quantile(rank: float, bounds: Sequence[float], counts: Sequence[float]) -> Quantile | None:

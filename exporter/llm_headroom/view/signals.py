@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.model import Kind
+from llm_headroom.model import Kind, Level
 from llm_headroom.thresholds import RISK_BAD, RISK_WARN
-from llm_headroom.view.values import Level, Line, Risk, Trouble
+from llm_headroom.view.values import Condition, Line, Risk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -22,8 +22,9 @@ RISKS: Final = {
     "llm_eviction_risk_ratio": "eviction",
 }
 """Metrics that are probabilities of a trouble, and what a person calls the trouble."""
-ORDER: Final = {Level.BAD: 0, Level.WARN: 1, Level.GOOD: 2}
-"""Of levels, the worst first."""
+
+
+UNJUDGED: Final = Condition("unknown", Level.UNKNOWN, "it was not judged yet")
 
 
 class Said:
@@ -74,23 +75,9 @@ def risk_name(risk: Risk) -> str:
     return RISKS.get(risk.metric, risk.metric)
 
 
-def risk_troubles(risks: Iterable[Risk]) -> list[Trouble]:
-    """The risks that are worth a word."""
-    return [
-        Trouble(Level.BAD if risk.value >= RISK_BAD else Level.WARN, f"{risk.value:.0%} risk of {risk_name(risk)}")
-        for risk in risks
-        if risk.value >= RISK_WARN
-    ]
-
-
-def ordered(troubles: Iterable[Trouble]) -> tuple[Trouble, ...]:
-    """Troubles with the worst first."""
-    return tuple(sorted(troubles, key=lambda trouble: ORDER[trouble.level]))
-
-
-def worst(troubles: Sequence[Trouble]) -> Level:
-    """The level of the worst trouble."""
-    return min((trouble.level for trouble in troubles), key=ORDER.__getitem__, default=Level.GOOD)
+def risk_word(risk: Risk) -> str:
+    """How high a risk is: a rank, since not all of them are calibrated probabilities."""
+    return "high" if risk.value >= RISK_BAD else "raised" if risk.value >= RISK_WARN else "low"
 
 
 def ages(readings: Sequence[Reading]) -> tuple[float, ...]:

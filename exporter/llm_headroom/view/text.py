@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from unicodedata import category
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_headroom.view.values import Latency, Load, Quantile
 
+_UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 UNKNOWN: Final = "–"
+STATE_MARKS: Final = {"good": "✓", "warn": "▲", "bad": "■", "unknown": "?"}
+"""Marks of levels that differ by their shape."""
+OBJECTIVES: Final = {
+    "llm_time_to_first_token_seconds": "ttft",
+    "llm_inter_token_latency_seconds": "inter_token_latency",
+    "llm_time_per_output_token_seconds": "inter_token_latency",
+}
+"""The objectives that latencies are judged by."""
 MOST_TIMES: Final = 16.0
 RESOURCE_NAMES: Final = {"kv_cache": "KV cache", "compute": "compute", "concurrency": "the running limit"}
 _MINUTE: Final = 60
@@ -97,6 +109,21 @@ def quantile(value: Quantile) -> str:
     return seconds(value.estimate)
 
 
+def row(latency: Latency) -> tuple[str, list[str]]:
+    """The quantiles of a latency in one unit, that of the largest, and the unit."""
+    known = [
+        (each.estimate is None, each.low if each.estimate is None else each.estimate) for each in latency.quantiles
+    ]
+    unit = "ms" if max((value for _, value in known), default=0.0) < 1 else "s"
+    return unit, [f"{'> ' if beyond else ''}{in_unit(value, unit)}" for beyond, value in known]
+
+
+def in_unit(value: float, unit: str) -> str:
+    """Seconds as a number of `s` or `ms`, of three digits."""
+    scaled = value * 1000 if unit == "ms" else value
+    return f"{scaled:.0f}" if scaled >= 100 else f"{scaled:.3g}"  # noqa: PLR2004 - three digits
+
+
 def bucket(value: Quantile) -> str:
     """The bounds between which a quantile surely lies."""
     if value.high is None:
@@ -107,6 +134,40 @@ def bucket(value: Quantile) -> str:
     elif low.endswith(" s") and high.endswith(" s"):
         low = low.removesuffix(" s")
     return f"{'0' if value.low == 0 else low}–{high}"
+
+
+def p95(latency: Latency) -> Quantile | None:
+    """The 95th percentile; None without traffic."""
+    return next((each for each in latency.quantiles if each.rank == 0.95), None)  # noqa: PLR2004 - the p95
+
+
+def p95_seconds(latencies: Sequence[Latency]) -> float | None:
+    """The 95th percentile of first tokens, or the bound that it is beyond."""
+    first = next((each for each in latencies if OBJECTIVES.get(each.metric) == "ttft"), None)
+    found = None if first is None else p95(first)
+    return None if found is None else found.low if found.estimate is None else found.estimate
+
+
+def later(value: Quantile | None, threshold: float | None) -> bool:
+    """Whether a quantile is beyond an objective, as far as the buckets show."""
+    if value is None or threshold is None:
+        return False
+    return (value.low if value.estimate is None else value.estimate) > threshold
+
+
+def plain(text: str) -> str:
+    r"""A text that engines or users made up, for a terminal: nothing in it colours, moves or turns what is shown.
+
+    Control and format characters (Unicode's categories Cc, Cf, Co, Cs, Zl, Zp; the latter turn the direction of
+    writing) become escapes such as `\x1b`.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(each if category(each) not in _UNPRINTABLE else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def latency_name(value: Latency) -> str:

@@ -6,26 +6,24 @@ Times are unix seconds, durations seconds, rates per second, ratios in [0, 1]; w
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from enum import StrEnum
 from functools import cache
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
+from llm_headroom.model import Level
 
-class Level(StrEnum):
-    """How much a card wants to be looked at."""
-
-    GOOD = "good"
-    WARN = "warn"
-    BAD = "bad"
+ORDER: Final = {Level.BAD: 0, Level.WARN: 1, Level.UNKNOWN: 2, Level.GOOD: 3}
+"""Of levels, the worst first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """One reason to look: `text` is a few words for people."""
+class Condition:
+    """The judgement of a model or a GPU: `name` is its state, `reason` in words, `since` when in unix time."""
 
+    name: str
     level: Level
-    text: str
+    reason: str = ""
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """Canonical metrics that the source does not tell for one and the same reason."""
+    """Canonical metrics that the source does not expose for one and the same reason."""
 
     reason: str
     metrics: tuple[str, ...]
@@ -152,6 +150,7 @@ class Source:
     cause: str = ""
     error: str = ""
     warnings: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,19 +169,22 @@ class EngineCard:
     """One model of one target; a target that is down, or has no model, has one card without a model.
 
     `lines` share `ages`, seconds before `source.taken`, oldest first. `offload` is the share of the model's memory on
-    GPUs, `expires` the unix time at which an idle model is unloaded.
+    GPUs, `expires` the unix time at which an idle model is unloaded. `saturation` is the share of what fits
+    of the resource `saturation_by`, which is the scarcest. `notes` are facts beside the state.
     """
 
     id: str
     source: Source
-    level: Level
-    troubles: tuple[Trouble, ...] = ()
+    state: Condition
+    notes: tuple[str, ...] = ()
     model: str = ""
     replicas: int = 0
     load: tuple[Load, ...] = ()
     running: float | None = None
     waiting: float | None = None
     limit: float | None = None
+    saturation: float | None = None
+    saturation_by: str = ""
     prompt_rate: float | None = None
     generation_rate: float | None = None
     latencies: tuple[Latency, ...] = ()
@@ -199,6 +201,11 @@ class EngineCard:
     lines: tuple[Line, ...] = ()
     missing: tuple[Missing, ...] = ()
 
+    @property
+    def level(self) -> Level:
+        """How bad its state is."""
+        return self.state.level
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuCard:
@@ -210,8 +217,8 @@ class GpuCard:
 
     id: str
     source: Source
-    level: Level
-    troubles: tuple[Trouble, ...] = ()
+    state: Condition
+    notes: tuple[str, ...] = ()
     gpu: str = ""
     uuid: str = ""
     name: str = ""
@@ -233,6 +240,11 @@ class GpuCard:
     lines: tuple[Line, ...] = ()
     missing: tuple[Missing, ...] = ()
 
+    @property
+    def level(self) -> Level:
+        """How bad its state is."""
+        return self.state.level
+
 
 @dataclass(frozen=True, slots=True)
 class Absent:
@@ -244,7 +256,10 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything that is shown. `sources` and `up` count the sources that have been collected at least once."""
+    """Everything that is shown. `sources` and `up` count the sources that have been collected at least once.
+
+    `notices` are troubles of the exporter itself, in words.
+    """
 
     version: str
     time: float
@@ -253,6 +268,7 @@ class View:
     engines: tuple[EngineCard, ...]
     gpus: tuple[GpuCard, ...]
     absent: tuple[Absent, ...]
+    notices: tuple[str, ...] = ()
 
 
 def as_json(view: View) -> dict[str, Any]:

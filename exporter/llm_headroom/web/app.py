@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
@@ -11,11 +13,12 @@ from llm_headroom.net.http_connection import Request, Response
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
 from llm_headroom.web import page
+from llm_headroom.web.look import look
 from llm_headroom.web.probe import Probes
 from llm_headroom.web.stream import Feed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from llm_headroom.model import Snapshot
     from llm_headroom.poll.poller import Slot
@@ -24,16 +27,24 @@ if TYPE_CHECKING:
 REUSED: Final = 1.0
 """Seconds for which a rendering answers further scrapes, if nothing is published meanwhile: the age that the exporter's
 own series, such as `process_*`, can have."""
+log = logging.getLogger("llm_headroom")
+
+WORTH_PACKING: Final = 1024
+"""Bytes from which on an answer is compressed."""
 JSON: Final = "application/json; charset=utf-8"
 
 
 class App:
-    """Answers requests from what is published; keeps renderings until something new is."""
+    """Answers requests from what is published; keeps renderings until something new is.
 
-    def __init__(self, published: Published) -> None:
+    `notices` gives further troubles of the exporter itself, in words.
+    """
+
+    def __init__(self, published: Published, notices: Callable[[], Iterable[str]] = tuple) -> None:
         self._published = published
+        self._more_notices = notices
         self.poller = published.poller
-        self._feed = Feed(self.poller)
+        self._feed = Feed(self.poller, notices=self._notices)
         self._own = Renderer()
         self._renderers: dict[Slot, Renderer] = {}
         """One for each source, so that what it remembers of series goes with the source."""
@@ -59,19 +70,25 @@ class App:
             case "/probe":
                 return await self._probe(request)
             case "/api/v1/snapshot":
-                return Response(self._snapshot(), content_type=JSON)
+                return _packed(Response(self._snapshot(), content_type=JSON), request)
             case "/-/healthy":
                 return Response(b"llm-headroom is running.\n")
             case "/-/ready":
                 return self._ready()
             case "/":
-                return page.page(self._feed.view())
+                parts = self._feed.parts(look(request.query))
+                return _packed(page.page(__version__, parts, self.poller.config.links), request)
             case "/api/v1/stream":
-                return self._feed.subscribe(request.query.get("form", "json"))
+                return self._feed.subscribe(request.query, gzip=_wants_gzip(request))
             case path if path.startswith("/static/"):
-                return page.static(path.removeprefix("/static/"))
+                return _packed(page.static(path.removeprefix("/static/")), request)
             case _:
                 return Response(b"Not found. See / for what is here.\n", status=404)
+
+    def _notices(self) -> Iterable[str]:
+        if error := self._published.reload.error:
+            yield f"The configuration was changed and could not be read; the old one is in force: {error}"
+        yield from self._more_notices()
 
     def _ready(self) -> Response:
         if self.poller.ready:
@@ -106,14 +123,15 @@ class App:
                 continue
             known = self._lines.get(slot)
             if known is None or known[0] is not slot.snapshot:
-                known = (slot.snapshot, self._renderers[slot].lines(slot.points()))
+                known = (slot.snapshot, _rendered(slot, self._renderers[slot]))
             kept[slot] = known
             yield known[1]
         self._lines = kept
 
     def _snapshot(self) -> bytes:
-        sources = [as_json.source(snapshot) for snapshot in self.poller.snapshots()]
-        return json.dumps({"version": __version__, "time": time.time(), "sources": sources}, allow_nan=False).encode()
+        sources = [source for source in map(_as_json, self.poller.snapshots()) if source]
+        head = json.dumps({"version": __version__, "time": time.time()})
+        return f'{head[:-1]}, "sources": [{", ".join(sources)}]}}'.encode()
 
     async def _probe(self, request: Request) -> Response:
         found = await self._probes.points(request)
@@ -125,6 +143,24 @@ class App:
         return _exposed(_gzip(body) if compressed else body, form, compressed=compressed)
 
 
+def _rendered(slot: Slot, renderer: Renderer) -> Lines:
+    """A source's lines; none, and a line in the log, where they cannot be made: that costs no other source its own."""
+    try:
+        return renderer.lines(slot.points())
+    except Exception:
+        log.exception("rendering failed by a defect of llm-headroom", extra={"target": slot.name})
+        return Lines({})
+
+
+def _as_json(snapshot: Snapshot) -> str:
+    """A source as JSON; empty, and a line in the log, where it cannot be made."""
+    try:
+        return json.dumps(as_json.source(snapshot), allow_nan=False)
+    except Exception:
+        log.exception("rendering failed by a defect of llm-headroom", extra={"target": snapshot.target})
+        return ""
+
+
 def accepts_gzip(encodings: str) -> bool:
     """Whether an Accept-Encoding header allows gzip."""
     for part in encodings.split(","):
@@ -132,6 +168,18 @@ def accepts_gzip(encodings: str) -> bool:
         if coding.strip().lower() in ("gzip", "*"):
             return parameters.replace(" ", "").lower() not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False
+
+
+def _wants_gzip(request: Request) -> bool:
+    return accepts_gzip(request.headers.get("accept-encoding", ""))
+
+
+def _packed(response: Response, request: Request) -> Response:
+    """An answer that is compressed for a client that understands it, if it is worth it."""
+    vary = (*response.headers, ("Vary", "Accept-Encoding"))
+    if len(response.body) < WORTH_PACKING or not _wants_gzip(request):
+        return replace(response, headers=vary)
+    return replace(response, body=_gzip(response.body), headers=(*vary, ("Content-Encoding", "gzip")))
 
 
 def _gzip(body: bytes) -> bytes:

@@ -2,55 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urlencode
 
-from llm_headroom.thresholds import LOAD_HEADROOM_LOW, RISK_BAD, RISK_WARN
+from llm_headroom.model import Level
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 from llm_headroom.view import text
-from llm_headroom.view.signals import risk_name
+from llm_headroom.view.signals import risk_name, risk_word
 from llm_headroom.view.values import Share
-from llm_headroom.web.charts import SHORTEST, bar, chart
+from llm_headroom.web.charts import bar
+from llm_headroom.web.figures import ENGINE_FIGURES, GPU_FIGURES, Past, history
+from llm_headroom.web.look import key
+from llm_headroom.web.summary import ago, mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from llm_headroom.config.people import Links
+    from llm_headroom.view.day import Minute
     from llm_headroom.view.values import (
         EngineCard,
         GpuCard,
         KvCache,
         Latency,
-        Line,
         Load,
         Missing,
         Objective,
         Risk,
         Router,
         Source,
-        Trouble,
     )
+    from llm_headroom.web.look import Look
 
-ENGINE_CHARTS: Final = (
-    ("Requests", (("running", "running"), ("waiting", "waiting")), ""),
-    ("Active requests", (("active", "running"),), ""),
-    ("Tokens/s", (("generation_rate", "running"), ("prompt_rate", "prompt")), ""),
-    ("KV cache", (("kv_usage", "kv"),), "ratio"),
-)
-"""Charts of a card: title, the lines with what people call them, and the unit."""
-GPU_CHARTS: Final = (
-    ("Utilisation", (("utilization", "busy"),), "ratio"),
-    ("Memory used", (("memory_used", "kv"),), "bytes"),
-    ("Power", (("power", "power"),), "watts"),
-)
-LINE_NAMES: Final = {
-    "running": "running",
-    "waiting": "waiting",
-    "generation_rate": "generated",
-    "prompt_rate": "prompt",
-}
 PART_NAMES: Final = {
     "weights": "weights",
     "kv_used": "KV used",
-    "kv_evictable": "KV evictable",
+    "kv_evictable": "KV reclaimable",
     "kv_free": "KV free",
     "kv_cache": "KV cache",
     "graph": "graphs",
@@ -62,37 +51,54 @@ PART_NAMES: Final = {
 OBJECTIVE_NAMES: Final = {"ttft": "TTFT", "inter_token_latency": "Inter-token", "request_duration": "Duration"}
 
 
-def engine(card: EngineCard, now: float) -> str:
+RECLAIMABLE: Final = "Kept so that a prompt that comes again need not be computed again; given up when needed."
+
+
+class Around(NamedTuple):
+    """What a card is drawn with besides its own values: the time, what the reader wants to see, the day, links."""
+
+    now: float
+    look: Look
+    minutes: Sequence[Minute]
+    links: Links
+
+
+def engine(card: EngineCard, around: Around) -> str:
     """The card of an engine's model."""
     source = card.source
+    named = [] if not card.model else [f"target <b>{escape(source.target)}</b>"]
+    about = [escape(f"{source.title} {source.version}".strip()), *named, *_labels(source)]
     parts = [
-        _head(card.model or source.target, _about(card, now), card.level),
-        _troubles(card.troubles),
-        _down(source, now),
+        _head(card, card.model or source.target, about, around),
+        _notes(card.notes),
+        _down(card, around.now),
     ]
     if source.up:
-        numbers = _router(card.router) if card.router is not None else _traffic(card)
         parts += [
             _load(card.load),
-            _numbers(numbers),
+            _traffic(card) if card.router is None else _numbers(_router(card.router)),
             "" if card.kv is None else _kv_cache(card.kv),
-            _model_memory(card, now),
-            _latencies(card.latencies, card),
-            _charts(ENGINE_CHARTS, card.lines, card.ages),
-            _risks(card.risks),
-            _objectives(card.objectives),
-            _missing(card.missing),
+            _model_memory(card, around.now),
+            _latencies(card),
         ]
-    return _card(card.id, card.level, parts)
+    past = Past(card.lines, card.ages, around.minutes, around.now, around.look.day, {})
+    parts.append(history(ENGINE_FIGURES, past, _other(around)))
+    if source.up:
+        parts += [_risks(card.risks), _objectives(card.objectives), _missing(card.missing)]
+    parts.append(_links(card, around.links))
+    return _card(card, parts)
 
 
-def gpu(card: GpuCard, now: float) -> str:
+def gpu(card: GpuCard, around: Around) -> str:
     """The card of a GPU."""
     source = card.source
     title = f"GPU {card.gpu}" if card.gpu else "GPUs"
     name = " ".join(part for part in (card.name, card.profile) if part)
-    about = [*([escape(name)] if name else []), f"{ago(source.taken, now)} ago"]
-    parts = [_head(title, about, card.level), _troubles(card.troubles), _down(source, now)]
+    parts = [
+        _head(card, title, [escape(name)] if name else [], around),
+        _notes(card.notes),
+        _down(card, around.now),
+    ]
     if source.up:
         power = "" if card.power_limit is None else f"of {card.power_limit:.0f} W"
         numbers = [
@@ -101,51 +107,65 @@ def gpu(card: GpuCard, now: float) -> str:
             ("Temperature", text.UNKNOWN if card.temperature is None else f"{card.temperature:.0f} °C", ""),
             ("Memory free", text.size(card.free), f"of {text.size(card.total)}"),
         ]
-        parts += [
-            _numbers(numbers),
-            _gpu_memory(card),
-            _charts(GPU_CHARTS, card.lines, card.ages, {"bytes": card.total, "watts": card.power_limit}),
-            _risks(card.risks),
-            _missing(card.missing),
-        ]
-    return _card(card.id, card.level, parts)
+        parts += [_numbers(numbers), _gpu_memory(card)]
+    tops = {"bytes": card.total, "watts": card.power_limit}
+    past = Past(card.lines, card.ages, around.minutes, around.now, around.look.day, tops)
+    parts.append(history(GPU_FIGURES, past, _other(around)))
+    if source.up:
+        parts += [_risks(card.risks), _missing(card.missing)]
+    return _card(card, parts)
 
 
-def ago(at: float, now: float) -> str:
-    """How long ago something was; the page's script keeps it going."""
-    return f'<time data-at="{at:.3f}">{text.span(max(now - at, 0.0))}</time>'
+def _other(around: Around) -> str:
+    return around.look.address(day=not around.look.day)
 
 
-def _card(identity: str, level: str, parts: Iterable[str]) -> str:
-    return f'<article class="card {level}" data-id="{escape(identity)}">{"".join(parts)}</article>'
+def _card(card: EngineCard | GpuCard, parts: Iterable[str]) -> str:
+    own = key(card)
+    return f'<article class="card {card.level}" id="{own}" data-id="{own}">{"".join(parts)}</article>'
 
 
-def _head(title: str, about: Sequence[str], level: str) -> str:
+def _head(card: EngineCard | GpuCard, title: str, about: Sequence[str], around: Around) -> str:
+    """The name, and the state with its reason, which holds the numbers."""
+    state = card.state
+    since = "" if state.since is None else f" for {ago(state.since, around.now)}"
+    reason = f" · {escape(state.reason)}" if state.reason else ""
+    said = " · ".join([*about, f"read {ago(card.source.taken, around.now)} ago"])
     return (
-        f'<header><h3><span class="dot {level}"></span>{escape(title)}</h3>'
-        f'<p class="about">{" · ".join(about)}</p></header>'
+        f'<header><h3>{escape(title)}</h3><p class="about">{said}</p>'
+        f'<p class="state {state.level}">{mark(state.level)}<b>{escape(state.name)}</b>{since}{reason}</p></header>'
     )
 
 
-def _about(card: EngineCard, now: float) -> list[str]:
-    source = card.source
-    about = [escape(f"{source.title} {source.version}".strip())]
-    if card.model:
-        about.append(escape(source.target))
-    return [*about, f"{ago(source.taken, now)} ago"]
+def _labels(source: Source) -> list[str]:
+    return [f"{escape(name)}=<b>{escape(value)}</b>" for name, value in source.labels]
 
 
-def _troubles(troubles: Sequence[Trouble]) -> str:
-    if not troubles:
-        return ""
-    items = "".join(f'<li class="{each.level}">{escape(each.text)}</li>' for each in troubles)
-    return f'<ul class="troubles">{items}</ul>'
+def _links(card: EngineCard, links: Links) -> str:
+    found = []
+    if links.runbooks and card.level is not Level.GOOD:
+        found.append(f'<a href="{escape(links.runbooks)}">What to do</a>')
+    if links.grafana:
+        names = {"engine": card.source.engine, "model": card.model, "target": card.source.target}
+        query = urlencode({f"var-{name}": value for name, value in names.items() if value}, errors="replace")
+        found.append(f'<a href="{escape(links.grafana)}?{escape(query)}">Dashboard</a>')
+    if links.prometheus:
+        selector = json.dumps(card.source.target, ensure_ascii=False)
+        query = urlencode({"g0.expr": f"{{target={selector}}}", "g0.tab": "1"}, errors="replace")
+        found.append(f'<a href="{escape(links.prometheus)}/graph?{escape(query)}">Series</a>')
+    return f'<p class="note">{" · ".join(found)}</p>' if found else ""
 
 
-def _down(source: Source, now: float) -> str:
-    parts = []
+def _notes(notes: Sequence[str]) -> str:
+    return f'<ul class="notes">{"".join(f"<li>{escape(each)}</li>" for each in notes)}</ul>' if notes else ""
+
+
+def _down(card: EngineCard | GpuCard, now: float) -> str:
+    """Why nothing could be read, where the state has not said so yet; and what could be read in part only."""
+    source, parts = card.source, []
     if source.error:
-        parts.append(f'<p class="error">{escape(source.error)}</p>')
+        if source.error not in card.state.reason:
+            parts.append(f'<p class="error">{escape(source.error)}</p>')
         last = "never yet" if source.last_success is None else f"{ago(source.last_success, now)} ago"
         parts.append(f'<p class="note">Last collection that succeeded: {last}</p>')
     parts += [f'<p class="warning">{escape(warning)}</p>' for warning in source.warnings]
@@ -164,18 +184,25 @@ def _load(loads: Sequence[Load]) -> str:
     return _line("Load", parts)
 
 
-def _traffic(card: EngineCard) -> list[tuple[str, str, str]]:
+def _traffic(card: EngineCard) -> str:
+    """Requests, and apart from them tokens: numbers of one unit in each row."""
     limit = "" if card.limit is None else f"of {text.count(card.limit)}"
-    replicas = f"{card.replicas} replicas" if card.replicas > 1 else ""
-    told = (card.running, card.waiting, card.generation_rate, card.prompt_rate)
-    if all(value is None for value in told):
-        return []
-    return [
+    replicas = f"on {card.replicas} replicas" if card.replicas > 1 else ""
+    exposed = (card.running, card.waiting, card.generation_rate, card.prompt_rate)
+    if all(value is None for value in exposed):
+        return ""
+    requests = [
         ("Running", text.count(card.running), limit or replicas),
         ("Waiting", text.count(card.waiting), ""),
-        ("Generated", text.rate(card.generation_rate), "tokens/s"),
-        ("Prompt", text.rate(card.prompt_rate), "tokens/s"),
     ]
+    tokens = [
+        ("Generated", text.rate(card.generation_rate), ""),
+        ("Prompt", text.rate(card.prompt_rate), ""),
+    ]
+    return (
+        f'<div class="pair"><section><h4>Requests</h4>{_numbers(requests)}</section>'
+        f"<section><h4>Tokens per second</h4>{_numbers(tokens)}</section></div>"
+    )
 
 
 def _router(router: Router) -> list[tuple[str, str, str]]:
@@ -201,7 +228,7 @@ def _numbers(numbers: Sequence[tuple[str, str, str]]) -> str:
 
 def _kv_cache(kv: KvCache) -> str:
     usage = kv.usage
-    said = [("kv-used", "used", kv.used), ("kv-evictable", "evictable", kv.evictable), ("free", "free", kv.free)]
+    said = [("kv-used", "used", kv.used), ("kv-evictable", "reclaimable", kv.evictable), ("free", "free", kv.free)]
     whole = kv.capacity
     if whole:
         shares = [(kind, (value or 0.0) / whole) for kind, _, value in said if kind != "free"]
@@ -223,7 +250,8 @@ def _kv_cache(kv: KvCache) -> str:
     if kv.exhaustion_seconds is not None:
         headroom.append(f'full in <b class="warn">{text.span(kv.exhaustion_seconds)}</b>')
     drawn = bar(shares, f"KV cache: {text.percent(usage)} used")
-    lines = _line("Headroom", headroom) + _line("", notes)
+    legend = legend.replace("reclaimable", f'<abbr title="{RECLAIMABLE}">reclaimable</abbr>')
+    lines = _line("Room for", headroom) + _line("", notes)
     return _section("KV cache", f"{text.percent(usage)}{of}", drawn + legend + lines, "memory")
 
 
@@ -293,78 +321,47 @@ def _gpu_memory(card: GpuCard) -> str:
     return _section("Memory", about, drawn + _parts(parts) + _line("Engines", holders), "memory")
 
 
-def _latencies(latencies: Sequence[Latency], card: EngineCard) -> str:
-    if not latencies:
+def _latencies(card: EngineCard) -> str:
+    """Percentiles, each row in one unit; those beyond the objective say so by colour and mark."""
+    if not card.latencies:
         return ""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(text.latency_name(each))}</th>{_quantiles(each)}</tr>' for each in latencies
-    )
-    window = text.span(max(each.window for each in latencies))
-    slow = [f"<b>{text.percent(each.ratio)}</b> slow in {escape(each.window)}" for each in card.slow]
-    ranks = "".join(f'<th scope="col">{rank}</th>' for rank in ("p50", "p95", "p99"))
-    table = f"<table><thead><tr><td></td>{ranks}</tr></thead><tbody>{rows}</tbody></table>"
+    thresholds = {each.name: each.threshold for each in card.objectives}
+    rows = "".join(_latency(each, thresholds.get(text.OBJECTIVES.get(each.metric, ""))) for each in card.latencies)
+    window = text.span(max(each.window for each in card.latencies))
+    ttft = thresholds.get("ttft")
+    than = "the objective" if ttft is None else text.seconds(ttft)
+    slow = [
+        f'<b class="{"bad" if each.ratio else ""}">{text.percent(each.ratio)}</b> later than {than} '
+        f"in {escape(each.window)}"
+        for each in card.slow
+    ]
+    ranks = "".join(f'<th scope="col">{rank}</th>' for rank in ("p50", "p95", "p99", "objective"))
+    table = f'<table><thead><tr><th scope="col">Time</th>{ranks}</tr></thead><tbody>{rows}</tbody></table>'
     return _section("Latency", f"last {window}", table + _line("First tokens", slow))
 
 
-def _quantiles(latency: Latency) -> str:
-    if not latency.quantiles:
-        return '<td colspan="3" class="dim">no traffic</td>'
-    return "".join(f'<td title="{text.bucket(each)}">{text.quantile(each)}</td>' for each in latency.quantiles)
-
-
-def _charts(
-    wanted: Sequence[tuple[str, Sequence[tuple[str, str]], str]],
-    lines: Sequence[Line],
-    ages: Sequence[float],
-    tops: dict[str, float | None] | None = None,
-) -> str:
-    by_name = {line.name: line.values for line in lines}
-    figures = []
-    for title, series, unit in wanted:
-        drawn = [(kind, by_name[name]) for name, kind in series if name in by_name]
-        if not drawn:
-            continue
-        highest = max((value for _, values in drawn for value in values if value is not None), default=0.0)
-        top = 1.0 if unit == "ratio" else (tops or {}).get(unit) or highest
-        peak = _amount(highest, unit)
-        names = [(kind, LINE_NAMES[name], "") for name, kind in series if name in by_name and len(drawn) > 1]
-        label = f"{title} over the last minutes, at most {peak}"
-        figures.append(
-            f"<figure><figcaption>{title} <span>max {peak}</span></figcaption>"
-            f"{chart(drawn, ages, top=top, label=label)}"
-            f"{_legend(names)}</figure>"
-        )
-    if not figures:
-        return ""
-    span = text.span(max(SHORTEST, *ages))
-    return _section("History", f"last {span}", f'<div class="charts">{"".join(figures)}</div>')
-
-
-def _amount(value: float, unit: str) -> str:
-    match unit:
-        case "ratio":
-            return text.percent(value)
-        case "bytes":
-            return text.size(value)
-        case "watts":
-            return f"{value:.0f} W"
-        case _:
-            return text.count(value)
+def _latency(latency: Latency, threshold: float | None) -> str:
+    unit, shown = text.row(latency)
+    name = f"{text.latency_name(latency)}{f', {unit}' if shown else ''}"
+    objective = "" if threshold is None else f"≤ {text.in_unit(threshold, unit)}"
+    cells = "".join(
+        f'<td class="{"bad" if text.later(value, threshold) else ""}" title="{text.bucket(value)}">{words}</td>'
+        for value, words in zip(latency.quantiles, shown, strict=True)
+    )
+    quiet = '<td colspan="3" class="dim">no traffic</td>'
+    return f'<tr><th scope="row">{escape(name)}</th>{cells or quiet}<td class="dim">{objective}</td></tr>'
 
 
 def _risks(risks: Sequence[Risk]) -> str:
+    """Ranks in words: not every risk is a calibrated probability."""
     if not risks:
         return ""
     rows = "".join(
-        f"<li><span>{escape(risk_name(risk))}</span>{bar([(_level(risk.value), risk.value)], text.percent(risk.value))}"
-        f"<b>{text.percent(risk.value)}</b></li>"
+        f"<li><span>{escape(risk_name(risk))}</span>{bar([(f'risk-{risk_word(risk)}', risk.value)], risk_word(risk))}"
+        f"<b>{risk_word(risk)}</b></li>"
         for risk in risks
     )
-    return _section("Risk", "within 5 min", f'<ul class="risks">{rows}</ul>')
-
-
-def _level(risk: float) -> str:
-    return "bad" if risk >= RISK_BAD else "warn" if risk >= RISK_WARN else "good"
+    return _section("Risk within 5 min", "a forecast, no fact", f'<ul class="risks">{rows}</ul>')
 
 
 def _objectives(objectives: Sequence[Objective]) -> str:
@@ -374,7 +371,7 @@ def _objectives(objectives: Sequence[Objective]) -> str:
         within = "" if each.threshold is None else f" ≤ {text.seconds(each.threshold)}"
         missed = each.wanted is not None and each.attained < each.wanted
         parts.append(f'{name}{within} <b class="{"warn" if missed else ""}">{each.attained:.1%}</b>')
-    return _line("Objectives", parts)
+    return _line("Within the objective since start", parts)
 
 
 def _missing(missing: Sequence[Missing]) -> str:
@@ -386,6 +383,6 @@ def _missing(missing: Sequence[Missing]) -> str:
         for each in missing
     )
     return (
-        f"<details><summary>{count} signal{'s' if count > 1 else ''} not told, and why</summary>"
+        f"<details><summary>{count} metric{'s' if count > 1 else ''} that are not there, and why</summary>"
         f"<dl>{items}</dl></details>"
     )

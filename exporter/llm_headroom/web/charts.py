@@ -1,19 +1,37 @@
-"""Bars and history lines as SVG. Sizes are attributes and colours classes, since the page allows no inline styles."""
+"""Bars, bands and history lines as SVG. Sizes are attributes and colours classes: the page allows no inline styles."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Final
+from math import floor, log10
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-WIDTH: Final = 300.0
-HEIGHT: Final = 40.0
+SIDE: Final = 1000
+"""Width and height of a drawing in its own units; it is stretched to its place."""
 SHORTEST: Final = 60.0
 """Seconds that a chart shows at least; it grows with what is remembered."""
-_MARGIN: Final = 2.0
-"""Room for half a line's width above and below, in units of the drawing."""
+_HEIGHTS: Final = {"bad": 3, "warn": 2, "unknown": 2, "good": 1}
+"""Thirds of a band's height, so that levels differ by more than their colour."""
+
+
+class Curve(NamedTuple):
+    """A line: its class, its name, and a value for each of the chart's ages; None where there was none."""
+
+    kind: str
+    name: str
+    values: Sequence[float | None]
+
+
+class Segment(NamedTuple):
+    """A part of a band, from and to so many seconds ago: the level, and what it says in words."""
+
+    start: float
+    end: float
+    level: str
+    label: str
 
 
 def bar(parts: Sequence[tuple[str, float]], label: str) -> str:
@@ -25,7 +43,7 @@ def bar(parts: Sequence[tuple[str, float]], label: str) -> str:
     for kind, share in parts:
         width = min(max(share, 0.0), 1.0 - at)
         if width > 0:
-            drawn.append(f'<rect class="{kind}" x="{at * 100:.2f}" y="0" width="{width * 100:.2f}" height="1"/>')
+            drawn.append(f'<rect class="{kind}" x="{at * 100:.1f}" y="0" width="{width * 100:.1f}" height="1"/>')
         at += width
     return (
         f'<svg class="bar" viewBox="0 0 100 1" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
@@ -33,28 +51,48 @@ def bar(parts: Sequence[tuple[str, float]], label: str) -> str:
     )
 
 
-def chart(lines: Sequence[tuple[str, Sequence[float | None]]], ages: Sequence[float], *, top: float, label: str) -> str:
-    """Lines over the remembered time, each with its class, from 0 to `top`; gaps where there was no value."""
+def band(segments: Sequence[Segment], span: float, label: str) -> str:
+    """States over the last `span` seconds."""
     drawn = []
-    span = max(SHORTEST, *ages)
-    for kind, values in lines:
-        for run in _runs(values, ages):
-            points = [(WIDTH * (1 - age / span), _up(value, top)) for age, value in run]
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            (first, _), (last, _) = points[0], points[-1]
+    for each in segments:
+        left, right = (SIDE * (1 - min(age, span) / span) for age in (each.start, each.end))
+        if right > left:
+            height = _HEIGHTS[each.level]
             drawn.append(
-                f'<polygon class="{kind}" points="{first:.1f},{HEIGHT:g} {line} {last:.1f},{HEIGHT:g}"/>'
-                f'<polyline class="{kind}" points="{line}"/>'
+                f'<rect class="{each.level}" x="{left:.0f}" y="{3 - height}" width="{right - left:.0f}" '
+                f'height="{height}"><title>{escape(each.label)}</title></rect>'
             )
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" preserveAspectRatio="none" role="img" '
+        f'<svg class="band" viewBox="0 0 {SIDE} 3" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+        f"{''.join(drawn)}</svg>"
+    )
+
+
+def chart(curves: Sequence[Curve], ages: Sequence[float], *, top: float, span: float, label: str) -> str:
+    """Lines over the last `span` seconds, from 0 to `top`; gaps where there was no value."""
+    drawn = []
+    for kind, name, values in curves:
+        for run in _runs(values, ages):
+            points = " ".join(f"{SIDE * (1 - age / span):.0f},{_up(value, top):.0f}" for age, value in run)
+            if len(run) == 1:
+                points += f" {points}"  # a dot, by the round cap of the line
+            drawn.append(f'<polyline class="{kind}" data-name="{escape(name)}" points="{points}"/>')
+    return (
+        f'<svg class="chart" viewBox="0 0 {SIDE} {SIDE}" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(label)}">{"".join(drawn)}</svg>'
     )
 
 
+def rounded_up(value: float) -> float:
+    """The next of 1, 2, 5, 10, 20, 50, …: where an axis may end."""
+    if value <= 0:
+        return 1.0
+    unit = 10.0 ** floor(log10(value))
+    return next(step * unit for step in (1, 2, 5, 10) if step * unit >= value * (1 - 1e-9))
+
+
 def _up(value: float, top: float) -> float:
-    share = min(max(value / top, 0.0), 1.0) if top > 0 else 0.0
-    return HEIGHT - _MARGIN - share * (HEIGHT - 2 * _MARGIN)
+    return SIDE * (1 - (min(max(value / top, 0.0), 1.0) if top > 0 else 0.0))
 
 
 def _runs(values: Sequence[float | None], ages: Sequence[float]) -> list[list[tuple[float, float]]]:

@@ -25,7 +25,8 @@ def dashboards(settings: BundleSettings) -> tuple[Dashboard, ...]:
 
 def files(settings: BundleSettings) -> dict[str, str]:
     """Return the text of each file by its path: classic JSON for Grafana 10.4 and newer."""
-    runbook = settings.runbook_base_url.rstrip("/") + "/{alert}.md"
+    base = settings.runbook_base_url.rstrip("/")
+    runbook = f"{base}/{{alert}}.md" if base else ""
     return {
         f"dashboards/{one.uid}.json": json.dumps(one.to_json(runbook), indent=2, ensure_ascii=False) + "\n"
         for one in dashboards(settings)

@@ -264,7 +264,7 @@ def _cache(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             unit="percentunit",
             steps=above(limits.kv_usage_high, limits.kv_usage_critical),
             highest=1,
-            alert="LLMKVCacheHigh",
+            alert="LLMKVHeadroomLow",
         ),
         lines(
             "Preemptions per finished request",
@@ -273,7 +273,7 @@ def _cache(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             unit="percentunit",
             steps=above(limits.preemption_share, limits.preemption_share_critical),
             at_least=0.1,
-            alert="LLMPreemptionsHigh",
+            alert="LLMKVCacheExhausted",
         ),
     )
 

@@ -98,7 +98,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
             unit="percentunit",
             steps=below(1 - limits.kv_usage_high, 1 - limits.kv_usage_critical),
             link=_TO_KV_ALL,
-            alert="LLMKVCacheHigh",
+            alert="LLMKVHeadroomLow",
         ),
         stat(
             "GPU headroom",
@@ -247,7 +247,7 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             Query(f"min by ({MODEL}) ({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})", BY_MODEL),
             unit="percentunit",
             highest=1,
-            alert="LLMKVCacheHigh",
+            alert="LLMKVHeadroomLow",
         ),
         lines(
             "Saturation",

@@ -54,7 +54,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             scope.exposed(f"{used} / {capacity}"),
             unit="percentunit",
             steps=above(limits.kv_usage_high, limits.kv_usage_critical),
-            alert="LLMKVCacheHigh",
+            alert="LLMKVHeadroomLow",
         ),
         stat(
             "Peak",
@@ -83,7 +83,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             scope.exposed(f"{exhaustion} or min({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)}) * 0 - {-NOT_FILLING}"),
             unit="s",
             steps=Steps("orange", ((limits.kv_exhaustion_soon, "green"),)),
-            alert="LLMKVTimeToFull",
+            alert="LLMKVHeadroomLow",
         ),
         stat(
             "Load headroom",
@@ -106,7 +106,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Running requests per second that were preempted because the KV cache was full.",
             scope.exposed(f"sum({scope.rate(schema.PREEMPTIONS)})"),
             unit="cps",
-            alert="LLMPreemptionsHigh",
+            alert="LLMKVCacheExhausted",
         ),
     )
 
@@ -146,7 +146,7 @@ def _held(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             highest=1,
             steps=above(limits.kv_usage_high, limits.kv_usage_critical),
             styles=((" peak$", quiet()),),
-            alert="LLMKVCacheHigh",
+            alert="LLMKVHeadroomLow",
         ),
     )
 
@@ -173,7 +173,7 @@ def _room(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             unit="s",
             steps=Steps("orange", ((limits.kv_exhaustion_soon, "green"),)),
             empty="while no KV cache is filling up",
-            alert="LLMKVTimeToFull",
+            alert="LLMKVHeadroomLow",
         ),
     )
 
@@ -268,7 +268,7 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             unit="cps",
             at_least=1,
             width=12,
-            alert="LLMPreemptionsHigh",
+            alert="LLMKVCacheExhausted",
         ),
     )
 

@@ -146,7 +146,7 @@ class Panel:
         }
         if self.kind is Kind.TABLE:
             found["transformations"] = self._transformations()
-        if self.alert:
+        if self.alert and runbook_url:
             found["links"] = [{"title": f"Runbook: {self.alert}", "url": runbook_url, "targetBlank": True}]
         return found
 

@@ -7,10 +7,13 @@ A router (`llama-server` without a model) answers for several such servers, each
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import quote
 
+from msgspec import Meta, Struct, field
+
 from llm_headroom import schema
+from llm_headroom.engines.answers import Text, Whole
 from llm_headroom.engines.openai_api import SLOWLY, present
 from llm_headroom.engines.rules import Document, Engine, Fact, Rule, always
 
@@ -18,46 +21,64 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 
-def _slots(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+class Slot(Struct):
     """The few fields wanted: slots can hold prompts."""
-    return [
-        {
-            "context": slot["n_ctx"],
-            "busy": bool(slot["is_processing"]),
-            "tokens": slot.get("n_prompt_tokens"),
-            "task": slot.get("id_task"),
-        }
-        for slot in document
-    ]
+
+    context: Whole = field(name="n_ctx")
+    busy: bool = field(name="is_processing")
+    tokens: Whole | None = field(default=None, name="n_prompt_tokens")
+    task: Whole | None = field(default=None, name="id_task")
 
 
-def _properties(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    return {
-        "slots": document.get("total_slots"),
-        "build": document.get("build_info") or "",
-        "model": document.get("model_alias") or document.get("model_path") or "",
-        "path": document.get("model_path") or "",
-        "routes": document.get("role") == "router",
-        "asleep": document.get("is_sleeping"),
-    }
+class Properties(Struct):
+    """What `/props` says of the server; `role` is "router" where it has no model of its own."""
+
+    slots: Whole | None = field(default=None, name="total_slots")
+    build: Text | None = field(default=None, name="build_info")
+    alias: Text | None = field(default=None, name="model_alias")
+    path: Text | None = field(default=None, name="model_path")
+    role: Text | None = None
+    asleep: bool | None = field(default=None, name="is_sleeping")
+
+    @property
+    def routes(self) -> bool:
+        """Whether it passes requests on to a server for each model."""
+        return self.role == "router"
+
+    @property
+    def model(self) -> str:
+        """Its model's name."""
+        return self.alias or self.path or ""
 
 
-def _models(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
-    """Of a router also the models that are not loaded, which have a status."""
-    return [
-        {"id": str(model["id"]), "loaded": (model.get("status") or {}).get("value", _LOADED) == _LOADED}
-        for model in document["data"]
-    ]
+class _Status(Struct):
+    value: Text = "loaded"
+
+
+class _Model(Struct):
+    """Of a router also a model that is not loaded, which has a status."""
+
+    id: Text
+    status: _Status | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self.status is None or self.status.value == "loaded"
+
+
+class _Models(Struct):
+    data: Annotated[list[_Model], Meta(max_length=10_000)]
 
 
 PROCESS: Final = "process"
 """The key of what this host shows of the process: whether its slots share one KV cache."""
-_LOADED: Final = "loaded"
 _REFUSED: Final = (401, 403, 404, 501)
-_SLOTS: Final = Document(key="slots", path="/slots", tolerated=(404, 501), read=_slots)
+_SLOTS: Final = Document(
+    key="slots", path="/slots", tolerated=(404, 501), form=Annotated[list[Slot], Meta(max_length=1024)]
+)
 _METRICS: Final = Document(key="metrics", path="/metrics", text=True, optional=True, tolerated=(404, 501))
 PROPERTIES: Final = Document(
-    key="properties", path="/props", every=SLOWLY, optional=True, tolerated=_REFUSED, read=_properties
+    key="properties", path="/props", every=SLOWLY, optional=True, tolerated=_REFUSED, form=Properties
 )
 _STATE: Final = replace(PROPERTIES, every=0.0, leads=True, optional=False)
 """Asked at each poll, and first: neither this nor the model list keeps an idle server from going to sleep.
@@ -65,23 +86,29 @@ _STATE: Final = replace(PROPERTIES, every=0.0, leads=True, optional=False)
 Without an answer to it nothing else is asked, so that it alone shows that a server hangs or is gone.
 """
 _MODELS: Final = Document(
-    key="models", path="/v1/models", every=SLOWLY, optional=True, tolerated=_REFUSED, read=_models
+    key="models",
+    path="/v1/models",
+    every=SLOWLY,
+    optional=True,
+    tolerated=_REFUSED,
+    form=_Models,
+    read=lambda models: models.data,
 )
 
 
 def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
     """What to ask, by what `/props` says: a server that is asleep is left alone, a router is asked for each model."""
     yield _STATE
-    state = present(known, _STATE.key)
-    if state and state["routes"]:
+    state: Properties | None = present(known, _STATE.key)
+    if state and state.routes:
         yield replace(_MODELS, every=0.0, leads=True)
         for model in present(known, _MODELS.key) or ():
-            if model["loaded"]:
-                yield from _of_model(model["id"], known)
+            if model.loaded:
+                yield from _of_model(model.id, known)
         return
     yield _MODELS
-    if _STATE.key in known and not (state and state["asleep"]):
-        wakes = bool(state) and state["asleep"] is not None
+    if _STATE.key in known and not (state and state.asleep):
+        wakes = state is not None and state.asleep is not None
         yield replace(_SLOTS, wakes=wakes)
         yield replace(_METRICS, wakes=wakes)
 
@@ -89,10 +116,10 @@ def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
 def _of_model(name: str, known: Mapping[str, Any]) -> Iterator[Document]:
     """What a router passes on to the server of a loaded model."""
     query = f"?model={quote(name, safe='')}"
-    state = present(known, f"{_STATE.key} {name}")
+    state: Properties | None = present(known, f"{_STATE.key} {name}")
     yield replace(_STATE, key=f"{_STATE.key} {name}", path=_STATE.path + query, optional=True)
-    if f"{_STATE.key} {name}" in known and not (state and state["asleep"]):
-        wakes = bool(state) and state["asleep"] is not None
+    if f"{_STATE.key} {name}" in known and not (state and state.asleep):
+        wakes = state is not None and state.asleep is not None
         slots = replace(_SLOTS, optional=True, tolerated=(400, *_REFUSED), wakes=wakes)
         yield replace(slots, key=f"{_SLOTS.key} {name}", path=_SLOTS.path + query)
         metrics = replace(_METRICS, tolerated=(400, *_REFUSED), wakes=wakes, model=name)
@@ -100,25 +127,25 @@ def _of_model(name: str, known: Mapping[str, Any]) -> Iterator[Document]:
 
 
 def _model(documents: Mapping[str, Any]) -> str:
-    state = present(documents, _STATE.key) or {}
-    if state.get("routes"):
+    state: Properties = present(documents, _STATE.key) or Properties()
+    if state.routes:
         return ""
-    names = [model["id"] for model in present(documents, _MODELS.key) or ()]
-    return names[0] if len(names) == 1 else str(state.get("model", ""))
+    names = [model.id for model in present(documents, _MODELS.key) or ()]
+    return names[0] if len(names) == 1 else state.model
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
-    state = present(documents, _STATE.key) or {}
+    state: Properties = present(documents, _STATE.key) or Properties()
     for model in present(documents, _MODELS.key) or ():
-        labels = {"model": model["id"]}
-        own = state if not state.get("routes") else present(documents, f"{_STATE.key} {model['id']}") or {}
-        asleep = own.get("asleep")
-        yield Fact(schema.MODEL_LOADED, labels, float(model["loaded"] and not asleep), "/v1/models, /props is_sleeping")
+        labels = {"model": model.id}
+        own: Properties | None = state if not state.routes else present(documents, f"{_STATE.key} {model.id}")
+        asleep = own.asleep if own else None
+        yield Fact(schema.MODEL_LOADED, labels, float(model.loaded and not asleep), "/v1/models, /props is_sleeping")
         if asleep is not None:
             yield Fact(schema.MODEL_ASLEEP, labels, float(asleep), "/props is_sleeping")
-        if state.get("routes"):
-            yield from _slot_facts(model["id"], documents, f"{_SLOTS.key} {model['id']}", unified=None)
-    if not state.get("routes"):
+        if state.routes:
+            yield from _slot_facts(model.id, documents, f"{_SLOTS.key} {model.id}", unified=None)
+    if not state.routes:
         unified = documents.get(PROCESS)
         yield from _slot_facts(_model(documents), documents, _SLOTS.key, unified=unified)
 
@@ -126,23 +153,23 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
 def _slot_facts(model: str, documents: Mapping[str, Any], key: str, *, unified: bool | None) -> Iterator[Fact]:
     """Facts of the slots; `unified` says whether they share one KV cache, None if that is not known."""
     labels = {"model": model}
-    slots = present(documents, key)
+    slots: list[Slot] | None = present(documents, key)
     if slots:
-        busy = [slot for slot in slots if slot["busy"]]
-        contexts = [slot["context"] for slot in slots]
+        busy = [slot for slot in slots if slot.busy]
+        contexts = [slot.context for slot in slots]
         yield Fact(schema.REQUESTS_RUNNING, labels, float(len(busy)), "/slots is_processing")
         yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(len(slots)), "/slots")
         yield Fact(schema.MODEL_CONTEXT, labels, float(min(contexts)), "/slots n_ctx")
         if len(slots) == 1 or unified is not None:
             capacity = max(contexts) if unified else sum(contexts)
             yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), "/slots n_ctx")
-        if all(slot["tokens"] is not None for slot in slots):
-            held = float(sum(slot["tokens"] for slot in busy))
-            idle = float(sum(slot["tokens"] for slot in slots)) - held
+        if all(slot.tokens is not None for slot in slots):
+            held = float(sum(slot.tokens or 0 for slot in busy))
+            idle = float(sum(slot.tokens or 0 for slot in slots)) - held
             yield Fact(schema.KV_CACHE_USED, labels, held, "/slots n_prompt_tokens of busy slots")
             yield Fact(schema.KV_CACHE_EVICTABLE, labels, idle, "/slots n_prompt_tokens of idle slots")
-    elif (properties := present(documents, _STATE.key)) and properties["slots"]:
-        yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(properties["slots"]), "/props total_slots")
+    elif (properties := present(documents, _STATE.key)) and properties.slots:
+        yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(properties.slots), "/props total_slots")
 
 
 ENGINE: Final = Engine(
@@ -161,12 +188,12 @@ ENGINE: Final = Engine(
         "llm_kv_cache_capacity_tokens": "`/slots` n_ctx; of several slots only where the server runs on this host, "
         "whose command line says whether they share it",
         "llm_kv_cache_used_tokens": "`/slots` n_prompt_tokens of busy slots",
-        "llm_kv_cache_evictable_tokens": "`/slots` n_prompt_tokens of idle slots, kept as prefix cache",
+        "llm_kv_cache_evictable_tokens": "`/slots` n_prompt_tokens of idle slots, which serve as prefix cache",
         "llm_model_context_tokens": "`/slots` n_ctx of one slot",
         "llm_model_loaded": "`/v1/models`, `/props` is_sleeping",
         "llm_model_asleep": "`/props` is_sleeping",
     },
-    version=lambda documents: (present(documents, "properties") or {}).get("build", ""),
+    version=lambda documents: (present(documents, "properties") or Properties()).build or "",
     model=_model,
     rules=(
         Rule(schema.REQUESTS_RUNNING, ("llamacpp:requests_processing",), needs="--metrics"),
@@ -182,7 +209,7 @@ ENGINE: Final = Engine(
             ("llamacpp:prompt_tokens_total",),
             plus=("llamacpp:prompt_tokens_cached_total",),
             needs="--metrics",
-            note="llama.cpp counts cached tokens apart; old builds do not tell them.",
+            note="llama.cpp counts cached tokens apart; old builds do not expose them.",
         ),
         Rule(schema.PROMPT_TOKENS_CACHED, ("llamacpp:prompt_tokens_cached_total",), needs="--metrics"),
         Rule(
@@ -234,7 +261,7 @@ ENGINE: Final = Engine(
 def runner(model: str) -> Engine:
     """The server as the runner of one of Ollama's models, whose name Ollama gives.
 
-    What waits is not told: Ollama holds requests back itself, so that the server always says 0 (captured with four
+    Waiting requests are not exposed: Ollama queues them itself, so that the server always reports 0 (captured with four
     requests waiting).
     """
     return replace(

@@ -1,4 +1,4 @@
-"""Ollama. It has no metrics endpoint in any release; what it tells of its models comes from its API.
+"""Ollama. It has no metrics endpoint in any release; its models are described by its API.
 
 Sources: ollama/ollama, server/routes.go, api/types.go; for metrics that may come: pull requests #18508, #16998, #11159.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from msgspec import Meta, Struct, field
 
 from llm_headroom import schema
+from llm_headroom.engines.answers import Text, Versioned, Whole
 from llm_headroom.engines.ollama_geometry import cells, geometry
-from llm_headroom.engines.openai_api import SLOWLY, present, whole
+from llm_headroom.engines.openai_api import MOST_NAMED, SLOWLY, present, whole
 from llm_headroom.engines.rules import Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
@@ -29,56 +32,88 @@ _FROM: Final = re.compile(r"^FROM (/\S.*?)\s*$", re.MULTILINE)
 """The line of a model's file that names the path of its weights, which is also its runner's `--model`."""
 
 
-def _details(model: Mapping[str, Any]) -> dict[str, str]:
-    details = model.get("details") or {}
+class _Details(Struct):
+    architecture: Text | None = field(default=None, name="family")
+    parameters: Text | None = field(default=None, name="parameter_size")
+    quantization: Text | None = field(default=None, name="quantization_level")
+    format: Text | None = None
+
+
+class _Model(Struct):
+    """A model in memory or in the library; one with a `remote_…` runs elsewhere (ollama.com)."""
+
+    name: Text
+    digest: Text | None = None
+    size: Whole | None = None
+    size_vram: Whole | None = 0
+    context_length: Whole | None = None
+    expires_at: Text | None = None
+    details: _Details | None = None
+    remote_host: Text | None = None
+    remote_model: Text | None = None
+
+
+class _Loaded(Struct):
+    models: Annotated[list[_Model], Meta(max_length=1000)] | None
+
+
+class _Installed(Struct):
+    models: Annotated[list[_Model], Meta(max_length=10_000)] | None
+
+
+class _Show(Struct):
+    """Details of a model; its tokens are not listed unless they are asked for."""
+
+    model_info: dict[Text, bool | Whole | float | Text | list[Any] | None] | None = None
+    modelfile: str | None = None
+    capabilities: list[Text] | None = None
+
+
+def _details(model: _Model) -> dict[str, str]:
+    details = model.details or _Details()
     return {
-        "architecture": details.get("family") or "",
-        "parameters": details.get("parameter_size") or "",
-        "quantization": details.get("quantization_level") or "",
-        "format": details.get("format") or "",
-        "digest": (model.get("digest") or "")[:12],
+        "architecture": details.architecture or "",
+        "parameters": details.parameters or "",
+        "quantization": details.quantization or "",
+        "format": details.format or "",
+        "digest": (model.digest or "")[:12],
     }
 
 
-def _loaded(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
+def _here(answer: _Loaded | _Installed) -> Iterator[_Model]:
+    """The models of which something is in the memory or on the disk of this server."""
+    return (model for model in answer.models or () if not model.remote_host and not model.remote_model)
+
+
+def _loaded(answer: _Loaded) -> list[dict[str, Any]]:
     return [
         {
-            "name": str(model["name"]),
-            "digest": model.get("digest") or "",
-            "size": whole(model.get("size")),
-            "size_vram": whole(model.get("size_vram", 0)),
-            "context": whole(model.get("context_length")),
-            "expires": _expiry(model.get("expires_at") or ""),
+            "name": model.name,
+            "digest": model.digest or "",
+            "size": model.size,
+            "size_vram": model.size_vram,
+            "context": model.context_length,
+            "expires": _expiry(model.expires_at or ""),
             "details": _details(model),
         }
-        for model in document["models"] or ()
-        if not _remote(model)
+        for model in _here(answer)
     ]
 
 
-def _installed(document: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - JSON
-    return [
-        {"name": str(model["name"]), "size": whole(model.get("size")), "details": _details(model)}
-        for model in document["models"] or ()
-        if not _remote(model)
-    ]
+def _installed(answer: _Installed) -> list[dict[str, Any]]:
+    return [{"name": model.name, "size": model.size, "details": _details(model)} for model in _here(answer)]
 
 
-def _remote(model: Mapping[str, Any]) -> bool:
-    """Whether the model runs elsewhere (ollama.com): nothing of it is in the memory of this server."""
-    return bool(model.get("remote_host") or model.get("remote_model"))
-
-
-def _shown(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    info = document.get("model_info") or {}
+def _shown(answer: _Show) -> dict[str, Any]:
+    info = answer.model_info or {}
     architecture = info.get("general.architecture", "")
-    path = _FROM.search(document.get("modelfile") or "")
+    path = _FROM.search(answer.modelfile or "")
     return {
         "parameters": whole(info.get("general.parameter_count")),
         "trained_context": whole(info.get(f"{architecture}.context_length")),
         "path": path[1] if path else "",
         "geometry": geometry(info),
-        "embedding": document.get("capabilities") == ["embedding"],
+        "embedding": answer.capabilities == ["embedding"],
     }
 
 
@@ -93,9 +128,15 @@ def _expiry(text: str) -> float | None:
     return moment.timestamp()
 
 
-_PS: Final = Document(key="ps", path="/api/ps", read=_loaded)
+_PS: Final = Document(key="ps", path="/api/ps", form=_Loaded, read=_loaded)
 _TAGS: Final = Document(
-    key="tags", path="/api/tags", every=60.0, optional=True, tolerated=(401, 403, 404), read=_installed
+    key="tags",
+    path="/api/tags",
+    every=60.0,
+    optional=True,
+    tolerated=(401, 403, 404),
+    form=_Installed,
+    read=_installed,
 )
 _VERSION: Final = Document(
     key="version",
@@ -103,7 +144,8 @@ _VERSION: Final = Document(
     every=SLOWLY,
     optional=True,
     tolerated=(401, 403, 404),
-    read=lambda document: document["version"],
+    form=Versioned,
+    read=lambda answer: answer.version or "",
 )
 _METRICS: Final = Document(key="metrics", path="/metrics", text=True, optional=True, tolerated=(401, 403, 404, 405))
 
@@ -122,6 +164,7 @@ def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
             every=ONCE,
             optional=True,
             tolerated=(400, 401, 403, 404),
+            form=_Show,
             read=_shown,
         )
 
@@ -137,7 +180,7 @@ def paths(documents: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
-    """Values out of the API; `runners` (by path) and `settings` tell of the cache what the API does not."""
+    """Values out of the API; `runners` (by path) and `settings` add what the API lacks about the cache."""
     loaded = present(documents, "ps") or []
     yield Fact(schema.MODELS_LOADED, {}, float(len(loaded)), "/api/ps models")
     for model in loaded:
@@ -149,7 +192,7 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
         if model["expires"] is not None:
             yield Fact(schema.MODEL_EXPIRY, labels, model["expires"], "/api/ps expires_at")
         size, device = model["size"], model["size_vram"]
-        if size and device is not None:
+        if size and device is not None and min(size, device) >= 0:
             yield Fact(schema.MODEL_MEMORY, labels | {"kind": "total"}, float(size), "/api/ps size")
             yield Fact(schema.MODEL_MEMORY, labels | {"kind": "device"}, float(device), "/api/ps size_vram")
             yield Fact(schema.MODEL_OFFLOAD, labels, min(1.0, device / size), "/api/ps size_vram / size")
@@ -171,18 +214,18 @@ def _cache(model: Mapping[str, Any], shown: Mapping[str, Any], documents: Mappin
         return
     labels = {"model": model["name"]}
     runner = (documents.get("runners") or {}).get(shown["path"])
-    told: Target | None = documents.get("settings")
+    given: Target | None = documents.get("settings")
     parallel, slots_from = (runner and runner.parallel) or None, "the runner's -np"
-    if parallel is None and told is not None and told.requests_running_limit is not None:
-        parallel, slots_from = told.requests_running_limit, "requests_running_limit of the configuration"
+    if parallel is None and given is not None and given.requests_running_limit is not None:
+        parallel, slots_from = given.requests_running_limit, "requests_running_limit of the configuration"
     if parallel is None:
         return
     yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(parallel), slots_from)
     capacity = parallel * cells(model["context"])
     yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), f"/api/ps context_length * {slots_from}")
     types, types_from = (runner.keys, runner.values) if runner and runner.keys else None, "the runner's cache types"
-    if types is None and told is not None and told.kv_cache_type is not None:
-        types, types_from = (told.kv_cache_type, told.kv_cache_type), "kv_cache_type of the configuration"
+    if types is None and given is not None and given.kv_cache_type is not None:
+        types, types_from = (given.kv_cache_type, given.kv_cache_type), "kv_cache_type of the configuration"
     if types is None or shown["geometry"] is None:
         return
     each = shown["geometry"].token_bytes(model["context"], *types)
@@ -199,7 +242,7 @@ def _library(loaded: Collection[str], documents: Mapping[str, Any]) -> Iterator[
     if all(model["size"] is not None for model in installed):
         total = float(sum(model["size"] for model in installed))
         yield Fact(schema.MODELS_INSTALLED_BYTES, {}, total, "/api/tags size")
-    for model in installed:
+    for model in installed[:MOST_NAMED]:
         if model["name"] not in loaded:
             labels = {"model": model["name"]}
             yield Fact(schema.MODEL_LOADED, labels, 0.0, "/api/tags models")

@@ -82,14 +82,14 @@ ENGINE: Final = Engine(
             schema.REQUESTS_RUNNING_BY_PRIORITY,
             ("sglang:num_running_reqs",),
             where=_EACH_PRIORITY,
-            labels={"priority": "priority"},
+            labels={"priority": "request_priority"},
             needs=_PRIORITIES,
         ),
         Rule(
             schema.REQUESTS_WAITING_BY_PRIORITY,
             ("sglang:num_queue_reqs",),
             where=_EACH_PRIORITY,
-            labels={"priority": "priority"},
+            labels={"priority": "request_priority"},
             needs=_PRIORITIES,
         ),
         Rule(
@@ -104,7 +104,7 @@ ENGINE: Final = Engine(
                 schema.REQUESTS_IN_KV_TRANSFER,
                 names,
                 where=_TOTAL_OF_PRIORITIES,
-                fixed={"stage": stage},
+                fixed={"wait_stage": stage},
                 needs=_DISAGGREGATION,
                 note="Not among llm_requests_waiting.",
             )
@@ -114,7 +114,7 @@ ENGINE: Final = Engine(
             schema.ENGINE_ROLE,
             ("sglang:num_running_reqs",),
             where={"engine_type": ".+"},
-            labels={"engine_type": "role"},
+            labels={"engine_type": "engine_role"},
             read=_one,
             needs="0.4.4",
         ),
@@ -193,7 +193,7 @@ ENGINE: Final = Engine(
             schema.TIME_TO_FIRST_TOKEN,
             ("sglang:time_to_first_token_seconds",),
             where=_STREAMING,
-            note="Streamed requests only, where they can be told apart (0.5.17). Before, and up to 0.5.21, requests "
+            note="Streamed requests only, where they can be distinguished (0.5.17). Before, and up to 0.5.21, requests "
             "that are not streamed count with the time of their first 50 tokens.",
         ),
         Rule(
@@ -258,15 +258,15 @@ ENGINE: Final = Engine(
             schema.PREFIX_CACHE_HITS_BY_TIER,
             ("sglang:prefill_effective_tokens_total",),
             where={"mode": ".*_hit"},
-            labels={"mode": "tier"},
-            rewrite={"tier": _tier},
+            labels={"mode": "cache_tier"},
+            rewrite={"cache_tier": _tier},
             needs="0.5.18",
         ),
         Rule(
             schema.PREFIX_CACHE_HITS_BY_TIER,
             ("sglang:cached_tokens_total",),
             where={"cache_source": "(?!total$).+"},
-            labels={"cache_source": "tier"},
+            labels={"cache_source": "cache_tier"},
             needs=f"0.5.9; {_FIRST_EVENT}",
         ),
         Rule(schema.KV_CACHE_HOST_CAPACITY, ("sglang:hicache_host_total_tokens",), needs="--enable-hierarchical-cache"),
@@ -291,7 +291,7 @@ ENGINE: Final = Engine(
         Rule(
             schema.PREFIX_CACHE_HIT_RATIO,
             ("sglang:cache_hit_rate",),
-            note="Of the last prefill batch alone (0.4.4); keeps its value for ever.",
+            note="Of the last prefill batch alone (0.4.4); does not fall while idle.",
         ),
         Rule(schema.MODEL_CONTEXT, ("sglang:context_len",), needs="0.5.11"),
         Rule(

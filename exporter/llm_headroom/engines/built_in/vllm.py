@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+
 from llm_headroom import schema
 from llm_headroom.engines import kv_transfer
+from llm_headroom.engines.answers import Replicas, Text, Versioned, Whole
 from llm_headroom.engines.openai_api import (
     INFERENCE_PATHS,
     MODELS,
@@ -92,15 +95,31 @@ def _lora_adapters(info: Mapping[str, str]) -> Iterator[dict[str, str]]:
                 yield {"adapter": adapter, "state": state}
 
 
-def _server_info(document: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    config = document["vllm_config"]
-    scheduler, parallel = config.get("scheduler_config") or {}, config.get("parallel_config") or {}
-    return {
-        "max_num_seqs": scheduler.get("max_num_seqs"),
-        "data_parallel_size": parallel.get("data_parallel_size") or 1,
-        "model": (config.get("model_config") or {}).get("served_model_name"),
-        "kv_role": (config.get("kv_transfer_config") or {}).get("kv_role"),
-    }
+class _Scheduler(Struct):
+    max_num_seqs: Whole | None = None
+
+
+class _Parallel(Struct):
+    data_parallel_size: Replicas | None = None
+
+
+class _Model(Struct):
+    served_model_name: Text | list[Text] | None = None
+
+
+class _Transfer(Struct):
+    kv_role: Text | None = None
+
+
+class _Config(Struct):
+    scheduler_config: _Scheduler | None = None
+    parallel_config: _Parallel | None = None
+    model_config: _Model | None = None
+    kv_transfer_config: _Transfer | None = None
+
+
+class _ServerInfo(Struct):
+    vllm_config: _Config
 
 
 def _documents(known: Mapping[str, Any]) -> Iterable[Document]:
@@ -117,7 +136,8 @@ _OTHERS: Final = (
         every=SLOWLY,
         optional=True,
         tolerated=(401, 403, 404),
-        read=lambda document: document["version"],
+        form=Versioned,
+        read=lambda answer: answer.version or "",
     ),
     MODELS,
     Document(
@@ -126,25 +146,28 @@ _OTHERS: Final = (
         every=SLOWLY,
         optional=True,
         tolerated=(400, 401, 403, 404, 422),
-        read=_server_info,
+        form=_ServerInfo,
+        read=lambda answer: answer.vllm_config,
     ),
 )
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
     yield from model_facts(documents)
-    info = present(documents, "server_info")
-    if not info:
+    config: _Config | None = present(documents, "server_info")
+    if config is None:
         return
-    name = only_model(documents) or info["model"] or ""
-    if role := _ROLES.get(info["kv_role"]):
-        yield Fact(schema.ENGINE_ROLE, {"model": name, "role": role}, 1.0, "/server_info kv_transfer_config.kv_role")
-    if info["max_num_seqs"]:
-        for replica in range(info["data_parallel_size"]):
+    served = config.model_config.served_model_name if config.model_config else None
+    name = only_model(documents) or (served[0] if isinstance(served, list) and served else str(served or ""))
+    if role := _ROLES.get((config.kv_transfer_config and config.kv_transfer_config.kv_role) or ""):
+        labels = {"model": name, "engine_role": role}
+        yield Fact(schema.ENGINE_ROLE, labels, 1.0, "/server_info kv_transfer_config.kv_role")
+    if config.scheduler_config and config.scheduler_config.max_num_seqs:
+        for replica in range((config.parallel_config and config.parallel_config.data_parallel_size) or 1):
             yield Fact(
                 schema.REQUESTS_RUNNING_LIMIT,
                 {"model": name, "replica": str(replica)},
-                float(info["max_num_seqs"]),
+                float(config.scheduler_config.max_num_seqs),
                 "/server_info scheduler_config.max_num_seqs",
             )
 
@@ -215,7 +238,7 @@ ENGINE: Final = Engine(
         Rule(
             schema.REQUESTS_IN_KV_TRANSFER,
             ("vllm:num_requests_kv_fetch_by_stage",),
-            labels={"stage": "stage"},
+            labels={"stage": "wait_stage"},
             needs="0.32.0, a connector that receives",
             note="They are among the waiting ones.",
         ),
@@ -358,8 +381,8 @@ ENGINE: Final = Engine(
         Rule(
             schema.PREFIX_CACHE_HITS_BY_TIER,
             ("vllm:prompt_tokens_cached_by_source_total",),
-            labels={"source": "tier"},
-            rewrite={"tier": _tier},
+            labels={"source": "cache_tier"},
+            rewrite={"cache_tier": _tier},
             needs="0.32.0",
         ),
         Rule(

@@ -1,0 +1,56 @@
+"""Runs everything and writes `docs/reliability.md`; some minutes, loopback alone.
+
+python -m torture [--seconds 60] [--output FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import random
+import sys
+import time
+from pathlib import Path
+
+from torture import clients, mutations
+from torture.figures import table
+
+PAGE = """\
+# Reliability
+
+What hostile and broken surroundings do to the exporter. Written by `make torture` ({date}, Python {python},
+{seconds:.0f} s for each of the mutations, seed {seed}; loopback alone). A fault is an exception, an altered byte, a
+request that stays open, or an honest client that waits for more than 2 s. [SECURITY.md](../SECURITY.md) says who is
+trusted with what.
+
+{table}
+"""
+
+
+def main() -> int:
+    """The number of faults, at most 1."""
+    parser = argparse.ArgumentParser(prog="torture")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=Path("docs/reliability.md"))
+    chosen = parser.parse_args()
+    dice = random.Random(chosen.seed)  # noqa: S311 - no secret
+    figures = [
+        mutations.expositions(chosen.seconds, dice),
+        asyncio.run(mutations.streams(chosen.seconds, dice)),
+        clients.idle_proxied(64, 200),
+        clients.idle_proxied(1024, 1100),
+        clients.hanging_probes(60),
+        clients.guesses(60),
+        clients.non_readers(200),
+        clients.ends(),
+    ]
+    fields = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "seed": chosen.seed}
+    chosen.output.write_text(PAGE.format(table=table(figures), seconds=chosen.seconds, **fields))
+    print(table(figures))
+    return int(any(each.faults for each in figures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Messages to people about states, for those who have no Alertmanager."""

@@ -1,0 +1,142 @@
+"""From states to incidents: one begins when trouble has lasted, and ends when it has been over for as long. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from llm_headroom.model import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from llm_headroom.model import Snapshot
+
+_SEVERITIES = {Level.WARN: "warning", Level.BAD: "critical"}
+
+
+class Subject(NamedTuple):
+    """What an incident is about: a target with its models, or one of its GPUs; `labels` name it."""
+
+    name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What is wrong with a subject: the state, why in words, and how severe; times are unix seconds.
+
+    `states` are all that there were since it began, `sent` whether anyone was told, `over` since when it is not any
+    more, if so.
+    """
+
+    subject: Subject
+    state: str
+    reason: str
+    severity: str
+    since: float
+    states: tuple[str, ...]
+    sent: bool = False
+    over: float | None = None
+
+
+class Message(NamedTuple):
+    """The beginning of an incident, or with `ended` (unix time) its end."""
+
+    trouble: Trouble
+    ended: float | None = None
+
+
+class Judgement(NamedTuple):
+    """The worst state of a subject at one time."""
+
+    subject: Subject
+    state: str
+    level: Level
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Incidents:
+    """The troubles that last, by subject's name."""
+
+    open: Mapping[str, Trouble] = field(default_factory=dict)
+
+
+def judgements(snapshots: Sequence[Snapshot], labels: Mapping[str, Mapping[str, str]]) -> list[Judgement]:
+    """The worst state of each target, and of each GPU, with the operator's labels by target."""
+    found: list[Judgement] = []
+    for snapshot in snapshots:
+        worst: dict[str, Judgement] = {}
+        for each in sorted(snapshot.states, key=lambda each: _rank(each.state.level)):
+            where = each.uuid or snapshot.target
+            if where in worst:
+                continue
+            own = {"target": snapshot.target, "engine": snapshot.engine, **labels.get(snapshot.target, {})}
+            own |= {"model": each.model, "gpu": each.gpu, "uuid": each.uuid}
+            name = f"GPU {each.gpu}" if each.uuid else snapshot.target
+            subject = Subject(
+                f"{each.model} on {name}" if each.model else name, {key: value for key, value in own.items() if value}
+            )
+            worst[where] = Judgement(subject, str(each.state), each.state.level, each.reason)
+        found += worst.values()
+    return found
+
+
+def step(
+    incidents: Incidents, judged: Sequence[Judgement], now: float, *, least: str, after: float
+) -> tuple[Incidents, list[Message]]:
+    """The incidents after judgements at a unix time, and what is to be sent.
+
+    Only what is at least as severe as `least` counts. Where nothing can be judged, an incident neither begins nor ends.
+    """
+    open_: dict[str, Trouble] = {}
+    messages: list[Message] = []
+    for each in judged:
+        known = incidents.open.get(_key(each.subject))
+        severity = _SEVERITIES.get(each.level, "")
+        wrong = severity == "critical" or (severity == "warning" and least == "warning")
+        if wrong:
+            trouble = _lasting(known, each, severity, now)
+            if not trouble.sent and now - trouble.since >= after:
+                trouble = replace(trouble, sent=True)
+                messages.append(Message(trouble))
+            open_[_key(each.subject)] = trouble
+        elif known is not None and each.level is Level.UNKNOWN:
+            open_[_key(each.subject)] = known
+        elif known is not None:
+            over = known.over if known.over is not None else now
+            if now - over < after:
+                open_[_key(each.subject)] = replace(known, over=over)
+            elif known.sent:
+                messages.append(Message(known, over))
+    gone = incidents.open.keys() - {_key(each.subject) for each in judged}
+    messages += [Message(incidents.open[key], now) for key in gone if incidents.open[key].sent]
+    return Incidents(open_), messages
+
+
+def _rank(level: Level) -> int:
+    return (Level.BAD, Level.WARN, Level.UNKNOWN, Level.GOOD).index(level)
+
+
+def _key(subject: Subject) -> str:
+    """The same for a target whichever of its models is worst."""
+    return subject.labels.get("uuid") or subject.labels.get("target", "")
+
+
+def _lasting(known: Trouble | None, each: Judgement, severity: str, now: float) -> Trouble:
+    if known is None:
+        return Trouble(
+            subject=each.subject,
+            state=each.state,
+            reason=each.reason,
+            severity=severity,
+            since=now,
+            states=(each.state,),
+        )
+    states = known.states if each.state in known.states else (*known.states, each.state)
+    if known.sent:  # what was sent stays what it is about, so that its end fits its beginning
+        return replace(known, states=states, over=None)
+    return replace(
+        known, subject=each.subject, state=each.state, reason=each.reason, severity=severity, states=states, over=None
+    )

@@ -1,0 +1,176 @@
+"""Sends messages to receivers: in order, a bounded number of times, and never in the way of a poll."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.model import Cause
+from llm_headroom.net.lean_httpx import httpx
+from llm_headroom.net.tls import TlsFileError, client_context
+from llm_headroom.notify.incidents import Incidents, judgements, step
+from llm_headroom.notify.messages import request, title
+from llm_headroom.scrape.credentials import Authorization
+from llm_headroom.scrape.refusals import Refusal, root
+from llm_headroom.view.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from llm_headroom.config.people import Receiver
+    from llm_headroom.model import Snapshot
+    from llm_headroom.notify.incidents import Judgement, Message
+
+log = logging.getLogger("llm_headroom")
+
+PAUSES: Final = (1.0, 5.0, 15.0, 60.0, 120.0)
+"""Seconds before each further try; after the last one a message is given up."""
+TIMEOUT: Final = 10.0
+MOST_WAITING: Final = 100
+"""Messages that wait for a receiver; further ones are dropped."""
+_LARGEST_ANSWER: Final = 300
+_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class Notifier:
+    """The receivers of a configuration.
+
+    `snapshots` gives the latest of each source, `labels` the operator's by target, `pauses` the seconds before tries.
+    """
+
+    def __init__(
+        self,
+        snapshots: Callable[[], Sequence[Snapshot]],
+        labels: Callable[[], Mapping[str, Mapping[str, str]]],
+        pauses: Sequence[float] = PAUSES,
+    ) -> None:
+        self._snapshots, self._labels, self._pauses = snapshots, labels, pauses
+        self._doors: dict[Receiver, _Door] = {}
+
+    def apply(self, receivers: Sequence[Receiver]) -> None:
+        """Take over receivers; those that stay go on with their incidents."""
+        for receiver in self._doors.keys() - set(receivers):
+            self._doors.pop(receiver).close()
+        for receiver in receivers:
+            if receiver not in self._doors:
+                self._doors[receiver] = _Door(receiver, self._pauses)
+
+    def changed(self) -> None:
+        """A source was judged anew."""
+        if not self._doors:
+            return
+        judged = judgements(self._snapshots(), self._labels())
+        now = time.time()
+        for door in self._doors.values():
+            door.look(judged, now)
+
+    def problems(self) -> Iterable[str]:
+        """What is wrong with receivers, in words."""
+        return [f"Messages to {door.name} fail: {door.problem}" for door in self._doors.values() if door.problem]
+
+    async def close(self) -> None:
+        """End, without what has not been sent."""
+        doors = [*self._doors.values()]
+        self._doors.clear()
+        for door in doors:
+            door.close()
+        await asyncio.gather(*(door.task for door in doors), return_exceptions=True)
+
+
+class _Door:
+    """One receiver: its incidents, and the messages that wait for it."""
+
+    def __init__(self, receiver: Receiver, pauses: Sequence[float]) -> None:
+        self.name = receiver.name or receiver.kind
+        self.problem = ""
+        self._receiver, self._pauses = receiver, pauses
+        self._incidents = Incidents()
+        self._waiting: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING)
+        self.task = asyncio.get_running_loop().create_task(self._work(), name=f"notify {self.name}")
+
+    def look(self, judged: Sequence[Judgement], now: float) -> None:
+        """Take judgements over, and queue what follows of them."""
+        receiver = self._receiver
+        self._incidents, messages = step(self._incidents, judged, now, least=receiver.least, after=receiver.after)
+        for message in messages:
+            try:
+                self._waiting.put_nowait(message)
+            except asyncio.QueueFull:
+                said = {"receiver": self.name, "message_title": title(message)}
+                log.error("notification dropped", extra=said)  # noqa: TRY400 - no defect of ours
+
+    def close(self) -> None:
+        """End at once."""
+        self.task.cancel()
+
+    async def _work(self) -> None:
+        while True:
+            message = await self._waiting.get()
+            fields = {"receiver": self.name, "message_title": title(message)}
+            for tries, pause in enumerate((*self._pauses, None), 1):
+                problem, again = await self._post(message)
+                self.problem = problem
+                if not problem:
+                    log.info("notification sent", extra=fields)
+                    break
+                said = {**fields, "tries": tries, "error": problem}
+                if pause is None or not again:
+                    log.error("notification given up", extra=said)
+                    break
+                log.warning("notification failed", extra=said)
+                await asyncio.sleep(pause)
+
+    async def _post(self, message: Message) -> tuple[str, bool]:
+        """What went wrong, if anything did, and whether it is worth another try. No message holds a secret."""
+        receiver = self._receiver
+        try:
+            url, body = request(receiver, _url(receiver), message)
+            credentials = receiver.credentials
+            headers = {} if credentials is None else {"Authorization": Authorization(credentials).header()}
+            context = client_context(receiver.tls)
+            async with (
+                asyncio.timeout(TIMEOUT),
+                # Receivers are often outside, where a host's proxy variables lead; engines never are.
+                httpx.AsyncClient(verify=context, trust_env=True, timeout=TIMEOUT) as client,
+                client.stream("POST", url, json=body, headers=headers) as answer,
+            ):
+                if answer.is_success:
+                    return "", False
+                said = b""
+                async for part in answer.aiter_bytes():
+                    said += part
+                    if len(said) >= _LARGEST_ANSWER:
+                        break
+                words = plain(" ".join(said[:_LARGEST_ANSWER].decode(errors="replace").split()))
+                return f"status {answer.status_code}: {words}".rstrip(": "), answer.status_code in _AGAIN
+        except TimeoutError:
+            return f"no answer within {TIMEOUT:g} s", True
+        except (Refusal, TlsFileError) as error:
+            return str(error), True
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            return "its URL is not one of http:// or https://", False
+        except httpx.HTTPError as error:
+            first = root(error)
+            return str(getattr(first, "strerror", None) or str(first) or type(error).__name__), True
+
+
+def _url(receiver: Receiver) -> str:
+    """The receiver's URL; one that is a secret is read now.
+
+    Raises:
+        Refusal: it cannot be read.
+    """
+    secret = receiver.url_file or receiver.url_env
+    if secret is None:
+        return receiver.url
+    if secret.file is None:
+        return os.environ.get(secret.env or "", "").strip()
+    try:
+        return secret.file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise Refusal(Cause.CREDENTIALS, f"cannot read file {secret.file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Refusal(Cause.CREDENTIALS, f"file {secret.file} is not text in UTF-8") from None

@@ -1,0 +1,281 @@
+"""What engines answer in JSON: types, ranges, lengths and counts, and that a bad answer costs itself alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import captures
+from captures import Capture, values
+from engine_server import EngineServer, Reply, replayed
+from llm_headroom import schema
+from llm_headroom.config.load import load
+from llm_headroom.engines.answers import MOST_BYTES, MOST_VALUES
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.model import NOTHING, Cause, Health, Histogram, Point, Series, Snapshot
+from llm_headroom.net.http_connection import Request
+from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published
+from llm_headroom.render.prometheus import Format, Renderer, exposition
+from llm_headroom.web.app import App
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from engine_server import Behaviour
+
+CAPTURED: Final = {
+    "vllm": Capture("vllm", "0.32.0", "after_load"),
+    "sglang": Capture("sglang", "0.5.23", "moderate"),
+    "llamacpp": Capture("llamacpp", "b10488", "load_5"),
+    "ollama": Capture("ollama", "0.33.0-rc2", "ps_loaded"),
+}
+
+
+def answered(body: bytes | str, status: int = 200) -> Reply:
+    return Reply(body if isinstance(body, bytes) else body.encode(), status, "application/json")
+
+
+def polled(engine: str, routes: Mapping[str, Reply | Behaviour], *others: tuple[str, str]) -> dict[str, Snapshot]:
+    """One collection of a server that answers as captured but for `routes`, beside others, by engine's name."""
+
+    async def collect() -> dict[str, Snapshot]:
+        with EngineServer({**replayed(CAPTURED[engine]), **routes}) as server:
+            named = [(engine, server.url), *others]
+            config = load(
+                None,
+                targets=[f"{each}={url}" for each, url in named],
+                gpu=False,
+                discover=False,
+                engine_names=tuple(BUILT_IN),
+            )
+            poller = Poller(config)
+            await poller.once()
+            assert exposition([Renderer().lines(slot.points()) for slot in poller.slots.values()], Format.TEXT)
+            found = {slot.snapshot.engine: slot.snapshot for slot in poller.slots.values() if slot.snapshot}
+            await poller.stop()
+            return found
+
+    return asyncio.run(collect())
+
+
+# A field that is none ------------------------------------------------------------------------------------------------
+VLLM: Final = [
+    ("/version", '{"version": 1}', "$.version"),
+    ("/v1/models", '{"data": [{"id": "m", "max_model_len": "abc"}]}', "$.data[0].max_model_len"),
+    ("/v1/models", '{"data": [{"id": "m", "max_model_len": %s}]}' % ("9" * 400), "$.data[0].max_model_len"),
+    ("/v1/models", '{"data": [{"id": null}]}', "$.data[0].id"),
+    ("/v1/models", '{"data": [{"id": "%s"}]}' % ("m" * 5000), "$.data[0].id"),
+    ("/v1/models", '{"data": {}}', "$.data"),
+    ("/v1/models", "[" * 100_000, "expected"),
+    ("/v1/models", '{"x":' * 100_000, "nested too deeply"),
+    ("/v1/models", b'{"data": [{"id": "\xff"}]}', "not UTF-8"),
+    ("/v1/models", "", "truncated"),
+    ("/v1/models", '{"data": ["%s"]}' % ("m" * MOST_BYTES), f"{MOST_BYTES} are the most"),
+    ("/v1/models", '{"data": [%s]}' % ("{}," * (MOST_VALUES + 1)), f"{MOST_VALUES} are the most"),
+    ("/v1/models", json.dumps({"data": [{"id": "m"}] * 10_001}), "length <= 10000"),
+    (
+        "/server_info",
+        '{"vllm_config": {"parallel_config": {"data_parallel_size": 20000000}}}',
+        "$.vllm_config.parallel_config.data_parallel_size",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "field"), VLLM, ids=range(len(VLLM)))
+def test_a_bad_optional_document_costs_itself_alone_and_names_its_field(
+    path: str, body: bytes | str, field: str
+) -> None:
+    found = polled("vllm", {path: answered(body)})["vllm"]
+
+    assert found.health.up
+    (warning,) = found.health.warnings
+    assert warning.cause is Cause.FORMAT
+    assert path in warning.message
+    assert field.lower() in warning.message.lower()
+    assert values(found.points, "llm_requests_running", "model")
+
+
+@pytest.mark.parametrize(
+    ("engine", "path", "body", "field"),
+    [
+        ("ollama", "/api/ps", '{"models": [{"name": "m", "size": %s}]}' % ("9" * 400), "$.models[0].size"),
+        ("ollama", "/api/ps", '{"models": [{"name": {"a": 1}}]}', "$.models[0].name"),
+        ("ollama", "/api/ps", json.dumps({"models": [{"name": "m"}] * 1001}), "$.models"),
+        ("llamacpp", "/slots", '[{"n_ctx": 1e999, "is_processing": false}]', "$[0].n_ctx"),
+    ],
+)
+def test_a_bad_document_that_is_needed_costs_its_target_and_names_its_field(
+    engine: str, path: str, body: str, field: str
+) -> None:
+    with EngineServer(replayed(CAPTURED["vllm"])) as beside:
+        found = polled(engine, {path: answered(body)}, ("vllm", beside.url))
+
+    error = found[engine].health.error
+    assert error is not None
+    assert error.cause is Cause.FORMAT
+    assert path in error.message
+    assert field in error.message
+    assert found["vllm"].health.up
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        (r"bad\ud800name", "bad?name"),
+        (r"bad\uDFFF", "bad?"),
+        (r"\ud83d\ude00", "😀"),
+        (r"\ud83d\ud83d\ude00", "?😀"),
+        (r"\\ud800", r"\ud800"),
+        (r"\\\ud800", "\\?"),
+    ],
+)
+def test_lone_surrogates_in_a_name_cost_one_letter(written: str, name: str) -> None:
+    with EngineServer(replayed(CAPTURED["llamacpp"])) as beside:
+        models = answered(f'{{"data": [{{"id": "{written}", "max_model_len": 5}}]}}')
+        found = polled("vllm", {"/v1/models": models}, ("llamacpp", beside.url))
+
+    assert values(found["vllm"].points, "llm_model_context_tokens", "model") == {name: 5}
+    assert found["llamacpp"].health.up
+
+
+def test_what_a_form_does_not_name_is_not_kept() -> None:
+    body = '{"data": [{"id": "m", "prompt": "a secret", "api_key": "a secret"}], "secret": "a secret"}'
+
+    assert "a secret" not in repr(polled("vllm", {"/v1/models": answered(body)}))
+
+
+# Whatever the bodies -------------------------------------------------------------------------------------------------
+LEAVES: Final = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**400, -1, 2**63, 2**53 + 1, 0]),
+    st.floats(),
+    st.text(max_size=10),
+    st.sampled_from(["\ud800", "a\x00\n\x1b", "x" * 5000, "9999-99-99", "0001-01-01T00:00:00Z", "router"]),
+)
+ANYTHING: Final = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+)
+
+
+def documents(engine: str) -> dict[str, Any]:
+    """The JSON documents of an engine as they were captured, by path."""
+    found = {
+        path: json.loads(reply.body)
+        for path, reply in replayed(CAPTURED[engine]).items()
+        if isinstance(reply, Reply) and reply.content_type == "application/json"
+    }
+    if engine == "sglang":
+        found["/v1/loads"] = captures.document("sglang/0.5.23/loads")
+    return found
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:  # noqa: ANN401 - JSON
+    """The way to each part of a document, not too far in and not too many of the same."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, inner in list(parts)[:40]:
+        if len(path) < 5:
+            yield from places(inner, (*path, key))
+
+
+def replaced(value: Any, path: tuple[str | int, ...], part: Any) -> Any:  # noqa: ANN401 - JSON
+    """A document with another part in one place."""
+    if not path:
+        return part
+    key, *rest = path
+    copied: Any = value.copy()
+    copied[key] = replaced(value[key], tuple(rest), part)
+    return copied
+
+
+@st.composite
+def changed(draw: st.DrawFn, engine: str) -> dict[str, Reply]:
+    """Some of the documents with a part that nobody expects, or with bytes that are no JSON."""
+    known = documents(engine)
+    routes = {}
+    for path in draw(st.lists(st.sampled_from(sorted(known)), min_size=1, max_size=3, unique=True)):
+        if draw(st.integers(0, 9)) == 0:
+            routes[path] = answered(draw(st.binary(max_size=50)), draw(st.sampled_from([200, 404, 500])))
+        else:
+            place = draw(st.sampled_from(sorted(places(known[path]), key=repr)))
+            routes[path] = answered(json.dumps(replaced(known[path], place, draw(ANYTHING))))
+    if engine == "sglang" and draw(st.booleans()):
+        routes["/metrics"] = answered("{}", 404)
+    return routes
+
+
+@pytest.mark.parametrize("engine", CAPTURED)
+def test_whatever_the_bodies_there_is_a_cause_and_others_are_untouched(engine: str) -> None:
+    other = next(name for name in ("vllm", "llamacpp") if name != engine)
+
+    with EngineServer(replayed(CAPTURED[other])) as beside:
+
+        @settings(max_examples=25, deadline=None)
+        @given(changed(engine))
+        def holds(routes: Mapping[str, Reply]) -> None:
+            found = polled(engine, routes, (other, beside.url))
+            health = found[engine].health
+            causes = {health.error.cause} if health.error else {warning.cause for warning in health.warnings}
+            assert health.up is (health.error is None)
+            assert Cause.INTERNAL not in causes
+            assert found[other].health.up
+            assert found[other].health.warnings == ()
+
+        holds()
+
+
+# Rendering -----------------------------------------------------------------------------------------------------------
+class Unrenderable:
+    """A source with a histogram that has a count too few, which no engine can give us."""
+
+    name, labels, interval = "broken", NOTHING, 60.0
+    capped: Mapping[str, int] = MappingProxyType({})
+    retained = ()
+
+    async def collect(self) -> Snapshot:
+        """The histogram."""
+        series = Series(schema.TIME_TO_FIRST_TOKEN, {"target": self.name})
+        broken = Point(series, Histogram((1.0, math.inf), (1.0,), math.nan), "")
+        return Snapshot(target=self.name, engine="broken", taken=0.0, points=(broken,), health=Health(up=True))
+
+    async def estimate(self) -> None:
+        """There is nothing to estimate."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None:
+    async def scraped() -> tuple[bytes, bytes]:
+        with EngineServer(replayed(CAPTURED["vllm"])) as server:
+            config = load(None, targets=[f"vllm={server.url}"], gpu=False, discover=False, engine_names=("vllm",))
+            poller = Poller(config, beside=[Unrenderable()])
+            app = App(Published(poller))
+            published = asyncio.Event()
+            poller.on_change(published.set)
+            poller.start()
+            await poller.first_round()
+            while poller.slots["broken"].snapshot is None:
+                published.clear()
+                await published.wait()
+            answers = [await app.handle(Request("GET", path, {}, {})) for path in ("/metrics", "/api/v1/snapshot")]
+            await app.close()
+            await poller.stop()
+            metrics, snapshot = answers
+            return metrics.body, snapshot.body
+
+    metrics, snapshot = asyncio.run(scraped())
+
+    assert b"llm_requests_running{" in metrics
+    assert b"llm_build_info{" in metrics
+    assert [source["engine"] for source in json.loads(snapshot)["sources"]] == ["vllm"]

@@ -1,0 +1,239 @@
+"""One judgement: on the same series a page fires if and only if the engine is in the state that it speaks of.
+
+Histories of engines are played through the derivation, and what it exports through Prometheus' own evaluation of the
+shipped rules. A page may come and go by at most `GRACE` seconds beside its state.
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+import yaml
+
+from llm_headroom import schema
+from llm_headroom.derive import memory as derivation
+from llm_headroom.derive import state
+from llm_headroom.model import Cause, Failure, Health, Histogram, Metric, Point, Series, Snapshot, State
+from llm_headroom.poll.health import health_points
+from programs import program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llm_headroom.model import Metric
+
+RULES: Final = Path(__file__).parents[1] / "alerts" / "llm-headroom.rules.yml"
+PAGES: Final = {
+    "LLMFirstTokensSlow": State.SLOW,
+    "LLMErrorRatioHigh": State.FAILING,
+    "LLMModelDown": State.DOWN,
+    "LLMEngineStalled": State.STALLED,
+    "LLMQueueStarved": State.BLOCKED,
+}
+POLL: Final = 5.0
+SCRAPE: Final = 15
+GRACE: Final = {
+    "LLMFirstTokensSlow": (60, 75),
+    "LLMErrorRatioHigh": (330, 90),
+    "LLMModelDown": (150, 60),
+    "LLMEngineStalled": (90, 60),
+    "LLMQueueStarved": (120, 60),
+}
+"""Seconds by which each page may come and may go after its state: how long it must hold, and two scrapes."""
+BASE: Final = {"engine": "vllm", "target": "t"}
+SCRAPED: Final = {"job": "llm-headroom", "instance": "host:9836"}
+
+
+class Engine:
+    """An engine's counters under 2 requests/s, each of 400 prompt and 100 output tokens."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(("first", "late", "prompts", "generated", "finished", "failed", "steps"), 0.0)
+        self.running = 4.0
+        self.waiting = 0.0
+
+    def work(self, requests: float = 10.0, *, late: float = 0.0, failed: float = 0.0) -> None:
+        """Five seconds of work."""
+        grown = {"first": requests, "late": late, "prompts": 400 * requests, "generated": 100 * requests}
+        grown |= {"finished": requests - failed, "failed": failed, "steps": 250.0}
+        for name, amount in grown.items():
+            self.counts[name] += amount
+
+    def points(self) -> list[Point]:
+        """What it exposes."""
+        own = self.counts
+        ttft = Histogram((1.0, 2.5, 5.0, math.inf), (*([own["first"] - own["late"]] * 2), *([own["first"]] * 2)), 1.0)
+
+        def point(metric: Metric, value: float | Histogram, **labels: str) -> Point:
+            return Point(Series(metric, {**BASE, "model": "m", **labels}), value, "test")
+
+        return [
+            point(schema.REQUESTS_RUNNING, self.running),
+            point(schema.REQUESTS_WAITING, self.waiting),
+            point(schema.TIME_TO_FIRST_TOKEN, ttft),
+            point(schema.PROMPT_TOKENS, own["prompts"]),
+            point(schema.GENERATION_TOKENS, own["generated"]),
+            point(schema.REQUESTS_FINISHED, own["finished"], reason="stop"),
+            point(schema.REQUESTS_FAILED, own["failed"], reason="error"),
+            point(schema.ENGINE_STEPS, own["steps"]),
+        ]
+
+
+def calm(engine: Engine, _: float) -> None:
+    engine.work()
+
+
+def late(engine: Engine, at: float) -> None:
+    engine.work(late=2.0 if 600 <= at < 900 else 0.0)
+
+
+def one_late(engine: Engine, at: float) -> None:
+    engine.work(late=1.0 if at in {600, 900} else 0.0)
+
+
+def failing(engine: Engine, at: float) -> None:
+    engine.work(failed=2.0 if 600 <= at < 1500 else 0.0)
+
+
+def some_fail(engine: Engine, at: float) -> None:
+    engine.work(failed=0.3 if at >= 600 else 0.0)
+
+
+def stalled(engine: Engine, at: float) -> None:
+    if not 600 <= at < 1200:
+        engine.work()
+
+
+def blocked(engine: Engine, at: float) -> None:
+    engine.waiting = 5.0 if 600 <= at < 1500 else 0.0
+    if engine.waiting:
+        engine.counts["generated"] += 100
+        engine.counts["steps"] += 250
+    else:
+        engine.work()
+
+
+def queue(engine: Engine, at: float) -> None:
+    engine.waiting = 30.0 if at >= 600 else 0.0
+    engine.work()
+
+
+def absent(begin: float, end: float) -> Callable[[Engine, float], Failure | None]:
+    def play(engine: Engine, at: float) -> Failure | None:
+        if begin <= at < end:
+            return Failure(Cause.REFUSED, "connection refused")
+        engine.work()
+        return None
+
+    return play
+
+
+HISTORIES: Final[dict[str, tuple[Callable[[Engine, float], Failure | None], State | None]]] = {
+    "calm": (calm, None),
+    "late first tokens": (late, State.SLOW),
+    "a late first token now and then": (one_late, None),
+    "a fifth of the requests fail": (failing, State.FAILING),
+    "three in a hundred fail": (some_fail, None),
+    "the engine core stands still": (stalled, State.STALLED),
+    "nothing is taken in": (blocked, State.BLOCKED),
+    "a queue that is worked off": (queue, None),
+    "a crash": (absent(600, 1200), State.DOWN),
+    "it loads for ten minutes": (absent(0, 600), None),
+    "a lost poll": (absent(600, 605), None),
+}
+
+
+def played(play: Callable[[Engine, float], Failure | None]) -> tuple[list[State], dict[Series, list[float | None]]]:
+    """The state at each scrape of 40 minutes, and the series that were scraped; None where one was not there."""
+    engine, memory, judge = Engine(), derivation.Memory(), None
+    states: list[State] = []
+    series: dict[Series, list[float | None]] = defaultdict(list)
+    last: float | None = None
+    for at in range(0, 2400, int(POLL)):
+        failure = play(engine, float(at))
+        points: tuple[Point, ...] = ()
+        if failure is None:
+            own = engine.points()
+            memory, derived = derivation.advance(memory, own, float(at), base=BASE)
+            points, last = (*own, *derived), float(at)
+        health = Health(up=failure is None, error=failure, last_success=last)
+        snapshot = Snapshot(target="t", engine="vllm", taken=float(at), points=points, health=health)
+        judge, judged = state.judge(judge, snapshot, float(at))
+        if at % SCRAPE:
+            continue
+        states.append(judged[0].state)
+        exported = [*points, *state.state_points(judged, BASE), *health_points(snapshot, {}, {}, {})]
+        for each in exported:
+            value = each.value.count if isinstance(each.value, Histogram) else each.value
+            values = series[each.series]
+            values += [None] * (len(states) - 1 - len(values)) + [value]
+    return states, series
+
+
+def written(series: Series, values: list[float | None]) -> dict[str, str]:
+    """A series as promtool reads it."""
+    metric = series.metric.name + ("_count" if series.metric is schema.TIME_TO_FIRST_TOKEN else "")
+    labels = ",".join(f'{name}="{value}"' for name, value in {**dict(series.labels), **SCRAPED}.items())
+    text = ["_" if value is None else f"{value:.10g}" for value in values]
+    return {"series": f"{metric}{{{labels}}}", "values": " ".join(text)}
+
+
+def expected(page: str, states: list[State], scrape: int) -> bool | None:
+    """Whether the page must fire at a scrape; None where it may.
+
+    A state outlasts its last sign, so the page may be over before it.
+    """
+    rise, fall = (math.ceil(each / SCRAPE) for each in GRACE[page])
+    there = [each is PAGES[page] for each in states]
+    outlasted = math.ceil(state.CLEAR.get(PAGES[page], 0.0) / SCRAPE) + 2
+    if scrape >= rise and all(there[scrape - rise : scrape + outlasted + 1]):
+        return True
+    return None if any(there[max(0, scrape - fall) : scrape + outlasted + 1]) else False
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_a_page_fires_if_and_only_if_the_state_is_there(name: str, tmp_path: Path) -> None:
+    play, wanted = HISTORIES[name]
+    states, series = played(play)
+    groups = [
+        {"name": group["name"], "rules": [rule for rule in group["rules"] if _needed(rule)]}
+        for group in yaml.safe_load(RULES.read_text())["groups"]
+    ]
+    checks: list[dict[str, Any]] = [
+        {
+            "expr": f'count(ALERTS{{alertname="{page}", alertstate="firing"}}) or vector(0)',
+            "eval_time": f"{scrape * SCRAPE}s",
+            "exp_samples": [{"labels": "{}", "value": float(must)}],
+        }
+        for page in PAGES
+        for scrape in range(len(states))
+        if (must := expected(page, states, scrape)) is not None
+    ]
+    test = {
+        "interval": f"{SCRAPE}s",
+        "input_series": [written(each, values) for each, values in series.items()],
+        "promql_expr_test": checks,
+    }
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [group for group in groups if group["rules"]]}))
+    document = {"rule_files": ["rules.yml"], "evaluation_interval": f"{SCRAPE}s", "tests": [test]}
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(document))
+    promtool = program("promtool", "prometheus")
+
+    done = subprocess.run(
+        [promtool, "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    found = {each for each in states if each in PAGES.values()}
+    assert found == (set() if wanted is None else {wanted})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    if wanted is not None:
+        assert any(check["exp_samples"][0]["value"] for check in checks)
+
+
+def _needed(rule: dict[str, str]) -> bool:
+    return rule.get("alert") in PAGES or rule.get("record", "").startswith("target_model:")

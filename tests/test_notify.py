@@ -1,0 +1,269 @@
+"""Messages about states: when there is one, what it says, and how it comes to real receivers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from captures import Capture
+from engine_server import EngineServer, replayed
+from exporter_process import Exporter
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.load import load
+from llm_headroom.config.people import Receiver as Settings
+from llm_headroom.model import Health, Judged, Level, Snapshot, State
+from llm_headroom.notify.incidents import Incidents, Message, judgements, step
+from llm_headroom.notify.messages import request, text, title
+from webhook_receiver import Receiver
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+IDLE = Capture("vllm", "0.32.0", "idle_startup")
+
+
+def snapshot(*states: State, target: str = "gpu7", reason: str = "31 of 36 came later than 2.5 s") -> Snapshot:
+    """A target with models a, b, … in these states."""
+    judged = tuple(
+        Judged(state=state, reason=reason, since=0.0, model=model) for state, model in zip(states, "abc", strict=False)
+    )
+    return Snapshot(target=target, engine="vllm", taken=0.0, health=Health(up=True), states=judged)
+
+
+def told(
+    rounds: Sequence[tuple[float, Sequence[Snapshot]]], *, least: str = "critical", after: float = 30.0
+) -> list[tuple[float, Message]]:
+    """Every message with its time, when these are the snapshots at these times."""
+    incidents, found = Incidents(), []
+    for now, snapshots in rounds:
+        judged = judgements(snapshots, {"gpu7": {"team": "search"}})
+        incidents, messages = step(incidents, judged, now, least=least, after=after)
+        found += [(now, message) for message in messages]
+    return found
+
+
+def rounds(*runs: tuple[State, int]) -> list[tuple[float, list[Snapshot]]]:
+    """A target in one state after the other, each for some readings 10 s apart."""
+    states = [state for state, count in runs for _ in range(count)]
+    return [(10.0 * index, [snapshot(state)]) for index, state in enumerate(states)]
+
+
+# When ----------------------------------------------------------------------------------------------------------------
+def test_one_message_for_an_incident_and_one_for_its_end() -> None:
+    found = told(rounds((State.OK, 3), (State.SLOW, 10), (State.BLOCKED, 5), (State.OK, 10)))
+
+    assert [(now, title(message)) for now, message in found] == [
+        (60.0, "a on gpu7 is slow"),
+        (210.0, "a on gpu7 is well again"),
+    ]
+    assert text(found[0][1]) == "31 of 36 came later than 2.5 s"
+    assert text(found[1][1]) == "It was slow, blocked for 2 min: 31 of 36 came later than 2.5 s"
+
+
+def test_what_does_not_last_is_not_sent() -> None:
+    assert told(rounds((State.OK, 3), (State.DOWN, 2), (State.OK, 5), (State.DOWN, 3), (State.OK, 5))) == []
+
+
+def test_trouble_that_comes_and_goes_is_one_incident() -> None:
+    flapping = [(State.DOWN, 4), (State.OK, 2)] * 6
+
+    found = told(rounds(*flapping, (State.OK, 10)))
+
+    assert [title(message) for _, message in found] == ["a on gpu7 is down", "a on gpu7 is well again"]
+
+
+def test_where_nothing_can_be_judged_an_incident_neither_begins_nor_ends() -> None:
+    assert told(rounds((State.UNKNOWN, 50))) == []
+    found = told(rounds((State.SLOW, 5), (State.UNKNOWN, 50), (State.SLOW, 5)))
+    assert [title(message) for _, message in found] == ["a on gpu7 is slow"]
+
+
+def test_a_warning_is_sent_where_it_is_wanted() -> None:
+    loading = rounds((State.LOADING, 6), (State.OK, 6))
+
+    assert told(loading) == []
+    assert [message.trouble.severity for _, message in told(loading, least="warning")] == ["warning", "warning"]
+
+
+def test_models_of_one_target_are_one_incident_of_the_worst() -> None:
+    both = [(10.0 * index, [snapshot(State.TIGHT, State.DOWN)]) for index in range(6)]
+
+    assert [title(message) for _, message in told(both)] == ["b on gpu7 is down"]
+
+
+def test_a_target_that_is_no_longer_watched_is_over() -> None:
+    found = told([*rounds((State.DOWN, 5)), (60.0, [])])
+
+    assert [message.ended for _, message in found] == [None, 60.0]
+
+
+def test_gpus_are_incidents_of_their_own() -> None:
+    judged = tuple(Judged(state=State.LOST, reason="gone", since=0.0, gpu=gpu, uuid=f"GPU-{gpu}") for gpu in "01")
+    gpus = Snapshot(target="nvml", engine="nvml", taken=0.0, health=Health(up=True), states=judged)
+
+    found = told([(now, [gpus]) for now in (0.0, 40.0)])
+
+    assert [title(message) for _, message in found] == ["GPU 0 is lost", "GPU 1 is lost"]
+
+
+def test_every_state_has_a_severity_or_none() -> None:
+    for state in State:
+        sent = told([(now, [snapshot(state)]) for now in (0.0, 40.0)], least="warning")
+        assert bool(sent) == (state.level in {Level.WARN, Level.BAD}), state
+
+
+# What ----------------------------------------------------------------------------------------------------------------
+def sent(settings: Settings, url: str, number: int = 0) -> tuple[str, dict[str, Any]]:
+    found = told(rounds((State.SLOW, 10), (State.OK, 10)))
+    where, body = request(settings, url, found[number][1])
+    return where, dict(body)
+
+
+def test_alertmanagers_form_has_what_its_receivers_read() -> None:
+    _, body = sent(Settings(url="http://a/hook"), "http://a/hook")
+    _, end = sent(Settings(url="http://a/hook"), "http://a/hook", 1)
+
+    assert (body["version"], body["status"], end["status"]) == ("4", "firing", "resolved")
+    (alert,), (over,) = body["alerts"], end["alerts"]
+    assert alert["labels"] == {
+        "alertname": "LLMEngineState",
+        "severity": "critical",
+        "state": "slow",
+        "target": "gpu7",
+        "engine": "vllm",
+        "model": "a",
+        "team": "search",
+    }
+    assert (alert["startsAt"], alert["endsAt"]) == ("1970-01-01T00:00:00.000Z", "0001-01-01T00:00:00Z")
+    assert (over["fingerprint"], over["labels"], over["startsAt"]) == (
+        alert["fingerprint"],
+        alert["labels"],
+        alert["startsAt"],
+    )
+    assert over["endsAt"] == "1970-01-01T00:01:40.000Z"
+    assert alert["annotations"] == {
+        "summary": "a on gpu7 is slow",
+        "description": "31 of 36 came later than 2.5 s",
+    }
+
+
+def test_slack_takes_no_markup_from_names() -> None:
+    found = told([(now, [snapshot(State.DOWN, target="<!channel>&")]) for now in (0.0, 40.0)])
+
+    _, body = request(Settings(kind="slack", url="http://a/x"), "http://a/x", found[0][1])
+
+    assert body == {"text": "*a on &lt;!channel&gt;&amp; is down*\n31 of 36 came later than 2.5 s"}
+
+
+def test_ntfy_gets_its_topic_out_of_the_url() -> None:
+    where, body = sent(Settings(kind="ntfy", url="https://ntfy.sh/my-llm"), "https://ntfy.sh/my-llm")
+
+    assert where == "https://ntfy.sh/"
+    assert (body["topic"], body["title"], body["priority"]) == ("my-llm", "a on gpu7 is slow", 5)
+
+
+# How -----------------------------------------------------------------------------------------------------------------
+def configured(folder: Path, engine: EngineServer, receivers: str) -> str:
+    path = folder / "headroom.yml"
+    path.write_text(
+        f"targets: [{{url: '{engine.url}', engine: vllm, name: llm-a}}]\n"
+        f"interval: 200ms\ndiscover: false\ngpu: false\nnotify:\n{receivers}"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["webhook", "slack", "ntfy"])
+def test_a_receiver_hears_of_the_beginning_and_the_end(kind: str, tmp_path: Path) -> None:
+    with EngineServer(replayed(IDLE)) as engine, Receiver() as receiver:
+        settings = f"- {{kind: {kind}, url: '{receiver.url}/topic', after: 200ms}}\n"
+        with Exporter("--config", configured(tmp_path, engine, settings)) as exporter:
+            exporter.until(lambda: exporter.value("llm_up") == 1)
+            engine.routes = {}
+            begin = receiver.post(0)
+            engine.routes = replayed(IDLE)
+            end = receiver.post(1)
+
+    assert "tiny-llama on llm-a is" in str(begin.body)
+    assert "404" in str(begin.body), "the reason is there"
+    assert "well again" in str(end.body)
+    assert begin.path == ("/" if kind == "ntfy" else "/topic")
+
+
+def test_what_a_receiver_cannot_take_now_is_sent_again_in_its_turn(tmp_path: Path) -> None:
+    with EngineServer(replayed(IDLE)) as engine, Receiver(503) as receiver:
+        settings = f"- {{url: '{receiver.url}', after: 200ms}}\n"
+        with Exporter("--config", configured(tmp_path, engine, settings)) as exporter:
+            exporter.until(lambda: exporter.value("llm_up") == 1)
+            engine.routes = {}
+            first, second = receiver.post(0), receiver.post(1)
+            failed = exporter.logged("notification failed")
+            exporter.logged("notification sent")
+
+    assert first.body == second.body
+    assert (failed["tries"], failed["error"].startswith("status 503")) == (1, True)
+
+
+def test_a_receiver_that_refuses_is_asked_once_and_the_page_says_so(tmp_path: Path) -> None:
+    with EngineServer(replayed(IDLE)) as engine, Receiver(404) as receiver:
+        settings = f"- {{name: on-call, url: '{receiver.url}', after: 200ms}}\n"
+        with Exporter("--config", configured(tmp_path, engine, settings)) as exporter:
+            exporter.until(lambda: exporter.value("llm_up") == 1)
+            engine.routes = {}
+            given_up = exporter.logged("notification given up", receiver="on-call", tries=1)
+            exporter.until(lambda: b"Messages to on-call fail: status 404" in exporter.get("/")[2])
+
+    assert given_up["error"].startswith("status 404: no such")
+    assert len(receiver.posts) == 1
+
+
+def test_secrets_come_from_files_and_stay_out_of_the_log(tmp_path: Path) -> None:
+    with EngineServer(replayed(IDLE)) as engine, Receiver(500) as receiver:
+        (tmp_path / "url").write_text(f"{receiver.url}/services/T0/very-secret\n")
+        (tmp_path / "token").write_text("token-secret\n")
+        settings = "- {kind: slack, url_file: url, auth: {bearer_token_file: token}, after: 200ms}\n"
+        with Exporter("--config", configured(tmp_path, engine, settings)) as exporter:
+            exporter.until(lambda: exporter.value("llm_up") == 1)
+            engine.routes = {}
+            post = receiver.post(1)
+            exporter.logged("notification sent")
+            page = exporter.get("/")[2].decode()
+        log = str(exporter.log)
+
+    assert (post.path, post.headers["authorization"]) == ("/services/T0/very-secret", "Bearer token-secret")
+    assert "secret" not in log + page
+
+
+def test_a_receiver_that_is_added_by_a_reload_is_used(tmp_path: Path) -> None:
+    with EngineServer(replayed(IDLE)) as engine, Receiver() as receiver:
+        path = configured(tmp_path, engine, "[]\n")
+        with Exporter("--config", path) as exporter:
+            exporter.until(lambda: exporter.value("llm_up") == 1)
+            configured(tmp_path, engine, f"- {{url: '{receiver.url}', after: 200ms}}\n")
+            exporter.process.send_signal(1)
+            exporter.logged("configuration reloaded")
+            engine.routes = {}
+            begin = receiver.post(0)
+
+    assert begin.body["status"] == "firing"
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("- {kind: slack}", "expected one of url, url_file and url_env"),
+        ("- {kind: ntfy, url: 'https://ntfy.sh'}", "expected the topic at the end of ntfy's url"),
+        ("- {kind: sms, url: 'http://a/b'}", "expected one of webhook, slack, ntfy"),
+        ("- {url: 'ftp://a/b'}", "expected an address with http:// or https://"),
+    ],
+)
+def test_a_receiver_that_cannot_be_used_is_an_error_of_the_configuration(
+    written: str, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "headroom.yml"
+    path.write_text(f"notify:\n{written}\n")
+    with pytest.raises(ConfigError, match="notify\\[0\\]") as error:
+        load(path, engine_names=())
+
+    assert said in str(error.value)
