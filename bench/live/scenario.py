@@ -169,7 +169,8 @@ async def crowd(stage: Stage) -> list[Row]:
     await asyncio.sleep(INTERVAL)
     earlier = client.books.events
     await asyncio.sleep(1.25 * INTERVAL)
-    reading, now = exporter.read(), client.books.events
+    reading = await asyncio.to_thread(exporter.read)  # the client goes on reading its streams meanwhile
+    now = client.books.events
     under_way = asked - client.books.ended() - client.books.refused()
     rows = [
         Row(
