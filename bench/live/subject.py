@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 CONTEXT: Final = 1024
 BLOCK: Final = 32
-_VLLM_BLOCKS: Final = 160
-_VLLM_AT_ONCE: Final = 14
+_VLLM_BLOCKS: Final = 120
+_VLLM_PLACES: Final = 4
+_VLLM_AT_ONCE: Final = 10
 """Requests that run and wait at most: more are turned away."""
 _LLAMACPP_PLACES: Final = 2
 
@@ -73,7 +74,7 @@ class Subject:
 
 
 def vllm(folder: Folder) -> Subject:
-    """The engine vLLM on CPUs, with 160 blocks of 32 tokens, 8 places and 6 more that may wait."""
+    """The engine vLLM on CPUs, with 120 blocks of 32 tokens, 4 places and 6 more that may wait."""
     return Subject(
         name="vllm",
         title="vLLM",
@@ -99,14 +100,14 @@ def vllm(folder: Folder) -> Subject:
             "--num-gpu-blocks-override",
             str(_VLLM_BLOCKS),
             "--max-num-seqs",
-            "8",
+            str(_VLLM_PLACES),
             "--max-num-queued-reqs",
             str(_VLLM_AT_ONCE),
             "--max-model-len",
             str(CONTEXT),
             "--enable-prompt-tokens-details",
         ),
-        places=8,
+        places=_VLLM_PLACES,
         ready="/health",
         patience=240,
         capacity=_VLLM_BLOCKS * BLOCK,
@@ -146,6 +147,8 @@ def llamacpp(folder: Folder) -> Subject:
             str(_LLAMACPP_PLACES),
             "--threads",
             "1",
+            "--threads-http",
+            "16",
             "--metrics",
             "--slots",
             "--no-warmup",
