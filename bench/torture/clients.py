@@ -109,7 +109,7 @@ def guesses(clients: int) -> Figure:
 def non_readers(many: int) -> Figure:
     """Clients that ask for a large body and do not read it."""
     text = _VLLM.exposition.read_text().splitlines()
-    models = [line.replace("tiny-llama", f"model-{number}") for number in range(150) for line in text if "{" in line]
+    models = [line.replace("tiny-llama", f"model-{number}") for number in range(60) for line in text if "{" in line]
     with ExitStack() as stack:
         routes = {**replayed(_VLLM), "/metrics": Reply(("\n".join(models) + "\n").encode())}
         engine = stack.enter_context(EngineServer(routes))

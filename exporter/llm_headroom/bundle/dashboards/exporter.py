@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import Column, Query, above, below
+from llm_headroom.bundle.dashboards.panel import Column, Query, above, below, thresholds
 from llm_headroom.bundle.dashboards.parts import lines, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, Scope
@@ -47,8 +47,10 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         stat(
             "Exporters",
-            "Exporters that Prometheus scrapes.",
-            f"sum(up{{{scope.matchers(())}}})",
+            "Exporters that Prometheus reaches, and those that it does not.",
+            Query(f"sum(1 - {scope.exporters()})", "unreachable"),
+            Query(f"sum({scope.exporters()})", "reached"),
+            styles=(("^unreachable$", {"thresholds": thresholds(above(1, 1))}),),
             alert="LLMExporterDown",
         ),
         stat("Sources up", "Engines, and NVML, whose last collection succeeded.", f"sum({up})"),
@@ -60,7 +62,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMEngineDown",
         ),
         stat(
-            "Oldest",
+            "Oldest age",
             "Age of the oldest last successful collection.",
             f"max({_age(scope)})",
             unit="s",
@@ -78,7 +80,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         stat(
             "Failures",
             "Failed collections, or parts of them, per second.",
-            f"sum({scope.rate(schema.SOURCE_ERRORS)}) or sum({up}) * 0",
+            scope.exposed(f"sum({scope.rate(schema.SOURCE_ERRORS)})"),
             unit="cps",
         ),
         stat(
@@ -90,7 +92,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         stat(
             "Series",
-            "Series exported in one scrape.",
+            "Series exported in one scrape, added up.",
             f"sum(scrape_samples_scraped{{{scope.matchers(())}}})",
         ),
     )
@@ -108,6 +110,8 @@ def _sources(scope: Scope, limits: Thresholds) -> Panel:
         "One row for each source. Unknown samples after an upgrade are renamed metrics: signals may be lost.",
         (
             Column(title="Engine", label="engine", width=100),
+            Column(title="Cluster", label="cluster", width=100),
+            Column(title="Instance", label="instance", width=150),
             Column(title="Target", label="target"),
             Column(title="Version", label="version", width=130),
             (

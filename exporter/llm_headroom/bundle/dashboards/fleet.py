@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, above, below, thresholds
+from llm_headroom.bundle.dashboards.panel import (
+    BAD,
+    GOOD,
+    UNKNOWN,
+    WARN,
+    Column,
+    Query,
+    Steps,
+    above,
+    below,
+    thresholds,
+)
 from llm_headroom.bundle.dashboards.parts import (
     failed_share,
     finished_requests,
@@ -16,28 +28,46 @@ from llm_headroom.bundle.dashboards.parts import (
     table,
 )
 from llm_headroom.bundle.dashboards.plan import Plan
-from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, SOURCE, TARGET, Scope
-from llm_headroom.thresholds import LOAD_HEADROOM_LOW
+from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, TARGET, Scope
+from llm_headroom.model import ENGINE_STATES, Level
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW, RATE_SECONDS, SATURATION_HIGH, SLOW_SECONDS
+from llm_headroom.view.text import STATE_MARKS
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.model import Metric
     from llm_headroom.thresholds import Thresholds
 
-_CHOSEN = "${datasource:queryparam}&${job:queryparam}&${instance:queryparam}&${__url_time_range}"
-_CELL = "var-engine=${__data.fields.Engine}&var-target=${__data.fields.Target}"
-_TO_ENGINE = f"/d/llm-headroom-engine?{_CELL}&var-model=${{__data.fields.Model}}&{_CHOSEN}"
-_TO_TARGET = f"/d/llm-headroom-engine?{_CELL}&{_CHOSEN}"
-_TO_KV = f"/d/llm-headroom-kv?{_CELL}&var-model=${{__data.fields.Model}}&{_CHOSEN}"
+_PLACE = "${datasource:queryparam}&${job:queryparam}&${cluster:queryparam}&${namespace:queryparam}&${__url_time_range}"
+_CHOSEN = f"{_PLACE}&${{instance:queryparam}}"
+_CELL = (
+    "var-engine=${__data.fields.Engine}&var-target=${__data.fields.Target}&var-instance=${__data.fields.Instance}"
+    f"&{_PLACE}"
+)
+_MODEL = "&var-model=${__data.fields.Model}"
+_TO_ENGINE = f"/d/llm-headroom-engine?{_CELL}{_MODEL}"
+_TO_TARGET = f"/d/llm-headroom-engine?{_CELL}"
+_TO_KV = f"/d/llm-headroom-kv?{_CELL}{_MODEL}"
 _TO_KV_ALL = f"/d/llm-headroom-kv?{_CHOSEN}"
 _TO_GPU = f"/d/llm-headroom-gpu?{_CHOSEN}"
 _TO_EXPORTER = f"/d/llm-headroom-exporter?{_CHOSEN}"
+_COLOURS = {Level.GOOD: GOOD, Level.WARN: WARN, Level.BAD: BAD, Level.UNKNOWN: UNKNOWN}
+_ALERT_SHARE = SLOW_SECONDS / RATE_SECONDS
+"""What an alert that judges two minutes sees is at least this much of five minutes."""
+_UNREACHABLE = f"{STATE_MARKS[Level.UNKNOWN]} exporter unreachable"
+
+
+def _states() -> tuple[tuple[float, str, str], ...]:
+    """Return each state's place from the end, its mark and word, and its colour; worst first, as `Scope.state` does."""
+    worst, *others = ((f"{STATE_MARKS[state.level]} {state}", _COLOURS[state.level]) for state in ENGINE_STATES)
+    named = (worst, (_UNREACHABLE, UNKNOWN), *others)
+    return tuple((float(len(named) - place), text, colour) for place, (text, colour) in enumerate(named))
 
 
 def _rows(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Row, ...]:
     return (
         Row("Is everything healthy?", _numbers(scope, limits, alerts)),
-        Row("Which engine needs attention?", (_table(scope, limits),)),
+        Row("Which engine needs a look?", (_table(scope, limits),)),
         Row("Are the objectives met?", _users(scope, limits)),
         Row("How much traffic is there?", _traffic(scope, limits)),
         Row("How close are the limits?", _limits(scope, limits)),
@@ -55,136 +85,177 @@ DASHBOARD: Final = Plan(
 
 
 def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]:
+    return (*_incident(scope, limits, alerts), *_limits_now(scope, limits, alerts))
+
+
+def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]:
+    """Return the tiles of the first line: instant, and silent rather than fine where nothing is known."""
     up = scope.of(schema.UP, ENGINES)
-    attained = scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, "", slo="ttft")
+    where = "cluster, engine, model"
+    good, every = (
+        f"sum by ({TARGET}) ({scope.rate(one, slo='ttft')})" for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
+    )
+    p95 = scope.quantile(0.95, schema.TIME_TO_FIRST_TOKEN, where)
+    objective = f"min by ({where}) ({scope.of(schema.SLO_THRESHOLD, slo='ttft')})"
+    worst = {"thresholds": thresholds(above(1, 1))}
     return (
         stat(
+            "Unreachable",
+            "Exporters that Prometheus does not reach. What they watch is unknown, not fine.",
+            f"sum(1 - {scope.exporters()})",
+            steps=above(1, 1),
+            link=_TO_EXPORTER,
+            alert="LLMExporterDown",
+        ),
+        stat(
             "Engines",
-            "Engines whose last collection succeeded, and those that do not respond. The latter lose their other "
-            "series at once: a curve that ends is an engine that is down, not an idle one.",
+            "Engines that do not respond, be they dead or still loading; those behind an unreachable exporter, of "
+            "which nothing is known; and those that respond.",
+            Query(f"sum(1 - ({up} or {scope.behind(up)} == 0))", "down"),
+            Query(f"count({scope.behind(up)} == 1)", "unknown"),
             Query(f"sum({up})", "up"),
-            Query(f"sum(1 - {up})", "down"),
-            styles=(("^down$", {"thresholds": thresholds(above(1, 1))}),),
+            styles=(("^down$", worst), ("^unknown$", {"color": {"mode": "fixed", "fixedColor": UNKNOWN}})),
+            empty="where no exporter is unreachable",
             link=_TO_EXPORTER,
             alert="LLMEngineDown",
         ),
+        _firing("Pages firing", "page", alerts, above(1, 1)),
         stat(
-            "Alerts",
-            "Firing alerts of llm-headroom, regardless of the selection above. Needs its rules in this Prometheus.",
-            f'count(ALERTS{{alertstate="firing", {alerts}}}) or max({up}) * 0',
-            steps=above(1),
-        ),
-        finished_requests_now(scope),
-        stat(
-            "Generated",
-            "Generated tokens per second.",
-            scope.exposed(f"sum({scope.rate(schema.GENERATION_TOKENS)})"),
-            unit="tokens/s",
-        ),
-        failed_share(scope, limits),
-        stat(
-            "TTFT SLO",
-            "Share of requests that met the TTFT objective. Unlike quantiles, it can be added up across engines.",
-            scope.exposed(attained),
+            "Worst TTFT SLO",
+            "Share of the first tokens of five minutes within their objective, on the target that has fewest.",
+            scope.exposed(f"min({good} / {every})"),
             unit="percentunit",
             decimals=1,
-            steps=below(1 - limits.ttft_slow_share / 2, 1 - limits.ttft_slow_share),
+            steps=below(1 - limits.ttft_slow_share * _ALERT_SHARE, 1 - limits.ttft_slow_share),
             alert="LLMFirstTokensSlow",
         ),
         stat(
-            "KV headroom",
+            "Worst TTFT p95",
+            "TTFT of the model that is slowest against its objective, in multiples of the objective: 1 is at it.",
+            Query(f"topk(1, {p95} / on ({where}) {objective} >= 0)", "{{model}}"),
+            unit="suffix: × objective",
+            decimals=2,
+            steps=Steps("text", ((1, BAD),)),
+            empty="without traffic",
+            alert="LLMFirstTokensSlow",
+        ),
+        stat(
+            "Least room",
+            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
+            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+            unit="suffix: ×",
+            decimals=1,
+            steps=below(LOAD_HEADROOM_LOW, 1),
+            link=_TO_KV_ALL,
+        ),
+        finished_requests_now(scope),
+        stat(
+            "Output",
+            "Generated tokens per second, added up.",
+            scope.exposed(f"sum({scope.rate(schema.GENERATION_TOKENS)})"),
+            unit="tokens/s",
+        ),
+    )
+
+
+def _limits_now(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]:
+    return (
+        replace(failed_share(scope, limits), width=6),
+        replace(_firing("Tickets open", "ticket", alerts, above(1)), width=6),
+        stat(
+            "Least KV free",
             "KV cache available to new requests on the engine that has least, as a share of its capacity.",
             scope.exposed(f"min({scope.of(schema.KV_CACHE_HEADROOM_RATIO)})"),
             unit="percentunit",
             steps=below(1 - limits.kv_usage_high, 1 - limits.kv_usage_critical),
             link=_TO_KV_ALL,
             alert="LLMKVHeadroomLow",
+            width=6,
         ),
         stat(
-            "GPU headroom",
+            "Least GPU free",
             "Memory that can still be allocated on the GPU that has least, as a share of its total.",
             scope.exposed(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
             unit="percentunit",
             steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
             link=_TO_GPU,
             alert="LLMGpuMemoryHeadroomLow",
+            width=6,
         ),
     )
 
 
-def _table(scope: Scope, limits: Thresholds) -> Panel:
-    up = scope.of(schema.UP, ENGINES)
-    models = f"count by ({TARGET}) ({scope.of(schema.MODEL_LOADED)}) * 0"
-    state = (
-        f"({models} + on ({SOURCE}) group_left () min by ({SOURCE}) ({up})) or on ({SOURCE}) min by ({SOURCE}) ({up})"
+def _firing(title: str, severity: str, alerts: str, steps: Steps) -> Panel:
+    """Return how many alerts fire: 0 only where the rules were evaluated within the last hour."""
+    fires = f'count(ALERTS{{alertstate="firing", severity="{severity}", {alerts}}})'
+    return stat(
+        title,
+        "Firing alerts of the selected clusters. Needs llm-headroom's rules in this Prometheus.",
+        f"{fires} or max(last_over_time(engine_model:llm_up:count[1h])) * 0",
+        steps=steps,
+        no_value="No rules",
+        empty="where the rules are not loaded",
     )
-    slow = scope.of(schema.TTFT_SLOW, window="300s")
 
-    def each(expr: str) -> str:
-        return f"sum by ({TARGET}) ({expr})"
 
+def _table(scope: Scope, limits: Thresholds) -> Panel:
+    good, every = (
+        f"sum by ({TARGET}) ({scope.rate(one, slo='ttft')})" for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
+    )
+    room = scope.of(schema.LOAD_HEADROOM, objective="ttft")
+    saturation = scope.of(schema.SATURATION, resource="max")
     return table(
-        "Engines, models and targets",
-        "One row per model of each engine; an engine that is down has a row without a model. A dash is a metric that "
-        "the engine does not expose, or that needs traffic. Click an engine, a model or a number to open its "
-        "dashboard.",
+        "Engines, worst first",
+        "One row per model of each target. The state is the worst that holds. A dash is a metric that the engine does "
+        "not expose, or that needs traffic. Click a target, a model or a number to open its dashboard.",
         (
-            Column(title="Engine", label="engine", width=80),
-            Column(title="Target", label="target", link=_TO_TARGET, width=120),
-            Column(title="Model", label="model", link=_TO_ENGINE),
-            (state, Column(title="Up", steps=below(1), width=60)),
-            (each(scope.of(schema.REQUESTS_RUNNING)), Column(title="Running", width=80)),
             (
-                each(scope.of(schema.REQUESTS_WAITING)),
+                scope.state(schema.ENGINE_STATE, ENGINE_STATES, TARGET),
+                Column(title="State", words=_states(), width=170),
+            ),
+            Column(title="Cluster", label="cluster", width=100),
+            Column(title="Instance", label="instance", width=150),
+            Column(title="Engine", label="engine", width=80),
+            Column(title="Target", label="target", link=_TO_TARGET, width=140),
+            Column(title="Model", label="model", link=_TO_ENGINE),
+            (
+                f"sum by ({TARGET}) ({scope.of(schema.REQUESTS_WAITING)})",
                 Column(title="Waiting", steps=above(limits.waiting_high), width=80),
             ),
-            (each(scope.rate(schema.REQUESTS_FINISHED)), Column(title="Requests", unit="reqps", width=100)),
-            (each(scope.rate(schema.GENERATION_TOKENS)), Column(title="Generated", unit="tokens/s", width=105)),
             (
-                f"max by ({TARGET}) ({slow})",
+                f"{good} / {every} >= 0",
                 Column(
-                    title="Slow TTFT",
+                    title="TTFT SLO",
                     unit="percentunit",
-                    steps=above(limits.ttft_slow_share / 2, limits.ttft_slow_share),
+                    decimals=1,
+                    steps=below(1 - limits.ttft_slow_share * _ALERT_SHARE, 1 - limits.ttft_slow_share),
                     width=90,
                 ),
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.KV_CACHE_USAGE)})",
                 Column(
-                    title="KV cache used",
+                    title="KV used",
                     unit="percentunit",
                     steps=above(limits.kv_usage_high, limits.kv_usage_critical),
                     bar=1,
-                    width=130,
+                    width=110,
                     link=_TO_KV,
                 ),
             ),
             (
-                f"min by ({TARGET}) ({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})",
+                f"min by ({TARGET}) ({room})",
                 Column(
-                    title="Free requests",
-                    unit="none",
-                    decimals=0,
-                    steps=below(limits.headroom_requests_low),
-                    width=90,
-                    link=_TO_KV,
+                    title="Room", unit="suffix: ×", decimals=1, steps=below(LOAD_HEADROOM_LOW, 1), width=80, link=_TO_KV
                 ),
             ),
             (
-                f"min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})",
-                Column(
-                    title="Load headroom",
-                    unit="none",
-                    decimals=1,
-                    steps=below(LOAD_HEADROOM_LOW, 1),
-                    width=120,
-                    link=_TO_KV,
-                ),
+                f"clamp_max(max by ({TARGET}) ({saturation}), 2)",
+                Column(title="Saturation", unit="percentunit", steps=above(SATURATION_HIGH, 1), width=90, link=_TO_KV),
             ),
         ),
-        height=8,
-        sort="-Waiting",
+        height=10,
+        sort="-State",
     )
 
 
@@ -193,9 +264,9 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Slow TTFT",
-            "Share of requests whose TTFT missed the objective in the last 60 s: the signal that pages. A gap is no "
-            "traffic, or an engine that is down.",
-            Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='60s')})", BY_MODEL),
+            "Share of requests whose TTFT missed the objective, of each model's worst target; the alert judges 2 min. "
+            "A gap is no traffic, or an engine that is down.",
+            Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='300s')})", BY_MODEL),
             unit="percentunit",
             steps=above(limits.ttft_slow_share),
             highest=1,
@@ -250,13 +321,13 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVHeadroomLow",
         ),
         lines(
-            "Saturation",
+            "Worst saturation",
             "Load as a share of what the fullest target takes within its objective of first tokens, its queue "
             "included; 200 % at most. Scale on it, target 80 %.",
             Query(f"max by ({MODEL}) ({scope.of(schema.SATURATION, resource='max')})", BY_MODEL),
             unit="percentunit",
             highest=2,
-            steps=Steps("green", ((1, "red"),)),
+            steps=above(SATURATION_HIGH, 1),
             link=_TO_KV_ALL,
         ),
         lines(
@@ -284,7 +355,7 @@ def _latencies(scope: Scope) -> tuple[Panel, ...]:
         )
 
     return (
-        p95("Time to first token, p95", "Time from arrival to the first token.", schema.TIME_TO_FIRST_TOKEN),
+        p95("TTFT, p95", "Time from arrival to the first token.", schema.TIME_TO_FIRST_TOKEN),
         p95("Inter-token latency, p95", "Time between successive tokens of one request.", schema.INTER_TOKEN_LATENCY),
         p95("Request duration, p95", "Time from arrival to end.", schema.REQUEST_DURATION),
     )
@@ -297,6 +368,8 @@ def _alerts(alerts: str) -> Panel:
         (
             Column(title="Alert", label="alertname", width=260),
             Column(title="Severity", label="severity", width=100),
+            Column(title="Cluster", label="cluster", width=100),
+            Column(title="Instance", label="instance", width=150),
             Column(title="Engine", label="engine", width=100),
             Column(title="Target", label="target"),
             Column(title="Model", label="model"),

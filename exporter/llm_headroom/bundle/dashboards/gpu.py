@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import Column, Json, Query, above, below
+from llm_headroom.bundle.dashboards.panel import WARN, Column, Json, Query, above, below
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_TARGET, SOURCE, Scope
@@ -30,7 +30,7 @@ _MEMORY: tuple[tuple[str, Json], ...] = (
     ("^driver", {"color": {"mode": "fixed", "fixedColor": "#8e8e99"}}),
     ("^free", {"color": {"mode": "fixed", "fixedColor": "dark-green"}, "custom.fillOpacity": 25}),
     ("^total", dashed("text")),
-    ("^headroom low", dashed("orange")),
+    ("^headroom low", dashed(WARN)),
 )
 
 
@@ -113,8 +113,8 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 def _memory(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     total = f"sum({scope.of(schema.GPU_MEMORY_TOTAL)})"
     kinds = f"sum by (engine, target, kind) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
-    held = f"sum by ({SOURCE}, {_GPU}) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
-    known = f"max by ({SOURCE}, {_GPU}, method) ({scope.of(schema.GPU_ATTRIBUTION_INFO)})"
+    held = f"sum by ({SOURCE}, gpu) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    known = f"max by ({SOURCE}, gpu, method) ({scope.of(schema.GPU_ATTRIBUTION_INFO)})"
     return (
         areas(
             "Memory by engine and use",
@@ -140,7 +140,7 @@ def _memory(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
                 Column(title="GPU", label="gpu", width=50),
                 Column(title="Method", label="method", width=110),
                 (
-                    f"{held} * on ({SOURCE}, {_GPU}) group_left (method) {known}",
+                    f"{held} * on ({SOURCE}, gpu) group_left (method) {known}",
                     Column(title="Held", unit="bytes", width=90),
                 ),
             ),
@@ -177,7 +177,7 @@ def _left(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "OOM risk",
             "Probability that an allocation fails within 30 minutes, on a GPU or on the host under an engine.",
             Query(
-                f"max by (gpu, {SOURCE}, memory, instance) ({scope.of(schema.OOM_RISK)})",
+                f"max by (gpu, {SOURCE}, memory) ({scope.of(schema.OOM_RISK)})",
                 "{{memory}} {{gpu}} {{target}}",
             ),
             unit="percentunit",

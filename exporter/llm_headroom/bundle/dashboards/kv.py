@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, Steps, above, below
+from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, above, below
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
-from llm_headroom.thresholds import LOAD_HEADROOM_LOW
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW, SATURATION_HIGH
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _EARLY = "until there has been enough traffic"
 _TEN_MINUTES = "until ten busy minutes were seen"
-_BY_TARGET_MODEL = "{{engine}} · {{target}} · {{model}}"
+_BY_TARGET_MODEL = "{{engine}} · {{instance}} · {{target}} · {{model}}"
 
 
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
@@ -57,7 +57,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVHeadroomLow",
         ),
         stat(
-            "Peak",
+            "Worst peak",
             "Highest KV cache usage of any target in the last minute, including peaks between scrapes.",
             scope.exposed(f"max({scope.of(schema.KV_CACHE_USAGE_PEAK)})"),
             unit="percentunit",
@@ -65,12 +65,12 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVCacheExhausted",
         ),
         stat(
-            "Free tokens",
+            "Free, added up",
             "Tokens available to new requests: free and reclaimable ones, minus the demand of waiting requests.",
             scope.exposed(f"sum({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)})"),
         ),
         stat(
-            "Free requests",
+            "Least requests",
             "Requests of the recent mean size that the fullest target can still admit and finish.",
             scope.exposed(f"min({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})"),
             decimals=0,
@@ -82,28 +82,26 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Time until the first KV cache is full at the current demand. For planning, not for paging.",
             scope.exposed(f"{exhaustion} or min({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)}) * 0 - {-NOT_FILLING}"),
             unit="s",
-            steps=Steps("orange", ((limits.kv_exhaustion_soon, "green"),)),
+            steps=below(limits.kv_exhaustion_soon),
             alert="LLMKVHeadroomLow",
         ),
         stat(
-            "Load headroom",
+            "Least room",
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
             scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
             decimals=1,
             steps=below(LOAD_HEADROOM_LOW, 1),
         ),
         stat(
-            "Risk",
-            "Highest probability of KV cache exhaustion or of TTFT beyond the objective within five minutes, of any "
-            "target.",
-            scope.exposed(f"max({scope.of(schema.SATURATION_HIGH_WATER)})"),
+            "Saturation",
+            "Load as a share of what the fullest target takes, its queue included; 200 % at most.",
+            scope.exposed(f"clamp_max(max({scope.of(schema.SATURATION, resource='max')}), 2)"),
             unit="percentunit",
-            steps=above(limits.high_water_risk),
-            alert="LLMSaturationRisk",
+            steps=above(SATURATION_HIGH, 1),
         ),
         stat(
-            "Preemptions",
-            "Running requests per second that were preempted because the KV cache was full.",
+            "Preempted",
+            "Running requests per second that were preempted because the KV cache was full, added up.",
             scope.exposed(f"sum({scope.rate(schema.PREEMPTIONS)})"),
             unit="cps",
             alert="LLMKVCacheExhausted",
@@ -171,7 +169,7 @@ def _room(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "At the current demand. A gap means that the cache is not filling up.",
             Query(f"min by ({SOURCE}) ({scope.of(schema.KV_CACHE_EXHAUSTION)})", BY_TARGET),
             unit="s",
-            steps=Steps("orange", ((limits.kv_exhaustion_soon, "green"),)),
+            steps=below(limits.kv_exhaustion_soon),
             empty="while no KV cache is filling up",
             alert="LLMKVHeadroomLow",
         ),
@@ -197,7 +195,7 @@ def _binding(scope: Scope) -> tuple[Panel, ...]:
             unit="percentunit",
             width=12,
             highest=2,
-            steps=Steps("green", ((1, "red"),)),
+            steps=above(1, 1),
             empty=_TEN_MINUTES,
         ),
         lines(
@@ -215,7 +213,7 @@ def _binding(scope: Scope) -> tuple[Panel, ...]:
             unit="percentunit",
             width=12,
             highest=2,
-            steps=Steps("green", ((1, "red"),)),
+            steps=above(1, 1),
         ),
     )
 
@@ -230,7 +228,8 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "How near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective. Ranks targets; "
             "no probability.",
             Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_HIGH_WATER)})", BY_TARGET),
-            unit="percentunit",
+            unit="none",
+            decimals=2,
             highest=1,
             steps=above(limits.high_water_risk),
             empty=_EARLY,

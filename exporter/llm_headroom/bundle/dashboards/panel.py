@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.view.text import STATE_MARKS
 
 Json: TypeAlias = dict[str, Any]
 
@@ -21,7 +22,18 @@ ENGINE_COLOURS: Final = {engine.name: engine.colour for engine in BUILT_IN.value
 """The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
 
 _METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+|process_\w+)")
-_GREY: Final = "#8e8e99"
+GOOD: Final = "#3DAE93"
+WARN: Final = "#F5B83D"
+BAD: Final = "#A3123A"
+UNKNOWN: Final = "#C4C6D0"
+"""Colours of judgements. They differ in lightness, so that those who see no green or no red tell them apart, too."""
+_LOWEST: Final = -1e15
+"""Below every reading."""
+_WORDS: Final = {
+    GOOD: f"{STATE_MARKS['good']} fine",
+    WARN: f"{STATE_MARKS['warn']} watch",
+    BAD: f"{STATE_MARKS['bad']} bad",
+}
 
 
 class Kind(StrEnum):
@@ -55,14 +67,14 @@ PLAIN: Final = Steps("text")
 
 def above(warning: float, critical: float | None = None) -> Steps:
     """Good until a value rises to `warning`, bad from `critical` on; the alerts' own bounds."""
-    return Steps("green", ((warning, "orange"),) + (((critical, "red"),) if critical is not None else ()))
+    return Steps(GOOD, ((warning, WARN),) + (((critical, BAD),) if critical is not None else ()))
 
 
 def below(warning: float, critical: float | None = None) -> Steps:
     """Bad up to `critical`, doubtful up to `warning`, good from there on."""
     if critical is None:
-        return Steps("orange", ((warning, "green"),))
-    return Steps("red", ((critical, "orange"), (warning, "green")))
+        return Steps(WARN, ((warning, GOOD),))
+    return Steps(BAD, ((critical, WARN), (warning, GOOD)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +93,7 @@ class Column:
     width: int | None = None
     decimals: int | None = None
     link: str = ""
+    words: tuple[tuple[float, str, str], ...] = ()  # a value, its text and its colour
 
     def field(self, queries: int) -> str:
         """Return what Grafana calls it in a table of so many queries, before it is renamed."""
@@ -95,6 +108,7 @@ class Panel:
         answers: what a reader learns from it, and what to make of it.
         empty: why it may have no data though all is well; None for one that must have some.
         alert: the alert whose runbook it links to.
+        no_value: what a reading says that has no series.
         styles: per regular expression of series names, properties that differ.
     """
 
@@ -117,6 +131,7 @@ class Panel:
     sort: str = ""
     styles: tuple[tuple[str, Json], ...] = ()
     link: str = ""
+    no_value: str = "No data"
 
     def description(self) -> str:
         """What it answers, why it may be empty, and from which metrics."""
@@ -154,8 +169,8 @@ class Panel:
         found: Json = {"refId": chr(ord("A") + place), "datasource": DATASOURCE, "expr": query.expr}
         if self.kind is Kind.TABLE:
             return {**found, "format": "table", "instant": True, "range": False}
-        if self.kind is Kind.BARS:
-            return {**found, "legendFormat": query.legend, "instant": True, "range": False}
+        if self.kind in {Kind.BARS, Kind.STAT}:
+            return {**found, "legendFormat": query.legend or "__auto", "instant": True, "range": False}
         if self.kind is Kind.HEATMAP:
             return {**found, "legendFormat": "{{le}}", "format": "heatmap", "range": True}
         return {**found, "legendFormat": query.legend or "__auto", "range": True}
@@ -166,7 +181,7 @@ class Panel:
             "mappings": [*_mappings(), *([_MISSING] if self.kind is Kind.TABLE else [])],
             "thresholds": thresholds(self.steps),
             "color": {"mode": "thresholds"},
-            "noValue": "No data" if self.kind is not Kind.TABLE else "–",
+            "noValue": self.no_value if self.kind is not Kind.TABLE else "–",
         }
         found |= {
             name: value
@@ -206,10 +221,16 @@ class Panel:
                 _override("byRegexp", f"/^{engine}( |$)/", {"color": {"mode": "shades", "fixedColor": colour}})
                 for engine, colour in ENGINE_COLOURS.items()
             ]
+        elif self._judged():
+            found = _spoken(self.steps)
         return found + [_override("byRegexp", f"/{pattern}/", style) for pattern, style in self.styles]
 
+    def _judged(self) -> bool:
+        """Whether it is one reading with bounds."""
+        return self.kind is Kind.STAT and len(self.queries) == 1 and bool(self.steps.bounds)
+
     def _options(self) -> Json:
-        reduced = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+        reduced = {"calcs": ["last"], "fields": "", "values": False}
         match self.kind:
             case Kind.TIMESERIES:
                 return {
@@ -219,10 +240,10 @@ class Panel:
             case Kind.STAT:
                 return {
                     "reduceOptions": reduced,
-                    "colorMode": "value",
-                    "graphMode": "area",
+                    "colorMode": "background_solid" if self.steps.bounds or self.styles else "none",
+                    "graphMode": "none",
                     "justifyMode": "center",
-                    "textMode": "value" if len(self.queries) == 1 else "value_and_name",
+                    "textMode": "value_and_name" if len(self.queries) > 1 or self._judged() else "value",
                     "orientation": "auto",
                 }
             case Kind.BARS:
@@ -254,7 +275,11 @@ class Panel:
 
     def _transformations(self) -> list[Json]:
         """Put the queries' rows together by their labels, then name and order the columns."""
-        keys = {label: True for label in ("engine", "instance") if label not in {one.label for one in self.columns}}
+        keys = {
+            label: True
+            for label in ("engine", "cluster", "namespace", "instance")
+            if label not in {one.label for one in self.columns}
+        }
         fields = [column.field(len(self.queries)) for column in self.columns]
         return [
             {"id": "merge", "options": {}},
@@ -272,23 +297,41 @@ class Panel:
 def _mappings() -> list[Json]:
     """Texts for what is not a number: a value that no source exposes, and one that needs traffic."""
     return [
-        {"type": "value", "options": {str(NOT_EXPOSED): {"text": "Not exposed", "color": _GREY, "index": 0}}},
-        {"type": "value", "options": {str(NOT_FILLING): {"text": "Not filling", "color": "green", "index": 2}}},
-        {"type": "special", "options": {"match": "nan", "result": {"text": "No traffic", "color": _GREY, "index": 1}}},
+        {"type": "value", "options": {str(NOT_EXPOSED): {"text": "Not exposed", "color": UNKNOWN, "index": 0}}},
+        {"type": "value", "options": {str(NOT_FILLING): {"text": "Not filling", "color": GOOD, "index": 2}}},
+        {
+            "type": "special",
+            "options": {"match": "nan", "result": {"text": "No traffic", "color": UNKNOWN, "index": 1}},
+        },
     ]
 
 
 _MISSING: Final[Json] = {
     "type": "special",
-    "options": {"match": "null", "result": {"text": "–", "color": _GREY, "index": 3}},
+    "options": {"match": "null", "result": {"text": "–", "color": "transparent", "index": 99}},
 }
 """A cell without a value must not have the colour of a bad one."""
 
 
 def thresholds(steps: Steps) -> Json:
-    """Return Grafana's form of the colours."""
-    bounds = [{"color": steps.base, "value": None}, *({"color": name, "value": at} for at, name in steps.bounds)]
+    """Return Grafana's form of the colours. Its base is also the colour of no data, which is neither good nor bad."""
+    judged = ((_LOWEST, steps.base), *steps.bounds) if steps.bounds else ()
+    base = UNKNOWN if judged else steps.base
+    bounds = [{"color": base, "value": None}, *({"color": name, "value": at} for at, name in judged)]
     return {"mode": "absolute", "steps": bounds}
+
+
+def _spoken(steps: Steps) -> list[Json]:
+    """Name a reading by what its colour means; the last one that fits counts."""
+    named = [("gte", at, _WORDS.get(colour, " ")) for at, colour in ((_LOWEST, steps.base), *steps.bounds)]
+    named.append(("eq", NOT_EXPOSED, f"{STATE_MARKS['unknown']} unknown"))
+    return [
+        {
+            "matcher": {"id": "byValue", "options": {"reducer": "last", "op": op, "value": at}},
+            "properties": [{"id": "displayName", "value": name}],
+        }
+        for op, at, name in named
+    ]
 
 
 def _override(matcher: str, options: str, properties: Json) -> Json:
@@ -304,10 +347,16 @@ def _cells(column: Column) -> Json:
         found["unit"] = column.unit
     if column.steps is not None:
         found["thresholds"] = thresholds(column.steps)
-        found["custom.cellOptions"] = {"type": "color-text"}
+        found["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}
     if column.bar is not None:
         found |= {"min": 0, "max": column.bar}
         found["custom.cellOptions"] = {"type": "gauge", "mode": "basic", "valueDisplayMode": "color"}
+    if column.words:
+        options = {
+            f"{at:g}": {"text": text, "color": hue, "index": n} for n, (at, text, hue) in enumerate(column.words)
+        }
+        found["mappings"] = [{"type": "value", "options": options}, _MISSING]
+        found["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}
     if column.decimals is not None:
         found["decimals"] = column.decimals
     if column.width is not None:

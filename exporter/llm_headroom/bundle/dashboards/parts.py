@@ -17,6 +17,12 @@ def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
     return tuple(one if isinstance(one, Query) else Query(one) for one in what)
 
 
+def _named(title: str, queries: tuple[Query, ...]) -> str:
+    """Return the title with the window of its rates, which is one everywhere."""
+    recent = any(mark in one.expr for one in queries for mark in ("[5m]", ":rate5m{", 'window="300s"'))
+    return f"{title} 5 min" if recent else title
+
+
 def _without_nan(expr: str) -> str:
     """Drop NaN, which a quotient of two idle counters is, and a quantile of no observations."""
     return f"({expr}) >= 0" if " / " in expr or "histogram_quantile" in expr else expr
@@ -25,7 +31,7 @@ def _without_nan(expr: str) -> str:
 def lines(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
     """Return curves over time, with gaps where there is nothing to divide by."""
     drawn = tuple(Query(_without_nan(one.expr), one.legend) for one in _queries(queries))
-    return Panel(kind=Kind.TIMESERIES, title=title, answers=answers, queries=drawn, **more)
+    return Panel(kind=Kind.TIMESERIES, title=_named(title, drawn), answers=answers, queries=drawn, **more)
 
 
 def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
@@ -36,10 +42,11 @@ def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel
 def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
     """Return current values; several of them need names."""
     defaults = {"width": 3, "height": 4} | more
-    return Panel(kind=Kind.STAT, title=title, answers=answers, queries=_queries(queries), **defaults)
+    shown = _queries(queries)
+    return Panel(kind=Kind.STAT, title=_named(title, shown), answers=answers, queries=shown, **defaults)
 
 
-_REQUESTS: Final = ("Requests", "Finished requests per second.")
+_REQUESTS: Final = ("Requests", "Finished requests per second, added up.")
 
 
 def finished_requests_now(scope: Scope) -> Panel:
@@ -56,9 +63,10 @@ def finished_requests(scope: Scope) -> Panel:
 def failed_share(scope: Scope, limits: Thresholds) -> Panel:
     """Return the current share of failed requests."""
     return stat(
-        "Failed",
-        "Share of requests that did not complete: failed, rejected or aborted by their client.",
-        scope.exposed(scope.failed("")),
+        "Worst failed",
+        "Of the target where most fail: requests that did not complete, responses of class 5xx, or requests that a "
+        "router could not place, whichever share is greatest. As the alert counts: a client that leaves is no failure.",
+        scope.exposed(scope.failed()),
         unit="percentunit",
         steps=above(limits.error_share, limits.error_share_high),
         alert="LLMErrorRatioHigh",
@@ -72,7 +80,8 @@ def bars(title: str, answers: str, query: Query, **more: Any) -> Panel:  # noqa:
 
 def heatmap(title: str, answers: str, query: str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
     """Return how a histogram's observations are spread over time."""
-    return Panel(kind=Kind.HEATMAP, title=title, answers=answers, queries=(Query(query, "{{le}}"),), **more)
+    shown = (Query(query, "{{le}}"),)
+    return Panel(kind=Kind.HEATMAP, title=_named(title, shown), answers=answers, queries=shown, **more)
 
 
 def table(title: str, answers: str, columns: tuple[tuple[str, Column] | Column, ...], **more: Any) -> Panel:  # noqa: ANN401
@@ -88,7 +97,12 @@ def table(title: str, answers: str, columns: tuple[tuple[str, Column] | Column, 
             queries.append(Query(expr))
     defaults = {"width": 24} | more
     return Panel(
-        kind=Kind.TABLE, title=title, answers=answers, queries=tuple(queries), columns=tuple(found), **defaults
+        kind=Kind.TABLE,
+        title=_named(title, tuple(queries)),
+        answers=answers,
+        queries=tuple(queries),
+        columns=tuple(found),
+        **defaults,
     )
 
 
@@ -102,6 +116,7 @@ def _of_query(column: Column, place: int) -> Column:
         width=column.width,
         decimals=column.decimals,
         link=column.link,
+        words=column.words,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from llm_headroom.bundle.dashboards.dashboard import Dashboard, Row, Variable
 from llm_headroom.bundle.dashboards.scope import Scope
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Rows: TypeAlias = Callable[[Scope, Thresholds, str], tuple[Row, ...]]
 """Makes rows from what is selected, the bounds at which colours change, and the matchers of our alerts in ALERTS."""
+
+
+_OURS: Final = 'alertname=~"LLM.+", cluster=~"|$cluster", namespace=~"|$namespace"'
+"""Alerts of the selected clusters; one of no cluster is everyone's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,8 @@ class Plan:
 
     def drawn(self, settings: BundleSettings) -> Dashboard:
         """Return the dashboard as the user wants it."""
-        scope = Scope(settings.selector, gpus=self.gpus)
-        alerts = ", ".join(filter(None, ('alertname=~"LLM.+"', settings.selector)))
+        scope = Scope(settings.selector, settings.exporter_job, gpus=self.gpus)
+        alerts = ", ".join(filter(None, (_OURS, settings.selector)))
         return Dashboard(
             uid=f"llm-headroom-{self.name}",
             title=f"llm-headroom / {self.title}",

@@ -10,35 +10,44 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Annotation, Variable
-from llm_headroom.bundle.dashboards.panel import NOT_EXPOSED
+from llm_headroom.bundle.dashboards.panel import BAD, NOT_EXPOSED, WARN
 
 if TYPE_CHECKING:
-    from llm_headroom.model import Metric
+    from collections.abc import Sequence
 
-WINDOW: Final = "$__rate_interval"
+    from llm_headroom.model import Metric, State
+
+WINDOW: Final = "5m"
+"""Of every rate, as in the alerts and the recorded series: what is said twice is the same number twice."""
 MODEL: Final = "engine, model"
-TARGET: Final = "engine, model, target"
-SOURCE: Final = "engine, target"
+TARGET: Final = "cluster, instance, engine, model, target"
+SOURCE: Final = "cluster, instance, engine, target"
+"""An address alone is no target: 127.0.0.1:8000 is one on every host."""
+_EXPORTER: Final = "cluster, namespace, job, instance"
 BY_MODEL: Final = "{{engine}} · {{model}}"
-BY_TARGET: Final = "{{engine}} · {{target}}"
+BY_TARGET: Final = "{{engine}} · {{instance}} · {{target}}"
 BY_GPU: Final = "GPU {{gpu}} · {{instance}}"
 ENGINES: Final = 'engine!="nvml"'
 """NVML is a source like the engines; where engines are counted, it is not."""
 
 
+_PLACE: Final = ("cluster", "namespace", "job", "instance")
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is selected. `extra` are matchers of the user's choice; `gpus`: GPUs can be chosen, too."""
+    """What is selected. `extra` are matchers of the user's choice, `job` the exporters'; `gpus`: GPUs can be chosen."""
 
     extra: str = ""
+    job: str = "llm-headroom"
     gpus: bool = False
 
     def matchers(self, labels: tuple[str, ...], *more: str) -> str:
         """Return the matchers for series with such labels."""
-        chosen = ["job", "instance"] + [name for name in ("engine", "model", "target") if name in labels]
+        chosen = [*_PLACE, *(name for name in ("engine", "model", "target") if name in labels)]
         if self.gpus and "gpu" in labels:
             # A GPU's own series have no engine; "" is matched by the variables' `.*` alone.
-            chosen = ["job", "instance", "gpu"]
+            chosen = [*_PLACE, "gpu"]
         own = [f'{name}=~"${name}"' for name in chosen]
         return ", ".join([*own, *([self.extra] if self.extra else []), *more])
 
@@ -61,7 +70,7 @@ class Scope:
 
         They have no instance and no target; the user's own matchers are in the rule.
         """
-        chosen = ", ".join(f'{name}=~"${name}"' for name in ("job", "engine", "model"))
+        chosen = ", ".join(f'{name}=~"${name}"' for name in ("cluster", "namespace", "job", "engine", "model"))
         buckets = f"engine_model:{metric.name}_bucket:rate5m{{{chosen}}}"
         return f"histogram_quantile({share}, sum by ({MODEL}, le) ({buckets}))"
 
@@ -76,12 +85,44 @@ class Scope:
         rates = (f"sum{grouping} ({self.rate(one, window=window, **exact)})" for one in (part, whole))
         return " / ".join(rates)
 
-    def failed(self, by: str) -> str:
-        """Return the share of requests that did not complete; 0 where no failure was ever counted."""
-        grouping = f" by ({by})" if by else ""
-        finished = f"sum{grouping} ({self.rate(schema.REQUESTS_FINISHED)})"
-        failed = f"(sum{grouping} ({self.rate(schema.REQUESTS_FAILED)}) or {finished} * 0)"
-        return f"{failed} / ({failed} + {finished})"
+    def failed(self) -> str:
+        """Return the greatest share of requests that failed on any target; nothing where no failure is counted.
+
+        The alert on errors takes the same three shares.
+        """
+        unwanted = self.rate(schema.REQUESTS_FAILED, 'reason!="abort"')
+        failed = f"sum by ({TARGET}) ({unwanted})"
+        finished = f"sum by ({TARGET}) ({self.rate(schema.REQUESTS_FINISHED)})"
+        wrong, answers = (
+            f"sum by ({TARGET}) ({self.rate(schema.HTTP_RESPONSES, *more)})" for more in (('code="5xx"',), ())
+        )
+        lost, routed = (
+            f"sum by ({TARGET}) ({self.rate(one)})" for one in (schema.ROUTER_ERRORS, schema.ROUTER_REQUESTS)
+        )
+        shares = (f"{failed} / ({failed} + {finished})", f"{wrong} / {answers}", f"{lost} / {routed}")
+        return f"max({' or '.join(apart(share, place) for place, share in enumerate(shares))})"
+
+    def exporters(self) -> str:
+        """Return 1 for each exporter that Prometheus reaches and 0 for each other one."""
+        own = f'job="{self.job}"'
+        return f"up{{{self.matchers((), own)}}}"
+
+    def behind(self, series: str) -> str:
+        """Return the series' last values of the last hour whose exporters are unreachable."""
+        return f"(last_over_time({series}[1h]) and on ({_EXPORTER}) {self.exporters()} == 0)"
+
+    def state(self, metric: Metric, states: Sequence[State], by: str) -> str:
+        """Return the place of the worst state from the end of `states`, which begin with the worst: 1 is the best.
+
+        Those behind an unreachable exporter are unknown, unless they were in the worst state; they come after it.
+        """
+        worst, *others = states
+        seen = " or ".join(
+            f"{self.of(metric, state=state)} * {place}" for place, state in enumerate(reversed(others), 1)
+        )
+        down = self.of(metric, state=worst)
+        held = f"{self.behind(down)} + {len(states)}"
+        return f"max by ({by}) ({down} * {len(states) + 1} or {seen} or {held})"
 
     def exposed(self, expr: str, by: str = "") -> str:
         """Return the expression, or `NOT_EXPOSED` if it has no series although a source is up; nothing if none is."""
@@ -97,11 +138,18 @@ class Scope:
     def variables(self) -> tuple[Variable, ...]:
         """Return what can be chosen, each narrowed by those before it."""
         extra = f", {self.extra}" if self.extra else ""
-        some = f'job=~"$job", instance=~"$instance"{extra}'
+        place = 'job=~"$job", cluster=~"$cluster", namespace=~"$namespace"'
+        some = f'{place}, instance=~"$instance"{extra}'
         where = f"{{{self.extra}}}" if self.extra else ""
         found = [
             Variable("job", "Job", f"label_values(llm_build_info{where}, job)"),
-            Variable("instance", "Instance", f'label_values(llm_build_info{{job=~"$job"{extra}}}, instance)'),
+            Variable("cluster", "Cluster", f'label_values(llm_build_info{{job=~"$job"{extra}}}, cluster)'),
+            Variable(
+                "namespace",
+                "Namespace",
+                f'label_values(llm_build_info{{job=~"$job", cluster=~"$cluster"{extra}}}, namespace)',
+            ),
+            Variable("instance", "Instance", f"label_values(llm_build_info{{{place}{extra}}}, instance)"),
             Variable("engine", "Engine", f"label_values(llm_up{{{some}}}, engine)", regex="/^(?!nvml$).*/"),
             Variable("model", "Model", f'label_values(llm_model_loaded{{{some}, engine=~"$engine"}}, model)'),
             Variable(
@@ -122,14 +170,14 @@ class Scope:
                 f'ALERTS{{alertstate="firing", {alerts}}}',
                 "{{alertname}}",
                 "{{severity}} {{engine}} {{target}} {{model}}",
-                "red",
+                BAD,
             ),
             Annotation(
                 "Engine restarts",
                 f"changes({self.of(schema.ENGINE_RESTARTS)}[1m]) > 0",
                 "{{engine}} restarted",
                 "{{target}} {{model}}",
-                "orange",
+                WARN,
             ),
             Annotation(
                 "Model loads",
@@ -140,3 +188,8 @@ class Scope:
             ),
             Annotation("GPU errors (Xid)", f"{xid} * 1000", "Xid {{xid}}", "GPU {{gpu}}", "purple", exact=True),
         )
+
+
+def apart(expr: str, place: int) -> str:
+    """Return the expression with a label of its own, so that `or` unites it with others of the same labels."""
+    return f'label_replace({expr}, "part", "{place}", "", "")'
