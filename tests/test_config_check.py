@@ -102,5 +102,5 @@ def test_run_warns_of_a_slip_and_goes_on() -> None:
 
 def test_check_warns_of_a_slip() -> None:
     done = check("--no-gpu", "--no-discover", extra={"LLM_HEADROOM_TARGET": "http://a"})
-    assert done.returncode == 0
+    assert done.returncode == 1, "nothing was found"
     assert "LLM_HEADROOM_TARGET: unknown variable; did you mean LLM_HEADROOM_TARGETS" in done.stderr

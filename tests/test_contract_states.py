@@ -25,6 +25,8 @@ from programs import program
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llm_headroom.model import Metric
+
 RULES: Final = Path(__file__).parents[1] / "alerts" / "llm-headroom.rules.yml"
 PAGES: Final = {
     "LLMFirstTokensSlow": State.SLOW,

@@ -101,7 +101,8 @@ def test_the_exporter_takes_the_configuration_that_the_chart_writes(chart: Path,
     assert config.probe.modules["v"].engine == "vllm"
     empty = only(rendered(chart, "--set", "mode=daemonset"), "ConfigMap")["data"]["config.yml"]
     (tmp_path / "empty.yml").write_text(empty)
-    assert check("--config", str(tmp_path / "empty.yml"), "--no-discover", "--no-gpu").returncode == 0
+    checked = check("--config", str(tmp_path / "empty.yml"), "--no-discover", "--no-gpu")
+    assert (checked.returncode, checked.stderr) == (1, ""), "it is valid, and names nothing"
 
 
 def test_on_nodes_with_gpus_it_sees_them_all_and_asks_for_none(chart: Path) -> None:

@@ -212,6 +212,39 @@ def test_series_go_with_the_engine_and_come_back_with_it(vllm: EngineServer) -> 
     assert [dict(key)["version"] for key in back["llm_engine_info"]] == ["0.12.0"]  # read anew after the restart
 
 
+def test_the_state_of_an_engine_is_the_same_in_metrics_and_json_and_outlives_its_answers(vllm: EngineServer) -> None:
+    def told(exporter: Exporter) -> tuple[set[tuple[str, str]], list[tuple[str, str]]]:
+        flags = exporter.metrics()["llm_engine_state"]
+        holds = {(dict(key)["model"], dict(key)["state"]) for key, on in flags.items() if on}
+        (source,) = json.loads(exporter.get("/api/v1/snapshot")[2])["sources"]
+        assert all(each["reason"] and each["since"] > 0 for each in source["states"])
+        return holds, [(each["model"], each["state"]) for each in source["states"]]
+
+    with Exporter(f"--target=vllm={vllm.url}", *FAST) as exporter:
+        exporter.until(lambda: exporter.value("llm_requests_running") == 8)
+        working = told(exporter)
+        vllm.routes["/metrics"] = Reply(b"a web page", 200)
+        logged = exporter.logged("state", state="misread")
+        misread = told(exporter)
+
+    ((model, state),) = working[0]
+    assert state in {"ok", "tight"}
+    assert working == ({(model, state)}, [(model, state)])
+    assert misread == ({(model, "misread")}, [(model, "misread")])
+    assert (logged["before"], logged["model"]) == (state, model)
+
+
+def test_a_target_for_batches_has_no_objective_of_latency(vllm: EngineServer, tmp_path: Path) -> None:
+    config = tmp_path / "headroom.yml"
+    config.write_text(f"targets:\n  - {{url: '{vllm.url}', engine: vllm, purpose: batch}}\n")
+    with Exporter("--config", str(config), *FAST) as exporter:
+        exporter.until(lambda: exporter.value("llm_requests_running") == 8)
+        metrics = exporter.metrics()
+
+    assert "llm_engine_state" in metrics
+    assert not {name for name in metrics if name.startswith("llm_slo_")}
+
+
 def test_one_broken_family_does_not_cost_the_others(vllm: EngineServer) -> None:
     body = VLLM.exposition.read_bytes().replace(b"vllm:num_requests_waiting{", b"vllm:num_requests_waiting}")
     vllm.routes["/metrics"] = Reply(body)
@@ -381,7 +414,7 @@ def test_operators_know_the_limit_that_vllm_does_not_tell(tmp_path: Path) -> Non
 
 
 def test_objectives_come_from_the_configuration_and_snap_to_buckets(tmp_path: Path, vllm: EngineServer) -> None:
-    path = configured(tmp_path / "headroom.yml", vllm.url, more="objectives: {ttft: 900ms, ratio: 0.99}\n")
+    path = configured(tmp_path / "headroom.yml", vllm.url, more="objectives: {ttft: 900ms, request_duration: 30s, ratio: 0.99}\n")
     with Exporter("--config", str(path)) as exporter:
         exporter.until(lambda: exporter.value("llm_slo_threshold_seconds", slo="ttft") == 1.0)
         assert exporter.value("llm_slo_objective_ratio", slo="ttft") == 0.99

@@ -110,8 +110,8 @@ def test_the_quieter_an_engine_the_longer_it_is_left_alone(tmp_path: Path) -> No
     assert here.seen_all
     assert here.quiet_for(7200.0) == 7200.0
     tree.listen(8080, 8, state="01")
-    assert here.quiet_for(7200.0) == 0.0
     assert here.quiet_for(7201.0) == 0.0
+    assert here.quiet_for(7202.0) == 0.0
 
 
 def test_a_router_gives_the_figures_of_the_models_that_it_has_loaded() -> None:

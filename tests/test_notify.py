@@ -232,12 +232,12 @@ def test_secrets_come_from_files_and_stay_out_of_the_log(tmp_path: Path) -> None
         log = str(exporter.log)
 
     assert (post.path, post.headers["authorization"]) == ("/services/T0/very-secret", "Bearer token-secret")
-    assert "secret" not in log + page
+    assert not {word for word in ("very-secret", "token-secret") if word in log + page}
 
 
 def test_a_receiver_that_is_added_by_a_reload_is_used(tmp_path: Path) -> None:
     with EngineServer(replayed(IDLE)) as engine, Receiver() as receiver:
-        path = configured(tmp_path, engine, "[]\n")
+        path = configured(tmp_path, engine, "  []\n")
         with Exporter("--config", path) as exporter:
             exporter.until(lambda: exporter.value("llm_up") == 1)
             configured(tmp_path, engine, f"- {{url: '{receiver.url}', after: 200ms}}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -166,3 +167,18 @@ def test_an_address_that_is_taken_is_named() -> None:
 
     assert ended.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}: the address is in use" in ended.stderr
+
+
+def test_clients_of_the_proxy_leave_descriptors_to_metrics() -> None:
+    with Simulator("simulate", "--engine", "ollama", "--listen", "127.0.0.1:0", "--speed", "20") as simulator:
+        engine = simulator.address("ollama")
+        arguments = ("--upstream", f"ollama={engine}", "--metrics-listen", "127.0.0.1:0")
+        with Exporter(*arguments, command="proxy", descriptors=64) as exporter, contextlib.ExitStack() as clients:
+            host, _, port = exporter.logged("proxying")["address"].rpartition(":")
+            for _ in range(150):
+                clients.enter_context(socket.create_connection((host, int(port))))
+            exporter.until(lambda: exporter.value("llm_up", target=engine) == 1)
+            post(f"{host}:{port}", "/api/generate", {"model": "llama-3-8b", "prompt": "hi", "stream": False})
+            exporter.until(lambda: counted(exporter, "llm_requests_finished_total", target=engine) == 1)
+
+    assert len([line for line in exporter.log if line.get("level") in ("warning", "error")]) <= 1

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from headroom.scenarios import Scenario
 
 OURS: Final = "llm_load_headroom_ratio"
-FROM: Final = 1260.0
-"""Seconds from which on there are estimates, which are smoothed: an exporter has made them since minute ten."""
-COUNTED_FROM: Final = 1380.0
+FROM: Final = 1380.0
 EVERY: Final = 60.0
 MAX_RUNNING: Final = 256.0
 
@@ -63,8 +61,6 @@ def ladder(scenario: Scenario, *, levels: tuple[float, ...] = LADDER, peers: boo
                 known = known.with_estimate(estimate)
                 if known.headroom:
                     said[OURS] = known.headroom["ttft"].ratio
-            if at < COUNTED_FROM:
-                continue
             rows += [
                 Row(scenario.name, scenario.group, kind, level, at, name, value, 1.0 / level)
                 for name, value in said.items()

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 HEAD: Final = """# How good the load headroom is
 
+For those who scale engines or plan their number. At the end you know how far the load headroom may be off, beside what
+other estimates are off by, and where it fails.
+
 Written by `make evaluate`; do not edit. Quarters of an hour of production traces are replayed on simulated engines. The
 **true limit** of each is found by bisection: the factor on its arrivals at which 5 % of first tokens come later than
 the objective (the first bucket boundary of at least 2 s and twice an idle engine's p99). Then each is replayed at 20 to
@@ -22,8 +25,9 @@ the objective (the first bucket boundary of at least 2 s and twice an idle engin
 what it would say. What is true is the limit over the load: 1.25 at 80 %. The error is the natural logarithm of what was
 said over what is true: 0.18 is a factor of 1.2.
 
-Constants were tuned on azure_llm_2023_conv and servegen_mlarge_day6 alone, and the structure changed after looks at
-those; everything else is held out, but the engines' hardware models are the same. In brackets 95 % intervals, by
+Constants were tuned on azure_llm_2023_conv and servegen_mlarge_day6 alone; everything else is held out, but the
+engines' hardware models are the same. How SGLang's scheduling is modelled was changed, on the two tuning traces, after
+a look at held-out figures had shown it to be wrong. In brackets 95 % intervals, by
 bootstrap over traces, then over their quarters of an hour. `AUC`: how well moments at or beyond the limit are told from
 those at 80 % or below. `beyond 1 at 60 %`: how often 60 % load is taken for more than the engine takes. `without`: how
 often there is no estimate; ours needs ten busy minutes.

@@ -81,14 +81,14 @@ class Exporter(Server):
     async def settled(self) -> Reading:
         """What it says once it has polled twice more."""
         await asyncio.sleep(2.5 * INTERVAL)
-        return self.read()
+        return await asyncio.to_thread(self.read)
 
     async def until(self, condition: Callable[[Reading], bool], seconds: float) -> Reading:
         """What it says when something holds, or when the time is over."""
         end = time.monotonic() + seconds
-        reading = self.read()
+        reading = await asyncio.to_thread(self.read)
         while not condition(reading) and time.monotonic() < end:
             await asyncio.sleep(INTERVAL / 4)
             with suppress(httpx.HTTPError):
-                reading = self.read()
+                reading = await asyncio.to_thread(self.read)
         return reading

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONTEXT: Final = 1024
 BLOCK: Final = 32
 _VLLM_BLOCKS: Final = 160
+_VLLM_PLACES: Final = 8
 _VLLM_AT_ONCE: Final = 14
 """Requests that run and wait at most: more are turned away."""
 _LLAMACPP_PLACES: Final = 2
@@ -99,14 +100,14 @@ def vllm(folder: Folder) -> Subject:
             "--num-gpu-blocks-override",
             str(_VLLM_BLOCKS),
             "--max-num-seqs",
-            "8",
+            str(_VLLM_PLACES),
             "--max-num-queued-reqs",
             str(_VLLM_AT_ONCE),
             "--max-model-len",
             str(CONTEXT),
             "--enable-prompt-tokens-details",
         ),
-        places=8,
+        places=_VLLM_PLACES,
         ready="/health",
         patience=240,
         capacity=_VLLM_BLOCKS * BLOCK,
@@ -146,6 +147,8 @@ def llamacpp(folder: Folder) -> Subject:
             str(_LLAMACPP_PLACES),
             "--threads",
             "1",
+            "--threads-http",
+            "16",
             "--metrics",
             "--slots",
             "--no-warmup",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import platform
 import random
 import sys
@@ -19,10 +20,11 @@ from torture.figures import table
 PAGE = """\
 # Reliability
 
-What hostile and broken surroundings do to the exporter. Written by `make torture` ({date}, Python {python},
+For those who run this beside engines and clients that they do not trust. At the end you know what hostile and broken
+surroundings do to the exporter. Written by `make torture` ({date}, Python {python},
 {seconds:.0f} s for each of the mutations, seed {seed}; loopback alone). A fault is an exception, an altered byte, a
-request that stays open, or an honest client that waits for more than 2 s. [SECURITY.md](../SECURITY.md) says who is
-trusted with what.
+request that stays open, or an honest client that waits for more than 2 s: on {cpus} cores that other work kept busy,
+too (load average {load:.0f}). [SECURITY.md](../SECURITY.md) says who is trusted with what.
 
 {table}
 """
@@ -46,7 +48,8 @@ def main() -> int:
         clients.non_readers(200),
         clients.ends(),
     ]
-    fields = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "seed": chosen.seed}
+    machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0]}
+    fields = machine | {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "seed": chosen.seed}
     chosen.output.write_text(PAGE.format(table=table(figures), seconds=chosen.seconds, **fields))
     print(table(figures))
     return int(any(each.faults for each in figures))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import resource
 import signal
 import socket
 import tempfile
@@ -67,9 +66,8 @@ def idle_proxied(descriptors: int, clients: int) -> Figure:
     with ExitStack() as stack:
         engine = stack.enter_context(EngineServer(replayed(_VLLM)))
         command = ("--listen", "127.0.0.1:0", "--upstream", f"vllm={engine.url}", "--metrics-listen", "127.0.0.1:0")
-        exporter = Exporter(*command, command="proxy")
+        exporter = Exporter(*command, command="proxy", descriptors=descriptors)
         stack.enter_context(exporter)
-        resource.prlimit(exporter.process.pid, resource.RLIMIT_NOFILE, (descriptors, descriptors))
         _connected(stack, exporter.logged("proxying")["address"], clients)
         return _judged(
             "idle clients of the proxy", f"{clients} at {descriptors} descriptors", list(_waits(exporter.metrics))
@@ -111,7 +109,7 @@ def guesses(clients: int) -> Figure:
 def non_readers(many: int) -> Figure:
     """Clients that ask for a large body and do not read it."""
     text = _VLLM.exposition.read_text().splitlines()
-    models = [line.replace("tiny-llama", f"model-{number}") for number in range(150) for line in text if "{" in line]
+    models = [line.replace("tiny-llama", f"model-{number}") for number in range(60) for line in text if "{" in line]
     with ExitStack() as stack:
         routes = {**replayed(_VLLM), "/metrics": Reply(("\n".join(models) + "\n").encode())}
         engine = stack.enter_context(EngineServer(routes))

@@ -38,7 +38,10 @@ def check(*arguments: str, extra: Mapping[str, str] | None = None) -> subprocess
 
 
 class Exporter:
-    """`llm-headroom run` (or `proxy`) with some arguments, on ports of its own. Its log is JSON, read by `logged`."""
+    """`llm-headroom run` (or `proxy`) with some arguments, on ports of its own. Its log is JSON, read by `logged`.
+
+    `descriptors` are the most that it may have.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,9 @@ class Exporter:
         extra: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         command: str = "run",
+        descriptors: int | None = None,
     ) -> None:
+        self._prefix = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh")
         self.arguments = (command, "--listen", "127.0.0.1:0", "--log-format", "json", *arguments)
         self.extra = extra
         self.cwd = cwd
@@ -55,7 +60,7 @@ class Exporter:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [*COMMAND, *self.arguments],
+            [*self._prefix, *COMMAND, *self.arguments],
             env=environment(self.extra),
             cwd=self.cwd,
             stderr=subprocess.PIPE,

@@ -253,6 +253,16 @@ KV_CACHE: Final = (
         description="{{ $value | humanize }} requests of the recent mean size still fit; more than $kv_tight_usage "
         "of the KV cache is held.",
     ),
+    Alert(
+        name="LLMKVTransferFailures",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.KV,
+        expr="sum without (replica, reason) (increase(llm_kv_transfer_failures_total[10m])) > 0",
+        wait="5m",
+        summary=f"Transfers of KV cache of {_WHO} fail",
+        description="{{ $value | humanize }} transfers by {{ $labels.connector }} failed within ten minutes; their "
+        "prefill is computed again, or their requests fail.",
+    ),
 )
 
 MODELS: Final = (

@@ -7,6 +7,7 @@ fails, and an import fails while `sys.modules` holds None for its name (Python's
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any, cast
 
@@ -20,5 +21,7 @@ try:
 finally:
     if _free:
         del sys.modules[_COMMAND_LINE]
+
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs the URL of each request, which may be a secret
 
 __all__ = ["httpx"]

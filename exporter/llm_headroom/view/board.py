@@ -104,9 +104,10 @@ class Board:
         absent = {str(what): failure.message for what, failure in self._poller.absent.items()}
         return assembled(list(made.values()), absent, time.time(), self._notices())
 
-    def minutes(self, card: EngineCard | GpuCard, now: float) -> Iterable[Minute]:
-        """What is known of a card's last 24 hours, minute by minute."""
-        return self._history.minutes(card.source.target, card.uuid if isinstance(card, GpuCard) else card.model, now)
+    def minutes(self, card: EngineCard | GpuCard, now: float, count: int) -> Iterable[Minute]:
+        """What is known of a card's last `count` minutes, 24 hours at most."""
+        key = card.uuid if isinstance(card, GpuCard) else card.model
+        return self._history.minutes(card.source.target, key, now, count)
 
     def _lacking(self, snapshot: Snapshot) -> tuple[Missing, ...]:
         told = frozenset(point.series.metric.name for point in snapshot.points)

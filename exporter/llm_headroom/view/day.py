@@ -62,11 +62,11 @@ class Day:
             if before is None or ORDER[state.level] <= ORDER[before.level]:
                 self._numbers[place] = self._number(state)
 
-    def minutes(self, now: float) -> Iterable[Minute]:
-        """The minutes up to now, oldest first; those of which nothing is known are among them."""
+    def minutes(self, now: float, count: int = MINUTES) -> Iterable[Minute]:
+        """The last `count` minutes up to now, oldest first; those of which nothing is known are among them."""
         last = int(now // _MINUTE)
         newest = last if self._newest is None else self._newest
-        for minute in range(last - MINUTES + 1, last + 1):
+        for minute in range(last - count + 1, last + 1):
             place = minute % MINUTES
             known = newest - MINUTES < minute <= newest
             values = {

@@ -18,7 +18,7 @@ from llm_headroom.derive import replicas
 from llm_headroom.derive.observation import growth, histogram_growth
 from llm_headroom.model import Histogram, Kind
 from llm_headroom.scrape.coverage import GPUS
-from llm_headroom.view.day import Day
+from llm_headroom.view.day import MINUTES, Day
 from llm_headroom.view.judged import states
 from llm_headroom.view.quantiles import quantile
 
@@ -207,10 +207,10 @@ class History:
         """The models that a target had when it was up last."""
         return self._models.get(target, ())
 
-    def minutes(self, target: str, key: str, now: float) -> Iterable[Minute]:
-        """The last 24 hours of a model or GPU; nothing if it is not known."""
+    def minutes(self, target: str, key: str, now: float, count: int = MINUTES) -> Iterable[Minute]:
+        """The last minutes of a model or GPU, up to 24 hours; nothing if it is not known."""
         track = self._tracks.get(target, {}).get(key)
-        return () if track is None else track.day.minutes(now)
+        return () if track is None else track.day.minutes(now, count)
 
     def _add(self, tracks: dict[str, _Track], snapshot: Snapshot) -> None:
         by_key: dict[str, list[Point]] = {}

@@ -111,14 +111,17 @@ def quantile(value: Quantile) -> str:
 
 def row(latency: Latency) -> tuple[str, list[str]]:
     """The quantiles of a latency in one unit, that of the largest, and the unit."""
-    highest = max((each.low if each.estimate is None else each.estimate for each in latency.quantiles), default=0.0)
-    unit, factor = ("ms", 1000.0) if highest < 1 else ("s", 1.0)
-    shown = []
-    for each in latency.quantiles:
-        value = (each.low if each.estimate is None else each.estimate) * factor
-        digits = f"{value:.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits
-        shown.append(digits if each.estimate is not None else f"> {digits}")
-    return unit, shown
+    known = [
+        (each.estimate is None, each.low if each.estimate is None else each.estimate) for each in latency.quantiles
+    ]
+    unit = "ms" if max((value for _, value in known), default=0.0) < 1 else "s"
+    return unit, [f"{'> ' if beyond else ''}{in_unit(value, unit)}" for beyond, value in known]
+
+
+def in_unit(value: float, unit: str) -> str:
+    """Seconds as a number of `s` or `ms`, of three digits."""
+    scaled = value * 1000 if unit == "ms" else value
+    return f"{scaled:.0f}" if scaled >= 100 else f"{scaled:.3g}"  # noqa: PLR2004 - three digits
 
 
 def bucket(value: Quantile) -> str:

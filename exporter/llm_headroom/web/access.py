@@ -59,7 +59,7 @@ class Access:
 
 
 class Watched:
-    """The web configuration in force: read anew when one of its files changes, kept as it is when that fails."""
+    """The web configuration in force: read again when one of its files changes; unchanged if that fails."""
 
     __slots__ = ("_access", "_path", "_proved", "_stamps", "_watched")
 

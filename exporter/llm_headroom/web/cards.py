@@ -343,7 +343,7 @@ def _latencies(card: EngineCard) -> str:
 def _latency(latency: Latency, threshold: float | None) -> str:
     unit, shown = text.row(latency)
     name = f"{text.latency_name(latency)}{f', {unit}' if shown else ''}"
-    objective = "" if threshold is None else f"≤ {text.seconds(threshold)}"
+    objective = "" if threshold is None else f"≤ {text.in_unit(threshold, unit)}"
     cells = "".join(
         f'<td class="{"bad" if text.later(value, threshold) else ""}" title="{text.bucket(value)}">{words}</td>'
         for value, words in zip(latency.quantiles, shown, strict=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.net.http_connection import Response, plain
+from llm_headroom.view.day import MINUTES
 from llm_headroom.view.values import ORDER, GpuCard
 from llm_headroom.web import cards, table
 from llm_headroom.web.cards import Around
@@ -44,6 +45,8 @@ STATIC: Final = {
     "icon-bad.svg": "image/svg+xml",
 }
 ICONS: Final = {"good": "icon", "warn": "icon-warn", "bad": "icon-bad", "unknown": "icon-warn"}
+_BAND: Final = 7
+"""Minutes of states above the curves of the last minutes."""
 _MOST_MADE: Final = 2000
 """Cards and rows that are kept for the next time; each may be needed once for each look."""
 _NO_ENGINE: Final = (
@@ -65,7 +68,7 @@ class Painter:
     """Makes the parts of views. What was made of a card is used again while the card is the same."""
 
     def __init__(
-        self, minutes: Callable[[EngineCard | GpuCard, float], Iterable[Minute]], links: Callable[[], Links]
+        self, minutes: Callable[[EngineCard | GpuCard, float, int], Iterable[Minute]], links: Callable[[], Links]
     ) -> None:
         self._minutes = minutes
         self._links = links
@@ -94,7 +97,9 @@ class Painter:
         if made is None or made[0] is not card:
             drawn = ""
             if whole:
-                around = Around(now, look, tuple(self._minutes(card, now)), self._links())
+                around = Around(
+                    now, look, tuple(self._minutes(card, now, MINUTES if look.day else _BAND)), self._links()
+                )
                 drawn = cards.gpu(card, around) if isinstance(card, GpuCard) else cards.engine(card, around)
             if many:
                 row = table.gpu_row if isinstance(card, GpuCard) else table.engine_row

@@ -58,6 +58,7 @@ class Probes:
         self._sources: OrderedDict[tuple[str, str, str], EngineSource] = OrderedDict()
         self._collecting: dict[EngineSource, asyncio.Task[Snapshot]] = {}
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._making = asyncio.Lock()
 
     async def points(self, request: Request) -> list[Point] | Response:
         """What was collected of the target that a request names, or the answer that says why nothing was."""
@@ -67,7 +68,10 @@ class Probes:
             if limit is None:
                 limit = SLACK + (self._poller.config.timeout if target.timeout is None else target.timeout)
             async with asyncio.timeout(limit):
-                source = self._source(await self._judged(target), module)
+                judged = await self._judged(target)
+                async with self._making:
+                    source = self._source(judged, module)
+                    await asyncio.sleep(0)  # making one takes 10 ms: others have their turn before the next one
                 snapshot = await self._collected(source)
         except TimeoutError:
             return plain(504, f"{target.name} has not answered within {limit:g} s.")

@@ -37,7 +37,7 @@ async def serve(  # noqa: PLR0913 - each is a choice of its own
     """Starts to serve on every address of `listen`: `:9836`, `0.0.0.0:9836`, `[::1]:9836`, `localhost:9836`.
 
     `:PORT` is every address of the host, IPv6 and IPv4, and port 0 a free one. Beyond `max_requests` handlers at
-    once further requests get 503 (0: no limit). `web_config` is read anew whenever it changes.
+    once further requests get 503 (0: no limit). `web_config` is read again whenever it changes.
 
     Raises:
         llm_headroom.net.listen.ListenError: an address is malformed, in use, or cannot be bound; none stays bound.
@@ -77,8 +77,8 @@ class _Guarded:
         if not access.config.headers:
             return response
         configured = {name.lower() for name, _ in access.config.headers}
-        kept = (header for header in response.headers if header[0].lower() not in configured)
-        return replace(response, headers=(*access.config.headers, *kept))
+        own = (header for header in response.headers if header[0].lower() not in configured)
+        return replace(response, headers=(*access.config.headers, *own))
 
     def _budget(self, request: Request) -> str:
         return request.path if request.path in self._budgets or request.path in HEALTH else ""

@@ -28,7 +28,7 @@ _VERSIONS = {
 
 
 def server_context(tls: TlsServer) -> ssl.SSLContext:
-    """The context that does what the configuration says, with certificates read anew.
+    """The context that does what the configuration says, with certificates read again.
 
     Raises:
         WebConfigError: a certificate or key cannot be read or used.

@@ -201,7 +201,8 @@ ENGINE: Final = Engine(
             schema.REQUESTS_WAITING,
             ("llamacpp:requests_deferred",),
             needs="--metrics",
-            note="Too low while a long prefill runs. Inside Ollama it stays 0: Ollama holds requests back itself.",
+            note="Too low while a long prefill runs, and where more clients wait than the server has threads for HTTP "
+            "(--threads-http). Inside Ollama it stays 0: Ollama holds requests back itself.",
         ),
         Rule(
             schema.PROMPT_TOKENS,
