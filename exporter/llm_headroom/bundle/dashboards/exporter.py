@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import Column, Query, above, below, thresholds
+from llm_headroom.bundle.dashboards.panel import UNPAINTED, Column, Query, above, below, thresholds
 from llm_headroom.bundle.dashboards.parts import lines, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, Scope
@@ -50,6 +50,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Exporters that Prometheus reaches, and those that it does not.",
             Query(f"sum(1 - {scope.exporters()})", "unreachable"),
             Query(f"sum({scope.exporters()})", "reached"),
+            steps=UNPAINTED,
             styles=(("^unreachable$", {"thresholds": thresholds(above(1, 1))}),),
             alert="LLMExporterDown",
         ),

@@ -100,7 +100,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             steps=above(SATURATION_HIGH, 1),
         ),
         stat(
-            "Preempted",
+            "Preempt.",
             "Running requests per second that were preempted because the KV cache was full, added up.",
             scope.exposed(f"sum({scope.rate(schema.PREEMPTIONS)})"),
             unit="cps",

@@ -63,6 +63,8 @@ class Steps:
 
 
 PLAIN: Final = Steps("text")
+UNPAINTED: Final = Steps("transparent")
+"""Of readings beside others that are judged."""
 
 
 def above(warning: float, critical: float | None = None) -> Steps:
@@ -109,6 +111,7 @@ class Panel:
         empty: why it may have no data though all is well; None for one that must have some.
         alert: the alert whose runbook it links to.
         no_value: what a reading says that has no series.
+        whose: of a tile, what one number of many it is: the sum, the worst target's.
         styles: per regular expression of series names, properties that differ.
     """
 
@@ -132,6 +135,7 @@ class Panel:
     styles: tuple[tuple[str, Json], ...] = ()
     link: str = ""
     no_value: str = "No data"
+    whose: str = ""
 
     def description(self) -> str:
         """What it answers, why it may be empty, and from which metrics."""
@@ -188,6 +192,8 @@ class Panel:
             for name, value in (("min", self.lowest), ("max", self.highest), ("decimals", self.decimals))
             if value is not None
         }
+        if self.whose:
+            found["displayName"] = self.whose
         if self.link:
             found["links"] = [{"title": "Look into it", "url": self.link}]
         if self.kind is Kind.TIMESERIES:
@@ -222,7 +228,7 @@ class Panel:
                 for engine, colour in ENGINE_COLOURS.items()
             ]
         elif self._judged():
-            found = _spoken(self.steps)
+            found = _spoken(self.steps, self.whose)
         return found + [_override("byRegexp", f"/{pattern}/", style) for pattern, style in self.styles]
 
     def _judged(self) -> bool:
@@ -243,7 +249,7 @@ class Panel:
                     "colorMode": "background_solid" if self.steps.bounds or self.styles else "none",
                     "graphMode": "none",
                     "justifyMode": "center",
-                    "textMode": "value_and_name" if len(self.queries) > 1 or self._judged() else "value",
+                    "textMode": "value_and_name" if len(self.queries) > 1 or self.whose or self._judged() else "value",
                     "orientation": "auto",
                 }
             case Kind.BARS:
@@ -321,9 +327,12 @@ def thresholds(steps: Steps) -> Json:
     return {"mode": "absolute", "steps": bounds}
 
 
-def _spoken(steps: Steps) -> list[Json]:
-    """Name a reading by what its colour means; the last one that fits counts."""
-    named = [("gte", at, _WORDS.get(colour, " ")) for at, colour in ((_LOWEST, steps.base), *steps.bounds)]
+def _spoken(steps: Steps, whose: str) -> list[Json]:
+    """Name a reading by what its colour means, and of whom it is; the last name that fits counts."""
+    named = [
+        ("gte", at, " · ".join(filter(None, (_WORDS.get(colour), whose))) or " ")
+        for at, colour in ((_LOWEST, steps.base), *steps.bounds)
+    ]
     named.append(("eq", NOT_EXPOSED, f"{STATE_MARKS['unknown']} unknown"))
     return [
         {

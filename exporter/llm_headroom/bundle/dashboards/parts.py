@@ -51,7 +51,7 @@ _REQUESTS: Final = ("Requests", "Finished requests per second, added up.")
 
 def finished_requests_now(scope: Scope) -> Panel:
     """Return the current rate of finished requests, over all that is selected."""
-    return stat(*_REQUESTS, scope.exposed(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"), unit="reqps")
+    return stat(*_REQUESTS, scope.exposed(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"), unit="reqps", whose="sum")
 
 
 def finished_requests(scope: Scope) -> Panel:
@@ -63,10 +63,11 @@ def finished_requests(scope: Scope) -> Panel:
 def failed_share(scope: Scope, limits: Thresholds) -> Panel:
     """Return the current share of failed requests."""
     return stat(
-        "Worst failed",
+        "Failed",
         "Of the target where most fail: requests that did not complete, responses of class 5xx, or requests that a "
         "router could not place, whichever share is greatest. As the alert counts: a client that leaves is no failure.",
         scope.exposed(scope.failed()),
+        whose="worst target",
         unit="percentunit",
         steps=above(limits.error_share, limits.error_share_high),
         alert="LLMErrorRatioHigh",
