@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
 
 RULES: Final = Path(__file__).parents[1] / "alerts" / "llm-headroom.rules.yml"
-JUDGING: Final = {"Unreachable", "Engines", "Pages firing", "TTFT SLO 5 min", "Failed 5 min"}
+JUDGING: Final = {"Unreachable", "Engines", "Pages firing", "On time 5m", "Failed 5m"}
 TARGET_LABELS: Final = 'engine="vllm", target="127.0.0.1:8000", model="m"'
 INCIDENT: Final = {
     "calm": {"up": "1x60", "5xx": "0x60", "good": "0+60x60"},
@@ -95,8 +95,8 @@ def test_calm_tiles_are_good(tmp_path: Path) -> None:
     ("name", "wrong", "page"),
     [
         ("crash", {"Engines"}, set()),
-        ("errors", {"Failed 5 min"}, {"LLMErrorRatioHigh"}),
-        ("slow", {"TTFT SLO 5 min"}, {"LLMFirstTokensSlow"}),
+        ("errors", {"Failed 5m"}, {"LLMErrorRatioHigh"}),
+        ("slow", {"On time 5m"}, {"LLMFirstTokensSlow"}),
         ("dead", {"Unreachable"}, {"LLMExporterDown"}),
     ],
 )

@@ -333,6 +333,7 @@ def _spoken(steps: Steps, whose: str) -> list[Json]:
         ("gte", at, " · ".join(filter(None, (_WORDS.get(colour), whose))) or " ")
         for at, colour in ((_LOWEST, steps.base), *steps.bounds)
     ]
+    named.append(("eq", NOT_FILLING, _WORDS[GOOD]))
     named.append(("eq", NOT_EXPOSED, f"{STATE_MARKS['unknown']} unknown"))
     return [
         {
@@ -350,12 +351,18 @@ def _override(matcher: str, options: str, properties: Json) -> Json:
     }
 
 
+def _unpainted(colour: str) -> str:
+    """Leave a cell without colour if all is well: in a table only what is wrong catches the eye."""
+    return "transparent" if colour == GOOD else colour
+
+
 def _cells(column: Column) -> Json:
     found: Json = {}
     if column.unit:
         found["unit"] = column.unit
     if column.steps is not None:
-        found["thresholds"] = thresholds(column.steps)
+        painted = Steps(_unpainted(column.steps.base), tuple((at, _unpainted(hue)) for at, hue in column.steps.bounds))
+        found["thresholds"] = thresholds(column.steps if column.bar is not None else painted)
         found["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}
     if column.bar is not None:
         found |= {"min": 0, "max": column.bar}

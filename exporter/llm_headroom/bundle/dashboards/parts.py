@@ -17,10 +17,10 @@ def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
     return tuple(one if isinstance(one, Query) else Query(one) for one in what)
 
 
-def _named(title: str, queries: tuple[Query, ...]) -> str:
+def _named(title: str, queries: tuple[Query, ...], window: str = "5 min") -> str:
     """Return the title with the window of its rates, which is one everywhere."""
     recent = any(mark in one.expr for one in queries for mark in ("[5m]", ":rate5m{", 'window="300s"'))
-    return f"{title} 5 min" if recent else title
+    return f"{title} {window}" if recent else title
 
 
 def _without_nan(expr: str) -> str:
@@ -43,7 +43,7 @@ def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:
     """Return current values; several of them need names."""
     defaults = {"width": 3, "height": 4} | more
     shown = _queries(queries)
-    return Panel(kind=Kind.STAT, title=_named(title, shown), answers=answers, queries=shown, **defaults)
+    return Panel(kind=Kind.STAT, title=_named(title, shown, "5m"), answers=answers, queries=shown, **defaults)
 
 
 _REQUESTS: Final = ("Requests", "Finished requests per second, added up.")
@@ -51,7 +51,13 @@ _REQUESTS: Final = ("Requests", "Finished requests per second, added up.")
 
 def finished_requests_now(scope: Scope) -> Panel:
     """Return the current rate of finished requests, over all that is selected."""
-    return stat(*_REQUESTS, scope.exposed(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"), unit="reqps", whose="sum")
+    return stat(
+        "Traffic",
+        _REQUESTS[1],
+        scope.exposed(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"),
+        unit="reqps",
+        whose="sum",
+    )
 
 
 def finished_requests(scope: Scope) -> Panel:
@@ -67,7 +73,7 @@ def failed_share(scope: Scope, limits: Thresholds) -> Panel:
         "Of the target where most fail: requests that did not complete, responses of class 5xx, or requests that a "
         "router could not place, whichever share is greatest. As the alert counts: a client that leaves is no failure.",
         scope.exposed(scope.failed()),
-        whose="worst target",
+        whose="worst",
         unit="percentunit",
         steps=above(limits.error_share, limits.error_share_high),
         alert="LLMErrorRatioHigh",
