@@ -71,9 +71,6 @@ def good(tile: Panel) -> str:
 
 def judged(tmp_path: Path, hosts: Sequence[str], expected: Mapping[str, bool], pages_firing: set[str]) -> None:
     """Let promtool evaluate the shipped rules and tiles on the same series after 45 minutes."""
-    promtool = program("promtool", "prometheus")
-    file = tmp_path / "incident.yml"
-    series = [{"series": name, "values": values} for one in hosts for name, values in host(one)]
     cases = [
         {"expr": good(tiles()[title]), "eval_time": "45m", "exp_samples": [{"labels": "{}", "value": 1}] * is_good}
         for title, is_good in expected.items()
@@ -81,8 +78,16 @@ def judged(tmp_path: Path, hosts: Sequence[str], expected: Mapping[str, bool], p
     firing = 'group by (alertname) (ALERTS{alertstate="firing", severity="page"})'
     pages = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(pages_firing)]
     cases.append({"expr": firing, "eval_time": "45m", "exp_samples": pages})
+    evaluate(tmp_path, hosts, cases)
+
+
+def evaluate(tmp_path: Path, hosts: Sequence[str], cases: Sequence[Mapping[str, object]]) -> None:
+    """Let promtool run the shipped rules over the series of some hosts, and compare what it finds."""
+    series = [{"series": name, "values": values} for one in hosts for name, values in host(one)]
     test = {"interval": "1m", "input_series": series, "promql_expr_test": cases}
+    file = tmp_path / "incident.yml"
     file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}))
+    promtool = program("promtool", "prometheus")
     done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -113,3 +118,17 @@ def test_nothing_is_good_where_every_exporter_is_dead(tmp_path: Path) -> None:
 def test_a_model_that_nobody_serves_pages_and_is_down(tmp_path: Path) -> None:
     bad = {"Engines", "Pages firing"}
     judged(tmp_path, ["crash"], {title: title not in bad for title in JUDGING}, {"LLMModelDown"})
+
+
+def test_engines_of_one_address_are_a_row_for_each_host_and_the_dead_come_first(tmp_path: Path) -> None:
+    fleet = next(one for one in dashboards(BundleSettings()) if one.uid == "llm-headroom-fleet")
+    table = next(panel for row in fleet.rows for panel in row.panels if panel.columns)
+    places = {text: at for at, text, _ in table.columns[0].words}
+    states = {"crash": "■ down", "dead": "? exporter unreachable", "calm": "✓ ok"}
+    rows = [
+        {"labels": f'{{cluster="c", instance="{name}:9836", {TARGET_LABELS}}}', "value": places[state]}
+        for name, state in states.items()
+    ]
+    assert places["■ down"] > places["? exporter unreachable"] > places["■ stalled"] > places["✓ ok"]
+    query = re.sub(r"[$]\w+", ".*", table.queries[0].expr)
+    evaluate(tmp_path, list(states), [{"expr": query, "eval_time": "45m", "exp_samples": rows}])

@@ -134,7 +134,7 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
         ),
         stat(
             "Slowest",
-            "p95 of TTFT of the model that is slowest against its objective, in multiples of the objective: 1 is at it.",
+            "p95 of TTFT of the model that is slowest against its objective, in multiples of it.",
             Query(f"topk(1, {p95} / on ({where}) {objective} >= 0)", "{{model}}"),
             unit="suffix: × objective",
             whose="worst",
