@@ -9,7 +9,7 @@ import pytest
 
 import bounded
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Config, ProxySettings, Target
+from llm_headroom.config.settings import Config, Objectives, ProxySettings, Target
 from llm_headroom.proxy.service import Proxies
 from proxied import ASK, LAST, LINE, STREAM, Place, chunk, head, place, post, replaying
 
@@ -351,7 +351,11 @@ def test_a_silent_engine_is_stalled_after_a_minute_and_its_requests_are_overdue(
         port = server.sockets[0].getsockname()[1]
         target = Target(name="a", endpoint=Endpoint(url=f"http://127.0.0.1:{port}"), engine="vllm")
         proxies = Proxies(
-            Config(targets=(target,), proxies=(ProxySettings(listen="127.0.0.1:0", target="a"),)),
+            Config(
+                targets=(target,),
+                proxies=(ProxySettings(listen="127.0.0.1:0", target="a"),),
+                objectives=Objectives(request_duration=30.0),
+            ),
             clock=lambda: asyncio.get_running_loop().time() + clock[0],
         )
         await proxies.start()

@@ -160,7 +160,7 @@ async def crowd(stage: Stage) -> list[Row]:
     client = Client(exporter.proxied)
     prompt = "the same to all of you"
     asked = subject.places + 4
-    work = asyncio.create_task(client.crowd([Request(prompt=prompt, tokens=900)] * asked, at_once=asked, apart=_APART))
+    work = asyncio.create_task(client.crowd([Request(prompt=prompt, tokens=560)] * asked, at_once=asked, apart=_APART))
 
     def full(reading: Reading) -> bool:
         return reading.of("llm_requests_running") == subject.places and reading.of("llm_requests_waiting") == 4
@@ -285,7 +285,7 @@ async def errors(stage: Stage) -> list[Row]:
 
 
 async def overload(stage: Stage) -> list[Row]:
-    """40 requests at once, where 10 may run and wait."""
+    """40 requests at once, where 14 may run and wait."""
     requests = [Request(prompt=f"me first, I am {number}", tokens=60) for number in range(40)]
     books, found = await stage.during(lambda client: client.crowd(requests, at_once=len(requests)))
     failed, proxy = "llm_requests_failed_total", stage.subject.proxy

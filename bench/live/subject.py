@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 CONTEXT: Final = 1024
 BLOCK: Final = 32
-_VLLM_BLOCKS: Final = 120
-_VLLM_PLACES: Final = 4
-_VLLM_AT_ONCE: Final = 10
+_VLLM_BLOCKS: Final = 160
+_VLLM_PLACES: Final = 8
+_VLLM_AT_ONCE: Final = 14
 """Requests that run and wait at most: more are turned away."""
 _LLAMACPP_PLACES: Final = 2
 
@@ -74,7 +74,7 @@ class Subject:
 
 
 def vllm(folder: Folder) -> Subject:
-    """The engine vLLM on CPUs, with 120 blocks of 32 tokens, 4 places and 6 more that may wait."""
+    """The engine vLLM on CPUs, with 160 blocks of 32 tokens, 8 places and 6 more that may wait."""
     return Subject(
         name="vllm",
         title="vLLM",

@@ -118,11 +118,13 @@ class Observer:
     def broken(self, reason: str, now: float, status: int = 0) -> None:
         """What is pending will not be answered, and why; `status` is that of an answer in the engine's place."""
         while self.pending:
-            self.pending.popleft().broken(reason, now, status)
+            self.pending[0].broken(reason, now, status)  # still pending if it fails, and then dropped
+            self.pending.popleft()
 
     def _finish(self, now: float) -> None:
         self._body = None
-        self.pending.popleft().ended(now)
+        self.pending[0].ended(now)  # still pending if it fails, and then dropped
+        self.pending.popleft()
         self._progressed()
 
     def _give_up(self, error: Exception) -> None:
