@@ -22,10 +22,10 @@ ENGINE_COLOURS: Final = {engine.name: engine.colour for engine in BUILT_IN.value
 """The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
 
 _METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+|process_\w+)")
-GOOD: Final = "#3DAE93"
-WARN: Final = "#F5B83D"
-BAD: Final = "#A3123A"
-UNKNOWN: Final = "#C4C6D0"
+GOOD: Final = "#1E9A85"
+WARN: Final = "#FFC845"
+BAD: Final = "#960F35"
+UNKNOWN: Final = "#D4D6E0"
 """Colours of judgements. They differ in lightness, so that those who see no green or no red tell them apart, too."""
 _LOWEST: Final = -1e15
 """Below every reading."""
