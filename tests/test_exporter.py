@@ -414,7 +414,9 @@ def test_operators_know_the_limit_that_vllm_does_not_tell(tmp_path: Path) -> Non
 
 
 def test_objectives_come_from_the_configuration_and_snap_to_buckets(tmp_path: Path, vllm: EngineServer) -> None:
-    path = configured(tmp_path / "headroom.yml", vllm.url, more="objectives: {ttft: 900ms, request_duration: 30s, ratio: 0.99}\n")
+    path = configured(
+        tmp_path / "headroom.yml", vllm.url, more="objectives: {ttft: 900ms, request_duration: 30s, ratio: 0.99}\n"
+    )
     with Exporter("--config", str(path)) as exporter:
         exporter.until(lambda: exporter.value("llm_slo_threshold_seconds", slo="ttft") == 1.0)
         assert exporter.value("llm_slo_objective_ratio", slo="ttft") == 0.99

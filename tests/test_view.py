@@ -417,7 +417,7 @@ def test_a_throttled_or_overcommitted_gpu_is_noted_an_idle_one_is_not() -> None:
     )
     idle = gpu(of_gpu(schema.GPU_THROTTLE, 1.0, reason="idle"), of_gpu(schema.GPU_MEMORY_OVERCOMMITTED, 0.0))
 
-    assert set(slow.notes) == {"clocks held down: hw thermal", "GPU memory overcommitted"}
+    assert set(slow.notes) == {"clocks throttled: hw thermal", "GPU memory overcommitted"}
     assert idle.notes == ()
 
 

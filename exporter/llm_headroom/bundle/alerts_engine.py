@@ -249,7 +249,7 @@ KV_CACHE: Final = (
                 - sum without (replica) (llm_requests_waiting)
                 <= min without (replica) (llm_kv_cache_headroom_requests)""",
         wait="5m",
-        summary=f"{_WHO} has hardly room for another request",
+        summary=f"{_WHO} has almost no KV cache headroom",
         description="{{ $value | humanize }} requests of the recent mean size still fit; more than $kv_tight_usage "
         "of the KV cache is held.",
     ),

@@ -28,7 +28,7 @@ PARTS: Final = tuple(
 )
 """Modules of the bundle; each has `files(settings)`."""
 WRITTEN: Final = "llm-headroom-bundle.sha256"
-"""The list of what was written, by which edited files are told."""
+"""The list of what was written, by which edited files are recognised."""
 _MATCHER: Final = r'[A-Za-z_]\w*\s*(?:=|!=|=~|!~)\s*"(?:[^"\\{}]|\\.)*"'
 _SELECTOR: Final = re.compile(rf"{_MATCHER}(?:\s*,\s*{_MATCHER})*")
 

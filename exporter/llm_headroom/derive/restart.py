@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _COUNTED: Final = (*COUNTERS, "cached_tokens", "preemptions", *HISTOGRAMS)
 _TELLING: Final = frozenset((*COUNTERS, *HISTOGRAMS))
-"""Those whose fall tells a restart: of the others some engines take back."""
+"""Those whose fall means a restart: some engines take others back."""
 _SAME_START: Final = 1.0
 """Seconds by which two readings of one process's start may differ."""
 

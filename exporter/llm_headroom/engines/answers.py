@@ -1,7 +1,7 @@
 """What engines answer in JSON, as types: nothing else of a body gets in, whoever answers.
 
 An engine's module declares the form of each document beside it: a structure with the few fields that are wanted. Types,
-ranges, lengths and counts are checked while the body is read; what the form does not name (prompts, keys) is not kept.
+ranges, lengths and counts are checked while the body is read; what the form does not name (prompts, keys) is dropped.
 Numbers have a range but no sign, since engines write -1 for "none"; a fact of a negative value is left out later.
 """
 
@@ -47,7 +47,7 @@ class NotUnderstood(ValueError):  # noqa: N818 - not an error of ours: what was 
 
 
 def decode(document: Document, body: bytes) -> Any:  # noqa: ANN401 - of the document's form
-    """What is kept of an answer. Lone surrogates, which UTF-8 cannot hold, become `?` (RFC 8259, section 8.2).
+    """What is retained of an answer. Lone surrogates, which UTF-8 cannot hold, become `?` (RFC 8259, section 8.2).
 
     Raises:
         NotUnderstood: the body is not of the document's form, or beyond every measure.

@@ -19,7 +19,7 @@ _WAIT_SECONDS: Final = 1.0
 
 
 async def accepted(listener: socket.socket) -> AsyncIterator[socket.socket]:
-    """A socket for each connection, for ever.
+    """A socket for each connection, without end.
 
     Where none can be had, since no descriptors are left, that is logged once and tried again each second.
     """

@@ -67,7 +67,7 @@ class Workers(ThreadPoolExecutor):
 
     def _start(self) -> None:
         try:
-            # threading.Thread waits for the new thread, for ever where memory is too short for that to begin.
+            # threading.Thread waits for the new thread, without end where memory is too short for that to begin.
             _thread.start_new_thread(self._work, ())
         except (RuntimeError, MemoryError) as error:
             if not self._running:

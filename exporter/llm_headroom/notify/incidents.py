@@ -26,7 +26,7 @@ class Subject(NamedTuple):
 class Trouble:
     """What is wrong with a subject: the state, why in words, and how severe; times are unix seconds.
 
-    `states` are all that there were since it began, `sent` whether anyone was told, `over` since when it is not any
+    `states` are all that there were since it began, `sent` whether anyone was notified, `over` since when it is not any
     more, if so.
     """
 

@@ -214,7 +214,7 @@ class Collector:
         layers = set() if self._layer_warnings or not self._layers else {"layers"}
         return restart.Reading(
             sources=self._documents.expositions | layers,
-            # A layer tells the start of one model's runner, which comes and goes while the engine goes on.
+            # A layer reports the start of one model's runner, which comes and goes while the engine runs on.
             started=max(starts, default=None) if not self._layers else None,
             version=self._version(),
         )

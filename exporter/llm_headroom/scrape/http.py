@@ -1,4 +1,4 @@
-"""The HTTP client: one connection to one engine, kept alive between polls.
+"""The HTTP client: one connection to one engine, reused between polls.
 
 httpx's requests over aiohttp's connections, and what a poller needs besides: one deadline for everything, a cap on what
 a body expands to, redirects within the origin, and failures in words that help. Proxies named in the environment

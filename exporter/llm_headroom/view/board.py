@@ -110,11 +110,11 @@ class Board:
         return self._history.minutes(card.source.target, key, now, count)
 
     def _lacking(self, snapshot: Snapshot) -> tuple[Missing, ...]:
-        told = frozenset(point.series.metric.name for point in snapshot.points)
-        key = (snapshot.target, told)
+        exposed = frozenset(point.series.metric.name for point in snapshot.points)
+        key = (snapshot.target, exposed)
         found = self._missing.get(key)
         if found is None:
-            self._missing = {kept: value for kept, value in self._missing.items() if kept[0] != snapshot.target}
+            self._missing = {other: value for other, value in self._missing.items() if other[0] != snapshot.target}
             found = self._missing[key] = lacking(snapshot, self._poller.engines.get(snapshot.engine))
         return found
 

@@ -96,7 +96,7 @@ def _held(points: Sequence[Point], label: str) -> tuple[Share, ...]:
 
 
 def _notes(said: Said, throttles: Sequence[str]) -> tuple[str, ...]:
-    found = [f"clocks held down: {', '.join(throttles).replace('_', ' ')}"] if throttles else []
+    found = [f"clocks throttled: {', '.join(throttles).replace('_', ' ')}"] if throttles else []
     if said.get(schema.GPU_MEMORY_OVERCOMMITTED):
         found.append("GPU memory overcommitted")
     if said.get(schema.GPU_ROW_REMAP_FAILURE):

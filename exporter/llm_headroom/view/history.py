@@ -1,6 +1,6 @@
 """What is remembered of each source: a short ring of small readings for rates and percentiles, and a day by minutes.
 
-Counters and histograms are kept as what they have grown by since they were first seen, series by series, so that a
+Counters and histograms are stored as what they have grown by since they were first seen, series by series, so that a
 reset (of a whole engine, or of one replica) adds what was counted since, as in Prometheus' `increase`, and nothing is
 ever negative.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SPAN: Final = 300.0
 """Seconds that are remembered."""
 SPACING: Final = 4.0
-"""Seconds between the readings that are kept; of faster ones the latest is kept too."""
+"""Seconds between stored readings; of faster ones the latest is stored, too."""
 MOST_READINGS: Final = int(SPAN / SPACING) + 2
 P95: Final = 0.95
 MOST_TRACKS: Final = 16
@@ -121,7 +121,7 @@ class _Track:
         self.day.put(at, values, state)
 
     def add(self, at: float, points: Sequence[Point]) -> None:
-        """Append a reading, or put it in the place of the latest one where readings come faster than they are kept."""
+        """Append a reading, or replace the latest one where readings come faster than they are stored."""
         gauges = {
             point.series.metric.name: point.value
             for point in replicas.combined(point for point in points if point.series.metric.kind is Kind.GAUGE)

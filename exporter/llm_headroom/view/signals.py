@@ -42,7 +42,7 @@ class Said:
                 self._first.setdefault(point.series.metric.name, point.value)
 
     def get(self, metric: Metric | str) -> float | None:
-        """The value of a metric by itself or by its name; None if it was not told."""
+        """The value of a metric by itself or by its name; None if it is absent."""
         return self._first.get(metric if isinstance(metric, str) else metric.name)
 
     def named(self, metrics: Mapping[str, Metric]) -> dict[str, float | None]:
@@ -61,7 +61,7 @@ class Said:
         }
 
     def risks(self) -> tuple[Risk, ...]:
-        """Every risk that was told, the greatest first."""
+        """Every exported risk, the greatest first."""
         found = [
             Risk(point.series.metric.name, point.value)
             for point in self._points

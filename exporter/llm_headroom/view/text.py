@@ -51,7 +51,7 @@ def rate(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    """A factor: 1.8 ×; the greatest that is told is 16 or more."""
+    """A factor: 1.8 ×; the greatest that is shown is 16 or more."""
     if value is None:
         return UNKNOWN
     return "≥ 16 ×" if value >= MOST_TIMES else f"{value:.1f} ×" if value < 10 else f"{value:.0f} ×"  # noqa: PLR2004 - two digits

@@ -109,7 +109,7 @@ class Slow:
 class Objective:
     """An objective by its name: of `count` requests (tokens) since the exporter began, `attained` were within it.
 
-    `threshold` is in seconds, `wanted` the share that the objective wants; both are None where they are not told.
+    `threshold` is in seconds, `wanted` the share that the objective wants; both are None where unknown.
     """
 
     name: str
@@ -155,7 +155,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Router:
-    """What a router tells in place of an engine's values."""
+    """What a router exposes in place of an engine's values."""
 
     active: float | None = None
     waiting: float | None = None

@@ -115,7 +115,7 @@ class App:
         return _exposed(body, form, compressed=compressed)
 
     def _gathered(self) -> Iterable[Lines]:
-        kept: dict[Slot, tuple[Snapshot, Lines]] = {}
+        current: dict[Slot, tuple[Snapshot, Lines]] = {}
         slots = self.poller.slots.values()
         self._renderers = {slot: self._renderers.get(slot) or Renderer() for slot in slots}
         for slot in slots:
@@ -124,9 +124,9 @@ class App:
             known = self._lines.get(slot)
             if known is None or known[0] is not slot.snapshot:
                 known = (slot.snapshot, _rendered(slot, self._renderers[slot]))
-            kept[slot] = known
+            current[slot] = known
             yield known[1]
-        self._lines = kept
+        self._lines = current
 
     def _snapshot(self) -> bytes:
         sources = [source for source in map(_as_json, self.poller.snapshots()) if source]

@@ -1,4 +1,4 @@
-"""The status page: whole in itself without scripts, kept up to date by one where there is a browser that runs it.
+"""The status page: whole in itself without scripts, updated by one where there is a browser that runs it.
 
 It consists of parts, each with a key: frames, and in two of them the cards or rows of engines and GPUs. A stream sends
 the parts that have changed.
@@ -48,7 +48,7 @@ ICONS: Final = {"good": "icon", "warn": "icon-warn", "bad": "icon-bad", "unknown
 _BAND: Final = 7
 """Minutes of states above the curves of the last minutes."""
 _MOST_MADE: Final = 2000
-"""Cards and rows that are kept for the next time; each may be needed once for each look."""
+"""Cards and rows remembered for the next look; each may be needed once for each look."""
 _NO_ENGINE: Final = (
     "No engine yet. Start one on this host, or name one: <code>llm-headroom run --target vllm=http://HOST:8000</code>"
 )
