@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from llm_headroom.model import Point
 
 ENGINES = [capture for capture in captures.ALL if capture.engine in {"vllm", "sglang"}]
+GAUGED = [
+    each
+    for each in ENGINES
+    if values(captures.mapped(each.engine, captures.parsed(each.exposition)), "llm_requests_running")
+]
+"""Captures with gauges: of SGLang's counters and histograms labels that nobody knows add up."""
 STRANGE = ("WorkerId", "ReplicaId", "shard", "zone")
 RANKS = ("moe_rank", "cp_rank", "local_rank", "rank")
 
@@ -81,7 +87,7 @@ def test_the_figures_of_captures_hold(capture: Capture) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    capture=st.sampled_from(ENGINES),
+    capture=st.sampled_from(GAUGED),
     label=st.sampled_from(STRANGE),
     texts=st.lists(st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True), min_size=2, max_size=4, unique=True),
 )
@@ -94,7 +100,7 @@ def test_series_under_an_unknown_label_are_kept_apart_and_it_is_said(
 
     holds(points)
     assert states[SampleState.UNKNOWN_LABEL] > 0
-    assert any(label in problem and "kept apart" in problem for problem in problems)
+    assert any(label in problem and "separated" in problem for problem in problems)
     for metric in ("llm_requests_running", "llm_requests_waiting", "llm_kv_cache_capacity_tokens"):
         assert of_target(points, metric) == pytest.approx(len(texts) * of_target(before, metric))
     usage = values(replicas.combined(points), "llm_kv_cache_usage_ratio", "model")
@@ -102,7 +108,7 @@ def test_series_under_an_unknown_label_are_kept_apart_and_it_is_said(
 
 
 @settings(deadline=None, max_examples=40)
-@given(capture=st.sampled_from(ENGINES), label=st.sampled_from(RANKS), ranks=st.integers(2, 5))
+@given(capture=st.sampled_from(GAUGED), label=st.sampled_from(RANKS), ranks=st.integers(2, 5))
 def test_what_an_unknown_rank_repeats_counts_once(capture: Capture, label: str, ranks: int) -> None:
     text = capture.exposition.read_bytes()
     before, _, _ = mapped(capture.engine, text)

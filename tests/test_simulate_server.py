@@ -298,7 +298,7 @@ def test_an_engine_that_crashes_is_down_and_comes_back_with_its_counters_at_0() 
                     stream.read()
             exporter.until(lambda: exporter.value("llm_up") == 0)
             assert exporter.value("llm_generation_tokens_total") is None
-            assert exporter.value("llm_source_errors_total", cause="refused") is not None
+            exporter.until(lambda: exporter.value("llm_source_errors_total", cause="refused") is not None)
             exporter.until(lambda: exporter.value("llm_up") == 1)
             assert exporter.value("llm_generation_tokens_total") == 0
         assert simulator.end() == 0

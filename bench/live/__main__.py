@@ -33,7 +33,7 @@ HEAD: Final = """# Acceptance
 For those who want to know whether the figures are true. At the end you know which signals equal what a client counted,
 and why others do not.
 
-Real engines with tiny random models, on CPUs, under `llm-headroom run` with a poll each second, its proxy in front.
+Real engines with tiny random models, on CPUs, under `llm-headroom run` with five polls a second, its proxy in front.
 Written by `make live`; reruns differ in numbers. A client keeps books of what it asked for and what came: that is the
 **truth**, beside which stands what `/metrics` says of the engine and of the proxy.
 

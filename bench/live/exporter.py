@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-INTERVAL: Final = 1.0
+INTERVAL: Final = 0.2
 """Seconds between polls."""
 ENGINE: Final = "engine"
 PROXY: Final = "engine/proxy"

@@ -7,7 +7,6 @@ thresholds; a contract test holds both together. No forecast takes part: what is
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
@@ -15,13 +14,13 @@ from llm_headroom.derive.figures import figures
 from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
-from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State
+from llm_headroom.model import ENGINE_STATES, Cause, Point, State, series_of
 from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, SLOW_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from llm_headroom.model import Failure, Judged, Labels, Snapshot
+    from llm_headroom.model import Failure, Judged, Snapshot
 
 SAMPLE_SECONDS: Final = 14.0
 """Seconds between remembered counts: as fine as Prometheus' usual scrapes, which the alerts see."""
@@ -102,15 +101,9 @@ def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterato
     """A state set for each model: a series for each state, 1 for the one that holds."""
     base = tuple(labels.items())
     for each in judged:
-        for state, series in _state_set(base, each.model):
+        for state in ENGINE_STATES:
+            series = series_of(schema.ENGINE_STATE, (*base, ("model", each.model), ("state", state)))
             yield Point(series, float(state is each.state), "judgement of the last collection")
-
-
-@lru_cache(maxsize=10_000)
-def _state_set(labels: Labels, model: str) -> tuple[tuple[State, Series], ...]:
-    """Each state with its series; remembered, since each poll asks for the same ones."""
-    own = {**dict(labels), "model": model}
-    return tuple((state, Series(schema.ENGINE_STATE, {**own, "state": state})) for state in ENGINE_STATES)
 
 
 def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:

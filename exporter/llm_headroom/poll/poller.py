@@ -337,8 +337,10 @@ class Poller:
     async def _estimate(self) -> None:
         """Let one source after another estimate, so that never more than one core is busy with it."""
         while True:
-            for slot in tuple(self.slots.values()):
-                await slot.source.estimate()
+            for name in tuple(self.slots):
+                # Only the name is held while others are awaited: a target that has gone must leave memory.
+                if name in self.slots:
+                    await self.slots[name].source.estimate()
             await asyncio.sleep(ESTIMATE_PAUSE)
 
     def _ports(self) -> list[int]:
