@@ -46,8 +46,16 @@ def test_series_of_a_target_are_summed_and_an_absent_metric_is_none() -> None:
     assert reading.of("b") is None
 
 
-def test_no_signal_was_wrong_when_the_page_was_written() -> None:
-    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if re.match(r"\| .* \| .* \| .* \|", line)]
+def test_the_page_counts_every_row_that_it_shows() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| .* \| .* \| .* \|", line) and "verdict" not in line]
+    shown = {
+        verdict: sum(f"| {verdict} |" in row or f"| **{verdict}** |" in row for row in rows) for verdict in Verdict
+    }
+    counted = re.search(r"^Of (\d+) signals: (.*)\.$", text, re.MULTILINE)
 
     assert len(rows) > 50
-    assert [row for row in rows if Verdict.WRONG in row] == []
+    assert counted is not None
+    assert int(counted[1]) == len(rows) == sum(shown.values())
+    numbers = {verdict: re.search(rf"(\d+) {re.escape(verdict)}", counted[2]) for verdict in Verdict}
+    assert {verdict: int(number[1]) if number else 0 for verdict, number in numbers.items()} == shown
