@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 import field_inputs
 from captures import value, values
 from engine_server import Reply, as_json, garbage
+from exporter_process import check
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
@@ -194,3 +196,10 @@ def test_clients_are_counted_without_oneself(tmp_path: Path) -> None:
     tree.listen(8080, 7)
     tree.listen(8080, 8, state="01")
     assert tree.proc.clients(8080) == 1
+
+
+def test_it_is_looked_for_on_its_announced_port_too() -> None:
+    checked = check("--no-gpu", "--discover", "--format", "json")
+    looked = {entry["address"]: entry["usual"] for entry in json.loads(checked.stdout)["not_found"]}
+
+    assert looked["127.0.0.1:9931"] == "llama.cpp server"

@@ -169,6 +169,7 @@ class Engine:
     marks: prefixes that only this kind of engine uses. Without them a prefix that ends in a colon is such a mark, and
         any other (`vllm_`, which `vllm_router_` and `vllm_mlx_` begin with, too) only in names that its rules know.
     port: where it listens by default; several engines may have the same one.
+    later_port: where newer releases listen by default, 0 if nowhere else.
     releases: those that its rules know, for people.
     colour: Grafana's name of the colour that its series have on every dashboard.
     model_parts: labels that distinguish parts of a model that are models of their own (stages of a pipeline).
@@ -204,6 +205,7 @@ class Engine:
     colour: str = ""
     prefixes: tuple[str, ...]
     documents: Callable[[Mapping[str, Any]], Iterable[Document]]
+    later_port: int = 0
     marks: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
@@ -237,6 +239,11 @@ class Engine:
         object.__setattr__(self, "vocabulary", frozenset(each for name in names for each in self.spellings(name)))
         bare = frozenset(name.removeprefix(first) for name in names if first and name.startswith(first))
         object.__setattr__(self, "_bare", bare)
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """Every port on which it listens by default."""
+        return frozenset((self.port, self.later_port)) - {0}
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """Every way in which an endpoint may write a name that a rule uses."""

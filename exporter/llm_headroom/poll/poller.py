@@ -347,7 +347,7 @@ class Poller:
         """This host's usual ports of engines where no target is yet."""
         urls = [urlsplit(target.endpoint.url) for target in self.config.targets]
         taken = {url.port for url in urls if url.hostname in LOCAL}
-        ports = {engine.port for engine in self.engines.values() if engine.port} - taken
+        ports = frozenset[int]().union(*(engine.ports for engine in self.engines.values())) - taken
         return [port for port in sorted(ports) if f"127.0.0.1:{port}" not in self.slots]
 
     async def _discover(self) -> None:
@@ -363,7 +363,7 @@ class Poller:
 
     async def _look(self, port: int) -> Target | None:
         address = f"127.0.0.1:{port}"
-        sought = Sought(address, ", ".join(engine.title for engine in self.engines.values() if engine.port == port))
+        sought = Sought(address, ", ".join(engine.title for engine in self.engines.values() if port in engine.ports))
         endpoint = Endpoint(url=f"http://{address}")
         try:
             engine = await identify(endpoint, self.engines, timeout=LOOK_TIMEOUT)

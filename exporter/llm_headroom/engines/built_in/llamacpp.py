@@ -176,6 +176,7 @@ ENGINE: Final = Engine(
     name="llamacpp",
     title="llama.cpp server",
     port=8080,
+    later_port=9931,  # announced at each start (ggml-org/llama.cpp, pull request 26508)
     colour="purple",
     prefixes=("llamacpp:", "llamacpp_"),
     model_label="model",
