@@ -89,7 +89,7 @@ def test_by_default_one_exporter_answers_probes_and_may_do_nothing_else(chart: P
 
 def test_the_exporter_takes_the_configuration_that_the_chart_writes(chart: Path, tmp_path: Path) -> None:
     values = {
-        "config": {"interval": "10s", "probe": {"allow": ["10.*:1"]}},
+        "config": {"interval": "10s", "probe": {"allow": ["10.0.0.0/8:1"]}},
         "probe": {"modules": {"v": {"engine": "vllm"}}},
     }
     written = only(rendered(chart, values=values), "ConfigMap")["data"]["config.yml"]
@@ -97,7 +97,7 @@ def test_the_exporter_takes_the_configuration_that_the_chart_writes(chart: Path,
 
     config = load(tmp_path / "config.yml", engine_names=frozenset({"vllm"}))
     assert config.interval == 10.0
-    assert config.probe.allow == ("10.*:1",)
+    assert config.probe.allow == ("10.0.0.0/8:1",)
     assert config.probe.modules["v"].engine == "vllm"
     empty = only(rendered(chart, "--set", "mode=daemonset"), "ConfigMap")["data"]["config.yml"]
     (tmp_path / "empty.yml").write_text(empty)

@@ -125,6 +125,7 @@ class Client:
         texts, reason = 0, ""
         usage: dict[str, Any] = {}
         async for raw in response.content:
+            await asyncio.sleep(0)  # lines that are there already come without a pause, and others must have their turn
             line = raw.decode()
             if not line.startswith("data: {"):
                 if line.startswith("error:"):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CLOCKS: Final = 0.2
 """Seconds by which means may differ: client, proxy and engine share two busy cores and read three clocks."""
-_APART: Final = 0.1
+_APART: Final = 0.02
 """Seconds between requests of a crowd, so that none is late for the others' sake."""
 STALLED: Final = 90.0
 """Seconds until a stall must be seen: it is one after 60 s."""

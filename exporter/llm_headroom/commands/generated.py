@@ -43,7 +43,7 @@ def parts() -> dict[str, str]:
     engines = tuple(BUILT_IN.values())
     *most, last = (f"**{engine.title}**" for engine in engines)
     ports = " ".join(f'"{engine.name}" {engine.port}' for engine in engines)
-    allowed = ", ".join(f'"*:{port}"' for port in dict.fromkeys(engine.port for engine in engines))
+    allowed = ", ".join(f'"0.0.0.0/0:{port}", "[::/0]:{port}"' for port in dict.fromkeys(e.port for e in engines))
     return {
         "engines": f"{', '.join(most)} and {last}",
         "engine-releases": ", ".join(f"{engine.title} {engine.releases}".rstrip() for engine in engines),
