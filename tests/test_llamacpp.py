@@ -12,6 +12,7 @@ import field_inputs
 from captures import value, values
 from engine_server import Reply, as_json, garbage
 from exporter_process import check
+from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
@@ -101,13 +102,13 @@ def test_an_awake_server_and_a_build_that_cannot_sleep_are_read_at_each_poll() -
 
 def test_the_quieter_an_engine_the_longer_it_is_left_alone(tmp_path: Path) -> None:
     tree = ProcTree(tmp_path)
-    elsewhere = Visitors("http://192.0.2.9:8080", tree.proc)
+    elsewhere = Visitors(Endpoint(url="http://192.0.2.9:8080"), tree.proc)
     elsewhere.work_seen(0.0)
     assert not elsewhere.seen_all
     assert [elsewhere.quiet_for(now) for now in (0.0, PATIENCE - 1, 60.0, 1e6)] == [0.0, 0.0, 60.0, LONGEST]
 
     tree.listen(8080, 7)
-    here = Visitors("http://127.0.0.1:8080", tree.proc)
+    here = Visitors(Endpoint(url="http://127.0.0.1:8080"), tree.proc)
     here.work_seen(0.0)
     assert here.seen_all
     assert here.quiet_for(7200.0) == 7200.0

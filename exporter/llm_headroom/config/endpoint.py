@@ -145,6 +145,12 @@ class Endpoint:
     address: Annotated[str, Form(internal=True)] = ""
     """The IP address to connect to, if it is known already: the URL's host is then for Host and TLS alone."""
 
+    @property
+    def port(self) -> int:
+        """The URL's port, or its scheme's."""
+        parts = urlsplit(self.url)
+        return parts.port or DEFAULT_PORTS[parts.scheme]
+
 
 class Origin(NamedTuple):
     """RFC 9110, section 4.3.1: what the URLs of one server have in common."""

@@ -103,9 +103,7 @@ class Finder:
             if process is not None:
                 found[target.name] = process
             elif target.pid is None and up and now >= self._next_look.get(target.name, now):
-                parts = urlsplit(target.endpoint.url)
-                port = parts.port or {"https": 443}.get(parts.scheme, 80)
-                missing[target.name] = (addresses(target), port)
+                missing[target.name] = (addresses(target), target.endpoint.port)
             if not up:
                 self._next_look.pop(target.name, None)
         if missing:

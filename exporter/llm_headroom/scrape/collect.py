@@ -58,8 +58,8 @@ class Collector:
     """A target whose engine is known. Keeps its connection, its parser and plans, and what it reads only now and then.
 
     `timeout` is the deadline in seconds of one collection, all of its requests together. `layers` are other places that
-    of the target, the richest first; its own API is the last. `measured` gives what a proxy has
-    measured, with the target's labels.
+    describe the target, the richest first; its own API is the last. `measured` gives what a proxy has measured, with
+    the target's labels.
     """
 
     def __init__(  # noqa: PLR0913 - what it is made of
@@ -234,9 +234,9 @@ class Collector:
         for key, document in held.items():
             if not isinstance(document, Exposition):
                 continue
-            mapper = self._mappers.setdefault(
-                key, Mapper(self.engine, self._base, cap=self.cap, model=self.target.model)
-            )
+            if key not in self._mappers:
+                self._mappers[key] = Mapper(self.engine, self._base, cap=self.cap, model=self.target.model)
+            mapper = self._mappers[key]
             try:
                 plan, mapped = mapper.map(document, model=self._documents.models.get(key, model))
             except TooManySeries:

@@ -74,7 +74,7 @@ class Documents:
         self._engine = engine
         self._timeout = timeout
         self._client = Client(target.endpoint)
-        self._visitors = Visitors(target.endpoint.url)
+        self._visitors: Visitors | None = None
         self._parsers: dict[str, Parser] = {}
         self._asked: dict[str, float] = {}
         self._before: dict[str, Any] = {}
@@ -130,7 +130,8 @@ class Documents:
             await self._fetch_one(first, deadline)
         known = {document.key for document in documents}
         self.models = {document.key: document.model for document in documents if document.model}
-        stale = {each.key for each in documents if each.wakes and each.key not in asked and not self._visitors.seen_all}
+        unseen = self._visitors is None or not self._visitors.seen_all
+        stale = {each.key for each in documents if each.wakes and each.key not in asked and unseen}
         for key in self.held.keys() - known | stale:
             self.held.pop(key, None)
         self.expositions = frozenset(each.key for each in documents if each.text and each.key in self.held)
@@ -143,7 +144,9 @@ class Documents:
             return False
         now = time.monotonic()
         asked = self._asked.get(document.key)
-        every = self._visitors.quiet_for(now) if document.wakes else document.every
+        every = document.every
+        if document.wakes and asked is not None:
+            every = self._visitors.quiet_for(now) if self._visitors else 0.0
         return asked is None or asked + every <= now
 
     async def _fetch_one(self, document: Document, deadline: float) -> None:
@@ -164,6 +167,8 @@ class Documents:
             self._not_before[document.key] = math.inf
         self._asked[document.key] = asked
         if document.wakes:
+            if self._visitors is None:  # now that it has answered, the kernel shows whether it listens on this host
+                self._visitors = Visitors(self._target.endpoint)
             if not _same(self._before.get(document.key), value):
                 self._visitors.work_seen(asked)
             self._before[document.key] = value

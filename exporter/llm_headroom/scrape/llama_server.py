@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
@@ -27,7 +26,7 @@ class ServerLayer:
 
     def __init__(self, target: Target, proc: Proc | None = None) -> None:
         self._proc = proc or Proc()
-        self._port = urlsplit(target.endpoint.url).port or 80
+        self._port = target.endpoint.port
         self._looked = -LOOK_AGAIN
         self._server: runners.Server | None = None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
@@ -39,7 +38,6 @@ ASK_TIMEOUT: Final = 1.0
 MOST_ASKED: Final = 8
 """Unknown ports that are asked at one poll whether a runner listens there."""
 OK: Final = 200
-_HTTP: Final = 80
 
 
 class _Look(NamedTuple):
@@ -58,7 +56,7 @@ class RunnerLayer:
         self._limit = label_limit
         self._proc = proc or Proc()
         self._explain = explain
-        self._port = urlsplit(target.endpoint.url).port or _HTTP
+        self._port = target.endpoint.port
         self._readers: dict[tuple[str, str], Collector] = {}
         self._totals: dict[Series, Total] = {}
         self._asked: dict[int, Runner | None] = {}

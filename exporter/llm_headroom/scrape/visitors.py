@@ -9,10 +9,13 @@ nothing is missed; elsewhere figures are absent while it is left alone.
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from llm_headroom.host.proc import Proc, addresses_of
+
+if TYPE_CHECKING:
+    from llm_headroom.config.endpoint import Endpoint
 
 LONGEST: Final = 900.0
 """Seconds for which an engine on another host is left alone at most: its patience, if longer, is never met."""
@@ -25,11 +28,10 @@ PATIENCE: Final = 10.0
 class Visitors:
     """The signs of work of the engine at an address. Seconds are of the monotonic clock."""
 
-    def __init__(self, url: str, proc: Proc | None = None) -> None:
-        parts = urlsplit(url)
+    def __init__(self, endpoint: Endpoint, proc: Proc | None = None) -> None:
         self._proc = proc or Proc()
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        addresses = addresses_of(parts.hostname or "")
+        self._port = endpoint.port
+        addresses = addresses_of(urlsplit(endpoint.url).hostname or "")
         here = self._proc.addresses()
         local = any(each.is_loopback or each in here for each in addresses)
         self.seen_all = local and bool(self._proc.listeners({self._port}))
