@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: run demo test lint types bench evaluate live torture docs clean help
+.PHONY: run demo test lint types bench evaluate live torture device docs clean help
 
 help:
 	@echo "make run     start the exporter; ARGS='--target vllm=http://127.0.0.1:8000' passes options"
@@ -14,6 +14,7 @@ help:
 	@echo "make evaluate  judge alerts, risks and load headroom on replayed traces; writes docs/evaluation.md, docs/load-headroom.md"
 	@echo "make live    real engines with tiny models under the exporter and its proxy; writes docs/acceptance.md"
 	@echo "make torture mutated engines and hostile clients; writes docs/reliability.md, in minutes"
+	@echo "make device  a real GPU beside what the exporter says of it, in 200 s; ARGS=--stub proves the checks without one"
 	@echo "make docs    write everything that is generated: METRICS.md, alerts, dashboards, marked parts, the settings' schema"
 
 $(VENV)/.run: pyproject.toml requirements.lock
@@ -54,6 +55,9 @@ live: $(VENV)/.dev
 
 torture: $(VENV)/.dev
 	PYTHONPATH=bench:tests/support $(BIN)/python -m torture $(ARGS)
+
+device: $(VENV)/.dev
+	bench/device/run.sh $(ARGS)
 
 docs: $(VENV)/.run
 	$(BIN)/python -m llm_headroom.commands.generated

@@ -40,7 +40,7 @@ def check(*arguments: str, extra: Mapping[str, str] | None = None) -> subprocess
 class Exporter:
     """`llm-headroom run` (or `proxy`) with some arguments, on ports of its own. Its log is JSON, read by `logged`.
 
-    `descriptors` are the most that it may have.
+    `descriptors` are the most that it may have. `strict`: a warning of Python's is an error.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class Exporter:
         cwd: Path | None = None,
         command: str = "run",
         descriptors: int | None = None,
+        strict: bool = True,
     ) -> None:
+        self._command = COMMAND if strict else tuple(word for word in COMMAND if word not in {"-W", "error"})
         self._prefix = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh")
         self.arguments = (command, "--listen", "127.0.0.1:0", "--log-format", "json", *arguments)
         self.extra = extra
@@ -60,7 +62,7 @@ class Exporter:
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [*self._prefix, *COMMAND, *self.arguments],
+            [*self._prefix, *self._command, *self.arguments],
             env=environment(self.extra),
             cwd=self.cwd,
             stderr=subprocess.PIPE,
