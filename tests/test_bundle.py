@@ -6,6 +6,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from exporter_process import COMMAND, environment
 
@@ -30,7 +31,13 @@ def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        str(tmp_path / name) for name in (RULES, "alerts/grafana-alerting.yaml", "alerts/alertmanager.yml")
+        str(tmp_path / "alerts" / name)
+        for name in (
+            "llm-headroom.rules.yml",
+            "grafana-alerting.yaml",
+            "grafana-notifications.yaml",
+            "alertmanager.yml",
+        )
     ]
     text = (tmp_path / RULES).read_text()
     assert 'expr: min without (replica) (llm_kv_cache_headroom_requests{cluster="x"}) < 5 and' in text
@@ -92,3 +99,25 @@ def test_an_edited_file_is_overwritten_only_by_force(tmp_path: Path) -> None:
     assert refused.stderr == f"llm-headroom: {RULES}: edited since it was written; --force overwrites it\n"
     assert kept.endswith("# ours\n")
     assert "# ours" not in edited.read_text()
+
+
+def test_every_alert_that_is_written_has_its_runbook_beside_it(tmp_path: Path) -> None:
+    assert bundle("--output", str(tmp_path), "--only", "alerts", "--only", "runbooks").returncode == 0
+
+    groups = yaml.safe_load((tmp_path / RULES).read_text())["groups"]
+    names = {rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule}
+    assert {path.stem for path in (tmp_path / "alerts" / "runbooks").iterdir()} == names
+
+
+def test_grafana_groups_and_routes_as_alertmanager_does(tmp_path: Path) -> None:
+    assert bundle("--output", str(tmp_path), "--only", "alerts").returncode == 0
+
+    ours = yaml.safe_load((tmp_path / "alerts" / "alertmanager.yml").read_text())["route"]
+    (grafana,) = yaml.safe_load((tmp_path / "alerts" / "grafana-notifications.yaml").read_text())["policies"]
+    assert grafana["group_by"] == ["cluster", "engine", "model", "severity"]
+    timing = ("group_by", "group_wait", "group_interval", "repeat_interval")
+    assert {name: grafana[name] for name in timing} == {name: ours[name] for name in timing}
+    matched = [
+        " ".join(words).replace("= ", '= "') + '"' for route in grafana["routes"] for words in route["object_matchers"]
+    ]
+    assert matched == [matcher for route in ours["routes"] for matcher in route["matchers"]]

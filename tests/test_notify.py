@@ -200,6 +200,8 @@ def test_what_a_receiver_cannot_take_now_is_sent_again_in_its_turn(tmp_path: Pat
             first, second = receiver.post(0), receiver.post(1)
             failed = exporter.logged("notification failed")
             exporter.logged("notification sent")
+            exporter.until(lambda: exporter.value("llm_notifications_total", receiver="webhook", result="sent") == 1)
+            assert exporter.value("llm_notifications_total", receiver="webhook", result="failed") == 0
 
     assert first.body == second.body
     assert (failed["tries"], failed["error"].startswith("status 503")) == (1, True)
@@ -212,6 +214,7 @@ def test_a_receiver_that_refuses_is_asked_once_and_the_page_says_so(tmp_path: Pa
             exporter.until(lambda: exporter.value("llm_up") == 1)
             engine.routes = {}
             given_up = exporter.logged("notification given up", receiver="on-call", tries=1)
+            exporter.until(lambda: exporter.value("llm_notifications_total", receiver="on-call", result="failed") == 1)
             exporter.until(lambda: b"Messages to on-call fail: status 404" in exporter.get("/")[2])
 
     assert given_up["error"].startswith("status 404: no such")

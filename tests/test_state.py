@@ -249,6 +249,17 @@ def test_what_exposes_nothing_of_its_requests_is_unknown() -> None:
     judged = Watch().polled([point(schema.MODEL_LOADED, 1.0)])
 
     assert (judged.state, judged.state.level) == (State.UNKNOWN, Level.UNKNOWN)
+    assert judged.reason.startswith("it responds, but its requests cannot be seen; a measuring proxy in front of it")
+
+
+def test_a_plain_ollama_says_how_its_requests_would_be_seen() -> None:
+    points = (Point(Series(schema.MODEL_LOADED, {"engine": "ollama", "target": "t", "model": "m"}), 1.0, "test"),)
+    snapshot = Snapshot(target="t", engine="ollama", taken=0.0, health=Health(up=True), points=points)
+
+    _, (judged,) = state.judge(None, snapshot, 0.0)
+
+    assert judged.state is State.UNKNOWN
+    assert judged.reason.endswith("; start llm-headroom with --ollama-proxy :11435 and let clients use that port")
 
 
 def test_a_model_that_could_be_loaded_has_no_state_and_no_model_in_memory_is_idle() -> None:

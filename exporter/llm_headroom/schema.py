@@ -952,6 +952,28 @@ CONFIG_RELOAD_TIME: Final = _own(
     "s",
     "Unix time of the last successful reload of the configuration.",
 )
+CERTIFICATE_NOT_BEFORE: Final = _own(
+    "certificate_not_before_timestamp_seconds",
+    Kind.GAUGE,
+    "s",
+    "Unix time from which a certificate is valid that llm-headroom shows to clients, engines or receivers.",
+    "file",
+)
+CERTIFICATE_NOT_AFTER: Final = _own(
+    "certificate_not_after_timestamp_seconds",
+    Kind.GAUGE,
+    "s",
+    "Unix time at which it runs out; of several certificates in the file the first to do so.",
+    "file",
+)
+NOTIFICATIONS: Final = _own(
+    "notifications_total",
+    Kind.COUNTER,
+    "{message}",
+    "Messages about states by receiver and result: sent, failed (given up after its tries), dropped (too many waited).",
+    "receiver",
+    "result",
+)
 EXPORTER_CPU: Final = _own(
     "exporter_cpu_seconds_total",
     Kind.COUNTER,

@@ -81,6 +81,14 @@ class Thresholds:
     offload_low: float = _at(0.999, "ratio", "Share of a model's memory on GPUs below which it has spilled to the CPU.")
     model_loads_high: float = _at(6, "loads", "Loads of one model per hour that are thrashing.")
     source_stale: float = _at(300, "s", "Age of a source's last success that is stale.")
+    certificate_soon: float = _at(
+        1_209_600, "s", "Time before a certificate runs out at which an alert warns: two weeks."
+    )
+    certificate_share: float = _at(
+        0.2,
+        "ratio",
+        "Remaining share of its validity above which it does not: those that live for a day are renewed late.",
+    )
     source_slow: float = _at(2.5, "s", "Duration of a collection that is slow; by default it times out after 5 s.")
 
 

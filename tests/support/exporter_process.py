@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
@@ -40,10 +41,11 @@ def check(*arguments: str, extra: Mapping[str, str] | None = None) -> subprocess
 class Exporter:
     """`llm-headroom run` (or `proxy`) with some arguments, on ports of its own. Its log is JSON, read by `logged`.
 
-    `descriptors` are the most that it may have. `strict`: a warning of Python's is an error.
+    `descriptors` are the most that it may have. `strict`: a warning of Python's is an error. `tls`: how to ask one that
+    serves with TLS.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a process has many sides
         self,
         *arguments: str,
         extra: Mapping[str, str] | None = None,
@@ -51,7 +53,9 @@ class Exporter:
         command: str = "run",
         descriptors: int | None = None,
         strict: bool = True,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._command = COMMAND if strict else tuple(word for word in COMMAND if word not in {"-W", "error"})
         self._prefix = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh")
         self.arguments = (command, "--listen", "127.0.0.1:0", "--log-format", "json", *arguments)
@@ -70,7 +74,7 @@ class Exporter:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = f"http://{self.logged('listening')['addresses']}"
+        self.url = f"{'https' if self._tls else 'http'}://{self.logged('listening')['addresses']}"
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -109,7 +113,7 @@ class Exporter:
             self.url + path, headers={name.replace("_", "-"): value for name, value in headers.items()}
         )
         try:
-            with urllib.request.urlopen(request, timeout=DEADLINE) as response:  # noqa: S310 - our own server
+            with urllib.request.urlopen(request, timeout=DEADLINE, context=self._tls) as response:  # noqa: S310 - our own
                 return response.status, _lower(response.headers), response.read()
         except urllib.error.HTTPError as error:
             with error:

@@ -56,6 +56,12 @@ INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
 
 GROUPED_BY: Final = ("cluster", "engine", "model", "severity")
 """Alerts that agree in these labels are one notification: one incident of one model."""
+_GROUPED: Final = {
+    "group_by": list(GROUPED_BY),
+    "group_wait": "10s",
+    "group_interval": "1m",
+    "repeat_interval": "12h",
+}
 _WHERE: Final = (
     " {{ with $labels.instance }}Instance {{ . }}. {{ end }}{{ with $labels.cluster }}Cluster {{ . }}.{{ end }}"
 )
@@ -68,11 +74,16 @@ def files(settings: BundleSettings) -> dict[str, str]:
     return {
         "alerts/llm-headroom.rules.yml": as_yaml({"groups": groups(settings)}),
         "alerts/grafana-alerting.yaml": as_yaml(_grafana(settings)),
+        "alerts/grafana-notifications.yaml": as_yaml(_grafana_notifications()),
         "alerts/alertmanager.yml": as_yaml(alertmanager()),
     }
 
 
-def alertmanager(url: str | None = "http://127.0.0.1:5001/") -> dict[str, Any]:
+_RECEIVER: Final = "http://127.0.0.1:5001/"
+"""Where the examples of receivers are."""
+
+
+def alertmanager(url: str | None = _RECEIVER) -> dict[str, Any]:
     """Return Alertmanager's configuration: routes by severity, and what inhibits what.
 
     Alerts are posted to `page` and `ticket` below the URL; to nobody if it is None.
@@ -80,10 +91,7 @@ def alertmanager(url: str | None = "http://127.0.0.1:5001/") -> dict[str, Any]:
     return {
         "route": {
             "receiver": "ticket",
-            "group_by": list(GROUPED_BY),
-            "group_wait": "10s",
-            "group_interval": "1m",
-            "repeat_interval": "12h",
+            **_GROUPED,
             "routes": [
                 {"receiver": "page", "matchers": ['severity = "page"'], "repeat_interval": "1h"},
                 {"receiver": "none", "matchers": ['severity = "info"']},
@@ -158,6 +166,53 @@ def _grafana(settings: BundleSettings) -> dict[str, Any]:
             }
             for name, rules in GROUPS.items()
             if any(isinstance(rule, Alert) for rule in rules)
+        ],
+    }
+
+
+def _grafana_notifications() -> dict[str, Any]:
+    """Return Grafana's provisioning of notification policies, grouped as Alertmanager's, with examples of receivers.
+
+    It replaces the whole tree of policies. Inhibitions are not in it: Grafana applies them from 13 on alone, behind the
+    experimental switch alertingMultiplePolicies (grafana.com/docs, alerting, Configure inhibition rules).
+    """
+    return {
+        "apiVersion": 1,
+        "contactPoints": [
+            {
+                "orgId": 1,
+                "name": f"llm-headroom {name}",
+                "receivers": [
+                    {"uid": f"llm-headroom-{name}", "type": "webhook", "settings": {"url": f"{_RECEIVER}{name}"}}
+                ],
+            }
+            for name in ("page", "ticket")
+        ],
+        "muteTimes": [
+            {
+                "orgId": 1,
+                "name": "llm-headroom always",
+                "time_intervals": [{"times": [{"start_time": "00:00", "end_time": "24:00"}]}],
+            }
+        ],
+        "policies": [
+            {
+                "orgId": 1,
+                "receiver": "llm-headroom ticket",
+                **_GROUPED,
+                "routes": [
+                    {
+                        "receiver": "llm-headroom page",
+                        "object_matchers": [["severity", "=", "page"]],
+                        "repeat_interval": "1h",
+                    },
+                    {
+                        "receiver": "llm-headroom ticket",
+                        "object_matchers": [["severity", "=", "info"]],
+                        "mute_time_intervals": ["llm-headroom always"],
+                    },
+                ],
+            }
         ],
     }
 

@@ -297,6 +297,18 @@ SOURCES: Final = (
         description="{{ $value | humanize }} points of the last 15 minutes did not reach the OpenTelemetry collector.",
     ),
     Alert(
+        name="LLMCertificateExpiring",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.EXPORTER,
+        expr="""llm_certificate_not_after_timestamp_seconds - time() < $certificate_soon
+            and llm_certificate_not_after_timestamp_seconds - time() < $certificate_share
+                * (llm_certificate_not_after_timestamp_seconds - llm_certificate_not_before_timestamp_seconds)""",
+        wait="15m",
+        summary="A certificate of llm-headroom {{ $labels.instance }} runs out",
+        description="{{ $labels.file }} is valid for {{ $value | humanizeDuration }} more; then connections that it "
+        "is shown on fail.",
+    ),
+    Alert(
         name="LLMConfigReloadFailed",
         severity=Severity.TICKET,
         dashboard=Dashboard.EXPORTER,

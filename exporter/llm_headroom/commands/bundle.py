@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PARTS: Final = tuple(
     part
-    for part in ("alerts", "dashboards", "kubernetes")
+    for part in ("alerts", "runbooks", "dashboards", "kubernetes")
     if importlib.util.find_spec(f"llm_headroom.bundle.{part}") is not None
 )
 """Modules of the bundle; each has `files(settings)`."""
@@ -131,7 +131,10 @@ def _threshold(text: str) -> tuple[str, float]:
     "--selector", default="", metavar="MATCHERS", help="Label matchers for every query, such as 'cluster=\"x\"'."
 )
 @click.option(
-    "--only", multiple=True, metavar="PART", help="What to write: alerts, dashboards or kubernetes.  [default: all]"
+    "--only",
+    multiple=True,
+    metavar="PART",
+    help="What to write: alerts, runbooks, dashboards or kubernetes.  [default: all]",
 )
 @click.option(
     "--job",
@@ -154,7 +157,7 @@ def command(
     force: bool,
     **others: Any,  # noqa: ANN401 - click's values
 ) -> None:
-    """Write alerts, dashboards and Kubernetes objects with thresholds and label matchers of your own."""
+    """Write alerts with runbooks, dashboards and Kubernetes objects with thresholds and label matchers of your own."""
     if unknown := set(only) - set(PARTS):
         fail(f"part {', '.join(sorted(unknown))}: unknown part; valid names: {', '.join(PARTS)}")
     try:

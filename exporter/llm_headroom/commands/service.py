@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__
+from llm_headroom.commands.certificates import Certificates
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.net import descriptors
 from llm_headroom.net.files import stamp
@@ -77,9 +78,10 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     proxies = Proxies(config, connections=room.proxied)
     poller = Poller(config, beside=proxies.sources, measured=proxies.joined)
     tally = Tally()
-    published = Published(poller, tally.points)
     notifier = Notifier(poller.snapshots, lambda: {target.name: target.labels for target in poller.config.targets})
-    app = App(published, notifier.problems)
+    certificates = Certificates(lambda: poller.config)
+    published = Published(poller, lambda: [*tally.points(), *notifier.points(), *certificates.points()])
+    app = App(published, lambda: [*notifier.problems(), *certificates.problems()])
 
     def changed() -> None:
         app.changed()

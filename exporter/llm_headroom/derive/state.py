@@ -42,6 +42,11 @@ _REQUESTS: Final = ("running", "waiting", "firsts", "first", "finished", "genera
 """Any of these says something of requests."""
 
 
+_REMEDY: Final = "a measuring proxy in front of it, named under `proxies`, would see them"
+_REMEDIES: Final = {"ollama": "start llm-headroom with --ollama-proxy :11435 and let clients use that port"}
+"""How to have requests seen where an engine does not show them, by engine."""
+
+
 class Sample(NamedTuple):
     """The counters of `COUNTED` at one time; None where one is not exposed."""
 
@@ -84,7 +89,8 @@ def judge(
     if snapshot.health.up:
         seen = figures(snapshot.points)
         models = {model: _seen(memory.models.get(model), own, at) for model, own in seen.items()}
-        found = {model: _findings(models[model], own, at) for model, own in seen.items()}
+        remedy = _REMEDIES.get(snapshot.engine, _REMEDY)
+        found = {model: _findings(models[model], own, at, remedy) for model, own in seen.items()}
     else:
         models = dict(memory.models) or {"": Known()}
         unread = _unread(memory, snapshot, at, beside)
@@ -132,7 +138,7 @@ def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, wi
     return {name: growth(before, own.get(name)) for name, before in zip(COUNTED, base.counts, strict=True)}
 
 
-def _findings(known: Known, own: Mapping[str, float], at: float) -> list[Finding]:
+def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) -> list[Finding]:
     """Everything that can be said of a model whose engine answers."""
     found = [*_queue(known, own, at), *_failures(known, own, at), *_workers(own)]
     found += [*_slow(known, own, at), *_room(own)]
@@ -145,7 +151,7 @@ def _findings(known: Known, own: Mapping[str, float], at: float) -> list[Finding
         found.append(Finding(State.IDLE, "no requests"))
     if not any(name in own for name in (*_REQUESTS, "workers", "asleep")):
         if not found:
-            found.append(Finding(State.UNKNOWN, "it responds, but exposes no metrics of requests"))
+            found.append(Finding(State.UNKNOWN, f"it responds, but its requests cannot be seen; {remedy}"))
         return found
     counts = (("running", running), ("waiting", waiting))
     numbers = [f"{value:.0f} {name}" for name, value in counts if value is not None]

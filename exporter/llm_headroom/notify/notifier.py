@@ -6,9 +6,12 @@ import asyncio
 import logging
 import os
 import time
+from collections import Counter
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.model import Cause
+from llm_headroom import schema
+from llm_headroom.model import Cause, Point, Series
 from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.net.tls import TlsFileError, client_context
 from llm_headroom.notify.incidents import Incidents, judgements, step
@@ -35,6 +38,16 @@ _LARGEST_ANSWER: Final = 300
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
+class Result(StrEnum):
+    """What became of a message: a closed set, since it is a label value."""
+
+    SENT = "sent"
+    FAILED = "failed"
+    """Given up: after its tries, or at once where another one would not help."""
+    DROPPED = "dropped"
+    """Not even tried, since too many waited."""
+
+
 class Notifier:
     """The receivers of a configuration.
 
@@ -49,6 +62,7 @@ class Notifier:
     ) -> None:
         self._snapshots, self._labels, self._pauses = snapshots, labels, pauses
         self._doors: dict[Receiver, _Door] = {}
+        self._counts: Counter[tuple[str, Result]] = Counter()
 
     def apply(self, receivers: Sequence[Receiver]) -> None:
         """Take over receivers; those that stay go on with their incidents."""
@@ -56,7 +70,7 @@ class Notifier:
             self._doors.pop(receiver).close()
         for receiver in receivers:
             if receiver not in self._doors:
-                self._doors[receiver] = _Door(receiver, self._pauses)
+                self._doors[receiver] = _Door(receiver, self._pauses, self._counts)
 
     def changed(self) -> None:
         """A source was judged anew."""
@@ -71,6 +85,14 @@ class Notifier:
         """What is wrong with receivers, in words."""
         return [f"Messages to {door.name} fail: {door.problem}" for door in self._doors.values() if door.problem]
 
+    def points(self) -> Iterable[Point]:
+        """Messages so far by receiver and result; those of a receiver that is configured begin at 0."""
+        names = {name for name, _ in self._counts} | {door.name for door in self._doors.values()}
+        for name in sorted(names):
+            for result in Result:
+                labels = {"receiver": name, "result": result.value}
+                yield Point(Series(schema.NOTIFICATIONS, labels), float(self._counts[name, result]), "")
+
     async def close(self) -> None:
         """End, without what has not been sent."""
         doors = [*self._doors.values()]
@@ -83,10 +105,10 @@ class Notifier:
 class _Door:
     """One receiver: its incidents, and the messages that wait for it."""
 
-    def __init__(self, receiver: Receiver, pauses: Sequence[float]) -> None:
+    def __init__(self, receiver: Receiver, pauses: Sequence[float], counts: Counter[tuple[str, Result]]) -> None:
         self.name = receiver.name or receiver.kind
         self.problem = ""
-        self._receiver, self._pauses = receiver, pauses
+        self._receiver, self._pauses, self._counts = receiver, pauses, counts
         self._incidents = Incidents()
         self._waiting: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING)
         self.task = asyncio.get_running_loop().create_task(self._work(), name=f"notify {self.name}")
@@ -100,6 +122,7 @@ class _Door:
                 self._waiting.put_nowait(message)
             except asyncio.QueueFull:
                 said = {"receiver": self.name, "message_title": title(message)}
+                self._counts[self.name, Result.DROPPED] += 1
                 log.error("notification dropped", extra=said)  # noqa: TRY400 - no defect of ours
 
     def close(self) -> None:
@@ -114,10 +137,12 @@ class _Door:
                 problem, again = await self._post(message)
                 self.problem = problem
                 if not problem:
+                    self._counts[self.name, Result.SENT] += 1
                     log.info("notification sent", extra=fields)
                     break
                 said = {**fields, "tries": tries, "error": problem}
                 if pause is None or not again:
+                    self._counts[self.name, Result.FAILED] += 1
                     log.error("notification given up", extra=said)
                     break
                 log.warning("notification failed", extra=said)

@@ -1,0 +1,95 @@
+"""When the certificates run out that llm-headroom shows of itself: as a server, to engines and to receivers."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from llm_headroom import schema
+from llm_headroom.derive.words import span
+from llm_headroom.model import Point, Series
+from llm_headroom.net.certificate import validity
+from llm_headroom.net.files import stamp
+from llm_headroom.thresholds import DEFAULT
+from llm_headroom.web import config as web_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from llm_headroom.config.settings import Config
+    from llm_headroom.net.certificate import Validity
+    from llm_headroom.net.files import Stamp
+
+
+_Found = TypeVar("_Found")
+
+
+class _Files(Generic[_Found]):
+    """What was read of files; a file is read again when it has changed."""
+
+    def __init__(self, read: Callable[[Path], _Found]) -> None:
+        self._read = read
+        self._known: dict[Path, tuple[Stamp | None, _Found]] = {}
+
+    def of(self, file: Path) -> _Found:
+        now, known = stamp(file), self._known.get(file)
+        if known is None or known[0] != now:
+            known = self._known[file] = now, self._read(file)
+        return known[1]
+
+
+class Certificates:
+    """Looks at the files of the configuration in force; one that cannot be read, or holds no certificate, is absent."""
+
+    def __init__(self, config: Callable[[], Config]) -> None:
+        self._config = config
+        self._validity = _Files(_validity)
+        self._served = _Files(_served)
+
+    def points(self) -> Iterator[Point]:
+        """Begin and end of the validity of each file's first certificate to run out."""
+        for file, valid in self._valid():
+            labels = {"file": str(file)}
+            yield Point(Series(schema.CERTIFICATE_NOT_BEFORE, labels), valid.begin, "")
+            yield Point(Series(schema.CERTIFICATE_NOT_AFTER, labels), valid.end, "")
+
+    def problems(self) -> Iterable[str]:
+        """What runs out soon or has run out, in words, by the alert's thresholds."""
+        now = time.time()
+        for file, (begin, end) in self._valid():
+            if end - now < min(DEFAULT.certificate_soon, DEFAULT.certificate_share * (end - begin)):
+                yield f"The certificate in {file} " + (
+                    f"ran out {span(now - end)} ago" if end <= now else f"runs out in {span(end - now)}"
+                )
+
+    def _valid(self) -> Iterator[tuple[Path, Validity]]:
+        for file in dict.fromkeys(self._files()):
+            valid = self._validity.of(file)
+            if valid is not None:
+                yield file, valid
+
+    def _files(self) -> Iterator[Path]:
+        config = self._config()
+        if config.web_config is not None and (served := self._served.of(config.web_config)) is not None:
+            yield served
+        clients = [target.endpoint.tls for target in config.targets] + [each.tls for each in config.notify]
+        if config.otlp is not None:
+            clients.append(config.otlp.tls)
+        yield from (tls.cert_file for tls in clients if tls.cert_file is not None)
+
+
+def _validity(file: Path) -> Validity | None:
+    try:
+        return validity(file.read_bytes())
+    except OSError:
+        return None
+
+
+def _served(path: Path) -> Path | None:
+    """The file that holds the server's certificate: the web configuration itself, where it is written there."""
+    try:
+        tls = web_config.parse(path).tls
+    except web_config.WebConfigError:
+        return None  # the server goes on with what it read before, and says so
+    return None if tls is None else tls.cert.file or path
