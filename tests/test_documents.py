@@ -146,10 +146,3 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not there.exists() or (anchor and anchor not in _anchors(there)):
             broken.append(target)
     assert broken == []
-
-
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=_name)
-def test_every_page_opens_with_its_readers_and_what_they_will_have(page: Path) -> None:
-    _, _, opening, *_ = page.read_text(encoding="utf-8").split("\n", 3)
-
-    assert opening.startswith("For "), "whom the page is for"

@@ -199,7 +199,7 @@ def test_waiting_without_a_first_token_blocks_while_another_request_generates() 
 
     assert {each.state for each in states[:36]} == {State.OK}
     assert {each.state for each in states[36:]} == {State.BLOCKED}
-    assert states[36].reason == "5 requests waiting, and no first token has come for 3 min"
+    assert states[36].reason == "5 requests waiting, and no first token for 3 min"
 
 
 def test_a_backlog_of_an_embedding_engine_that_is_worked_off_is_none() -> None:

@@ -28,9 +28,9 @@ said over what is true: 0.18 is a factor of 1.2.
 Constants were tuned on azure_llm_2023_conv and servegen_mlarge_day6 alone; everything else is held out, but the
 engines' hardware models are the same. How SGLang's scheduling is modelled was changed, on the two tuning traces, after
 a look at held-out figures had shown it to be wrong. In brackets 95 % intervals, by
-bootstrap over traces, then over their quarters of an hour. `AUC`: how well moments at or beyond the limit are told from
-those at 80 % or below. `beyond 1 at 60 %`: how often 60 % load is taken for more than the engine takes. `without`: how
-often there is no estimate; ours needs ten busy minutes.
+bootstrap over traces, then over their quarters of an hour. `AUC`: how well moments at or beyond the limit are told
+apart from those at 80 % or below. `beyond 1 at 60 %`: how often 60 % load is taken for more than the engine takes.
+`without`: how often there is no estimate; ours needs ten busy minutes.
 
 `WVA` are the three analyzers of llm-d's Workload Variant Autoscaler by their formulas, with the defaults found there
 (llm-d/llm-d-workload-variant-autoscaler, internal/engines/analyzers). The queueing model is fitted by least squares
@@ -40,7 +40,7 @@ TAIL: Final = """## Where it fails
 
 - Clumps of requests within a poll are not seen: with an objective of 2.5 s and short answers (azure_llm_2023_code) it
   is optimistic by a fifth to a quarter.
-- Bursts that lie outside the last 15 minutes are not foreseen: the limit of the next half hour is another one.
+- Bursts outside the last 15 minutes are not predicted: the limit of the next half hour is then a different one.
 - Where requests are few and each is a tenth of the cache (mooncake on one A100), a quarter of an hour says little.
 - At low load only cheap steps were seen; where a step's cost is no line in its load, the limit is overestimated by a
   tenth or so until the load is higher.

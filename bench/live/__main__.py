@@ -34,12 +34,12 @@ For those who want to know whether the figures are true. At the end you know whi
 and why others do not.
 
 Real engines with tiny random models, on CPUs, under `llm-headroom run` with five polls a second, its proxy in front.
-Written by `make live`; reruns differ in numbers. A client keeps books of what it asked for and what came: that is the
-**truth**, beside which stands what `/metrics` says of the engine and of the proxy.
+Written by `make live`; reruns differ in numbers. A client counts what it asked for and what it got: that is the
+**truth**. Beside it is what `/metrics` reports for the engine and for the proxy.
 
 - **exact**: the same number.
-- **explained**: another number or none, of which the remark says why. It is just the one that was foreseen, or, of
-  times and of what moves while it is read, one within the bounds that the remark names.
+- **explained**: another number or none, for a reason that the remark gives. It is exactly the expected one or, for
+  times and values that change while they are read, within the bounds that the remark gives.
 - **wrong**: anything else. `make live` then exits with 1.
 """
 

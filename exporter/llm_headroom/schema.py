@@ -267,7 +267,7 @@ PREFIX_CACHE_QUERIES: Final = _counter(
     "prefix_cache_queries_total", "{token}", "Prompt tokens looked up in the prefix cache."
 )
 PREFIX_CACHE_HITS: Final = _counter(
-    "prefix_cache_hits_total", "{token}", "Prompt tokens found in the prefix cache, whatever tier they lay in."
+    "prefix_cache_hits_total", "{token}", "Prompt tokens found in the prefix cache, in any tier."
 )
 PREFIX_CACHE_HIT_RATIO: Final = _gauge(
     "prefix_cache_hit_ratio",
@@ -380,7 +380,7 @@ MODEL_LOADED: Final = _gauge("model_loaded", "{model}", "1 while the model is in
 MODEL_ASLEEP: Final = _gauge(
     "model_asleep",
     "{model}",
-    "1 while the model sleeps, put to sleep or for want of work: it is out of GPU memory until it is woken.",
+    "1 while the model sleeps, on request or because it was idle: it is out of GPU memory until it is woken.",
     across=Across.MAX,
 )
 MODEL_EXPIRY: Final = _gauge(

@@ -25,7 +25,7 @@ class Thresholds:
         3, "requests", "Fewest slow first tokens within 2 min that are worth a page: one slow request is none."
     )
     blocked_seconds: float = _at(
-        180, "s", "Time for which requests wait and none is taken in, after which somebody is paged."
+        180, "s", "Time for which requests wait and none is admitted, after which somebody is paged."
     )
     high_water_risk: float = _at(0.5, "ratio", "`llm_saturation_high_water_ratio` at which an alert warns.")
     high_water_risk_clear: float = _at(0.35, "ratio", "The same, at which the warning ends.")
@@ -59,7 +59,7 @@ class Thresholds:
         2, "requests", "KV cache headroom that is low, in requests of the recent mean size."
     )
     kv_exhaustion_soon: float = _at(600, "s", "Time until the KV cache is full below which dashboards warn.")
-    kv_tight_usage: float = _at(0.7, "ratio", "KV cache usage below which it is not what leaves little room.")
+    kv_tight_usage: float = _at(0.7, "ratio", "KV cache usage below which low headroom has another cause.")
     gpu_headroom_low: float = _at(
         0.03, "ratio", "Free share of a GPU's memory that is low; less than usual reservations leave free."
     )

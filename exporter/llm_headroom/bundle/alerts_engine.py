@@ -130,8 +130,8 @@ AVAILABILITY: Final = (
         expr=f"min by (cluster, namespace, job, engine, model) ({held('down')}) == 1",
         wait="2m",
         summary=f"No engine serves {_FLEET}",
-        description="Every engine of the model was up and does not answer any more, and nothing is seen to start one "
-        "anew; the lowest llm_engine_state is {{ $value }}.",
+        description="Every engine of the model was up and does not answer any more, and none is starting; "
+        "the lowest llm_engine_state is {{ $value }}.",
     ),
     Alert(
         name="LLMEngineDown",
@@ -201,9 +201,9 @@ AVAILABILITY: Final = (
             and ({" or ".join(_PROGRESS)})
             unless ({" or ".join(f"{each} > 0" for each in _PROGRESS)})""",
         wait="1m",
-        summary=f"Requests wait at {_WHO} and none is taken in",
-        description="{{ $value }} requests wait, and no first token, prompt token or end of a request has come for "
-        "$blocked_seconds s.",
+        summary=f"Requests wait at {_WHO} and none is admitted",
+        description="{{ $value }} requests wait, and for $blocked_seconds s there was no first token, no prompt "
+        "token and no finished request.",
     ),
     Alert(
         name="LLMQueueBuilding",

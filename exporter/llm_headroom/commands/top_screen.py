@@ -38,11 +38,11 @@ n, p     next and previous page; so do PgDn, PgUp, space, b and the arrows
 ?        this help
 q        quit
 
-STATE    the judgement that the status page and the alerts share; what is worst comes first
-ROOM FOR how many more typical requests the KV cache has room for
-TAKES    how many times its present traffic it takes within the objective of first tokens
-SAT      how far the scarcest resource is used: at 100% first tokens begin to leave the objective
-–        not known, which is never 0
+STATE    as on the status page and in the alerts, worst first
+HEADROOM how many more typical requests fit into the KV cache
+TAKES    load headroom: how many times its present traffic the engine can take within the TTFT objective
+SAT      saturation: at 100% first tokens begin to miss the TTFT objective
+–        not known; never 0
 """
 
 
@@ -67,7 +67,7 @@ ENGINE_COLUMNS: Final = (
     Column("TTFT P95", number=True, room=60),
     Column("ITL P95", number=True, room=130),
     Column("KV CACHE", number=True, room=80),
-    Column("ROOM FOR", number=True, room=120),
+    Column("HEADROOM", number=True, room=120),
     Column("SAT", number=True, room=110),
     Column("WHY", room=80, narrowest=12),
 )

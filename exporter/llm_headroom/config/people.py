@@ -35,7 +35,7 @@ class Receiver:
     url: Link = ""
     """Where messages are sent. Example: `https://ntfy.sh/my-llm`."""
     url_file: SecretFile | None = None
-    """Holds the URL, where that is a secret, as Slack's are; read anew for each message."""
+    """Holds the URL, where that is a secret, as Slack's are; read again for each message."""
     url_env: SecretVariable | None = None
     """The environment variable that holds the URL."""
     credentials: Credentials = None
@@ -43,7 +43,7 @@ class Receiver:
     tls: TlsSettings = field(default_factory=Tls)
     """TLS towards the receiver; see [TLS](#tls). Default: the system's certificates."""
     least: Severity = "critical"
-    """The least severity that is sent; `warning` includes engines that load, and those with hardly any room left."""
+    """The least severity that is sent; `warning` includes engines that load, and those with little headroom left."""
     after: Interval = 30.0
     """How long trouble must last before it is sent, and be over before its end is."""
 

@@ -392,7 +392,7 @@ class OtlpSettings:
     protocol: OtlpProtocol | None = None
     """OTLP protocol. Default: `http/protobuf`. Example: `http/protobuf`."""
     headers: Mapping[PublicHeader, HeaderValue] = field(default_factory=lambda: NOTHING, hash=False)
-    """HTTP headers of each export. Secrets (`Authorization` and the like) are not allowed here. Example:
+    """HTTP headers of each export. Secrets (such as `Authorization`) are not allowed here. Example:
     `{X-Scope-OrgID: tenant-1}`."""
     headers_env: Mapping[Header, SecretVariable] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By header: the environment variable that holds its value. Example: `{X-Token: COLLECTOR_TOKEN}`."""

@@ -166,9 +166,8 @@ def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Findin
         yield Finding(State.STALLED, f"{there}, and neither steps nor tokens have increased for a minute")
     since = max(known.moved, known.unqueued)
     if waiting > 0 and any(each is not None for each in known.progress) and at - since >= DEFAULT.blocked_seconds:
-        what = "first token" if known.progress[0] is not None else "request"
-        done = "has come" if known.progress[0] is not None else "was taken in"
-        yield Finding(State.BLOCKED, f"{_requests(waiting)} waiting, and no {what} {done} for {span(at - since)}")
+        what = "no first token" if known.progress[0] is not None else "no request admitted"
+        yield Finding(State.BLOCKED, f"{_requests(waiting)} waiting, and {what} for {span(at - since)}")
 
 
 def _failures(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:

@@ -51,7 +51,7 @@ PART_NAMES: Final = {
 OBJECTIVE_NAMES: Final = {"ttft": "TTFT", "inter_token_latency": "Inter-token", "request_duration": "Duration"}
 
 
-RECLAIMABLE: Final = "Kept so that a prompt that comes again need not be computed again; given up when needed."
+RECLAIMABLE: Final = "Reusable prefixes of earlier prompts. Freed when a request needs the memory."
 
 
 class Around(NamedTuple):
@@ -251,7 +251,7 @@ def _kv_cache(kv: KvCache) -> str:
         headroom.append(f'full in <b class="warn">{text.span(kv.exhaustion_seconds)}</b>')
     drawn = bar(shares, f"KV cache: {text.percent(usage)} used")
     legend = legend.replace("reclaimable", f'<abbr title="{RECLAIMABLE}">reclaimable</abbr>')
-    lines = _line("Room for", headroom) + _line("", notes)
+    lines = _line("Headroom", headroom) + _line("", notes)
     return _section("KV cache", f"{text.percent(usage)}{of}", drawn + legend + lines, "memory")
 
 

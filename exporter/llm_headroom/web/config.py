@@ -219,7 +219,7 @@ def _user(text: str) -> str:
 
 def _bcrypt(text: str) -> str:
     if not re.fullmatch(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}", text):
-        raise ConfigError("must be the bcrypt hash of a password ($2y$10$… or the like, 60 characters)")
+        raise ConfigError("must be the bcrypt hash of a password (such as $2y$10$…, 60 characters)")
     return text
 
 

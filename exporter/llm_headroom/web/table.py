@@ -32,12 +32,14 @@ ENGINE_COLUMNS: Final = (
     Column("State"),
     Column("Target"),
     Column("Model"),
-    Column("Waiting", number=True, hint="Requests that wait for the engine to begin"),
+    Column("Waiting", number=True, hint="Requests in the queue"),
     Column("First token", number=True, hint="95th percentile of the time to first token, last 2 minutes"),
     Column("KV cache", number=True, hint="Share of the KV cache that requests hold"),
-    Column("Room for", number=True, hint="How many more typical requests the KV cache has room for"),
+    Column("Headroom", number=True, hint="How many more typical requests fit into the KV cache"),
     Column(
-        "Saturation", number=True, hint="How far the scarcest resource is used; 100 % is where first tokens get late"
+        "Saturation",
+        number=True,
+        hint="Load as a share of what the engine can take; at 100 % first tokens begin to miss the objective",
     ),
 )
 GPU_COLUMNS: Final = (
