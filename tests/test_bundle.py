@@ -37,6 +37,7 @@ def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
             "grafana-alerting.yaml",
             "grafana-notifications.yaml",
             "alertmanager.yml",
+            "pushed.yml",
         )
     ]
     text = (tmp_path / RULES).read_text()

@@ -8,10 +8,11 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from dashboard_queries import Json, asked_for, drawn, expressions, filled_in, values_of
 from llm_headroom import schema
 from llm_headroom.bundle import recording
 from llm_headroom.bundle.dashboards import dashboards, files
@@ -26,14 +27,13 @@ from prometheus_server import asked
 from simulator_process import Simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 ROOT: Final = Path(__file__).parents[1]
 COMMITTED: Final = ROOT / "dashboards"
 RULES: Final = ROOT / "alerts" / "llm-headroom.rules.yml"
 UIDS: Final = {f"llm-headroom-{name}" for name in ("fleet", "engine", "kv", "gpu", "compare", "exporter")}
 FILES: Final = files(BundleSettings())
-Json: TypeAlias = dict[str, Any]
 DOCUMENTS: Final[Sequence[Json]] = [json.loads(text) for text in FILES.values()]
 VARIABLES: Final = ("job", "cluster", "namespace", "instance", "engine", "model", "target")
 PROMETHEUS_OWN: Final = {"ALERTS", "up", "scrape_samples_scraped", "scrape_duration_seconds"}
@@ -45,44 +45,6 @@ LEVELS: Final = {
 }
 """Counters that are shown as they stand: a counter that appears with its first event has no rate."""
 SELECTOR: Final = re.compile(r"((?:\b\w+:)?\bllm_\w+(?::\w+)?|\bALERTS|\bup|\bscrape_\w+|\bprocess_\w+)\{([^}]*)\}")
-
-
-def drawn(document: Json) -> Iterator[Json]:
-    """The panels of a dashboard, those of collapsed rows included, without the rows."""
-    for panel in document["panels"]:
-        if panel["type"] == "row":
-            yield from panel["panels"]
-        else:
-            yield panel
-
-
-def expressions(document: Json) -> Iterator[tuple[str, str]]:
-    """Each panel's title with each of its expressions."""
-    for panel in drawn(document):
-        for target in panel["targets"]:
-            yield panel["title"], target["expr"]
-
-
-def asked_for(document: Json) -> Iterator[str]:
-    """Every expression of a dashboard: panels', annotations', and the selectors of variables."""
-    yield from (expr for _, expr in expressions(document))
-    yield from (one["expr"] for one in document["annotations"]["list"] if "expr" in one)
-    yield from (values_of(one)[0] for one in document["templating"]["list"] if one["type"] == "query")
-
-
-def values_of(variable: Json) -> tuple[str, str]:
-    """The selector and the label of a variable."""
-    match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
-    assert match, variable
-    return match[1], match[2]
-
-
-def filled_in(expr: str, baseline: str = "vllm") -> str:
-    """An expression with all selected, as Grafana would send it."""
-    expr = expr.replace("$__range", "300s").replace("$baseline", baseline)
-    expr = re.sub(r"\$(job|cluster|namespace|instance|engine|model|target|gpu)\b", ".*", expr)
-    assert "$" not in expr, expr
-    return expr
 
 
 def test_the_committed_files_are_what_the_generator_writes() -> None:

@@ -175,7 +175,7 @@ def test_a_pod_reports_its_names_and_what_is_given_wins_over_the_variables(monke
     assert found.pop("service.version")
     assert {name: value for name, value in found.items() if not name.startswith("telemetry.sdk.")} == {
         "service.name": "gpu-box",
-        "service.instance.id": "box:9836",
+        "service.instance.id": "vllm-0.llm:9836",
         "host.name": "box",
         "team": "a,b",
         "k8s.pod.name": "vllm-1",

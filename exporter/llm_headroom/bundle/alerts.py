@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.bundle import alerts_engine, alerts_host, recording
+from llm_headroom.bundle import alerts_engine, alerts_host, pushed, recording
 from llm_headroom.bundle.rule import Alert, Recording, expression, scaled, words
 from llm_headroom.bundle.text import as_yaml
 
@@ -76,6 +76,7 @@ def files(settings: BundleSettings) -> dict[str, str]:
         "alerts/grafana-alerting.yaml": as_yaml(_grafana(settings)),
         "alerts/grafana-notifications.yaml": as_yaml(_grafana_notifications()),
         "alerts/alertmanager.yml": as_yaml(alertmanager()),
+        "alerts/pushed.yml": as_yaml(pushed.groups(settings)),
     }
 
 

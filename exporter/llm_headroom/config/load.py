@@ -12,6 +12,7 @@ from llm_headroom.config import otlp as config_otlp
 from llm_headroom.config import reader
 from llm_headroom.config.endpoint import Endpoint, Tls
 from llm_headroom.config.errors import ConfigError, Problems, near, shown
+from llm_headroom.config.identity import placed
 from llm_headroom.config.kinds import Address, ExistingFile, Interval, LogFormat, LogLevel, parsed
 from llm_headroom.config.settings import Config, GpuSettings, Log, ProxySettings, Target, parse_target
 
@@ -73,7 +74,7 @@ class _Names:
             raise ConfigError("tls is set, but the URL is not https")
         if target.name == "nvml":
             raise ConfigError("the target name nvml is reserved for GPUs")
-        claims = (f"URL {endpoint.url}", f"name {target.name!r}")
+        claims = (f"URL {endpoint.url}", f"name {placed(target.name, os.environ)!r}")
         for claim in claims:
             if claim in self._claims:
                 raise ConfigError(f"duplicate {claim}; first defined at {self._claims[claim]}")
@@ -142,8 +143,12 @@ def load(  # noqa: PLR0913 - one argument for each flag
             for address in _flags(option, partial(parsed, Address), fronts, problems)
         ]
     values["otlp"] = config_otlp.settled(values.get("otlp"), otlp_endpoint, os.environ, problems)
-    values["targets"] = _behind(names.doors, own, problems)
-    values["proxies"] = tuple(door.settings for door in names.doors)
+    values["targets"] = tuple(
+        replace(target, name=placed(target.name, os.environ)) for target in _behind(names.doors, own, problems)
+    )
+    values["proxies"] = tuple(
+        replace(door.settings, target=placed(door.settings.target, os.environ)) for door in names.doors
+    )
     problems.check()
     logged = {key: value for key in ("level", "format") if (value := given.pop(f"log-{key}", None))}
     values["log"] = replace(values.get("log", Log()), **logged)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections import Counter
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.identity import placed
 from llm_headroom.config.settings import Config, Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
@@ -348,7 +350,7 @@ class Poller:
         urls = [urlsplit(target.endpoint.url) for target in self.config.targets]
         taken = {url.port for url in urls if url.hostname in LOCAL}
         ports = frozenset[int]().union(*(engine.ports for engine in self.engines.values())) - taken
-        return [port for port in sorted(ports) if f"127.0.0.1:{port}" not in self.slots]
+        return [port for port in sorted(ports) if placed(f"127.0.0.1:{port}", os.environ) not in self.slots]
 
     async def _discover(self) -> None:
         """Look for engines on this host's usual ports, again and again; say what is found, and what is not and why."""
@@ -372,7 +374,7 @@ class Poller:
             return None
         self.absent.pop(sought, None)
         log.info("engine found", extra={"address": address, "engine": engine.name})
-        return Target(name=address, endpoint=endpoint, engine=engine.name)
+        return Target(name=placed(address, os.environ), endpoint=endpoint, engine=engine.name)
 
     def _miss(self, what: Sought, failure: Failure) -> None:
         """Log once what was looked for and not found, and once more when the reason changes."""
