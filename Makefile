@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+DIST ?= dist
 
-.PHONY: run demo test lint types bench evaluate live torture device docs clean help
+.PHONY: run demo test lint types bench evaluate live torture device release docs clean help
 
 help:
 	@echo "make run     start the exporter; ARGS='--target vllm=http://127.0.0.1:8000' passes options"
@@ -15,6 +16,7 @@ help:
 	@echo "make live    real engines with tiny models under the exporter and its proxy; writes docs/acceptance.md"
 	@echo "make torture mutated engines and hostile clients; writes docs/reliability.md, in minutes"
 	@echo "make device  a real GPU beside what the exporter says of it, in 200 s; ARGS=--stub proves the checks without one"
+	@echo "make release DIST=DIR  wheel, sdist, chart, SBOM, checksums, and the image where a builder is installed; reproducible"
 	@echo "make docs    write everything that is generated: METRICS.md, alerts, dashboards, marked parts, the settings' schema"
 
 $(VENV)/.run: pyproject.toml requirements.lock
@@ -58,6 +60,9 @@ torture: $(VENV)/.dev
 
 device: $(VENV)/.dev
 	bench/device/run.sh $(ARGS)
+
+release: $(VENV)/.dev
+	$(BIN)/python deploy/release.py $(DIST)
 
 docs: $(VENV)/.run
 	$(BIN)/python -m llm_headroom.commands.generated

@@ -1,0 +1,122 @@
+"""What a release consists of: the same bytes from each build, and a program that starts where it is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import release
+from llm_headroom import __version__, schema
+from llm_headroom.bundle.alerts import ALERTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+AT = "1700000000"
+OLD = ROOT / "tests" / "fixtures" / "names-0.1.txt"
+
+
+def built(folder: Path) -> dict[str, bytes]:
+    """Every file of a release that can be built without a network, by name."""
+    release.python_packages(folder, AT)
+    release.chart(folder, AT)
+    release.checksums(folder)
+    return {each.name: each.read_bytes() for each in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("release")
+    built(folder)
+    return folder
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another time zone, language and umask, as on another person's machine."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    monkeypatch.setenv("LC_ALL", "C")
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_two_builds_are_the_same_bytes(files: Path, tmp_path: Path) -> None:
+    again = built(tmp_path)
+
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in again.items()} == {
+        each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in files.iterdir()
+    }
+
+
+def test_checksums_are_those_of_the_files(files: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--strict", release.SUMS], cwd=files, check=True, capture_output=True)
+    assert {line.split()[1] for line in (files / release.SUMS).read_text().splitlines()} == {
+        each.name for each in files.iterdir()
+    } - {release.SUMS}
+
+
+@pytest.mark.parametrize("pattern", ["*.whl", "llm_headroom-*.tar.gz"])
+def test_it_starts_where_it_is_installed(files: Path, tmp_path: Path, pattern: str) -> None:
+    """In a clean virtual environment, whose dependencies are those of the tests."""
+    [package] = files.glob(pattern)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    pip = (sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--disable-pip-version-check")
+    [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    subprocess.run([*pip, "--no-deps", "--no-index", "--no-build-isolation", package], check=True, cwd=tmp_path)
+    program = python.with_name("llm-headroom")
+
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    subprocess.run([program, "bundle", "--output", "rules"], check=True, cwd=tmp_path, capture_output=True)
+
+    assert __version__ in told.stdout
+    assert (tmp_path / "rules").is_dir()
+    where = "import llm_headroom; print(llm_headroom.__file__)"
+    found = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert found.stdout.startswith(str(tmp_path)), "not the source tree that is tested here"
+
+
+def test_an_archive_is_packed_again_without_its_time_owner_and_order() -> None:
+    def archive(*names: str, mtime: int, uid: int) -> bytes:
+        plain = io.BytesIO()
+        with tarfile.open(fileobj=plain, mode="w:gz") as tar:
+            for name in names:
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mtime, entry.uid = len(name), mtime, uid
+                tar.addfile(entry, io.BytesIO(name.encode()))
+        return plain.getvalue()
+
+    first = release.repacked(archive("b", "a", mtime=5, uid=7), int(AT))
+
+    assert first == release.repacked(archive("a", "b", mtime=9, uid=0), int(AT))
+    with tarfile.open(fileobj=io.BytesIO(first)) as tar:
+        assert [(each.name, each.mtime) for each in tar] == [("a", int(AT)), ("b", int(AT))]
+
+
+def test_every_name_of_the_last_release_is_still_there_or_has_an_upgrade_note() -> None:
+    notes = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
+    alerts = {alert.name for alert in ALERTS}
+    missing = []
+    for line in OLD.read_text(encoding="ascii").splitlines()[1:]:
+        name, *labels = line.split()
+        metric = schema.BY_NAME.get(name)
+        if f"`{name}`" not in notes and metric is None and name not in alerts:
+            missing.append(name)
+        elif metric is not None:
+            gone = [label for label in labels if label not in metric.labels]
+            missing += [f"{name}{{{label}}}" for label in gone if f"label `{label}` of" not in notes]
+
+    assert missing == []
