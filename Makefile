@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 DIST ?= dist
 
-.PHONY: run demo test lint types bench evaluate live torture device release docs clean help
+.PHONY: run demo test lint types bench evaluate incident live torture device release docs clean help
 
 help:
 	@echo "make run     start the exporter; ARGS='--target vllm=http://127.0.0.1:8000' passes options"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    lint, types and every test"
 	@echo "make bench   measure against prometheus_client, httpx and vmagent"
 	@echo "make evaluate  judge alerts, risks and load headroom on replayed traces; writes docs/evaluation.md, docs/load-headroom.md"
+	@echo "make incident ARGS='DIR --serve 9090'  a Prometheus with an hour of 36 engines in trouble, for the dashboards"
 	@echo "make live    real engines with tiny models under the exporter and its proxy; writes docs/acceptance.md"
 	@echo "make torture mutated engines and hostile clients; writes docs/reliability.md, in minutes"
 	@echo "make device  a real GPU beside what the exporter says of it, in 200 s; ARGS=--stub proves the checks without one"
@@ -51,6 +52,9 @@ bench: $(VENV)/.dev
 evaluate: $(VENV)/.dev
 	PYTHONPATH=bench $(BIN)/python -m evaluate $(ARGS)
 	PYTHONPATH=bench $(BIN)/python -m headroom --output docs/load-headroom.md
+
+incident: $(VENV)/.dev
+	PYTHONPATH=bench $(BIN)/python -m incident $(ARGS)
 
 live: $(VENV)/.dev
 	PYTHONPATH=bench $(BIN)/python -m live $(ARGS)

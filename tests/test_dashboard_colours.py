@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Final, TypeAlias
 
 import pytest
 
+from llm_headroom.bundle.dashboards.colours import (
+    BAD,
+    DECODE,
+    ENGINES,
+    GOOD,
+    PREFILL,
+    QUEUE,
+    UNKNOWN,
+    WARN,
+    shades,
+)
 from llm_headroom.bundle.dashboards.fleet import DASHBOARD as FLEET
-from llm_headroom.bundle.dashboards.panel import BAD, GOOD, UNKNOWN, WARN
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.model import ENGINE_STATES
 
@@ -69,6 +79,32 @@ def test_judgements_look_different(sight: str) -> None:
 def test_good_doubtful_and_bad_differ_in_lightness(sight: str) -> None:
     bad, good, warn = (seen(colour, sight)[0] for colour in (BAD, GOOD, WARN))
     assert bad + LIGHTER < good < warn - LIGHTER
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_parts_of_a_request_look_different(sight: str) -> None:
+    for one, other in combinations((QUEUE, PREFILL, DECODE), 2):
+        assert math.dist(seen(one, sight), seen(other, sight)) > DISTINCT, (one, other)
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_engines_look_different(sight: str) -> None:
+    """Each engine has a hue; a router, which holds no memory of a GPU, may be near one."""
+    for (name, one), (other_name, other) in combinations(ENGINES.items(), 2):
+        if "sglang_router" not in {name, other_name}:
+            assert math.dist(seen(one, sight), seen(other, sight)) > DISTINCT, (name, other_name)
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_kinds_of_memory_differ_in_lightness(sight: str) -> None:
+    """Of one owner, in the order in which they lie on one another."""
+    by_engine: dict[str, list[float]] = {}
+    for pattern, colour in shades().items():
+        by_engine.setdefault(pattern.split()[0], []).append(seen(colour, sight)[0])
+    assert len(by_engine) > 3
+    for engine, own in by_engine.items():
+        light = sorted(own)
+        assert all(after - before > 4 for before, after in pairwise(light)), (engine, light)
 
 
 def test_red_and_green_of_old_would_fail() -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from llm_headroom.bundle.dashboards import dashboards
-from llm_headroom.bundle.dashboards.panel import GOOD, NOT_EXPOSED, above
+from llm_headroom.bundle.dashboards.colours import GOOD
+from llm_headroom.bundle.dashboards.panel import NOT_EXPOSED, above
 from llm_headroom.bundle.settings import BundleSettings
 from programs import program
 

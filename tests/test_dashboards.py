@@ -16,7 +16,7 @@ from dashboard_queries import Json, asked_for, drawn, expressions, filled_in, va
 from llm_headroom import schema
 from llm_headroom.bundle import recording
 from llm_headroom.bundle.dashboards import dashboards, files
-from llm_headroom.bundle.dashboards.panel import BAD, GOOD, UNKNOWN, WARN
+from llm_headroom.bundle.dashboards.colours import BAD, GOOD, UNKNOWN, WARN
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
 from llm_headroom.derive import capacity
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[1]
 COMMITTED: Final = ROOT / "dashboards"
 RULES: Final = ROOT / "alerts" / "llm-headroom.rules.yml"
-UIDS: Final = {f"llm-headroom-{name}" for name in ("fleet", "engine", "kv", "gpu", "compare", "exporter")}
+UIDS: Final = {f"llm-headroom-{name}" for name in ("fleet", "engine", "kv", "gpu", "ollama", "compare", "exporter")}
 FILES: Final = files(BundleSettings())
 DOCUMENTS: Final[Sequence[Json]] = [json.loads(text) for text in FILES.values()]
 VARIABLES: Final = ("job", "cluster", "namespace", "instance", "engine", "model", "target")
 PROMETHEUS_OWN: Final = {"ALERTS", "up", "scrape_samples_scraped", "scrape_duration_seconds"}
-RECORDED: Final = {rule.name for rule in recording.FLEET}
+RECORDED: Final = {rule.name for rule in (*recording.FLEET, *recording.SLO)}
 LEVELS: Final = {
     "llm_gpu_xid_errors_total",
     "llm_gpu_ecc_errors_total",
     "llm_host_memory_oom_kills_total",
+    "llm_engine_restarts_total",
 }
 """Counters that are shown as they stand: a counter that appears with its first event has no rate."""
 SELECTOR: Final = re.compile(r"((?:\b\w+:)?\bllm_\w+(?::\w+)?|\bALERTS|\bup|\bscrape_\w+|\bprocess_\w+)\{([^}]*)\}")
@@ -66,13 +67,13 @@ def test_conventions_of_dashboard(document: Json) -> None:
     assert document["schemaVersion"] == 39
     assert document["id"] is None
     assert document["description"]
-    link = document["links"][0]
-    assert (link["type"], link["tags"], link["includeVars"], link["keepTime"]) == (
-        "dashboards",
-        document["tags"],
-        True,
-        True,
-    )
+    links = {link["url"].split("?")[0]: link for link in document["links"]}
+    assert {f"/d/{uid}" for uid in UIDS} == {*links, f"/d/{document['uid']}"} - {"/explore"}
+    for url, link in links.items():
+        assert link["keepTime"]
+        assert link["includeVars"] == (url not in {"/d/llm-headroom-engine", "/explore"}), "an engine's page shows one"
+    used = {panel["type"] for panel in drawn(document)} | {"grafana", document["templating"]["list"][0]["query"]}
+    assert {one["id"] for one in document["__requires"]} == used
     names = [one["name"] for one in document["annotations"]["list"][1:]]
     assert names == ["Alerts", "Engine restarts", "Model loads", "GPU errors (Xid)"]
 
@@ -80,11 +81,14 @@ def test_conventions_of_dashboard(document: Json) -> None:
 def test_conventions_of_variables(document: Json) -> None:
     source, *others = document["templating"]["list"]
     assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
+    others = [one for one in others if one["type"] == "query"]
     assert tuple(one["name"] for one in others)[: len(VARIABLES)] == VARIABLES
     for one in others:
         assert one["refresh"] == 2, "on a change of the time range"
         assert one["datasource"]["uid"] == "${datasource}"
-        assert one["name"] == "baseline" or (one["multi"], one["includeAll"], one["allValue"]) == (True, True, ".*")
+        assert one["allValue"] == ".*"
+        single = {"instance", "target"} if document["uid"] == "llm-headroom-engine" else {"baseline"}
+        assert one["multi"] == one["includeAll"] == (one["name"] not in single)
         assert one["name"] == "job" or 'job=~"$job"' in one["definition"], "each is narrowed by those before"
 
 
@@ -146,12 +150,13 @@ def test_conventions_of_rows(document: Json) -> None:
 
 def test_conventions_of_layout(document: Json) -> None:
     bands: dict[int, list[Mapping[str, int]]] = {}
+    repeated = {panel["gridPos"]["y"] for panel in document["panels"] if panel.get("repeatDirection")}
     for panel in document["panels"]:
         bands.setdefault(panel["gridPos"]["y"], []).append(panel["gridPos"])
     end = 0
     for top, band in sorted(bands.items()):
         assert top == end, "no gap, and nothing overlaps"
-        assert sum(place["w"] for place in band) == 24
+        assert sum(place["w"] for place in band) == 24 or top in repeated
         assert len({place["h"] for place in band}) == 1
         end = top + band[0]["h"]
 
@@ -176,14 +181,16 @@ def test_conventions_of_selection(document: Json) -> None:
                 'instance=~"$instance"',
             } <= set(matchers.split(", ")), expr
             if name.endswith("_total") and name not in LEVELS:
-                assert re.search(rf"rate\({re.escape(name)}\{{", expr), (title, "a counter without a rate")
+                assert re.search(rf"(?:rate|increase)\({re.escape(name)}\{{", expr), (title, "a counter without a rate")
 
 
 def test_conventions_of_windows(document: Json) -> None:
-    """One window of rates, stated in the title; the last hour is asked only about exporters that died."""
+    """One window of rates, stated in the title; the last hour is asked about exporters that died and models' loads."""
     allowed = {"5m"} | ({"$__range"} if document["uid"] == "llm-headroom-compare" else set())
-    for title, expr in expressions(document):
-        found = set(re.findall(r"(?<!last_over_time)\b\w*rate\([^\[]+\[([^\]]+)\]", expr))
+    for title, whole in expressions(document):
+        # Which curves are drawn is decided once for the time range, at its end.
+        expr = re.sub(r"\w+\([^()]*\[\$__range\] @ end\(\)\)", "", whole)
+        found = set(re.findall(r"\b(?:rate|avg_over_time)\([^\[]+\[([^\]]+)\]", expr))
         assert found <= allowed, (title, expr)
         assert set(re.findall(r"\[([^\]]+)\]", expr)) - found <= {"1h"}, (title, expr)
         assert "5m" not in found or title.endswith((" 5 min", " 5m")), title

@@ -22,5 +22,7 @@ class BundleSettings:
     """URL of Grafana; without one, alerts carry no link to a dashboard."""
     datasource: str = "prometheus"
     """The uid of the data source that Grafana's alerts read."""
+    datasource_type: str = "prometheus"
+    """The type of the dashboards' data source: a store that speaks PromQL may have a plugin of its own."""
     for_scale: float = 1.0
     """Factor on how long conditions must hold; below 1 for demonstrations and tests."""

@@ -146,6 +146,11 @@ def _threshold(text: str) -> tuple[str, float]:
 @click.option("--runbooks", "runbook_base_url", metavar="URL", help="Base URL of the published runbooks.")
 @click.option("--grafana", "dashboard_base_url", metavar="URL", help="URL of Grafana, for links to dashboards.")
 @click.option("--datasource", metavar="UID", help="Data source that Grafana's alerts read.  [default: prometheus]")
+@click.option(
+    "--datasource-type",
+    metavar="PLUGIN",
+    help="Type of the dashboards' data source, such as victoriametrics-metrics-datasource.  [default: prometheus]",
+)
 @click.option("--force", is_flag=True, help="Overwrite files that were edited since they were written.")
 @click.option("--for-scale", type=float, help="Factor on the alerts' `for` durations; below 1 for tests.")
 def command(

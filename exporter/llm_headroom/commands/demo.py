@@ -7,6 +7,7 @@ they are installed (``demo_stack``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -20,11 +21,12 @@ from llm_headroom.commands import demo_stack, logs
 from llm_headroom.commands.exits import fail
 from llm_headroom.commands.simulate import VERSIONS
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Config, Cost, GpuSettings, ModelMemory, Target
+from llm_headroom.config.settings import Config, Cost, GpuSettings, ModelMemory, ProxySettings, Target
 from llm_headroom.net.listen import ListenError
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
-from llm_headroom.simulate import scenario
+from llm_headroom.proxy.service import Proxies
+from llm_headroom.simulate import clients, scenario
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.gpus import UNSEEN_PID, Holder, SimulatedGpus
 from llm_headroom.simulate.hardware import A100_80GB, GIB, LLAMA_3_8B, LLAMA_3_70B, QWEN_2_5_7B, Model
@@ -32,12 +34,14 @@ from llm_headroom.simulate.misbehave import Burst, Misbehaviour
 from llm_headroom.simulate.ollama_model import OllamaConfig
 from llm_headroom.simulate.scenario import Incident
 from llm_headroom.simulate.server import EngineServer, batching_server, ollama_server
-from llm_headroom.simulate.traffic import Lengths, Synthetic, bundled_trace, repeated, scaled
+from llm_headroom.simulate.traffic import Lengths, Synthetic, bundled_trace, repeated, scaled, sharing
 from llm_headroom.web.app import App
 from llm_headroom.web.server import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from llm_headroom.simulate.traffic import Request
 
 log = logging.getLogger("llm_headroom.demo")
 
@@ -49,16 +53,21 @@ _VLLM_SHARE: Final = 0.42
 _SGLANG_SHARE: Final = 0.5
 _NEIGHBOUR: Final = 6 * GIB
 _GPU_HOUR: Final = 3.0
+_XID: Final = 31
+"""Of the crash: the GPU met an address that the program had not mapped (NVIDIA's Xid catalog)."""
+_SYSTEM_PROMPT: Final = 512
+"""Tokens with which prompts begin that are longer: what a prefix cache finds again."""
 SMALL: Final = "llama3:8b"
 LARGE: Final = "llama3:70b"
 
 
-def _four_bit(model: Model) -> Model:
+def four_bit(model: Model) -> Model:
+    """Return a model as Ollama usually runs it."""
     return replace(model, bytes_per_parameter=0.58)  # llama.cpp's Q4_K_M: 4.6 to 4.9 bits per weight
 
 
 OLLAMA: Final = OllamaConfig(
-    models={SMALL: _four_bit(LLAMA_3_8B), LARGE: _four_bit(LLAMA_3_70B)},
+    models={SMALL: four_bit(LLAMA_3_8B), LARGE: four_bit(LLAMA_3_70B)},
     gpu=A100_80GB,
     gpu_reserved=round(A100_80GB.memory_bytes * _SGLANG_SHARE) + GIB,
     num_parallel=4,
@@ -129,10 +138,13 @@ def engines(settings: Settings, clock: Clock) -> dict[str, EngineServer]:
     }
     for name, trace, rate in (("vllm", "azure_conv", 0.6), ("sglang", "azure_code", 0.7)):
         again = repeated(scaled(bundled_trace(trace), rate), _TRACE_SECONDS[trace] / rate)
-        found[name].live.feed.add(scenario.daily(again, DAY, _SWING), 0.0)
-    chats = Synthetic(0.3, Lengths(200, 0.6), Lengths(150, 0.6), day_swing=_SWING, day_seconds=DAY)
-    found["ollama"].live.feed.add(chats.requests(seed + 3), 0.0, SMALL)
+        found[name].live.feed.add(sharing(scenario.daily(again, DAY, _SWING), 5, _SYSTEM_PROMPT, seed), 0.0)
     return found
+
+
+def chats(seed: int) -> Iterator[Request]:
+    """Return what Ollama's clients ask for; they come through the proxy, as Ollama has no metrics of its own."""
+    return Synthetic(0.3, Lengths(200, 0.6), Lengths(150, 0.6), day_swing=_SWING, day_seconds=DAY).requests(seed + 3)
 
 
 def targets(servers: dict[str, EngineServer]) -> tuple[Target, ...]:
@@ -162,7 +174,7 @@ def simulated_gpus(servers: dict[str, EngineServer], clock: Clock) -> SimulatedG
 
     def holder(name: str, pid: int) -> Holder:
         server = servers[name]
-        return Holder(server.gpu_memory, pid, lambda: server.live.busy_seconds)
+        return Holder(server.gpu_memory, pid, lambda: server.live.busy_seconds, lambda: server.live.slowdown)
 
     first = (holder("vllm", UNSEEN_PID), Holder(lambda: _NEIGHBOUR))
     second = (holder("sglang", UNSEEN_PID + 1), holder("ollama", os.getpid()))
@@ -186,9 +198,10 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
             await server.start("127.0.0.1:0")
             stack.push_async_callback(server.close)
         gpus = await stack.enter_async_context(simulated_gpus(servers, clock))
-        address = await _export(settings, targets(servers), gpus, stack)
+        address, proxy = await _export(settings, targets(servers), gpus, stack)
         for name, server in servers.items():
             say(f"{name:<12} http://{server.address}/   (simulated)")
+        say(f"proxy        http://{proxy}/   measures what Ollama does not say of itself")
         say(f"llm-headroom http://{address}/   status page; metrics at /metrics")
         if settings.stack:
             for line in await demo_stack.start(address, stack, settings.speed):
@@ -198,14 +211,24 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
         def begin(incident: Incident) -> None:
             say(f"incident: {incident.what}")
             servers[incident.engine].misbehave(incident.how)
+            if incident.how.crash_seconds is not None:
+                gpus.fail(0, _XID)
 
+        asking = loop.create_task(clients.chat(proxy, SMALL, chats(settings.seed), clock))
         repeating = (replace(one, every=DAY) for one in INCIDENTS)
-        await scenario.play_until(ended, repeating, clock, begin)
+        try:
+            await scenario.play_until(ended, repeating, clock, begin)
+        finally:
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asking
     say("ended")
 
 
-async def _export(settings: Settings, watched: tuple[Target, ...], gpus: SimulatedGpus, stack: AsyncExitStack) -> str:
-    """Start the exporter over the engines; return the address of its page."""
+async def _export(
+    settings: Settings, watched: tuple[Target, ...], gpus: SimulatedGpus, stack: AsyncExitStack
+) -> tuple[str, str]:
+    """Start the exporter over the engines; return the address of its page, and of the proxy before Ollama."""
     config = Config(
         listen=(settings.listen,),
         interval=settings.interval,
@@ -215,16 +238,20 @@ async def _export(settings: Settings, watched: tuple[Target, ...], gpus: Simulat
         gpu=GpuSettings(enabled=True),
         host=False,
         cost=Cost(gpu_hour=_GPU_HOUR),
+        proxies=(ProxySettings(listen="127.0.0.1:0", target="ollama"),),
     )
-    poller = Poller(config, gpus=gpus)
+    proxies = Proxies(config)
+    poller = Poller(config, gpus=gpus, beside=proxies.sources, measured=proxies.joined)
     app = App(Published(poller))
     poller.on_change(app.changed)
+    await proxies.start()
+    stack.push_async_callback(proxies.close)
     server = await serve(app.handle, config.listen)
     stack.push_async_callback(app.close)
     stack.push_async_callback(poller.stop)
     stack.push_async_callback(server.close)
     poller.start()
-    return server.addresses[0]
+    return server.addresses[0], proxies.addresses[0]
 
 
 @click.command("demo")

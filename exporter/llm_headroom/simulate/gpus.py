@@ -1,7 +1,8 @@
 """Simulated GPUs, read like the real ones: memory follows who holds it, the rest follows the load.
 
 Utilisation is the share of time that engines spent in steps. Power rises with it from idle to the limit, temperature
-follows power with a lag, energy adds power up over virtual time. Assumptions, not measurements.
+follows power with a lag, energy adds power up over virtual time. An engine that is slowed down is one whose GPU is too
+hot: its clock falls by the same factor. Assumptions, not measurements.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
@@ -38,8 +40,10 @@ _LIMITS: Final = {  # watts, from NVIDIA's data sheets
 _IDLE_SHARE: Final = 0.15  # of the power limit
 _COOL: Final = 32.0  # degrees Celsius, without power
 _WARM: Final = 72.0  # degrees Celsius, at the power limit
+_HOT: Final = 93.0  # degrees Celsius, while its clock is lowered for its heat
 _LAG: Final = 40.0  # virtual seconds in which a temperature comes 63 % of its way
 _SAMPLE: Final = 1.0  # real seconds
+_CLOCK: Final = 1.41e9  # hertz; A100's SM clock at most (NVIDIA A100 datasheet), taken for every card
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,13 @@ class Holder:
         memory: bytes now.
         pid: as NVML lists it; None for memory that it attributes to no process, such as another container's.
         busy_seconds: virtual seconds of work so far.
+        slowdown: by what factor its steps take longer than on a healthy GPU.
     """
 
     memory: Callable[[], int]
     pid: int | None = None
     busy_seconds: Callable[[], float] | None = None
+    slowdown: Callable[[], float] = lambda: 1.0
 
 
 class _Device:
@@ -67,6 +73,9 @@ class _Device:
         self._utilisation = 0.0
         self._energy = 0.0
         self._temperature = _COOL
+        self._slowdown = 1.0
+        self._throttled = 0.0
+        self.xids: dict[int, tuple[int, float]] = {}
         self._limit = _LIMITS.get(gpu.name, 300.0)
 
     def _work(self) -> float:
@@ -80,21 +89,33 @@ class _Device:
         self._utilisation = min(max((busy - self._busy) / elapsed, 0.0), 1.0)
         self._at, self._busy = now, busy
         self._energy += self._power * elapsed
-        target = _COOL + (_WARM - _COOL) * self._power / self._limit
+        self._slowdown = max((one.slowdown() for one in self.holders), default=1.0)
+        self._throttled += elapsed * (self._slowdown > 1.0)
+        target = _HOT if self._slowdown > 1.0 else _COOL + (_WARM - _COOL) * self._power / self._limit
         self._temperature += (target - self._temperature) * (1.0 - math.exp(-elapsed / _LAG))
 
     @property
     def _power(self) -> float:
         return self._limit * (_IDLE_SHARE + (1.0 - _IDLE_SHARE) * 0.9 * self._utilisation)
 
+    def _point(self, metric: Metric, value: float, **labels: str) -> Point:
+        return Point(Series(metric, {**self.labels, **labels}), float(value), ORIGIN)
+
+    def xid_points(self) -> list[Point]:
+        return [
+            point
+            for xid, (count, last) in self.xids.items()
+            for point in (
+                self._point(schema.GPU_XID_ERRORS, count, xid=str(xid)),
+                self._point(schema.GPU_XID_LAST, last, xid=str(xid)),
+            )
+        ]
+
     def read(self) -> tuple[list[Point], DeviceProcesses]:
+        point = self._point
         memory = [one.memory() for one in self.holders]
         total = self.gpu.memory_bytes
         used = min(sum(memory), total - _RESERVED)
-
-        def point(metric: Metric, value: float, **labels: str) -> Point:
-            return Point(Series(metric, {**self.labels, **labels}), float(value), ORIGIN)
-
         points = [
             point(schema.GPU_INFO, 1.0, name=self.gpu.name, driver=DRIVER),
             point(schema.GPU_MEMORY_TOTAL, total),
@@ -106,6 +127,16 @@ class _Device:
             point(schema.GPU_POWER_LIMIT, self._limit),
             point(schema.GPU_ENERGY, self._energy),
             point(schema.GPU_TEMPERATURE, round(self._temperature), sensor="gpu"),
+            point(schema.GPU_MEMORY_CONTROLLER, 0.8 * self._utilisation),  # decode is bound by memory
+            point(schema.GPU_CLOCK, _CLOCK / self._slowdown, domain="sm"),
+            point(schema.GPU_CLOCK_MAX, _CLOCK, domain="sm"),
+            point(schema.GPU_THROTTLE, self._slowdown > 1.0, reason="hw_thermal"),
+            point(schema.GPU_THROTTLE_TIME, self._throttled, policy="thermal"),
+            point(schema.GPU_RECOVERY_ACTION, 0),
+            point(schema.GPU_ROW_REMAP_PENDING, 0),
+            point(schema.GPU_ROW_REMAP_FAILURE, 0),
+            point(schema.GPU_ECC_ERRORS, 0, severity="corrected"),
+            point(schema.GPU_ECC_ERRORS, 0, severity="uncorrected"),
         ]
         processes = tuple(
             GpuProcess(one.pid, held)
@@ -151,7 +182,7 @@ class SimulatedGpus:
         for device in self._devices:
             device.advance(now)
             read, listed = device.read()
-            points += read
+            points += [*read, *device.xid_points()]
             processes.append(listed)
         return Reading(tuple(points), (), DRIVER, tuple(processes))
 
@@ -159,9 +190,14 @@ class SimulatedGpus:
         """Return the latest sample."""
         return self._reading
 
+    def fail(self, index: int, xid: int) -> None:
+        """Have the driver report an Xid error of a GPU, now."""
+        device = self._devices[index]
+        device.xids[xid] = (device.xids.get(xid, (0, 0.0))[0] + 1, time.time())
+
     def xids(self) -> list[Point]:
-        """Return none: simulated GPUs have no Xid errors."""
-        return []
+        """Return the Xid errors so far."""
+        return [point for device in self._devices for point in device.xid_points()]
 
     def close(self) -> None:
         """Do nothing: there is no library to unload."""

@@ -50,6 +50,11 @@ class Live(Protocol):
         """Seconds spent in steps, over all of its lives."""
         ...
 
+    @property
+    def slowdown(self) -> float:
+        """By what factor its steps take longer than on a healthy GPU."""
+        ...
+
     def catch_up(self) -> None:
         """Do what was due until now."""
         ...
@@ -179,6 +184,11 @@ class LiveEngine:
         self.catch_up()
         return self._busy_before + self.engine.read().counters.busy_seconds
 
+    @property
+    def slowdown(self) -> float:
+        """By what factor its steps take longer than on a healthy GPU."""
+        return self.engine.slowdown
+
     def read(self) -> EngineReading:
         """Return its state now."""
         self.catch_up()
@@ -276,6 +286,11 @@ class LiveOllama:
         self._busy_before += sum(seconds for key, seconds in self._busy.items() if key not in loaded)
         self._busy = loaded
         return self._busy_before + sum(loaded.values())
+
+    @property
+    def slowdown(self) -> float:
+        """By what factor its steps take longer than on a healthy GPU."""
+        return self.server.slowdown
 
     def read(self) -> OllamaReading:
         """Return its state now."""

@@ -148,6 +148,14 @@ def repeated(requests: Iterable[Request], period: float, times: int | None = Non
         lap += 1
 
 
+def sharing(requests: Iterable[Request], prompts: int, tokens: int, seed: int = 0) -> Iterator[Request]:
+    """Yield the same requests, each beginning with one of so many system prompts of ``tokens``, if it is longer."""
+    chance = random.Random(seed)  # noqa: S311  simulation, not security
+    for one in requests:
+        prefix = (chance.randrange(prompts),) if one.prompt_tokens > tokens else ()
+        yield replace(one, prefix=prefix, prefix_block_tokens=tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """A log-normal length distribution, cut to [minimum, maximum] tokens.

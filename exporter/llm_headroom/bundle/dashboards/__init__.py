@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.bundle.dashboards import compare, engine, exporter, fleet, gpu, kv
+from llm_headroom.bundle.dashboards import compare, engine, exporter, fleet, gpu, kv, ollama
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.dashboard import Dashboard
     from llm_headroom.bundle.settings import BundleSettings
 
-_PLANS: Final = tuple(module.DASHBOARD for module in (fleet, engine, kv, gpu, compare, exporter))
+_PLANS: Final = tuple(module.DASHBOARD for module in (fleet, engine, kv, gpu, ollama, compare, exporter))
 
 
 def dashboards(settings: BundleSettings) -> tuple[Dashboard, ...]:

@@ -1,40 +1,44 @@
-"""Engines side by side on the user's own traffic: throughput, latency, memory, cost."""
+"""Engines side by side on the user's own traffic: the picture for those who pay for them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.bundle.dashboards.colours import BAD
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import Column, Query
-from llm_headroom.bundle.dashboards.parts import bars, lines, table
+from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, below
+from llm_headroom.bundle.dashboards.parts import OBJECTIVE, bars, lines, objective, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
-from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, Scope
+from llm_headroom.bundle.dashboards.scope import BY_MODEL, ENGINES, MODEL, Scope
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.model import Metric
     from llm_headroom.thresholds import Thresholds
 
-_ENGINE = "{{engine}}"
-_RANGE = "$__range"
-_SHOWN = "Over the time range shown."
+_ENGINE: Final = "{{engine}}"
+_RANGE: Final = "$__range"
+_SHOWN: Final = "Over the time range shown."
+_CURRENCY: Final = "${__field.labels.currency}"
+_NO_PRICE: Final = "without a price in llm-headroom's configuration"
 
 
 def _rows(scope: Scope, _limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("Which engine serves most, and how fast?", (_summary(scope),)),
+        Row("What is promised, what does it cost, and how much more fits?", _manager(scope)),
+        Row("Which engine serves most, how fast, and for how much?", (_summary(scope), *_bars(scope))),
         Row("How do they compare over time?", _curves(scope)),
-        Row("What do they use the GPUs' memory for?", _memory(scope)),
         Row("What does a token cost?", _cost(scope)),
+        Row("What do they use the GPUs' memory for?", _memory(scope)),
         Row("How do models share an engine?", _models(scope)),
     )
 
 
 DASHBOARD: Final = Plan(
     "compare",
-    "Engine comparison",
-    "Which engine serves this traffic best? Each on its own load: compare like with like.",
+    "Which engine serves this traffic best, and at what price? Each on its own load: compare like with like.",
     _rows,
     since="now-30m",
     baseline=True,
@@ -49,62 +53,236 @@ def _exposed(scope: Scope, expr: str) -> str:
     return scope.exposed(expr, "engine")
 
 
+def _manager(scope: Scope) -> tuple[Panel, ...]:
+    good, every = (
+        f"sum by (slo) ({scope.rate(one, window=_RANGE)})" for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
+    )
+    promised = f"max by (slo) ({scope.of(schema.SLO_OBJECTIVE)})"
+    spent = scope.rate(schema.ENGINE_COST, window=_RANGE)
+    joules = f"sum({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
+    # A target that counts no tokens must not lend its price to one that does.
+    place = "cluster, instance, engine, target"
+    counted = f"sum by ({place}) ({_tokens(scope)})"
+    priced = f"sum by (currency) (sum by ({place}, currency) ({spent}) and on ({place}) {counted} > 0)"
+    fits = f"sum({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})"
+    room = scope.of(schema.LOAD_HEADROOM, objective="ttft")
+    return (
+        stat(
+            "Budget left",
+            f"{_SHOWN} Of the objective that fares worst: the share of the requests that may miss it and have not yet. "
+            "Below 0 the promise is broken.",
+            f"bottomk(1, 1 - (1 - {good} / {every}) / (1 - {promised}))",
+            whose="${__field.labels.slo}",
+            unit="percentunit",
+            decimals=0,
+            steps=below(0.25, 0),
+            empty="without traffic",
+            alert="LLMLatencyBudgetBurnFast",
+        ),
+        stat(
+            "Within TTFT",
+            f"{_SHOWN} Share of first tokens within their objective, of all requests.",
+            scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, "", slo="ttft", window=_RANGE),
+            whose="mean",
+            unit="percentunit",
+            decimals=1,
+            empty="without traffic",
+        ),
+        stat(
+            "Per hour",
+            f"{_SHOWN} What the engines' GPUs cost, in the configured currency.",
+            f"sum by (currency) ({spent}) * 3600",
+            whose=_CURRENCY,
+            decimals=2,
+            empty=_NO_PRICE,
+        ),
+        stat(
+            "Per 1M tokens",
+            f"{_SHOWN} What a million generated tokens cost.",
+            f"{priced} / on () group_left () sum({_tokens(scope)}) * 1e6",
+            whose=_CURRENCY,
+            decimals=2,
+            empty=_NO_PRICE,
+        ),
+        stat(
+            "Per joule",
+            f"{_SHOWN} Generated tokens per joule of the engines' GPUs.",
+            f"sum({_tokens(scope)}) / {joules}",
+            unit="suffix: tokens",
+            decimals=2,
+            empty="where GPUs are not monitored",
+        ),
+        stat(
+            "Served",
+            "Requests per second, of five minutes.",
+            scope.exposed(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"),
+            whose="sum",
+            unit="requests/s",
+            decimals=1,
+        ),
+        stat(
+            "Would fit",
+            "Requests per second like those of the last 15 minutes that the engines take within the objective of first "
+            "tokens; of those where it is known.",
+            scope.exposed(fits),
+            whose="sum",
+            unit="requests/s",
+            decimals=1,
+        ),
+        stat(
+            "Fewest fit",
+            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
+            scope.exposed(f"min({room})"),
+            whose="worst",
+            unit="suffix: ×",
+            decimals=1,
+            steps=below(LOAD_HEADROOM_LOW, 1),
+        ),
+    )
+
+
 def _summary(scope: Scope) -> Panel:
     generated = f"sum by (engine) ({_tokens(scope)})"
-    baseline = f'scalar(sum(rate(llm_generation_tokens_total{{{scope.matchers(())}, engine="$baseline"}}[{_RANGE}])))'
     gpus = f"sum by (engine) ({scope.of(schema.ENGINE_GPUS)})"
-    finished = f"sum by (engine) ({scope.rate(schema.REQUESTS_FINISHED, window=_RANGE)})"
+    per_gpu = f"{generated} / {gpus}"
+    base = f'rate(llm_generation_tokens_total{{{scope.matchers(())}, engine="$baseline"}}[{_RANGE}])'
+    base_gpus = f'llm_engine_gpus{{{scope.matchers(())}, engine="$baseline"}}'
+    baseline = f"scalar(sum({base}) / sum({base_gpus}))"
+    joules = f"sum by (engine) ({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
 
-    def p99(metric: Metric) -> str:
-        return _exposed(scope, scope.quantile(0.99, metric, by="engine", window=_RANGE))
+    def quantile(share: float, metric: Metric) -> str:
+        return _exposed(scope, scope.quantile(share, metric, "engine", window=_RANGE))
 
     return table(
         "Engines on their own traffic",
-        f"{_SHOWN} The baseline is chosen above. Metrics that an engine does not expose are marked. Quantiles are "
-        "estimated within each engine's own buckets: ignore differences smaller than a bucket.",
+        f"{_SHOWN} Throughput is per GPU, and against that of the baseline, which is chosen above. Quantiles are "
+        "estimated within each engine's own buckets: ignore differences smaller than a bucket. Price: of a million "
+        "generated tokens, in the configured currency.",
         (
-            Column(title="Engine", label="engine"),
-            (_exposed(scope, generated), Column(title="Generated", unit="tokens/s", width=135)),
+            Column(title="Engine", label="engine", width=90),
+            (f"sum by (engine) ({scope.of(schema.UP, ENGINES)})", Column(title="Up", decimals=0, width=50)),
             (
-                _exposed(scope, f"{generated} / {baseline} - 1"),
-                Column(title="Against baseline", unit="percentunit", width=135),
+                _exposed(scope, f"sum by (engine) ({scope.rate(schema.REQUESTS_FINISHED, window=_RANGE)})"),
+                Column(title="Requests/s", decimals=2, width=95),
             ),
-            (_exposed(scope, f"{generated} / {gpus}"), Column(title="Per GPU", unit="tokens/s", width=135)),
-            (_exposed(scope, finished), Column(title="Requests", unit="reqps", width=135)),
-            (p99(schema.TIME_TO_FIRST_TOKEN), Column(title="TTFT p99", unit="s", width=135)),
-            (p99(schema.TIME_PER_OUTPUT_TOKEN), Column(title="TPOT p99", unit="s", width=135)),
-            (p99(schema.REQUEST_DURATION), Column(title="Duration p99", unit="s", width=135)),
+            (_exposed(scope, per_gpu), Column(title="Tokens/s per GPU", decimals=0, width=135)),
+            (
+                _exposed(scope, f"{per_gpu} / {baseline} - 1"),
+                Column(title="vs. baseline", unit="percentunit", decimals=0, width=105),
+            ),
+            (quantile(0.5, schema.TIME_TO_FIRST_TOKEN), Column(title="TTFT p50", unit="s", width=90)),
+            (quantile(0.95, schema.TIME_TO_FIRST_TOKEN), Column(title="TTFT p95", unit="s", width=90)),
+            (quantile(0.95, schema.INTER_TOKEN_LATENCY), Column(title="ITL p95", unit="s", width=90)),
+            (quantile(0.95, schema.REQUEST_DURATION), Column(title="E2E p95", unit="s", width=90)),
             (
                 _exposed(
                     scope,
                     scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, "engine", slo="ttft", window=_RANGE),
                 ),
-                Column(title="TTFT SLO", unit="percentunit", width=135),
+                Column(title="TTFT SLO", unit="percentunit", decimals=1, width=90),
             ),
+            (
+                _exposed(scope, f"sum by (engine) ({_price(scope)})"),
+                Column(title="Price", decimals=2, width=80),
+            ),
+            (_exposed(scope, f"{generated} / {joules}"), Column(title="Tokens/J", unit="none", decimals=2, width=85)),
         ),
         height=6,
+        empty="without a source that is up",
+    )
+
+
+def _price(scope: Scope) -> str:
+    """Return the cost per million tokens by engine, of the targets that count their tokens."""
+    place = "cluster, instance, engine, target"
+    spent = f"sum by ({place}, currency) ({scope.rate(schema.ENGINE_COST, window=_RANGE)})"
+    counted = f"sum by ({place}) ({_tokens(scope)})"
+    priced = f"sum by (engine, currency) ({spent} and on ({place}) {counted} > 0)"
+    return f"{priced} / on (engine) group_left () sum by (engine) ({_tokens(scope)}) * 1e6"
+
+
+def _bars(scope: Scope) -> tuple[Panel, ...]:
+    generated = f"sum by (engine) ({_tokens(scope)})"
+    gpus = f"sum by (engine) ({scope.of(schema.ENGINE_GPUS)})"
+    joules = f"sum by (engine) ({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
+    first = scope.quantile(0.95, schema.TIME_TO_FIRST_TOKEN, "engine", window=_RANGE)
+    shown = {"width": 6, "height": 6, "lowest": 0}
+    return (
+        bars("Tokens/s per GPU", f"{_SHOWN} More is better.", Query(f"{generated} / {gpus}", _ENGINE), **shown),
+        bars("TTFT p95", f"{_SHOWN} Less is better.", Query(f"{first} >= 0", _ENGINE), unit="s", **shown),
+        bars(
+            "Price of 1 M tokens",
+            f"{_SHOWN} Less is better.",
+            Query(f"sum by (engine) ({_price(scope)})", _ENGINE),
+            decimals=2,
+            empty=_NO_PRICE,
+            **shown,
+        ),
+        bars(
+            "Tokens per joule",
+            f"{_SHOWN} More is better.",
+            Query(f"{generated} / {joules}", _ENGINE),
+            unit="none",
+            decimals=2,
+            empty="where GPUs are not monitored",
+            **shown,
+        ),
     )
 
 
 def _curves(scope: Scope) -> tuple[Panel, ...]:
+    gpus = f"sum by (engine) ({scope.of(schema.ENGINE_GPUS)})"
     return (
         lines(
-            "Generated tokens",
+            "Generated tokens per GPU",
             "Tokens per second.",
-            Query(f"sum by (engine) ({scope.rate(schema.GENERATION_TOKENS)})", _ENGINE),
+            Query(f"sum by (engine) ({scope.rate(schema.GENERATION_TOKENS)}) / {gpus}", _ENGINE),
             unit="tokens/s",
         ),
         lines(
-            "Time to first token, p99",
-            "Time from arrival to the first token.",
-            Query(scope.quantile(0.99, schema.TIME_TO_FIRST_TOKEN, by="engine"), _ENGINE),
+            "Time to first token, p95",
+            "Time from arrival to the first token, and the objective.",
+            Query(scope.quantile(0.95, schema.TIME_TO_FIRST_TOKEN, "engine"), _ENGINE),
+            objective(scope, "ttft"),
             unit="s",
+            styles=(OBJECTIVE,),
         ),
         lines(
-            "Time per output token, p99",
+            "Time per output token, p95",
             "Mean time per token after the first one of each finished request.",
-            Query(scope.quantile(0.99, schema.TIME_PER_OUTPUT_TOKEN, by="engine"), _ENGINE),
+            Query(scope.quantile(0.95, schema.TIME_PER_OUTPUT_TOKEN, "engine"), _ENGINE),
             unit="s",
+        ),
+    )
+
+
+def _cost(scope: Scope) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Cost per million generated tokens",
+            "Of five minutes, in the configured currency; the cheapest target of each engine.",
+            Query(f"min by (engine) ({scope.of(schema.COST_PER_MILLION_TOKENS)})", _ENGINE),
+            empty=_NO_PRICE,
+        ),
+        lines(
+            "Energy per generated token",
+            "Of five minutes; the most efficient target. That of a shared GPU is split by the memory held.",
+            Query(f"min by (engine) ({scope.of(schema.ENERGY_PER_TOKEN)})", _ENGINE),
+            unit="joule",
+        ),
+        lines(
+            "Error budget left",
+            "Of five minutes: below 0 more requests miss the objective than may.",
+            Query(
+                f"1 - (1 - {scope.share(schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS, 'engine', slo='ttft')}) / "
+                f"(1 - max by (engine) ({scope.of(schema.SLO_OBJECTIVE, slo='ttft')}))",
+                _ENGINE,
+            ),
+            unit="percentunit",
+            highest=1,
+            lowest=-1,
+            steps=Steps("text", ((0, BAD),)),
+            alert="LLMLatencyBudgetBurnFast",
         ),
     )
 
@@ -145,72 +323,29 @@ def _memory(scope: Scope) -> tuple[Panel, ...]:
     )
 
 
-def _cost(scope: Scope) -> tuple[Panel, ...]:
-    spent = scope.rate(schema.ENGINE_COST, window=_RANGE)
-    joules = scope.rate(schema.ENGINE_ENERGY, window=_RANGE)
-    # A target that counts no tokens must not lend its price to one that does.
-    counted = f"sum by (engine) ({_tokens(scope)})"
-    price = f"sum by (engine, currency) ({spent}) / on (engine) group_left () {counted} * 1e6"
-    return (
-        table(
-            "Price and energy",
-            f"{_SHOWN} The price needs a price per GPU-hour in llm-headroom's configuration.",
-            (
-                Column(title="Engine", label="engine"),
-                Column(title="Currency", label="currency", width=80),
-                (price, Column(title="Per million tokens", width=140)),
-                (f"sum by (engine) ({joules}) / {counted}", Column(title="Energy per token", unit="joule", width=130)),
-                (f"{counted} / sum by (engine) ({joules})", Column(title="Tokens per joule", unit="none", width=130)),
-            ),
-            width=12,
-            empty="without a price and without the GPUs' energy",
-        ),
-        lines(
-            "Cost per million generated tokens",
-            "Over the tokens of the last five minutes, in the configured currency; the cheapest target.",
-            Query(f"min by (engine, currency) ({scope.of(schema.COST_PER_MILLION_TOKENS)})", "{{engine}} {{currency}}"),
-            width=6,
-            empty="without a price in llm-headroom's configuration",
-        ),
-        lines(
-            "Energy per generated token",
-            "Over the tokens of the last five minutes; the most efficient target.",
-            Query(f"min by (engine) ({scope.of(schema.ENERGY_PER_TOKEN)})", _ENGINE),
-            unit="joule",
-            width=6,
-        ),
-    )
-
-
 def _models(scope: Scope) -> tuple[Panel, ...]:
-    loaded = f"count by (engine) (count by ({MODEL}) ({scope.of(schema.MODEL_LOADED)} == 1))"
     return (
         table(
             "Models",
             f"{_SHOWN} How each model performs.",
             (
-                Column(title="Engine", label="engine"),
+                Column(title="Engine", label="engine", width=90),
                 Column(title="Model", label="model"),
-                (f"max by ({MODEL}) ({scope.of(schema.MODEL_LOADED)})", Column(title="Loaded", width=80)),
-                (f"sum by ({MODEL}) ({_tokens(scope)})", Column(title="Generated", unit="tokens/s", width=120)),
+                (f"sum by ({MODEL}) ({scope.of(schema.MODEL_LOADED)})", Column(title="Loaded", width=80)),
+                (f"sum by ({MODEL}) ({_tokens(scope)})", Column(title="Generated", unit="tokens/s", width=130)),
                 (
-                    scope.quantile(0.99, schema.TIME_TO_FIRST_TOKEN, window=_RANGE),
-                    Column(title="TTFT p99", unit="s", width=100),
+                    scope.quantile(0.95, schema.TIME_TO_FIRST_TOKEN, window=_RANGE),
+                    Column(title="TTFT p95", unit="s", width=100),
                 ),
             ),
             width=12,
-        ),
-        lines(
-            "Models in memory",
-            "Number of models loaded in each engine.",
-            Query(loaded, _ENGINE),
-            width=6,
         ),
         lines(
             "Generated tokens by model",
             "Tokens per second.",
             Query(f"sum by ({MODEL}) ({scope.rate(schema.GENERATION_TOKENS)})", BY_MODEL),
             unit="tokens/s",
-            width=6,
+            width=12,
+            calcs=("lastNotNull", "max"),
         ),
     )

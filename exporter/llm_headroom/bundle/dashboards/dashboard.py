@@ -5,14 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.bundle.dashboards.panel import DATASOURCE
-
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Json, Panel
 
 TAG: Final = "llm-headroom"
-"""What links the dashboards to one another."""
+"""By which Grafana finds them."""
 _GRID: Final = 24
+_OLDEST: Final = "10.4.0"
+"""Grafana's version from which on they are tested."""
+_PANELS: Final = {
+    "timeseries": "Time series",
+    "stat": "Stat",
+    "table": "Table",
+    "bargauge": "Bar gauge",
+    "heatmap": "Heatmap",
+    "state-timeline": "State timeline",
+}
+
+
+_SELECTOR: Final[Json] = {
+    "name": "selector",
+    "label": "Selector of logs",
+    "type": "textbox",
+    "query": '{container=~"vllm|sglang|ollama"}',
+    "current": {"text": '{container=~"vllm|sglang|ollama"}', "value": '{container=~"vllm|sglang|ollama"}'},
+    "options": [],
+    "hide": 0,
+}
+"""Which logs are the engines' is a matter of each site: to be written once, and saved with a copy of the dashboard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +51,25 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """Something to choose: the values of a label, `several` at once or one."""
+    """Something to choose: the values of a label, `several` at once or one.
+
+    One that is `hidden` filters nothing here: links carry it on.
+    """
 
     name: str
     label: str
     query: str
     several: bool = True
     regex: str = ""
+    hidden: bool = False
 
-    def to_json(self) -> Json:
+    def to_json(self, source: Json) -> Json:
         """Return Grafana's form of it."""
         found: Json = {
             "name": self.name,
             "label": self.label,
             "type": "query",
-            "datasource": DATASOURCE,
+            "datasource": source,
             "query": {"query": self.query, "refId": f"variable-{self.name}"},
             "definition": self.query,
             "refresh": 2,  # on a change of the time range
@@ -53,11 +77,12 @@ class Variable:
             "sort": 1,
             "multi": self.several,
             "includeAll": self.several,
-            "hide": 0,
+            "hide": 2 * self.hidden,
             "options": [],
+            "allValue": ".*",
         }
         if self.several:
-            found |= {"allValue": ".*", "current": {"selected": True, "text": ["All"], "value": ["$__all"]}}
+            found |= {"current": {"selected": True, "text": ["All"], "value": ["$__all"]}}
         return found
 
 
@@ -76,11 +101,11 @@ class Annotation:
     exact: bool = False
     shown: bool = True
 
-    def to_json(self) -> Json:
+    def to_json(self, source: Json) -> Json:
         """Return Grafana's form of it."""
         return {
             "name": self.name,
-            "datasource": DATASOURCE,
+            "datasource": source,
             "enable": self.shown,
             "hide": False,
             "iconColor": self.colour,
@@ -93,9 +118,36 @@ class Annotation:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A way to another page, at the top. One that is `whole` gets every variable; else its URL has what it gets."""
+
+    title: str
+    url: str
+    whole: bool = True
+
+    def to_json(self) -> Json:
+        """Return Grafana's form of it."""
+        return {
+            "title": self.title,
+            "type": "link",
+            "url": self.url,
+            "includeVars": self.whole,
+            "keepTime": True,
+            "targetBlank": False,
+            "asDropdown": False,
+            "icon": "dashboard",
+            "tags": [],
+            "tooltip": "",
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dashboard:
-    """A dashboard; `uid` is part of its address and never changes."""
+    """A dashboard; `uid` is part of its address and never changes.
+
+    `source` is the type of its data source, `beside` are sources of logs and traces that its links lead to.
+    """
 
     uid: str
     title: str
@@ -103,23 +155,17 @@ class Dashboard:
     variables: tuple[Variable, ...]
     annotations: tuple[Annotation, ...]
     rows: tuple[Row, ...]
+    links: tuple[Link, ...]
     since: str = "now-1h"
+    source: str = "prometheus"
+    beside: tuple[tuple[str, str], ...] = ()
 
     def to_json(self, runbook_url: str) -> Json:
         """Return Grafana's form of it, each alert's runbook at `runbook_url` with `{alert}` replaced."""
-        source = {
-            "name": "datasource",
-            "label": "Data source",
-            "type": "datasource",
-            "query": "prometheus",
-            "regex": "",
-            "refresh": 1,
-            "multi": False,
-            "includeAll": False,
-            "hide": 0,
-            "options": [],
-            "current": {},
-        }
+        source = {"type": self.source, "uid": "${datasource}"}
+        sources = [_source("datasource", "Data source", self.source)]
+        sources += [_source(name, name.capitalize(), kind) for name, kind in self.beside]
+        sources += [_SELECTOR] if self.beside else []
         built_in = {
             "name": "Annotations & Alerts",
             "datasource": {"type": "grafana", "uid": "-- Grafana --"},
@@ -129,7 +175,11 @@ class Dashboard:
             "hide": True,
             "iconColor": "rgba(0, 211, 255, 1)",
         }
+        panels = self._panels(runbook_url, source)
         return {
+            "__inputs": [],
+            "__elements": {},
+            "__requires": self._requires(),
             "id": None,
             "uid": self.uid,
             "title": self.title,
@@ -145,13 +195,22 @@ class Dashboard:
             "timepicker": {},
             "fiscalYearStartMonth": 0,
             "weekStart": "",
-            "links": [_siblings()],
-            "templating": {"list": [source, *(one.to_json() for one in self.variables)]},
-            "annotations": {"list": [built_in, *(one.to_json() for one in self.annotations)]},
-            "panels": self._panels(runbook_url),
+            "links": [one.to_json() for one in self.links],
+            "templating": {"list": [sources[0], *(one.to_json(source) for one in self.variables), *sources[1:]]},
+            "annotations": {"list": [built_in, *(one.to_json(source) for one in self.annotations)]},
+            "panels": panels,
         }
 
-    def _panels(self, runbook_url: str) -> list[Json]:
+    def _requires(self) -> list[Json]:
+        """What grafana.com says that an import needs."""
+        kinds = sorted({str(panel.kind) for row in self.rows for panel in row.panels})
+        return [
+            {"type": "grafana", "id": "grafana", "name": "Grafana", "version": _OLDEST},
+            {"type": "datasource", "id": self.source, "name": self.source.capitalize(), "version": "1.0.0"},
+            *({"type": "panel", "id": kind, "name": _PANELS[kind], "version": ""} for kind in kinds),
+        ]
+
+    def _panels(self, runbook_url: str, source: Json) -> list[Json]:
         found: list[Json] = []
         number, top = 1, 0
         for row in self.rows:
@@ -171,7 +230,7 @@ class Dashboard:
                 if left + panel.width > _GRID:
                     left, top = 0, top + height
                 url = runbook_url.replace("{alert}", panel.alert)
-                placed.append(panel.to_json(number, (left, top), url))
+                placed.append(panel.to_json(number, (left, top), url, source))
                 number, left, height = number + 1, left + panel.width, panel.height
             found.append(head)
             if row.optional:
@@ -183,16 +242,18 @@ class Dashboard:
         return found
 
 
-def _siblings() -> Json:
+def _source(name: str, label: str, kind: str) -> Json:
+    """Return a variable for a data source of a type."""
     return {
-        "title": "llm-headroom",
-        "type": "dashboards",
-        "tags": [TAG],
-        "asDropdown": False,
-        "includeVars": True,
-        "keepTime": True,
-        "targetBlank": False,
-        "icon": "external link",
-        "tooltip": "",
-        "url": "",
+        "name": name,
+        "label": label,
+        "type": "datasource",
+        "query": kind,
+        "regex": "",
+        "refresh": 1,
+        "multi": False,
+        "includeAll": False,
+        "hide": 0,
+        "options": [],
+        "current": {},
     }

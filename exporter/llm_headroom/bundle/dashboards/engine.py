@@ -1,55 +1,63 @@
-"""One engine and model in the order of a request's life: arrival, queue, prefill, decode, cache."""
+"""One engine in the order of a request's life: arrival, queue, prefill, decode, cache."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.bundle.dashboards import engine_parts
+from llm_headroom.bundle.dashboards.colours import BAD, DECODE, GOOD, PREFILL, QUEUE, UNKNOWN, WARN
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import Query, above, below
+from llm_headroom.bundle.dashboards.panel import Kind, Panel, Query, above, below, fixed
 from llm_headroom.bundle.dashboards.parts import (
+    OBJECTIVE,
+    areas,
     dashed,
     failed_share,
-    finished_requests,
     finished_requests_now,
     heatmap,
     lines,
+    objective,
     quiet,
     stat,
 )
 from llm_headroom.bundle.dashboards.plan import Plan
-from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, Scope
+from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, TARGET, Scope
+from llm_headroom.bundle.dashboards.words import ENGINE_WORDS
+from llm_headroom.model import ENGINE_STATES
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
-    from llm_headroom.bundle.dashboards.panel import Json, Panel
+    from llm_headroom.bundle.dashboards.panel import Json
     from llm_headroom.model import Metric
     from llm_headroom.thresholds import Thresholds
 
 _QUANTILES: tuple[tuple[str, Json], ...] = ((" p50$", quiet()), (" p99$", quiet()))
+_UNSEEN: Final = "for an engine that does not expose this, such as Ollama without the measuring proxy"
+_CLASSES: Final = (
+    ("^2xx", fixed(GOOD)),
+    ("^3xx", fixed(UNKNOWN)),
+    ("^4xx", fixed(WARN)),
+    ("^5xx", fixed(BAD)),
+)
 
 
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("How is the engine doing?", _numbers(scope, limits)),
+        Row("How is the engine doing?", (*_numbers(scope, limits), _states(scope))),
+        Row("Where does a request's time go?", _anatomy(scope)),
         Row("Which requests arrive, and how do they end?", _arrivals(scope)),
-        Row("Do requests wait?", _queue(scope, limits)),
         Row("How long until the first token?", _prefill(scope, limits)),
         Row("How fast are tokens generated?", _decode(scope, limits)),
-        Row("How many tokens are processed?", _tokens(scope)),
+        Row("Do requests wait, and for what?", _queue(scope, limits)),
         Row("Does the cache help, and is it large enough?", _cache(scope, limits)),
-        Row(
-            "How are $engine's latencies distributed?",
-            _heatmaps(scope),
-            optional="in addition to the quantiles above",
-            repeat="engine",
-        ),
-        Row("Does speculative decoding pay?", _speculation(scope), optional="for engines with a draft model"),
-        Row("What does the router do?", _router(scope), optional="for fleets behind SGLang's router or gateway"),
+        *engine_parts.rows(scope),
     )
 
 
 DASHBOARD: Final = Plan(
-    "engine", "Engine and model", "Where does a request's time go? Queue, prefill, decode, cache.", _rows
+    "engine", "Where does a request's time go? One engine: queue, prefill, decode, cache.", _rows, single=True
 )
 
 
@@ -76,7 +84,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         stat(
             "TTFT p95",
-            "TTFT of the slowest engine and model.",
+            "TTFT of the slowest model.",
             worst(schema.TIME_TO_FIRST_TOKEN),
             whose="worst",
             unit="s",
@@ -84,7 +92,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         stat(
             "ITL p95",
-            "Inter-token latency of the slowest engine and model.",
+            "Inter-token latency of the slowest model.",
             worst(schema.INTER_TOKEN_LATENCY),
             whose="worst",
             unit="s",
@@ -92,44 +100,109 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMInterTokenLatencySlow",
         ),
         stat(
-            "E2E p95",
-            "Request duration of the slowest engine and model.",
-            worst(schema.REQUEST_DURATION),
-            whose="worst",
-            unit="s",
+            "Room",
+            "How many times its traffic of 15 minutes it takes within the objective of first tokens.",
+            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+            unit="suffix: ×",
+            decimals=1,
+            steps=below(LOAD_HEADROOM_LOW, 1),
         ),
         failed_share(scope, limits),
         stat(
-            "Stalled",
-            "Engines with requests whose steps and tokens have not increased for a minute.",
-            scope.exposed(f"sum({scope.of(schema.ENGINE_STALLED)})"),
-            steps=above(1, 1),
-            alert="LLMEngineStalled",
+            "Restarts",
+            "Since llm-headroom watches it, recognised by a reset of its counters.",
+            scope.exposed(f"sum({scope.of(schema.ENGINE_RESTARTS)})"),
+            decimals=0,
+            alert="LLMEngineCrashLoop",
         ),
     )
 
 
+def _states(scope: Scope) -> Panel:
+    return Panel(
+        kind=Kind.STATES,
+        title="State",
+        answers="The worst state that holds, of each model. Unreachable: its exporter is, and nothing is known.",
+        queries=(Query(scope.state(schema.ENGINE_STATE, ENGINE_STATES, TARGET), "{{model}}"),),
+        words=ENGINE_WORDS,
+        width=24,
+        height=4,
+    )
+
+
+def _anatomy(scope: Scope) -> tuple[Panel, ...]:
+    """Return where the mean request's time goes; what an engine has no histogram of follows from the others."""
+    mean = {metric: scope.mean(metric, "") for metric in (schema.TIME_TO_FIRST_TOKEN, schema.REQUEST_DURATION)}
+    queue = scope.mean(schema.REQUEST_QUEUE, "")
+    first, whole = mean.values()
+    prefill = f"({scope.mean(schema.REQUEST_PREFILL, '')} >= 0) or ({first} - ({queue} >= 0)) or ({first})"
+    decode = f"({scope.mean(schema.REQUEST_DECODE, '')} >= 0) or ({whole} - {first})"
+    return (
+        areas(
+            "Mean request",
+            "Time in the queue, in prefill and in decode, one on another: the mean duration of a request. Prefill of "
+            "an engine without a histogram of it is TTFT less the queue, decode is the duration less TTFT. The dashed "
+            "line is the objective of first tokens: queue and prefill belong below it.",
+            Query(f"({queue}) >= 0", "queue"),
+            Query(f"({prefill}) >= 0", "prefill"),
+            Query(f"({decode}) >= 0", "decode"),
+            objective(scope, "ttft"),
+            unit="s",
+            width=12,
+            height=10,
+            empty=_UNSEEN,
+            styles=(
+                ("^queue", fixed(QUEUE)),
+                ("^prefill", fixed(PREFILL)),
+                ("^decode", fixed(DECODE)),
+                OBJECTIVE,
+            ),
+        ),
+        _spread(scope, schema.TIME_TO_FIRST_TOKEN, "First tokens", "Requests by how long their first token took.", "s"),
+    )
+
+
+def _spread(scope: Scope, metric: Metric, title: str, answers: str, unit: str) -> Panel:
+    buckets = f"sum by (engine, le) ({scope.rate(metric, suffix='_bucket')})"
+    return heatmap(title, answers, buckets, unit=unit, width=12, height=10, empty=_UNSEEN)
+
+
 def _arrivals(scope: Scope) -> tuple[Panel, ...]:
-    prompts, answers = schema.REQUEST_PROMPT_TOKENS, schema.REQUEST_GENERATION_TOKENS
     ends = f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FINISHED)})"
     fails = f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FAILED)})"
+    prompts = _spread(scope, schema.REQUEST_PROMPT_TOKENS, "Prompts", "Requests by tokens of their prompt.", "short")
+    answers = _spread(scope, schema.REQUEST_GENERATION_TOKENS, "Answers", "Requests by generated tokens.", "short")
     return (
-        finished_requests(scope),
-        lines(
-            "Size of requests",
-            "Mean tokens of prompts and outputs. Longer prompts need more prefill, longer outputs more KV cache.",
-            Query(scope.mean(prompts), f"{BY_MODEL} prompt"),
-            Query(scope.mean(answers), f"{BY_MODEL} output"),
-            styles=((" output$", quiet()),),
-        ),
-        lines(
+        areas(
             "How requests end",
-            "Per second, by reason. Engines that expose no reason have one curve; `abort`: the client disconnected.",
-            Query(ends, "{{reason}} ({{engine}})"),
-            Query(fails, "failed: {{reason}} ({{engine}})"),
-            unit="reqps",
+            "By finish reason. Engines that expose no reason have one curve; `abort`: the client disconnected.",
+            Query(ends, "{{reason}}"),
+            Query(fails, "failed: {{reason}}"),
+            unit="requests/s",
+            width=6,
+            at_least=1,
+            empty=_UNSEEN,
+            styles=(
+                ("^stop", fixed(GOOD)),
+                ("^length", fixed(PREFILL)),
+                ("^failed: abort", fixed(UNKNOWN)),
+                ("^failed: (?!abort)", fixed(BAD)),
+            ),
             alert="LLMErrorRatioHigh",
         ),
+        areas(
+            "HTTP responses",
+            "By class of status code.",
+            Query(f"sum by (code) ({scope.rate(schema.HTTP_RESPONSES)})", "{{code}}"),
+            unit="responses/s",
+            width=6,
+            at_least=1,
+            empty="for an engine that does not count its responses",
+            styles=_CLASSES,
+            alert="LLMErrorRatioHigh",
+        ),
+        replace(prompts, width=6, height=8),
+        replace(answers, width=6, height=8),
     )
 
 
@@ -137,9 +210,12 @@ def _queue(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Waiting",
-            "Requests waiting to be scheduled.",
+            "Requests waiting to be scheduled, and (dashed) by what they wait for, where that is exposed.",
             Query(f"sum by ({MODEL}) ({scope.of(schema.REQUESTS_WAITING)})", BY_MODEL),
+            Query(f"sum by (engine, reason) ({scope.of(schema.REQUESTS_WAITING_BY_REASON)}) > 0", "for {{reason}}"),
             steps=above(limits.waiting_high),
+            styles=(("^for ", quiet()),),
+            empty=_UNSEEN,
             alert="LLMQueueBuilding",
         ),
         lines(
@@ -149,13 +225,15 @@ def _queue(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             Query(f"sum by ({MODEL}) ({scope.of(schema.REQUESTS_RUNNING)})", BY_MODEL),
             Query(f"sum by ({MODEL}) ({scope.of(schema.REQUESTS_RUNNING_LIMIT)})", f"{BY_MODEL} limit"),
             styles=((" limit$", dashed()),),
+            empty=_UNSEEN,
         ),
         lines(
-            "Time in the queue",
-            "Time from arrival until first scheduled.",
-            *_quantiles(scope, schema.REQUEST_QUEUE),
-            unit="s",
-            styles=_QUANTILES,
+            "Steps",
+            "Forward passes per second. 0 while requests run means stalled.",
+            Query(f"sum by ({MODEL}) ({scope.rate(schema.ENGINE_STEPS)})", BY_MODEL),
+            unit="steps/s",
+            empty=_UNSEEN,
+            alert="LLMEngineStalled",
         ),
     )
 
@@ -164,49 +242,49 @@ def _prefill(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Time to first token",
-            "Time from arrival to the first token, including the queue.",
+            "Time from arrival to the first token, including the queue, and the objective.",
             *_quantiles(scope, schema.TIME_TO_FIRST_TOKEN),
+            objective(scope, "ttft"),
             unit="s",
-            styles=_QUANTILES,
+            styles=(*_QUANTILES, OBJECTIVE),
+            empty=_UNSEEN,
             alert="LLMFirstTokensSlow",
         ),
         lines(
             "Slow TTFT",
-            "Share of requests whose TTFT missed the objective, of the worst target; the alert judges 2 min. Exact, as "
-            "the objective is on a bucket boundary. A gap is no traffic.",
+            "Share of requests whose TTFT missed the objective; the alert judges 2 min. Exact, as the objective is on "
+            "a bucket boundary. A gap is no traffic.",
             Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='300s')})", BY_MODEL),
             unit="percentunit",
             steps=above(limits.ttft_slow_share / 2, limits.ttft_slow_share),
             highest=1,
+            empty=_UNSEEN,
             alert="LLMFirstTokensSlow",
         ),
         lines(
-            "Prefill",
-            "Time from first scheduling to the first token.",
-            *_quantiles(scope, schema.REQUEST_PREFILL),
+            "Time in the queue",
+            "Time from arrival until first scheduled.",
+            *_quantiles(scope, schema.REQUEST_QUEUE),
             unit="s",
             styles=_QUANTILES,
+            empty=_UNSEEN,
         ),
     )
 
 
 def _decode(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    prompts = f"sum by ({MODEL}) ({scope.rate(schema.PROMPT_TOKENS)})"
     return (
         lines(
             "Inter-token latency",
-            "Time between successive tokens of one request.",
+            "Time between successive tokens of one request, and the objective.",
             *_quantiles(scope, schema.INTER_TOKEN_LATENCY),
+            objective(scope, "inter_token_latency"),
             unit="s",
             steps=above(limits.inter_token_slow),
-            styles=_QUANTILES,
+            styles=(*_QUANTILES, OBJECTIVE),
+            empty=_UNSEEN,
             alert="LLMInterTokenLatencySlow",
-        ),
-        lines(
-            "Time per output token",
-            "Mean time per token after the first one, observed once per finished request.",
-            *_quantiles(scope, schema.TIME_PER_OUTPUT_TOKEN),
-            unit="s",
-            styles=_QUANTILES,
         ),
         lines(
             "Request duration",
@@ -214,35 +292,17 @@ def _decode(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             *_quantiles(scope, schema.REQUEST_DURATION),
             unit="s",
             styles=_QUANTILES,
+            empty=_UNSEEN,
             alert="LLMLatencyBudgetBurnSlow",
         ),
-    )
-
-
-def _tokens(scope: Scope) -> tuple[Panel, ...]:
-    prompts = f"sum by ({MODEL}) ({scope.rate(schema.PROMPT_TOKENS)})"
-    cached = f"sum by ({MODEL}) ({scope.rate(schema.PROMPT_TOKENS_CACHED)})"
-    return (
         lines(
-            "Prompt tokens",
-            "Per second, and (dashed) those found in a cache, which need no prefill.",
-            Query(prompts, BY_MODEL),
-            Query(cached, f"{BY_MODEL} cached"),
-            unit="tokens/s",
-            styles=((" cached$", quiet()),),
-        ),
-        lines(
-            "Generated tokens",
-            "Per second.",
+            "Tokens",
+            "Generated, and (dashed) of prompts, cached ones included.",
             Query(f"sum by ({MODEL}) ({scope.rate(schema.GENERATION_TOKENS)})", BY_MODEL),
+            Query(prompts, f"{BY_MODEL} prompt"),
             unit="tokens/s",
-        ),
-        lines(
-            "Steps",
-            "Forward passes per second. 0 while requests run means stalled.",
-            Query(f"sum by ({MODEL}) ({scope.rate(schema.ENGINE_STEPS)})", BY_MODEL),
-            unit="cps",
-            alert="LLMEngineStalled",
+            styles=((" prompt$", quiet()),),
+            empty=_UNSEEN,
         ),
     )
 
@@ -257,14 +317,18 @@ def _cache(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             Query(scope.share(schema.PREFIX_CACHE_HITS, schema.PREFIX_CACHE_QUERIES, MODEL), BY_MODEL),
             unit="percentunit",
             highest=1,
+            empty=_UNSEEN,
         ),
         lines(
             "KV cache usage",
-            "Share in use by requests, of the fullest target; reusable cache is not included.",
+            "Share in use by requests, and (dashed) its peak of the last minute. Reusable cache is not included.",
             Query(f"max by ({MODEL}) ({scope.of(schema.KV_CACHE_USAGE)})", BY_MODEL),
+            Query(f"max by ({MODEL}) ({scope.of(schema.KV_CACHE_USAGE_PEAK)})", f"{BY_MODEL} peak"),
             unit="percentunit",
             steps=above(limits.kv_usage_high, limits.kv_usage_critical),
             highest=1,
+            styles=((" peak$", quiet()),),
+            empty=_UNSEEN,
             alert="LLMKVHeadroomLow",
         ),
         lines(
@@ -274,83 +338,7 @@ def _cache(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             unit="percentunit",
             steps=above(limits.preemption_share, limits.preemption_share_critical),
             at_least=0.1,
+            empty=_UNSEEN,
             alert="LLMKVCacheExhausted",
-        ),
-    )
-
-
-def _heatmaps(scope: Scope) -> tuple[Panel, ...]:
-    def spread(metric: Metric) -> str:
-        return f"sum by (engine, le) ({scope.rate(metric, suffix='_bucket')})"
-
-    none = "for an engine that does not expose this histogram"
-    return (
-        heatmap(
-            "Time to first token", "Requests per bucket.", spread(schema.TIME_TO_FIRST_TOKEN), unit="s", empty=none
-        ),
-        heatmap("Inter-token latency", "Tokens per bucket.", spread(schema.INTER_TOKEN_LATENCY), unit="s", empty=none),
-        heatmap("Request duration", "Requests per bucket.", spread(schema.REQUEST_DURATION), unit="s", empty=none),
-    )
-
-
-def _speculation(scope: Scope) -> tuple[Panel, ...]:
-    accepted, drafted = schema.SPEC_DECODE_ACCEPTED_TOKENS, schema.SPEC_DECODE_DRAFT_TOKENS
-    none = "without speculative decoding"
-    return (
-        lines(
-            "Acceptance rate",
-            "Share of draft tokens accepted by the model; worthwhile from about 80 %.",
-            Query(scope.share(accepted, drafted, MODEL), BY_MODEL),
-            unit="percentunit",
-            highest=1,
-            steps=below(0.8),
-            empty=none,
-        ),
-        lines(
-            "Acceptance rate, as averaged by the engine",
-            "For engines that expose no counters; 0 if nothing is drafted.",
-            Query(f"max by ({MODEL}) ({scope.of(schema.SPEC_DECODE_ACCEPTANCE)})", BY_MODEL),
-            unit="percentunit",
-            highest=1,
-            empty=none,
-        ),
-        lines(
-            "Drafted and accepted tokens",
-            "Per second.",
-            Query(f"sum by ({MODEL}) ({scope.rate(drafted)})", f"{BY_MODEL} drafted"),
-            Query(f"sum by ({MODEL}) ({scope.rate(accepted)})", f"{BY_MODEL} accepted"),
-            unit="tokens/s",
-            styles=((" drafted$", quiet()),),
-            empty=none,
-        ),
-    )
-
-
-def _router(scope: Scope) -> tuple[Panel, ...]:
-    none = "without a router among the targets"
-    return (
-        lines(
-            "Requests at the router",
-            "Per second: received, retried, rejected, failed.",
-            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_REQUESTS)})", "{{target}} received"),
-            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_RETRIES)})", "{{target}} retried"),
-            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_REJECTED)})", "{{target}} rejected"),
-            Query(f"sum by (engine, target) ({scope.rate(schema.ROUTER_ERRORS)})", "{{target}} failed"),
-            unit="reqps",
-            empty=none,
-        ),
-        lines(
-            "In progress at each worker",
-            "Requests in progress at each worker: does the router balance them?",
-            Query(f"sum by (engine, worker) ({scope.of(schema.ROUTER_WORKER_REQUESTS)})", "{{worker}}"),
-            empty=none,
-        ),
-        lines(
-            "Healthy workers",
-            "And (dashed) all workers known to the router.",
-            Query(f"sum by (engine, target) ({scope.of(schema.ROUTER_WORKER_HEALTHY)})", "{{target}} healthy"),
-            Query(f"sum by (engine, target) ({scope.of(schema.ROUTER_WORKERS)})", "{{target}} known"),
-            styles=((" known$", dashed()),),
-            empty=none,
         ),
     )

@@ -6,23 +6,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.bundle.dashboards.colours import BAD, DECODE, PREFILL, QUEUE, UNKNOWN, WARN
 from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import (
-    BAD,
-    GOOD,
-    UNKNOWN,
     UNPAINTED,
-    WARN,
     Column,
+    Kind,
+    Panel,
     Query,
     Steps,
     above,
     below,
+    fixed,
     thresholds,
 )
 from llm_headroom.bundle.dashboards.parts import (
     failed_share,
-    finished_requests,
     finished_requests_now,
     lines,
     stat,
@@ -30,12 +29,11 @@ from llm_headroom.bundle.dashboards.parts import (
 )
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, TARGET, Scope
-from llm_headroom.model import ENGINE_STATES, Level
+from llm_headroom.bundle.dashboards.words import ENGINE_WORDS
+from llm_headroom.model import ENGINE_STATES
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW, RATE_SECONDS, SATURATION_HIGH, SLOW_SECONDS
-from llm_headroom.view.text import STATE_MARKS
 
 if TYPE_CHECKING:
-    from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.model import Metric
     from llm_headroom.thresholds import Thresholds
 
@@ -52,34 +50,31 @@ _TO_KV = f"/d/llm-headroom-kv?{_CELL}{_MODEL}"
 _TO_KV_ALL = f"/d/llm-headroom-kv?{_CHOSEN}"
 _TO_GPU = f"/d/llm-headroom-gpu?{_CHOSEN}"
 _TO_EXPORTER = f"/d/llm-headroom-exporter?{_CHOSEN}"
-_COLOURS = {Level.GOOD: GOOD, Level.WARN: WARN, Level.BAD: BAD, Level.UNKNOWN: UNKNOWN}
 _ALERT_SHARE = SLOW_SECONDS / RATE_SECONDS
 """What an alert that judges two minutes sees is at least this much of five minutes."""
-_UNREACHABLE = f"{STATE_MARKS[Level.UNKNOWN]} exporter unreachable"
 
-
-def _states() -> tuple[tuple[float, str, str], ...]:
-    """Return each state's place from the end, its mark and word, and its colour; worst first, as `Scope.state` does."""
-    worst, *others = ((f"{STATE_MARKS[state.level]} {state}", _COLOURS[state.level]) for state in ENGINE_STATES)
-    named = (worst, (_UNREACHABLE, UNKNOWN), *others)
-    return tuple((float(len(named) - place), text, colour) for place, (text, colour) in enumerate(named))
+_SLOS = (
+    ("^ttft$", fixed(PREFILL)),
+    ("^inter_token_latency$", fixed(DECODE)),
+    ("^request_duration$", fixed(QUEUE)),
+    ("^availability$", fixed(WARN)),
+)
 
 
 def _rows(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Row, ...]:
     return (
         Row("Is everything healthy?", _numbers(scope, limits, alerts)),
-        Row("Which engine needs a look?", (_table(scope, limits),)),
+        Row("Which engine needs a look?", (_table(scope, limits), _history(scope))),
+        Row("Which alerts are firing?", (_alerts(alerts),)),
         Row("Are the objectives met?", _users(scope, limits)),
         Row("How much traffic is there?", _traffic(scope, limits)),
         Row("How close are the limits?", _limits(scope, limits)),
         Row("How long do responses take?", _latencies(scope), optional="with the recording rules of llm-headroom"),
-        Row("Which alerts are firing?", (_alerts(alerts),), optional="while an alert fires"),
     )
 
 
 DASHBOARD: Final = Plan(
     "fleet",
-    "Fleet",
     "Is everything healthy? Engines, traffic, objectives and headroom of the whole fleet.",
     _rows,
 )
@@ -216,7 +211,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
         (
             (
                 f"sort_desc({scope.state(schema.ENGINE_STATE, ENGINE_STATES, TARGET)})",
-                Column(title="State", words=_states(), width=170),
+                Column(title="State", words=ENGINE_WORDS, width=170),
             ),
             Column(title="Cluster", label="cluster", width=100),
             Column(title="Instance", label="instance", width=150),
@@ -264,8 +259,29 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
     )
 
 
+def _history(scope: Scope) -> Panel:
+    others = scope.of(schema.ENGINE_STATE, 'state!~"ok|idle|asleep"')
+    troubled = f"topk(12, max by ({TARGET}) (max_over_time({others}[$__range] @ end()) > 0))"
+    return Panel(
+        kind=Kind.STATES,
+        title="Since when",
+        answers="State over time of engines that were not well within the time shown: twelve at most.",
+        queries=(
+            Query(
+                f"{scope.state(schema.ENGINE_STATE, ENGINE_STATES, TARGET)} and on ({TARGET}) {troubled}",
+                "{{instance}} · {{target}} · {{model}}",
+            ),
+        ),
+        words=ENGINE_WORDS,
+        width=24,
+        height=8,
+        empty="while every engine was well",
+    )
+
+
 def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     good, every = schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS
+    missed, promised = (scope.recorded(name) for name in ("llm_slo_missed:ratio_rate1h", "llm_slo_objective_ratio:max"))
     return (
         lines(
             "Slow TTFT",
@@ -273,6 +289,7 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "A gap is no traffic, or an engine that is down.",
             Query(f"max by ({MODEL}) ({scope.of(schema.TTFT_SLOW, window='300s')})", BY_MODEL),
             unit="percentunit",
+            width=6,
             steps=above(limits.ttft_slow_share),
             highest=1,
             alert="LLMFirstTokensSlow",
@@ -282,14 +299,31 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Share of requests (tokens, for inter-token latency) that met each objective, over all that is selected.",
             Query(scope.share(good, every, "slo"), "{{slo}}"),
             unit="percentunit",
+            width=6,
             highest=1,
+            styles=_SLOS,
+            alert="LLMLatencyBudgetBurnFast",
+        ),
+        lines(
+            "Error budget left",
+            "Of the requests of the last hour: the share of those that may miss the objective and have not. Below 0 "
+            "the promise is being broken.",
+            Query(f"min by (slo) (1 - {missed} / (1 - {promised}))", "{{slo}}"),
+            unit="percentunit",
+            width=6,
+            lowest=-1,
+            highest=1,
+            steps=Steps("text", ((0, BAD),)),
+            styles=_SLOS,
+            empty="without the recording rules of llm-headroom",
             alert="LLMLatencyBudgetBurnFast",
         ),
         lines(
             "Failed requests",
             "Requests per second that did not complete, by reason.",
             Query(f"sum by (engine, reason) ({scope.rate(schema.REQUESTS_FAILED)})", "{{reason}} ({{engine}})"),
-            unit="reqps",
+            unit="requests/s",
+            width=6,
             at_least=1,
             alert="LLMErrorRatioHigh",
         ),
@@ -298,7 +332,12 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 
 def _traffic(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
-        finished_requests(scope),
+        lines(
+            "Requests",
+            "Finished requests per second, added up.",
+            Query(f"sum by ({MODEL}) ({scope.rate(schema.REQUESTS_FINISHED)})", BY_MODEL),
+            unit="requests/s",
+        ),
         lines(
             "Generated tokens",
             "Tokens per second.",
@@ -337,9 +376,9 @@ def _limits(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "GPU memory headroom",
-            "Memory that can still be allocated on each GPU. A card at 95 % is normal, as engines reserve their KV "
-            "cache at startup; below the line an allocation may fail.",
-            Query(f"min by (gpu, instance) ({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})", BY_GPU),
+            "Memory that can still be allocated on the GPUs that had least. A card at 95 % is normal, as engines "
+            "reserve their KV cache at startup; below the line an allocation may fail.",
+            Query(scope.worst(schema.GPU_MEMORY_HEADROOM_RATIO, "cluster, instance, gpu", highest=False), BY_GPU),
             unit="percentunit",
             steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
             highest=1,
@@ -371,8 +410,8 @@ def _alerts(alerts: str) -> Panel:
         "Firing alerts",
         "Firing alerts of llm-headroom.",
         (
+            Column(title="Severity", label="severity", width=90),
             Column(title="Alert", label="alertname", width=260),
-            Column(title="Severity", label="severity", width=100),
             Column(title="Cluster", label="cluster", width=100),
             Column(title="Instance", label="instance", width=150),
             Column(title="Engine", label="engine", width=100),
@@ -385,4 +424,6 @@ def _alerts(alerts: str) -> Panel:
             ),
         ),
         empty="while no alert fires",
+        height=7,
+        sort="Severity",
     )

@@ -1,34 +1,31 @@
-"""GPUs: memory by engine, headroom, load, cost and health."""
+"""GPUs: each device first, then what uses its memory, how busy it is, and whether it is throttled or broken."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.bundle.dashboards.colours import BAD, GOOD, GREY, UNKNOWN, WARN, shades
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import WARN, Column, Json, Query, above, below
-from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat, table
+from llm_headroom.bundle.dashboards.panel import UNPAINTED, Column, Json, Kind, Panel, Query, above, below, fixed
+from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
-from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_TARGET, SOURCE, Scope
+from llm_headroom.bundle.dashboards.scope import BY_GPU, MOST, Scope
+from llm_headroom.bundle.dashboards.words import GPU_WORDS
+from llm_headroom.model import GPU_STATES, Level
 
 if TYPE_CHECKING:
-    from llm_headroom.bundle.dashboards.panel import Panel
+    from llm_headroom.model import Metric
     from llm_headroom.thresholds import Thresholds
 
-_GPU = "gpu, instance"
-_KIND_COLOURS = {
-    "weights|model": "dark-blue",
-    "kv_used": "dark-orange",
-    "kv_cache": "dark-orange",
-    "kv_evictable": "dark-purple",
-    "kv_free": "light-orange",
-    "other|graph": "semi-dark-yellow",
-}
-_MEMORY: tuple[tuple[str, Json], ...] = (
-    *((f" ({kind})$", {"color": {"mode": "fixed", "fixedColor": hue}}) for kind, hue in _KIND_COLOURS.items()),
-    ("^unattributed", {"color": {"mode": "fixed", "fixedColor": "dark-red"}}),
-    ("^driver", {"color": {"mode": "fixed", "fixedColor": "#8e8e99"}}),
-    ("^free", {"color": {"mode": "fixed", "fixedColor": "dark-green"}, "custom.fillOpacity": 25}),
+_GPU: Final = "cluster, instance, gpu"
+_WORST: Final = "The worst of the time shown."
+_LAST: Final = ("lastNotNull", "max")
+_MEMORY: Final[tuple[tuple[str, Json], ...]] = (
+    *((pattern, fixed(colour)) for pattern, colour in shades().items()),
+    ("^nobody known", fixed(BAD)),
+    ("^driver", fixed(GREY)),
+    ("^free", {**fixed(GOOD), "custom.fillOpacity": 20}),
     ("^total", dashed("text")),
     ("^headroom low", dashed(WARN)),
 )
@@ -36,73 +33,93 @@ _MEMORY: tuple[tuple[str, Json], ...] = (
 
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("Is there headroom, and are the GPUs healthy?", _numbers(scope, limits)),
-        Row("What uses the memory?", _memory(scope, limits)),
-        Row("How much is left?", _left(scope, limits)),
+        Row("Is there headroom, and are the GPUs healthy?", (*_numbers(scope, limits), _table(scope, limits))),
+        Row("What were they in trouble with?", _health(scope)),
+        Row("How much memory is left?", _left(scope, limits)),
         Row("How busy are they?", _work(scope, limits)),
-        Row("What does a token cost?", _cost(scope)),
+        Row("What uses the memory of each GPU on $instance?", (_memory(scope, limits),), repeat="instance"),
         Row("Are they throttled?", _throttled(scope), optional="where the driver reports clocks and throttling"),
         Row("Are they broken?", _errors(scope), optional="where the driver reports errors"),
         Row("Which processes are on them?", (_processes(scope),), optional="where process ids are visible"),
-        Row("How much host memory do engines use?", _host(scope), optional="where control groups can be read"),
     )
 
 
 DASHBOARD: Final = Plan(
     "gpu",
-    "GPU",
-    "What uses the GPUs' memory, how much is left, how busy are they, and are they healthy?",
+    "How much memory is left on each GPU and who has the rest, how busy are they, and are they healthy?",
     _rows,
-    gpus=True,
+    choices=("gpu",),
 )
 
 
 def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    names = "|".join(state for state in GPU_STATES if state.level is Level.BAD)
+    bad = f'state=~"{names}"'
+    total = scope.of(schema.GPU_MEMORY_TOTAL)
     return (
-        stat("GPUs", "GPUs listed by NVML, including lost ones.", scope.exposed_gpu(f"sum({scope.of(schema.GPUS)})")),
+        stat(
+            "GPUs",
+            "GPUs behind an unreachable exporter, of which nothing is known; and those that can be read.",
+            Query(f"count({scope.behind(total)})", "unknown"),
+            Query(scope.exposed_gpu(f"count({total})"), "read"),
+            steps=UNPAINTED,
+            styles=(("^unknown$", fixed(UNKNOWN)),),
+            empty="where no exporter is unreachable",
+            alert="LLMGpuLost",
+        ),
+        stat(
+            "In trouble",
+            "GPUs that are lost, or report an error that needs somebody.",
+            f"sum({scope.of(schema.GPU_STATE, bad)})",
+            steps=above(1, 1),
+            alert="LLMGpuXidCritical",
+        ),
+        stat(
+            "Throttled",
+            "GPUs whose clocks are held down by heat or by the power supply.",
+            f"sum({scope.of(schema.GPU_STATE, state='throttled')})",
+            steps=above(1),
+            alert="LLMGpuThrottled",
+        ),
         stat(
             "Headroom",
             "Memory that can still be allocated on the GPU that has least.",
             scope.exposed_gpu(f"min({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})"),
+            whose="worst",
             unit="percentunit",
+            decimals=1,
             steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
             alert="LLMGpuMemoryHeadroomLow",
         ),
         stat(
             "OOM risk",
-            "Highest probability that an allocation fails within 30 minutes, of any GPU or host. Absent "
-            "until memory has been monitored for a while.",
-            scope.exposed_gpu(f"max({scope.of(schema.OOM_RISK)})"),
+            "Highest probability that an allocation fails within 30 minutes, on any GPU. Absent until memory has been "
+            "monitored for a while.",
+            scope.exposed_gpu(f"max({scope.of(schema.OOM_RISK, memory='gpu')})"),
+            whose="worst",
             unit="percentunit",
             steps=above(limits.oom_risk),
             alert="LLMOomRisk",
         ),
         stat(
-            "Unattributed",
-            "Used memory that is not attributed to an engine: another program, a leak, or process ids are not visible.",
-            scope.exposed_gpu(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})"),
-            unit="bytes",
-            alert="LLMGpuMemoryGrowthOutsideReservation",
-        ),
-        stat(
-            "Overcommitted",
-            "Amount by which reservations exceed the memory of their devices.",
-            scope.exposed_gpu(f"sum({scope.of(schema.GPU_MEMORY_OVERCOMMITTED)})"),
-            unit="bytes",
-            steps=above(1, 1),
-            alert="LLMGpuReservationOverlap",
-        ),
-        stat(
             "Utilisation",
             "Mean share of time during which a kernel was running.",
             scope.exposed_gpu(f"avg({scope.of(schema.GPU_UTILIZATION)})"),
+            whose="mean",
             unit="percentunit",
         ),
-        stat("Power", "Total power draw.", scope.exposed_gpu(f"sum({scope.of(schema.GPU_POWER)})"), unit="watt"),
+        stat(
+            "Power",
+            "Total power draw.",
+            scope.exposed_gpu(f"sum({scope.of(schema.GPU_POWER)})"),
+            whose="sum",
+            unit="watt",
+        ),
         stat(
             "Hottest",
             "Temperature of the hottest sensor.",
             scope.exposed_gpu(f"max({scope.of(schema.GPU_TEMPERATURE)})"),
+            whose="worst",
             unit="celsius",
             steps=above(limits.gpu_temperature_high),
             alert="LLMGpuTemperatureHigh",
@@ -110,81 +127,170 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     )
 
 
-def _memory(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
-    total = f"sum({scope.of(schema.GPU_MEMORY_TOTAL)})"
-    kinds = f"sum by (engine, target, kind) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
-    held = f"sum by ({SOURCE}, gpu) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
-    known = f"max by ({SOURCE}, gpu, method) ({scope.of(schema.GPU_ATTRIBUTION_INFO)})"
-    return (
-        areas(
-            "Memory by engine and use",
-            "Of all selected GPUs together; choose one above to see it alone. Parts add up to the total. KV cache is "
-            "reserved at the engine's startup, so little free memory is normal: above the dashed line an allocation "
-            "may fail.",
-            Query(kinds, "{{target}} {{kind}}"),
-            Query(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})", "unattributed"),
-            Query(f"sum({scope.of(schema.GPU_MEMORY_RESERVED)})", "driver"),
-            Query(f"sum({scope.of(schema.GPU_MEMORY_FREE)})", "free"),
-            Query(total, "total"),
-            Query(f"{total} * {1 - limits.gpu_headroom_low:g}", "headroom low"),
-            unit="bytes",
-            width=16,
-            height=10,
-            styles=_MEMORY,
-        ),
-        table(
-            "Memory of each engine on each GPU",
-            "Memory held by an engine's processes, and the method of attribution.",
+def _table(scope: Scope, limits: Thresholds) -> Panel:
+    def most(metric: Metric) -> str:
+        return f"max by ({_GPU}) ({scope.of(metric)})"
+
+    owners = f"count by ({_GPU}, target) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    biggest = f"topk by ({_GPU}) (1, sum by ({_GPU}, target) ({scope.of(schema.GPU_MEMORY_ENGINE)}))"
+    state = scope.state(schema.GPU_STATE, GPU_STATES, _GPU)
+    return table(
+        "Devices, worst first",
+        "One row per GPU. Owner: the engine that holds most of its memory; Others: how many more do. Throttled: share "
+        "of five minutes. Xid: the last error's age.",
+        (
+            (f"sort_desc({state})", Column(title="State", words=GPU_WORDS, width=160)),
+            Column(title="Cluster", label="cluster", width=80),
+            Column(title="Instance", label="instance", width=110),
+            Column(title="GPU", label="gpu", width=55),
+            Column(title="Owner", label="target"),
             (
-                Column(title="Target", label="target"),
-                Column(title="GPU", label="gpu", width=50),
-                Column(title="Method", label="method", width=110),
-                (
-                    f"{held} * on ({SOURCE}, gpu) group_left (method) {known}",
-                    Column(title="Held", unit="bytes", width=90),
+                f"{biggest}",
+                Column(title="Holds", unit="bytes", width=90),
+            ),
+            (
+                f"min by ({_GPU}) ({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})",
+                Column(
+                    title="Headroom",
+                    unit="percentunit",
+                    decimals=1,
+                    steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
+                    bar=1,
+                    width=130,
                 ),
             ),
-            width=8,
-            height=10,
-            sort="-Held",
+            (
+                f"max by ({_GPU}) (avg_over_time({scope.of(schema.GPU_UTILIZATION)}[5m]))",
+                Column(title="Utilisation", unit="percentunit", bar=1, width=130),
+            ),
+            (
+                f"{most(schema.GPU_POWER)} / {most(schema.GPU_POWER_LIMIT)}",
+                Column(title="Power of limit", unit="percentunit", bar=1, width=130),
+            ),
+            (
+                most(schema.GPU_TEMPERATURE),
+                Column(title="Temp.", unit="celsius", steps=above(limits.gpu_temperature_high), width=80),
+            ),
+            (
+                f"max by ({_GPU}) ({scope.rate(schema.GPU_THROTTLE_TIME)})",
+                Column(title="Throttled", unit="percentunit", decimals=0, steps=above(0.1), width=90),
+            ),
+            (
+                f"time() - max by ({_GPU}) ({scope.of(schema.GPU_XID_LAST)})",
+                Column(title="Last Xid", unit="s", decimals=0, width=90),
+            ),
+            (f"count by ({_GPU}) ({owners}) - 1 > 0", Column(title="Others", decimals=0, width=70)),
+        ),
+        height=10,
+        sort="-State",
+    )
+
+
+def _health(scope: Scope) -> tuple[Panel, ...]:
+    state = scope.state(schema.GPU_STATE, GPU_STATES, _GPU)
+    others = scope.of(schema.GPU_STATE, 'state!="ok"')
+    troubled = f"topk(12, max by ({_GPU}) (max_over_time({others}[$__range] @ end())) > 0)"
+    return (
+        Panel(
+            kind=Kind.STATES,
+            title="Devices in trouble",
+            answers="State over time of the GPUs that were in another state than ok within the time shown.",
+            queries=(Query(f"{state} and on ({_GPU}) {troubled}", BY_GPU),),
+            words=GPU_WORDS,
+            width=24,
+            height=6,
+            empty="while every GPU was well",
+        ),
+        lines(
+            "Throttled",
+            "Share of time during which a policy reduced the clocks.",
+            Query(
+                f"sum by ({_GPU}, policy) ({scope.rate(schema.GPU_THROTTLE_TIME)}) > 0",
+                f"{BY_GPU} {{{{policy}}}}",
+            ),
+            unit="percentunit",
+            highest=1,
+            width=12,
+            empty="while no clock is reduced, or where the driver does not report it",
+            alert="LLMGpuThrottled",
+        ),
+        lines(
+            "Xid errors",
+            "Errors reported by the driver since llm-headroom started, by Xid number.",
+            Query(f"sum by ({_GPU}, xid) ({scope.of(schema.GPU_XID_ERRORS)})", f"{BY_GPU} Xid {{{{xid}}}}"),
+            width=12,
+            empty="before the first error",
+            alert="LLMGpuXidCritical",
         ),
     )
 
 
+def _memory(scope: Scope, limits: Thresholds) -> Panel:
+    total = f"sum({scope.of(schema.GPU_MEMORY_TOTAL)})"
+    kinds = f"sum by (engine, target, kind) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    return areas(
+        "GPU $gpu",
+        "Parts add up to the total: a colour is an engine, its shades are weights (dark), KV cache in use, reusable "
+        "and free (light). KV cache is reserved at startup, so little free memory is normal: above the dashed line an "
+        "allocation may fail.",
+        Query(kinds, "{{target}} ({{engine}}) {{kind}}"),
+        Query(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})", "nobody known"),
+        Query(f"sum({scope.of(schema.GPU_MEMORY_RESERVED)})", "driver"),
+        Query(f"sum({scope.of(schema.GPU_MEMORY_FREE)})", "free"),
+        Query(total, "total"),
+        Query(f"{total} * {1 - limits.gpu_headroom_low:g}", "headroom low"),
+        unit="bytes",
+        width=6,
+        height=9,
+        styles=_MEMORY,
+        repeat="gpu",
+    )
+
+
 def _left(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
-    headroom = scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)
     return (
         lines(
             "Headroom",
-            "Share of each GPU's memory that can still be allocated.",
-            Query(f"min by ({_GPU}) ({headroom})", BY_GPU),
+            f"{_WORST} Share of each GPU's memory that can still be allocated.",
+            Query(scope.worst(schema.GPU_MEMORY_HEADROOM_RATIO, _GPU, highest=False), BY_GPU),
             unit="percentunit",
-            highest=1,
+            at_least=0.1,
+            width=12,
             steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
+            calcs=("lastNotNull", "min"),
             alert="LLMGpuMemoryHeadroomLow",
         ),
         lines(
-            "Reserved and used memory",
-            "What each engine uses or is configured to use, and (dashed) what it uses now: growth beyond the "
-            "reservation is how GPUs run out.",
-            Query(f"sum by ({SOURCE}) ({scope.of(schema.GPU_MEMORY_RESERVATION)})", BY_TARGET),
-            Query(f"sum by ({SOURCE}) ({scope.of(schema.GPU_MEMORY_ENGINE)})", f"{BY_TARGET} held"),
-            unit="bytes",
-            styles=((" held$", quiet()),),
-            alert="LLMGpuReservationOverlap",
-        ),
-        lines(
             "OOM risk",
-            "Probability that an allocation fails within 30 minutes, on a GPU or on the host under an engine.",
-            Query(
-                f"max by (gpu, {SOURCE}, memory) ({scope.of(schema.OOM_RISK)})",
-                "{{memory}} {{gpu}} {{target}}",
-            ),
+            f"{_WORST} Probability that an allocation fails within 30 minutes.",
+            Query(scope.worst(schema.OOM_RISK, _GPU, memory="gpu"), BY_GPU),
             unit="percentunit",
             highest=1,
+            width=12,
             steps=above(limits.oom_risk),
+            calcs=_LAST,
             empty="until a GPU has been monitored for a while",
             alert="LLMOomRisk",
+        ),
+        lines(
+            "Used by nobody known",
+            f"{_WORST} Used memory that is not attributed to an engine: another program, a leak, or process ids are "
+            "not visible.",
+            Query(scope.worst(schema.GPU_MEMORY_UNATTRIBUTED, _GPU), BY_GPU),
+            unit="bytes",
+            width=12,
+            calcs=_LAST,
+            alert="LLMGpuMemoryGrowthOutsideReservation",
+        ),
+        lines(
+            "Overcommitted",
+            f"{_WORST} Amount by which reservations exceed the memory of their device.",
+            Query(scope.worst(schema.GPU_MEMORY_OVERCOMMITTED, _GPU), BY_GPU),
+            unit="bytes",
+            at_least=1e9,
+            width=12,
+            calcs=_LAST,
+            alert="LLMGpuReservationOverlap",
         ),
     )
 
@@ -193,92 +299,72 @@ def _work(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
             "Utilisation",
-            "Share of time during which a kernel was running; a busy GPU is not necessarily saturated.",
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_UTILIZATION)})", BY_GPU),
+            "Share of time during which a kernel was running, of the busiest; a busy GPU is not necessarily saturated.",
+            Query(scope.worst_mean(schema.GPU_UTILIZATION, _GPU), BY_GPU),
             unit="percentunit",
             highest=1,
+            width=12,
+            calcs=_LAST,
             alert="LLMGpuIdleWhileQueued",
         ),
         lines(
-            "Power, and the limit",
-            "Power draw, and (dashed) the limit in force.",
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_POWER)})", BY_GPU),
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_POWER_LIMIT)})", f"{BY_GPU} limit"),
+            "Memory bandwidth",
+            "Share of time during which device memory was read or written, of the busiest. Decode is bound by it.",
+            Query(scope.worst_mean(schema.GPU_MEMORY_CONTROLLER, _GPU), BY_GPU),
+            unit="percentunit",
+            highest=1,
+            width=12,
+            calcs=_LAST,
+            empty="where the driver does not report it",
+        ),
+        lines(
+            "Power",
+            "Draw of those that draw most, and (dashed) the highest limit in force.",
+            Query(scope.worst_mean(schema.GPU_POWER, _GPU), BY_GPU),
+            Query(f"max({scope.of(schema.GPU_POWER_LIMIT)})", "limit"),
             unit="watt",
-            styles=((" limit$", dashed()),),
+            width=12,
+            styles=(("^limit$", dashed("text")),),
+            calcs=_LAST,
         ),
         lines(
             "Temperature",
-            "By sensor.",
-            Query(
-                f"max by ({_GPU}, sensor) ({scope.of(schema.GPU_TEMPERATURE)})",
-                "GPU {{gpu}} {{sensor}} · {{instance}}",
-            ),
+            "Of the hottest.",
+            Query(scope.worst(schema.GPU_TEMPERATURE, f"{_GPU}, sensor"), f"{BY_GPU} {{{{sensor}}}}"),
             unit="celsius",
+            width=12,
             steps=above(limits.gpu_temperature_high),
+            calcs=_LAST,
             alert="LLMGpuTemperatureHigh",
         ),
     )
 
 
-def _cost(scope: Scope) -> tuple[Panel, ...]:
-    return (
-        lines(
-            "Energy per generated token",
-            "Energy of the engine's GPUs per generated token, over the last five minutes; that of a shared "
-            "GPU is split by the memory held. A gap is no traffic, or an engine that does not count tokens.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.ENERGY_PER_TOKEN)})", BY_TARGET),
-            unit="joule",
-        ),
-        lines(
-            "Generated tokens per joule",
-            "Over all that is selected.",
-            Query(
-                f"sum({scope.rate(schema.GENERATION_TOKENS)}) / sum({scope.rate(schema.GPU_ENERGY)})",
-                "tokens per joule",
-            ),
-        ),
-        lines(
-            "Cost per million generated tokens",
-            "Cost of the engine's GPUs over the last five minutes, in the configured currency.",
-            Query(
-                f"max by (engine, target, currency) ({scope.of(schema.COST_PER_MILLION_TOKENS)})",
-                f"{BY_TARGET} {{{{currency}}}}",
-            ),
-            empty="without a price in llm-headroom's configuration",
-        ),
-    )
-
-
 def _throttled(scope: Scope) -> tuple[Panel, ...]:
+    none = "where the driver does not report it"
+    clock = scope.of(schema.GPU_CLOCK, domain="sm")
+    slowest = f"bottomk({MOST}, min by ({_GPU}) (min_over_time({clock}[$__range] @ end())))"
+    most = f"min by ({_GPU}) ({scope.of(schema.GPU_CLOCK_MAX, domain='sm')})"
     return (
         lines(
-            "Memory bandwidth",
-            "Share of time during which device memory was read or written. Decode is bound by it.",
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_MEMORY_CONTROLLER)})", BY_GPU),
+            "SM clock as a share of its maximum",
+            "Of the slowest; an idle GPU lowers its clock, too.",
+            Query(f"min by ({_GPU}) ({clock}) / {most} and {slowest}", BY_GPU),
             unit="percentunit",
             highest=1,
-            empty="where the driver does not report it",
+            width=12,
+            calcs=("lastNotNull", "min"),
+            empty=none,
         ),
         lines(
-            "Throttled",
-            "Share of time during which a policy reduced the clocks.",
-            Query(
-                f"sum by ({_GPU}, policy) ({scope.rate(schema.GPU_THROTTLE_TIME)})",
-                "GPU {{gpu}} {{policy}} · {{instance}}",
-            ),
-            unit="percentunit",
-            empty="where the driver does not report it",
+            "Reasons",
+            "GPUs by the reason that keeps their clocks down now; idle and application clocks are harmless.",
+            Query(f"sum by (reason) ({scope.of(schema.GPU_THROTTLE)})", "{{reason}}"),
+            unit="suffix: GPUs",
+            width=12,
+            styles=(("^(idle|application_clocks)$", fixed(UNKNOWN)),),
+            empty=none,
             alert="LLMGpuThrottled",
-        ),
-        lines(
-            "SM clock, and its maximum",
-            "Clock of the streaming multiprocessors, and (dashed) its maximum.",
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_CLOCK, domain='sm')})", BY_GPU),
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_CLOCK_MAX, domain='sm')})", f"{BY_GPU} maximum"),
-            unit="hertz",
-            styles=((" maximum$", dashed()),),
-            empty="where the driver does not report it",
         ),
     )
 
@@ -288,30 +374,20 @@ def _errors(scope: Scope) -> tuple[Panel, ...]:
     # A counter that appears with its first error has no increase; so levels are shown, not rates.
     return (
         lines(
-            "Xid errors",
-            "Errors reported by the driver since llm-headroom started, by Xid number.",
-            Query(
-                f"sum by ({_GPU}, xid) ({scope.of(schema.GPU_XID_ERRORS)})", "GPU {{gpu}} Xid {{xid}} · {{instance}}"
-            ),
-            empty=none,
-            alert="LLMGpuXidCritical",
-        ),
-        lines(
             "ECC errors",
             "Over the device's life. Uncorrected errors lose data; a rise in corrected ones is an early sign.",
-            Query(
-                f"sum by ({_GPU}, severity) ({scope.of(schema.GPU_ECC_ERRORS)})",
-                "GPU {{gpu}} {{severity}} · {{instance}}",
-            ),
+            Query(f"sum by ({_GPU}, severity) ({scope.of(schema.GPU_ECC_ERRORS)}) > 0", f"{BY_GPU} {{{{severity}}}}"),
+            width=12,
             empty=none,
             alert="LLMGpuUncorrectableEcc",
         ),
         lines(
             "Row remapping, recovery",
             "1 if a row will be remapped at the next reset, or could not be; and the action requested by the driver.",
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_ROW_REMAP_PENDING)})", "GPU {{gpu}} pending · {{instance}}"),
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_ROW_REMAP_FAILURE)})", "GPU {{gpu}} failed · {{instance}}"),
-            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_RECOVERY_ACTION)})", "GPU {{gpu}} recovery · {{instance}}"),
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_ROW_REMAP_PENDING)}) > 0", f"{BY_GPU} pending"),
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_ROW_REMAP_FAILURE)}) > 0", f"{BY_GPU} failed"),
+            Query(f"max by ({_GPU}) ({scope.of(schema.GPU_RECOVERY_ACTION)}) > 0", f"{BY_GPU} recovery"),
+            width=12,
             empty=none,
             alert="LLMGpuRecoveryAction",
         ),
@@ -334,38 +410,4 @@ def _processes(scope: Scope) -> Panel:
         ),
         empty="where process ids are not visible",
         sort="-Memory",
-    )
-
-
-def _host(scope: Scope) -> tuple[Panel, ...]:
-    none = "where the engine runs on another host, or its control group cannot be read"
-    used = f"max by ({SOURCE}) ({scope.of(schema.HOST_MEMORY_USED)})"
-    limit = f"max by ({SOURCE}) ({scope.of(schema.HOST_MEMORY_LIMIT)})"
-    return (
-        lines(
-            "Host memory, and the limit",
-            "Working set of the engine's control group, and (dashed) its limit.",
-            Query(used, BY_TARGET),
-            Query(limit, f"{BY_TARGET} limit"),
-            unit="bytes",
-            styles=((" limit$", dashed()),),
-            empty=none,
-        ),
-        lines(
-            "Memory pressure",
-            "Share of time during which tasks waited for memory (PSI).",
-            Query(
-                f"max by ({SOURCE}, severity) ({scope.rate(schema.HOST_MEMORY_PRESSURE)})",
-                f"{BY_TARGET} {{{{severity}}}}",
-            ),
-            unit="percentunit",
-            empty=none,
-        ),
-        lines(
-            "OOM kills",
-            "Processes in the engine's control group killed by the OOM killer.",
-            Query(f"sum by ({SOURCE}) ({scope.of(schema.HOST_OOM_KILLS)})", BY_TARGET),
-            empty=none,
-            alert="LLMHostOomKill",
-        ),
     )

@@ -1,53 +1,73 @@
-"""The KV cache: what uses it, how much headroom is left, risks, and which resource is the bottleneck."""
+"""Capacity: how much more traffic fits, what binds first, what uses the KV cache, and the risks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.bundle.dashboards.colours import DECODE, GOOD, PREFILL, QUEUE, WARN
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Query, above, below
-from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet, stat
-from llm_headroom.bundle.dashboards.plan import Plan
-from llm_headroom.bundle.dashboards.scope import BY_TARGET, SOURCE, TARGET, Scope
+from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Column, Query, above, below, fixed
+from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, stat, table
+from llm_headroom.bundle.dashboards.plan import KEPT, Plan
+from llm_headroom.bundle.dashboards.scope import BY_TARGET, MOST, TARGET, Scope
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW, SATURATION_HIGH
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Panel
     from llm_headroom.thresholds import Thresholds
 
-_EARLY = "until there has been enough traffic"
-_TEN_MINUTES = "until ten busy minutes were seen"
-_BY_TARGET_MODEL = "{{engine}} · {{instance}} · {{target}} · {{model}}"
+_TEN_MINUTES: Final = "until ten busy minutes were seen"
+_EARLY: Final = "until there has been enough traffic"
+_LAST: Final = ("lastNotNull", "max")
+_LEAST: Final = ("lastNotNull", "min")
+_WORST: Final = f"The {MOST} worst of the time shown."
+_TO_ENGINE: Final = (
+    f"/d/llm-headroom-engine?{KEPT}&var-engine=${{__data.fields.Engine}}&var-instance=${{__data.fields.Instance}}"
+    "&var-target=${__data.fields.Target}&${__url_time_range}"
+)
+_BINDING: Final = {
+    "kv_cache": (1, "KV cache", QUEUE),
+    "compute": (2, "compute", PREFILL),
+    "concurrency": (3, "slots", DECODE),
+}
 
 
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("How much headroom is left?", _numbers(scope, limits)),
-        Row("What uses the cache?", _held(scope, limits)),
-        Row("How many more requests fit?", _room(scope, limits)),
-        Row("Which resource is the bottleneck?", _binding(scope)),
+        Row("How much more traffic fits?", (*_numbers(scope, limits), _table(scope, limits))),
+        Row("How did that change?", _room(scope)),
+        Row("What uses the KV cache?", _held(scope, limits)),
+        Row("How many more requests does the cache take?", _cache(scope, limits)),
         Row("What are the risks in the next minutes?", _risks(scope, limits)),
-        Row(
-            "Do Ollama's models fit?",
-            _residency(scope, limits),
-            optional="for engines that load models on demand",
-        ),
     )
 
 
-DASHBOARD: Final = Plan(
-    "kv",
-    "KV cache and capacity",
-    "How much KV cache is left for requests, and which resource is the bottleneck?",
-    _rows,
-)
+DASHBOARD: Final = Plan("kv", "How much more traffic fits, what binds first, and what uses the KV cache?", _rows)
 
 
 def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     used, capacity = (f"sum({scope.of(one)})" for one in (schema.KV_CACHE_USED, schema.KV_CACHE_CAPACITY))
-    exhaustion = f"min({scope.of(schema.KV_CACHE_EXHAUSTION)})"
+    full = f"({scope.of(schema.KV_CACHE_HEADROOM_RATIO)} <= 0) * 0"
+    exhaustion = f"min({scope.of(schema.KV_CACHE_EXHAUSTION)} or {full})"
     return (
+        stat(
+            "Least room",
+            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
+            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+            unit="suffix: ×",
+            whose="worst",
+            decimals=1,
+            steps=below(LOAD_HEADROOM_LOW, 1),
+        ),
+        stat(
+            "Saturation",
+            "Load as a share of what the fullest target takes, its queue included; 200 % at most.",
+            scope.exposed(f"clamp_max(max({scope.of(schema.SATURATION, resource='max')}), 2)"),
+            whose="worst",
+            unit="percentunit",
+            steps=above(SATURATION_HIGH, 1),
+        ),
         stat(
             "KV used",
             "Share of the selected KV cache in use by requests, which cannot be reclaimed.",
@@ -69,6 +89,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Free tokens",
             "Tokens available to new requests: free and reclaimable ones, minus the demand of waiting requests.",
             scope.exposed(f"sum({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)})"),
+            unit="suffix: tokens",
             whose="sum",
         ),
         stat(
@@ -89,27 +110,126 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVHeadroomLow",
         ),
         stat(
-            "Least room",
-            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
-            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
-            decimals=1,
-            steps=below(LOAD_HEADROOM_LOW, 1),
-        ),
-        stat(
-            "Saturation",
-            "Load as a share of what the fullest target takes, its queue included; 200 % at most.",
-            scope.exposed(f"clamp_max(max({scope.of(schema.SATURATION, resource='max')}), 2)"),
-            whose="worst",
-            unit="percentunit",
-            steps=above(SATURATION_HIGH, 1),
-        ),
-        stat(
             "Preempted",
             "Running requests per second that were preempted because the KV cache was full, added up.",
             scope.exposed(f"sum({scope.rate(schema.PREEMPTIONS)})"),
             whose="sum",
-            unit="cps",
+            unit="preemptions/s",
             alert="LLMKVCacheExhausted",
+        ),
+    )
+
+
+def _table(scope: Scope, limits: Thresholds) -> Panel:
+    def of(resource: str, number: int) -> str:
+        return f"{scope.of(schema.LOAD_HEADROOM_BINDING, objective='ttft', resource=resource)} * {number} > 0"
+
+    binding = f"max by ({TARGET}) ({' or '.join(of(name, number) for name, (number, _, _) in _BINDING.items())})"
+    return table(
+        "Targets, least room first",
+        "Room: how many times the traffic of 15 minutes fits within the objective of first tokens; 16 is 16 or more. "
+        "Fits: requests per second like those. Binds: the resource that tokens wait for where the room ends. A dash: "
+        "until ten busy minutes were seen, or not exposed.",
+        (
+            Column(title="Cluster", label="cluster", width=90),
+            Column(title="Instance", label="instance", width=120),
+            Column(title="Engine", label="engine", width=80),
+            Column(title="Target", label="target", link=_TO_ENGINE, width=110),
+            Column(title="Model", label="model"),
+            (
+                f"sort(min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')}))",
+                Column(title="Room", unit="suffix: ×", decimals=1, steps=below(LOAD_HEADROOM_LOW, 1), width=80),
+            ),
+            (
+                f"max by ({TARGET}) ({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})",
+                Column(title="Fits", unit="requests/s", decimals=1, width=120),
+            ),
+            (
+                f"sum by ({TARGET}) ({scope.rate(schema.REQUESTS_FINISHED)})",
+                Column(title="Now", unit="requests/s", decimals=1, width=120),
+            ),
+            (
+                binding,
+                Column(
+                    title="Binds", words=tuple((float(at), text, hue) for at, text, hue in _BINDING.values()), width=100
+                ),
+            ),
+            (
+                f"max by ({TARGET}) ({scope.of(schema.KV_CACHE_USAGE)})",
+                Column(
+                    title="KV used",
+                    unit="percentunit",
+                    steps=above(limits.kv_usage_high, limits.kv_usage_critical),
+                    bar=1,
+                    width=130,
+                ),
+            ),
+            (
+                f"min by ({TARGET}) ({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})",
+                Column(
+                    title="Cache fits",
+                    unit="suffix: requests",
+                    decimals=0,
+                    steps=below(limits.headroom_requests_low),
+                    width=120,
+                ),
+            ),
+            (
+                f"sum by ({TARGET}) ({scope.of(schema.REQUESTS_WAITING)})",
+                Column(title="Waiting", steps=above(limits.waiting_high), width=80),
+            ),
+        ),
+        height=9,
+        sort="Room",
+    )
+
+
+def _room(scope: Scope) -> tuple[Panel, ...]:
+    return (
+        lines(
+            "Load headroom",
+            f"{_WORST} How many times its traffic of 15 minutes each target takes before its first tokens leave their "
+            "objective; 16 is 16 or more.",
+            Query(scope.worst(schema.LOAD_HEADROOM, highest=False, objective="ttft"), BY_TARGET),
+            unit="suffix: ×",
+            width=12,
+            steps=below(LOAD_HEADROOM_LOW, 1),
+            calcs=_LEAST,
+            empty=_TEN_MINUTES,
+        ),
+        lines(
+            "Saturation",
+            f"{_WORST} Load as a share of what the target takes, its queue included; 200 % at most. Scale on it, "
+            "target 80 %.",
+            Query(scope.worst(schema.SATURATION, resource="max"), BY_TARGET),
+            unit="percentunit",
+            width=12,
+            highest=2,
+            steps=above(SATURATION_HIGH, 1),
+            calcs=_LAST,
+            empty=_TEN_MINUTES,
+        ),
+        areas(
+            "What binds",
+            "Targets by the resource that tokens wait for where their load headroom ends.",
+            Query(f"sum by (resource) ({scope.of(schema.LOAD_HEADROOM_BINDING, objective='ttft')})", "{{resource}}"),
+            unit="suffix: targets",
+            width=12,
+            styles=tuple((f"^{name}$", fixed(hue)) for name, (_, _, hue) in _BINDING.items()),
+            empty=_TEN_MINUTES,
+        ),
+        lines(
+            "Pressure by resource",
+            "Demand over what there is, of the target where it is greatest: KV cache, concurrency, prefill, GPU "
+            "memory. No share of what an engine takes. Cut at 200 %.",
+            Query(
+                f"clamp_max(max by (engine, resource) ({scope.of(schema.PRESSURE)}), 2)", "{{resource}} ({{engine}})"
+            ),
+            unit="percentunit",
+            width=12,
+            highest=2,
+            steps=above(1, 1),
+            calcs=_LAST,
         ),
     )
 
@@ -128,184 +248,99 @@ def _held(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             Query(evictable, "reusable"),
             Query(free, "free"),
             Query(capacity, "capacity"),
+            unit="suffix: tokens",
             width=12,
-            height=8,
             styles=(
-                ("^in use", {"color": {"mode": "fixed", "fixedColor": "dark-orange"}}),
-                ("^reusable", {"color": {"mode": "fixed", "fixedColor": "dark-blue"}}),
-                ("^free", {"color": {"mode": "fixed", "fixedColor": "dark-green"}, "custom.fillOpacity": 30}),
+                ("^in use", fixed(QUEUE)),
+                ("^reusable", fixed(WARN)),
+                ("^free", {**fixed(GOOD), "custom.fillOpacity": 30}),
                 ("^capacity", dashed("text")),
             ),
         ),
         lines(
             "KV cache usage",
-            "Per target, and (dashed) its peak of the last minute. A full cache does not crash an engine: it "
-            "causes preemptions, queueing and higher TTFT.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_CACHE_USAGE)})", BY_TARGET),
-            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_CACHE_USAGE_PEAK)})", f"{BY_TARGET} peak"),
+            f"{_WORST} A full cache does not crash an engine: it causes preemptions, queueing and higher TTFT.",
+            Query(scope.worst(schema.KV_CACHE_USAGE), BY_TARGET),
             unit="percentunit",
             width=12,
-            height=8,
             highest=1,
             steps=above(limits.kv_usage_high, limits.kv_usage_critical),
-            styles=((" peak$", quiet()),),
+            calcs=_LAST,
             alert="LLMKVHeadroomLow",
         ),
     )
 
 
-def _room(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+def _cache(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
-            "Headroom in tokens",
-            "Free and reclaimable tokens minus the demand of waiting requests.",
-            Query(f"sum by ({SOURCE}) ({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)})", BY_TARGET),
-        ),
-        lines(
             "Headroom in requests",
-            "Requests of the recent mean size that can be admitted and finish; at most what the engine's limit of "
-            "running requests leaves.",
-            Query(f"min by ({SOURCE}) ({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})", BY_TARGET),
+            f"{_WORST} Requests of the recent mean size that can be admitted and finish; at most what the engine's "
+            "limit of running requests leaves.",
+            Query(scope.worst(schema.KV_CACHE_HEADROOM_REQUESTS, highest=False), BY_TARGET),
+            width=12,
             steps=below(limits.headroom_requests_low),
+            calcs=_LEAST,
             alert="LLMKVHeadroomLow",
         ),
         lines(
             "Time until full",
-            "At the current demand. A gap means that the cache is not filling up.",
-            Query(f"min by ({SOURCE}) ({scope.of(schema.KV_CACHE_EXHAUSTION)})", BY_TARGET),
+            f"{_WORST} At the demand of each moment. A gap means that the cache is not filling up.",
+            Query(scope.worst(schema.KV_CACHE_EXHAUSTION, highest=False), BY_TARGET),
             unit="s",
+            width=12,
             steps=below(limits.kv_exhaustion_soon),
+            calcs=_LEAST,
             empty="while no KV cache is filling up",
             alert="LLMKVHeadroomLow",
         ),
-    )
-
-
-def _binding(scope: Scope) -> tuple[Panel, ...]:
-    binding = f"max by ({SOURCE}, objective, resource) ({scope.of(schema.LOAD_HEADROOM_BINDING)} == 1)"
-    return (
-        lines(
-            "Load headroom",
-            "How many times its traffic of 15 minutes each target takes before its first tokens leave their objective; "
-            "16 is 16 or more.",
-            Query(f"min by ({SOURCE}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')})", BY_TARGET),
-            width=12,
-            steps=below(LOAD_HEADROOM_LOW, 1),
-            empty=_TEN_MINUTES,
-        ),
-        lines(
-            "Saturation",
-            "Load as a share of what the target takes, its queue included; 200 % at most. Scale on it, target 80 %.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION, resource='max')})", BY_TARGET),
-            unit="percentunit",
-            width=12,
-            highest=2,
-            steps=above(1, 1),
-            empty=_TEN_MINUTES,
-        ),
-        lines(
-            "What binds",
-            "The resource that tokens wait for where the load headroom ends.",
-            Query(binding, f"{BY_TARGET}: {{{{objective}}}}, {{{{resource}}}}"),
-            width=12,
-            empty=_TEN_MINUTES,
-        ),
-        lines(
-            "Pressure by resource",
-            "Demand over what there is, of the target of each engine where it is greatest: KV cache, concurrency, "
-            "prefill, GPU memory. No share of what an engine takes. Cut at 200 %.",
-            Query(f"max by (engine, resource) ({scope.of(schema.PRESSURE)})", "{{resource}} ({{engine}})"),
-            unit="percentunit",
-            width=12,
-            highest=2,
-            steps=above(1, 1),
-        ),
-    )
-
-
-def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
-    waiting = f"sum by ({SOURCE}) ({scope.of(schema.REQUESTS_WAITING)})"
-    prompts = f"sum by ({SOURCE}) ({scope.rate(schema.PROMPT_TOKENS)})"
-    answers = f"sum by ({SOURCE}) ({scope.rate(schema.GENERATION_TOKENS)})"
-    return (
-        lines(
-            "High water of ten minutes",
-            "How near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective. Ranks targets; "
-            "no probability.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.SATURATION_HIGH_WATER)})", BY_TARGET),
-            unit="none",
-            decimals=2,
-            highest=1,
-            steps=above(limits.high_water_risk),
-            empty=_EARLY,
-            alert="LLMSaturationRisk",
-        ),
-        lines(
-            "Risk of the KV cache",
-            "Probability that requests are preempted or blocked for want of KV cache within five minutes; at least "
-            "95 % while they are.",
-            Query(f"max by ({SOURCE}) ({scope.of(schema.KV_SATURATION_RISK)})", BY_TARGET),
-            unit="percentunit",
-            highest=1,
-            empty=_EARLY,
-        ),
-        lines(
-            "Demand",
-            "Prompt tokens per second, and (dashed) generated ones: both fill the cache.",
-            Query(prompts, BY_TARGET),
-            Query(answers, f"{BY_TARGET} generated"),
-            unit="tokens/s",
-            styles=((" generated$", quiet()),),
-        ),
         lines(
             "Waiting requests",
-            "Waiting requests are demand that has no KV cache yet.",
-            Query(waiting, BY_TARGET),
+            f"{_WORST} Waiting requests are demand that has no KV cache yet.",
+            Query(scope.worst(schema.REQUESTS_WAITING), BY_TARGET),
             steps=above(limits.waiting_high),
             width=12,
+            calcs=_LAST,
             alert="LLMQueueBuilding",
         ),
         lines(
             "Preemptions",
-            "Running requests per second that were preempted because the KV cache was full.",
-            Query(f"sum by ({SOURCE}) ({scope.rate(schema.PREEMPTIONS)})", BY_TARGET),
-            unit="cps",
+            f"{_WORST} Running requests per second that were preempted because the KV cache was full.",
+            Query(scope.worst_rate(schema.PREEMPTIONS), BY_TARGET),
+            unit="preemptions/s",
             at_least=1,
             width=12,
+            calcs=("max",),
             alert="LLMKVCacheExhausted",
         ),
     )
 
 
-def _residency(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
-    none = "without Ollama, or before its first model is loaded"
+def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     return (
         lines(
-            "Share of the model on GPUs",
-            "Below 100 % a part runs on the CPU, many times slower.",
-            Query(f"min by ({TARGET}) ({scope.of(schema.MODEL_OFFLOAD)})", _BY_TARGET_MODEL),
-            unit="percentunit",
+            "High water of ten minutes",
+            f"{_WORST} How near the last ten minutes came to KV cache exhaustion or to TTFT beyond the objective. "
+            "Ranks targets; no probability.",
+            Query(scope.worst(schema.SATURATION_HIGH_WATER), BY_TARGET),
+            unit="none",
+            decimals=2,
+            width=12,
             highest=1,
-            steps=below(limits.offload_low),
-            empty=none,
-            alert="LLMModelSpilledToCPU",
+            steps=above(limits.high_water_risk),
+            calcs=_LAST,
+            empty=_EARLY,
+            alert="LLMSaturationRisk",
         ),
         lines(
-            "Models in memory",
-            "1 while a model is loaded. Repeated loads delay the requests that trigger them.",
-            Query(f"max by ({TARGET}) ({scope.of(schema.MODEL_LOADED, engine='ollama')})", _BY_TARGET_MODEL),
-            empty=none,
-            alert="LLMModelThrash",
-        ),
-        lines(
-            "Risk of spill and of eviction",
-            "Probability that a model, or its next load, does not fit on the GPUs; and (dashed) that it is unloaded "
-            "for another.",
-            Query(f"max by ({TARGET}) ({scope.of(schema.SPILL_RISK)})", f"{_BY_TARGET_MODEL} spill"),
-            Query(f"max by ({TARGET}) ({scope.of(schema.EVICTION_RISK)})", f"{_BY_TARGET_MODEL} eviction"),
+            "Risk of the KV cache",
+            f"{_WORST} Probability that requests are preempted or blocked for want of KV cache within five minutes; at "
+            "least 95 % while they are.",
+            Query(scope.worst(schema.KV_SATURATION_RISK), BY_TARGET),
             unit="percentunit",
+            width=12,
             highest=1,
-            styles=((" eviction$", quiet()),),
-            empty=none,
+            calcs=_LAST,
+            empty=_EARLY,
         ),
     )

@@ -7,26 +7,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
-from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.bundle.dashboards.colours import BAD, ENGINES, GOOD, UNKNOWN, WARN
 from llm_headroom.view.text import STATE_MARKS
 
 Json: TypeAlias = dict[str, Any]
+Words: TypeAlias = tuple[tuple[float, str, str], ...]
+"""Values with their texts and colours."""
 
-DATASOURCE: Final[Json] = {"type": "prometheus", "uid": "${datasource}"}
 NOT_EXPOSED: Final = -2
 """Stands for a reading that no selected source gives although one is up; no metric that a panel shows can be -2."""
 NOT_FILLING: Final = -3
 """Stands for a time that does not come, as nothing grows."""
 
-ENGINE_COLOURS: Final = {engine.name: engine.colour for engine in BUILT_IN.values()} | {"nvml": "#8e8e99"}
-"""The same on every dashboard: a series whose name begins with an engine has a shade of its colour."""
-
 _METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+|process_\w+)")
-GOOD: Final = "#1E9A85"
-WARN: Final = "#FFC845"
-BAD: Final = "#960F35"
-UNKNOWN: Final = "#D4D6E0"
-"""Colours of judgements. They differ in lightness, so that those who see no green or no red tell them apart, too."""
+_GRID: Final = 24
 _LOWEST: Final = -1e15
 """Below every reading."""
 _WORDS: Final = {
@@ -44,6 +38,7 @@ class Kind(StrEnum):
     TABLE = "table"
     BARS = "bargauge"
     HEATMAP = "heatmap"
+    STATES = "state-timeline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +90,7 @@ class Column:
     width: int | None = None
     decimals: int | None = None
     link: str = ""
-    words: tuple[tuple[float, str, str], ...] = ()  # a value, its text and its colour
+    words: Words = ()
 
     def field(self, queries: int) -> str:
         """Return what Grafana calls it in a table of so many queries, before it is renamed."""
@@ -113,6 +108,9 @@ class Panel:
         no_value: what a reading says that has no series.
         whose: of a tile, what one number of many it is: the sum, the worst target's.
         styles: per regular expression of series names, properties that differ.
+        calcs: what a legend as a table says of each curve, the first of which sorts it.
+        words: of a state timeline, its states.
+        repeat: the variable for each of whose values it is drawn.
     """
 
     kind: Kind
@@ -136,6 +134,9 @@ class Panel:
     link: str = ""
     no_value: str = "No data"
     whose: str = ""
+    calcs: tuple[str, ...] = ()
+    words: Words = ()
+    repeat: str = ""
 
     def description(self) -> str:
         """What it answers, why it may be empty, and from which metrics."""
@@ -149,7 +150,7 @@ class Panel:
         )
         return "\n\n".join([*parts, "Metrics: " + ", ".join(f"`{name}`" for name in names)])
 
-    def to_json(self, number: int, place: tuple[int, int], runbook_url: str) -> Json:
+    def to_json(self, number: int, place: tuple[int, int], runbook_url: str, source: Json) -> Json:
         """Return Grafana's form of it, `number` its id, `place` its left upper corner in the grid."""
         left, top = place
         found: Json = {
@@ -157,27 +158,31 @@ class Panel:
             "type": str(self.kind),
             "title": self.title,
             "description": self.description(),
-            "datasource": DATASOURCE,
+            "datasource": source,
             "gridPos": {"x": left, "y": top, "w": self.width, "h": self.height},
-            "targets": [self._target(place, query) for place, query in enumerate(self.queries)],
+            "targets": [
+                {"refId": chr(ord("A") + place), "datasource": source, "expr": query.expr} | self._form(query)
+                for place, query in enumerate(self.queries)
+            ],
             "fieldConfig": {"defaults": self._defaults(), "overrides": self._overrides()},
             "options": self._options(),
         }
         if self.kind is Kind.TABLE:
             found["transformations"] = self._transformations()
+        if self.repeat:
+            found |= {"repeat": self.repeat, "repeatDirection": "h", "maxPerRow": _GRID // self.width}
         if self.alert and runbook_url:
             found["links"] = [{"title": f"Runbook: {self.alert}", "url": runbook_url, "targetBlank": True}]
         return found
 
-    def _target(self, place: int, query: Query) -> Json:
-        found: Json = {"refId": chr(ord("A") + place), "datasource": DATASOURCE, "expr": query.expr}
+    def _form(self, query: Query) -> Json:
         if self.kind is Kind.TABLE:
-            return {**found, "format": "table", "instant": True, "range": False}
+            return {"format": "table", "instant": True, "range": False}
         if self.kind in {Kind.BARS, Kind.STAT}:
-            return {**found, "legendFormat": query.legend or "__auto", "instant": True, "range": False}
+            return {"legendFormat": query.legend or "__auto", "instant": True, "range": False}
         if self.kind is Kind.HEATMAP:
-            return {**found, "legendFormat": "{{le}}", "format": "heatmap", "range": True}
-        return {**found, "legendFormat": query.legend or "__auto", "range": True}
+            return {"legendFormat": "{{le}}", "format": "heatmap", "range": True}
+        return {"legendFormat": query.legend or "__auto", "range": True}
 
     def _defaults(self) -> Json:
         found: Json = {
@@ -197,12 +202,12 @@ class Panel:
         if self.link:
             found["links"] = [{"title": "Look into it", "url": self.link}]
         if self.kind is Kind.TIMESERIES:
-            found["color"] = {"mode": "palette-classic"}
+            found["color"] = {"mode": "palette-classic-by-name"}
             found["custom"] = {
                 "drawStyle": "line",
                 "lineInterpolation": "linear",
                 "lineWidth": 0 if self.stacked else 1,
-                "fillOpacity": 65 if self.stacked else 5,
+                "fillOpacity": 65 if self.stacked else 0 if self.calcs else 5,
                 "gradientMode": "none",
                 "showPoints": "never",
                 "spanNulls": False,
@@ -213,7 +218,10 @@ class Panel:
             if self.at_least is not None:
                 found["custom"]["axisSoftMax"] = self.at_least
         elif self.kind is Kind.BARS:
-            found["color"] = {"mode": "palette-classic"}
+            found["color"] = {"mode": "thresholds" if self.steps.bounds else "palette-classic-by-name"}
+        elif self.kind is Kind.STATES:
+            found["mappings"] = [_worded(self.words)]
+            found["custom"] = {"fillOpacity": 85, "lineWidth": 0, "insertNulls": False}
         elif self.kind is Kind.TABLE:
             found["custom"] = {"align": "auto", "filterable": False, "cellOptions": {"type": "auto"}}
         return found
@@ -224,8 +232,12 @@ class Panel:
         found = []
         if self.kind in {Kind.TIMESERIES, Kind.BARS}:
             found = [
-                _override("byRegexp", f"/^{engine}( |$)/", {"color": {"mode": "shades", "fixedColor": colour}})
-                for engine, colour in ENGINE_COLOURS.items()
+                override
+                for engine, colour in ENGINES.items()
+                for override in (
+                    _override("byRegexp", f"/^{engine}$/", fixed(colour)),
+                    _override("byRegexp", f"/^{engine} · [^·]+$/", {"color": {"mode": "shades", "fixedColor": colour}}),
+                )
             ]
         elif self._judged():
             found = _spoken(self.steps, self.whose)
@@ -240,7 +252,7 @@ class Panel:
         match self.kind:
             case Kind.TIMESERIES:
                 return {
-                    "legend": {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []},
+                    "legend": self._legend(),
                     "tooltip": {"mode": "multi", "sort": "desc"},
                 }
             case Kind.STAT:
@@ -260,6 +272,7 @@ class Panel:
                     "showUnfilled": True,
                     "valueMode": "color",
                     "minVizHeight": 16,
+                    "text": {"titleSize": 14, "valueSize": 16},
                 }
             case Kind.HEATMAP:
                 return {
@@ -272,12 +285,28 @@ class Panel:
                     "tooltip": {"mode": "single", "yHistogram": True, "showColorScale": True},
                     "legend": {"show": True},
                 }
+            case Kind.STATES:
+                return {
+                    "showValue": "auto",
+                    "rowHeight": 0.85,
+                    "mergeValues": True,
+                    "alignValue": "left",
+                    "legend": {"showLegend": False, "displayMode": "list", "placement": "bottom"},
+                    "tooltip": {"mode": "single", "sort": "none"},
+                }
             case Kind.TABLE:
                 found: Json = {"showHeader": True, "cellHeight": "sm", "footer": {"show": False}}
                 if self.sort:
                     falling = self.sort.startswith("-")
                     found["sortBy"] = [{"displayName": self.sort.removeprefix("-"), "desc": falling}]
                 return found
+
+    def _legend(self) -> Json:
+        if not self.calcs:
+            return {"showLegend": True, "displayMode": "list", "placement": "bottom", "calcs": []}
+        names = {"lastNotNull": "Last *", "max": "Max", "min": "Min", "mean": "Mean"}
+        sort = {"sortBy": names[self.calcs[0]], "sortDesc": self.calcs[0] != "min"}
+        return {"showLegend": True, "displayMode": "table", "placement": "right", "calcs": [*self.calcs], **sort}
 
     def _transformations(self) -> list[Json]:
         """Put the queries' rows together by their labels, then name and order the columns."""
@@ -344,6 +373,16 @@ def _spoken(steps: Steps, whose: str) -> list[Json]:
     ]
 
 
+def _worded(words: Words) -> Json:
+    options = {f"{at:g}": {"text": text, "color": hue, "index": n} for n, (at, text, hue) in enumerate(words)}
+    return {"type": "value", "options": options}
+
+
+def fixed(colour: str) -> Json:
+    """Return the style of a thing that has one colour wherever it is drawn."""
+    return {"color": {"mode": "fixed", "fixedColor": colour}}
+
+
 def _override(matcher: str, options: str, properties: Json) -> Json:
     return {
         "matcher": {"id": matcher, "options": options},
@@ -368,10 +407,8 @@ def _cells(column: Column) -> Json:
         found |= {"min": 0, "max": column.bar}
         found["custom.cellOptions"] = {"type": "gauge", "mode": "basic", "valueDisplayMode": "color"}
     if column.words:
-        options = {
-            f"{at:g}": {"text": text, "color": hue, "index": n} for n, (at, text, hue) in enumerate(column.words)
-        }
-        found["mappings"] = [{"type": "value", "options": options}, _MISSING]
+        found["mappings"] = [_worded(column.words), _MISSING]
+        found["custom.align"] = "left"
         found["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}
     if column.decimals is not None:
         found["decimals"] = column.decimals

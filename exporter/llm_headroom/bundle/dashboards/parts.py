@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.panel import Column, Json, Kind, Panel, Query, above
-from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.scope import Scope
@@ -25,7 +24,7 @@ def _named(title: str, queries: tuple[Query, ...], window: str = "5 min") -> str
 
 def _without_nan(expr: str) -> str:
     """Drop NaN, which a quotient of two idle counters is, and a quantile of no observations."""
-    return f"({expr}) >= 0" if " / " in expr or "histogram_quantile" in expr else expr
+    return f"({expr}) > -Inf" if " / " in expr or "histogram_quantile" in expr else expr
 
 
 def lines(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
@@ -36,7 +35,8 @@ def lines(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel
 
 def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
     """Return parts of a whole over time, one on another."""
-    return Panel(kind=Kind.TIMESERIES, title=title, answers=answers, queries=_queries(queries), stacked=True, **more)
+    drawn = _queries(queries)
+    return Panel(kind=Kind.TIMESERIES, title=_named(title, drawn), answers=answers, queries=drawn, stacked=True, **more)
 
 
 def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
@@ -46,24 +46,15 @@ def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:
     return Panel(kind=Kind.STAT, title=_named(title, shown, "5m"), answers=answers, queries=shown, **defaults)
 
 
-_REQUESTS: Final = ("Requests", "Finished requests per second, added up.")
-
-
 def finished_requests_now(scope: Scope) -> Panel:
     """Return the current rate of finished requests, over all that is selected."""
     return stat(
         "Traffic",
-        _REQUESTS[1],
+        "Finished requests per second, added up.",
         scope.exposed(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"),
-        unit="reqps",
+        unit="requests/s",
         whose="sum",
     )
-
-
-def finished_requests(scope: Scope) -> Panel:
-    """Return the rate of finished requests of each model over time."""
-    query = Query(f"sum by ({MODEL}) ({scope.rate(schema.REQUESTS_FINISHED)})", BY_MODEL)
-    return lines(*_REQUESTS, query, unit="reqps")
 
 
 def failed_share(scope: Scope, limits: Thresholds) -> Panel:
@@ -138,6 +129,15 @@ def dashed(colour: str = "") -> Json:
     if colour:
         found["color"] = {"mode": "fixed", "fixedColor": colour}
     return found
+
+
+OBJECTIVE: Final = ("^objective$", dashed("text"))
+"""The style of `objective`."""
+
+
+def objective(scope: Scope, slo: str) -> Query:
+    """Return an objective's threshold, the strictest of all that is selected."""
+    return Query(f"min({scope.of(schema.SLO_THRESHOLD, slo=slo)})", "objective")
 
 
 def quiet() -> Json:

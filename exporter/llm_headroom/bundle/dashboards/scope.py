@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.bundle.dashboards.colours import BAD, WARN
 from llm_headroom.bundle.dashboards.dashboard import Annotation, Variable
-from llm_headroom.bundle.dashboards.panel import BAD, NOT_EXPOSED, WARN
+from llm_headroom.bundle.dashboards.panel import NOT_EXPOSED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ MODEL: Final = "engine, model"
 TARGET: Final = "cluster, instance, engine, model, target"
 SOURCE: Final = "cluster, instance, engine, target"
 """An address alone is no target: 127.0.0.1:8000 is one on every host."""
-_EXPORTER: Final = "cluster, namespace, job, instance"
+EXPORTER: Final = "cluster, namespace, job, instance"
 BY_MODEL: Final = "{{engine}} · {{model}}"
 BY_TARGET: Final = "{{engine}} · {{instance}} · {{target}}"
 BY_GPU: Final = "GPU {{gpu}} · {{instance}}"
@@ -31,23 +32,25 @@ ENGINES: Final = 'engine!="nvml"'
 """NVML is a source like the engines; where engines are counted, it is not."""
 
 
+MOST: Final = 10
+"""Curves that can be told apart."""
 _PLACE: Final = ("cluster", "namespace", "job", "instance")
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What is selected. `extra` are matchers of the user's choice, `job` the exporters'; `gpus`: GPUs can be chosen."""
+    """What is selected: the place, and `choices` among the labels engine, model, target and gpu.
+
+    `extra` are matchers of the user's choice, `job` the exporters'.
+    """
 
     extra: str = ""
     job: str = "llm-headroom"
-    gpus: bool = False
+    choices: tuple[str, ...] = ("engine", "model", "target")
 
     def matchers(self, labels: tuple[str, ...], *more: str) -> str:
         """Return the matchers for series with such labels."""
-        chosen = [*_PLACE, *(name for name in ("engine", "model", "target") if name in labels)]
-        if self.gpus and "gpu" in labels:
-            # A GPU's own series have no engine; "" is matched by the variables' `.*` alone.
-            chosen = [*_PLACE, "gpu"]
+        chosen = [*_PLACE, *(name for name in self.choices if name in labels)]
         own = [f'{name}=~"${name}"' for name in chosen]
         return ", ".join([*own, *([self.extra] if self.extra else []), *more])
 
@@ -60,9 +63,9 @@ class Scope:
         """Return the growth per second of the metric's selected series."""
         return f"rate({self.of(metric, *more, suffix=suffix, **exact)}[{window}])"
 
-    def quantile(self, share: float, metric: Metric, by: str = MODEL, window: str = WINDOW) -> str:
+    def quantile(self, share: float, metric: Metric, by: str = MODEL, *more: str, window: str = WINDOW) -> str:
         """Return a quantile of a histogram. `by` holds `engine`: the buckets of different engines do not add up."""
-        buckets = self.rate(metric, suffix="_bucket", window=window)
+        buckets = self.rate(metric, *more, suffix="_bucket", window=window)
         return f"histogram_quantile({share}, sum by ({by}, le) ({buckets}))"
 
     def recorded_quantile(self, share: float, metric: Metric) -> str:
@@ -70,14 +73,37 @@ class Scope:
 
         They have no instance and no target; the user's own matchers are in the rule.
         """
-        chosen = ", ".join(f'{name}=~"${name}"' for name in ("cluster", "namespace", "job", "engine", "model"))
-        buckets = f"engine_model:{metric.name}_bucket:rate5m{{{chosen}}}"
+        buckets = self.recorded(f"{metric.name}_bucket:rate5m")
         return f"histogram_quantile({share}, sum by ({MODEL}, le) ({buckets}))"
 
-    def mean(self, metric: Metric, by: str = MODEL) -> str:
-        """Return the mean of a histogram's observations."""
-        total, count = (self.rate(metric, suffix=suffix) for suffix in ("_sum", "_count"))
-        return f"sum by ({by}) ({total}) / sum by ({by}) ({count})"
+    def recorded(self, name: str) -> str:
+        """Return series that a recording rule has made by engine and model, by their name without its level."""
+        chosen = ", ".join(f'{label}=~"${label}"' for label in ("cluster", "namespace", "job", "engine", "model"))
+        return f"engine_model:{name}{{{chosen}}}"
+
+    def worst(self, metric: Metric, by: str = SOURCE, highest: bool = True, **exact: str) -> str:  # noqa: FBT001, FBT002 - which end
+        """Return a gauge of the few series that had the worst value within the time range: the same at every step."""
+        kind, first = ("max", "topk") if highest else ("min", "bottomk")
+        series = self.of(metric, **exact)
+        ever = f"{kind} by ({by}) ({kind}_over_time({series}[$__range] @ end()))"
+        return f"{kind} by ({by}) ({series}) and {first}({MOST}, {ever})"
+
+    def worst_mean(self, metric: Metric, by: str = SOURCE) -> str:
+        """Return the means over five minutes of the few gauges that were highest on average within the time range."""
+        series = self.of(metric)
+        ever = f"max by ({by}) (avg_over_time({series}[$__range] @ end()))"
+        return f"max by ({by}) (avg_over_time({series}[{WINDOW}])) and topk({MOST}, {ever})"
+
+    def worst_rate(self, metric: Metric, by: str = SOURCE) -> str:
+        """Return the growth per second of the few counters that grew most within the time range."""
+        ever = f"sum by ({by}) (rate({self.of(metric)}[$__range] @ end()))"
+        return f"sum by ({by}) ({self.rate(metric)}) and topk({MOST}, {ever})"
+
+    def mean(self, metric: Metric, by: str = MODEL, *more: str) -> str:
+        """Return the mean of a histogram's observations; of engines with different buckets, too."""
+        total, count = (self.rate(metric, *more, suffix=suffix) for suffix in ("_sum", "_count"))
+        grouping = f" by ({by})" if by else ""
+        return f"sum{grouping} ({total}) / sum{grouping} ({count})"
 
     def share(self, part: Metric, whole: Metric, by: str, window: str = WINDOW, **exact: str) -> str:
         """Return the rate of one counter as a share of another's."""
@@ -109,18 +135,18 @@ class Scope:
 
     def behind(self, series: str) -> str:
         """Return the series' last values of the last hour whose exporters are unreachable."""
-        return f"(last_over_time({series}[1h]) and on ({_EXPORTER}) {self.exporters()} == 0)"
+        return f"(last_over_time({series}[1h]) and on ({EXPORTER}) {self.exporters()} == 0)"
 
-    def state(self, metric: Metric, states: Sequence[State], by: str) -> str:
+    def state(self, metric: Metric, states: Sequence[State], by: str, *more: str) -> str:
         """Return the place of the worst state from the end of `states`, which begin with the worst: 1 is the best.
 
         Those behind an unreachable exporter are unknown, unless they were in the worst state; they come after it.
         """
         worst, *others = states
         seen = " or ".join(
-            f"{self.of(metric, state=state)} * {place}" for place, state in enumerate(reversed(others), 1)
+            f"{self.of(metric, *more, state=state)} * {place}" for place, state in enumerate(reversed(others), 1)
         )
-        down = self.of(metric, state=worst)
+        down = self.of(metric, *more, state=worst)
         held = f"{self.behind(down)} + {len(states)}"
         return f"max by ({by}) ({down} * {len(states) + 1} or {seen} or {held})"
 
@@ -135,13 +161,21 @@ class Scope:
         alive = f'llm_up{{{self.matchers(())}, engine="nvml"}}'
         return f"({expr}) or (max({alive} == 1) * 0 - {-NOT_EXPOSED})"
 
-    def variables(self) -> tuple[Variable, ...]:
-        """Return what can be chosen, each narrowed by those before it."""
+    def variables(self, *, single: bool = False) -> tuple[Variable, ...]:
+        """Return what can be chosen, each narrowed by those before it; with `single` one instance and one target."""
         extra = f", {self.extra}" if self.extra else ""
         place = 'job=~"$job", cluster=~"$cluster", namespace=~"$namespace"'
         some = f'{place}, instance=~"$instance"{extra}'
         where = f"{{{self.extra}}}" if self.extra else ""
-        found = [
+        engines = f'{some}, engine=~"$engine"'
+        no_gpus = "/^(?!nvml$).*/"
+        chosen = {
+            "engine": ("Engine", f"label_values(llm_up{{{some}}}, engine)", no_gpus),
+            "model": ("Model", f"label_values(llm_model_loaded{{{engines}}}, model)", ""),
+            "target": ("Target", f"label_values(llm_up{{{engines}}}, target)", no_gpus),
+            "gpu": ("GPU", f"label_values(llm_gpu_memory_total_bytes{{{some}}}, gpu)", ""),
+        }
+        return (
             Variable("job", "Job", f"label_values(llm_build_info{where}, job)"),
             Variable("cluster", "Cluster", f'label_values(llm_build_info{{job=~"$job"{extra}}}, cluster)'),
             Variable(
@@ -149,16 +183,13 @@ class Scope:
                 "Namespace",
                 f'label_values(llm_build_info{{job=~"$job", cluster=~"$cluster"{extra}}}, namespace)',
             ),
-            Variable("instance", "Instance", f"label_values(llm_build_info{{{place}{extra}}}, instance)"),
-            Variable("engine", "Engine", f"label_values(llm_up{{{some}}}, engine)", regex="/^(?!nvml$).*/"),
-            Variable("model", "Model", f'label_values(llm_model_loaded{{{some}, engine=~"$engine"}}, model)'),
-            Variable(
-                "target", "Target", f'label_values(llm_up{{{some}, engine=~"$engine"}}, target)', regex="/^(?!nvml$).*/"
+            Variable("instance", "Instance", f"label_values(llm_build_info{{{place}{extra}}}, instance)", not single),
+            *(
+                Variable(name, label, query, not (single and name == "target"), regex, name not in self.choices)
+                for name, (label, query, regex) in chosen.items()
+                if name in self.choices or name != "gpu"
             ),
-        ]
-        if self.gpus:
-            found.append(Variable("gpu", "GPU", f"label_values(llm_gpu_memory_total_bytes{{{some}}}, gpu)"))
-        return tuple(found)
+        )
 
     def annotations(self, alerts: str) -> tuple[Annotation, ...]:
         """Return the events that explain a curve; `alerts` selects our alerts in ALERTS."""

@@ -1,0 +1,37 @@
+"""States in words: each with its mark and its colour, for tables, tiles and timelines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from llm_headroom.bundle.dashboards.colours import JUDGED, UNKNOWN
+from llm_headroom.model import ENGINE_STATES, GPU_STATES, Level
+from llm_headroom.view.text import STATE_MARKS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm_headroom.bundle.dashboards.panel import Words
+    from llm_headroom.model import State
+
+_UNREACHABLE: Final = f"{STATE_MARKS[Level.UNKNOWN]} exporter unreachable"
+
+
+def _named(states: Sequence[State]) -> Words:
+    """Return each state's place from the end, its mark and word, and its colour; worst first, as `Scope.state` does."""
+    worst, *others = ((f"{STATE_MARKS[state.level]} {state}", JUDGED[state.level]) for state in states)
+    named = (worst, (_UNREACHABLE, UNKNOWN), *others)
+    return tuple((float(len(named) - place), text, colour) for place, (text, colour) in enumerate(named))
+
+
+ENGINE_WORDS: Final = _named(ENGINE_STATES)
+GPU_WORDS: Final = _named(GPU_STATES)
+EXPORTER_WORDS: Final[Words] = (
+    (0.0, f"{STATE_MARKS[Level.BAD]} unreachable", JUDGED[Level.BAD]),
+    (1.0, f"{STATE_MARKS[Level.GOOD]} reached", JUDGED[Level.GOOD]),
+)
+UP_WORDS: Final[Words] = (
+    (0.0, f"{STATE_MARKS[Level.BAD]} down", JUDGED[Level.BAD]),
+    (1.0, f"{STATE_MARKS[Level.GOOD]} up", JUDGED[Level.GOOD]),
+    (2.0, _UNREACHABLE, UNKNOWN),
+)
