@@ -27,7 +27,7 @@ _NO_PRICE: Final = "without a price in llm-headroom's configuration"
 
 def _rows(scope: Scope, _limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
-        Row("What is promised, what does it cost, and how much more fits?", _manager(scope)),
+        Row("Is the objective met, what does it cost, and how much more fits?", _manager(scope)),
         Row("Which engine serves most, how fast, and for how much?", (_summary(scope), *_bars(scope))),
         Row("How do they compare over time?", _curves(scope)),
         Row("What does a token cost?", _cost(scope)),
@@ -57,7 +57,7 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
     good, every = (
         f"sum by (slo) ({scope.rate(one, window=_RANGE)})" for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
     )
-    promised = f"max by (slo) ({scope.of(schema.SLO_OBJECTIVE)})"
+    target = f"max by (slo) ({scope.of(schema.SLO_OBJECTIVE)})"
     spent = scope.rate(schema.ENGINE_COST, window=_RANGE)
     joules = f"sum({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
     # A target that counts no tokens must not lend its price to one that does.
@@ -70,8 +70,8 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
         stat(
             "Budget left",
             f"{_SHOWN} Of the objective that fares worst: the share of the requests that may miss it and have not yet. "
-            "Below 0 the promise is broken.",
-            f"bottomk(1, 1 - (1 - {good} / {every}) / (1 - {promised}))",
+            "Below 0 the objective is missed.",
+            f"bottomk(1, 1 - (1 - {good} / {every}) / (1 - {target}))",
             whose="${__field.labels.slo}",
             unit="percentunit",
             decimals=0,
@@ -130,7 +130,7 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
             decimals=1,
         ),
         stat(
-            "Fewest fit",
+            "Load headroom",
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
             scope.exposed(f"min({room})"),
             whose="worst",

@@ -100,7 +100,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMInterTokenLatencySlow",
         ),
         stat(
-            "Room",
+            "Headroom",
             "How many times its traffic of 15 minutes it takes within the objective of first tokens.",
             scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
             unit="suffix: ×",

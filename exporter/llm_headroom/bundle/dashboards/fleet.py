@@ -139,7 +139,7 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
             alert="LLMFirstTokensSlow",
         ),
         stat(
-            "Least room",
+            "Load headroom",
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
             scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
             unit="suffix: ×",
@@ -246,7 +246,12 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             (
                 f"min by ({TARGET}) ({room})",
                 Column(
-                    title="Room", unit="suffix: ×", decimals=1, steps=below(LOAD_HEADROOM_LOW, 1), width=80, link=_TO_KV
+                    title="Headroom",
+                    unit="suffix: ×",
+                    decimals=1,
+                    steps=below(LOAD_HEADROOM_LOW, 1),
+                    width=80,
+                    link=_TO_KV,
                 ),
             ),
             (
@@ -281,7 +286,7 @@ def _history(scope: Scope) -> Panel:
 
 def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     good, every = schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS
-    missed, promised = (scope.recorded(name) for name in ("llm_slo_missed:ratio_rate1h", "llm_slo_objective_ratio:max"))
+    missed, target = (scope.recorded(name) for name in ("llm_slo_missed:ratio_rate1h", "llm_slo_objective_ratio:max"))
     return (
         lines(
             "Slow TTFT",
@@ -307,8 +312,8 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         lines(
             "Error budget left",
             "Of the requests of the last hour: the share of those that may miss the objective and have not. Below 0 "
-            "the promise is being broken.",
-            Query(f"min by (slo) (1 - {missed} / (1 - {promised}))", "{{slo}}"),
+            "the objective is being missed.",
+            Query(f"min by (slo) (1 - {missed} / (1 - {target}))", "{{slo}}"),
             unit="percentunit",
             width=6,
             lowest=-1,

@@ -52,7 +52,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     exhaustion = f"min({scope.of(schema.KV_CACHE_EXHAUSTION)} or {full})"
     return (
         stat(
-            "Least room",
+            "Load headroom",
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
             scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
             unit="suffix: ×",
@@ -126,9 +126,9 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
 
     binding = f"max by ({TARGET}) ({' or '.join(of(name, number) for name, (number, _, _) in _BINDING.items())})"
     return table(
-        "Targets, least room first",
-        "Room: how many times the traffic of 15 minutes fits within the objective of first tokens; 16 is 16 or more. "
-        "Fits: requests per second like those. Binds: the resource that tokens wait for where the room ends. A dash: "
+        "Targets, least headroom first",
+        "Headroom: how many times the traffic of 15 minutes fits within the objective of first tokens; 16 is 16 or more. "
+        "Fits: requests per second like those. Binds: the resource that tokens wait for where the headroom ends. A dash: "
         "until ten busy minutes were seen, or not exposed.",
         (
             Column(title="Cluster", label="cluster", width=90),
@@ -138,7 +138,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             Column(title="Model", label="model"),
             (
                 f"sort(min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')}))",
-                Column(title="Room", unit="suffix: ×", decimals=1, steps=below(LOAD_HEADROOM_LOW, 1), width=80),
+                Column(title="Headroom", unit="suffix: ×", decimals=1, steps=below(LOAD_HEADROOM_LOW, 1), width=80),
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})",
@@ -180,7 +180,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             ),
         ),
         height=9,
-        sort="Room",
+        sort="Headroom",
     )
 
 
@@ -334,7 +334,7 @@ def _risks(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         lines(
             "Risk of the KV cache",
-            f"{_WORST} Probability that requests are preempted or blocked for want of KV cache within five minutes; at "
+            f"{_WORST} Probability that requests are preempted or blocked for lack of KV cache within five minutes; at "
             "least 95 % while they are.",
             Query(scope.worst(schema.KV_SATURATION_RISK), BY_TARGET),
             unit="percentunit",
