@@ -127,9 +127,9 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
     binding = f"max by ({TARGET}) ({' or '.join(of(name, number) for name, (number, _, _) in _BINDING.items())})"
     return table(
         "Targets, least headroom first",
-        "Headroom: how many times the traffic of 15 minutes fits within the objective of first tokens; 16 is 16 or more. "
-        "Fits: requests per second like those. Binds: the resource that tokens wait for where the headroom ends. A dash: "
-        "until ten busy minutes were seen, or not exposed.",
+        "Headroom: how many times the traffic of 15 minutes fits within the objective of first tokens; 16 is 16 or "
+        "more. Fits: requests per second like those. Binds: the resource that tokens wait for where the headroom ends. "
+        "A dash: until ten busy minutes were seen, or not exposed.",
         (
             Column(title="Cluster", label="cluster", width=90),
             Column(title="Instance", label="instance", width=120),
