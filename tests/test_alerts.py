@@ -234,11 +234,23 @@ def test_queries_of_runbooks_read_series_that_exist() -> None:
         assert not {name for name in read if not known(name)}, (runbook, query)
 
 
+RUNBOOK: Final = (
+    "Meaning",
+    "Impact",
+    "What is normal",
+    "Diagnosis",
+    "Mitigation",
+    "What takes a restart",
+    "When to wake somebody else",
+)
+"""Parts of a runbook, in the order in which one who was woken needs them."""
+
+
 @pytest.mark.parametrize("path", sorted((FOLDER / "runbooks").glob("*.md")), ids=lambda path: path.stem)
 def test_runbooks_have_their_parts_and_name_options_that_engines_have(path: Path) -> None:
     text = path.read_text()
 
-    assert re.findall(r"^#+ (.*)$", text, re.MULTILINE) == [path.stem, "Meaning", "Impact", "Diagnosis", "Mitigation"]
+    assert re.findall(r"^#+ (.*)$", text, re.MULTILINE) == [path.stem, *RUNBOOK]
     assert text.startswith(f"# {path.stem}\n\nRun first:\n\n```sh\n")
     assert "```promql" in text
     for option in re.findall(r"`(--[a-z-]+|OLLAMA_\w+)", text):

@@ -123,13 +123,32 @@ def test_an_engine_that_never_answered_is_loading_however_long_that_takes() -> N
 
 def test_a_process_that_began_after_the_last_answer_is_loading() -> None:
     watch = Watch()
-    watch.polled(busy())
-    began = [point(schema.HOST_PROCESS_START, EPOCH + 8.0)]
+    for _ in range(7):  # drained: no request for half a minute
+        watch.polled(busy(running=0, finished=9))
+    began = [point(schema.HOST_PROCESS_START, EPOCH + 38.0)]
     for _ in range(5):
         judged = watch.polled(REFUSED, beside=began)
 
     assert judged.state is State.LOADING
     assert judged.reason == "its process started 17 s ago and does not respond yet: connection refused"
+
+
+@pytest.mark.parametrize(
+    "last", [{"running": 4.0}, {"running": 0.0, "waiting": 1.0}, {"running": 0.0, "finished": 9.0}]
+)
+def test_one_that_ended_while_it_had_requests_is_down_until_it_answers_again(last: dict[str, float]) -> None:
+    watch = Watch()
+    for _ in range(7):
+        watch.polled(busy(running=0, finished=8))
+    watch.polled(busy(**{"finished": 8.0, **last}))
+    began = [point(schema.HOST_PROCESS_START, EPOCH + 43.0)]
+    judged = [watch.polled(REFUSED, beside=began) for _ in range(4)][-1]
+
+    assert judged.state is State.DOWN
+    assert judged.reason == (
+        "it ended while it had requests; its process started 12 s ago and does not respond yet: connection refused"
+    )
+    assert watch.polled(busy()).state is State.OK
 
 
 @pytest.mark.parametrize(

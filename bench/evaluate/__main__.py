@@ -17,7 +17,8 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from evaluate import document
+from evaluate import document, month
+from evaluate.month_plan import FLEET, WEEK
 from evaluate.prometheus import EPOCH, Prometheus, backfill, missing
 from evaluate.replay import replay
 from evaluate.report import pictures
@@ -92,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         results = evaluate(SCENARIOS, seeds, rules)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "evaluation.md").write_text(document.text(results, seeds))
+    text = document.text(results, seeds)
+    if not options.quick:
+        text = month.written(text, month.section(month.operate(FLEET, WEEK, month.rules())))
+    (options.output / "evaluation.md").write_text(text)
     for name, picture in pictures(results).items():
         (options.output / name).write_text(picture)
     print(f"{len(results.runs)} runs, {len(rules)} rules, {time.monotonic() - began:.0f} s")

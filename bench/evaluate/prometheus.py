@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 EPOCH: Final = 1_767_225_600
 """Unix time of every run's begin: 2026-01-01 00:00, on a block's edge."""
 STEP_SECONDS: Final = 15.0
+MOST_POINTS: Final = 11_000
+"""What Prometheus answers of a series at a time."""
 LOOKBACK: Final = "20s"
 """Backfilled series get no staleness markers; so a series that has ended is gone after one missed scrape instead."""
 
@@ -46,7 +48,9 @@ def backfill(files: Iterable[Path], directory: Path) -> None:
             out.write(file.read_bytes())
             file.unlink()
         out.write(b"# EOF\n")
-    command = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "--quiet", str(whole), str(directory / "data")]
+    # Few blocks, since the whole file is read again for each; the option is hidden from promtool's help.
+    command = ["promtool", "tsdb", "create-blocks-from", "--max-block-duration=200h", "openmetrics", "--quiet"]
+    command += [str(whole), str(directory / "data")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"promtool: {done.stderr.strip() or done.stdout.strip()}")
@@ -90,10 +94,22 @@ class Prometheus:
         Raises:
             RuntimeError: Prometheus refuses the expression.
         """
+        found: dict[frozenset[tuple[str, str]], Vector] = {}
+        part = STEP_SECONDS * (MOST_POINTS - 1)
+        begin = 0.0
+        while begin <= seconds:
+            for labels, times in self._held(expression, begin, min(begin + part, seconds)):
+                key = frozenset(labels.items())
+                known = found.get(key, Vector(labels, ()))
+                found[key] = known._replace(times=(*known.times, *times))
+            begin += part + STEP_SECONDS
+        return [*found.values()]
+
+    def _held(self, expression: str, begin: float, end: float) -> list[Vector]:
         form = {
             "query": expression,
-            "start": str(EPOCH),
-            "end": str(EPOCH + seconds),
+            "start": str(EPOCH + begin),
+            "end": str(EPOCH + end),
             "step": str(STEP_SECONDS),
         }
         connection = http.client.HTTPConnection(self._program.address, timeout=600)

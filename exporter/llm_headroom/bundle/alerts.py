@@ -59,7 +59,7 @@ GROUPED_BY: Final = ("cluster", "engine", "model", "severity")
 _GROUPED: Final = {
     "group_by": list(GROUPED_BY),
     "group_wait": "10s",
-    "group_interval": "1m",
+    "group_interval": "5m",
     "repeat_interval": "12h",
 }
 _WHERE: Final = (

@@ -29,6 +29,8 @@ RISE: Final[Mapping[State, float]] = {State.DOWN: 9.0, State.MISREAD: 9.0, State
 CLEAR: Final[Mapping[State, float]] = {State.FAILING: 60.0, State.BLOCKED: 15.0, State.SLOW: 60.0, State.TIGHT: 60.0}
 """Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""
 
+AT_WORK_SECONDS: Final = 30.0
+"""An engine that ends within so much of its last request has not been drained: it ended unplanned."""
 _ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cause.STATUS, Cause.PROTOCOL})
 """Failures of an engine that is not there, or not yet."""
 _MISREAD: Final = frozenset({Cause.NOT_THIS_ENGINE, Cause.FORMAT, Cause.REDIRECT, Cause.TOO_LARGE, Cause.TRUNCATED})
@@ -67,10 +69,14 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is remembered of one target: when it was judged first, whether it has ever been up, and its models."""
+    """What is remembered of one target: when it was judged first, whether it has ever been up, and its models.
+
+    `at_work`: at the last collection that succeeded it had requests, or had had one within `AT_WORK_SECONDS`.
+    """
 
     began: float
     ever_up: bool = False
+    at_work: bool = False
     models: Mapping[str, Known] = field(default_factory=dict)
 
 
@@ -91,6 +97,8 @@ def judge(
         models = {model: _seen(memory.models.get(model), own, at) for model, own in seen.items()}
         remedy = _REMEDIES.get(snapshot.engine, _REMEDY)
         found = {model: _findings(models[model], own, at, remedy) for model, own in seen.items()}
+        working = any(_at_work(models[model], own, at) for model, own in seen.items())
+        memory = replace(memory, ever_up=True, at_work=working)
     else:
         models = dict(memory.models) or {"": Known()}
         unread = _unread(memory, snapshot, at, beside)
@@ -100,7 +108,7 @@ def judge(
         settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, CLEAR)
         models[model] = replace(known, settled=settled)
         judged.append(settled.judged(model=model))
-    return Memory(memory.began, memory.ever_up or snapshot.health.up, models), tuple(judged)
+    return replace(memory, models=models), tuple(judged)
 
 
 def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:
@@ -225,9 +233,15 @@ def _unread(memory: Memory, snapshot: Snapshot, at: float, beside: Sequence[Poin
     starts = [each.value for each in beside if each.series.metric is schema.HOST_PROCESS_START]
     started = max((each for each in starts if isinstance(each, float)), default=0.0)
     if health.last_success is not None and started > health.last_success:
-        since = span(snapshot.taken - started)
-        return Finding(State.LOADING, f"its process started {since} ago and does not respond yet: {failure.message}")
+        why = f"its process started {span(snapshot.taken - started)} ago and does not respond yet: {failure.message}"
+        if memory.at_work:  # before a restart by plan requests are led elsewhere and let end
+            return Finding(State.DOWN, f"it ended while it had requests; {why}")
+        return Finding(State.LOADING, why)
     return Finding(State.DOWN, failure.message)
+
+
+def _at_work(known: Known, own: Mapping[str, float], at: float) -> bool:
+    return own.get("running", 0.0) + own.get("waiting", 0.0) > 0 or at - known.moved < AT_WORK_SECONDS
 
 
 def _requests(number: float) -> str:
