@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = ROOT / "exporter" / "llm_headroom"
 VISIBLE: Final = (
     *("*.md", "docs/*.md", "docs/*.yaml", "bench/*.md", "alerts/**/*.md", "alerts/*.yml", "alerts/*.yaml"),
-    *("deploy/**/*.yaml", "deploy/**/*.tpl", "deploy/**/*.txt", "Makefile"),
+    *("dashboards/*.json", "deploy/**/*.yaml", "deploy/**/*.tpl", "deploy/**/*.txt", "Makefile"),
     "exporter/llm_headroom/web/static/*",
 )
 PRIVATE: Final = {
@@ -84,7 +84,7 @@ def visible() -> Iterator[tuple[str, str]]:
             text = path.read_text(encoding="utf-8")
             for place, part in enumerate(re.split(r"\n\s*\n", text)):
                 yield f"{path.relative_to(ROOT)}, paragraph {place + 1}", re.sub(r"\s+", " ", part)
-    for path in sorted({*PACKAGE.rglob("*.py")} - {*PACKAGE.glob("bundle/dashboards/*.py")}):
+    for path in sorted(PACKAGE.rglob("*.py")):
         for line, text in _strings(path):
             yield f"{path.relative_to(ROOT)}:{line}", re.sub(r"\s+", " ", text)
     yield from _help(main)
@@ -96,7 +96,7 @@ SEEN: Final = tuple(visible())
 def test_what_people_read_is_found() -> None:
     """The test below must not pass because nothing is looked at any more."""
     places = " ".join(place for place, _ in SEEN)
-    for part in ("README.md", "docs/signals.md", "alerts/runbooks/", "schema.py", "headroom check"):
+    for part in ("README.md", "docs/signals.md", "alerts/runbooks/", "dashboards/", "schema.py", "headroom check"):
         assert part in places, part
 
 

@@ -87,7 +87,7 @@ def main() -> int:
         print(f"no GPU can be read ({error}); --stub proves the checks without one", file=sys.stderr)
         return 2
     arguments.output.mkdir(parents=True, exist_ok=True)
-    leak = 2.0 if arguments.quick else arguments.leak_seconds
+    leak = 1.0 if arguments.quick else arguments.leak_seconds
     parts = frozenset(arguments.parts.split(","))
     run = Run(parts=parts, stub=arguments.stub, quick=arguments.quick, leak_seconds=leak, output=arguments.output)
     _parts(run, pynvml)
@@ -96,7 +96,7 @@ def main() -> int:
 
 def _parts(run: Run, pynvml: Any) -> None:  # noqa: ANN401 - pynvml has no types
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    leak, short = run.leak_seconds, (0.05 if run.quick else 1.0)
+    leak, short, interval = run.leak_seconds, *((0.025, 0.1) if run.quick else (1.0, 0.25))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         run.part("answers", 10, lambda: _answers(run, pynvml, folder))
@@ -108,7 +108,7 @@ def _parts(run: Run, pynvml: Any) -> None:  # noqa: ANN401 - pynvml has no types
             return
         try:
             engines = stack.enter_context(Worker(*VLLM)), stack.enter_context(Worker(*SGLANG))
-            watch = Watch(folder, {"vllm": engines[0].url, "sglang": engines[1].url})
+            watch = Watch(folder, interval, {"vllm": engines[0].url, "sglang": engines[1].url})
             stack.enter_context(watch)
         except Exception as error:  # noqa: BLE001 - as in `part`
             run.rows.append(held("memory", "workers and exporter start", "", repr(error), right=False))
@@ -125,7 +125,7 @@ def _parts(run: Run, pynvml: Any) -> None:  # noqa: ANN401 - pynvml has no types
         def watts() -> float:
             return float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1000
 
-        windows = load.Windows(alone=15 * short, watched=55 * short)
+        windows = load.Windows(alone=15 * short, watched=55 * short, interval=interval)
         run.part("load", 70, lambda: load.rows(folder, run.output, worker, watts, windows))
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from device import smi
-from device.processes import INTERVAL, Metrics, Watch, Worker
+from device.processes import Metrics, Watch, Worker
 from device.rows import Row, compared, figure, held, not_run
 
 if TYPE_CHECKING:
@@ -29,27 +29,30 @@ class Sample(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Seconds of work without the exporter, with it, and without it again."""
+    """Seconds of work without the exporter, with it, and without it again; and between the exporter's readings."""
 
     alone: float
     watched: float
+    interval: float
 
 
 def rows(folder: Path, output: Path, worker: Worker, watts: Callable[[], float], windows: Windows) -> Iterator[Row]:
     """`watts` is the power that NVML reports when asked directly; `folder` is for the exporter's files."""
     began = time.time()
-    end = began + 2 * windows.alone + windows.watched
-    worker.tell("busy", until=end)
+    worker.tell("busy")
     time.sleep(windows.alone)
-    with Watch(folder, {}) as watch:
+    alone = time.time()
+    with Watch(folder, windows.interval, {}) as watch:
         start = watch.since(time.time())
         on = time.time()
-        samples, found = _sampled(watch, watts, end - windows.alone)
+        samples, found = _sampled(watch, watts, on + windows.watched)
         beside = smi.query()
         last = watch.since(time.time())
         cpu = (last.one("process_cpu_seconds_total") or 0.0) - (start.one("process_cpu_seconds_total") or 0.0)
         off = time.time()
-    marks = worker.answer()
+    time.sleep(windows.alone)
+    end = time.time()
+    marks = worker.ask("stop")
     (output / "metrics-loaded.prom").write_text(last.text(), encoding="utf-8")
 
     yield from _levels(found[len(found) // 2])
@@ -57,23 +60,23 @@ def rows(folder: Path, output: Path, worker: Worker, watts: Callable[[], float],
     yield from _throttled(start, last)
     yield from smi.rows(PART, beside, last)
     without = (
-        *_rates(marks, began + windows.alone * WARM, began + windows.alone),
-        *_rates(marks, off + windows.alone * WARM, end),
+        *_rates(marks, began + windows.alone * WARM, alone),
+        *_rates(marks, end - windows.alone * (1 - WARM), end),
     )
     with_it = _rates(marks, on, off)
     if without and with_it:
         alone, watched = sum(without) / len(without), sum(with_it) / len(with_it)
-        note = f"{watched:.2f} with the exporter, {alone:.2f} without, reading every {INTERVAL} s"
+        note = f"{watched:.2f} with the exporter, {alone:.2f} without, reading every {windows.interval} s"
         yield figure(PART, "work a second with the exporter, as a share of that without", watched / alone, "", note)
     yield figure(PART, "CPU of the exporter beside the load", 100 * cpu / (off - on), "% of a core")
-    yield from _pcie(folder, worker, windows.alone)
+    yield from _pcie(folder, worker, windows)
 
 
 def _sampled(watch: Watch, watts: Callable[[], float], until: float) -> tuple[list[Sample], list[Metrics]]:
     samples: list[Sample] = []
     found: list[Metrics] = []
     due = time.time()
-    while not found or time.time() < until:
+    while len(samples) < 2 or time.time() < until:
         samples.append(Sample(time.time(), watts()))
         if len(samples) % 5 == 1:
             found.append(watch.now())
@@ -134,12 +137,12 @@ def _rates(marks: list[tuple[float, int]], start: float, end: float) -> list[flo
     return [(inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])]
 
 
-def _pcie(folder: Path, worker: Worker, seconds: float) -> Iterator[Row]:
+def _pcie(folder: Path, worker: Worker, windows: Windows) -> Iterator[Row]:
     """Bytes that the host sends are bytes that the device receives."""
-    with Watch(folder, {}, pcie=True) as watch:
+    with Watch(folder, windows.interval, {}, pcie=True) as watch:
         watch.since(time.time())
-        worker.tell("copy", until=time.time() + seconds)
-        time.sleep(seconds / 2)
+        worker.tell("copy", until=time.time() + windows.alone)
+        time.sleep(windows.alone / 2)
         ours = watch.now().one("llm_gpu_pcie_bytes_per_second", direction="receive", **GPU)
         truth = worker.answer()
     note = "NVML looks at 20 ms"

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-INTERVAL = 0.25
-"""Seconds between the exporter's readings."""
-
 
 class Worker:
     """A process of `worker`, optionally answering as a captured engine (`vllm 0.32.0 saturated`)."""
@@ -62,16 +59,17 @@ class Worker:
 
 
 class Watch:
-    """The exporter over some workers, and what it exports."""
+    """The exporter over some workers, reading every `interval` seconds, and what it exports."""
 
-    def __init__(self, folder: Path, targets: dict[str, str], *, pcie: bool = False) -> None:
+    def __init__(self, folder: Path, interval: float, targets: dict[str, str], *, pcie: bool = False) -> None:
         listed = "".join(f"  - {{name: {name}, url: '{url}'}}\n" for name, url in targets.items())
         path = folder / "exporter.yml"
         path.write_text(
-            f"interval: {INTERVAL}s\ngpu: {{pcie: {str(pcie).lower()}, processes: true}}\n"
+            f"interval: {interval}s\ngpu: {{pcie: {str(pcie).lower()}, processes: true}}\n"
             + (f"targets:\n{listed}" if targets else "targets: []\n"),
             encoding="utf-8",
         )
+        self._interval = interval
         self.exporter = Exporter("--config", str(path), "--no-discover", strict=False)
 
     def __enter__(self) -> Self:
@@ -93,7 +91,7 @@ class Watch:
             read = found.all("llm_source_last_success_timestamp_seconds")
             if read and min(read.values()) > moment:
                 return found
-            time.sleep(INTERVAL / 5)
+            time.sleep(self._interval / 5)
         raise TimeoutError("the exporter has not read every source within 15 s")
 
     def until(self, holds: Callable[[Metrics], bool]) -> Metrics:

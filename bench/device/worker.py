@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import sys
 import time
 from contextlib import ExitStack
@@ -183,14 +184,15 @@ def _leak(memory: Memory, step: int, every: float) -> float:
     return time.time()
 
 
-def _busy(memory: Memory, until: float) -> list[tuple[float, int]]:
-    """Work until a time; how many pieces were done by when."""
+def _busy(memory: Memory) -> list[tuple[float, int]]:
+    """Work until the next line of input, whatever it says; how many pieces were done by when."""
     done, marks = 0, [(time.time(), 0)]
-    while (now := time.time()) < until:
+    while not select.select([sys.stdin], [], [], 0)[0]:
         memory.work()
         done += 1
-        if now - marks[-1][0] >= 0.05:
+        if time.time() - marks[-1][0] >= 0.05:
             marks.append((time.time(), done))
+    sys.stdin.readline()
     memory.rest()
     return [*marks, (time.time(), done)]
 
@@ -217,7 +219,7 @@ def _done(memory: Memory, command: dict[str, Any]) -> object:
         case "leak":
             return {"failed": _leak(memory, command["step"], command["every"]), "held": memory.held()}
         case "busy":
-            return _busy(memory, command["until"])
+            return _busy(memory)
         case "copy":
             return _copy(memory, command["until"])
         case other:
