@@ -292,7 +292,7 @@ def test_what_is_configured_stands_in_for_a_runner_that_is_not_seen(tree: ProcTr
     assert one(snapshot.points, "llm_kv_cache_capacity_tokens") == 8192.0
     assert values(snapshot.points, "llm_model_memory_bytes", "kind")["kv_cache"] == 4 * 4.25 * 1024 * 1024
     (warning,) = snapshot.health.warnings
-    assert warning.message == "runner not seen of small:latest: no process of one is visible here"
+    assert warning.message == "no runner found for small:latest: no process of one is visible here"
 
 
 def test_without_any_of_it_slots_and_cache_are_absent(tree: ProcTree) -> None:

@@ -201,7 +201,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
         address, proxy = await _export(settings, targets(servers), gpus, stack)
         for name, server in servers.items():
             say(f"{name:<12} http://{server.address}/   (simulated)")
-        say(f"proxy        http://{proxy}/   measures what Ollama does not say of itself")
+        say(f"proxy        http://{proxy}/   measures what Ollama does not expose")
         say(f"llm-headroom http://{address}/   status page; metrics at /metrics")
         if settings.stack:
             for line in await demo_stack.start(address, stack, settings.speed):

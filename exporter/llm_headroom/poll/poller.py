@@ -322,7 +322,7 @@ class Poller:
         try:
             snapshot = await slot.source.collect()
         except Exception as error:
-            log.exception("collection failed by a defect of llm-headroom", extra={"target": slot.name})
+            log.exception("collection failed: internal error (bug)", extra={"target": slot.name})
             failure = Failure(Cause.INTERNAL, f"{type(error).__name__} in llm-headroom; see its log")
             snapshot = failed(slot.name, "", taken, started, failure)
         slot.publish(snapshot)

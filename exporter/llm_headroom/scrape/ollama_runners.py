@@ -144,7 +144,7 @@ class RunnerLayer:
         found = []
         if missing:
             reason = look.reason or "it has ended although Ollama lists the model, or it is no llama-server"
-            found.append(Failure(Cause.UNREACHABLE, f"runner not seen of {', '.join(missing)}: {reason}"))
+            found.append(Failure(Cause.UNREACHABLE, f"no runner found for {', '.join(missing)}: {reason}"))
         if bare:
             found.append(
                 Failure(Cause.UNREACHABLE, f"runner of {', '.join(bare)} has no metrics: Ollama is older than 0.30")

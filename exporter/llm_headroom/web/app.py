@@ -148,7 +148,7 @@ def _rendered(slot: Slot, renderer: Renderer) -> Lines:
     try:
         return renderer.lines(slot.points())
     except Exception:
-        log.exception("rendering failed by a defect of llm-headroom", extra={"target": slot.name})
+        log.exception("rendering failed: internal error (bug)", extra={"target": slot.name})
         return Lines({})
 
 
@@ -157,7 +157,7 @@ def _as_json(snapshot: Snapshot) -> str:
     try:
         return json.dumps(as_json.source(snapshot), allow_nan=False)
     except Exception:
-        log.exception("rendering failed by a defect of llm-headroom", extra={"target": snapshot.target})
+        log.exception("rendering failed: internal error (bug)", extra={"target": snapshot.target})
         return ""
 
 

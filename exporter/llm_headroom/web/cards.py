@@ -361,7 +361,7 @@ def _risks(risks: Sequence[Risk]) -> str:
         f"<b>{risk_word(risk)}</b></li>"
         for risk in risks
     )
-    return _section("Risk within 5 min", "a forecast, no fact", f'<ul class="risks">{rows}</ul>')
+    return _section("Risk within 5 min", "a forecast, not a fact", f'<ul class="risks">{rows}</ul>')
 
 
 def _objectives(objectives: Sequence[Objective]) -> str:

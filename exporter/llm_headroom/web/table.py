@@ -46,9 +46,9 @@ GPU_COLUMNS: Final = (
     Column("State"),
     Column("GPU"),
     Column("Name"),
-    Column("Memory", number=True, hint="Share of the memory that is taken"),
+    Column("Memory", number=True, hint="Share of memory in use"),
     Column("Free", number=True),
-    Column("Busy", number=True, hint="Share of the time in which anything ran"),
+    Column("Busy", number=True, hint="Share of time during which a kernel was running"),
     Column("Power", number=True),
     Column("Temperature", number=True),
 )
