@@ -14,6 +14,7 @@ import asyncio
 import gzip
 import json
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from llm_headroom.commands import programs
+ROOT: Final = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+import nvml_library  # noqa: E402 - of the tests
+from llm_headroom.commands import programs  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,9 +73,10 @@ class Sidecar:
 
 
 @contextmanager
-def running(*command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that is ended with the block."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def running(*command: str | Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that is ended with the block; `variables` are added to its environment."""
+    environment = os.environ | variables
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         yield process
     finally:
@@ -100,11 +106,18 @@ def value(body: bytes, name: str) -> float:
     return float(found[1])
 
 
-def recorded(engine: str, seconds: float) -> Sidecar:
+def recorded(engine: str, seconds: float, *, gpu: bool = False) -> Sidecar:
     """A sidecar at its defaults, read every 15 s, for its cost; then a fast one, for its expositions."""
     program, port = Path(sys.executable).with_name("llm-headroom"), PORTS[engine]
     target = f"{engine}=http://127.0.0.1:{port}"
     with ExitStack() as stack:
+        variables = {}
+        if gpu:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-headroom-nvml-")))
+            described = nvml_library.Description(folder / "gpus", nvml_library.fixture("h200x8"))
+            described.say("system", "nvmlDeviceGetCount_v2", 1)
+            library = nvml_library.build(folder)
+            variables = {**described.environment(), "LD_LIBRARY_PATH": str(library.parent)}
 
         def simulated(speed: float) -> subprocess.Popen[bytes]:
             listen = f"127.0.0.1:{port}"
@@ -113,8 +126,9 @@ def recorded(engine: str, seconds: float) -> Sidecar:
 
         def exporter(listen: str, interval: str) -> str:
             address = f"127.0.0.1:{listen}"
-            only = ("--no-gpu", "--no-discover", "--target", target)
-            stack.enter_context(running(program, "run", "--listen", address, "--interval", interval, *only))
+            only = ("--gpu" if gpu else "--no-gpu", "--no-discover", "--target", target)
+            command = (program, "run", "--listen", address, "--interval", interval, *only)
+            stack.enter_context(running(*command, **variables))
             return f"http://{address}/metrics"
 
         slow = simulated(1.0)
@@ -122,6 +136,7 @@ def recorded(engine: str, seconds: float) -> Sidecar:
         fetched(url)
         time.sleep(10)
         first, began = fetched(url), time.monotonic()
+        last = first
         while time.monotonic() < began + seconds:
             time.sleep(15)
             last = fetched(url)
@@ -259,6 +274,16 @@ def query(address: str, expression: str) -> float | None:
 def written(folder: Path) -> int:
     """Bytes of the write-ahead log."""
     return sum(file.stat().st_size for file in (folder / "data" / "wal").glob("*") if file.is_file())
+
+
+def write_part(name: str, text: str) -> None:
+    """Put a table into docs/fleet.md, between the marks of its name."""
+    path = ROOT / "docs" / "fleet.md"
+    begin, end = f"<!-- measured: {name} -->\n", "\n<!-- end -->"
+    head, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    if not found:
+        raise LookupError(f"{path} has no part {name}")
+    path.write_text(f"{head}{begin}{text}{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
     for name, document in timelines().items():
         own = f"{name.removesuffix('.yml')}.rules.yml"
         tested = {test["alertname"] for case in document["tests"] for test in case.get("alert_rule_test", ())}
-        needs_records = name in {"fleet.yml", "latency.yml"}
+        needs_records = name in {"fleet.yml", "latency.yml", "sources.yml"}
         kept = [
             group
             for group in groups
@@ -116,6 +116,30 @@ def test_every_series_of_a_rule_exists() -> None:
 
         assert read, rule.name
         assert not {name for name in read if not known(name)}, rule.name
+
+
+def test_what_looks_back_over_hours_reads_what_is_recorded_or_is_evaluated_rarely() -> None:
+    """Raw series of hours, of every engine, are what rules cost most: see docs/fleet.md."""
+    rare = {name for name, group in alerts.GROUPS.items() if group.interval.endswith("m")}
+    for name, group in alerts.GROUPS.items():
+        for rule in group.rules:
+            raw = re.findall(r"(?<![\w:])(llm_\w+)(?:\{[^}]*\})?\[(\d+[hd])\]", rule.expr)
+            hours = {metric for metric, window in raw if window != "1h"}
+            assert not hours or name in rare, rule.name
+            assert not any(metric.startswith("llm_slo_") for metric in hours), rule.name
+
+
+def test_nothing_that_alerts_read_at_an_instant_is_recorded_too_rarely_for_it() -> None:
+    """Prometheus takes a series without a sample for five minutes for gone."""
+    rare = {
+        rule.name
+        for group in alerts.GROUPS.values()
+        for rule in group.rules
+        if isinstance(rule, Recording) and group.interval not in {"30s", "1m", "2m"}
+    }
+    for alert in alerts.ALERTS:
+        instant = re.sub(r"[\w:]+\[\w+\]", "", alert.expr)
+        assert not metrics(instant) & rare, alert.name
 
 
 def test_every_threshold_is_used_by_an_alert_or_drawn_by_a_dashboard() -> None:

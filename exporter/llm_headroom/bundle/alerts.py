@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.bundle import alerts_engine, alerts_host, pushed, recording
-from llm_headroom.bundle.rule import Alert, Recording, expression, scaled, words
+from llm_headroom.bundle.rule import Alert, Group, Recording, expression, scaled, words
 from llm_headroom.bundle.text import as_yaml
 
 if TYPE_CHECKING:
@@ -13,21 +13,32 @@ if TYPE_CHECKING:
 
     from llm_headroom.bundle.settings import BundleSettings
 
-GROUPS: Final[dict[str, tuple[Recording, ...] | tuple[Alert, ...]]] = {
-    "llm-headroom.fleet": recording.FLEET,
-    "llm-headroom.slo": recording.SLO,
-    "llm-headroom.latency": alerts_engine.LATENCY,
-    "llm-headroom.availability": alerts_engine.AVAILABILITY,
-    "llm-headroom.kv-cache": alerts_engine.KV_CACHE,
-    "llm-headroom.models": alerts_engine.MODELS,
-    "llm-headroom.gpu-memory": alerts_host.GPU_MEMORY,
-    "llm-headroom.gpu-health": alerts_host.GPU_HEALTH,
-    "llm-headroom.sources": alerts_host.SOURCES,
+GROUPS: Final[dict[str, Group]] = {
+    "llm-headroom.fleet": Group("30s", recording.FLEET),
+    "llm-headroom.slo": Group("30s", recording.SLO),
+    "llm-headroom.slo-days": Group("2m", recording.SLO_DAYS),
+    "llm-headroom.signals": Group("5m", recording.SIGNALS),
+    "llm-headroom.latency": Group("30s", alerts_engine.LATENCY),
+    "llm-headroom.availability": Group("30s", (*recording.ERRORS, *alerts_engine.AVAILABILITY)),
+    "llm-headroom.kv-cache": Group("1m", alerts_engine.KV_CACHE),
+    "llm-headroom.models": Group("2m", alerts_engine.MODELS),
+    "llm-headroom.gpu-memory": Group("1m", alerts_host.GPU_MEMORY),
+    "llm-headroom.gpu-health": Group("30s", alerts_host.GPU_HEALTH),
+    "llm-headroom.gpu-days": Group("2m", alerts_host.GPU_DAYS),
+    "llm-headroom.sources": Group("1m", alerts_host.SOURCES),
 }
-"""Rules by the name of their group, in the order in which they are evaluated."""
+"""Rules by the name of their group: pages every 30 s, tickets every minute, what looks back over days more rarely.
 
-ALERTS: Final[tuple[Alert, ...]] = tuple(rule for rules in GROUPS.values() for rule in rules if isinstance(rule, Alert))
-RECORDINGS: Final[tuple[Recording, ...]] = (*recording.FLEET, *recording.SLO)
+What alerts read at an instant is recorded at least every 2 min: Prometheus takes a series that got no sample for 5 min
+for gone. Prometheus evaluates groups side by side, so that what is recorded is up to its group's interval old.
+"""
+
+ALERTS: Final[tuple[Alert, ...]] = tuple(
+    rule for group in GROUPS.values() for rule in group.rules if isinstance(rule, Alert)
+)
+RECORDINGS: Final[tuple[Recording, ...]] = tuple(
+    rule for group in GROUPS.values() for rule in group.rules if isinstance(rule, Recording)
+)
 
 INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("LLMModelDown", "LLMEngine(Down|LoadingLong)", ("job", "engine", "model")),
@@ -118,7 +129,14 @@ def alertmanager(url: str | None = _RECEIVER) -> dict[str, Any]:
 
 def groups(settings: BundleSettings) -> list[dict[str, Any]]:
     """Return the groups of rules as Prometheus' rule file has them."""
-    return [{"name": name, "rules": list(_rules(rules, settings))} for name, rules in GROUPS.items()]
+    return [
+        {
+            "name": name,
+            "interval": scaled(group.interval, settings.for_scale),
+            "rules": list(_rules(group.rules, settings)),
+        }
+        for name, group in GROUPS.items()
+    ]
 
 
 def _rules(rules: Iterable[Recording | Alert], settings: BundleSettings) -> Iterable[dict[str, Any]]:
@@ -163,10 +181,10 @@ def _grafana(settings: BundleSettings) -> dict[str, Any]:
                 "name": name,
                 "folder": "llm-headroom",
                 "interval": "1m",
-                "rules": [_grafana_rule(rule, settings) for rule in rules if isinstance(rule, Alert)],
+                "rules": [_grafana_rule(rule, settings) for rule in group.rules if isinstance(rule, Alert)],
             }
-            for name, rules in GROUPS.items()
-            if any(isinstance(rule, Alert) for rule in rules)
+            for name, group in GROUPS.items()
+            if any(isinstance(rule, Alert) for rule in group.rules)
         ],
     }
 

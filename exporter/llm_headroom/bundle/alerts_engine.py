@@ -20,20 +20,7 @@ def _burn(rate: str, long: str, short: str) -> str:
 
 
 def _errors(share: str) -> str:
-    """Requests that failed, or responses of class 5xx, or requests that the router could not have answered.
-
-    A client that leaves is no failure of the engine.
-    """
-    failed = 'sum without (replica, reason) (rate(llm_requests_failed_total{reason!="abort"}[5m]))'
-    ended = f"({failed} + sum without (replica, reason) (rate(llm_requests_finished_total[5m])))"
-    wrong = 'sum without (replica, code) (rate(llm_http_responses_total{code="5xx"}[5m]))'
-    answers = "sum without (replica, code) (rate(llm_http_responses_total[5m]))"
-    lost = "sum without (replica, reason) (rate(llm_router_errors_total[5m]))"
-    routed = "sum without (replica) (rate(llm_router_requests_total[5m]))"
-    return " or ".join(
-        f"({part} / {whole} > {share} and {whole} > $traffic_floor)"
-        for part, whole in ((failed, ended), (wrong, answers), (lost, routed))
-    )
+    return f"max without (of) (target_model:llm_failed:ratio_rate5m > {share})"
 
 
 def held(state: str) -> str:

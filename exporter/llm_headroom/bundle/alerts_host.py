@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from llm_headroom.bundle.recording import NEEDED
 from llm_headroom.bundle.rule import Alert, Dashboard, Severity
 from llm_headroom.thresholds import FATAL_XIDS, XID_SECONDS
 
@@ -29,9 +30,9 @@ _STARTED: Final = f"""unless on ({_HOST})
 
 _LOST: Final = " or ".join(
     f"""label_replace(llm_up{{engine!~"nvml|ollama"}} == 1
-        and max without (model, replica) (present_over_time({signal}[1d]))
+        and present_over_time(target:{signal}:count[1d])
         unless max without (model, replica) ({signal}), "signal", "{signal.removeprefix("llm_")}", "", "")"""
-    for signal in ("llm_requests_running", "llm_requests_waiting", "llm_kv_cache_usage_ratio")
+    for signal in NEEDED
 )
 
 GPU_MEMORY: Final = (
@@ -137,14 +138,6 @@ GPU_HEALTH: Final = (
         description="{{ $value | humanizeDuration }} ago; the affected process is lost, others continue.",
     ),
     Alert(
-        name="LLMGpuUncorrectableEcc",
-        severity=Severity.PAGE,
-        dashboard=Dashboard.GPU,
-        expr='increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[1d]) > 0',
-        summary=f"{_GPU} has uncorrectable memory errors",
-        description="{{ $value | humanize }} within a day.",
-    ),
-    Alert(
         name="LLMGpuRowRemapFailure",
         severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
@@ -192,15 +185,6 @@ GPU_HEALTH: Final = (
         description="{{ $value }} °C, above $gpu_temperature_high.",
     ),
     Alert(
-        name="LLMGpuPcieDegraded",
-        severity=Severity.TICKET,
-        dashboard=Dashboard.GPU,
-        expr="llm_gpu_pcie_link_width < max_over_time(llm_gpu_pcie_link_width[1d])",
-        wait="10m",
-        summary=f"{_GPU} has lost PCIe lanes",
-        description="{{ $value }} lanes are in use, fewer than within the last day.",
-    ),
-    Alert(
         name="LLMGpuIdleWhileQueued",
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
@@ -214,6 +198,27 @@ GPU_HEALTH: Final = (
         "$gpu_idle_utilization of the time.",
     ),
 )
+
+GPU_DAYS: Final = (
+    Alert(
+        name="LLMGpuUncorrectableEcc",
+        severity=Severity.PAGE,
+        dashboard=Dashboard.GPU,
+        expr='increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[1d]) > 0',
+        summary=f"{_GPU} has uncorrectable memory errors",
+        description="{{ $value | humanize }} within a day.",
+    ),
+    Alert(
+        name="LLMGpuPcieDegraded",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr="llm_gpu_pcie_link_width < max_over_time(llm_gpu_pcie_link_width[1d])",
+        wait="10m",
+        summary=f"{_GPU} has lost PCIe lanes",
+        description="{{ $value }} lanes are in use, fewer than within the last day.",
+    ),
+)
+"""On GPUs' health, from a day of raw series."""
 
 SOURCES: Final = (
     Alert(
@@ -259,9 +264,9 @@ SOURCES: Final = (
         dashboard=Dashboard.EXPORTER,
         expr=f"""label_replace(
                 max without (state) (llm_source_samples{{state="mapped"}})
-                < max without (state) (max_over_time(llm_source_samples{{state="mapped"}}[1d]))
+                < max_over_time(target:llm_source_samples_mapped:max[1d])
                 and max without (state) (llm_source_samples{{state="unknown"}})
-                > max without (state) (min_over_time(llm_source_samples{{state="unknown"}}[1d])),
+                > min_over_time(target:llm_source_samples_unknown:max[1d]),
                 "signal", "unknown", "", "")
             or {_LOST}""",
         wait="15m",

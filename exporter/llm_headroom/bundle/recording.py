@@ -1,8 +1,10 @@
 """Recording rules: a fleet by model and engine, so that dashboards over a thousand engines read few series.
 
 Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` has the labels cluster,
-namespace, job, engine and model, `target_model` all labels of one model of a target. Rates come before sums, so that a
-restart is no jump. Histograms are never added over `engine`, as engines differ in their buckets.
+namespace, job, engine and model, `target_model` all labels of one model of a target, `target` those of a target. Rates
+come before sums, so that a restart is no jump. Histograms are never added over `engine`, as engines differ in their
+buckets. What looks back over hours or days reads what is recorded here: raw counters of days, of every engine, are what
+rules cost most (docs/fleet.md).
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ _BY: Final = "by (cluster, namespace, job, engine, model)"
 _BY_SLO: Final = "by (cluster, namespace, job, engine, model, slo)"
 _FIRSTS: Final = f'increase(llm_slo_requests_total{{slo="ttft"}}[{SLOW_SECONDS / 60:.0f}m])'
 _GOOD: Final = _FIRSTS.replace("_total", "_good_total")
-SLO_WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
-"""Windows over which the share of requests that miss an objective is recorded."""
+HOURS: Final = ("30m", "1h", "2h", "6h")
+DAYS: Final = ("1d", "3d")
+"""Windows beyond 5 min over which the share of requests that miss an objective is recorded."""
+NEEDED: Final = ("llm_requests_running", "llm_requests_waiting", "llm_kv_cache_usage_ratio")
+"""Signals whose absence is an alert, where they were there within a day."""
+_OBJECTIVES: Final = ("engine_model:llm_slo_requests_good:rate5m", "engine_model:llm_slo_requests:rate5m")
 
 
 def _summed(metric: str) -> Recording:
@@ -34,10 +40,29 @@ def _buckets(metric: str) -> Recording:
 
 
 def _missed(window: str) -> Recording:
-    return Recording(
-        f"engine_model:llm_slo_missed:ratio_rate{window}",
-        f"1 - sum {_BY_SLO} (rate(llm_slo_requests_good_total[{window}]))"
-        f" / sum {_BY_SLO} (rate(llm_slo_requests_total[{window}]))",
+    """The share over a window, from rates that are recorded at an even pace: their sums are as good as counters."""
+    good, every = (f"sum_over_time({rate}[{window}])" for rate in _OBJECTIVES)
+    return Recording(f"engine_model:llm_slo_missed:ratio_rate{window}", f"1 - {good} / {every}")
+
+
+def _failed() -> str:
+    """Requests that failed, or responses of class 5xx, or requests that the router could not have answered.
+
+    A client that leaves is no failure of the engine. Shares of less than `$traffic_floor` requests are not judged.
+    """
+    failed = 'sum without (replica, reason) (rate(llm_requests_failed_total{reason!="abort"}[5m]))'
+    ended = f"({failed} + sum without (replica, reason) (rate(llm_requests_finished_total[5m])))"
+    wrong = 'sum without (replica, code) (rate(llm_http_responses_total{code="5xx"}[5m]))'
+    answers = "sum without (replica, code) (rate(llm_http_responses_total[5m]))"
+    lost = "sum without (replica, reason) (rate(llm_router_errors_total[5m]))"
+    routed = "sum without (replica) (rate(llm_router_requests_total[5m]))"
+    return " or ".join(
+        f'label_replace({part} / ({whole} > $traffic_floor), "of", "{name}", "", "")'
+        for name, part, whole in (
+            ("requests", failed, ended),
+            ("responses", wrong, answers),
+            ("routed", lost, routed),
+        )
     )
 
 
@@ -73,11 +98,29 @@ FLEET: Final = (
 
 SLO: Final = (
     Recording("engine_model:llm_slo_objective_ratio:max", f"max {_BY_SLO} (llm_slo_objective_ratio)"),
-    Recording("engine_model:llm_slo_requests:rate1h", f"sum {_BY_SLO} (rate(llm_slo_requests_total[1h]))"),
     _rate("llm_slo_requests_total", "slo"),
     _rate("llm_slo_requests_good_total", "slo"),
-    *map(_missed, SLO_WINDOWS),
+    Recording("engine_model:llm_slo_requests:rate1h", f"avg_over_time({_OBJECTIVES[1]}[1h])"),
+    Recording("engine_model:llm_slo_missed:ratio_rate5m", f"1 - {_OBJECTIVES[0]} / {_OBJECTIVES[1]}"),
+    *map(_missed, HOURS),
     Recording("target_model:llm_ttft:increase2m", f"sum without (slo) ({_FIRSTS})"),
     Recording("target_model:llm_ttft_missed:increase2m", f"sum without (slo) ({_FIRSTS} - {_GOOD})"),
 )
 """Of objectives, by model and engine; burn-rate alerts read them."""
+
+SLO_DAYS: Final = tuple(map(_missed, DAYS))
+"""Of objectives over days."""
+
+ERRORS: Final = (Recording("target_model:llm_failed:ratio_rate5m", _failed()),)
+"""Of what failed, by target and model; `of` is what it is a share of."""
+
+SIGNALS: Final = (
+    *(
+        Recording(
+            f"target:llm_source_samples_{state}:max", f'max without (state) (llm_source_samples{{state="{state}"}})'
+        )
+        for state in ("mapped", "unknown")
+    ),
+    *(Recording(f"target:{signal}:count", f"count without (model, replica) ({signal})") for signal in NEEDED),
+)
+"""What each source exposes, rarely enough for a day of it to be few samples."""

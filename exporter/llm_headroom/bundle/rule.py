@@ -63,6 +63,14 @@ class Recording:
     expr: str
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rules that are evaluated together, one after the other, every `interval` (a duration)."""
+
+    interval: str
+    rules: tuple[Recording | Alert, ...]
+
+
 def expression(expr: str, settings: BundleSettings) -> str:
     """Return a rule's expression with the thresholds and the selector in it, on one line.
 

@@ -25,4 +25,4 @@ class BundleSettings:
     datasource_type: str = "prometheus"
     """The type of the dashboards' data source: a store that speaks PromQL may have a plugin of its own."""
     for_scale: float = 1.0
-    """Factor on how long conditions must hold; below 1 for demonstrations and tests."""
+    """Factor on how long conditions hold and how often they are evaluated; below 1 for demonstrations and tests."""

@@ -152,7 +152,7 @@ def _threshold(text: str) -> tuple[str, float]:
     help="Type of the dashboards' data source, such as victoriametrics-metrics-datasource.  [default: prometheus]",
 )
 @click.option("--force", is_flag=True, help="Overwrite files that were edited since they were written.")
-@click.option("--for-scale", type=float, help="Factor on the alerts' `for` durations; below 1 for tests.")
+@click.option("--for-scale", type=float, help="Factor on `for` durations and groups' intervals; below 1 for tests.")
 def command(
     *,
     output: Path,

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.bundle.alerts import GROUPS
+from llm_headroom.bundle.alerts import ALERTS, GROUPS
 from llm_headroom.bundle.rule import Alert
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import bundle, docs, settings_docs
@@ -50,17 +50,17 @@ def parts() -> dict[str, str]:
         "engine-colours": ", ".join(f"{engine.title} {engine.colour}" for engine in engines),
         "chart-ports": f"{{{{- $ports := dict {ports} -}}}}\n",
         "chart-allow": f"  allow: [{allowed}]\n",
-        "alert-count": str(sum(isinstance(rule, Alert) for rules in GROUPS.values() for rule in rules)),
+        "alert-count": str(len(ALERTS)),
         "alerts": "\n".join(_alerts()) + "\n",
         "thresholds": "\n".join(_thresholds()) + "\n",
     }
 
 
 def _alerts() -> Iterator[str]:
-    for group, rules in GROUPS.items():
-        alerts = [rule for rule in rules if isinstance(rule, Alert)]
+    for name, group in GROUPS.items():
+        alerts = [rule for rule in group.rules if isinstance(rule, Alert)]
         if alerts:
-            yield from ("", f"### {group.removeprefix('llm-headroom.')}", "")
+            yield from ("", f"### {name.removeprefix('llm-headroom.')}, every {group.interval}", "")
             yield from ("| alert | severity | for | thresholds |", "|---|---|---|---|")
             yield from map(_alert, alerts)
     yield ""

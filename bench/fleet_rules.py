@@ -1,0 +1,277 @@
+"""What rules and dashboards cost over a fleet with three days of data: in a real Prometheus, engine by engine the same.
+
+    .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--peer FILE] [--seconds 300] [--write]
+
+One sidecar with a GPU (the stub of NVML) is recorded over a simulated vLLM under traffic. What it shows is continued
+over three days at one sample in 15 s and written as blocks of Prometheus' storage for so many engines. Prometheus then
+evaluates the shipped rules by their own intervals, and `--peer` FILE's beside them if given; and it answers the queries
+of each dashboard's first screen, everything selected, one after the other. `--write` writes docs/fleet.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+import tempfile
+import time
+import urllib.parse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import blocks
+from fleet import ROOT, fetched, own, recorded, write_part
+from llm_headroom.bundle.settings import BundleSettings
+from llm_headroom.commands import bundle, programs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+STEP: Final = 15_000
+AHEAD: Final = 20 * 60_000
+"""Milliseconds that the blocks reach beyond their making: time to measure in, without anybody scraped."""
+HOUR: Final = 3_600_000
+DAY: Final = 24 * HOUR
+LINE: Final = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+GROWING: Final = ("_total", "_bucket", "_count", "_sum")
+SCREEN: Final = 28
+"""Grafana's units of height that a screen of 1080 lines shows."""
+RANGE: Final = 3600
+
+
+class Cost(NamedTuple):
+    """One file of rules over so many engines: seconds of one evaluation of everything, and cores at its intervals."""
+
+    engines: int
+    series: int
+    seconds: float
+    groups: dict[str, float]
+    rules: dict[str, float]
+    cores: float
+    resident: float
+
+
+def templates(bodies: Sequence[bytes], block: blocks.Block) -> Iterator[blocks.Template]:
+    """Every series of the recorded sidecar, continued over the block: counters grow on, gauges go round."""
+    seen: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    for body in bodies:
+        for name, labels, value in LINE.findall(body.decode()):
+            own_labels = dict(LABEL.findall(labels)) | {"__name__": name, "job": "llm-headroom"}
+            seen.setdefault(tuple(sorted(own_labels.items())), []).append(float(value))
+    end = (block.begin + block.samples * block.step) / 1000
+    for pairs, found in seen.items():
+        labels, first = dict(pairs), found[0]
+        name = labels["__name__"]
+        if "timestamp_seconds" in name:
+            age = min(time.time() - found[-1], 5.0)
+            values = [end - age - (block.samples - place) * block.step / 1000 for place in range(block.samples)]
+        elif name.endswith(GROWING) and found[-1] > first:
+            growth = [after - before for before, after in itertools.pairwise(found)]
+            values, value = [], first
+            for place in range(block.samples):
+                values.append(value)
+                value += growth[place % len(growth)]
+        else:
+            values = [found[place % len(found)] for place in range(block.samples)]
+        yield blocks.Template(labels, values)
+    up = {"__name__": "up", "job": "llm-headroom"}
+    yield blocks.Template(up, [1.0] * block.samples)
+
+
+def recordings(rules: Path, found: Sequence[blocks.Template], block: blocks.Block) -> Iterator[blocks.Template]:
+    """Recorded rates of objectives, which rules of long windows read, as if they had been recorded for days."""
+    for template in found:
+        labels = dict(template.labels)
+        name = labels.pop("__name__").removesuffix("_total")
+        if not name.startswith("llm_slo_requests"):
+            continue
+        record = f"engine_model:{name}:rate5m"
+        if record in rules.read_text():
+            kept = {key: labels[key] for key in ("job", "engine", "model", "slo")} | {"namespace": "llm"}
+            pace = [10.0 + (place % 7) / 10 for place in range(block.samples)]
+            yield blocks.Template({"__name__": record, **kept}, pace, each=False)
+
+
+def stored(folder: Path, engines: int, bodies: Sequence[bytes], days: float, rules: Path) -> int:
+    """Write the fleet's days as blocks; returns the number of its series.
+
+    The last hours are one of their own, as a server holds them apart in its head; what is older, two large ones.
+    """
+    end = int(time.time() * 1000) // STEP * STEP + AHEAD
+    last = (3 * HOUR + AHEAD) // STEP
+    half = int(days * DAY / 2) // STEP - last // 2
+    fleet = [
+        {
+            "instance": f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}:9836",
+            "namespace": "llm",
+            "pod": f"vllm-5f7c9d8b6-{index:05x}",
+        }
+        for index in range(engines)
+    ]
+    lengths = (half, half, last)
+    whole = blocks.Block(end - sum(lengths) * STEP, STEP, sum(lengths))
+    every = list(templates(bodies, whole))
+    every += recordings(rules, every, whole)
+    (folder / "data").mkdir()
+    first = 0
+    for length in lengths:
+        block = blocks.Block(whole.begin + first * STEP, STEP, length)
+        cut = [one._replace(values=one.values[first : first + length]) for one in every]
+        count = blocks.write(folder / "data", cut, fleet, block)
+        first += length
+    return count
+
+
+def asked(address: str, path: str, **parameters: object) -> Any:  # noqa: ANN401 - of JSON
+    """An answer of Prometheus' interface."""
+    return json.loads(fetched(f"http://{address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", 120.0))["data"]
+
+
+def evaluated(address: str, seconds: float) -> tuple[dict[str, float], dict[str, float], float]:
+    """The mean seconds of each group's evaluations and each rule's, and cores of all together, over a while."""
+    began, before = time.monotonic(), own(address)
+    groups: dict[str, dict[str, float]] = {}
+    rules: dict[str, dict[str, float]] = {}
+    while time.monotonic() < began + seconds:
+        for group in asked(address, "rules")["groups"]:
+            when = group["lastEvaluation"]
+            if not when.startswith("0001"):
+                groups.setdefault(group["name"], {})[when] = group["evaluationTime"]
+                for rule in group["rules"]:
+                    rules.setdefault(rule["name"], {})[rule["lastEvaluation"]] = rule["evaluationTime"]
+        time.sleep(5)
+    cores = (own(address)["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / (
+        time.monotonic() - began
+    )
+
+    def means(found: dict[str, dict[str, float]]) -> dict[str, float]:
+        return {name: sum(times.values()) / len(times) for name, times in found.items()}
+
+    return means(groups), means(rules), cores
+
+
+def first_screen(dashboard: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """Title, expression and whether it is instant, of every query that is asked when a dashboard opens."""
+    for panel in dashboard["panels"]:
+        if panel["gridPos"]["y"] < SCREEN:
+            for target in panel.get("targets", ()):
+                if not target.get("hide"):
+                    yield panel["title"], substituted(target["expr"]), bool(target.get("instant"))
+
+
+def substituted(expression: str) -> str:
+    """An expression with everything selected."""
+    text = expression.replace("$__rate_interval", "1m").replace("$__interval", "15s").replace("$__range", "1h")
+    return re.sub(r"\$\{?(job|cluster|namespace|instance|engine|model|target|gpu)\b(:\w+)?\}?", ".*", text)
+
+
+def screens(address: str) -> dict[str, list[tuple[float, str]]]:
+    """Seconds of each query of the dashboards' first screens."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for path, text in bundle.files(BundleSettings(), ["dashboards"]).items():
+        name = Path(path).stem.removeprefix("llm-headroom-")
+        for title, expression, instant in first_screen(json.loads(text)):
+            now, began = time.time(), time.monotonic()
+            if instant:
+                asked(address, "query", query=expression, time=now)
+            else:
+                asked(address, "query_range", query=expression, start=now - RANGE, end=now, step=15)
+            found.setdefault(name, []).append((time.monotonic() - began, title))
+    return found
+
+
+def measured(
+    engines: int, bodies: Sequence[bytes], days: float, rules: Path, seconds: float
+) -> tuple[Cost, dict[str, list[tuple[float, str]]]]:
+    """One fleet: its rules, then its dashboards."""
+    with tempfile.TemporaryDirectory(prefix="llm-headroom-fleet-") as name:
+        folder = Path(name)
+        series = stored(folder, engines, bodies, days, rules)
+        config = {
+            "global": {"evaluation_interval": "30s"},
+            "storage": {"tsdb": {"out_of_order_time_window": "1h"}},  # results come within the time of the last block
+            "rule_files": [str(rules)],
+        }
+        flags = ("--storage.tsdb.retention.time=90d", "--storage.tsdb.max-block-duration=2h", "--query.timeout=2m")
+        with programs.prometheus(folder, config, *flags) as server:
+            groups, each, cores = evaluated(server.address, seconds)
+            resident = own(server.address)["process_resident_memory_bytes"] / 1e6
+            found = screens(server.address)
+        return Cost(engines, series, sum(groups.values()), groups, each, cores, resident), found
+
+
+def rules_table(costs: Sequence[tuple[str, Cost]]) -> str:
+    """All costs, one a line, and what the groups take."""
+    lines = [
+        "| rules | engines | series | one evaluation of everything, s | slowest group, s | cores | resident MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for which, cost in costs:
+        slowest = max(cost.groups, key=lambda name: cost.groups[name])
+        lines.append(
+            f"| {which} | {cost.engines:,} | {cost.series:,} | **{cost.seconds:.2f}** "
+            f"| {slowest.removeprefix('llm-headroom.')} {cost.groups[slowest]:.2f} | {cost.cores:.3f} "
+            f"| {cost.resident:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def screens_table(engines: int, found: dict[str, list[tuple[float, str]]]) -> str:
+    """What each dashboard's first screen takes."""
+    lines = [f"| dashboard, {engines:,} engines | queries | all, s | slowest, s |", "|---|---|---|---|"]
+    for name, queries in found.items():
+        worst, title = max(queries)
+        lines.append(f"| {name} | {len(queries)} | **{sum(each for each, _ in queries):.2f}** | {worst:.2f} {title} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, and write if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engines", default="1000,5000")
+    parser.add_argument("--days", type=float, default=3.0)
+    parser.add_argument("--peer", type=Path, help="another file of rules, measured over as many engines")
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--rules", type=Path, default=ROOT / "alerts" / "llm-headroom.rules.yml")
+    parser.add_argument("--recorded", type=Path, help="a folder of expositions instead of a recording; filled if empty")
+    parser.add_argument("--write", action="store_true", help="write the tables to docs/fleet.md")
+    given = parser.parse_args()
+    bodies = list(bodies_of(given.recorded))
+    costs, shown = [], []
+    for engines in map(int, given.engines.split(",")):
+        for which, path in (("before", given.peer), ("shipped", given.rules)):
+            if path is None:
+                continue
+            cost, found = measured(engines, bodies, given.days, path.resolve(), given.seconds)
+            costs.append((which, cost))
+            print(rules_table(costs))
+            for name, seconds in sorted(cost.rules.items(), key=lambda each: -each[1])[:12]:
+                print(f"  {seconds:8.3f} s  {name}")
+            for name, queries in found.items():
+                for seconds, title in sorted(queries, reverse=True)[:5]:
+                    print(f"  {seconds:8.3f} s  {name}: {title}")
+            sys.stdout.flush()
+        shown.append(screens_table(engines, found))
+        print(shown[-1], flush=True)
+    if given.write:
+        write_part("rules", rules_table(costs))
+        write_part("screens", "\n\n".join(shown))
+
+
+def bodies_of(folder: Path | None) -> Sequence[bytes]:
+    """Successive expositions of one sidecar with a GPU."""
+    if folder is not None and folder.is_dir():
+        return [path.read_bytes() for path in sorted(folder.iterdir())]
+    bodies = recorded("vllm", 0.0, gpu=True).bodies
+    if folder is not None:
+        folder.mkdir()
+        for place, body in enumerate(bodies):
+            (folder / f"{place:02}").write_bytes(body)
+    return bodies
+
+
+if __name__ == "__main__":
+    main()
