@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.bundle.alerts import groups
+from llm_headroom.bundle.sidecars import PORT
 from llm_headroom.bundle.text import as_yaml
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
 
 _LABELS: Final = {"app.kubernetes.io/name": "llm-headroom"}
-PORT: Final = "llm-headroom"
-"""The name of the sidecars' container port."""
 
 
 def files(settings: BundleSettings) -> dict[str, str]:
@@ -31,10 +30,7 @@ def files(settings: BundleSettings) -> dict[str, str]:
 
 
 def _sidecars(settings: BundleSettings) -> dict[str, Any]:
-    """Return the monitor of all pods with a sidecar.
-
-    Every sidecar calls its engine 127.0.0.1: targets are named after their pods, so that rules can distinguish engines.
-    """
+    """Return the monitor of all pods with a sidecar."""
     endpoint = {
         "port": PORT,
         "path": "/metrics",
@@ -44,14 +40,6 @@ def _sidecars(settings: BundleSettings) -> dict[str, Any]:
         "relabelings": [
             {"targetLabel": "job", "replacement": settings.exporter_job},
             {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"},
-        ],
-        "metricRelabelings": [
-            {
-                "sourceLabels": ["pod", "target"],
-                "regex": r"(.+);(?:127\.0\.0\.1|localhost|\[::1\]):(\d+)",
-                "targetLabel": "target",
-                "replacement": "$1:$2",
-            }
         ],
     }
     return {

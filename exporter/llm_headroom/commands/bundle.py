@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PARTS: Final = tuple(
     part
-    for part in ("alerts", "runbooks", "dashboards", "kubernetes")
+    for part in ("alerts", "runbooks", "dashboards", "kubernetes", "sidecars")
     if importlib.util.find_spec(f"llm_headroom.bundle.{part}") is not None
 )
 """Modules of the bundle; each has `files(settings)`."""
@@ -134,7 +134,7 @@ def _threshold(text: str) -> tuple[str, float]:
     "--only",
     multiple=True,
     metavar="PART",
-    help="What to write: alerts, runbooks, dashboards or kubernetes.  [default: all]",
+    help="What to write: alerts, runbooks, dashboards, kubernetes or sidecars.  [default: all]",
 )
 @click.option(
     "--job",
