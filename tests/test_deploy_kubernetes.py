@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from exporter_process import check
-from kubernetes_objects import ROOT, objects, program, ran, validate
+from kubernetes_objects import ROOT, built, objects, only, pod_of, program, ran, validate
 from llm_headroom import __version__, schema
 from llm_headroom.bundle import kubernetes as bundled
+from llm_headroom.bundle import sidecars
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.config.load import load
 
@@ -21,9 +22,18 @@ if TYPE_CHECKING:
 
 HELM = ROOT / "deploy/helm"
 KUSTOMIZE = ROOT / "deploy/kustomize"
-RULES = (
-    "groups:\n  - name: any\n    rules:\n      - {alert: Any, expr: up == 0, annotations: {summary: '{{ $value }}'}}\n"
-)
+RULES = """
+thresholds: {high: 0.5}
+groups:
+  - name: any
+    rules:
+      - {record: 'a:b:c', expr: up}
+      - alert: Any
+        expr: up{job="@job@"} < @high@
+        labels: {severity: page}
+        annotations: {summary: '{{ $value }}', runbook_url: '@runbooks@/Any.md', dashboard_url: '@grafana@/d/x'}
+      - {alert: Other, expr: up == 1, labels: {severity: info}, annotations: {summary: other}}
+"""
 EXAMPLES = ("probe", "gpu-nodes", "keda", "hpa")
 
 
@@ -34,7 +44,7 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(HELM / "llm-headroom", copy, ignore=lambda *_: ["files"])
     (copy / "files/dashboards").mkdir(parents=True)
     (copy / "files/dashboards/Fleet_1.json").write_text('{"title": "{{model}}"}')
-    (copy / "files/llm-headroom.rules.yml").write_text(RULES)
+    (copy / "files/rules.yml").write_text(RULES)
     return copy
 
 
@@ -52,18 +62,12 @@ def rendered(chart: Path, *arguments: str, values: object = None) -> list[dict[s
     return found
 
 
-def only(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    (one,) = [each for each in found if each["kind"] == kind]
-    return one
-
-
 def kinds(found: list[dict[str, Any]]) -> list[str]:
-    return sorted(one["kind"] for one in found)
+    return sorted(one["kind"] for one in found if "helm.sh/hook" not in one["metadata"].get("annotations", {}))
 
 
 def pod(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    spec: dict[str, Any] = only(found, kind)["spec"]["template"]["spec"]
-    return spec
+    return pod_of(only(found, kind))
 
 
 # Chart ---------------------------------------------------------------------------------------------------------------
@@ -110,8 +114,9 @@ def test_on_nodes_with_gpus_it_sees_them_all_and_asks_for_none(chart: Path) -> N
 
     spec = pod(found, "DaemonSet")
     container = spec["containers"][0]
-    assert (spec["runtimeClassName"], spec["hostPID"]) == ("nvidia", True)
-    assert {one["name"]: one["value"] for one in container["env"]}.items() >= {
+    assert spec["hostPID"] is True
+    assert "runtimeClassName" not in spec, "a pod that names a class which is not there is refused"
+    assert {one["name"]: one.get("value") for one in container["env"]}.items() >= {
         ("NVIDIA_VISIBLE_DEVICES", "all"),
         ("NVIDIA_DRIVER_CAPABILITIES", "utility"),
     }
@@ -145,28 +150,29 @@ def test_engines_are_probed_through_the_deployment(chart: Path) -> None:
 def test_rules_and_dashboards_come_out_as_they_are(chart: Path) -> None:
     found = rendered(chart, "-f", str(HELM / "examples/probe.yaml"))
 
-    assert only(found, "PrometheusRule")["spec"] == yaml.safe_load(RULES)
+    recorded, alert, _ = only(found, "PrometheusRule")["spec"]["groups"][0]["rules"]
+    assert recorded == {"record": "a:b:c", "expr": "up"}
+    assert alert == {
+        "alert": "Any",
+        "expr": 'up{job="llm-headroom"} < 0.5',
+        "labels": {"severity": "page"},
+        "annotations": {"summary": "{{ $value }}"},
+    }
     (dashboard,) = [one for one in found if "grafana_dashboard" in one["metadata"]["labels"]]
     assert dashboard["metadata"]["name"] == "rel-llm-headroom-fleet-1"
     assert dashboard["data"] == {"Fleet_1.json": '{"title": "{{model}}"}'}
 
 
-@pytest.mark.parametrize("link", ["llm-headroom.rules.yml", "dashboards"])
-def test_the_chart_s_rules_and_dashboards_are_those_of_the_tree(chart: Path, link: str) -> None:
-    target = {"llm-headroom.rules.yml": ROOT / "alerts/llm-headroom.rules.yml", "dashboards": ROOT / "dashboards"}[link]
-    path = HELM / "llm-headroom/files" / link
-    assert path.is_symlink()
-    assert path.resolve() == target
-    copy = chart.parent / f"with-{link}"
+def test_the_chart_s_rules_and_dashboards_are_those_of_the_tree(chart: Path) -> None:
+    copy = chart.parent / "with-files"
     shutil.copytree(chart, copy, ignore=lambda *_: ["files"])
-    (copy / "files").mkdir()
-    (copy / "files" / link).symlink_to(target)
-    if link == "dashboards":
-        found = rendered(copy, "--set", "mode=none,dashboards.enabled=true")
-        assert {json.loads(text)["title"] for one in found for text in one["data"].values()}
-    else:
-        found = rendered(copy, "--set", "mode=none,prometheusRule.enabled=true")
-        assert only(found, "PrometheusRule")["spec"] == yaml.safe_load(target.read_text())
+    shutil.copytree(HELM / "llm-headroom/files", copy / "files")
+    found = rendered(copy, "--set", "mode=none,dashboards.enabled=true,prometheusRule.enabled=true")
+
+    titles = {json.loads(text)["title"] for one in found for text in one.get("data", {}).values()}
+    assert titles == {json.loads(path.read_text())["title"] for path in (ROOT / "dashboards").glob("*.json")}
+    shipped = yaml.safe_load((ROOT / "alerts/llm-headroom.rules.yml").read_text())
+    assert only(found, "PrometheusRule")["spec"] == shipped
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
@@ -182,7 +188,6 @@ def test_autoscalers_use_the_load_as_a_share_of_what_an_engine_takes(chart: Path
 
     assert 'llm_saturation_ratio{resource="max"' in keda["triggers"][0]["metadata"]["query"]
     metric = hpa["metrics"][0]["external"]
-    assert metric["metric"]["selector"]["matchLabels"]["resource"] == "max"
     assert metric["target"] == {"type": "AverageValue", "averageValue": "0.8"}
     assert "llm_saturation_ratio" in {one.name for one in schema.ALL}
 
@@ -199,6 +204,17 @@ def test_autoscalers_use_the_load_as_a_share_of_what_an_engine_takes(chart: Path
         ({"monitors": {"probes": [{"name": "x", "selector": {"a": "b"}}]}}, "port or portNumber"),
         ({"autoscaling": {"kind": "keda"}}, "autoscaling.target.name"),
         ({"image": {"digest": "latest"}}, "digest"),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels"),
+        ({"commonLabels": {"helm.sh/chart": "x"}}, "commonLabels"),
+        ({"fullnameOverride": "1st"}, "fullnameOverride"),
+        ({"monitors": {"endpoint": {"relabelings": []}}}, "endpoint"),
+        ({"monitors": {"exporter": {"enabled": True}}, "service": {"enabled": False}}, "service.enabled"),
+        ({"autoscaling": {"kind": "hpa", "minReplicas": 5}}, "more than maxReplicas"),
+        ({"autoscaling": {"kind": "keda", "minReplicas": 0}}, "autoscaling.atZero.query"),
+        ({"autoscaling": {"kind": "hpa", "minReplicas": 0, "atZero": {"query": "x"}}}, "kind: keda"),
+        ({"autoscaling": {"hpaMetric": {"matchLabels": {"model": "meta-llama/Llama-3"}}}}, "matchLabels"),
+        ({"prometheusRule": {"enabled": True, "thresholds": {"hihg": 1}}}, "valid names: high"),
+        ({"prometheusRule": {"enabled": True, "disabled": ["Nay"]}}, "there is no alert Nay"),
     ],
 )
 def test_values_that_mean_nothing_are_refused_by_name(chart: Path, values: object, said: str) -> None:
@@ -213,6 +229,8 @@ def test_values_that_mean_nothing_are_refused_by_name(chart: Path, values: objec
 def test_every_value_has_a_schema_and_a_default(chart: Path) -> None:
     def paths(value: object, *, declared: bool) -> set[str]:
         inner = value.get("properties", {}) if declared and isinstance(value, dict) else value
+        if declared and isinstance(inner, dict):
+            inner = {key: below for key, below in inner.items() if below is not False}  # a key that is refused
         if not isinstance(inner, dict) or (declared and isinstance(value, dict) and "properties" not in value):
             return set()
         return {
@@ -223,7 +241,7 @@ def test_every_value_has_a_schema_and_a_default(chart: Path) -> None:
 
     values = paths(yaml.safe_load((chart / "values.yaml").read_text()), declared=False)
     known = paths(json.loads((chart / "values.schema.json").read_text()), declared=True)
-    assert known - {"global"} <= values
+    assert known <= values
     assert {path for path in values if "." not in path} <= known
 
 
@@ -231,7 +249,145 @@ def test_a_web_configuration_is_mounted_and_a_password_does_not_fail_the_probes(
     container = pod(rendered(chart, "--set", "webConfigSecret=web,scheme=HTTPS"), "Deployment")["containers"][0]
 
     assert "tcpSocket" in container["livenessProbe"]
-    assert {"name": "web-config", "mountPath": "/etc/llm-headroom-web", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "llm-headroom-web", "mountPath": "/etc/llm-headroom-web", "readOnly": True} in container[
+        "volumeMounts"
+    ]
+
+
+def monitors(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The endpoints of all monitors."""
+    specs = [one["spec"] for one in found if one["kind"] in {"PodMonitor", "ServiceMonitor"}]
+    return [one for spec in specs for one in spec.get("endpoints", spec.get("podMetricsEndpoints"))]
+
+
+def test_relabelings_of_the_user_come_after_those_of_the_chart(chart: Path) -> None:
+    drop = {"action": "drop", "sourceLabels": ["node"], "regex": "x"}
+    values = {
+        "monitors": {
+            "exporter": {"enabled": True},
+            "sidecars": {"enabled": True},
+            "probes": [{"name": "vllm", "port": "http", "selector": {"app": "vllm"}}],
+            "relabelings": [drop],
+            "metricRelabelings": [drop],
+            "sampleLimit": 9000,
+            "podTargetLabels": ["team"],
+        }
+    }
+    found = rendered(chart, values=values)
+
+    assert len(monitors(found)) == 3
+    for endpoint in monitors(found):
+        *own, last = endpoint["relabelings"]
+        assert {"targetLabel": "job", "replacement": "llm-headroom"} in own
+        assert last == drop
+        assert endpoint["metricRelabelings"] == [drop]
+    assert {one["spec"]["sampleLimit"] for one in found if "Monitor" in one["kind"]} == {9000}
+    assert only(found, "ServiceMonitor")["spec"]["podTargetLabels"] == ["team"]
+
+
+def test_a_variable_of_the_user_replaces_the_chart_s(chart: Path) -> None:
+    values = {
+        "extraEnv": [{"name": "LLM_HEADROOM_LISTEN", "value": "[::]:9836"}, {"name": "X", "value": "y"}],
+        "extraArgs": ["--interval", "2s"],
+    }
+    container = pod(rendered(chart, values=values), "Deployment")["containers"][0]
+
+    names = [one["name"] for one in container["env"]]
+    assert len(names) == len(set(names))
+    assert {"name": "LLM_HEADROOM_LISTEN", "value": "[::]:9836"} in container["env"]
+    assert container["args"][-2:] == ["--interval", "2s"]
+
+
+def test_probes_ports_and_registries_are_the_user_s(chart: Path) -> None:
+    values = {
+        "global": {"imageRegistry": "registry.example", "imagePullSecrets": [{"name": "a"}]},
+        "imagePullSecrets": [{"name": "b"}],
+        "listenPort": 19836, "hostNetwork": True, "livenessProbe": None, "terminationGracePeriodSeconds": 30,
+        "readinessProbe": {"exec": {"command": ["x"]}, "periodSeconds": 3},
+        "service": {"labels": {"a": "b"}, "ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv4", "IPv6"]},
+        "namespaceOverride": "elsewhere", "strategy": {"type": "RollingUpdate"}, "revisionHistoryLimit": 2,
+        "extraManifests": ["apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '{{ .Release.Name }}-more'}"],
+    }  # fmt: skip
+    found = rendered(chart, values=values)
+    spec = pod(found, "Deployment")
+    container = spec["containers"][0]
+
+    assert container["image"] == f"registry.example/llm-headroom:{__version__}"
+    assert [one["name"] for one in spec["imagePullSecrets"]] == ["a", "b"]
+    assert (spec["hostNetwork"], spec["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    assert container["ports"] == [{"name": "llm-headroom", "containerPort": 19836}]
+    assert {"name": "LLM_HEADROOM_LISTEN", "value": ":19836"} in container["env"]
+    assert "livenessProbe" not in container
+    assert container["readinessProbe"] == {"exec": {"command": ["x"]}, "periodSeconds": 3, "timeoutSeconds": 5}
+    assert only(found, "Service")["spec"]["ipFamilies"] == ["IPv4", "IPv6"]
+    assert only(found, "Deployment")["spec"]["strategy"] == {"type": "RollingUpdate"}
+    assert "rel-more" in {one["metadata"]["name"] for one in found if one["kind"] == "ConfigMap"}
+    assert {one["metadata"].get("namespace") for one in found} == {"elsewhere", None}
+    usual = pod(rendered(chart), "Deployment")["containers"][0]
+    assert usual["readinessProbe"]["httpGet"]["path"] == "/-/ready"
+    assert usual["livenessProbe"]["httpGet"]["path"] == "/-/healthy"
+
+
+def test_a_change_of_mode_changes_nothing_that_cannot_be_changed(chart: Path) -> None:
+    one, other = (only(rendered(chart, "--set", f"mode={mode}"), "Service") for mode in ("deployment", "daemonset"))
+
+    assert one == other, "a Service keeps its cluster IP for life"
+    off = rendered(chart, "--set", "service.enabled=false")
+    assert kinds(off) == ["ConfigMap", "Deployment", "NetworkPolicy", "ServiceAccount"]
+
+
+def test_a_release_whose_name_begins_with_a_digit_is_refused_by_name(chart: Path) -> None:
+    done = ran(program("helm"), "template", "1st", chart)
+
+    assert done.returncode != 0
+    assert "set fullnameOverride" in done.stderr
+
+
+def test_alerts_thresholds_and_links_are_the_user_s(chart: Path) -> None:
+    values = {
+        "mode": "none",
+        "monitors": {"job": "engines"},
+        "prometheusRule": {
+            "enabled": True, "disabled": ["Other"], "thresholds": {"high": 0.25}, "alertLabels": {"team": "llm"},
+            "runbookUrl": "https://wiki/r", "grafanaUrl": "https://grafana",
+        },
+    }  # fmt: skip
+    (group,) = only(rendered(chart, values=values), "PrometheusRule")["spec"]["groups"]
+
+    assert group["rules"] == [
+        {"record": "a:b:c", "expr": "up"},
+        {
+            "alert": "Any",
+            "expr": 'up{job="engines"} < 0.25',
+            "labels": {"severity": "page", "team": "llm"},
+            "annotations": {
+                "summary": "{{ $value }}",
+                "runbook_url": "https://wiki/r/Any.md",
+                "dashboard_url": "https://grafana/d/x",
+            },
+        },
+    ]
+
+
+def test_scaling_up_is_bounded_and_the_target_is_how_much_more_an_engine_can_take(chart: Path) -> None:
+    scaling = {"kind": "keda", "target": {"name": "vllm"}, "headroom": 2, "scaleUp": {"pods": 1, "seconds": 300}}
+    spec = only(rendered(chart, values={"mode": "none", "autoscaling": scaling}), "ScaledObject")["spec"]
+
+    assert spec["triggers"][0]["metadata"]["threshold"] == "0.5"
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior["scaleUp"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 300}]
+
+
+def test_a_queue_in_front_wakes_the_first_engine(chart: Path) -> None:
+    queue = {"query": "sum(llm_router_requests_waiting)", "threshold": "5"}
+    scaling = {"kind": "keda", "target": {"name": "vllm"}, "minReplicas": 0, "atZero": queue}
+    spec = only(rendered(chart, values={"mode": "none", "autoscaling": scaling}), "ScaledObject")["spec"]
+
+    load, waiting = (trigger["metadata"] for trigger in spec["triggers"])
+    assert spec["minReplicaCount"] == 0
+    assert spec["fallback"]["replicas"] == 1
+    assert load["ignoreNullValues"] == "true", "without an engine there is no load"
+    assert (waiting["query"], waiting["activationThreshold"]) == (queue["query"], "0")
 
 
 PARENT = {
@@ -245,6 +401,8 @@ spec:
     - {name: vllm, image: vllm}
   initContainers:
     {{- include "llm-headroom.sidecar" (index .Subcharts "llm-headroom") | nindent 4 }}
+  volumes:
+    {{- include "llm-headroom.sidecarVolumes" (index .Subcharts "llm-headroom") | nindent 4 }}
 """,
 }
 
@@ -265,7 +423,7 @@ def test_another_chart_includes_the_sidecar(parent: Path) -> None:
 
     (sidecar,) = spec["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
-    environment = {one["name"]: one["value"] for one in sidecar["env"]}
+    environment = {one["name"]: one.get("value") for one in sidecar["env"]}
     assert environment["LLM_HEADROOM_TARGETS"] == "vllm=http://127.0.0.1:8000"
     assert "readinessProbe" not in sidecar, "an exporter that fails must not take its engine out of service"
     assert sidecar["securityContext"]["runAsUser"] == 65532
@@ -282,8 +440,8 @@ def test_the_included_sidecar_follows_its_values(parent: Path) -> None:
     }  # fmt: skip
     (sidecar,) = only(rendered(parent, values=values), "Pod")["spec"]["initContainers"]
 
-    environment = {one["name"]: one["value"] for one in sidecar["env"]}
-    assert environment == {
+    environment = {one["name"]: one.get("value") for one in sidecar["env"]}
+    assert {name: value for name, value in environment.items() if value is not None} == {
         "LLM_HEADROOM_TARGETS": "sglang=http://127.0.0.1:30000",
         "LLM_HEADROOM_DISCOVER": "false",
         "LLM_HEADROOM_GPU": "true",
@@ -298,23 +456,27 @@ def test_the_included_sidecar_follows_its_values(parent: Path) -> None:
     assert not off["initContainers"]
 
 
-def test_the_values_for_vllm_s_chart_are_the_sidecar(parent: Path) -> None:
-    (shown,) = yaml.safe_load((HELM / "examples/vllm-chart-values.yaml").read_text())["extraContainers"]
-    values = {"llm-headroom": {"sidecar": {"native": False}}}
+def test_https_and_another_port_reach_the_sidecar(chart: Path, parent: Path) -> None:
+    values = {
+        "llm-headroom": {
+            "webConfigSecret": "web", "scheme": "HTTPS",
+            "sidecar": {"listenPort": 19836, "livenessProbe": {"periodSeconds": 30}},
+        }
+    }  # fmt: skip
+    spec = only(rendered(parent, values=values), "Pod")["spec"]
+    (sidecar,) = spec["initContainers"]
 
-    assert only(rendered(parent, values=values), "Pod")["spec"]["initContainers"] == [shown]
+    assert {"name": "LLM_HEADROOM_LISTEN", "value": ":19836"} in sidecar["env"]
+    assert {"name": "LLM_HEADROOM_WEB_CONFIG", "value": "/etc/llm-headroom-web/web.yml"} in sidecar["env"]
+    assert sidecar["ports"][0]["containerPort"] == 19836
+    assert sidecar["livenessProbe"] == {"periodSeconds": 30, "tcpSocket": {"port": "llm-headroom"}}
+    assert spec["volumes"] == [{"name": "llm-headroom-web", "secret": {"secretName": "web"}}]
+    assert sidecar["volumeMounts"][0]["name"] == "llm-headroom-web"
+    arguments = ("--set", "mode=none,monitors.sidecars.enabled=true,scheme=HTTPS")
+    assert monitors(rendered(chart, *arguments))[0]["scheme"] == "https"
 
 
 # Kustomize -----------------------------------------------------------------------------------------------------------
-
-
-def built(folder: Path) -> list[dict[str, Any]]:
-    done = ran(program("kubectl"), "kustomize", folder)
-    assert done.returncode == 0, done.stderr
-    found = objects(done.stdout)
-    for one in found:
-        validate(one)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -327,7 +489,7 @@ def test_the_component_puts_a_sidecar_beside_an_engine(engine: str, kind: str, p
     assert [one["name"] for one in spec["containers"]] == [engine], "the engine stays as it is, and the pod's first"
     (sidecar,) = spec["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
-    environment = {one["name"]: one["value"] for one in sidecar["env"]}
+    environment = {one["name"]: one.get("value") for one in sidecar["env"]}
     assert environment["LLM_HEADROOM_TARGETS"] == f"{engine}=http://127.0.0.1:{port}"
     assert sidecar["image"] == "llm-headroom:0.1.0"
     assert "limits" in spec["containers"][0]["resources"]
@@ -338,9 +500,8 @@ def test_with_gpus_the_sidecar_may_look_into_the_engine_s_processes_and_no_more(
     spec = pod(built(KUSTOMIZE / "examples/vllm"), "Deployment")
 
     assert spec["shareProcessNamespace"] is True
-    assert spec["runtimeClassName"] == "nvidia"
     assert spec["initContainers"][0]["securityContext"]["capabilities"] == {"add": ["SYS_PTRACE"], "drop": ["ALL"]}
-    assert {one["name"]: one["value"] for one in spec["initContainers"][0]["env"]}["LLM_HEADROOM_GPU"] == "true"
+    assert {one["name"]: one.get("value") for one in spec["initContainers"][0]["env"]}["LLM_HEADROOM_GPU"] == "true"
     without = pod(built(KUSTOMIZE / "examples/sglang"), "StatefulSet")
     assert "shareProcessNamespace" not in without
     assert without["initContainers"][0]["securityContext"]["runAsNonRoot"] is True
@@ -360,19 +521,10 @@ def test_the_sidecars_of_chart_and_component_are_the_same(parent: Path) -> None:
     (of_chart,) = only(rendered(parent, values=values), "Pod")["spec"]["initContainers"]
     (of_component,) = pod(built(KUSTOMIZE / "examples/ollama"), "DaemonSet")["initContainers"]
 
-    def comparable(container: dict[str, Any]) -> dict[str, Any]:
-        environment = sorted(container["env"], key=lambda one: one["name"])
-        probe = {**container["livenessProbe"], "httpGet": {"scheme": "HTTP", **container["livenessProbe"]["httpGet"]}}
-        ports = [{"protocol": "TCP", **one} for one in container["ports"]]
-        return {
-            "imagePullPolicy": "IfNotPresent",
-            **container,
-            "env": environment,
-            "livenessProbe": probe,
-            "ports": ports,
-        }
-
-    assert comparable(of_component) == comparable(of_chart)
+    assert of_chart == sidecars.container("ollama=http://127.0.0.1:11434")
+    of_component["env"].sort(key=lambda one: one["name"])
+    of_chart["env"].sort(key=lambda one: one["name"])
+    assert of_component == of_chart
 
 
 def test_the_monitor_of_kustomize_is_that_of_the_chart(chart: Path) -> None:
@@ -385,6 +537,8 @@ def test_the_monitor_of_kustomize_is_that_of_the_chart(chart: Path) -> None:
 
 def test_manifests_name_the_version_that_is_in_the_tree() -> None:
     chart = yaml.safe_load((HELM / "llm-headroom/Chart.yaml").read_text())
+    (default,) = {yaml.safe_load((ROOT / "deploy/sidecars/ollama-helm.yaml").read_text())["initContainers"][0]["image"]}
+    assert default == f"llm-headroom:{__version__}"
     images = {
         image["newTag"]
         for file in (KUSTOMIZE / "examples").glob("*/kustomization.yaml")

@@ -27,8 +27,8 @@ ROOT: Final = Path(__file__).parents[2]
 VERSIONS: Final = ("1.37.0", "1.29.0")
 """Of Kubernetes: the newest with schemas, and the oldest with sidecars as init containers that stay."""
 SPECS: Final = {
-    "PodMonitor": {"namespaceSelector", "selector", "podMetricsEndpoints"},
-    "ServiceMonitor": {"jobLabel", "namespaceSelector", "selector", "endpoints"},
+    "PodMonitor": {"namespaceSelector", "selector", "podMetricsEndpoints", "podTargetLabels", "sampleLimit"},
+    "ServiceMonitor": {"namespaceSelector", "selector", "endpoints", "podTargetLabels", "sampleLimit"},
     "PrometheusRule": {"groups"},
     "ScaledObject": {
         "scaleTargetRef", "minReplicaCount", "maxReplicaCount", "fallback", "advanced", "triggers",
@@ -54,6 +54,28 @@ def ran(*command: str | Path) -> subprocess.CompletedProcess[str]:
 def objects(text: str) -> list[dict[str, Any]]:
     """The objects of a stream of manifests."""
     return [one for one in yaml.safe_load_all(text) if one is not None]
+
+
+def only(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The only object of a kind."""
+    (one,) = [each for each in found if each["kind"] == kind]
+    return one
+
+
+def pod_of(found: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a workload's pods."""
+    spec: dict[str, Any] = found["spec"]["template"]["spec"]
+    return spec
+
+
+def built(folder: Path) -> list[dict[str, Any]]:
+    """What kustomize builds, each object of it valid."""
+    done = ran(program("kubectl"), "kustomize", folder)
+    assert done.returncode == 0, done.stderr
+    found = objects(done.stdout)
+    for one in found:
+        validate(one)
+    return found
 
 
 def validate(found: dict[str, Any]) -> None:

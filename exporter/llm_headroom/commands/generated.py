@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.bundle import chart as of_chart
 from llm_headroom.bundle.alerts import ALERTS, GROUPS
 from llm_headroom.bundle.rule import Alert
 from llm_headroom.bundle.settings import BundleSettings
@@ -103,7 +104,7 @@ def files(root: Path) -> dict[str, str]:
     chart["properties"]["sidecar"]["properties"]["engine"]["enum"] = list(BUILT_IN)
     chart["properties"]["config"] = {"$ref": of_settings["$ref"]}
     chart["definitions"] = of_settings["definitions"]
-    return found | {CHART_SCHEMA: _json(chart)}
+    return found | {CHART_SCHEMA: _json(chart), of_chart.RULES: of_chart.rules()}
 
 
 def _json(document: object) -> str:

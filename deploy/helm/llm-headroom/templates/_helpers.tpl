@@ -3,12 +3,17 @@
 {{- end -}}
 
 {{- define "llm-headroom.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
-{{- else -}}
 {{- $name := include "llm-headroom.name" . -}}
-{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 63 | trimSuffix "-" -}}
+{{- $own := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- $full := default $own .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]" $full) -}}
+{{- fail (printf "the name of a Service must begin with a letter, not as %q does: set fullnameOverride" $full) -}}
 {{- end -}}
+{{- $full -}}
+{{- end -}}
+
+{{- define "llm-headroom.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
 {{- end -}}
 
 {{- define "llm-headroom.selectorLabels" -}}
@@ -26,20 +31,32 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end -}}
 
-{{- define "llm-headroom.serviceAccountName" -}}
-{{- if .Values.serviceAccount.create -}}
-{{- default (include "llm-headroom.fullname" .) .Values.serviceAccount.name -}}
-{{- else -}}
-{{- default "default" .Values.serviceAccount.name -}}
+{{- /* Name, namespace and labels of an object. Takes {root, suffix, labels, annotations, namespace}; the last four may be missing. */ -}}
+{{- define "llm-headroom.metadata" -}}
+name: {{ include "llm-headroom.fullname" .root }}{{ with .suffix }}-{{ . }}{{ end }}
+namespace: {{ default (include "llm-headroom.namespace" .root) .namespace }}
+labels:
+  {{- include "llm-headroom.labels" .root | nindent 2 }}
+  {{- with .labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with .annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end -}}
+
+{{- define "llm-headroom.serviceAccountName" -}}
+{{- default (ternary (include "llm-headroom.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
 {{- end -}}
 
 {{- define "llm-headroom.image" -}}
-{{- $tag := default .Chart.AppVersion .Values.image.tag -}}
+{{- $registry := default .Values.image.registry (dig "imageRegistry" "" .Values.global) -}}
+{{- $name := ternary (printf "%s/%s" $registry .Values.image.repository) .Values.image.repository (ne $registry "") -}}
 {{- if .Values.image.digest -}}
-{{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
+{{- printf "%s@%s" $name .Values.image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" .Values.image.repository $tag -}}
+{{- printf "%s:%s" $name (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
 {{- end -}}
 
@@ -52,23 +69,43 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- toYaml $config -}}
 {{- end -}}
 
-{{- /* Probes, ports and environment that every container of the exporter has. */ -}}
-{{- define "llm-headroom.probes" -}}
-livenessProbe:
-  httpGet: {path: /-/healthy, port: llm-headroom, scheme: {{ .Values.scheme }}}
-  periodSeconds: 15
-  timeoutSeconds: 5
-readinessProbe:
-  httpGet: {path: /-/healthy, port: llm-headroom, scheme: {{ .Values.scheme }}}
-  periodSeconds: 10
-  timeoutSeconds: 5
+{{- /* Variables of the chart's own, and those of the user, who overrides them by name. Takes {own, extra}. */ -}}
+{{- define "llm-headroom.env" -}}
+{{- $names := list -}}
+{{- range .extra -}}{{- $names = append $names .name -}}{{- end -}}
+{{- range .own }}
+{{- if not (has .name $names) }}
+- {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- range .extra }}
+- {{ toJson . }}
+{{- end }}
 {{- end -}}
 
-{{- define "llm-headroom.webConfigProbes" -}}
-livenessProbe:
-  tcpSocket: {port: llm-headroom}
-  periodSeconds: 15
-readinessProbe:
-  tcpSocket: {port: llm-headroom}
-  periodSeconds: 10
+{{- /* Where the pod is: targets on loopback are named after it, and OTLP sends it. */ -}}
+{{- define "llm-headroom.identity" -}}
+[{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+ {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+ {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
+{{- end -}}
+
+{{- /* A probe by its settings: a handler of the user's own, or else a path, or the port where a password is needed. Takes {root, probe, path}. */ -}}
+{{- define "llm-headroom.probe" -}}
+{{- $own := or .probe.httpGet .probe.tcpSocket .probe.exec -}}
+{{- if not $own }}
+{{- if .root.Values.webConfigSecret }}
+tcpSocket: {port: llm-headroom}
+{{- else }}
+httpGet: {path: {{ .path }}, port: llm-headroom, scheme: {{ .root.Values.scheme }}}
+{{- end }}
+{{- end }}
+{{ toYaml .probe }}
+{{- end -}}
+
+{{- define "llm-headroom.webConfigMount" -}}
+{name: llm-headroom-web, mountPath: /etc/llm-headroom-web, readOnly: true}
+{{- end -}}
+{{- define "llm-headroom.webConfigVolume" -}}
+{name: llm-headroom-web, secret: {secretName: {{ . | quote }}}}
 {{- end -}}

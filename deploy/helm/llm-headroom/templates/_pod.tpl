@@ -16,12 +16,17 @@ spec:
   serviceAccountName: {{ include "llm-headroom.serviceAccountName" $root }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  {{- with .imagePullSecrets }}
+  terminationGracePeriodSeconds: {{ .terminationGracePeriodSeconds }}
+  {{- with concat (dig "imagePullSecrets" list .global) .imagePullSecrets }}
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- with .priorityClassName }}
   priorityClassName: {{ . }}
+  {{- end }}
+  {{- if .hostNetwork }}
+  hostNetwork: true
+  dnsPolicy: ClusterFirstWithHostNet
   {{- end }}
   {{- if $.gpu }}
   {{- with .daemonset.runtimeClassName }}
@@ -37,22 +42,28 @@ spec:
     - name: llm-headroom
       image: {{ include "llm-headroom.image" $root }}
       imagePullPolicy: {{ .image.pullPolicy }}
-      args: [run, --config, /etc/llm-headroom/config.yml, --no-discover, {{ ternary "--gpu" "--no-gpu" $.gpu }}]
+      args: {{ concat (list "run" "--config" "/etc/llm-headroom/config.yml" "--no-discover" (ternary "--gpu" "--no-gpu" $.gpu)) .extraArgs | toJson }}
+      {{- $env := fromJsonArray (include "llm-headroom.identity" $root) }}
+      {{- $env = append $env (dict "name" "LLM_HEADROOM_LISTEN" "value" (printf ":%d" (int .listenPort))) }}
+      {{- if $.gpu }}
+      {{- $env = append $env (dict "name" "NVIDIA_VISIBLE_DEVICES" "value" .daemonset.visibleDevices) }}
+      {{- $env = append $env (dict "name" "NVIDIA_DRIVER_CAPABILITIES" "value" "utility") }}
+      {{- end }}
+      {{- if .webConfigSecret }}
+      {{- $env = append $env (dict "name" "LLM_HEADROOM_WEB_CONFIG" "value" "/etc/llm-headroom-web/web.yml") }}
+      {{- end }}
       env:
-        {{- if $.gpu }}
-        - {name: NVIDIA_VISIBLE_DEVICES, value: {{ .daemonset.visibleDevices | quote }}}
-        - {name: NVIDIA_DRIVER_CAPABILITIES, value: utility}
-        {{- end }}
-        - {name: LLM_HEADROOM_LISTEN, value: ":9836"}
-        {{- if .webConfigSecret }}
-        - {name: LLM_HEADROOM_WEB_CONFIG, value: /etc/llm-headroom-web/web.yml}
-        {{- end }}
-        {{- with .extraEnv }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+        {{- include "llm-headroom.env" (dict "own" $env "extra" .extraEnv) | nindent 8 }}
       ports:
-        - {name: llm-headroom, containerPort: 9836}
-      {{- include (ternary "llm-headroom.webConfigProbes" "llm-headroom.probes" (ne .webConfigSecret "")) $root | nindent 6 }}
+        - {name: llm-headroom, containerPort: {{ .listenPort }}}
+      {{- with .livenessProbe }}
+      livenessProbe:
+        {{- include "llm-headroom.probe" (dict "root" $root "probe" . "path" "/-/healthy") | nindent 8 }}
+      {{- end }}
+      {{- with .readinessProbe }}
+      readinessProbe:
+        {{- include "llm-headroom.probe" (dict "root" $root "probe" . "path" "/-/ready") | nindent 8 }}
+      {{- end }}
       resources:
         {{- toYaml .resources | nindent 8 }}
       securityContext:
@@ -60,7 +71,7 @@ spec:
       volumeMounts:
         - {name: config, mountPath: /etc/llm-headroom, readOnly: true}
         {{- if .webConfigSecret }}
-        - {name: web-config, mountPath: /etc/llm-headroom-web, readOnly: true}
+        - {{ include "llm-headroom.webConfigMount" $root }}
         {{- end }}
         {{- with .extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
@@ -69,8 +80,7 @@ spec:
     - name: config
       configMap: {name: {{ include "llm-headroom.fullname" $root }}}
     {{- with .webConfigSecret }}
-    - name: web-config
-      secret: {secretName: {{ . }}}
+    - {{ include "llm-headroom.webConfigVolume" . }}
     {{- end }}
     {{- with .extraVolumes }}
     {{- toYaml . | nindent 4 }}
