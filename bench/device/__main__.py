@@ -44,14 +44,17 @@ class Run:
         self.leak_seconds = leak_seconds
         self.output = output
 
+    def left(self) -> float:
+        """Seconds that the run may still take."""
+        return SECONDS + max(0.0, self.leak_seconds - memory.LEAK_SECONDS) - (time.monotonic() - self.began)
+
     def part(self, name: str, needs: float, rows: Callable[[], Iterable[Row]]) -> None:
         """Add a part's rows; what goes wrong in one is a row, and takes no other part along."""
         if name not in self.parts:
             self.rows.append(not_run(name, WHOLE, "not asked for"))
             return
-        left = SECONDS + max(0.0, self.leak_seconds - memory.LEAK_SECONDS) - (time.monotonic() - self.began)
-        if left < needs and not self.quick:
-            self.rows.append(not_run(name, WHOLE, f"{left:.0f} s are left, it needs {needs:.0f}"))
+        if self.left() < needs and not self.quick:
+            self.rows.append(not_run(name, WHOLE, f"{self.left():.0f} s are left, it needs {needs:.0f}"))
             return
         try:
             for row in rows():
@@ -79,19 +82,31 @@ def main() -> int:
             environment = os.environ | scripted.environment(Path(folder))
             command = [sys.executable, "-m", "device", *sys.argv[1:]]
             return subprocess.run(command, env=environment, check=False).returncode
-    try:
-        import pynvml  # noqa: PLC0415 - what is missing is said here
-
-        pynvml.nvmlInit()
-    except (ImportError, pynvml.NVMLError) as error:
-        print(f"no GPU can be read ({error}); --stub proves the checks without one", file=sys.stderr)
+    why = _no_nvml()
+    if why:
+        print(f"no GPU can be read ({why}); --stub proves the checks without one", file=sys.stderr)
         return 2
+    import pynvml  # noqa: PLC0415 - not before it is known to be there
+
     arguments.output.mkdir(parents=True, exist_ok=True)
     leak = 1.0 if arguments.quick else arguments.leak_seconds
     parts = frozenset(arguments.parts.split(","))
     run = Run(parts=parts, stub=arguments.stub, quick=arguments.quick, leak_seconds=leak, output=arguments.output)
     _parts(run, pynvml)
     return _written(run, pynvml)
+
+
+def _no_nvml() -> str:
+    """Why NVML cannot be used; empty, and NVML initialised, if it can."""
+    try:
+        import pynvml  # noqa: PLC0415 - what is missing is said here
+    except ImportError as error:
+        return str(error)
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return str(error)
+    return ""
 
 
 def _parts(run: Run, pynvml: Any) -> None:  # noqa: ANN401 - pynvml has no types
@@ -125,8 +140,10 @@ def _parts(run: Run, pynvml: Any) -> None:  # noqa: ANN401 - pynvml has no types
         def watts() -> float:
             return float(pynvml.nvmlDeviceGetPowerUsage(handle)) / 1000
 
-        windows = load.Windows(alone=15 * short, watched=55 * short, interval=interval)
-        run.part("load", 70, lambda: load.rows(folder, run.output, worker, watts, windows))
+        # The exporter's two starts, three short windows and the end take 40 s besides.
+        watched = min(60.0, run.left() - 40.0) * short
+        windows = load.Windows(alone=10 * short, watched=watched, interval=interval)
+        run.part("load", 60, lambda: load.rows(folder, run.output, worker, watts, windows))
 
 
 def _asked(run: Run, free: Callable[[], int]) -> Callable[[], int]:

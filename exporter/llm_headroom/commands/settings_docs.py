@@ -207,7 +207,7 @@ def example() -> str:
     """A configuration file with every key, its meaning and its default or an example."""
     head = (
         "# Every key that llm-headroom's configuration file may have. None is mandatory but those of lists' entries;\n"
-        "# what is commented out excludes its neighbours. Generated: python -m llm_headroom.commands.docs\n"
+        "# what is commented out excludes its neighbours. Generated: make docs\n"
         "# yaml-language-server: $schema=config.schema.json\n"
     )
     return head + "".join(f"{line}\n" for line in _example(Config, ""))
