@@ -523,11 +523,11 @@ def test_check_with_no_engine_at_all_says_where_it_looked() -> None:
 def test_check_says_what_to_do_about_what_is_missing() -> None:
     with EngineServer(replayed(OLLAMA)) as server:
         checked = check(f"--target=ollama={server.url}", "--no-gpu")
-    letter = " ".join(checked.stdout.split())
+    report = " ".join(checked.stdout.split())
 
-    assert "run with `--ollama-proxy :11435` to get it: llm_requests_running" in letter
-    assert "set `gpu_hour` under `cost`" in letter
-    assert "llm_engine_state" not in letter
+    assert "run with `--ollama-proxy :11435` to get it: llm_requests_running" in report
+    assert "set `gpu_hour` under `cost`" in report
+    assert "llm_engine_state" not in report
 
 
 def test_what_a_proxy_measures_is_said_to_be_measured_by_one() -> None:

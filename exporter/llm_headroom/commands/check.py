@@ -13,8 +13,8 @@ import click
 
 from llm_headroom import __version__, schema
 from llm_headroom.commands import logs, variables
+from llm_headroom.commands.check_report import fine, text_report
 from llm_headroom.commands.exits import SOME_SOURCE_FAILED, fail
-from llm_headroom.commands.letter import fine, letter
 from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.poll.poller import Poller
@@ -67,5 +67,5 @@ def command(path: Path | None, form: str, **flags: Any) -> None:  # noqa: ANN401
     if form == "json":
         click.echo(json.dumps({"version": __version__, "sources": reports, "not_found": absent}, allow_nan=False))
     else:
-        click.echo(letter(reports, absent))
+        click.echo(text_report(reports, absent))
     sys.exit(0 if reports and all(map(fine, reports)) else SOME_SOURCE_FAILED)

@@ -1,4 +1,4 @@
-"""What `check` found as a letter for people: how each engine is and why, what is missing, and what to do about it."""
+"""The report of `check` as text: how each engine is and why, what is missing, and what to do about it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _EXACT: Final = 1e15
 """Beyond it a float's digits are noise."""
 
 
-def letter(reports: Iterable[Mapping[str, Any]], absent: Iterable[Mapping[str, Any]]) -> str:
-    """Everything, the worst first. What engines or users made up cannot colour or move the terminal."""
+def text_report(reports: Iterable[Mapping[str, Any]], absent: Iterable[Mapping[str, Any]]) -> str:
+    """All reports, the worst first. No text of an engine or a user can colour the terminal or move its cursor."""
     lines: list[str] = []
     for report in sorted(reports, key=rank):
         lines += _source(report)
