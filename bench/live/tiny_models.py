@@ -19,8 +19,12 @@ MERGE: Final = "Ġ !"
 """One merge, since a list of none is refused."""
 
 
-def write_folder(path: Path) -> None:
-    """A model folder as transformers lays it out; vLLM makes up the weights (`--load-format dummy`)."""
+def write_folder(path: Path, *, width: int = 768, layers: int = 8) -> None:
+    """A model folder as transformers lays it out; vLLM makes up the weights (`--load-format dummy`).
+
+    220 MB of them, so that a token takes tens of milliseconds: a stream then outlasts the looks at what is running.
+    """
+    heads, inner = width // 64, 8 * width // 3
     path.mkdir(parents=True, exist_ok=True)
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     vocabulary = {token: number for number, token in enumerate(TOKENS)}
@@ -37,12 +41,12 @@ def write_folder(path: Path) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": width // heads,
         "vocab_size": len(TOKENS),
         "max_position_embeddings": CONTEXT,
         "bos_token_id": 0,

@@ -174,10 +174,10 @@ class Engine:
     colour: Grafana's name of the colour that its series have on every dashboard.
     model_parts: labels that distinguish parts of a model that are models of their own (stages of a pipeline).
     adds_up: labels whose series are parts that add up. Any other label that no rule knows, and that
-        distinguishes series, separates them as replicas; if its name ends in `rank`, the series repeat one another and
-        the largest is used.
+        distinguishes series, separates them as replicas; if it names ranks (`local_rank`, `tp`), the series repeat one
+        another, and the largest is used (of histograms the lowest rank's).
     labels_requests: True if operators can have it label requests as they like: of counters and histograms every label
-        that is not known adds up then, and none of them is exported.
+        that is not known and names no ranks adds up then, and none of them is exported.
     documents: what to fetch next, given what has been read of the engine so far (empty at first).
     owned_by: what `/v1/models` says of who owns its models, to recognise it where it has no metrics.
     greeting: what `GET /` answers, likewise.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom.engines.rules import Combine
 from llm_headroom.model import Kind, Point, SampleState, Series
 from llm_headroom.scrape.label_cap import OVERFLOW
-from llm_headroom.scrape.plan import Buckets, Newest, Plan, Rest, Scalar
+from llm_headroom.scrape.plan import Buckets, Derived, Newest, Plan, Rest, Scalar, product
 from llm_headroom.scrape.sources import Sources
 from llm_headroom.scrape.vocabulary import Vocabulary, family
 
@@ -139,7 +139,7 @@ class Mapper:
             unmapped,
             (*layout.problems, *problems, *_strange(sources)),
             self.engine.recognises({key.name for key in layout.keys}),
-            tuple(sources.products),
+            tuple(sources.derived),
             tuple(made for made in placed.values() if isinstance(made, Rest)),
             tuple(newest),
         )
@@ -253,24 +253,17 @@ class Mapper:
         if rule.times:
             factor, groups = self._multiplied(sources, rule, groups)
             origin = f"{origin} × {factor}"
+        ratio = rule.combine is Combine.SUM and rule.metric.unit == "1"  # ratios are never summed
         return [
             Scalar(
                 series,
                 origin,
                 tuple(group[:1] if rule.combine is Combine.FIRST else group),
                 rule.scale,
-                self._combined(sources, rule, group),
+                Combine.MAX if ratio else rule.combine,
             )
             for series, group in groups.items()
         ]
-
-    def _combined(self, sources: Sources, rule: Rule, group: Sequence[int]) -> Combine:
-        """How the series of a group combine: ratios are never summed, nor is what a rank repeats."""
-        if rule.combine is not Combine.SUM or len(group) == 1:
-            return rule.combine
-        ratio = rule.metric.unit == "1"
-        repeated = any(len({sources.labels(index).get(name) for index in group}) > 1 for name in sources.repeats)
-        return Combine.MAX if ratio or (repeated and not sources.sums(rule)) else Combine.SUM
 
     def _multiplied(
         self, sources: Sources, rule: Rule, groups: Mapping[Series, list[int]]
@@ -281,16 +274,17 @@ class Mapper:
         found: dict[Series, list[int]] = {}
         for series, group in groups.items():
             pairs = [(index, partners.get(frozenset(sources.labels(index).items()))) for index in group]
-            products = [sources.product(index, partner) for index, partner in pairs if partner is not None]
+            products = [
+                sources.position(Derived(product, (index, partner))) for index, partner in pairs if partner is not None
+            ]
             if len(products) == len(pairs):
                 found[series] = products
         return name, found
 
     def _groups(self, sources: Sources, rule: Rule, indices: Iterable[int], model: str) -> dict[Series, list[int]]:
-        chosen = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
         groups: dict[Series, list[int]] = {}
-        for index in chosen:
-            groups.setdefault(self._series(sources, rule, index, model), []).append(index)
+        for index, read in sources.once(indices, rule):
+            groups.setdefault(self._series(sources, rule, index, model), []).append(read)
             if len(groups) > MOST_SERIES:
                 raise TooManySeries(rule.metric.name)
         return groups
@@ -362,7 +356,10 @@ def _strange(sources: Sources) -> Iterator[str]:
     if sources.apart:
         yield f"no rule knows the label {', '.join(sources.apart)}: its series are separated as replicas"
     if sources.repeats:
-        yield f"no rule knows the label {', '.join(sorted(sources.repeats))}: the largest of what it repeats is read"
+        yield (
+            f"no rule knows the label {', '.join(sorted(sources.repeats))}: the largest of what it repeats is read, "
+            "of histograms the lowest rank's"
+        )
 
 
 def _bound(text: str) -> float | None:

@@ -51,6 +51,13 @@ class Buckets(NamedTuple):
     scale: float
 
 
+class Derived(NamedTuple):
+    """A value that is made of those at some positions."""
+
+    make: Callable[..., float]
+    indices: tuple[int, ...]
+
+
 class Mapped(NamedTuple):
     """What a plan made of an exposition: points, and how many upstream samples went which way."""
 
@@ -62,8 +69,8 @@ class Mapped(NamedTuple):
 class Plan:
     """A layout's mapping, resolved: which positions make which points.
 
-    `owned` says whether any sample can only be this kind of engine's. `products` are pairs of positions whose values
-    are multiplied; the results have the positions behind those of the layout.
+    `owned` says whether any sample can only be this kind of engine's. `derived` are values that are made of those at
+    some positions, and have the positions behind those of the layout.
     """
 
     scalars: tuple[Scalar, ...]
@@ -73,7 +80,7 @@ class Plan:
     unmapped: tuple[str, ...]
     problems: tuple[str, ...]
     owned: bool
-    products: tuple[tuple[int, int], ...] = ()
+    derived: tuple[Derived, ...] = ()
     rests: tuple[Rest, ...] = ()
     newest: tuple[Newest, ...] = ()
 
@@ -81,8 +88,7 @@ class Plan:
         """Points from the values of a scrape. Values that cannot be (NaN, ±Inf, negative) are dropped and counted."""
         points = list(self.constants)
         invalid = 0
-        if self.products:
-            values = [*values, *(_product(values[one], values[other]) for one, other in self.products)]
+        values = self._with_derived(values)
         for series, origin, indices, scale, combine in self.scalars:
             if len(indices) == 1:
                 value = values[indices[0]]
@@ -110,14 +116,20 @@ class Plan:
 
     def left(self, values: Sequence[float]) -> Iterator[tuple[Rest, float, float]]:
         """The counters that have parts taken off, each with its value before and after that."""
+        values = self._with_derived(values) if self.rests else values
         for rest in self.rests:
             whole = sum([values[index] for index in rest.indices])
             less = sum([values[index] for index in rest.less])
             if 0.0 <= less < math.inf and whole < math.inf:
                 yield rest, whole, max(whole - less, 0.0)
 
+    def _with_derived(self, values: Sequence[float]) -> Sequence[float]:
+        if not self.derived:
+            return values
+        return [*values, *(make(*[values[index] for index in indices]) for make, indices in self.derived)]
 
-def _product(one: float, other: float) -> float:
+
+def product(one: float, other: float) -> float:
     """NaN, which is no value, where either is negative: two wrongs make no right."""
     return one * other if one >= 0.0 <= other else math.nan
 

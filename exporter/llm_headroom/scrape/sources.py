@@ -7,17 +7,29 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from llm_headroom.model import Kind
+from llm_headroom.scrape.plan import Derived
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from llm_headroom.engines.rules import Engine, Rule
     from llm_headroom.exposition.text import Layout
 
 Compiled: TypeAlias = "tuple[Rule, Mapping[str, re.Pattern[str]]]"
 """A rule with its patterns compiled."""
-_REPEATS: Final = re.compile(r"(?<!dp)(?<!dp_)(?<!data_parallel)(?<!data_parallel_)rank$", re.IGNORECASE)
-"""Ranks repeat one another, except those of data parallelism, which are replicas."""
+_WORDS: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_PARALLEL: Final = frozenset({"tp", "pp", "ep", "cp", "sp", "pcp", "dcp"})
+"""How frameworks abbreviate the ways of splitting one model; `dp` is not among them, since it makes replicas."""
+
+
+def _repeats(label: str) -> bool:
+    """Whether a label that no rule knows names ranks, which repeat one another: `local_rank`, `RankId`, `tp`.
+
+    Those of data parallelism are replicas.
+    """
+    words = [word.lower() for word in _WORDS.findall(label)]
+    ranks = any(word.endswith("rank") for word in words) or not _PARALLEL.isdisjoint(words[:1])
+    return ranks and not any(word.startswith("dp") for word in words) and "data" not in words
 
 
 class Sources:
@@ -30,13 +42,13 @@ class Sources:
         for index, key in enumerate(layout.keys):
             self.positions.setdefault(key.name, []).append(index)
         self._labels: dict[int, dict[str, str]] = {}
-        self.products: list[tuple[int, int]] = []
+        self.derived: list[Derived] = []
         self.apart, self.repeats = self._unknown(rules)
 
-    def product(self, one: int, other: int) -> int:
-        """The position of the product of two positions' values."""
-        self.products.append((one, other))
-        return len(self.layout.keys) + len(self.products) - 1
+    def position(self, derived: Derived) -> int:
+        """The position of a value that is made of others'."""
+        self.derived.append(derived)
+        return len(self.layout.keys) + len(self.derived) - 1
 
     def labels(self, index: int) -> dict[str, str]:
         """The labels of a position."""
@@ -49,18 +61,20 @@ class Sources:
         """Unknown labels that distinguish series: those that separate them, and those that repeat."""
         found: set[str] = set()
         for rule, where in rules:
-            if self.sums(rule):
+            if rule.sums:
                 continue
             known = self.known(rule)
+            labels: set[str] = set()
             for name in (*rule.names, *rule.plus):
                 for spelling in self.engine.spellings(name):
                     for suffix in ("", "_bucket"):
-                        found |= self._telling_apart(self.matching(spelling + suffix, where), known)
-        repeats = frozenset(name for name in found if _REPEATS.search(name))
+                        labels |= self._telling_apart(self.matching(spelling + suffix, where), known)
+            found |= set(filter(_repeats, labels)) if self.sums(rule) else labels
+        repeats = frozenset(filter(_repeats, found))
         return tuple(sorted(found - repeats)), repeats
 
     def sums(self, rule: Rule) -> bool:
-        """Whether labels that are not known add up for a rule."""
+        """Whether labels that are not known add up for a rule; of an engine's own rules, those but ranks."""
         return rule.sums or (self.engine.labels_requests and rule.metric.kind is not Kind.GAUGE)
 
     def known(self, rule: Rule) -> frozenset[str]:
@@ -112,19 +126,36 @@ class Sources:
         return models.pop() if len(models) == 1 else ""
 
     def without_repeated_ranks(self, indices: Iterable[int]) -> list[int]:
-        """One position for each set of ranks that report the same: the lowest rank's, in the layout's order."""
-        ranks = self.engine.rank_labels
-        if not ranks:
-            return list(indices)
-        lowest: dict[tuple[tuple[str, str], ...], tuple[tuple[int, ...], int]] = {}
+        """One position for each set of known ranks that report the same: the lowest rank's, in the layout's order."""
+        known = self.engine.rank_labels
+        return [group[0] for group in self._alike(indices, known)] if known else list(indices)
+
+    def once(self, indices: Iterable[int], rule: Rule) -> list[tuple[int, int]]:
+        """What a rule reads of positions: for each of them a position with its labels, and the one with its value.
+
+        Of ranks that repeat one another one is read: of known ones the lowest, of others the largest, where that is a
+        comparison of plain values.
+        """
+        if rule.per_rank:
+            return [(index, index) for index in indices]
+        read = self.without_repeated_ranks(indices)
+        if rule.sums or not self.repeats:
+            return [(index, index) for index in read]
+        plain = not (rule.metric.kind is Kind.HISTOGRAM or rule.times)
+        return [
+            (group[0], self.position(Derived(max, tuple(group))) if plain and len(group) > 1 else group[0])
+            for group in self._alike(read, self.repeats)
+        ]
+
+    def _alike(self, indices: Iterable[int], ranks: Collection[str]) -> list[list[int]]:
+        """Positions that differ in ranks alone, the lowest rank first."""
+        groups: dict[frozenset[tuple[str, str]], list[tuple[tuple[int, ...], int]]] = {}
         for index in indices:
             labels = self.labels(index)
-            identity = tuple(sorted((name, value) for name, value in labels.items() if name not in ranks))
+            identity = frozenset(item for item in labels.items() if item[0] not in ranks)
             rank = tuple(_rank(labels.get(name, "")) for name in ranks)
-            known = lowest.get(identity)
-            if known is None or rank < known[0]:
-                lowest[identity] = (rank, index)
-        return [index for _, index in lowest.values()]
+            groups.setdefault(identity, []).append((rank, index))
+        return [[index for _, index in sorted(group)] for group in groups.values()]
 
 
 def _rank(text: str) -> int:
