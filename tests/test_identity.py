@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 import captures
 import field_inputs
 from captures import Capture, value, values
-from engine_server import EngineServer, Reply, replayed
+from engine_server import EngineServer, Reply, as_json, replayed
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import parse_target
 from llm_headroom.engines.built_in import BUILT_IN
@@ -135,6 +135,7 @@ def test_an_expiry_is_right_with_any_number_of_fraction_digits_and_any_offset() 
         ({"*": Reply(b"<html><title>Sign in &amp; go\x1b[31m</title>")}, "a login page (Sign in & go[31m)"),
         ({"/": Reply(b"<html><input type=password>", 401)}, "auth.bearer_token_file"),
         (field_inputs.routes("16"), "OLLAMA_HOST"),
+        ({"*": Reply(b"<html><title>Sign In</title>", 403)}, "a login page (Sign In)"),
     ],
 )
 def test_what_is_no_engine_is_described(routes: Mapping[str, Reply | Behaviour], said: str) -> None:
@@ -142,6 +143,61 @@ def test_what_is_no_engine_is_described(routes: Mapping[str, Reply | Behaviour],
         identified(routes)
 
     assert said in raised.value.failure.message
+
+
+ANSWERING: Final = {
+    "vllm": replayed(Capture("vllm", "0.32.0", "after_load")),
+    "sglang": replayed(Capture("sglang", "0.5.23", "moderate")),
+    "llamacpp": replayed(Capture("llamacpp", "b10488", "load_5")),
+    "ollama": replayed(Capture("ollama", "0.33.0-rc2", "ps_loaded")),
+    "sglang_router": field_inputs.routes("10"),
+}
+MODEL_LIST: Final = as_json({"object": "list", "data": [{"id": "m", "object": "model", "owned_by": "somebody"}]})
+
+
+@pytest.mark.parametrize("named", BUILT_IN)
+@pytest.mark.parametrize("answering", ANSWERING)
+def test_an_engine_that_is_named_wrongly_is_down_and_the_right_one_is_said(named: str, answering: str) -> None:
+    snapshot = polled(named, ANSWERING[answering]).snapshot
+
+    assert snapshot.health.up is (named == answering)
+    if snapshot.health.error is not None:
+        assert snapshot.health.error.cause == "not_this_engine"
+        assert f"this looks like {BUILT_IN[answering].title}" in snapshot.health.error.message
+
+
+@pytest.mark.parametrize("named", ["vllm", "sglang", "llamacpp", "sglang_router"])
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"/metrics": Reply(b"acme_widgets 1\n")},
+        {"/metrics": Reply(b"acme_widgets 1\n"), "/v1/models": MODEL_LIST},
+        {"/metrics": Reply(b"acme_widgets 1\n"), "/v1/models": MODEL_LIST, "/version": as_json({"version": "1"})},
+    ],
+    ids=["metrics", "model list", "version"],
+)
+def test_a_server_with_a_model_list_alone_is_no_engine(named: str, routes: Mapping[str, Reply]) -> None:
+    error = polled(named, routes).snapshot.health.error
+
+    assert error is not None
+    assert error.cause == "not_this_engine"
+    assert "the metrics of something else (acme_widgets, …)" in error.message
+
+
+def test_a_vllm_without_metrics_is_known_by_its_model_list() -> None:
+    models = as_json({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 5}]})
+    snapshot = polled("vllm", {"/metrics": Reply(b"python_info 1\n"), "/v1/models": models}).snapshot
+
+    assert snapshot.health.up
+    assert "--disable-log-stats" in snapshot.health.warnings[0].message
+
+
+def test_the_production_stack_s_router_is_refused_also_while_nothing_runs() -> None:
+    text = b'vllm:current_qps{server="http://a"} 0\nvllm:healthy_pods_total{server="http://a"} 1\n'
+    error = polled("vllm", {"/metrics": Reply(text)}).snapshot.health.error
+
+    assert error is not None
+    assert "engines behind it" in error.message
 
 
 def test_ollama_that_refuses_a_foreign_host_says_how_to_allow_it() -> None:

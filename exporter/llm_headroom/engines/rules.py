@@ -190,7 +190,7 @@ class Engine:
     model: the model of series that name none, out of its documents, "" if unknown.
     refuse: why an exposition is not this engine's although it looks like it, "" if it is.
     silent: message for the operator if an exposition holds none of the engine's own metrics.
-    hints: status → what it means when this engine answers it, and what to do.
+    hints: status → what it means when this engine answers it with an empty body, and what to do.
     ignored: glob → why families of that name are passed over on purpose.
     interval: the shortest interval at which it may be polled, seconds.
     timeout: the shortest deadline that makes sense for it, seconds.

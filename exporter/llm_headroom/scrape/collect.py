@@ -231,6 +231,7 @@ class Collector:
         unmapped: tuple[str, ...] = ()
         held = self._documents.held
         model = self.engine.model(held)
+        plans: list[Plan] = []
         for key, document in held.items():
             if not isinstance(document, Exposition):
                 continue
@@ -247,7 +248,8 @@ class Collector:
                 samples[state] += count
             samples[SampleState.INVALID] += mapped.invalid
             unmapped += plan.unmapped
-            self._judge(plan)
+            plans.append(plan)
+        self._judge(plans)
         documents = dict(held)
         for each in reported:
             documents |= each.documents
@@ -270,18 +272,29 @@ class Collector:
         """Something to say of an exposition: the same object as at the last poll if nothing has changed, see `Slot`."""
         self._remarks.append(next((each for each in self._remarked if each == failure), failure))
 
-    def _judge(self, plan: Plan) -> None:
-        """What there is to say of an exposition.
+    def _judge(self, plans: Sequence[Plan]) -> None:
+        """What there is to say of the expositions.
 
         Raises:
-            FetchError: it holds none of the engine's own metrics, and no other document shows that it is this engine.
+            FetchError: they hold none of the engine's own metrics, and no other document shows that it is this engine.
         """
-        if plan.problems:
-            self._remark(Failure(Cause.FORMAT, "; ".join(plan.problems[:3])))
-        if plan.owned or not self.engine.silent:
+        for plan in plans:
+            if plan.problems:
+                self._remark(Failure(Cause.FORMAT, "; ".join(plan.problems[:3])))
+        engine = self.engine
+        if any(plan.owned for plan in plans) or not (engine.silent or engine.owned_by):
             return
-        held = self._documents.held.values()
-        if all(isinstance(each, Exposition | Absent) for each in held):
+        if not self._shown():
             url = self.target.endpoint.url
-            raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{url} serves none of {self.engine.title}'s metrics"))
-        self._remark(Failure(Cause.NOT_THIS_ENGINE, self.engine.silent))
+            raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{url} serves none of {engine.title}'s metrics"))
+        if plans and engine.silent:
+            self._remark(Failure(Cause.NOT_THIS_ENGINE, engine.silent))
+
+    def _shown(self) -> bool:
+        """Whether a document shows that the engine answers: many others serve a model list, but name its owner."""
+        held = self._documents.held
+        owners = {getattr(model, "owned_by", None) for model in present(held, MODELS.key) or ()} - {None, ""}
+        if owners:
+            return self.engine.owned_by in owners
+        others = (document for key, document in held.items() if key != MODELS.key)
+        return not all(isinstance(document, Exposition | Absent) for document in others)

@@ -38,7 +38,7 @@ MOST_LINES: Final = 50_000
 """Lines of an exposition: more would take seconds to read, whoever sends them. So many new ones in 16 MiB take 130 MB,
 which the memory limit of the charts allows for; an engine of 64 replicas has 25,000."""
 OK: Final = 200
-_CREDENTIALS: Final = "credentials are missing or wrong"
+_CREDENTIALS: Final = "credentials are missing or wrong (`auth.bearer_token_file` or `auth.basic` of the target)"
 _HINTS: Final = {
     401: _CREDENTIALS,
     403: _CREDENTIALS,
@@ -201,7 +201,8 @@ class Documents:
             raise FetchError(Failure(Cause.TIMEOUT, message)) from None
 
     def _refused(self, document: Document, response: Response) -> Failure:
-        hint = {**_HINTS, **self._engine.hints}.get(response.status, "")
+        own = {} if response.body.strip() else self._engine.hints
+        hint = {**_HINTS, **own}.get(response.status, "")
         cause = Cause.AUTH if response.status in (401, 403) else Cause.STATUS
         return Failure(cause, f"{self._url(document)} answered {response.status}" + (f": {hint}" if hint else ""))
 

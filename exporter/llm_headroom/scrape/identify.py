@@ -131,7 +131,7 @@ def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Fai
         )
     if set(found.statuses) == {FORBIDDEN}:
         hint = next((engine.hints[FORBIDDEN] for engine in engines if FORBIDDEN in engine.hints), "")
-        return Failure(Cause.AUTH, f"{endpoint.url} answered 403 to every path; {hint or 'it wants credentials'}")
+        return Failure(Cause.AUTH, f"{endpoint.url} answered 403 to every path; {found.words or hint}")
     known = ", ".join(each.title for each in engines)
     return Failure(
         Cause.NOT_THIS_ENGINE,

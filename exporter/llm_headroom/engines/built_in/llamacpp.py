@@ -268,6 +268,7 @@ def runner(model: str) -> Engine:
     return replace(
         ENGINE,
         name="ollama",
+        owned_by="",
         documents=always(_SLOTS, _METRICS, PROPERTIES),
         facts=lambda documents: _slot_facts(model, documents, _SLOTS.key, unified=False),
         model=lambda _: model,

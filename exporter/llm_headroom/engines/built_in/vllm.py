@@ -179,18 +179,18 @@ _COORDINATOR: Final = frozenset({"role", "pod_ip", "instance_id"})
 def _refuse(layout: Layout) -> str:
     """Routers and coordinators that export vLLM's names again, for other things or with the engines' values added."""
     for key in layout.keys:
-        if key.name.endswith((":num_requests_running", "_num_requests_running")):
-            labels = dict(key.labels)
-            if labels.get("server"):
-                return (
-                    "this is the router of the vLLM production stack, which reuses vLLM's metric names for other "
-                    "things; point this target at the engines behind it"
-                )
-            if "engine" not in labels and not _COORDINATOR.isdisjoint(labels):
-                return (
-                    "this is a coordinator in front of several engines, which exports their metrics again; point this "
-                    "target at the engines behind it"
-                )
+        labels = dict(key.labels)
+        if labels.get("server") and key.name.startswith(("vllm:", "vllm_")):
+            return (
+                "this is the router of the vLLM production stack, which reuses vLLM's metric names for other "
+                "things; point this target at the engines behind it"
+            )
+        running = key.name.endswith((":num_requests_running", "_num_requests_running"))
+        if running and "engine" not in labels and not _COORDINATOR.isdisjoint(labels):
+            return (
+                "this is a coordinator in front of several engines, which exports their metrics again; point this "
+                "target at the engines behind it"
+            )
     return ""
 
 
