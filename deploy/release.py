@@ -2,8 +2,8 @@
 
     make release                      # or: python deploy/release.py DIR
 
-Wheel, sdist, chart, SBOM and, where a builder is installed, the image; and the checksums of all of them. Every time in
-these files is that of the commit ($SOURCE_DATE_EPOCH instead, if it is set).
+Wheel, sdist, chart, SBOM and, where their builders are installed, the image and the Debian package; and the checksums
+of all of them. Every time in these files is that of the commit ($SOURCE_DATE_EPOCH instead, if it is set).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+import deb
 from sbom import VERSION, sbom
 
 ROOT: Final = Path(__file__).parents[1]
@@ -104,6 +105,14 @@ def image(folder: Path, at: str) -> str:
     return f"image: {archive.name}"
 
 
+def debian(folder: Path, at: str) -> str:
+    """The Debian package; what was built, or why not."""
+    if shutil.which("dpkg-deb") is None:
+        return "deb: not built, dpkg-deb is not installed"
+    os.environ["SOURCE_DATE_EPOCH"] = at
+    return f"deb: {deb.build(folder).name}"
+
+
 def checksums(folder: Path) -> None:
     """SHA256SUMS of all other files, as sha256sum reads it."""
     files = sorted(each for each in folder.iterdir() if each.name != SUMS)
@@ -118,7 +127,7 @@ def main(folder: Path) -> None:
         raise SystemExit(f"{folder} is not empty: a release is built into a new folder")
     at = epoch()
     python_packages(folder, at)
-    said = [chart(folder, at), image(folder, at)]
+    said = [chart(folder, at), image(folder, at), debian(folder, at)]
     bill_of_materials(folder)
     checksums(folder)
     print("\n".join(said), (folder / SUMS).read_text(encoding="ascii"), sep="\n", end="")  # noqa: T201 - its report

@@ -22,7 +22,7 @@ PAGES: Final = tuple(
 )
 FENCE: Final = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 SPAN: Final = re.compile(r"`(llm-headroom [^`]+)`")
-OWN: Final = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?llm-headroom (?=[a-z]+( |$))")
+OWN: Final = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?llm-headroom (?=[a-z-]+( |$))")
 MAKE: Final = re.compile(r"^make (\w+)(?: ARGS=(.*))?$")
 STAND_INS: Final = {"FILE": "some.yml", "DIR": "some", "NAME": "some", "URL": "http://127.0.0.1:8000"}
 """Words in capitals that stand for a value of the reader's."""
@@ -69,7 +69,7 @@ def _parse(line: str) -> None:
     """Parse a command line without the program's name, and run nothing; raises click.UsageError."""
     command: click.Command = main
     context = click.Context(main, info_name="llm-headroom")
-    words = [STAND_INS.get(word, word) for word in shlex.split(line)]
+    words = [STAND_INS.get(word, word) for word in shlex.split(line.partition(" > ")[0])]
     while isinstance(command, click.Group):
         name, found, words = command.resolve_command(context, words)
         assert found is not None

@@ -19,6 +19,8 @@ COMMANDS: Final = {
     "bundle": "Write alerts, dashboards and Kubernetes objects.",
     "demo": "Try llm-headroom without a GPU.",
     "simulate": "Run one simulated engine.",
+    "hash-password": "Hash a password for the web configuration.",
+    "completion": "Print the completion script of a shell.",
 }
 """The summary of each command in `--help`, here so that `--help` imports none of them."""
 
@@ -36,7 +38,7 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"llm_headroom.commands.{cmd_name}").command
+        command = import_module(f"llm_headroom.commands.{cmd_name.replace('-', '_')}").command
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -14,7 +14,7 @@ from llm_headroom.bundle import chart as of_chart
 from llm_headroom.bundle.alerts import ALERTS, GROUPS
 from llm_headroom.bundle.rule import Alert
 from llm_headroom.bundle.settings import BundleSettings
-from llm_headroom.commands import bundle, docs, settings_docs
+from llm_headroom.commands import bundle, completion, docs, manual, settings_docs
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.thresholds import DEFAULT
 
@@ -36,6 +36,11 @@ MARKED: Final = (
 """Files that may have marked parts."""
 CONFIGURATION: Final = "docs/configuration.md"
 """It also has tables of the settings."""
+MANUAL: Final = "deploy/share/llm-headroom.1"
+COMPLETIONS: Final = {
+    shell: f"deploy/share/{name}"
+    for shell, name in {"bash": "llm-headroom.bash", "zsh": "_llm-headroom", "fish": "llm-headroom.fish"}.items()
+}
 CHART_SCHEMA: Final = "deploy/helm/llm-headroom/values.schema.json"
 
 
@@ -104,6 +109,8 @@ def files(root: Path) -> dict[str, str]:
     chart["properties"]["sidecar"]["properties"]["engine"]["enum"] = list(BUILT_IN)
     chart["properties"]["config"] = {"$ref": of_settings["$ref"]}
     chart["definitions"] = of_settings["definitions"]
+    found[MANUAL] = manual.page()
+    found |= {path: completion.script(shell) for shell, path in COMPLETIONS.items()}
     return found | {CHART_SCHEMA: _json(chart), of_chart.RULES: of_chart.rules()}
 
 

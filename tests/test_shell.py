@@ -1,0 +1,157 @@
+"""What a host gets besides the program: a hash of a password, completion, a man page, a Debian package."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import bcrypt
+import click
+import pytest
+
+import deb
+from exporter_process import COMMAND, environment
+from llm_headroom import __version__
+from llm_headroom.commands.cli import COMMANDS, main
+from llm_headroom.web import config as web_config
+from programs import program
+
+ROOT = Path(__file__).parents[1]
+SHARE = ROOT / "deploy/share"
+
+
+def own(*arguments: str, stdin: str = "", extra: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], input=stdin, env=environment(extra), capture_output=True, text=True, check=False
+    )
+
+
+# hash-password -------------------------------------------------------------------------------------------------------
+def test_a_hash_is_one_that_the_web_configuration_takes(tmp_path: Path) -> None:
+    done = own("hash-password", "--cost", "4", stdin="päss wörd\n")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    hashed = done.stdout.strip()
+    assert bcrypt.checkpw("päss wörd".encode(), hashed.encode())
+    file = tmp_path / "web.yml"
+    file.write_text(f"basic_auth_users: {{prometheus: '{hashed}'}}\n")
+    assert web_config.parse(file).users == {"prometheus": hashed}
+
+
+@pytest.mark.parametrize(
+    ("stdin", "said"),
+    [("\n", "the password is empty"), ("", "the password is empty"), ("x" * 73, "longer than 72 bytes")],
+)
+def test_what_bcrypt_would_cut_off_is_refused(stdin: str, said: str) -> None:
+    done = own("hash-password", stdin=stdin)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+# Completion ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("shell", "name"), [("bash", "llm-headroom.bash"), ("zsh", "_llm-headroom"), ("fish", "llm-headroom.fish")]
+)
+def test_the_script_of_a_shell_is_the_one_that_is_shipped(shell: str, name: str) -> None:
+    assert own("completion", shell).stdout == (SHARE / name).read_text()
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    (tmp_path / "llm-headroom").write_text(f'#!/bin/sh\nexec {sys.executable} -m llm_headroom "$@"\n')
+    (tmp_path / "llm-headroom").chmod(0o755)
+    asked = """
+        source "$1"
+        for words in "ha" "run --otl"; do
+          COMP_WORDS=(llm-headroom $words); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+          _llm_headroom_completion llm-headroom; echo "${COMPREPLY[@]}"
+        done
+    """
+    done = subprocess.run(
+        ["bash", "-c", asked, "bash", SHARE / "llm-headroom.bash"],
+        env=environment({"PATH": f"{tmp_path}:{os.environ['PATH']}"}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout.splitlines(), done.stderr) == (["hash-password", "--otlp-endpoint"], "")
+
+
+# The man page --------------------------------------------------------------------------------------------------------
+def test_the_man_page_has_every_command_and_option() -> None:
+    groff = program("groff", "groff-base")
+    done = subprocess.run(
+        [groff, "-man", "-Tutf8", "-ww", "-P-c", SHARE / "llm-headroom.1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    text = re.sub(r"\x1b\[[\d;]*m|.\x08", "", done.stdout).replace("\N{HYPHEN}\n", "")
+
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert f"llm-headroom {__version__}" in text
+    context = click.Context(main)
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None
+        assert f"llm-headroom {name}" in text
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.hidden or option.opts[0] in text, (name, option.opts)
+
+
+# The Debian package --------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package as it is, but without libraries, which come from a network."""
+    program("dpkg-deb", "dpkg")
+    folder = tmp_path_factory.mktemp("deb")
+    (folder / "empty.lock").write_text("")
+    return deb.build(folder, folder / "empty.lock")
+
+
+def of(package: Path, *question: str) -> str:
+    return subprocess.run(["dpkg-deb", *question, package], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_package_has_the_program_its_unit_and_its_settings(package: Path, tmp_path: Path) -> None:
+    assert package.name.startswith(f"llm-headroom_{__version__}_")
+    major, minor = sys.version_info[:2]
+    assert of(package, "--field").count(f"python3 (>= {major}.{minor})") == 1
+    listed = of(package, "--contents").splitlines()
+    assert all(" root/root " in line for line in listed)
+    names = {line.split()[5].removeprefix(".") for line in listed}
+    assert names >= {
+        "/usr/bin/llm-headroom",
+        "/usr/lib/llm-headroom/llm_headroom/commands/run.py",
+        "/usr/lib/llm-headroom/llm_headroom/bundle/runbooks/LLMEngineDown.md",
+        "/usr/share/man/man1/llm-headroom.1.gz",
+        "/usr/share/bash-completion/completions/llm-headroom",
+        "/etc/llm-headroom/environment",
+        "/lib/systemd/system/llm-headroom.service",
+    }
+    subprocess.run(["dpkg-deb", "--control", package, tmp_path], check=True)
+    assert (tmp_path / "conffiles").read_text() == "/etc/llm-headroom/environment\n"
+    for script in ("postinst", "prerm", "postrm"):
+        subprocess.run(["sh", "-n", tmp_path / script], check=True)
+
+
+def test_the_package_s_unit_is_the_shipped_one_with_a_user_that_stays(tmp_path: Path) -> None:
+    text = deb.unit()
+
+    assert "User=llm-headroom" in text
+    assert "ExecStart=/usr/bin/llm-headroom run" in text
+    assert "DynamicUser" not in text
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is missing (Debian package systemd)")
+    unit = tmp_path / "llm-headroom.service"
+    unit.write_text(text.replace("/usr/bin/llm-headroom", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
