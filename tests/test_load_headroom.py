@@ -18,17 +18,17 @@ from evaluate.replay import points as read
 from llm_headroom import schema
 from llm_headroom.derive import capacity, slo
 from llm_headroom.derive.capacity import Estimate, Headroom, Missing, begun, saturation, targets
-from llm_headroom.derive.memory import Memory, advance, with_estimate
+from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
 from llm_headroom.derive.observation import Observation, observe
 from llm_headroom.derive.trial import estimated, factor
 from llm_headroom.model import Point, Series
 from llm_headroom.scrape.load_estimates import LoadEstimates
 from llm_headroom.simulate.batching import Engine, EngineConfig
-from llm_headroom.simulate.hardware import A100_80GB, LLAMA_3_8B, Roofline
+from llm_headroom.simulate.hardware import A100_80GB, L4, LLAMA_3_8B, Gpu, Roofline
 from llm_headroom.simulate.traffic import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from llm_headroom.derive.capacity import Known
     from llm_headroom.model import Metric
@@ -42,9 +42,10 @@ LIMIT = 2.05
 class Simulated:
     """A simulated engine under Poisson arrivals of constant sizes, polled every five seconds."""
 
-    def __init__(self, rate: float, *, prompt: int = 4000, answer: int = 50) -> None:
-        cost = Roofline(LLAMA_3_8B, A100_80GB)
-        self.engine = Engine(EngineConfig(cost, total_blocks=27_669), seed=1)
+    def __init__(
+        self, rate: float, *, prompt: int = 4000, answer: int = 50, gpu: Gpu = A100_80GB, blocks: int = 27_669
+    ) -> None:
+        self.engine = Engine(EngineConfig(Roofline(LLAMA_3_8B, gpu), total_blocks=blocks), seed=1)
         chance, at = random.Random(7), 0.0
         while (at := at + chance.expovariate(rate)) < 2000.0:
             self.engine.submit(Request(at, prompt, answer))
@@ -265,3 +266,41 @@ def test_beyond_the_bounds_is_the_bound() -> None:
     assert factor(lambda _: False, 2.0) == 16.0
     assert factor(lambda _: True, 2.0) == 0.125
     assert math.isfinite(factor(lambda times: times > 1.0, 0.0))
+
+
+@lru_cache
+def elder() -> Memory:
+    """An engine that has been known for a quarter of an hour."""
+    memory, _ = polled(Simulated(0.5 * LIMIT), 900)
+    return memory
+
+
+def test_a_new_engine_inherits_the_step_cost_of_one_of_its_kind_and_has_a_figure_after_four_minutes() -> None:
+    simulated = Simulated(0.6 * LIMIT)
+    memory, _ = polled(simulated, 10)
+    memory, _ = polled(simulated, 180, with_kin(memory, [elder(), memory]))
+    assert memory.models["m"].load.missing is Missing.BUSY
+    memory, _ = polled(simulated, 70, memory)
+    assert memory.models["m"].load.due
+    assert estimate_of(memory).headroom["ttft"].ratio * 0.6 == pytest.approx(1.0, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda: Simulated(0.1 * LIMIT, gpu=L4), id="slower, found by its own latencies"),
+        pytest.param(lambda: Simulated(0.6 * LIMIT, blocks=20_000), id="another size of the KV cache"),
+    ],
+)
+def test_what_another_kind_of_engine_has_learned_is_not_believed(other: Callable[[], Simulated]) -> None:
+    simulated = other()
+    memory, _ = polled(simulated, 10)
+    memory, _ = polled(simulated, 400, with_kin(memory, [elder()]))
+    assert memory.models["m"].load.missing is Missing.BUSY
+    memory, _ = polled(simulated, 250, memory)
+    assert memory.models["m"].load.missing is Missing.PENDING
+
+
+def test_an_engine_that_is_known_keeps_its_own_step_cost() -> None:
+    memory, _ = polled(Simulated(0.5 * LIMIT), 120)
+    assert with_kin(memory, [elder()]) is memory

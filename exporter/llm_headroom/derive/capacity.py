@@ -12,11 +12,11 @@ from llm_headroom import schema
 from llm_headroom.derive import twin
 from llm_headroom.derive.interval import between
 from llm_headroom.derive.step_cost import Learner
-from llm_headroom.derive.traffic import Traffic
+from llm_headroom.derive.traffic import QUIET_SECONDS, Traffic
 from llm_headroom.model import point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.derive.observation import Observation
     from llm_headroom.derive.slo import Objective, Tally
@@ -27,6 +27,11 @@ MOST: Final = 16.0
 LEAST: Final = 1.0 / 8.0
 """Bounds of the load headroom: values beyond them are clipped."""
 BUSY_SECONDS: Final = 600.0
+INHERITED_BUSY_SECONDS: Final = 240.0
+"""The same where the step cost was inherited, and predicts this engine's own tokens."""
+ALIKE: Final = 0.02
+"""Relative difference up to which the KV caches of two engines of one model are the same size: GPUs and arguments are
+alike then, or the self-check finds that they are not."""
 ESTIMATE_SECONDS: Final = 60.0
 """Time between two estimates, at least."""
 STALE_SECONDS: Final = 900.0
@@ -174,11 +179,37 @@ class Known:
             return Missing.LATENCIES
         if self.last.running is None or self.last.finished is None or self.last.generation_tokens is None:
             return Missing.REQUESTS
-        if self.traffic.busy < BUSY_SECONDS:
+        if self.traffic.busy < self._least_busy:
             return Missing.BUSY
         if self.traffic.sizes() is None:
             return Missing.TRAFFIC
         return Missing.DECODING if self.learner.cost is None else None
+
+    @property
+    def _least_busy(self) -> float:
+        proven = self.learner.inherited and self.learner.speed_error is not None and not self.suspect
+        return INHERITED_BUSY_SECONDS if proven else BUSY_SECONDS
+
+    @property
+    def new(self) -> bool:
+        """Whether too little was seen of the engine for a step cost of its own."""
+        return self.traffic.busy < QUIET_SECONDS and not self.learner.inherited
+
+    def heir_of(self, kin: Iterable[Known]) -> Known:
+        """What is known with the step cost of the longest known of `kin` that is of the same kind.
+
+        An engine, with its KV cache and running limit, stands for the GPUs and arguments that nobody reports.
+        """
+        elders = [each for each in kin if each.traffic.busy >= BUSY_SECONDS and each.learner.cost and self._like(each)]
+        if not elders:
+            return self
+        return replace(self, learner=max(elders, key=lambda each: each.traffic.busy).learner.heir())
+
+    def _like(self, other: Known) -> bool:
+        own, theirs = self.capacity, other.capacity
+        if own is None or theirs is None or (self.engine, self.last.limit) != (other.engine, other.last.limit):
+            return False
+        return abs(math.log(own / theirs)) <= ALIKE
 
     @property
     def headroom(self) -> dict[str, Headroom]:

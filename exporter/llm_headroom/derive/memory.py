@@ -14,7 +14,7 @@ from llm_headroom.derive.observation import Observation, growth, observe
 from llm_headroom.model import Point, numbers, point, series_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.model import Labels, Metric
 
@@ -139,6 +139,19 @@ def with_estimate(memory: Memory, model: str, estimate: capacity.Estimate) -> Me
     if known is None or known.load.begun > estimate.at:
         return memory
     return replace(memory, models={**memory.models, model: replace(known, load=known.load.with_estimate(estimate))})
+
+
+def with_kin(memory: Memory, others: Iterable[Memory]) -> Memory:
+    """The memory in which models that are new have the step cost of the same model on `others` of the same kind."""
+    new = {model: known for model, known in memory.models.items() if known.load.new}
+    if not new:
+        return memory
+    kin = [(model, known.load) for each in others for model, known in each.models.items()]
+    heirs = {
+        model: replace(known, load=known.load.heir_of(load for name, load in kin if name == model))
+        for model, known in new.items()
+    }
+    return replace(memory, models={**memory.models, **heirs})
 
 
 def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll

@@ -21,6 +21,8 @@ FORGETTING_SECONDS: Final = 1800.0
 REFIT_SECONDS: Final = 60.0
 LONGEST_INTERVAL: Final = 45.0
 """Seconds; the means of a longer interval hide what the steps were like."""
+INHERITED_SHARE: Final = 0.25
+"""Weight of what another engine has learned: an engine's own latencies soon say more."""
 SELF_CHECK_SECONDS: Final = 120.0
 """For how long what was predicted is compared with what was seen."""
 _RATE_SECONDS: Final = 30.0
@@ -147,7 +149,8 @@ class Learner:
 
     `least_latency` is the least mean inter-token latency of an interval in seconds. `light` are the seconds to first
     tokens that did not queue, and their prompt tokens: where prefill's cost begins. `predicted` and `seen` are seconds
-    of inter-token latency of the last minutes, as the cost has them and as they were.
+    of inter-token latency of the last minutes, as the cost has them and as they were. `inherited` says that another
+    engine of the same kind has learned the first of it.
     """
 
     evidence: Evidence = field(default_factory=Evidence)
@@ -159,6 +162,17 @@ class Learner:
     since_fit: float = 0.0
     predicted: float = 0.0
     seen: float = 0.0
+    inherited: bool = False
+
+    def heir(self) -> Learner:
+        """What a new engine of the same kind can take over; its own latencies check and correct it."""
+        return Learner(
+            evidence=self.evidence.faded(INHERITED_SHARE),
+            cost=self.cost,
+            least_latency=self.least_latency,
+            light=(self.light[0] * INHERITED_SHARE, self.light[1] * INHERITED_SHARE),
+            inherited=True,
+        )
 
     def after(self, interval: Interval, capacity: float) -> Learner:
         """What is known after one more interval. `capacity` is that of the KV cache in tokens."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from llm_headroom.derive import economy, slo
+from llm_headroom.derive.memory import Memory
 from llm_headroom.host.engines import runs_here
 from llm_headroom.poll.source import failed
 from llm_headroom.scrape.collect import Collector
@@ -16,7 +17,7 @@ from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.config.settings import Config, Target
     from llm_headroom.engines.rules import Engine
@@ -32,10 +33,10 @@ class EngineSource:
 
     `here` has what this host knows of the engine's process and memory, if it runs here, `measured` what a proxy in
     front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a
-    richer layer lacks, in a report to people.
+    richer layer lacks, in a report to people. `kin` gives what is remembered of all targets.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of
         self,
         target: Target,
         engines: Mapping[str, Engine],
@@ -43,8 +44,10 @@ class EngineSource:
         measured: Measured | None = None,
         *,
         explain: bool = False,
+        kin: Callable[[], Iterable[Memory]] = tuple,
     ) -> None:
         self._explain = explain
+        self._kin = kin
         self.target = target
         self.here: Sequence[Point] = ()
         self._measured = measured
@@ -65,6 +68,11 @@ class EngineSource:
     def models(self) -> frozenset[str]:
         """The names of its models, as far as it has given them."""
         return frozenset() if self._collector is None else self._collector.models
+
+    @property
+    def memory(self) -> Memory:
+        """What is remembered of it."""
+        return Memory() if self._collector is None else self._collector.memory
 
     @property
     def retained(self) -> Sequence[Point]:
@@ -98,6 +106,7 @@ class EngineSource:
             objectives=() if self.target.purpose == "batch" else slo.objectives(**asdict(config.objectives)),
             measured=None if self._measured is None else self._measured.points,
             layers=self._layers(engine),
+            kin=self._kin,
         )
 
     def _layers(self, engine: Engine) -> Sequence[Layer]:

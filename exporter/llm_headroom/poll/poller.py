@@ -35,6 +35,7 @@ from llm_headroom.scrape.identify import identify
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
+    from llm_headroom.derive.memory import Memory
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
     from llm_headroom.poll.local import GpuReader
@@ -239,6 +240,9 @@ class Poller:
     def _engine_slots(self) -> list[tuple[EngineSource, Slot]]:
         return [(slot.source, slot) for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
 
+    def _memories(self) -> list[Memory]:
+        return [source.memory for source, _ in self._engine_slots()]
+
     def _watched(self) -> list[Watched]:
         """Engines with their latest collections, for what is read of them on this host."""
         return [
@@ -284,7 +288,9 @@ class Poller:
         found = []
         for target in targets:
             measured = self._measured.get(target.name)
-            source = EngineSource(target, self.engines, self.config, measured, explain=self._explain)
+            source = EngineSource(
+                target, self.engines, self.config, measured, explain=self._explain, kin=self._memories
+            )
             slot = self.slots[target.name] = Slot(target.name, source, target.labels)
             found.append(slot)
         return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from llm_headroom import schema
 from llm_headroom.derive import restart
-from llm_headroom.derive.memory import Memory, advance, with_estimate
+from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.openai_api import MODELS, present
@@ -59,7 +59,7 @@ class Collector:
 
     `timeout` is the deadline in seconds of one collection, all of its requests together. `layers` are other places that
     describe the target, the richest first; its own API is the last. `measured` gives what a proxy has measured, with
-    the target's labels.
+    the target's labels. `kin` gives what is remembered of other targets.
     """
 
     def __init__(  # noqa: PLR0913 - what it is made of
@@ -72,6 +72,7 @@ class Collector:
         objectives: Sequence[Objective] = OBJECTIVES,
         measured: Callable[[Mapping[str, str]], Iterable[Point]] | None = None,
         layers: Sequence[Layer] = (),
+        kin: Callable[[], Iterable[Memory]] = tuple,
     ) -> None:
         self.target = target
         self.engine = engine
@@ -86,12 +87,13 @@ class Collector:
         self._remarked: list[Failure] = []
         self._looked: tuple[float, Look | None] = (-math.inf, None)
         self._last_success: float | None = None
-        self._memory = Memory()
+        self.memory = Memory()
         self._objectives = tuple(objectives)
         self._estimates = LoadEstimates(target.name, objectives)
         self._measured = measured
         self._own: set[str] = set()
         self._layers = tuple(layers)
+        self._kin = kin
         self._layer_warnings: tuple[Failure, ...] = ()
 
     async def collect(self) -> Snapshot:
@@ -106,7 +108,7 @@ class Collector:
             self._last_success = taken
         except FetchError as failed:
             error = failed.failure
-            self._memory = replace(self._memory, gap=True)
+            self.memory = replace(self.memory, gap=True)
         version = self._version()
         if error is None and version and schema.ENGINE_INFO.name not in self._own:
             reading.points.append(point(schema.ENGINE_INFO, 1.0, "version", self._base, version=version))
@@ -130,8 +132,9 @@ class Collector:
 
     async def estimate(self) -> None:
         """Estimate the load headroom of models whose last estimate is old enough; the next collection has it."""
-        for model, estimate in await self._estimates.made(self._memory):
-            self._memory = with_estimate(self._memory, model, estimate)
+        self.memory = with_kin(self.memory, self._kin())
+        for model, estimate in await self._estimates.made(self.memory):
+            self.memory = with_estimate(self.memory, model, estimate)
 
     async def read(self, deadline: float) -> Reading:
         """Fetch and map what is due, by a deadline in seconds of the monotonic clock.
@@ -170,7 +173,7 @@ class Collector:
     def models(self) -> frozenset[str]:
         """The names of its models, as its metrics and its model list give them; of the latter adapters, too."""
         listed = present(self._documents.held, MODELS.key) or ()
-        return frozenset({*self._memory.models, *(model.id for model in listed)}) - {""}
+        return frozenset({*self.memory.models, *(model.id for model in listed)}) - {""}
 
     def measured(self) -> list[Point]:
         """What a proxy has measured, without the metrics that the engine itself exposes: never two in one."""
@@ -194,8 +197,8 @@ class Collector:
         seen = self._seen(reading)
         self._own.update(point.series.metric.name for point in reading.points)
         reading.points.extend(self.measured())
-        self._memory, derived = advance(
-            self._memory,
+        self.memory, derived = advance(
+            self.memory,
             reading.points,
             at,
             base=self._base,
