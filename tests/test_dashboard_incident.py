@@ -130,6 +130,8 @@ def test_engines_of_one_address_are_a_row_for_each_host_and_the_dead_come_first(
         {"labels": f'{{cluster="c", instance="{name}:9836", {TARGET_LABELS}}}', "value": places[state]}
         for name, state in states.items()
     ]
-    assert places["■ down"] > places["? exporter unreachable"] > places["■ stalled"] > places["✓ ok"]
+    assert (
+        places["■ down"] > places["▲ tight"] > places["? exporter unreachable"] > places["? unknown"] > places["✓ ok"]
+    )
     query = re.sub(r"[$]\w+", ".*", table.queries[0].expr)
     evaluate(tmp_path, list(states), [{"expr": query, "eval_time": "45m", "exp_samples": rows}])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from evaluate.prometheus import STEP_SECONDS, missing
 from incident import virtual
-from incident.fleet import HOSTS, INCIDENTS, OLLAMA_RATE, SECONDS, Host, config, engines, gpus
+from incident.fleet import FEW, OLLAMA_RATE, WHOLE, Host, Stage, config, engines, gpus
 from incident.record import FLAGS, Scraper, blocks
 from llm_headroom.commands import logs
 from llm_headroom.commands.demo import SMALL
@@ -39,16 +39,16 @@ RULES: Final = Path(__file__).parents[2] / "alerts" / "llm-headroom.rules.yml"
 
 
 async def _host(
-    host: Host, seed: int, out: IO[bytes], stack: AsyncExitStack
+    stage: Stage, host: Host, seed: int, out: IO[bytes], stack: AsyncExitStack
 ) -> tuple[Scraper, Callable[[Wrong], None]]:
     """Start one machine; return what scrapes it, and what makes something go wrong on it."""
     clock = Clock()
-    servers = engines(clock, seed)
+    servers = engines(stage, clock, seed)
     for server in servers.values():
         await server.start("127.0.0.1:0")
         stack.push_async_callback(server.close)
-    devices = await stack.enter_async_context(gpus(servers, clock))
-    settings = config(servers)
+    devices = await stack.enter_async_context(gpus(stage, servers, clock))
+    settings = config(stage, servers)
     proxies = Proxies(settings)
     await proxies.start()
     stack.push_async_callback(proxies.close)
@@ -71,42 +71,43 @@ async def _host(
     return Scraper(host, Published(poller), out), begin
 
 
-async def play(out: IO[bytes], span: float) -> None:
-    """Let the hour pass; what is scraped goes to a file."""
+async def play(stage: Stage, out: IO[bytes]) -> None:
+    """Let the time pass; what is scraped goes to a file."""
     async with AsyncExitStack() as stack:
-        hosts = {host.name: await _host(host, 100 * place, out, stack) for place, host in enumerate(HOSTS)}
-        coming, real = list(INCIDENTS), virtual.REAL()
-        for step in range(1, int(span / STEP_SECONDS) + 1):
+        hosts = {host.name: await _host(stage, host, 100 * place, out, stack) for place, host in enumerate(stage.hosts)}
+        coming, real = list(stage.incidents), virtual.REAL()
+        for step in range(1, int(stage.seconds / STEP_SECONDS) + 1):
             at = step * STEP_SECONDS
             await asyncio.sleep(at - asyncio.get_running_loop().time())
-            for one in (one for one in INCIDENTS if one in coming and one.at <= at):
+            for one in [one for one in coming if one.at <= at]:
                 hosts[one.host][1](one)
                 coming.remove(one)
             for scraper, _ in hosts.values():
                 scraper.scrape(at)
             if step % 20 == 0:
-                print(f"{at:.0f} s of {span:.0f}, {virtual.REAL() - real:.0f} s taken", flush=True)
+                print(f"{at:.0f} s of {stage.seconds:.0f}, {virtual.REAL() - real:.0f} s taken", flush=True)
 
 
 def main() -> int:
     """Play, write blocks, and serve them if asked to; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="where Prometheus' data goes, in a folder data")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="how much of the hour")
+    parser.add_argument("--small", action="store_true", help="a quarter of an hour of two hosts, for tests")
     parser.add_argument("--serve", type=int, metavar="PORT", help="serve an existing directory, or the one made")
     options = parser.parse_args()
     if program := missing():
         print(f"{program} is not installed (Debian: prometheus)", file=sys.stderr)
         return 1
     folder: Path = options.directory
+    stage = FEW if options.small else WHOLE
     if not (folder / "data").exists():
         folder.mkdir(parents=True, exist_ok=True)
         logs.set_up("error", "logfmt")
         samples = folder / "samples"
         with samples.open("wb") as out, asyncio.Runner(loop_factory=virtual.loop) as runner:
-            runner.run(play(out, options.seconds))
-        blocks(samples, folder, RULES, options.seconds)
-        print(f"{virtual.EPOCH:.0f} to {virtual.EPOCH + options.seconds:.0f}, unix time, in {folder / 'data'}")
+            runner.run(play(stage, out))
+        blocks(samples, folder, RULES, stage.seconds)
+        print(f"{virtual.EPOCH:.0f} to {virtual.EPOCH + stage.seconds:.0f}, unix time, in {folder / 'data'}")
     if options.serve:
         (folder / "prometheus.yml").write_text("{}")
         where = ("--config.file=prometheus.yml", "--storage.tsdb.path=data")

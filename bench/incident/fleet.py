@@ -20,8 +20,6 @@ from llm_headroom.simulate.traffic import Lengths, Synthetic
 if TYPE_CHECKING:
     from llm_headroom.simulate.clock import Clock
 
-SECONDS: Final = 3600.0
-VLLM, SGLANG = 5, 3
 _RATES: Final = (1.1, 2.2, 1.6, 2.8, 0.7)
 """Requests per second of a host's vLLM engines."""
 OLLAMA_RATE: Final = 0.25
@@ -30,7 +28,7 @@ NOTHING: Final = Misbehaviour()
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A machine with eight A100 and nine engines, and when its exporter dies."""
+    """A machine, and when its exporter dies."""
 
     name: str
     cluster: str
@@ -42,7 +40,7 @@ class Host:
         return f"{self.name}:9836"
 
 
-HOSTS: Final = (
+_HOSTS: Final = (
     Host("gpu-a", "eu-1"),
     Host("gpu-b", "eu-1", dies=3000.0),
     Host("gpu-c", "us-1"),
@@ -61,7 +59,24 @@ class Wrong:
     xid: tuple[int, int] | None = None
 
 
-INCIDENTS: Final = (
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Machines with so many vLLM and SGLang each, and an Ollama, and what happens to them in so many seconds."""
+
+    hosts: tuple[Host, ...]
+    vllm: int
+    sglang: int
+    seconds: float
+    incidents: tuple[Wrong, ...]
+
+    def gpu(self, engine: str) -> int:
+        """The GPU of an engine. Ollama shares the last one."""
+        kind, _, place = engine.partition("-")
+        first = {"vllm": 0, "sglang": self.vllm, "ollama": self.vllm + self.sglang - 1}
+        return first[kind] + int(place or 0)
+
+
+_INCIDENTS: Final = (
     Wrong(700.0, "gpu-a", "sglang-0", Misbehaviour(burst=Burst(3.0, 90.0, 3000, 250))),
     Wrong(1300.0, "gpu-c", "sglang-1", Misbehaviour(slowdown=3.0)),
     Wrong(1800.0, "gpu-b", "vllm-0", Misbehaviour(crash_seconds=90.0)),
@@ -78,10 +93,28 @@ INCIDENTS: Final = (
 )
 
 
-def engines(clock: Clock, seed: int) -> dict[str, EngineServer]:
+WHOLE: Final = Stage(_HOSTS, 5, 3, 3600.0, _INCIDENTS)
+FEW: Final = Stage(
+    (Host("gpu-c", "us-1"), Host("gpu-d", "us-1", dies=600.0)),
+    3,
+    2,
+    960.0,
+    (
+        Wrong(360.0, "gpu-c", "sglang-1", Misbehaviour(slowdown=3.0)),
+        Wrong(400.0, "gpu-c", "ollama", Misbehaviour(burst=Burst(0.3, 560.0, 300, 60, LARGE))),
+        Wrong(420.0, "gpu-c", xid=(1, 79)),
+        Wrong(480.0, "gpu-c", "vllm-0", Misbehaviour(burst=Burst(9.0, 480.0, 1500, 500))),
+        Wrong(600.0, "gpu-c", "vllm-1", Misbehaviour(crash_seconds=3600.0)),
+        Wrong(660.0, "gpu-c", "vllm-2", Misbehaviour(stall_seconds=600.0)),
+    ),
+)
+"""Enough for every kind of trouble, in a tenth of the time."""
+
+
+def engines(stage: Stage, clock: Clock, seed: int) -> dict[str, EngineServer]:
     """A host's engines by name, under traffic, not yet listening; those of Ollama are asked by clients."""
     found: dict[str, EngineServer] = {}
-    for place in range(VLLM):
+    for place in range(stage.vllm):
         version, model = VERSIONS["vllm"], LLAMA_3_8B
         server = batching_server("vllm", clock, version=version, model=model, gpu=A100_80GB, seed=seed + place)
         chats = Synthetic(
@@ -90,8 +123,8 @@ def engines(clock: Clock, seed: int) -> dict[str, EngineServer]:
         )  # fmt: skip
         server.live.feed.add(chats.requests(seed + place), 0.0)
         found[f"vllm-{place}"] = server
-    for place in range(SGLANG):
-        share = 0.5 if place == SGLANG - 1 else 0.88
+    for place in range(stage.sglang):
+        share = 0.5 if place == stage.sglang - 1 else 0.88
         server = batching_server(
             "sglang", clock, version=VERSIONS["sglang"], model=QWEN_2_5_7B, gpu=A100_80GB, utilisation=share,
             seed=seed + 10 + place,
@@ -110,27 +143,22 @@ def engines(clock: Clock, seed: int) -> dict[str, EngineServer]:
     return found
 
 
-def _gpu(name: str) -> int:
-    kind, _, place = name.partition("-")
-    return {"vllm": 0, "sglang": VLLM, "ollama": VLLM + SGLANG - 1}[kind] + int(place or 0)
-
-
 def _pid(engine: str, place: int) -> int:
     """A process that the GPUs list; where two engines share a GPU, one must be a process that there is."""
     return os.getpid() if engine == "ollama" else UNSEEN_PID + place
 
 
-def gpus(servers: dict[str, EngineServer], clock: Clock) -> SimulatedGpus:
-    """A host's eight A100."""
-    holders: list[list[Holder]] = [[] for _ in range(VLLM + SGLANG)]
+def gpus(stage: Stage, servers: dict[str, EngineServer], clock: Clock) -> SimulatedGpus:
+    """A host's A100."""
+    holders: list[list[Holder]] = [[] for _ in range(stage.vllm + stage.sglang)]
     for place, (name, server) in enumerate(servers.items()):
         live = server.live
         busy, slow = (lambda live=live: live.busy_seconds), (lambda live=live: live.slowdown)
-        holders[_gpu(name)].append(Holder(server.gpu_memory, _pid(server.name, place), busy, slow))
+        holders[stage.gpu(name)].append(Holder(server.gpu_memory, _pid(server.name, place), busy, slow))
     return SimulatedGpus(clock, [(A100_80GB, own) for own in holders])
 
 
-def config(servers: dict[str, EngineServer]) -> Config:
+def config(stage: Stage, servers: dict[str, EngineServer]) -> Config:
     """The exporter's configuration on a host."""
     memory = ModelMemory(weights=LLAMA_3_8B.weights_bytes, kv_bytes_per_token=LLAMA_3_8B.kv_bytes_per_token)
     targets = tuple(
@@ -139,7 +167,7 @@ def config(servers: dict[str, EngineServer]) -> Config:
             endpoint=Endpoint(url=f"http://{server.address}"),
             engine=server.name,
             pid=_pid(server.name, place),
-            gpus=(str(_gpu(name)),),
+            gpus=(str(stage.gpu(name)),),
             model_memory=memory if server.name == "vllm" else ModelMemory(),
         )
         for place, (name, server) in enumerate(servers.items())

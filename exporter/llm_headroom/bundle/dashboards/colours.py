@@ -32,14 +32,14 @@ PREFILL: Final = "#56B4E9"
 DECODE: Final = "#004D80"
 """Of the parts of a request's time."""
 
-_SHADES: Final = {
+KINDS: Final = {
+    "other|graph": -0.65,
     "weights|model": -0.4,
     "kv_used|kv_cache": 0.0,
     "kv_evictable": 0.35,
     "kv_free": 0.65,
-    "other|graph": -0.65,
 }
-"""How much lighter (or darker, below 0) than its owner's colour a kind of memory is."""
+"""Kinds of memory, from below, and how much lighter (or darker, below 0) than its owner's colour each is."""
 
 
 def shades() -> dict[str, str]:
@@ -48,7 +48,7 @@ def shades() -> dict[str, str]:
         rf"\({name}\) ({kinds})$": shade(ENGINES[name], lighter)
         for name, engine in BUILT_IN.items()
         if engine.subject is not Subject.ROUTER
-        for kinds, lighter in _SHADES.items()
+        for kinds, lighter in KINDS.items()
     }
 
 

@@ -97,7 +97,7 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
             empty=_NO_PRICE,
         ),
         stat(
-            "Per 1M tokens",
+            "Price of 1M",
             f"{_SHOWN} What a million generated tokens cost.",
             f"{priced} / on () group_left () sum({_tokens(scope)}) * 1e6",
             whose=_CURRENCY,
@@ -130,7 +130,7 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
             decimals=1,
         ),
         stat(
-            "Load headroom",
+            "Headroom",
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
             scope.exposed(f"min({room})"),
             whose="worst",
@@ -159,7 +159,7 @@ def _summary(scope: Scope) -> Panel:
         "estimated within each engine's own buckets: ignore differences smaller than a bucket. Price: of a million "
         "generated tokens, in the configured currency.",
         (
-            Column(title="Engine", label="engine", width=90),
+            Column(title="Engine", label="engine"),
             (f"sum by (engine) ({scope.of(schema.UP, ENGINES)})", Column(title="Up", decimals=0, width=50)),
             (
                 _exposed(scope, f"sum by (engine) ({scope.rate(schema.REQUESTS_FINISHED, window=_RANGE)})"),

@@ -177,7 +177,7 @@ def _arrivals(scope: Scope) -> tuple[Panel, ...]:
             "How requests end",
             "By finish reason. Engines that expose no reason have one curve; `abort`: the client disconnected.",
             Query(ends, "{{reason}}"),
-            Query(fails, "failed: {{reason}}"),
+            Query(f"{fails} > 0", "failed: {{reason}}"),
             unit="requests/s",
             width=6,
             at_least=1,

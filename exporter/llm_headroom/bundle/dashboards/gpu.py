@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.colours import BAD, GOOD, GREY, UNKNOWN, WARN, shades
+from llm_headroom.bundle.dashboards.colours import BAD, GOOD, GREY, KINDS, UNKNOWN, WARN, shades
 from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import UNPAINTED, Column, Json, Kind, Panel, Query, above, below, fixed
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, stat, table
@@ -136,17 +136,17 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
     state = scope.state(schema.GPU_STATE, GPU_STATES, _GPU)
     return table(
         "Devices, worst first",
-        "One row per GPU. Owner: the engine that holds most of its memory; Others: how many more do. Throttled: share "
-        "of five minutes. Xid: the last error's age.",
+        "One row per GPU. Owner: the engine that holds most of its memory; Others: how many more do. Power: share of "
+        "the limit. Throttled: share of five minutes. Xid: the last error's age.",
         (
-            (f"sort_desc({state})", Column(title="State", words=GPU_WORDS, width=160)),
-            Column(title="Cluster", label="cluster", width=80),
-            Column(title="Instance", label="instance", width=110),
+            (f"sort_desc({state})", Column(title="State", words=GPU_WORDS, width=175)),
+            Column(title="Cluster", label="cluster", width=75),
+            Column(title="Instance", label="instance", width=125),
             Column(title="GPU", label="gpu", width=55),
             Column(title="Owner", label="target"),
             (
                 f"{biggest}",
-                Column(title="Holds", unit="bytes", width=90),
+                Column(title="Holds", unit="bytes", width=80),
             ),
             (
                 f"min by ({_GPU}) ({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})",
@@ -156,28 +156,28 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                     decimals=1,
                     steps=below(limits.gpu_headroom_low, limits.gpu_headroom_critical),
                     bar=1,
-                    width=130,
+                    width=110,
                 ),
             ),
             (
                 f"max by ({_GPU}) (avg_over_time({scope.of(schema.GPU_UTILIZATION)}[5m]))",
-                Column(title="Utilisation", unit="percentunit", bar=1, width=130),
+                Column(title="Utilisation", unit="percentunit", bar=1, width=110),
             ),
             (
                 f"{most(schema.GPU_POWER)} / {most(schema.GPU_POWER_LIMIT)}",
-                Column(title="Power of limit", unit="percentunit", bar=1, width=130),
+                Column(title="Power", unit="percentunit", bar=1, width=110),
             ),
             (
                 most(schema.GPU_TEMPERATURE),
-                Column(title="Temp.", unit="celsius", steps=above(limits.gpu_temperature_high), width=80),
+                Column(title="Temp.", unit="celsius", steps=above(limits.gpu_temperature_high), width=70),
             ),
             (
                 f"max by ({_GPU}) ({scope.rate(schema.GPU_THROTTLE_TIME)})",
-                Column(title="Throttled", unit="percentunit", decimals=0, steps=above(0.1), width=90),
+                Column(title="Throttled", unit="percentunit", decimals=0, steps=above(0.1), width=85),
             ),
             (
                 f"time() - max by ({_GPU}) ({scope.of(schema.GPU_XID_LAST)})",
-                Column(title="Last Xid", unit="s", decimals=0, width=90),
+                Column(title="Last Xid", unit="s", decimals=0, width=80),
             ),
             (f"count by ({_GPU}) ({owners}) - 1 > 0", Column(title="Others", decimals=0, width=70)),
         ),
@@ -227,13 +227,16 @@ def _health(scope: Scope) -> tuple[Panel, ...]:
 
 def _memory(scope: Scope, limits: Thresholds) -> Panel:
     total = f"sum({scope.of(schema.GPU_MEMORY_TOTAL)})"
-    kinds = f"sum by (engine, target, kind) ({scope.of(schema.GPU_MEMORY_ENGINE)})"
+    kinds = (
+        f"sum by (engine, target, kind) ({scope.of(schema.GPU_MEMORY_ENGINE, match)})"
+        for match in (f'kind=~"{kind}"' for kind in KINDS)
+    )
     return areas(
         "GPU $gpu",
         "Parts add up to the total: a colour is an engine, its shades are weights (dark), KV cache in use, reusable "
         "and free (light). KV cache is reserved at startup, so little free memory is normal: above the dashed line an "
         "allocation may fail.",
-        Query(kinds, "{{target}} ({{engine}}) {{kind}}"),
+        *(Query(one, "{{target}} ({{engine}}) {{kind}}") for one in kinds),
         Query(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})", "nobody known"),
         Query(f"sum({scope.of(schema.GPU_MEMORY_RESERVED)})", "driver"),
         Query(f"sum({scope.of(schema.GPU_MEMORY_FREE)})", "free"),
@@ -285,10 +288,10 @@ def _left(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         lines(
             "Overcommitted",
             f"{_WORST} Amount by which reservations exceed the memory of their device.",
-            Query(scope.worst(schema.GPU_MEMORY_OVERCOMMITTED, _GPU), BY_GPU),
+            Query(f"{scope.worst(schema.GPU_MEMORY_OVERCOMMITTED, _GPU)} > 0", BY_GPU),
             unit="bytes",
-            at_least=1e9,
             width=12,
+            empty="while no device is overcommitted",
             calcs=_LAST,
             alert="LLMGpuReservationOverlap",
         ),

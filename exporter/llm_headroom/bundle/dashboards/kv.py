@@ -52,7 +52,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     exhaustion = f"min({scope.of(schema.KV_CACHE_EXHAUSTION)} or {full})"
     return (
         stat(
-            "Load headroom",
+            "Headroom",
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
             scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
             unit="suffix: ×",
@@ -89,7 +89,6 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "Free tokens",
             "Tokens available to new requests: free and reclaimable ones, minus the demand of waiting requests.",
             scope.exposed(f"sum({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)})"),
-            unit="suffix: tokens",
             whose="sum",
         ),
         stat(
@@ -110,7 +109,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVHeadroomLow",
         ),
         stat(
-            "Preempted",
+            "Preempts",
             "Running requests per second that were preempted because the KV cache was full, added up.",
             scope.exposed(f"sum({scope.rate(schema.PREEMPTIONS)})"),
             whose="sum",
@@ -131,10 +130,10 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
         "more. Fits: requests per second like those. Binds: the resource that tokens wait for where the headroom ends. "
         "A dash: until ten busy minutes were seen, or not exposed.",
         (
-            Column(title="Cluster", label="cluster", width=90),
-            Column(title="Instance", label="instance", width=120),
-            Column(title="Engine", label="engine", width=80),
-            Column(title="Target", label="target", link=_TO_ENGINE, width=110),
+            Column(title="Cluster", label="cluster", width=75),
+            Column(title="Instance", label="instance", width=125),
+            Column(title="Engine", label="engine", width=75),
+            Column(title="Target", label="target", link=_TO_ENGINE, width=125),
             Column(title="Model", label="model"),
             (
                 f"sort(min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')}))",
@@ -142,11 +141,11 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})",
-                Column(title="Fits", unit="requests/s", decimals=1, width=120),
+                Column(title="Fits, req/s", decimals=1, width=100),
             ),
             (
                 f"sum by ({TARGET}) ({scope.rate(schema.REQUESTS_FINISHED)})",
-                Column(title="Now", unit="requests/s", decimals=1, width=120),
+                Column(title="Now, req/s", decimals=1, width=100),
             ),
             (
                 binding,
@@ -168,10 +167,9 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                 f"min by ({TARGET}) ({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})",
                 Column(
                     title="Cache fits",
-                    unit="suffix: requests",
                     decimals=0,
                     steps=below(limits.headroom_requests_low),
-                    width=120,
+                    width=95,
                 ),
             ),
             (
@@ -248,7 +246,6 @@ def _held(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             Query(evictable, "reusable"),
             Query(free, "free"),
             Query(capacity, "capacity"),
-            unit="suffix: tokens",
             width=12,
             styles=(
                 ("^in use", fixed(QUEUE)),

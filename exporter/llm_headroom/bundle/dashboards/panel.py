@@ -312,7 +312,7 @@ class Panel:
         """Put the queries' rows together by their labels, then name and order the columns."""
         keys = {
             label: True
-            for label in ("engine", "cluster", "namespace", "instance")
+            for label in ("engine", "cluster", "namespace", "job", "instance")
             if label not in {one.label for one in self.columns}
         }
         fields = [column.field(len(self.queries)) for column in self.columns]
@@ -405,7 +405,7 @@ def _cells(column: Column) -> Json:
         found["custom.cellOptions"] = {"type": "color-background", "mode": "basic"}
     if column.bar is not None:
         found |= {"min": 0, "max": column.bar}
-        found["custom.cellOptions"] = {"type": "gauge", "mode": "basic", "valueDisplayMode": "color"}
+        found["custom.cellOptions"] = {"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}
     if column.words:
         found["mappings"] = [_worded(column.words), _MISSING]
         found["custom.align"] = "left"

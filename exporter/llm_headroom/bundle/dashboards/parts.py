@@ -34,9 +34,12 @@ def lines(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel
 
 
 def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return parts of a whole over time, one on another."""
+    """Return parts of a whole over time, one on another, from 0."""
     drawn = _queries(queries)
-    return Panel(kind=Kind.TIMESERIES, title=_named(title, drawn), answers=answers, queries=drawn, stacked=True, **more)
+    shown = {"lowest": 0.0} | more
+    return Panel(
+        kind=Kind.TIMESERIES, title=_named(title, drawn), answers=answers, queries=drawn, stacked=True, **shown
+    )
 
 
 def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel

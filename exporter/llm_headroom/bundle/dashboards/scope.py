@@ -12,6 +12,7 @@ from llm_headroom import schema
 from llm_headroom.bundle.dashboards.colours import BAD, WARN
 from llm_headroom.bundle.dashboards.dashboard import Annotation, Variable
 from llm_headroom.bundle.dashboards.panel import NOT_EXPOSED
+from llm_headroom.model import Level
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,17 +139,16 @@ class Scope:
         return f"(last_over_time({series}[1h]) and on ({EXPORTER}) {self.exporters()} == 0)"
 
     def state(self, metric: Metric, states: Sequence[State], by: str, *more: str) -> str:
-        """Return the place of the worst state from the end of `states`, which begin with the worst: 1 is the best.
+        """Return the place of the worst state from the end of `ranked(states)`: 1 is the best.
 
-        Those behind an unreachable exporter are unknown, unless they were in the worst state; they come after it.
+        Those behind an unreachable exporter are unknown, unless they were in the worst state.
         """
-        worst, *others = states
-        seen = " or ".join(
-            f"{self.of(metric, *more, state=state)} * {place}" for place, state in enumerate(reversed(others), 1)
-        )
-        down = self.of(metric, *more, state=worst)
-        held = f"{self.behind(down)} + {len(states)}"
-        return f"max by ({by}) ({down} * {len(states) + 1} or {seen} or {held})"
+        order = ranked(states)
+        place = {state: len(order) - at for at, state in enumerate(order)}
+        seen = " or ".join(f"{self.of(metric, *more, state=state)} * {place[state]}" for state in states)
+        down = self.behind(self.of(metric, *more, state=states[0]))
+        held = f"{down} * {place[states[0]] - place[None]} + {place[None]}"
+        return f"max by ({by}) ({seen} or {held})"
 
     def exposed(self, expr: str, by: str = "") -> str:
         """Return the expression, or `NOT_EXPOSED` if it has no series although a source is up; nothing if none is."""
@@ -219,6 +219,15 @@ class Scope:
             ),
             Annotation("GPU errors (Xid)", f"{xid} * 1000", "Xid {{xid}}", "GPU {{gpu}}", "purple", exact=True),
         )
+
+
+def ranked(states: Sequence[State]) -> list[State | None]:
+    """Return states, the worst first, and None for one behind an unreachable exporter: after all known trouble.
+
+    Somebody suffers from that now; for unreachable exporters there are a tile and an alert.
+    """
+    trouble = sum(state.level in {Level.BAD, Level.WARN} for state in states)
+    return [*states[:trouble], None, *states[trouble:]]
 
 
 def apart(expr: str, place: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.bundle.dashboards.colours import JUDGED, UNKNOWN
+from llm_headroom.bundle.dashboards.scope import ranked
 from llm_headroom.model import ENGINE_STATES, GPU_STATES, Level
 from llm_headroom.view.text import STATE_MARKS
 
@@ -17,15 +18,20 @@ if TYPE_CHECKING:
 _UNREACHABLE: Final = f"{STATE_MARKS[Level.UNKNOWN]} exporter unreachable"
 
 
-def _named(states: Sequence[State]) -> Words:
+def _words(states: Sequence[State]) -> Words:
     """Return each state's place from the end, its mark and word, and its colour; worst first, as `Scope.state` does."""
-    worst, *others = ((f"{STATE_MARKS[state.level]} {state}", JUDGED[state.level]) for state in states)
-    named = (worst, (_UNREACHABLE, UNKNOWN), *others)
-    return tuple((float(len(named) - place), text, colour) for place, (text, colour) in enumerate(named))
+    order = ranked(states)
+    return tuple((float(len(order) - place), *_named(state)) for place, state in enumerate(order))
 
 
-ENGINE_WORDS: Final = _named(ENGINE_STATES)
-GPU_WORDS: Final = _named(GPU_STATES)
+def _named(state: State | None) -> tuple[str, str]:
+    if state is None:
+        return _UNREACHABLE, UNKNOWN
+    return f"{STATE_MARKS[state.level]} {state}", JUDGED[state.level]
+
+
+ENGINE_WORDS: Final = _words(ENGINE_STATES)
+GPU_WORDS: Final = _words(GPU_STATES)
 EXPORTER_WORDS: Final[Words] = (
     (0.0, f"{STATE_MARKS[Level.BAD]} unreachable", JUDGED[Level.BAD]),
     (1.0, f"{STATE_MARKS[Level.GOOD]} reached", JUDGED[Level.GOOD]),
