@@ -1,5 +1,6 @@
-"""Simulated engines → exporter → Prometheus → Alertmanager → webhook: five incidents at once, and one calm engine.
+"""Simulated engines → exporter → Prometheus → Alertmanager → webhook: seven incidents at once, and two calm engines.
 
+Whenever Alertmanager has told of one, the snapshot, the page, `top` and the dashboards' queries show the same state.
 Conditions need hold a sixtieth of the time that they do in production; all else of the rules is as shipped.
 """
 
@@ -8,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import threading
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from faces import Faces
 from llm_headroom.bundle import alerts
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
@@ -60,6 +63,8 @@ MAY_FIRE: Final = {
     "leaky": {"LLMEngineDown", "LLMOomRisk"},
     "crashed": {"LLMEngineDown"},
     "renamed": {"LLMSignalLost"},
+    "stalled": {"LLMEngineStalled"},
+    "loading": {"LLMEngineLoadingLong"},
     "ollama": {"LLMModelSpilledToCPU"},
     "gpu 1": {"LLMGpuMemoryHeadroomLow", "LLMGpuMemoryExhausted", "LLMOomRisk"},
 }
@@ -143,18 +148,20 @@ def engines(clock: Clock) -> dict[str, EngineServer]:
         "leaky": vllm(0.9, 3),
         "renamed": vllm(0.3, 4),
         "crashed": vllm(0.5, 5),
+        "stalled": vllm(0.3, 7),
+        "quiet": vllm(0.3, 8),
         "ollama": ollama_server(
             OllamaConfig(models={LARGE: large}, gpu=A100_80GB, gpu_reserved=50 * GIB, keep_alive=30.0), clock, seed=6
         ),
     }
     for number, (name, server) in enumerate(found.items()):
-        if name != "ollama":
+        if name not in {"ollama", "quiet"}:
             server.live.feed.add(Synthetic(1.0, Lengths(300, 0.3), Lengths(100, 0.3)).requests(number), 0.0)
     return found
 
 
 def gpus(servers: dict[str, EngineServer], clock: Clock) -> SimulatedGpus:
-    """Three devices: three small engines, the leaky one, Ollama and the one that crashes."""
+    """Four devices: three small engines, the leaky one, Ollama and the one that crashes, and two small ones more."""
     pids = {name: UNSEEN_PID + number for number, name in enumerate(servers)}
 
     def device(*names: str) -> tuple[Any, tuple[Holder, ...]]:
@@ -163,24 +170,43 @@ def gpus(servers: dict[str, EngineServer], clock: Clock) -> SimulatedGpus:
             for name in names
         )
 
-    return SimulatedGpus(clock, (device("calm", "saturated", "renamed"), device("leaky"), device("ollama", "crashed")))
+    return SimulatedGpus(
+        clock,
+        (
+            device("calm", "saturated", "renamed"),
+            device("leaky"),
+            device("ollama", "crashed"),
+            device("stalled", "quiet"),
+        ),
+    )
 
 
 async def exporter(servers: dict[str, EngineServer], simulated: SimulatedGpus, stack: AsyncExitStack) -> str:
-    """The exporter's address."""
+    """The exporter's address; one of its targets has not begun to listen."""
     places = {"calm": "0", "saturated": "0", "renamed": "0", "leaky": "1", "ollama": "2", "crashed": "2"}
+    places |= {"stalled": "3", "quiet": "3"}
+    nobody = stack.enter_context(socket.socket())
+    nobody.bind(("127.0.0.1", 0))  # and never listens
+    loading = Target(
+        name="loading",
+        endpoint=Endpoint(url="http://{}:{}".format(*nobody.getsockname())),
+        engine="vllm",
+    )
     config = Config(
         listen=("127.0.0.1:0",),
         interval=1.0,
-        targets=tuple(
-            Target(
-                name=name,
-                endpoint=Endpoint(url=f"http://{server.address}"),
-                engine="ollama" if name == "ollama" else "vllm",
-                pid=UNSEEN_PID + number,
-                gpus=(places[name],),
-            )
-            for number, (name, server) in enumerate(servers.items())
+        targets=(
+            loading,
+            *(
+                Target(
+                    name=name,
+                    endpoint=Endpoint(url=f"http://{server.address}"),
+                    engine="ollama" if name == "ollama" else "vllm",
+                    pid=UNSEEN_PID + number,
+                    gpus=(places[name],),
+                )
+                for number, (name, server) in enumerate(servers.items())
+            ),
         ),
         discover=False,
         gpu=GpuSettings(enabled=True),
@@ -197,8 +223,8 @@ async def exporter(servers: dict[str, EngineServer], simulated: SimulatedGpus, s
     return server.addresses[0]
 
 
-def watched(folder: Path, address: str, hook: Webhook, stack: ExitStack) -> Program:
-    """Start Prometheus and Alertmanager over the exporter, without rules yet; return Prometheus."""
+def watched(folder: Path, address: str, hook: Webhook, stack: ExitStack) -> tuple[Program, Program]:
+    """Start Prometheus and Alertmanager over the exporter, without rules yet; return both."""
     (folder / RULES).write_text('{"groups": []}')
     routes = alerts.alertmanager(hook.url)
     routes["route"] |= {"group_wait": "500ms", "group_interval": "1s", "group_by": ["..."]}
@@ -210,7 +236,7 @@ def watched(folder: Path, address: str, hook: Webhook, stack: ExitStack) -> Prog
         "scrape_configs": [scrape],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager.address]}]}]},
     }
-    return stack.enter_context(programs.prometheus(folder, config))
+    return stack.enter_context(programs.prometheus(folder, config)), alertmanager
 
 
 def load(prometheus: Program, folder: Path, settings: BundleSettings) -> None:
@@ -232,11 +258,12 @@ def test_the_right_alerts_reach_people_and_end(tmp_path: Path) -> None:
                 stack.push_async_callback(server.close)
             simulated = await stack.enter_async_context(gpus(servers, clock))
             address = await exporter(servers, simulated, stack)
-            prometheus = await asyncio.to_thread(watched, tmp_path, address, hook, stack.enter_context(ExitStack()))
+            started = await asyncio.to_thread(watched, tmp_path, address, hook, stack.enter_context(ExitStack()))
+            prometheus, alertmanager = started
             while not await asyncio.to_thread(has_seen, prometheus, len(servers)):  # noqa: ASYNC110 - another program tells
                 await asyncio.sleep(0.2)
             load(prometheus, tmp_path, BundleSettings(for_scale=1 / 60))
-            await incidents(servers, hook)
+            await incidents(servers, hook, Faces(address, prometheus.address, alertmanager.address))
 
     with Webhook() as hook:
         try:
@@ -246,14 +273,18 @@ def test_the_right_alerts_reach_people_and_end(tmp_path: Path) -> None:
             raise AssertionError(("what is missing did not come in time", hook.firing, hook.seen, logs)) from None
 
 
-async def incidents(servers: dict[str, EngineServer], hook: Webhook) -> None:
+async def incidents(servers: dict[str, EngineServer], hook: Webhook, faces: Faces) -> None:
     """All incidents at once, each until it was told, and then until it was told to be over."""
     await asyncio.gather(
-        saturation(servers["saturated"], hook),
+        saturation(servers["saturated"], hook, faces),
         leak(servers["leaky"], hook),
-        crash(servers["crashed"], hook),
+        crash(servers["crashed"], hook, faces),
         rename(servers["renamed"], hook),
         spill(servers["ollama"], hook),
+        stall(servers["stalled"], hook, faces),
+        agreed(faces, "loading", "loading", {"LLMEngineLoadingLong"}),
+        agreed(faces, "quiet", "idle", set()),
+        agreed(faces, "calm", "ok", set()),
     )
     for name, where, receiver in hook.seen:
         wanted = next(alert.severity.value for alert in alerts.ALERTS if alert.name == name)
@@ -262,24 +293,36 @@ async def incidents(servers: dict[str, EngineServer], hook: Webhook) -> None:
         assert receiver == wanted, (name, receiver)
 
 
+async def agreed(faces: Faces, target: str, state: str, told: set[str]) -> None:
+    """Wait until every face shows a state of a target, and Alertmanager notifies of it by such alerts."""
+
+    def agree() -> bool:
+        return faces.alerts(target) >= told and faces.agree(target, state) and (bool(told) or not faces.alerts(target))
+
+    while not await asyncio.to_thread(agree):  # noqa: ASYNC110 - other programs tell
+        await asyncio.sleep(0.5)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Wait until something holds; the test's deadline bounds it."""
     while not holds():  # noqa: ASYNC110 - another thread tells
         await asyncio.sleep(0.1)
 
 
-async def saturation(server: EngineServer, hook: Webhook) -> None:
+async def saturation(server: EngineServer, hook: Webhook, faces: Faces) -> None:
     """The KV cache fills: its use is told in a ticket, slow first tokens on the pager; later there is room again."""
+    seen = asyncio.create_task(agreed(faces, "saturated", "slow", {"LLMFirstTokensSlow"}))
 
     def told(*names: str) -> bool:
         return any((name, "saturated") in hook.firing for name in names)
 
     full = ("LLMKVHeadroomLow", "LLMKVCacheExhausted")  # the last inhibits the others
     assert isinstance(server.live, LiveEngine)
-    while not (told(*full) and told("LLMFirstTokensSlow")):
+    while not (told(*full) and told("LLMFirstTokensSlow") and seen.done()):
         if server.live.read().waiting < SATURATED:  # more would only take longer to be worked off
             server.misbehave(Misbehaviour(burst=Burst(8.0, 10.0, 800, 300)))
         await asyncio.sleep(10.0 / SPEED)  # one burst after the other
+    await seen
     await until(lambda: not told(*full))
 
 
@@ -294,17 +337,28 @@ async def leak(server: EngineServer, hook: Webhook) -> None:
     await until(lambda: not (low | {("LLMEngineDown", "leaky")}) & hook.firing)
 
 
-async def down_until_told(server: EngineServer, name: str, hook: Webhook) -> None:
+async def down_until_told(
+    server: EngineServer, name: str, hook: Webhook, seen: asyncio.Task[None] | None = None
+) -> None:
     """An engine dies, and does not come back before somebody was told, however slow this machine is."""
-    while ("LLMEngineDown", name) not in hook.firing:
+    while ("LLMEngineDown", name) not in hook.firing or not (seen is None or seen.done()):
         server.misbehave(Misbehaviour(crash_seconds=25.0))  # while it is down, it stays down for longer
         await asyncio.sleep(10.0 / SPEED)
 
 
-async def crash(server: EngineServer, hook: Webhook) -> None:
+async def crash(server: EngineServer, hook: Webhook, faces: Faces) -> None:
     """An engine is gone, and comes back."""
-    await down_until_told(server, "crashed", hook)
+    seen = asyncio.create_task(agreed(faces, "crashed", "down", {"LLMEngineDown"}))
+    await down_until_told(server, "crashed", hook, seen)
     await until(lambda: ("LLMEngineDown", "crashed") not in hook.firing)
+
+
+async def stall(server: EngineServer, hook: Webhook, faces: Faces) -> None:
+    """An engine hangs with requests in it, until it is killed."""
+    server.misbehave(Misbehaviour(stall_seconds=3600.0))
+    await agreed(faces, "stalled", "stalled", {"LLMEngineStalled"})
+    server.misbehave(Misbehaviour(crash_seconds=1.0))
+    await until(lambda: ("LLMEngineStalled", "stalled") not in hook.firing)
 
 
 async def rename(server: EngineServer, hook: Webhook) -> None:
