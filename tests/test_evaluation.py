@@ -101,9 +101,11 @@ def test_rules_are_read_with_what_they_record(tmp_path: Path) -> None:
     assert rules.metrics([queue, slow]) == {"llm_requests_waiting", "llm_ttft_slow_ratio"}
 
 
-def test_a_recorded_series_with_a_selector_is_refused() -> None:
+def test_a_range_of_a_recorded_series_is_a_subquery_and_a_selector_is_refused() -> None:
     with pytest.raises(ValueError, match="job:llm_x:sum is used with a selector"):
         rules.inlined('job:llm_x:sum{model="m"} > 1', {"job:llm_x:sum": "sum(llm_x)"})
+    recorded = {"job:llm_x:sum": "sum(llm_x)"}
+    assert rules.inlined("avg_over_time(job:llm_x:sum[1h]) > 1", recorded) == "avg_over_time((sum(llm_x))[1h:1m]) > 1"
     with pytest.raises(ValueError, match="job:llm_y:sum is recorded nowhere"):
         rules.inlined("job:llm_y:sum > 1", {})
 

@@ -56,17 +56,23 @@ def test_the_shipped_inhibitions_are_applied() -> None:
 
 
 def test_what_comes_and_goes_is_one_page_until_a_look_finds_nothing() -> None:
-    alerts = [fired("Slow", (0, 100), (250, 350), (700, 750)), fired("Errors", (300, 320))]
+    alerts = [fired("Stalled", (0, 100), (250, 350), (700, 750)), fired("Errors", (300, 320))]
 
     found = pages(alerts)
 
-    assert [(page.span.begin, page.alerts) for page in found] == [(0, ("Slow", "Errors")), (700, ("Slow",))]
+    assert [(page.span.begin, page.alerts) for page in found] == [(10, ("Stalled", "Errors")), (710, ("Stalled",))]
+
+
+def test_slow_first_tokens_call_nobody_unless_they_last() -> None:
+    alerts = [fired("LLMFirstTokensSlow", (0, 100), (1000, 1130), (2000, 2050), (2080, 2200))]
+
+    assert [page.span.begin for page in pages(alerts)] == [1120, 2120]
 
 
 def test_models_are_pages_of_their_own_and_targets_of_one_model_are_not() -> None:
-    found = pages([fired("Slow", (0, 9)), fired("Slow", (1, 9), target="u"), fired("Slow", (2, 9), model="n")])
+    found = pages([fired("Slow", (0, 20)), fired("Slow", (1, 20), target="u"), fired("Slow", (2, 20), model="n")])
 
-    assert [(page.model, page.span.begin) for page in found] == [("m", 0), ("n", 2)]
+    assert [(page.model, page.span.begin) for page in found] == [("m", 10), ("n", 12)]
 
 
 def test_the_part_of_the_document_is_replaced_and_nothing_else() -> None:
@@ -90,7 +96,7 @@ def test_a_crash_under_load_pages_and_a_drained_restart_does_not() -> None:
 
     (page,) = played.pages
     assert page.alerts == ("LLMModelDown",)
-    assert crash.begin + 120.0 <= page.span.begin <= crash.begin + 180.0
+    assert crash.begin + 120.0 <= page.span.begin <= crash.begin + 190.0
     assert played.right(page)
     assert played.weeks[0].slow > 0
     assert "| incidents of 5 min or more, paged | all | 1 of 1 | yes |" in month.section(played)

@@ -40,7 +40,7 @@ class Kind(StrEnum):
     CRASH = "crash; the service manager starts it again"
     DEAD = "end of an engine that nothing restarts for a while"
     STALL = "stall: it answers, but nothing moves"
-    SLOW = "GPU slowed to a third"
+    SLOW = "GPU slowed to a sixth"
     ERRORS = "a fifth of the requests fail"
     BURST = "burst of traffic"
     RENAMED = "upgrade that renames a metric"
@@ -50,7 +50,7 @@ class Kind(StrEnum):
 
 DOWN: Final = frozenset({Kind.DEPLOY, Kind.CRASH, Kind.DEAD})
 FAULTS: Final = frozenset({Kind.CRASH, Kind.DEAD, Kind.STALL, Kind.ERRORS})
-"""What is an incident even if no request came to suffer of it."""
+"""What is an incident of an engine without replicas even if no request came to suffer of it."""
 
 
 class Event(NamedTuple):
@@ -143,15 +143,15 @@ FLEET: Final = (
         "chat",
         CONV,
         A100_8B,
-        0.3,
+        0.15,
         2.5,
         (
             _deploy(TUE, 11, 240),
             _deploy(THU, 11, 240),
             _crash(MON, 15.3, 180),
             Event(Kind.STALL, _at(SAT, 13), 6 * MINUTE),
-            Event(Kind.BURST, _at(FRI, 14), 6 * MINUTE, 6.0),
-            Event(Kind.BURST, _at(MON, 10.5), 3 * MINUTE, 6.0),
+            Event(Kind.BURST, _at(FRI, 14), 6 * MINUTE, 12.0),
+            Event(Kind.BURST, _at(MON, 10.5), 3 * MINUTE, 12.0),
             Event(Kind.EXPORTER, _at(WED, 10), 40.0),
             Event(Kind.EXPORTER, _at(SUN, 11), 9 * MINUTE),
             _PARTITION,
@@ -163,15 +163,15 @@ FLEET: Final = (
         "chat",
         CONV,
         A100_8B,
-        0.3,
+        0.15,
         2.5,
         (
             _deploy(TUE, 11.25, 240),
             _deploy(THU, 11.25, 300),
             Event(Kind.DEAD, _at(WED, 20), 25 * MINUTE, loading=180),
-            Event(Kind.SLOW, _at(FRI, 17), 20 * MINUTE, 3.0),
-            Event(Kind.BURST, _at(FRI, 14), 6 * MINUTE, 6.0),
-            Event(Kind.BURST, _at(SUN, 15), 12 * MINUTE, 7.0),
+            Event(Kind.SLOW, _at(FRI, 17), 20 * MINUTE, 6.0),
+            Event(Kind.BURST, _at(FRI, 14), 6 * MINUTE, 12.0),
+            Event(Kind.BURST, _at(SUN, 15), 12 * MINUTE, 14.0),
             _PARTITION,
         ),
     ),

@@ -65,8 +65,8 @@ def replay(member: Member, seed: int, seconds: float, names: frozenset[str], fil
     with file.open("w") as out:
         for poll in range(1, int(seconds / POLL_SECONDS) + 1):
             at = poll * POLL_SECONDS + chance.uniform(0.0, POLL_JITTER)
-            while events and events[0].begin <= at:
-                _begin(engine, clients, events.pop(0))
+            while events and events[0].begin <= at and _can_begin(engine, events[0], at):
+                _begin(engine, clients, events.pop(0), at)
             slowed = member.now(Kind.SLOW, at)
             engine.slowdown = slowed.much if slowed else 1.0
             while request is not None and request.arrival <= at:
@@ -80,19 +80,25 @@ def replay(member: Member, seed: int, seconds: float, names: frozenset[str], fil
                 moment = at + chance.uniform(0.0, 1.0)
                 for series, value in exporter.scraped(at, missed=chance.random() < MISSED):
                     out.write(f"{series} {value!r} {EPOCH + moment:.3f}\n")
-    faults = [each.span for each in member.events if each.kind in FAULTS and each.begin < seconds]
+    alone = not member.replicas()
+    faults = [each.span for each in member.events if alone and each.kind in FAULTS and each.begin < seconds]
     firsts = sorted(clients.firsts)
     suffered = merged([*slow_firsts(firsts), *faults])
     return Week(member.name, suffered, len(firsts), sum(each.slow for each in firsts))
 
 
-def _begin(engine: Engine, clients: _Clients, event: Event) -> None:
+def _can_begin(engine: Engine, event: Event, at: float) -> bool:
+    """An engine hangs over something that it does: a stall waits for a request, but not for ever."""
+    return event.kind is not Kind.STALL or engine.read().running > 0 or at >= event.end
+
+
+def _begin(engine: Engine, clients: _Clients, event: Event, at: float) -> None:
     engine.advance(max(event.begin, engine.now))
     if event.kind in DOWN:
         engine.crash(event.seconds)
         clients.failed = 0
     elif event.kind is Kind.STALL:
-        engine.stall(event.seconds)
+        engine.stall(max(event.end - at, 0.0))
 
 
 def _arrivals(member: Member, seed: int, seconds: float) -> Iterator[Request]:

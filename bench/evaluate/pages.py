@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from evaluate.incidents import Span, merged
 from evaluate.rules import seconds
-from llm_headroom.bundle.alerts import GROUPED_BY, INHIBITIONS, alertmanager
+from llm_headroom.bundle.alerts import BRIEF, GROUPED_BY, INHIBITIONS, PATIENCE, alertmanager
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _ROUTE: Final = alertmanager()["route"]
 WAIT_SECONDS: Final = seconds(_ROUTE["group_wait"])
+BRIEF_WAIT_SECONDS: Final = seconds(PATIENCE)
 LOOK_SECONDS: Final = seconds(_ROUTE["group_interval"])
 
 
@@ -29,8 +30,8 @@ class Fired(NamedTuple):
 class Page(NamedTuple):
     """One notification group from its first alert to its last: where, when, and which alerts were in it, in order."""
 
-    engine: str
     model: str
+    targets: frozenset[str]
     span: Span
     alerts: tuple[str, ...]
 
@@ -85,36 +86,47 @@ def inhibitions() -> list[Inhibition]:
 def pages(fired: Iterable[Fired]) -> list[Page]:
     """The notifications that begin an incident, of alerts of one severity, in order of time.
 
-    As Alertmanager has it: a group notifies after `group_wait`, and is looked at again every `group_interval`. It ends
-    at the first look at which nothing fires; what fires later begins another one.
+    As Alertmanager has it: a group notifies after its `group_wait` if something fires then, and is looked at again
+    every `group_interval`. It ends at the first look at which nothing fires; what fires later begins another one. What
+    is mostly brief has a route of its own, and so groups of its own.
     """
     groups: dict[tuple[str, ...], list[Fired]] = {}
     for alert in fired:
         if alert.spans:
-            groups.setdefault(tuple(alert.labels.get(name, "") for name in GROUPED_BY), []).append(alert)
+            key = (*(alert.labels.get(name, "") for name in GROUPED_BY), str(alert.name == BRIEF))
+            groups.setdefault(key, []).append(alert)
     found = []
     for key, alerts in groups.items():
-        labels = dict(zip(GROUPED_BY, key, strict=True))
-        for whole in _notified(merged([span for alert in alerts for span in alert.spans], 0.0)):
+        labels = dict(zip(GROUPED_BY, key, strict=False))
+        wait = BRIEF_WAIT_SECONDS if alerts[0].name == BRIEF else WAIT_SECONDS
+        for whole in _notified(merged([span for alert in alerts for span in alert.spans], 0.0), wait):
             inside = sorted(
                 (span.begin, alert.name)
                 for alert in alerts
                 for span in alert.spans
-                if whole.begin <= span.begin <= whole.end
+                if span.begin <= whole.end and span.end >= whole.begin
             )
             names = tuple(dict.fromkeys(name for _, name in inside))
-            found.append(Page(labels["engine"], labels["model"], whole, names))
+            targets = frozenset(alert.labels.get("target", "") for alert in alerts)
+            found.append(Page(labels["model"], targets, whole, names))
     return sorted(found, key=lambda page: page.span)
 
 
-def _notified(firing: Sequence[Span]) -> Iterator[Span]:
-    """From when to when a group lasts whose alerts fire in these spans, which are in order and apart."""
+def _notified(firing: Sequence[Span], wait: float) -> Iterator[Span]:
+    """From its notification on, how long a group lasts whose alerts fire in these spans, in order and apart."""
     end = -math.inf
     for index, span in enumerate(firing):
         if span.begin <= end:
             continue
-        look = span.begin + WAIT_SECONDS + LOOK_SECONDS
-        while any(each.begin <= look <= each.end for each in firing[index:]):
+        look = span.begin + wait
+        if not _fires(firing[index:], look):
+            end = look  # nothing is sent of what is over by then
+            continue
+        while _fires(firing[index:], look):
             look += LOOK_SECONDS
         end = look
-        yield Span(span.begin, end)
+        yield Span(span.begin + wait, end)
+
+
+def _fires(firing: Sequence[Span], at: float) -> bool:
+    return any(begin <= at <= end for begin, end in firing)

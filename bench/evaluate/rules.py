@@ -30,6 +30,8 @@ SATURATION_ALERTS: Final = (
 RUN_LABEL: Final = "cluster"
 NOTIFIED_SECONDS: Final = 60.0
 """A rule that pauses for less is one alert: what Alertmanager would send is one notification."""
+RECORDED_EVERY: Final = "1m"
+"""How often a recorded series of which a range is read is taken to be recorded."""
 _NAME: Final = re.compile(r"\b[a-zA-Z_][\w:]*:[\w:]*\w(?![\w:]*[{\[])")
 _METRIC: Final = re.compile(r"\bllm_\w+")
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -62,7 +64,7 @@ def read(path: Path) -> list[Rule]:
     """The alerts of a rules file. Recorded series are replaced by what they record.
 
     Raises:
-        ValueError: an alert selects labels or a range of a recorded series, or one that the file does not record.
+        ValueError: an alert selects labels of a recorded series, or one that the file does not record.
     """
     groups = yaml.safe_load(path.read_text())["groups"]
     rules = [(group["name"], rule) for group in groups for rule in group["rules"]]
@@ -81,19 +83,26 @@ def read(path: Path) -> list[Rule]:
 
 
 def inlined(expression: str, recorded: Mapping[str, str]) -> str:
-    """An expression with recorded series replaced.
+    """An expression with recorded series replaced, a range of one by a subquery.
 
     Raises:
         ValueError: see `read`.
     """
-    names = sorted(recorded, key=len, reverse=True)
-    for name in names:
-        used = re.compile(rf"(?<![\w:]){re.escape(name)}(?![\w:])")
-        if re.search(used.pattern + r"\s*[{\[]", expression):
-            raise ValueError(f"{name} is used with a selector, which cannot be replaced by its expression")
-        expression = used.sub(lambda _, name=name: f"({recorded[name]})", expression)  # type: ignore[misc]
+    replaced = _replaced(expression, recorded)
+    while replaced != expression:  # what is recorded may be of what is recorded
+        expression, replaced = replaced, _replaced(replaced, recorded)
     if unknown := _NAME.search(re.sub(r'"[^"]*"', '""', expression)):
         raise ValueError(f"{unknown.group()} is recorded nowhere in the file")
+    return expression
+
+
+def _replaced(expression: str, recorded: Mapping[str, str]) -> str:
+    for name in sorted(recorded, key=len, reverse=True):
+        used = re.compile(rf"(?<![\w:]){re.escape(name)}(?![\w:])")
+        if re.search(used.pattern + r"\s*{", expression):
+            raise ValueError(f"{name} is used with a selector, which cannot be replaced by its expression")
+        expression = re.sub(rf"{used.pattern}\[(\w+)\]", rf"{name}[\1:{RECORDED_EVERY}]", expression)
+        expression = used.sub(lambda _, name=name: f"({recorded[name]})", expression)  # type: ignore[misc]
     return expression
 
 

@@ -67,6 +67,10 @@ INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
 
 GROUPED_BY: Final = ("cluster", "engine", "model", "severity")
 """Alerts that agree in these labels are one notification: one incident of one model."""
+BRIEF: Final = "LLMFirstTokensSlow"
+"""Mostly over within two minutes: whoever is called then finds nothing. The state shows it at once."""
+PATIENCE: Final = "2m"
+"""How long `BRIEF` must fire before it calls somebody; measured on a month of operations (docs/evaluation.md)."""
 _GROUPED: Final = {
     "group_by": list(GROUPED_BY),
     "group_wait": "10s",
@@ -105,7 +109,12 @@ def alertmanager(url: str | None = _RECEIVER) -> dict[str, Any]:
             "receiver": "ticket",
             **_GROUPED,
             "routes": [
-                {"receiver": "page", "matchers": ['severity = "page"'], "repeat_interval": "1h"},
+                {
+                    "receiver": "page",
+                    "matchers": ['severity = "page"'],
+                    "repeat_interval": "1h",
+                    "routes": [{"matchers": [f'alertname = "{BRIEF}"'], "group_wait": PATIENCE}],
+                },
                 {"receiver": "none", "matchers": ['severity = "info"']},
             ],
         },
@@ -224,6 +233,13 @@ def _grafana_notifications() -> dict[str, Any]:
                         "receiver": "llm-headroom page",
                         "object_matchers": [["severity", "=", "page"]],
                         "repeat_interval": "1h",
+                        "routes": [
+                            {
+                                "receiver": "llm-headroom page",
+                                "object_matchers": [["alertname", "=", BRIEF]],
+                                "group_wait": PATIENCE,
+                            }
+                        ],
                     },
                     {
                         "receiver": "llm-headroom ticket",

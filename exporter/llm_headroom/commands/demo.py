@@ -84,12 +84,15 @@ INCIDENTS: Final = (
         "a request to Ollama for a model that does not fit the GPU",
     ),
     Incident(580.0, "sglang", Misbehaviour(burst=Burst(3.0, 40.0, 1000, 500)), "a minute of high load on SGLang"),
-    Incident(600.0, "sglang", Misbehaviour(stall_seconds=40.0), "SGLang stalls for 40 s"),
+    Incident(600.0, "sglang", Misbehaviour(stall_seconds=100.0), "SGLang stalls for 100 s"),
     Incident(720.0, "vllm", Misbehaviour(leak_bytes_per_second=150e6), "vLLM leaks 150 MB of GPU memory per second"),
-    Incident(900.0, "vllm", Misbehaviour(crash_seconds=25.0), "vLLM crashes and restarts after 25 s"),
+    Incident(900.0, "vllm", Misbehaviour(crash_seconds=60.0), "vLLM crashes and restarts after 60 s"),
     Incident(1020.0, "sglang", Misbehaviour(slowdown=3.0), "SGLang's GPU is throttled to a third"),
     Incident(1100.0, "sglang", Misbehaviour(slowdown=1.0), "SGLang's GPU is back to full speed"),
 )
+
+LOADING: Final = Incident(0.0, "sglang", Misbehaviour(crash_seconds=40.0), "SGLang loads its model for 40 s")
+"""Once, at the begin: an engine that has never answered is loading, one that answered before is down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -290,7 +290,10 @@ def _signals(
         ),
         (
             schema.SATURATION_HIGH_WATER,
-            risk.with_facts(risk.high_water(known.levels, estimates), exhausted, _overdue(known, at)),
+            # It says how likely first tokens are to miss their objective: a target for batches has none.
+            risk.with_facts(risk.high_water(known.levels, estimates), exhausted, _overdue(known, at))
+            if objectives
+            else None,
             "highest TTFT forecast and KV demand of 10 min",
         ),
     ):
