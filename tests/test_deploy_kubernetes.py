@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -491,7 +492,7 @@ def test_the_component_puts_a_sidecar_beside_an_engine(engine: str, kind: str, p
     assert sidecar["restartPolicy"] == "Always"
     environment = {one["name"]: one.get("value") for one in sidecar["env"]}
     assert environment["LLM_HEADROOM_TARGETS"] == f"{engine}=http://127.0.0.1:{port}"
-    assert sidecar["image"] == "llm-headroom:0.1.0"
+    assert sidecar["image"] == f"llm-headroom:{__version__}"
     assert "limits" in spec["containers"][0]["resources"]
     assert "nvidia.com/gpu" not in json.dumps(sidecar["resources"])
 
@@ -535,17 +536,19 @@ def test_the_monitor_of_kustomize_is_that_of_the_chart(chart: Path) -> None:
     assert own["spec"] == of_chart["spec"]
 
 
-def test_manifests_name_the_version_that_is_in_the_tree() -> None:
+def test_manifests_and_pages_name_the_version_that_is_in_the_tree() -> None:
     chart = yaml.safe_load((HELM / "llm-headroom/Chart.yaml").read_text())
-    (default,) = {yaml.safe_load((ROOT / "deploy/sidecars/ollama-helm.yaml").read_text())["initContainers"][0]["image"]}
-    assert default == f"llm-headroom:{__version__}"
-    images = {
-        image["newTag"]
-        for file in (KUSTOMIZE / "examples").glob("*/kustomization.yaml")
-        for image in yaml.safe_load(file.read_text())["images"]
-    }
+    files = [
+        *KUSTOMIZE.rglob("kustomization.yaml"),
+        *(ROOT / "deploy/sidecars").iterdir(),
+        *(ROOT / "docs").glob("*.md"),
+    ]
+    named = re.compile(
+        r"newTag: ([\d.]+)|image: llm-headroom:([\d.]+)|llm[_-]headroom[_-](\d[\d.]*\d)[_-](?:py3|amd64)"
+    )
+    found = {next(filter(None, each)) for file in files for each in named.findall(file.read_text())}
 
-    assert (chart["version"], chart["appVersion"], images) == (__version__, __version__, {__version__})
+    assert (chart["version"], chart["appVersion"], found) == (__version__, __version__, {__version__})
 
 
 def test_what_the_bundle_writes_for_kubernetes_is_valid() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 __all__ = ["HeadroomCollector", "__version__"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from llm_headroom.render.collector import HeadroomCollector
