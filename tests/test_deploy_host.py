@@ -81,6 +81,16 @@ def test_the_build_needs_nothing_that_is_kept_out_of_its_context() -> None:
     assert (ROOT / "exporter/llm_headroom/__init__.py").read_text().count(f'__version__ = "{__version__}"') == 1
 
 
+def test_the_image_says_which_version_it_is_and_compose_has_its_health_check() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    healthcheck = loaded(COMPOSE / "compose.yaml")["services"]["llm-headroom"]["healthcheck"]
+
+    assert f"ARG VERSION={__version__}\n" in text
+    command = re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", text, re.MULTILINE)
+    assert command is not None
+    assert healthcheck["test"] == ["CMD", *json.loads(command[1])]
+
+
 # Compose -------------------------------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from itertools import chain
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import click
 import pytest
@@ -15,52 +13,17 @@ from llm_headroom.commands.cli import main
 from llm_headroom.commands.options import loaded
 from llm_headroom.config.reader import shape
 from llm_headroom.config.settings import Config
+from pages import FENCE, PAGES, ROOT, SHOWN, Shown, blocks, name
 
-ROOT: Final = Path(__file__).parents[1]
-PAGES: Final = tuple(
-    sorted(chain.from_iterable(ROOT.glob(each) for each in ("*.md", "docs/*.md", "bench/*.md", "alerts/runbooks/*.md")))
-)
-FENCE: Final = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
-SPAN: Final = re.compile(r"`(llm-headroom [^`]+)`")
+if TYPE_CHECKING:
+    from pathlib import Path
+
 OWN: Final = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?llm-headroom (?=[a-z-]+( |$))")
 MAKE: Final = re.compile(r"^make (\w+)(?: ARGS=(.*))?$")
 STAND_INS: Final = {"FILE": "some.yml", "DIR": "some", "NAME": "some", "URL": "http://127.0.0.1:8000"}
 """Words in capitals that stand for a value of the reader's."""
 
 
-class Shown(NamedTuple):
-    """A command line of a page; one in running text (`prose`) may leave mandatory options out."""
-
-    page: str
-    line: str
-    prose: bool = False
-
-
-def _name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def _blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of each block of code."""
-    return [
-        (language, re.sub(f"^{indent}", "", text, flags=re.MULTILINE))
-        for indent, language, text in FENCE.findall(page.read_text(encoding="utf-8"))
-    ]
-
-
-def _command_lines() -> list[Shown]:
-    found = []
-    for page in PAGES:
-        for language, text in _blocks(page):
-            if language in {"", "sh", "bash", "shell", "console"}:
-                whole = re.sub(r"\\\n *", "", text)
-                found += [Shown(_name(page), re.sub(r" +#.*", "", line)) for line in whole.splitlines()]
-        prose = FENCE.sub("", page.read_text(encoding="utf-8"))
-        found += [Shown(_name(page), line, prose=True) for line in SPAN.findall(prose)]
-    return found
-
-
-SHOWN: Final = _command_lines()
 COMMANDS: Final = [Shown(page, OWN.sub("", line), prose) for page, line, prose in SHOWN if OWN.match(line)]
 MADE: Final = [(page, *found.groups()) for page, line, _ in SHOWN if (found := MAKE.match(line))]
 
@@ -106,9 +69,9 @@ def _configurations() -> list[tuple[str, str]]:
     """Blocks of YAML that are configurations of llm-headroom, by the names of their keys."""
     known = set(shape(Config).keys)
     return [
-        (_name(page), text)
+        (name(page), text)
         for page in PAGES
-        for language, text in _blocks(page)
+        for language, text in blocks(page)
         if language == "yaml" and (keys := set(re.findall(r"^([^\s#][^:\n]*)", text, re.MULTILINE))) and keys <= known
     ]
 
@@ -119,9 +82,9 @@ def test_configurations_are_found() -> None:
 
 @pytest.mark.parametrize(("page", "text"), _configurations())
 def test_every_configuration_loads(page: str, text: str, tmp_path: Path) -> None:
-    for name in re.findall(r"(?:file|config): ([\w./-]+)", text):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("secret\n", encoding="ascii")
+    for file in re.findall(r"(?:file|config): ([\w./-]+)", text):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("secret\n", encoding="ascii")
     path = tmp_path / "headroom.yml"
     path.write_text(text, encoding="utf-8")
 
@@ -135,7 +98,7 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in plain}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
