@@ -93,7 +93,7 @@ class Metric:
 class Series:
     """A metric with label values: the identity of a point. Hashed once, since every poll looks it up."""
 
-    __slots__ = ("__weakref__", "_hash", "labels", "metric")
+    __slots__ = ("__weakref__", "_combined", "_hash", "_replicated", "labels", "metric")
 
     metric: Metric
     labels: Labels
@@ -105,6 +105,8 @@ class Series:
         """
         self.metric = metric
         self.labels = tuple(sorted((name, _encodable(value)) for name, value in labels.items() if value))
+        self._replicated = "replica" in labels
+        self._combined: Series | None = None
         self._hash = hash((metric.name, self.labels))
 
     def __hash__(self) -> int:
@@ -121,9 +123,21 @@ class Series:
         inside = ",".join(f'{name}="{value}"' for name, value in self.labels)
         return f"{self.metric.name}{{{inside}}}"
 
+    @property
+    def combined(self) -> Series:
+        """The series of the target's own value, of all data-parallel replicas: this one without `replica`."""
+        if not self._replicated:
+            return self
+        if self._combined is None:
+            self._combined = series_of(self.metric, tuple(pair for pair in self.labels if pair[0] != "replica"))
+        return self._combined
+
     def label(self, name: str) -> str:
         """The value of a label, empty if the series does not carry it."""
-        return next((value for key, value in self.labels if key == name), "")
+        for key, value in self.labels:
+            if key == name:
+                return value
+        return ""
 
 
 def _encodable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from operator import sub
 from typing import TYPE_CHECKING, Final
 
@@ -83,7 +83,7 @@ def observe(points: Iterable[Point]) -> dict[str, Observation]:
             known[name] = value + (before if isinstance(before, float) else 0.0)
         else:
             known[name] = value
-    return {model: replace(Observation(), **values) for model, values in found.items()}  # type: ignore[arg-type]
+    return {model: Observation(**values) for model, values in found.items()}  # type: ignore[arg-type]
 
 
 def growth(before: float | None, now: float | None) -> float:

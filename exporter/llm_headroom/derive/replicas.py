@@ -5,16 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_headroom import schema
-from llm_headroom.model import Across, Histogram, Point, series_of
+from llm_headroom.model import Across, Histogram, Point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from llm_headroom.model import Labels, Series
-
-
-def _without_replica(series: Series) -> Labels:
-    return tuple((name, value) for name, value in series.labels if name != "replica")
 
 
 def combined(points: Iterable[Point]) -> Iterator[Point]:
@@ -23,26 +19,24 @@ def combined(points: Iterable[Point]) -> Iterator[Point]:
     A metric that does not combine stays if the replicas agree, and dropped if they do not; so are histograms whose
     bounds differ. A capacity-weighted ratio without known capacities is the plain mean.
     """
-    groups: dict[tuple[str, Labels], list[Point]] = {}
+    groups: dict[Series, list[Point]] = {}
     capacities: dict[Labels, float] = {}
     for point in points:
-        groups.setdefault((point.series.metric.name, _without_replica(point.series)), []).append(point)
+        groups.setdefault(point.series.combined, []).append(point)
         if point.series.metric is schema.KV_CACHE_CAPACITY and isinstance(point.value, float):
             capacities[point.series.labels] = point.value
-    for (_, labels), group in groups.items():
-        if len(group) == 1 and group[0].series.labels == labels:
-            yield group[0]
+    for series, group in groups.items():
+        first = group[0]
+        if len(group) == 1:
+            yield first if first.series is series else first._replace(series=series)
             continue
-        metric = group[0].series.metric
-        value = _value(metric.across, group, capacities)
+        value = _value(series.metric.across, group, capacities)
         if value is not None:
-            yield Point(series_of(metric, labels), value, group[0].origin)
+            yield Point(series, value, first.origin)
 
 
 def _value(across: Across, group: Sequence[Point], capacities: dict[Labels, float]) -> float | Histogram | None:
     first = group[0].value
-    if len(group) == 1:
-        return first
     if isinstance(first, Histogram):
         histograms = [point.value for point in group if isinstance(point.value, Histogram)]
         if len({histogram.bounds for histogram in histograms}) != 1:

@@ -81,19 +81,19 @@ def begun(counts: Observation, now: Observation, time: Between, *, restart: bool
         counts = Observation()
     if not restart and not time.born:
         return counts
-    return replace(
-        counts, **{name: _zero(now, name) for name in _COUNTED if getattr(counts, name) is None and _told(now, name)}
-    )
+    fresh = {name: _zero(now, name) for name in _COUNTED if getattr(counts, name) is None and _told(now, name)}
+    return replace(counts, **fresh) if fresh else counts
 
 
 def carried(counts: Observation, now: Observation) -> Observation:
     """The latest value of each counter: those of this poll, and of polls before where it lacks one."""
-    return replace(Observation(), **{name: getattr(now if _told(now, name) else counts, name) for name in _COUNTED})
+    return Observation(**{name: getattr(now if _told(now, name) else counts, name) for name in _COUNTED})
 
 
 def since(last: Observation, counts: Observation, begun: Observation) -> Observation:
     """The poll before, for rates: with the counters that have begun since then, without those that it lacked."""
-    return replace(last, **{name: getattr(begun, name) for name in _COUNTED if not _told(counts, name)})
+    absent = {name: getattr(begun, name) for name in _COUNTED if not _told(counts, name)}
+    return replace(last, **absent) if absent else last
 
 
 def _told(observation: Observation, name: str) -> bool:

@@ -18,7 +18,7 @@ from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, Point, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 UNIT_WORDS: Final[Mapping[str, str]] = {
     "s": "seconds",
@@ -62,33 +62,51 @@ class Lines:
 
 
 class Renderer:
-    """Renders the points of one source to lines; caches the text before each series' value, as of the last time."""
+    """Renders the points of one source to lines; remembers the text around the values as long as its series stay."""
 
     def __init__(self) -> None:
-        self._scalars: dict[Series, str] = {}
-        self._histograms: dict[tuple[Series, tuple[float, ...]], tuple[str, ...]] = {}
+        self._shape: list[tuple[Series, tuple[float, ...]]] = []
+        self._families: Mapping[str, _Family] = {}
 
     def lines(self, points: Iterable[Point]) -> Lines:
         """The sample lines of points, those of one metric together."""
-        parts: dict[str, list[str]] = {}
-        scalars: dict[Series, str] = {}
-        histograms: dict[tuple[Series, tuple[float, ...]], tuple[str, ...]] = {}
-        for series, value, _ in points:
-            out = parts.get(series.metric.name)
-            if out is None:
-                out = parts[series.metric.name] = []
+        points = list(points)
+        shape = [(series, value.bounds if isinstance(value, Histogram) else ()) for series, value, _ in points]
+        if shape != self._shape:
+            self._families = _families(shape)
+            self._shape = shape
+        return Lines({name: family.text(points) for name, family in self._families.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """The lines of one metric: a format with a place for each value, and which points the values are of, in order."""
+
+    format: str
+    places: tuple[int, ...]
+
+    def text(self, points: Sequence[Point]) -> bytes:
+        values: list[float] = []
+        for place in self.places:
+            value = points[place].value
             if isinstance(value, Histogram):
-                key = (series, value.bounds)
-                prefixes = self._histograms.get(key) or _histogram_prefixes(series, value.bounds)
-                histograms[key] = prefixes
-                for prefix, count in zip(prefixes, (*value.counts, value.counts[-1], value.sum), strict=True):
-                    out.append(f"{prefix}{count!r}\n")
+                values += value.counts
+                values += (value.counts[-1], value.sum)
             else:
-                prefix = self._scalars.get(series) or f"{series.metric.name}{_braces(series)} "
-                scalars[series] = prefix
-                out.append(f"{prefix}{value!r}\n")
-        self._scalars, self._histograms = scalars, histograms
-        return Lines({name: "".join(lines).encode() for name, lines in parts.items()})
+                values.append(value)
+        return (self.format % tuple(values)).encode()
+
+
+def _families(shape: Iterable[tuple[Series, tuple[float, ...]]]) -> dict[str, _Family]:
+    formats: dict[str, list[str]] = {}
+    places: dict[str, list[int]] = {}
+    for place, (series, bounds) in enumerate(shape):
+        name = series.metric.name
+        prefixes = _histogram_prefixes(series, bounds) if bounds else (f"{name}{_braces(series)} ",)
+        lines = [prefix.replace("%", "%%") + "%r\n" for prefix in prefixes]
+        formats.setdefault(name, []).extend(lines)
+        places.setdefault(name, []).append(place)
+    return {name: _Family("".join(lines), tuple(places[name])) for name, lines in formats.items()}
 
 
 def _braces(series: Series, bound: str = "") -> str:
