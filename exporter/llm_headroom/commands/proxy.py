@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from llm_headroom.commands import logs, service
 from llm_headroom.commands.exits import fail
 from llm_headroom.commands.options import loaded
 from llm_headroom.config.errors import ConfigError
+from llm_headroom.net import loop
 from llm_headroom.net.listen import ListenError
 
 if TYPE_CHECKING:
@@ -51,6 +51,6 @@ def command(listen: str, upstream: str, metrics_listen: str, log_format: str | N
     try:
         config = read()
         logs.set_up(config.log.level, config.log.format)
-        asyncio.run(service.run(config, file=None, read=read))
+        loop.run(service.run(config, file=None, read=read))
     except (ConfigError, ListenError) as error:
         fail(str(error))

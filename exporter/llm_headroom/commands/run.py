@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from pathlib import Path
@@ -15,6 +14,7 @@ from llm_headroom.commands.exits import fail
 from llm_headroom.commands.options import collecting, loaded
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.net import loop
 from llm_headroom.net.listen import ListenError
 from llm_headroom.web.config import WebConfigError
 
@@ -75,6 +75,6 @@ def command(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's 
         logs.set_up(config.log.level, config.log.format)
         for name, problem in variables.unknown(os.environ):
             log.warning("unknown environment variable", extra={"variable": name, "problem": problem})
-        asyncio.run(service.run(config, file=file, read=read))
+        loop.run(service.run(config, file=file, read=read))
     except (ConfigError, WebConfigError, ListenError) as error:
         fail(str(error))

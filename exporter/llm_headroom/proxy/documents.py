@@ -23,6 +23,11 @@ class UnreadableError(Exception):
 class Reader(Protocol):
     """Finds documents in a payload."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether it holds no part of a document that is to come."""
+        ...
+
     def feed(self, data: bytes) -> Sequence[Any]:
         """The documents that these bytes complete.
 
@@ -42,7 +47,7 @@ _decoded: Final = msgspec.json.Decoder().decode
 def _parsed(text: bytes) -> Any:  # noqa: ANN401 - JSON
     try:
         return _decoded(text)
-    except msgspec.DecodeError:  # it is stricter than engines are: NaN, halves of surrogate pairs
+    except (msgspec.DecodeError, UnicodeDecodeError):  # stricter than engines are: NaN, halves of surrogate pairs
         try:
             return json.loads(text.decode())
         except (ValueError, RecursionError):
@@ -56,6 +61,11 @@ class Lines:
 
     def __init__(self) -> None:
         self._held = bytearray()
+
+    @property
+    def empty(self) -> bool:
+        """See `Reader`."""
+        return not self._held
 
     def feed(self, data: bytes) -> Sequence[Any]:
         """See `Reader`."""
@@ -92,6 +102,11 @@ class Events(Lines):
         super().__init__()
         self._data: list[bytes] = []
         self._size = 0
+
+    @property
+    def empty(self) -> bool:
+        """See `Reader`."""
+        return not self._held and not self._data
 
     def feed(self, data: bytes) -> Sequence[Any]:
         """See `Reader`."""
@@ -134,6 +149,11 @@ class Whole:
 
     def __init__(self) -> None:
         self._held = bytearray()
+
+    @property
+    def empty(self) -> bool:
+        """See `Reader`."""
+        return not self._held
 
     def feed(self, data: bytes) -> Sequence[Any]:
         """See `Reader`."""

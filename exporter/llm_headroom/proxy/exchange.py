@@ -86,16 +86,33 @@ class Exchange:
         elif self._api is Api.EMBEDDING and head.status == _OK and isinstance(self._reader, Whole):
             self._reader = None  # megabytes of numbers
 
-    def received(self, payload: bytes, now: float) -> None:
-        """A piece of the answer's body."""
+    def received(self, payload: bytes, now: float) -> bool:
+        """A piece of the answer's body; whether it was one whole document of output.
+
+        Another one that differs in its texts alone may then be `repeated` instead.
+        """
+        reader = self._reader
         if self._request is not None:
             self._request.traffic.heard = now
-        if self._reader is not None:
-            try:
-                for document in self._reader.feed(payload):
-                    self._read(document, now)
-            except UnreadableError as error:
-                self._give_up(str(error))
+        if reader is None:
+            return False
+        alone = reader.empty
+        try:
+            found = reader.feed(payload)
+            for document in found:
+                self._read(document, now)
+        except UnreadableError as error:
+            self._give_up(str(error))
+            return False
+        alone = alone and reader.empty and len(found) == 1
+        # SGLang's output shows in a count: the same count again is none
+        return alone and self._streamed and self._answer.output and self._api is not Api.SGLANG
+
+    def repeated(self, now: float) -> None:
+        """A piece of the answer's body that is like the last one that was `received`, but for its texts."""
+        if self._request is not None:
+            self._request.traffic.heard = now
+            self._output(self._request, now)
 
     def ended(self, now: float) -> None:
         """The answer has ended as its framing says."""
@@ -140,11 +157,13 @@ class Exchange:
         if self._api is None or request is None:
             return
         answer.read(self._api, document)
-        if not answer.output or not self._streamed:
-            return
+        if answer.output and self._streamed:
+            self._output(request, now)
+
+    def _output(self, request: UnderWay, now: float) -> None:
         if request.first is None:
             request.first = now
-            if answer.model:  # else it may be named at the end
+            if self._answer.model:  # else it may be named at the end
                 self._expose_first(request)
         else:
             self._latest.append(now - self._last)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, point
+from llm_headroom.proxy.backlog import Backlog
 from llm_headroom.proxy.framing import FramingError
 from llm_headroom.scrape.label_cap import OVERFLOW, LabelCap
 
@@ -120,6 +121,7 @@ class Measures:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.cap = LabelCap(limit)
+        self.backlog = Backlog()
         self.serves: Callable[[str], bool] = _any
         self._running_limit = running_limit
         self._untagged = untagged
@@ -205,6 +207,7 @@ class Measures:
 
     def points(self, base: Mapping[str, str]) -> Iterator[Point]:
         """Everything so far; `base` are the labels that every series of the target has."""
+        self.backlog.look()
         now = self._clock()
         for model, traffic in self._traffic.items():
             requests = len(traffic.open)

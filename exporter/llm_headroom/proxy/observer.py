@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
 
 from llm_headroom.proxy import framing
 from llm_headroom.proxy.exchange import Exchange
+from llm_headroom.proxy.repeat import Repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from llm_headroom.proxy.measures import Measures
 
 P = ParamSpec("P")
+_TRIES: Final = 16
+"""Pieces that the next one may be found to differ from before that is given up."""
 
 
 def _fenced(look: Callable[Concatenate[Observer, P], None]) -> Callable[Concatenate[Observer, P], None]:
@@ -52,15 +55,20 @@ class Observer:
         self._asking: Exchange | None = None
         self._head = framing.HeadReader()
         self._body: framing.Body | None = None
+        self._repeat: Repeat | None = None
+        """What the last piece was, if the next one is likely to be the same but for its text."""
+        self._tries = _TRIES
 
     @property
     def until_close(self) -> bool:
         """Whether an answer may be under way that only the connection's end ends."""
+        self._measures.backlog.look()
         return self.blind or isinstance(self._body, framing.UntilClose)
 
     @_fenced
     def request(self, head: framing.RequestHead) -> None:
         """A request's head has come."""
+        self._measures.backlog.look()
         self._asking = Exchange(self._measures, head)
         self.pending.append(self._asking)
 
@@ -74,6 +82,7 @@ class Observer:
     @_fenced
     def request_sent(self, now: float) -> None:
         """The whole request has gone to the engine."""
+        self._measures.backlog.look()
         if self._asking is not None:
             self._asking.sent(now)
             self._asking = None
@@ -81,6 +90,14 @@ class Observer:
     @_fenced
     def answer(self, data: bytes, now: float) -> None:
         """The next bytes that the engine has sent, and when they came."""
+        if self._repeat is not None and self._repeat(data):
+            self._tries = _TRIES
+            self.pending[0].repeated(now)
+        else:
+            self._repeat = None
+            self._read(data, now)
+
+    def _read(self, data: bytes, now: float) -> None:
         start = 0
         while start < len(data) or self._body is not None:
             if not self.pending:
@@ -103,23 +120,33 @@ class Observer:
             payload: list[bytes] = []
             start, done = self._body.take(data, start, payload)
             for piece in payload:
-                exchange.received(piece, now)
+                repeatable = exchange.received(piece, now)
             if not done:
+                if self._tries and len(payload) == 1 and repeatable and Repeat.possible(payload[0]):
+                    self._learn(payload[0], data)
                 return
             self._finish(now)
 
     @_fenced
     def end_of_answers(self, now: float) -> None:
         """The engine sends nothing more."""
+        self._measures.backlog.look()
         if isinstance(self._body, framing.UntilClose):
             self._finish(now)
 
     @_fenced
     def broken(self, reason: str, now: float, status: int = 0) -> None:
         """What is pending will not be answered, and why; `status` is that of an answer in the engine's place."""
+        self._measures.backlog.look()
         while self.pending:
             self.pending[0].broken(reason, now, status)  # still pending if it fails, and then dropped
             self.pending.popleft()
+
+    def _learn(self, document: bytes, data: bytes) -> None:
+        self._tries -= 1
+        repeat = Repeat(document)
+        if repeat(data):
+            self._repeat = repeat
 
     def _finish(self, now: float) -> None:
         self._body = None
@@ -135,5 +162,5 @@ class Observer:
         self.blind = True
         while self.pending:
             self.pending.popleft().drop()
-        self._asking = self._body = None
+        self._asking = self._body = self._repeat = None
         self._progressed()

@@ -11,7 +11,8 @@ import asyncio
 import json
 import logging
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Protocol
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from llm_headroom.proxy import framing
 from llm_headroom.proxy.observer import Observer
@@ -34,8 +35,6 @@ HEAD_SECONDS: Final = 30.0
 """Seconds in which a head must be complete once it has started."""
 REFUSED_SECONDS: Final = 2.0
 """For which a refused client's bytes are read on: to close over unread ones could take the answer from it."""
-_BUFFER: Final = memoryview(bytearray(256 * 1024))
-"""What an engine has sent; asyncio would make a buffer of this size for every piece."""
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 _BAD_GATEWAY: Final = HTTPStatus.BAD_GATEWAY
 _TOO_LATE: Final = HTTPStatus.REQUEST_TIMEOUT
@@ -84,6 +83,7 @@ class Client(asyncio.Protocol):
         self._undecided = bytearray()
         """What came after it, and may be of that protocol or not."""
         self.observer = Observer(measures, self._progressed)
+        self._backlog = measures.backlog
         self._stops: set[str] = set()
         """Why the client is not read from."""
         self._left = False
@@ -92,9 +92,8 @@ class Client(asyncio.Protocol):
     # The client's side ------------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio promises it for TCP
-        self._transport = transport
-        transport.set_write_buffer_limits(high=MOST_BUFFERED)
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=MOST_BUFFERED)
         self._gate.idle(self)
 
     def data_received(self, data: bytes) -> None:
@@ -167,7 +166,7 @@ class Client(asyncio.Protocol):
             if not done:
                 return
             self._body = None
-            self.observer.request_sent(self._loop.time())
+            self.observer.request_sent(monotonic())
 
     def _head_begins(self) -> None:
         if self._deadline is None and not self._head.empty:
@@ -219,7 +218,7 @@ class Client(asyncio.Protocol):
             reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
             where = f"cannot connect to {self._upstream.authority}: {reason}"
             if not self._over:
-                self.observer.broken("upstream_unreachable", self._loop.time(), _BAD_GATEWAY)
+                self.observer.broken("upstream_unreachable", monotonic(), _BAD_GATEWAY)
                 self._refuse(_BAD_GATEWAY, where, target)
             return
         finally:
@@ -278,6 +277,10 @@ class Client(asyncio.Protocol):
         """Bytes of the engine's answers: on to the client, unchanged."""
         if self._transport is not None:
             self._transport.write(data)
+        if not self.observer.blind:
+            self._backlog.add(self.observer.answer, data)
+            if self._stops or self._upgrade is not None:  # what comes next depends on what it says
+                self._backlog.look()
 
     def _progressed(self) -> None:
         """A response has started or ended, or no more of them will be observed."""
@@ -328,7 +331,7 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def _end(self, reason: str) -> None:
-        self.observer.broken(reason, self._loop.time())
+        self.observer.broken(reason, monotonic())
         self._over = True
 
     def retire(self) -> None:
@@ -344,7 +347,7 @@ class Client(asyncio.Protocol):
             self._transport.abort()
 
 
-class _Engine(asyncio.BufferedProtocol):
+class _Engine(asyncio.Protocol):
     """The engine's side of a relay: its answers are relayed first, then looked at."""
 
     def __init__(self, client: Client) -> None:
@@ -354,20 +357,14 @@ class _Engine(asyncio.BufferedProtocol):
         self._observer = client.observer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio promises it for TCP
-        self._transport = transport
-        transport.set_write_buffer_limits(high=MOST_BUFFERED)
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=MOST_BUFFERED)
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        return _BUFFER  # filled and emptied before anything else happens, so that one is enough for all
-
-    def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(_BUFFER[:nbytes])
+    def data_received(self, data: bytes) -> None:
         self._client.answer(data)
-        self._observer.answer(data, self._loop.time())
 
     def eof_received(self) -> bool:
-        self._observer.end_of_answers(self._loop.time())
+        self._observer.end_of_answers(monotonic())
         self._client.end_of_answers()
         return True
 

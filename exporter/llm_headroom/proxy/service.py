@@ -195,8 +195,11 @@ class Proxies:
         loop = asyncio.get_running_loop()
         async for connection in accepted(listener):
             if not self._gate.admits():
-                connection.close()
-                continue
+                for each in self._measures.values():
+                    each.backlog.look()  # an answer that has ended makes its client idle
+                if not self._gate.admits():
+                    connection.close()
+                    continue
             client = Client(upstream, measures, self._gate)
             self._gate.enter(client)
             try:
