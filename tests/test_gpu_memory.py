@@ -13,7 +13,7 @@ from captures import Capture, mapped, parsed
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import ModelMemory, Target
-from llm_headroom.derive.gpu_memory import derived, device_memory
+from llm_headroom.derive.gpu_memory import attributable, derived, device_memory
 from llm_headroom.gpu.attribution import Holding, Method
 from llm_headroom.host.engines import Watched
 from llm_headroom.model import Health, Point, Series, Snapshot
@@ -59,7 +59,8 @@ def engine(
 
 
 def result(points: Iterable[Point], holdings: Sequence[Holding], *engines: Watched) -> Derived:
-    return derived(device_memory(points), holdings, engines)
+    points = tuple(points)
+    return derived(device_memory(points), holdings, engines, most=attributable(points, ()))
 
 
 def kinds(found: Derived, gpu: int = 0) -> dict[str, float]:
@@ -278,7 +279,7 @@ def test_engines_unattributed_reserved_and_free_add_up_to_the_device(
     points, holdings, engines = machine
     memory = device_memory(points)
 
-    found = derived(memory, holdings, engines)
+    found = derived(memory, holdings, engines, most=attributable(points, ()))
 
     parts: Mapping[str, float] = memory[next(iter(memory))]
     sums: dict[str, float] = defaultdict(float)

@@ -117,14 +117,19 @@ def device_memory(points: Iterable[Point]) -> dict[DeviceKey, dict[str, float]]:
 
 
 def derived(
-    memory: Mapping[DeviceKey, Mapping[str, float]], holdings: Sequence[Holding], engines: Iterable[Watched]
+    memory: Mapping[DeviceKey, Mapping[str, float]],
+    holdings: Sequence[Holding],
+    engines: Iterable[Watched],
+    *,
+    most: Mapping[DeviceKey, float],
 ) -> Derived:
     """Headroom of each device, and on it each engine's memory by kind, its reservation and how it was found.
 
-    `memory` is that of `device_memory`, `engines` are all targets with their latest collections.
+    `memory` is that of `device_memory`, `most` that of `attributable`, `engines` are all targets with their latest
+    collections.
     """
     result = Derived([], [])
-    held = _held(memory, holdings)
+    held = _held(most, holdings)
     watched = {each.target.name: each for each in engines}
     of_target: dict[str, dict[DeviceKey, float]] = {}
     for (key, target), bytes_held in held.items():
@@ -162,24 +167,22 @@ def _of_device(key: DeviceKey, parts: Mapping[str, float], held: float, reserved
     yield point(schema.GPU_MEMORY_OVERCOMMITTED, max(0.0, over), "reservations - NVML total", labels)
 
 
-def _held(
-    memory: Mapping[DeviceKey, Mapping[str, float]], holdings: Iterable[Holding]
-) -> dict[tuple[DeviceKey, str], float]:
+def _held(most: Mapping[DeviceKey, float], holdings: Iterable[Holding]) -> dict[tuple[DeviceKey, str], float]:
     """Bytes by device and target.
 
-    Processes and devices are read a moment apart, so that engines can seem to hold more than is used: the excess is
+    Processes and devices are read a moment apart, so that engines can seem to hold more than all can: the excess is
     taken from each in proportion.
     """
     held: dict[tuple[DeviceKey, str], float] = {}
     for holding in holdings:
         key = ((holding.gpu, holding.uuid), holding.target)
         held[key] = held.get(key, 0.0) + holding.memory
-    for device, parts in memory.items():
+    for device, bound in most.items():
         mine = [key for key in held if key[0] == device]
         total = sum(held[key] for key in mine)
-        if total > parts["used"]:
+        if total > bound:
             for key in mine:
-                held[key] *= parts["used"] / total
+                held[key] *= bound / total
     return held
 
 

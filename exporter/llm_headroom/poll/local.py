@@ -121,10 +121,9 @@ class GpuSource:
         shared = gpu_memory.unified(reading.points, reading.processes, self._finder.proc.memory())
         reading = replace(reading, points=(*reading.points, *shared))
         memory = gpu_memory.device_memory(reading.points)
-        attributed, unexplained = self._attributed(
-            gpu_memory.attributable(reading.points, reading.processes), reading, watched
-        )
-        derived = gpu_memory.derived(memory, attributed, watched)
+        most = gpu_memory.attributable(reading.points, reading.processes)
+        attributed, unexplained = self._attributed(most, reading, watched)
+        derived = gpu_memory.derived(memory, attributed, watched, most=most)
         self._devices, risks = oom.gpus(self._devices, memory, attributed, watched, started)
         points = (*reading.points, *derived.points, *risks)
         return Snapshot(

@@ -367,7 +367,12 @@ static Return processes(Device device, const char *key, u32 *count, Process *out
     u64 values[VALUES];
     Return code = ask(device, key, &answer);
     if (code) return code;
-    u32 found = (u32)parse(answer.value, values, VALUES) / 4, room = out ? *count : 0;
+    int parsed = parse(answer.value, values, VALUES);
+    if (parsed % 4 == 2) { /* the last one without its instances */
+        values[parsed++] = 0xFFFFFFFF;
+        values[parsed++] = 0xFFFFFFFF;
+    }
+    u32 found = (u32)parsed / 4, room = out ? *count : 0;
     *count = found;
     if (found > room) return INSUFFICIENT_SIZE;
     for (u32 i = 0; i < found; i++)

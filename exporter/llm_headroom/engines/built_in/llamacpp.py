@@ -65,6 +65,11 @@ class _Model(Struct):
     def loaded(self) -> bool:
         return self.status is None or self.status.value == "loaded"
 
+    @property
+    def asleep(self) -> bool | None:
+        """Whether a router says that it sleeps; None where it does not say so."""
+        return True if self.status is not None and self.status.value == "sleeping" else None
+
 
 class _Models(Struct):
     data: Annotated[list[_Model], Meta(max_length=10_000)]
@@ -139,7 +144,7 @@ def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
     for model in present(documents, _MODELS.key) or ():
         labels = {"model": model.id}
         own: Properties | None = state if not state.routes else present(documents, f"{_STATE.key} {model.id}")
-        asleep = own.asleep if own else None
+        asleep = own.asleep if own else model.asleep
         yield Fact(schema.MODEL_LOADED, labels, float(model.loaded and not asleep), "/v1/models, /props is_sleeping")
         if asleep is not None:
             yield Fact(schema.MODEL_ASLEEP, labels, float(asleep), "/props is_sleeping")
