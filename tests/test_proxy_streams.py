@@ -14,6 +14,7 @@ from llm_headroom.model import Histogram
 from llm_headroom.proxy import documents, framing
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.observer import Observer
+from llm_headroom.scrape.label_cap import AGE
 from measured_values import told
 from stream_captures import ANSWERS, Answer
 
@@ -340,6 +341,31 @@ def test_models_that_engines_name_are_capped() -> None:
     assert measures.asked("b") == "b"
     assert measures.asked("c") == ""
     assert measures.cap.capped() == {"model": 1}
+
+
+def test_a_model_that_nobody_asks_for_any_more_frees_its_place() -> None:
+    now = [0.0]
+    measures = Measures(limit=2, clock=lambda: now[0])
+
+    def models() -> set[str]:
+        return {each.series.label("model") for each in measures.points({})} - {""}
+
+    def answered(model: str) -> None:
+        measures.finished(measures.label(model), "stop")
+
+    for name in ("a", "b", "c"):
+        answered(name)
+    under_way = measures.begin("b", 0.0, streams=False)
+    assert models() == {"a", "b", "other"}
+    now[0] = AGE
+    answered("c")
+    assert models() == {"b", "other"}
+
+    answered("c")
+    assert models() == {"b", "c", "other"}
+    measures.end(under_way)
+    now[0] = 3 * AGE
+    assert models() == {"other"}
 
 
 def test_requests_beyond_the_known_limit_wait() -> None:

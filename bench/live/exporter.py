@@ -58,7 +58,7 @@ class Reading:
 
 
 class Exporter(Server):
-    """`llm-headroom run`, polling each second."""
+    """`llm-headroom run` with one target, and its proxy."""
 
     def __init__(self, program: Path, folder: Path, *, engine: str, url: str, limit: int) -> None:
         port, self.proxy = free_port(), free_port()

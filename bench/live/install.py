@@ -26,6 +26,10 @@ class Folder:
         """A program that the packages brought."""
         return self.python.with_name(name)
 
+    def section(self, engine: str) -> Path:
+        """Where an engine's part of the document is, once it was run."""
+        return self.path / f"{engine}.md"
+
     def prepare(self, *, vllm: bool) -> None:
         """Install what is missing and write the models. Raises CalledProcessError when pip fails."""
         if not self.python.exists():

@@ -46,7 +46,6 @@ class Subject:
     at_once: int | None = None
     core: str = ""
     refuses_models: bool = False
-    interval: float = 1.0
     environment: Mapping[str, str] = field(default_factory=dict)
     silent: Mapping[str, str] = field(default_factory=dict)
     unlike: Mapping[str, Expected] = field(default_factory=dict)
@@ -171,7 +170,6 @@ def ollama(program: Path, folder: Folder) -> Subject:
         places=2,
         ready="/api/version",
         patience=60,
-        interval=10.0,
         environment={
             "OLLAMA_HOST": "127.0.0.1:{port}",
             "OLLAMA_MODELS": str(models),

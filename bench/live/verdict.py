@@ -85,6 +85,11 @@ def _number(value: float | None) -> str:
     return f"{value:.0f}" if value == round(value) else f"{value:.4f}"
 
 
+def counted(text: str) -> dict[Verdict, int]:
+    """How many rows of tables have each verdict."""
+    return {verdict: text.count(f" | {verdict} | ") for verdict in Verdict}
+
+
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """The lines of a table."""
     yield "| signal | truth | exporter | proxy | verdict | remark |"

@@ -132,6 +132,7 @@ class Measures:
         self._counters: dict[tuple[Metric, str, str], float] = {}
         self._traffic: dict[str, Traffic] = {}
         self._unseen: set[str] = set()
+        self._totals: dict[str, float] = {}
 
     def label(self, model: str) -> str:
         """The label of a model that the engine's answer has named; `other` if the engine has no such model."""
@@ -205,10 +206,32 @@ class Measures:
         key = (metric, model, label)
         self._counters[key] = self._counters.get(key, 0.0) + by
 
-    def points(self, base: Mapping[str, str]) -> Iterator[Point]:
-        """Everything so far; `base` are the labels that every series of the target has."""
+    def points(self, base: Mapping[str, str]) -> list[Point]:
+        """Everything so far; `base` are the labels that every series of the target has.
+
+        A model that nobody has asked for in `label_cap.AGE` seconds is forgotten, where another wants its place.
+        """
         self.backlog.look()
         now = self._clock()
+        if self.cap.overflow:
+            self._forget_idle(now)
+        return list(self._points(base, now))
+
+    def _forget_idle(self, now: float) -> None:
+        totals = dict.fromkeys(self._traffic, 0.0)
+        for (_, model, _), total in self._counters.items():
+            totals[model] = totals.get(model, 0.0) + total
+        busy = {model for model, total in totals.items() if total != self._totals.get(model)}
+        busy |= {model for model, traffic in self._traffic.items() if traffic.open}
+        self._totals = totals
+        if not self.cap.release((("model", model) for model in busy), now):
+            return
+        named = {"", OVERFLOW, *self.cap.seen["model"]}
+        self._traffic = {model: traffic for model, traffic in self._traffic.items() if model in named}
+        self._histograms = {key: grown for key, grown in self._histograms.items() if key[1] in named}
+        self._counters = {key: total for key, total in self._counters.items() if key[1] in named}
+
+    def _points(self, base: Mapping[str, str], now: float) -> Iterator[Point]:
         for model, traffic in self._traffic.items():
             requests = len(traffic.open)
             if not model and not requests and len(self._traffic) > 1:

@@ -207,7 +207,7 @@ class Collector:
             reading=seen,
         )
         reading.points.extend(derived)
-        if self.cap.release(reading.points, at):
+        if self.cap.release((pair for each in reading.points for pair in each.series.labels), at):
             for mapper in (self._mapper, *self._mappers.values()):
                 mapper.forget()
 

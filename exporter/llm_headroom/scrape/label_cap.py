@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llm_headroom.model import Point
-
 OVERFLOW: Final = "other"
 LONGEST_LABEL_VALUE: Final = 256
 AGE: Final = 600.0
@@ -43,15 +41,15 @@ class LabelCap:
             beyond.add(value)
         return OVERFLOW
 
-    def release(self, points: Iterable[Point], at: float) -> bool:
-        """Free the places of values that no points have had for `AGE` seconds, where others want them.
+    def release(self, labels: Iterable[tuple[str, str]], at: float) -> bool:
+        """Free the places of values that have not been among the `labels` for `AGE` seconds, where others want them.
 
         `at` is a monotonic time in seconds. Whether any was freed: then what was mapped before has to be mapped anew.
         """
         full = {label: values for label, values in self.seen.items() if label in self.overflow}
         if not full:
             return False
-        present = {pair for point in points for pair in point.series.labels if pair[0] in full}
+        present = {pair for pair in labels if pair[0] in full}
         freed = False
         for label, values in full.items():
             for value, last in list(values.items()):
