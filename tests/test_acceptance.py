@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from live.__main__ import page
 from live.exporter import Reading
-from live.verdict import Expected, Row, Verdict
+from live.verdict import Expected, Row, Verdict, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "acceptance.md"
 ABSENT = Expected(None, "the engine has no such metric")
@@ -46,16 +48,48 @@ def test_series_of_a_target_are_summed_and_an_absent_metric_is_none() -> None:
     assert reading.of("b") is None
 
 
-def test_the_page_counts_every_row_that_it_shows() -> None:
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of every row: signal, truth, exporter, proxy, verdict, remark."""
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "| verdict |" not in line]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def faults(text: str) -> list[str]:
+    """What a page says that is not so: a row whose verdict does not follow from its numbers, or a wrong one."""
+    found = []
+    for signal, truth, *sides, verdict, remark in rows_of(text):
+        others = [side for side in sides if side != truth]
+        same = len(others) < len(sides) and set(others) <= {"–"}
+        if verdict == Verdict.WRONG or (verdict == Verdict.EXACT and not same) or (others and not remark):
+            found.append(signal)
+    return found
+
+
+def test_the_page_has_no_wrong_row_and_counts_every_one() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if re.match(r"\| .* \| .* \| .* \|", line) and "verdict" not in line]
-    shown = {
-        verdict: sum(f"| {verdict} |" in row or f"| **{verdict}** |" in row for row in rows) for verdict in Verdict
-    }
+    shown = Counter(verdict for _, _, _, _, verdict, _ in rows_of(text))
     counted = re.search(r"^Of (\d+) signals: (.*)\.$", text, re.MULTILINE)
 
-    assert len(rows) > 50
+    assert faults(text) == []
+    assert {"## llama.cpp", "## vLLM"} <= {line.rpartition(" ")[0] for line in text.splitlines()}
     assert counted is not None
-    assert int(counted[1]) == len(rows) == sum(shown.values())
-    numbers = {verdict: re.search(rf"(\d+) {re.escape(verdict)}", counted[2]) for verdict in Verdict}
-    assert {verdict: int(number[1]) if number else 0 for verdict, number in numbers.items()} == shown
+    assert int(counted[1]) == shown.total() > 90
+    assert counted[2] == ", ".join(f"{shown[verdict]} {verdict}" for verdict in Verdict)
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ("| running | 3 | 3 | 3 | exact |  |", False),
+        ("| running | 3 | 0 | 3 | **wrong** |  |", True),
+        ("| running | 3 | 0 | 3 | **wrong** | for a reason |", True),
+        ("| running | 3 | 0 | 3 | exact | for a reason |", True),
+        ("| running | 3 | – | – | exact | for a reason |", True),
+        ("| running | 3 | 3 | – | exact | only the engine knows |", False),
+        ("| running | 3 | 3 | – | exact |  |", True),
+        ("| running | 3 | 0 | 3 | explained | for a reason |", False),
+        ("| running | 3 | 0 | 3 | explained |  |", True),
+    ],
+)
+def test_a_row_whose_verdict_does_not_follow_from_it_is_found(row: str, *, fault: bool) -> None:
+    assert faults(page(["\n".join([*table([Row("up", 1, 1, 1)]), row])], ())) == ["running"] * fault

@@ -17,6 +17,7 @@ from captures import Capture, values
 from engine_server import EngineServer, Reply, replayed
 from llm_headroom import schema
 from llm_headroom.config.load import load
+from llm_headroom.config.people import Links
 from llm_headroom.engines.answers import MOST_BYTES, MOST_VALUES
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.model import NOTHING, Cause, Health, Histogram, Point, Series, Snapshot
@@ -24,12 +25,18 @@ from llm_headroom.net.http_connection import Request
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
 from llm_headroom.render.prometheus import Format, Renderer, exposition
+from llm_headroom.view.board import assembled, cards
+from llm_headroom.view.history import History
 from llm_headroom.web.app import App
+from llm_headroom.web.look import look
+from llm_headroom.web.page import Painter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from engine_server import Behaviour
+    from llm_headroom.view.day import Minute
+    from llm_headroom.view.values import EngineCard, GpuCard
 
 CAPTURED: Final = {
     "vllm": Capture("vllm", "0.32.0", "after_load"),
@@ -236,17 +243,18 @@ def test_whatever_the_bodies_there_is_a_cause_and_others_are_untouched(engine: s
 
 # Rendering -----------------------------------------------------------------------------------------------------------
 class Unrenderable:
-    """A source with a histogram that has a count too few, which no engine can give us."""
+    """A source with a histogram that has a count too few, and a warning that is none, which no engine can give us."""
 
     name, labels, interval = "broken", NOTHING, 60.0
     capped: Mapping[str, int] = MappingProxyType({})
     retained = ()
 
     async def collect(self) -> Snapshot:
-        """The histogram."""
+        """Both."""
         series = Series(schema.TIME_TO_FIRST_TOKEN, {"target": self.name})
         broken = Point(series, Histogram((1.0, math.inf), (1.0,), math.nan), "")
-        return Snapshot(target=self.name, engine="broken", taken=0.0, points=(broken,), health=Health(up=True))
+        health = Health(up=True, warnings=(None,))  # type: ignore[arg-type]  # broken on purpose
+        return Snapshot(target=self.name, engine="broken", taken=0.0, points=(broken,), health=health)
 
     async def estimate(self) -> None:
         """There is nothing to estimate."""
@@ -256,7 +264,7 @@ class Unrenderable:
 
 
 def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None:
-    async def scraped() -> tuple[bytes, bytes]:
+    async def scraped() -> tuple[bytes, bytes, bytes]:
         with EngineServer(replayed(CAPTURED["vllm"])) as server:
             config = load(None, targets=[f"vllm={server.url}"], gpu=False, discover=False, engine_names=("vllm",))
             poller = Poller(config, beside=[Unrenderable()])
@@ -268,14 +276,31 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None
             while poller.slots["broken"].snapshot is None:
                 published.clear()
                 await published.wait()
-            answers = [await app.handle(Request("GET", path, {}, {})) for path in ("/metrics", "/api/v1/snapshot")]
+            app.changed()
+            paths = ("/metrics", "/api/v1/snapshot", "/")
+            answers = [await app.handle(Request("GET", path, {}, {})) for path in paths]
             await app.close()
             await poller.stop()
-            metrics, snapshot = answers
-            return metrics.body, snapshot.body
+            metrics, snapshot, page = answers
+            return metrics.body, snapshot.body, page.body
 
-    metrics, snapshot = asyncio.run(scraped())
+    metrics, snapshot, page = asyncio.run(scraped())
 
     assert b"llm_requests_running{" in metrics
     assert b"llm_build_info{" in metrics
     assert [source["engine"] for source in json.loads(snapshot)["sources"]] == ["vllm"]
+    assert b"not shown: internal error (bug)" in page
+    assert b"tiny-llama" in page
+
+
+def test_a_card_that_cannot_be_drawn_costs_no_other_its_own() -> None:
+    def minutes(card: EngineCard | GpuCard, _now: float, _count: int) -> Iterator[Minute]:
+        if card.source.target == "a":
+            raise ValueError("broken on purpose")
+        yield from ()
+
+    found = [Snapshot(target=name, engine="vllm", taken=0.0, points=(), health=Health(up=True)) for name in "ab"]
+    view = assembled([(each, cards(each, History(), {}, lambda _: ())) for each in found], {}, now=0.0)
+    html = [part for part in Painter(minutes, Links).parts(view, look({})).html.values() if "<article" in part]
+
+    assert ["not shown: internal error (bug)" in part for part in html] == [True, False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import ssl
@@ -26,7 +27,7 @@ from exporter_process import DEADLINE, Exporter
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Secret, Tls
 from llm_headroom.config.settings import OtlpSettings
-from llm_headroom.model import Point, Series
+from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.otlp.options import options
 from llm_headroom.otlp.push import Push
 from llm_headroom.otlp.tally import Tally
@@ -49,6 +50,7 @@ class Pushing:
     def __init__(self, endpoint: str, **settings: Any) -> None:  # noqa: ANN401 - fields of the settings
         self.settings = OtlpSettings(endpoint=endpoint, **{"interval": 3600.0, **settings})
         self.points = [Point(RUNNING, 3.0, "")]
+        self.beside: list[Point] = []
         self.tally = Tally()
 
     def told(self) -> dict[str, float]:
@@ -66,7 +68,7 @@ class Pushing:
             push = Push(
                 options(self.settings, {}),
                 self.tally,
-                sources=lambda: [(time.time(), list(self.points))],
+                sources=lambda: [(time.time(), list(points)) for points in (self.beside, self.points)],
                 changed=lambda: None,
                 port="9836",
             )
@@ -166,6 +168,19 @@ def test_names_of_the_conventions_are_sent_on_request_beside_ours() -> None:
             push.points = [Point(Series(schema.GPU_POWER, {"gpu": "0", "uuid": "GPU-1"}), 70.0, "")]
             push.until(lambda collector=collector: bool(collector.received))  # type: ignore[misc]
         assert collector.received[0].metrics().keys() == names
+
+
+@pytest.mark.parametrize("receiver", [HttpReceiver, GrpcReceiver])
+def test_a_source_that_cannot_be_encoded_costs_nobody_else_the_push(
+    receiver: type[HttpReceiver | GrpcReceiver], caplog: pytest.LogCaptureFixture
+) -> None:
+    beyond = Histogram((1.0, math.inf), (1e300, 1e300), 1.0)  # more than 64 bits hold
+    with receiver() as collector:
+        push = Pushing(collector.url, **({"protocol": "grpc"} if receiver is GrpcReceiver else {}))
+        push.beside = [Point(Series(schema.TIME_TO_FIRST_TOKEN, {"target": "b"}), beyond, "")]
+        push.until(lambda: bool(collector.received))
+    assert collector.received[0].metrics().keys() == {RUNNING.metric.name}
+    assert {getattr(each, "target", "") for each in caplog.records if "rendering failed" in each.getMessage()} == {"b"}
 
 
 # TLS -----------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
     from llm_headroom.config.endpoint import Secret
     from llm_headroom.model import Point
+    from llm_headroom.otlp.data import Reading
     from llm_headroom.otlp.options import Options
+
+
+log = logging.getLogger("llm_headroom")
 
 
 class _Log(logging.Handler):
@@ -73,11 +77,45 @@ class Exporter:
             self._opened(self._all_headers())
 
     def export(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> tuple[Outcome, int]:
-        """Push the points of each source, collected at a unix time; returns the outcome and the number of points."""
+        """Push the points of each source, collected at a unix time; returns the outcome and the number of points.
+
+        A source whose points cannot be encoded is left out: that costs no other source its own.
+        """
+        found = list(sources)
+        try:
+            outcome, count = self._export(found)
+        except Exception:
+            sound = self._sound(found)
+            if len(sound) == len(found):
+                raise
+            return self._export(sound)
+        if outcome.cause is Drop.OTHER and len(sound := self._sound(found)) < len(found):  # the one over HTTP says so
+            return self._export(sound)
+        return outcome, count
+
+    def _sound(self, sources: Sequence[tuple[float, Sequence[Point]]]) -> list[tuple[float, Sequence[Point]]]:
+        return [source for source in sources if self._encodes(source)]
+
+    def _encodes(self, source: tuple[float, Sequence[Point]]) -> bool:
+        from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics  # noqa: PLC0415 - as below
+
+        try:
+            encode_metrics(metrics_data(self._readings([source]), self._resource))
+        except Exception:
+            target = next((series.label("target") for series, _, _ in source[1]), "")
+            log.exception("rendering failed: internal error (bug)", extra={"target": target, "output": "otlp"})
+            return False
+        return True
+
+    def _readings(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> list[Reading]:
         started = self._starts.started(sources)
         readings = [reading(each) for each in started]
         if self._options.settings.semantic_conventions:
             readings += conventional(started)
+        return readings
+
+    def _export(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> tuple[Outcome, int]:
+        readings = self._readings(sources)
         try:
             sdk = self._opened(self._all_headers())
         except _CredentialsError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
-from llm_headroom.model import NOTHING
+from llm_headroom.model import NOTHING, Cause, Failure, Health
 from llm_headroom.scrape import coverage
 from llm_headroom.scrape.coverage import GPUS
 from llm_headroom.view import engines, gpus
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     from llm_headroom.view.values import EngineCard
 
     Cards: TypeAlias = tuple[EngineCard, ...] | tuple[GpuCard, ...]
+
+
+log = logging.getLogger("llm_headroom")
+
+UNSHOWN: Final = "not shown: internal error (bug), see the log"
 
 
 def cards(
@@ -96,13 +103,21 @@ class Board:
         for snapshot in self._poller.snapshots():
             known = self._cards.get(snapshot.target)
             if known is None or known[0] is not snapshot:
-                said = labels.get(snapshot.target, NOTHING)
-                known = (snapshot, cards(snapshot, self._history, titles, self._lacking, said))
+                known = (snapshot, self._made(snapshot, titles, labels.get(snapshot.target, NOTHING)))
             made[snapshot.target] = known
         self._cards = made
         self._missing = {key: found for key, found in self._missing.items() if key[0] in made}
         absent = {str(what): failure.message for what, failure in self._poller.absent.items()}
         return assembled(list(made.values()), absent, time.time(), self._notices())
+
+    def _made(self, snapshot: Snapshot, titles: Mapping[str, str], labels: Mapping[str, str]) -> Cards:
+        try:
+            return cards(snapshot, self._history, titles, self._lacking, labels)
+        except Exception:  # it costs no other source its card
+            log.exception("rendering failed: internal error (bug)", extra={"target": snapshot.target})
+            failure = Failure(Cause.INTERNAL, UNSHOWN)
+            bare = replace(snapshot, points=(), states=(), health=Health(up=False, error=failure))
+            return cards(bare, History(), titles, lambda _: (), labels)
 
     def minutes(self, card: EngineCard | GpuCard, now: float, count: int) -> Iterable[Minute]:
         """What is known of a card's last `count` minutes, 24 hours at most."""

@@ -7,6 +7,7 @@ ever negative.
 
 from __future__ import annotations
 
+import logging
 from array import array
 from collections import deque
 from itertools import pairwise
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric, Point, Series, Snapshot
     from llm_headroom.view.day import Minute
     from llm_headroom.view.values import Condition
+
+log = logging.getLogger("llm_headroom")
 
 SPAN: Final = 300.0
 """Seconds that are remembered."""
@@ -192,7 +195,10 @@ class History:
             if self._taken.get(snapshot.target) == snapshot.taken:
                 continue
             self._taken[snapshot.target] = snapshot.taken
-            self._add(self._tracks.setdefault(snapshot.target, {}), snapshot)
+            try:
+                self._add(self._tracks.setdefault(snapshot.target, {}), snapshot)
+            except Exception:  # it costs no other source its own
+                log.exception("history failed: internal error (bug)", extra={"target": snapshot.target})
         for gone in self._taken.keys() - present:
             del self._taken[gone]
             self._models.pop(gone, None)

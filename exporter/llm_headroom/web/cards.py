@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from llm_headroom.model import Level
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 from llm_headroom.view import text
+from llm_headroom.view.board import UNSHOWN
 from llm_headroom.view.signals import risk_name, risk_word
 from llm_headroom.view.values import Share
 from llm_headroom.web.charts import bar
@@ -118,6 +119,15 @@ def gpu(card: GpuCard, around: Around) -> str:
 
 def _other(around: Around) -> str:
     return around.look.address(day=not around.look.day)
+
+
+def unshown(card: EngineCard | GpuCard, *, many: bool) -> str:
+    """In place of a card that cannot be drawn, or of its row where there are many."""
+    said = f"{escape(card.source.target)}: {UNSHOWN}"
+    if many:
+        return f'<tbody data-id="{key(card)}"><tr><td class="bad" colspan="8">{said}</td></tr></tbody>'
+    own = key(card)
+    return f'<article class="card bad" id="{own}" data-id="{own}"><p>{said}</p></article>'
 
 
 def _card(card: EngineCard | GpuCard, parts: Iterable[str]) -> str:

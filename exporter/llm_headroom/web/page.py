@@ -6,6 +6,7 @@ the parts that have changed.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from llm_headroom.view.day import Minute
     from llm_headroom.view.values import Absent, EngineCard, View
     from llm_headroom.web.look import Look
+
+log = logging.getLogger("llm_headroom")
 
 POLICY: Final = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -95,17 +98,23 @@ class Painter:
         known = (card.id, look, many)
         made = self._made.get(known)
         if made is None or made[0] is not card:
-            drawn = ""
-            if whole:
-                around = Around(
-                    now, look, tuple(self._minutes(card, now, MINUTES if look.day else _BAND)), self._links()
-                )
-                drawn = cards.gpu(card, around) if isinstance(card, GpuCard) else cards.engine(card, around)
-            if many:
-                row = table.gpu_row if isinstance(card, GpuCard) else table.engine_row
-                drawn = row(card, look, drawn)  # type: ignore[arg-type]  # the function goes by the card's kind
+            try:
+                drawn = self._drawn(card, now, look, whole=whole, many=many)
+            except Exception:  # it costs no other card
+                log.exception("rendering failed: internal error (bug)", extra={"target": card.source.target})
+                drawn = cards.unshown(card, many=many)
             made = self._made[known] = (card, drawn)
         return made[1]
+
+    def _drawn(self, card: EngineCard | GpuCard, now: float, look: Look, *, whole: bool, many: bool) -> str:
+        drawn = ""
+        if whole:
+            around = Around(now, look, tuple(self._minutes(card, now, MINUTES if look.day else _BAND)), self._links())
+            drawn = cards.gpu(card, around) if isinstance(card, GpuCard) else cards.engine(card, around)
+        if many:
+            row = table.gpu_row if isinstance(card, GpuCard) else table.engine_row
+            drawn = row(card, look, drawn)  # type: ignore[arg-type]  # the function goes by the card's kind
+        return drawn
 
 
 def page(version: str, parts: Parts, links: Links) -> Response:
