@@ -1,6 +1,6 @@
 """Build a Debian package with dpkg-deb: the program with the libraries of the lock file, its unit and its user.
 
-    python deploy/deb.py DIR              # `make release` does it, too
+    python deploy/deb.py DIR [LOCKFILE]   # `make release` does it, too
 
 The package fits the Python that builds it, as some of the libraries are compiled: on Debian 12 that is 3.11. With
 $SOURCE_DATE_EPOCH set the same tree gives the same bytes.
@@ -136,4 +136,4 @@ def _output(*command: str) -> str:
 
 if __name__ == "__main__":
     os.umask(0o022)
-    print(build(Path(sys.argv[1]).resolve()))  # noqa: T201 - its report
+    print(build(*(Path(each).resolve() for each in sys.argv[1:])))  # noqa: T201 - its report

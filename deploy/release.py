@@ -21,7 +21,6 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-import deb
 from sbom import VERSION, sbom
 
 ROOT: Final = Path(__file__).parents[1]
@@ -105,12 +104,15 @@ def image(folder: Path, at: str) -> str:
     return f"image: {archive.name}"
 
 
-def debian(folder: Path, at: str) -> str:
-    """The Debian package; what was built, or why not."""
+def debian(folder: Path, at: str, lock: Path = ROOT / "requirements.lock") -> str:
+    """The Debian package with the libraries of a lock file; what was built, or why not.
+
+    It is built by a process of its own: time and umask, which get into the package, are those of a whole process.
+    """
     if shutil.which("dpkg-deb") is None:
         return "deb: not built, dpkg-deb is not installed"
-    os.environ["SOURCE_DATE_EPOCH"] = at
-    return f"deb: {deb.build(folder).name}"
+    program = (sys.executable, str(ROOT / "deploy" / "deb.py"), str(folder), str(lock))
+    return f"deb: {Path(_output(*program, SOURCE_DATE_EPOCH=at)).name}"
 
 
 def checksums(folder: Path) -> None:
@@ -137,8 +139,11 @@ def _run(*command: str, **variables: str) -> None:
     subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - the programs that are named here
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603 - as above
+def _output(*command: str, **variables: str) -> str:
+    done = subprocess.run(  # noqa: S603 - as above
+        command, cwd=ROOT, env=os.environ | variables, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import pytest
 import release
 from llm_headroom import __version__, schema
 from llm_headroom.bundle.alerts import ALERTS
+from programs import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +32,8 @@ def built(folder: Path) -> dict[str, bytes]:
     """Every file of a release that can be built without a network, by name."""
     release.python_packages(folder, AT)
     release.chart(folder, AT)
+    with tempfile.NamedTemporaryFile(suffix=".lock") as no_libraries:
+        release.debian(folder, AT, Path(no_libraries.name))
     release.checksums(folder)
     return {each.name: each.read_bytes() for each in folder.iterdir()}
 
@@ -77,16 +81,45 @@ def test_it_starts_where_it_is_installed(files: Path, tmp_path: Path, pattern: s
     [site] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     subprocess.run([*pip, "--no-deps", "--no-index", "--no-build-isolation", package], check=True, cwd=tmp_path)
-    program = python.with_name("llm-headroom")
+    installed = python.with_name("llm-headroom")
 
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path)
-    subprocess.run([program, "bundle", "--output", "rules"], check=True, cwd=tmp_path, capture_output=True)
+    told = subprocess.run([installed, "--version"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    subprocess.run([installed, "bundle", "--output", "rules"], check=True, cwd=tmp_path, capture_output=True)
 
     assert __version__ in told.stdout
     assert (tmp_path / "rules").is_dir()
     where = "import llm_headroom; print(llm_headroom.__file__)"
     found = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert found.stdout.startswith(str(tmp_path)), "not the source tree that is tested here"
+
+
+def test_the_debian_package_unpacks_into_a_clean_root_and_starts(files: Path, tmp_path: Path) -> None:
+    """With the libraries of the tests: those of the package come from a network. Its scripts are for a real system."""
+    dpkg = program("dpkg", "dpkg")
+    [package] = files.glob("*.deb")
+    root = tmp_path / "root"
+    for folder in ("updates", "info"):
+        (root / "var/lib/dpkg" / folder).mkdir(parents=True)
+    for name in ("status", "available"):
+        (root / "var/lib/dpkg" / name).touch()
+    ignored = ("--force-not-root", "--force-depends", f"--log={tmp_path / 'log'}")
+    subprocess.run([dpkg, f"--root={root}", *ignored, "--unpack", package], check=True, capture_output=True)
+    environment = {"PYTHONPATH": f"{root}/usr/lib/llm-headroom:{sysconfig.get_path('purelib')}", "PATH": "/usr/bin"}
+    told = subprocess.run(
+        [sys.executable, "-P", "-m", "llm_headroom", "--version"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+
+    assert __version__ in told.stdout
+    status = subprocess.run(
+        [dpkg, f"--root={root}", "--status", "llm-headroom"], capture_output=True, text=True, check=True
+    )
+    assert "Status: install ok unpacked" in status.stdout
+    assert (root / "lib/systemd/system/llm-headroom.service").exists()
 
 
 def test_an_archive_is_packed_again_without_its_time_owner_and_order() -> None:
