@@ -89,7 +89,7 @@ def fetched(url: str, patience: float = 30.0) -> bytes:
     end = time.monotonic() + patience
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - our own programs
+            with urllib.request.urlopen(url, timeout=patience) as answer:  # noqa: S310 - our own programs
                 body: bytes = answer.read()
                 return body
         except OSError:

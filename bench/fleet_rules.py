@@ -199,8 +199,9 @@ def measured(
         with programs.prometheus(folder, config, *flags) as server:
             groups, each, cores = evaluated(server.address, seconds)
             resident = own(server.address)["process_resident_memory_bytes"] / 1e6
-            found = screens(server.address)
-        return Cost(engines, series, sum(groups.values()), groups, each, cores, resident), found
+            cost = Cost(engines, series, sum(groups.values()), groups, each, cores, resident)
+            print(rules_table([(rules.name, cost)]), flush=True)
+            return cost, screens(server.address)
 
 
 def rules_table(costs: Sequence[tuple[str, Cost]]) -> str:

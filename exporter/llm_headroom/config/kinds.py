@@ -245,6 +245,7 @@ LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["logfmt", "json"]
 KvCacheType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 """Types of a KV cache's elements as llama.cpp names them."""
+Detail: TypeAlias = Literal["essential", "full"]
 Purpose: TypeAlias = Literal["interactive", "batch"]
 Combine: TypeAlias = Literal["sum", "max", "first"]
 Compression: TypeAlias = Literal["gzip", "none"]

@@ -29,6 +29,7 @@ from llm_headroom.config.kinds import (
     Combine,
     Compression,
     Currency,
+    Detail,
     Directory,
     Engine,
     File,
@@ -461,6 +462,9 @@ class Config:
     """Prices of GPUs; see [Cost](#cost). Default: no prices."""
     links: Links = field(default_factory=Links)
     """Where the status page leads to; see [Links](#links). Default: nowhere."""
+    detail: Detail = "full"
+    """How much to export: `full` is everything; `essential` is what the shipped rules and the dashboards' first screens
+    read, with fewer buckets (see [fleets](fleet.md#series)). Page, `top` and JSON always have everything."""
     label_limit: LabelLimit = 200
     """Maximum number of different values of one label per target; further ones are exported as `other`."""
     web_config: File | None = None

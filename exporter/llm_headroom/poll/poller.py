@@ -24,6 +24,7 @@ from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.model import Cause, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import EngineSource
+from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
@@ -35,6 +36,7 @@ from llm_headroom.scrape.identify import identify
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
+    from llm_headroom.config.kinds import Detail
     from llm_headroom.derive.memory import Memory
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
@@ -72,8 +74,9 @@ _GPUS: Final = Sought(GPU_TARGET, "GPUs")
 class Slot:
     """A source that is being polled, and what it said last."""
 
-    def __init__(self, name: str, source: Source, extra: Mapping[str, str]) -> None:
+    def __init__(self, name: str, source: Source, extra: Mapping[str, str], detail: Detail = "full") -> None:
         self.name = name
+        self._thin = essential if detail == "essential" else list
         self.source = source
         self._extra = extra
         self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra)
@@ -116,7 +119,7 @@ class Slot:
             return []
         retained = () if self.snapshot.health.up else self.source.retained
         health = health_points(self.snapshot, self.errors, self.source.capped, self._extra)
-        return [*self.snapshot.points, *retained, *self._judge.points(self.snapshot), *health]
+        return list(self._thin([*self.snapshot.points, *retained, *self._judge.points(self.snapshot), *health]))
 
 
 class Poller:
@@ -158,7 +161,7 @@ class Poller:
         """Begin to poll; returns at once."""
         self._start_targets(self.config.targets)
         for source in self._beside:
-            self._start(Slot(source.name, source, source.labels), 0.0)
+            self._start(Slot(source.name, source, source.labels, self.config.detail), 0.0)
         if self._discovers():
             self._spawn(self._discover())
         if self.config.gpu.enabled is not False:
@@ -178,7 +181,7 @@ class Poller:
             source = self._gpu_source()
             snapshot = await source.collect()
             if snapshot.health.error is None or self.config.gpu.enabled:
-                slot = self.slots[GPU_TARGET] = Slot(GPU_TARGET, source, {})
+                slot = self.slots[GPU_TARGET] = Slot(GPU_TARGET, source, {}, self.config.detail)
                 slot.publish(snapshot)
             else:
                 self._miss(_GPUS, snapshot.health.error)
@@ -291,7 +294,7 @@ class Poller:
             source = EngineSource(
                 target, self.engines, self.config, measured, explain=self._explain, kin=self._memories
             )
-            slot = self.slots[target.name] = Slot(target.name, source, target.labels)
+            slot = self.slots[target.name] = Slot(target.name, source, target.labels, self.config.detail)
             found.append(slot)
         return found
 
@@ -407,7 +410,7 @@ class Poller:
             await source.close()
             raise
         self.absent.pop(_GPUS, None)
-        self._start(Slot(GPU_TARGET, source, {}), 0.0)
+        self._start(Slot(GPU_TARGET, source, {}, self.config.detail), 0.0)
 
 
 def _beside_targets(config: Config) -> Config:

@@ -19,6 +19,7 @@ from llm_headroom.config.reach import literal, reach
 from llm_headroom.config.settings import Module, parse_target
 from llm_headroom.net.http_connection import plain
 from llm_headroom.poll.engine import EngineSource
+from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Probes:
         except _RefusedError as refused:
             return plain(refused.status, str(refused))
         errors = Counter([] if snapshot.health.error is None else [snapshot.health.error.cause])
-        return [*snapshot.points, *health_points(snapshot, errors, source.capped, {})]
+        points = [*snapshot.points, *health_points(snapshot, errors, source.capped, {})]
+        return list(essential(points)) if self._poller.config.detail == "essential" else points
 
     async def close(self) -> None:
         """Close the connections."""

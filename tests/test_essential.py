@@ -1,0 +1,108 @@
+"""`detail: essential`: fewer series, and nothing that a rule or a dashboard's first screen reads is lost."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from captures import Capture
+from engine_server import EngineServer, replayed
+from exporter_process import Exporter
+from llm_headroom import schema
+from llm_headroom.bundle import alerts
+from llm_headroom.bundle.dashboards import dashboards
+from llm_headroom.bundle.rule import expression
+from llm_headroom.bundle.settings import BundleSettings
+from llm_headroom.model import Kind, Subject
+from llm_headroom.poll.essential import NAMES, QUANTILES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import TypeAlias
+
+    Samples: TypeAlias = dict[tuple[tuple[str, str], ...], float]
+
+
+SCREEN: Final = 28
+"""Grafana's units of height on a screen of 1080 lines."""
+OF_THE_EXPORTER: Final = frozenset((Subject.EXPORTER, Subject.PROCESS))
+"""These are exposed once, not for each target, and always."""
+
+
+def metrics(expr: str) -> set[str]:
+    """The metrics that a query reads."""
+    names = re.findall(r"(?<![\w:])llm_\w+", re.sub(r'"[^"]*"', "", expr))
+    return {name if name in schema.BY_NAME else re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+
+
+def opened() -> Iterator[str]:
+    """Every query of the rules, and those that Grafana asks when a dashboard opens."""
+    settings = BundleSettings()
+    for group in alerts.GROUPS.values():
+        yield from (expression(rule.expr, settings) for rule in group.rules)
+    for dashboard in dashboards(settings):
+        document = dashboard.to_json("")
+        yield from (variable.get("definition", "") for variable in document["templating"]["list"])
+        yield from (annotation.get("expr", "") for annotation in document["annotations"]["list"])
+        for panel in document["panels"]:
+            if panel["gridPos"]["y"] < SCREEN:
+                yield from (target["expr"] for target in panel.get("targets", ()))
+
+
+def test_what_stays_is_what_rules_and_first_screens_read() -> None:
+    read = {name for expr in opened() for name in metrics(expr)}
+
+    assert {name for name in read if schema.BY_NAME[name].subject not in OF_THE_EXPORTER} == NAMES
+    buckets = {name for expr in opened() for name in re.findall(r"(?<![\w:])(llm_\w+)_bucket", expr)}
+    assert buckets == {metric.name for metric in QUANTILES}
+
+
+def exposed(capture: Capture, folder: Path, detail: str) -> dict[str, Samples]:
+    """Values by name and labels."""
+    with EngineServer(replayed(capture)) as server:
+        config = folder / f"{detail}.yml"
+        target = f"{{name: t, engine: {capture.engine}, url: '{server.url}'}}"
+        config.write_text(f"detail: {detail}\ngpu: false\nhost: false\ntargets: [{target}]\n")
+        with Exporter("--config", str(config)) as exporter:
+            exporter.logged("source up")
+            found = exporter.metrics()
+    return {name: samples for name, samples in found.items() if any("target" in dict(labels) for labels in samples)}
+
+
+def bounds(buckets: Samples) -> set[float]:
+    """Upper bounds of a histogram."""
+    return {float(dict(labels)["le"]) for labels in buckets}
+
+
+@pytest.mark.parametrize(
+    ("capture", "most"),
+    [(Capture("vllm", "0.32.0", "saturated"), 150), (Capture("sglang", "0.5.23", "saturated"), 150)],
+    ids=lambda value: value.engine if isinstance(value, Capture) else "",
+)
+def test_fewer_series_of_which_those_that_stay_say_the_same(capture: Capture, most: int, tmp_path: Path) -> None:
+    full, few = exposed(capture, tmp_path, "full"), exposed(capture, tmp_path, "essential")
+
+    assert sum(map(len, few.values())) <= most < sum(map(len, full.values()))
+    for name, samples in few.items():
+        if name.endswith("_bucket"):
+            assert math.inf in bounds(samples)
+            assert samples.items() <= full[name].items(), "a bound that stays counts what it counted"
+        elif schema.BY_NAME.get(name, schema.UP).kind is not Kind.GAUGE:
+            assert samples == full[name]
+        else:
+            assert samples.keys() == full[name].keys()
+
+
+def test_the_bounds_of_objectives_stay(tmp_path: Path) -> None:
+    few = exposed(Capture("vllm", "0.32.0", "saturated"), tmp_path, "essential")
+
+    objectives = {dict(labels)["slo"]: value for labels, value in few["llm_slo_threshold_seconds"].items()}
+    for slo, name in (
+        ("ttft", "llm_time_to_first_token_seconds"),
+        ("inter_token_latency", "llm_inter_token_latency_seconds"),
+    ):
+        assert objectives[slo] in bounds(few[f"{name}_bucket"])
