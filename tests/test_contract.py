@@ -268,7 +268,32 @@ def test_generated_files_and_parts_are_fresh() -> None:
 def test_every_generated_part_stands_somewhere() -> None:
     texts = [(ROOT / path).read_text(encoding="utf-8") for path in generated.files(ROOT)]
 
-    assert [name for name in generated.parts() if not any(f"generated: {name}" in text for text in texts)] == []
+    assert [
+        name
+        for name in generated.parts() | generated.figures(ROOT)
+        if not any(f"generated: {name}" in text for text in texts)
+    ] == []
+
+
+def test_figures_are_those_of_the_evaluation_s_row_by_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/evaluation.md").write_text(
+        "## Alerts, 2.5 held-out days in 7 runs, 31 incidents\n\n"
+        "| rule | FA/day | recall | precision |\n|---|---|---|---|\n"
+        "| other | 9 | 9 | 9 |\n| `LLMFirstTokensSlow` | 1.5 | 0.75 [0.7, 0.8] | 0.5 [0.4, 0.6] |\n"
+    )
+    (tmp_path / "docs/load-headroom.md").write_text(
+        "| estimator | median of the error |\n|---|---|\n| llm_load_headroom_ratio | 0.69 [0.1, 0.9] |\n"
+    )
+
+    assert generated.figures(tmp_path) == {
+        "headroom-error": "2.0",
+        "page-figures": "On 2.5 days of replayed traffic with 31 incidents, the page on slow first tokens\n"
+        "  was right in 50% and caught 75% of them, with 1.5 false alarms a day",
+    }
+    (tmp_path / "docs/load-headroom.md").write_text("nothing")
+    with pytest.raises(ValueError, match="no table has a row llm_load_headroom_ratio"):
+        generated.figures(tmp_path)
 
 
 def test_a_part_that_nobody_generates_is_an_error() -> None:

@@ -6,6 +6,7 @@ A marked part begins with a comment `generated: NAME` and ends with a comment `e
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -62,6 +63,41 @@ def parts() -> dict[str, str]:
     }
 
 
+def figures(root: Path) -> dict[str, str]:
+    """Marked parts that quote measurements, by name: from the documents that `make evaluate` writes.
+
+    Raises:
+        ValueError: such a document no longer has what is quoted.
+    """
+    evaluation = (root / "docs/evaluation.md").read_text(encoding="utf-8")
+    scope = re.search(r"([\d.]+) held-out days in \d+ runs, (\d+) incidents", evaluation)
+    if scope is None:
+        raise ValueError("docs/evaluation.md no longer says how many days and incidents it is of")
+    page = _measured(evaluation, "`LLMFirstTokensSlow`")
+    headroom = _measured((root / "docs/load-headroom.md").read_text(encoding="utf-8"), "llm_load_headroom_ratio")
+    return {
+        "page-figures": f"On {scope[1]} days of replayed traffic with {scope[2]} incidents, the page on slow first "
+        f"tokens\n  was right in {page['precision']:.0%} and caught {page['recall']:.0%} of them, with "
+        f"{page['FA/day']:g} false alarms a day",
+        "headroom-error": f"{math.exp(headroom['median of the error']):.1f}",
+    }
+
+
+def _measured(document: str, name: str) -> dict[str, float]:
+    """The numbers of the first row of a table with this name, by its columns; intervals and units are left out."""
+    header: list[str] = []
+    previous = ""
+    for line in document.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if set(line) <= set("|-: ") and "-" in line:
+            header = [cell.strip() for cell in previous.strip("|").split("|")]
+        if cells[0] == name and header:
+            numbers = (re.match(r"[-+]?[\d.]+", cell) for cell in cells)
+            return {column: float(found[0]) for column, found in zip(header, numbers, strict=False) if found}
+        previous = line
+    raise ValueError(f"no table has a row {name}")
+
+
 def _alerts() -> Iterator[str]:
     for name, group in GROUPS.items():
         alerts = [rule for rule in group.rules if isinstance(rule, Alert)]
@@ -96,7 +132,7 @@ def filled(text: str, known: Mapping[str, str]) -> str:
 
 def files(root: Path) -> dict[str, str]:
     """Every generated file of a checkout by its path, as it should be."""
-    known = parts()
+    known = parts() | figures(root)
     found = {"METRICS.md": docs.markdown(), **bundle.files(BundleSettings())}
     for pattern in MARKED:
         for path in sorted(root.glob(pattern)):
