@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from headroom import report
 from headroom.ladder import Row, ladder
-from headroom.scenarios import HELD_OUT, STEADY, TUNING
+from headroom.scenarios import HELD_OUT, INTER_TOKEN, STEADY, TUNING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-KINDS = {"tuning": TUNING, "held-out": HELD_OUT, "steady": STEADY}
+KINDS = {"tuning": TUNING, "held-out": HELD_OUT, "steady": STEADY, "inter-token": INTER_TOKEN}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

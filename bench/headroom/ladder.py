@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -36,11 +37,22 @@ class Row:
 
 
 def ladder(scenario: Scenario, *, levels: tuple[float, ...] = LADDER, peers: bool = True) -> tuple[list[Row], float]:
-    """The rows of a scenario, and the CPU seconds of each estimate of ours on average."""
-    kind = "tuning" if scenario.tuning else "steady" if scenario.steady else "held out"
+    """The rows of a scenario, none where nothing is too much, and the CPU seconds of each estimate of ours on average."""
+    kind = (
+        "inter-token"
+        if scenario.tokens
+        else "tuning"
+        if scenario.tuning
+        else "steady"
+        if scenario.steady
+        else "held out"
+    )
     rows: list[Row] = []
     most, spent, runs = limit(scenario), 0.0, 0
-    targets = (Target("ttft", "ttft", scenario.objective, ALLOWED),)
+    name, field = ("inter_token_latency", "inter_token") if scenario.tokens else ("ttft", "ttft")
+    targets = (Target(name, field, scenario.objective, ALLOWED),)
+    if math.isinf(most):
+        return [], 0.0
     for level in levels:
         known: Known | None = None
         others = Peers(scenario.objective, MAX_RUNNING)
@@ -56,13 +68,13 @@ def ladder(scenario: Scenario, *, levels: tuple[float, ...] = LADDER, peers: boo
             began = time.process_time()
             estimate = estimated(known, targets)
             spent, runs = spent + time.process_time() - began, runs + 1
-            said = others.estimates() if peers else {}
+            said = others.estimates() if peers and not scenario.tokens else {}
             if estimate is not None:
                 known = known.with_estimate(estimate)
                 if known.headroom:
-                    said[OURS] = known.headroom["ttft"].ratio
+                    said[OURS] = known.headroom[name].ratio
             rows += [
-                Row(scenario.name, scenario.group, kind, level, at, name, value, 1.0 / level)
-                for name, value in said.items()
+                Row(scenario.name, scenario.group, kind, level, at, who, value, 1.0 / level)
+                for who, value in said.items()
             ]
     return rows, spent / max(1, runs)

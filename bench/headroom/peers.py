@@ -9,6 +9,7 @@ fitted by least squares instead of its Kalman filter, which does worse.
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llm_headroom.derive.observation import Observation
 
 WINDOW: Final = 300.0
+MINUTE: Final = 60.0
 _SATURATED: Final = 0.8
 _QUEUE: Final = 5.0
 _KV_SATURATED: Final = 0.85
@@ -47,6 +49,7 @@ class Peers:
     pairs: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=360))
     batches: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=180))
     prefills: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=180))
+    chance: random.Random = field(default_factory=lambda: random.Random(1))  # noqa: S311 - simulation, not security
 
     def poll(self, at: float, now: Observation) -> None:
         """One more reading."""
@@ -71,10 +74,12 @@ class Peers:
         window = between(first, now, end - begin)
         usage = sum(one.usage or 0.0 for _, one in self.recent) / len(self.recent)
         running = sum(one.running or 0.0 for _, one in self.recent) / len(self.recent)
-        found = {"trivial: always 1.7": TRIVIAL}
-        slow = _quantile(first, now, 0.95)
-        if slow:
-            found["objective / p95 of TTFT"] = self.objective / slow
+        found = {"trivial: always 1.7": TRIVIAL, "trivial: random": self.chance.uniform(0.0, 2.0 * TRIVIAL)}
+        minute = next(one for at, one in self.recent if at >= end - MINUTE)
+        for name, since in (("5 min", first), ("1 min", minute)):
+            slow = _quantile(since, now, 0.95)
+            if slow:
+                found[f"objective / p95 of TTFT, {name}"] = self.objective / slow
         if usage > 0:
             found["1 / KV usage"] = 1.0 / usage
         if running > 0:

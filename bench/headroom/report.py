@@ -36,6 +36,12 @@ apart from those at 80 % or below. `beyond 1 at 60 %`: how often 60 % load is ta
 (llm-d/llm-d-workload-variant-autoscaler, internal/engines/analyzers). The queueing model is fitted by least squares
 over 15 minutes, not by its Kalman filter, and given a third of the objective as its mean: both help it.
 """
+TITLES: Final = {
+    "held out": "Held out",
+    "inter-token": "Objective of 0.2 s from token to token, held out",
+    "tuning": "Tuning",
+    "steady": "Steady traffic of constant sizes",
+}
 TAIL: Final = """## Where it fails
 
 - Clumps of requests within a poll are not seen: with an objective of 2.5 s and short answers (azure_llm_2023_code) it
@@ -76,7 +82,7 @@ def _gates(rows: Sequence[Row]) -> str:
 def text(rows: Sequence[Row]) -> str:
     """For each kind of scenarios a table of estimators, and of ours by load and by scenario."""
     parts = []
-    for kind, title in (("held out", "Held out"), ("tuning", "Tuning"), ("steady", "Steady traffic of constant sizes")):
+    for kind, title in TITLES.items():
         own = [row for row in rows if row.kind == kind]
         if own:
             parts += [f"## {title}, {len({row.scenario for row in own})} scenarios\n", _estimators(own)]

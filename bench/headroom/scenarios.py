@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from evaluate.replay import ITL_SLO
 from evaluate.scenarios import (
     A100_8B,
     A100_70B,
@@ -45,18 +46,23 @@ COPIES: Final = 4
 
 @dataclass(frozen=True)
 class Scenario:
-    """Traffic on an engine. `group` is the trace, by which results are resampled."""
+    """Traffic on an engine. `group` is the trace, by which results are resampled.
+
+    `tokens` says that the objective is one of inter-token latency instead of first tokens.
+    """
 
     group: str
     setup: Setup
     begin: float = 0.0
     sizes: tuple[int, int] = (0, 0)
     tuning: bool = False
+    tokens: bool = False
 
     @property
     def name(self) -> str:
-        """Traffic, engine, and where in the trace."""
-        return f"{self.group} @ {self.setup.name}" + (f", from {self.begin:.0f} s" if self.begin else "")
+        """Traffic, engine, where in the trace, and the objective if it is not one of first tokens."""
+        where = f", from {self.begin:.0f} s" if self.begin else ""
+        return f"{self.group} @ {self.setup.name}{where}" + (", inter-token" if self.tokens else "")
 
     @property
     def steady(self) -> bool:
@@ -65,7 +71,9 @@ class Scenario:
 
     @cached_property
     def objective(self) -> float:
-        """Seconds to the first token that the engine should keep."""
+        """Seconds to the first token, or from token to token, that the engine should keep."""
+        if self.tokens:
+            return ITL_SLO
         if self.steady:
             return 2.5
         return Loads(self.group, self.setup, ()).slo()
@@ -112,14 +120,20 @@ def _of(group: str, setups: Sequence[Setup], begins: Sequence[float], *, tuning:
 
 _HOUR: Final = (0.0, 900.0, 1800.0)
 _TWO_HOURS: Final = (0.0, 1800.0, 3600.0, 5400.0)
+_FRESH_HOUR: Final = (2700.0,)
+"""The quarter of an hour that no version of the model was judged on before."""
+_FRESH_TWO_HOURS: Final = (900.0, 2700.0, 4500.0)
 TUNING: Final = (
     *_of(CONV, (A100_8B, L4_8B), _HOUR, tuning=True),
     *_of(LARGE, (A100_8B, A100_70B), _TWO_HOURS, tuning=True),
+    *_of(CONV, (SGLANG_8B,), (0.0, 1800.0), tuning=True),
+    *_of(LARGE, (SGLANG_8B, SGLANG_70B), (900.0, 4500.0), tuning=True),
+    *_of(CONV, (H100_70B,), (900.0,), tuning=True),
 )
 HELD_OUT: Final = (
-    *_of(CODE, (A100_8B, H100_70B, SGLANG_8B), _HOUR),
-    *_of(MOONCAKE, (A100_8B, H100_70B, SGLANG_70B), _HOUR),
-    *_of(REASONING, (A100_8B, H100_70B, SGLANG_8B), _TWO_HOURS),
+    *_of(CODE, (A100_8B, H100_70B, SGLANG_8B), _FRESH_HOUR),
+    *_of(MOONCAKE, (A100_8B, H100_70B, SGLANG_70B), _FRESH_HOUR),
+    *_of(REASONING, (A100_8B, H100_70B, SGLANG_8B), _FRESH_TWO_HOURS),
 )
 STEADY: Final = tuple(
     Scenario(f"steady {prompt} + {answer}", setup, sizes=(prompt, answer))
@@ -131,5 +145,14 @@ STEADY: Final = tuple(
         (2000, 300, L4_8B),
     )
 )
+INTER_TOKEN: Final = tuple(
+    Scenario(group, setup, begin, tokens=True)
+    for group, setup, begin in (
+        (CODE, A100_8B, 2700.0),
+        (CODE, SGLANG_8B, 2700.0),
+        (MOONCAKE, H100_70B, 2700.0),
+        (REASONING, A100_8B, 900.0),
+        (REASONING, H100_70B, 2700.0),
+    )
+)
 LADDER: Final = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
-ALL: Final = (*TUNING, *HELD_OUT, *STEADY)

@@ -26,7 +26,25 @@ _DRAIN: Final = 3600.0
 
 
 def slow_share(scenario: Scenario, times: float) -> float:
-    """The share of first tokens of the quarter of an hour beyond the objective; those that never came are."""
+    """The share of what the objective is of that is beyond it in the quarter of an hour."""
+    return _slow_tokens(scenario, times) if scenario.tokens else _slow_firsts(scenario, times)
+
+
+def _slow_tokens(scenario: Scenario, times: float) -> float:
+    engine = Engine(scenario.setup.config(), seed=1)
+    for request in scenario.traffic(times):
+        if request.arrival < COUNTED:
+            engine.submit(request)
+    engine.advance(SETTLED)
+    before = engine.read().histograms.itl
+    engine.advance(COUNTED)
+    grown = engine.read().histograms.itl.since(before)
+    beyond = sum(grown.counts[grown.bounds.index(scenario.objective) + 1 :])
+    return beyond / grown.count if grown.count else 0.0
+
+
+def _slow_firsts(scenario: Scenario, times: float) -> float:
+    """Of first tokens; those that never came are slow."""
     engine, firsts = Engine(scenario.setup.config(), seed=1), []
 
     def ended(outcome: Outcome) -> None:
@@ -47,9 +65,11 @@ def slow_share(scenario: Scenario, times: float) -> float:
 
 
 def limit(scenario: Scenario) -> float:
-    """The factor on the trace's arrivals at which the allowed share of first tokens is slow."""
+    """The factor on the trace's arrivals at which the allowed share is slow; infinite if none is up to 4 times the trace."""
     low = high = scenario.usual
-    while slow_share(scenario, high) <= ALLOWED and high < _MOST:
+    while slow_share(scenario, high) <= ALLOWED:
+        if high >= _MOST:
+            return math.inf
         low, high = high, min(_MOST, high * 1.4)
     while slow_share(scenario, low) > ALLOWED:
         low, high = low / 1.4, low
