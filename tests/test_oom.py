@@ -83,6 +83,15 @@ def test_a_leak_in_stairs_is_a_risk_before_the_device_is_full() -> None:
     assert full_soon >= 0.5
 
 
+def test_the_next_of_high_stairs_is_a_risk_before_it_is_taken() -> None:
+    # five GiB every two hours: with 5 GiB left and rises of 2 the next one fails, although it is two hours' growth
+    last, early = told(run(*stairs(5.0, 120, 950))), told(run(*stairs(5.0, 120, 470)))
+    assert early is not None
+    assert last is not None
+    assert early < 0.2
+    assert last >= 0.5
+
+
 def test_one_step_is_no_leak_and_another_engine_begins_anew() -> None:
     grown = told(run(*stairs(30.0, 400, 790)))
     assert grown is not None

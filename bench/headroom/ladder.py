@@ -37,7 +37,7 @@ class Row:
 
 
 def ladder(scenario: Scenario, *, levels: tuple[float, ...] = LADDER, peers: bool = True) -> tuple[list[Row], float]:
-    """The rows of a scenario, none where nothing is too much, and the CPU seconds of each estimate of ours on average."""
+    """The rows of a scenario, none where it has no limit, and the mean CPU seconds of an estimate of ours."""
     kind = (
         "inter-token"
         if scenario.tokens

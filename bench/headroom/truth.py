@@ -65,7 +65,7 @@ def _slow_firsts(scenario: Scenario, times: float) -> float:
 
 
 def limit(scenario: Scenario) -> float:
-    """The factor on the trace's arrivals at which the allowed share is slow; infinite if none is up to 4 times the trace."""
+    """The factor on the trace's arrivals at which the allowed share is slow; infinite if it is not at 4 times them."""
     low = high = scenario.usual
     while slow_share(scenario, high) <= ALLOWED:
         if high >= _MOST:

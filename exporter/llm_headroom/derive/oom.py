@@ -47,6 +47,10 @@ _LEAST_STEP: Final = 2**24
 _SOON: Final = 0.5
 """The chance where a leak would fill the device within an hour, the warning's threshold."""
 _MOST_OF_LEAK: Final = 0.95
+_USUAL: Final = 0.9
+"""Share of the rises that are no greater than a usual one."""
+_LEAST_ROOM: Final = 0.25
+"""Of the free memory: rises alone make no leak."""
 KILLED_SECONDS: Final = 300.0
 """For how long a kill for want of memory speaks."""
 _PRESSED: Final = 0.1
@@ -124,19 +128,25 @@ class Device:
         if risen > 0.0:
             as_far = sum(rise >= risen for rise in rises) / len(rises)
             chance = min(1.0, chance / as_far) if as_far else 1.0
-        return max(chance, self.trend.chance(free) or 0.0, self._leak(free))
+        return max(chance, self.trend.chance(free) or 0.0, self._leak(rises, free, used))
 
-    def _leak(self, free: float) -> float:
-        """The chance that a leak, in stairs or smooth, fills the free bytes: from how the floor rose in six hours."""
+    def _leak(self, rises: Sequence[float], free: float, used: float) -> float:
+        """The chance that a leak, in stairs or smooth, leaves no room: from how the floor rose in six hours.
+
+        Memory runs out once a usual rise from the floor does not fit any more, and stairs take a step at once: what
+        counts is the second greatest one, since the greatest may be a warm-up.
+        """
         if len(self.floors) < MOST_FLOORS:
             return 0.0
         lows = [each.low for each in self.floors]
-        rising = sum(after - before >= _LEAST_STEP for before, after in pairwise(lows))
+        steps = sorted(after - before for before, after in pairwise(lows))
         hours = self.floors[-1].hour - self.floors[0].hour
         growth = (lows[-1] - lows[0]) / hours
-        if rising < _LEAST_RISING or growth <= 0:
+        if steps[-_LEAST_RISING] < _LEAST_STEP or growth <= 0:
             return 0.0
-        return min(_MOST_OF_LEAK, _SOON * growth / max(free, 1.0))
+        usual = rises[int(_USUAL * len(rises))]
+        room = max(free + used - lows[-1] - usual, _LEAST_ROOM * free, 1.0)
+        return min(_MOST_OF_LEAK, _SOON * max(growth, steps[-_LEAST_RISING]) / room)
 
     @staticmethod
     def _chance(rises: Sequence[float], size: float) -> float:
