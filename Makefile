@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Many tests wait for servers of their own, so that more processes than two cores are of use.
+JOBS ?= 3
 DIST ?= dist
 
 .PHONY: run demo test lint types bench evaluate incident live torture device release docs clean help
@@ -44,7 +46,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/run.py

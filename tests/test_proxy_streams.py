@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm_headroom.model import Histogram
 from llm_headroom.proxy import documents, framing
-from llm_headroom.proxy.measures import Measures
+from llm_headroom.proxy.measures import BOUNDS, Measures
 from llm_headroom.proxy.observer import Observer
 from llm_headroom.scrape.label_cap import AGE
 from measured_values import told
@@ -383,3 +383,83 @@ def test_embeddings_carry_the_model_that_the_engine_has_taken() -> None:
 
     assert found["requests_finished_total{embed:latest,embedding}"] == 1
     assert found["request_duration_seconds{embed:latest}"] == 1
+
+
+def sums(measures: Measures) -> dict[str, float]:
+    """Of each histogram, by the metric's name."""
+    return {
+        series.metric.name.removeprefix("llm_"): value.sum
+        for series, value, _ in measures.points({})
+        if isinstance(value, Histogram)
+    }
+
+
+LINES = (
+    b'{"model":"m","message":{"content":"a"},"done":false}\n',
+    b'{"model":"m","message":{"content":"b"},"done":false}\n',
+)
+
+
+def last(**durations: float) -> bytes:
+    """Ollama's last line, with three tokens."""
+    told_by_it = {"done_reason": "stop", "prompt_eval_count": 7, "eval_count": 3, **durations}
+    return json.dumps({"model": "m", "message": {"content": ""}, "done": True, **told_by_it}).encode() + b"\n"
+
+
+def ollama_stream(end: bytes) -> Measures:
+    """Asked at 1 s, first output at 3.5 s, the next one at 4 s, the end at 11 s."""
+    measures = Measures(limit=10)
+    observer = asking(measures)
+    observer.answer(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n", 2.0)
+    for now, line in ((3.5, LINES[0]), (4.0, LINES[1]), (11.0, end)):
+        observer.answer(b"%x\r\n%b\r\n" % (len(line), line), now)
+    observer.answer(b"0\r\n\r\n", 11.0)
+    return measures
+
+
+def test_every_duration_of_a_stream_is_measured_from_when_it_was_asked() -> None:
+    found = sums(ollama_stream(last()))
+
+    assert found["time_to_first_token_seconds"] == 2.5
+    assert found["inter_token_latency_seconds"] == 0.5
+    assert found["request_duration_seconds"] == 10.0
+    assert found["time_per_output_token_seconds"] == 0.25  # 0.5 s for the two tokens after the first
+    assert found["request_prompt_tokens"] == 7
+    assert found["request_generation_tokens"] == 3
+
+
+def test_an_engines_durations_are_of_the_steps_that_it_names() -> None:
+    found = sums(ollama_stream(last(total_duration=9e9, prompt_eval_duration=2e9, eval_duration=4e9)))
+
+    assert found["request_prefill_seconds"] == pytest.approx(2.0)
+    assert found["request_decode_seconds"] == pytest.approx(4.0)
+    assert found["request_queue_seconds"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("absurd", [-1.0, 1e30])
+def test_absurd_durations_of_an_engine_are_none(absurd: float) -> None:
+    found = sums(ollama_stream(last(total_duration=absurd, prompt_eval_duration=absurd, eval_duration=absurd)))
+
+    assert not {name for name in found if name.startswith(("request_prefill", "request_decode", "request_queue"))}
+
+
+@pytest.mark.parametrize("head", ["GET /api/tags", "POST /api/show", "GET /api/chat"])
+def test_what_asks_for_no_inference_is_not_counted_before_or_after_its_answer(head: str) -> None:
+    measures = Measures(limit=10)
+    observer = Observer(measures, lambda: None)
+    observer.request(framing.request_head(f"{head} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+    observer.request_sent(1.0)
+    assert told(measures) == {}
+    observer.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}", 2.0)
+
+    assert told(measures) == {}
+    assert not observer.pending
+    observer.broken("aborted", 3.0)
+    assert told(measures) == {}
+
+
+def test_the_bounds_of_every_histogram_ascend_to_infinity() -> None:
+    for metric, bounds in BOUNDS.items():
+        assert all(low < high for low, high in pairwise(bounds)), metric.name
+        assert bounds[-1] == float("inf"), metric.name
+        assert all(high <= 8 * low for low, high in pairwise(bounds[:-1])), metric.name  # no gap, no slip of a digit

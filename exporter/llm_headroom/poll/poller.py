@@ -285,7 +285,12 @@ class Poller:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (defect := task.exception()) is not None:
+            log.error("work of the poller has ended", extra={"work": task.get_coro()}, exc_info=defect)
 
     def _added(self, targets: Iterable[Target]) -> list[Slot]:
         found = []
@@ -306,6 +311,7 @@ class Poller:
     def _start(self, slot: Slot, phase: float) -> None:
         self.slots[slot.name] = slot
         slot.task = asyncio.get_running_loop().create_task(self._poll(slot, phase), name=slot.name)
+        slot.task.add_done_callback(self._ended)
 
     async def _drop(self, name: str) -> None:
         slot = self.slots.pop(name, None)
