@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def rows(scope: Scope) -> tuple[Row, ...]:
     """Return collapsed rows."""
     return (
-        Row("Where does the cache lie?", _tiers(scope), optional="for engines with several tiers of KV cache"),
+        Row("Where is the cache?", _tiers(scope), optional="for engines with several tiers of KV cache"),
         Row("Does KV cache move fast enough?", _transfers(scope), optional="for disaggregated serving and connectors"),
         Row("Do adapters fit?", _adapters(scope), optional="for engines with LoRA"),
         Row("Does speculative decoding pay?", _speculation(scope), optional="for engines with a draft model"),

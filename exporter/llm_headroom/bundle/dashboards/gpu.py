@@ -34,7 +34,7 @@ _MEMORY: Final[tuple[tuple[str, Json], ...]] = (
 def _rows(scope: Scope, limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
     return (
         Row("Is there headroom, and are the GPUs healthy?", (*_numbers(scope, limits), _table(scope, limits))),
-        Row("What were they in trouble with?", _health(scope)),
+        Row("What was wrong with them?", _health(scope)),
         Row("How much memory is left?", _left(scope, limits)),
         Row("How busy are they?", _work(scope, limits)),
         Row("What uses the memory of each GPU on $instance?", (_memory(scope, limits),), repeat="instance"),
@@ -276,7 +276,7 @@ def _left(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMOomRisk",
         ),
         lines(
-            "Used by nobody known",
+            "Unattributed memory",
             f"{_WORST} Used memory that is not attributed to an engine: another program, a leak, or process ids are "
             "not visible.",
             Query(scope.worst(schema.GPU_MEMORY_UNATTRIBUTED, _GPU), BY_GPU),
