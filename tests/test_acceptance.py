@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +15,8 @@ from live.__main__ import page
 from live.exporter import Reading
 from live.verdict import Expected, Row, Verdict, table
 
+BENCH = Path(__file__).parents[1] / "bench"
+SUPPORT = Path(__file__).parent / "support"
 PAGE = Path(__file__).parents[1] / "docs" / "acceptance.md"
 ABSENT = Expected(None, "the engine has no such metric")
 ZERO = Expected(0, "the engine does not count them")
@@ -93,3 +98,28 @@ def test_the_page_has_no_wrong_row_and_counts_every_one() -> None:
 )
 def test_a_row_whose_verdict_does_not_follow_from_it_is_found(row: str, *, fault: bool) -> None:
     assert faults(page(["\n".join([*table([Row("up", 1, 1, 1)]), row])], ())) == ["running"] * fault
+
+
+def test_an_ollama_binary_is_run_and_its_part_stands_beside_those_of_earlier_runs(tmp_path: Path) -> None:
+    binary, folder, written = tmp_path / "ollama", tmp_path / "live", tmp_path / "acceptance.md"
+    binary.write_text(f'#!/bin/sh\nexec {sys.executable} {SUPPORT / "fake_ollama.py"} "$@"\n')
+    binary.chmod(0o755)
+    programs = folder / "venv" / "bin"  # as if everything were installed
+    programs.mkdir(parents=True)
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "llama-server-vulkan").touch()
+    (folder / "tiny.gguf").touch()
+    (folder / "vllm.md").write_text("## vLLM 0.32.0\n\n| up | 1 | 1 | 1 | exact |  |\n")
+
+    options = ("--only", "ollama", "--ollama", binary, "--step", "streams", "--page", written)
+    ran = subprocess.run(
+        (sys.executable, "-m", "live", "--folder", folder, *options),
+        env={**os.environ, "PYTHONPATH": str(BENCH)},
+        capture_output=True,
+        check=False,
+    )
+
+    text = written.read_text()
+    assert (ran.returncode, faults(text)) == (0, []), ran.stdout.decode()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## vLLM 0.32.0", "## Ollama 0.33.0-rc2"]
+    assert {"finished, length", "prompt tokens", "first tokens, count"} <= {row[0] for row in rows_of(text)}

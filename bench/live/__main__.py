@@ -24,7 +24,7 @@ from live.scenario import Stage, steps
 from live.verdict import Row, Verdict, counted, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from live.subject import Subject
 
@@ -50,8 +50,8 @@ Written by `make live`; reruns differ in numbers. A client counts what it asked 
 """
 
 
-async def judge(found: Subject, folder: Folder) -> tuple[str, list[tuple[str, list[Row]]]]:
-    """The engine's version, and the rows of each step by its description."""
+async def judge(found: Subject, folder: Folder, wanted: Collection[str]) -> tuple[str, list[tuple[str, list[Row]]]]:
+    """The engine's version, and the rows of each step by its description; `wanted` are names of steps, none for all."""
     server = found.server(folder.path)
     program = Path(sys.executable).with_name("llm-headroom")
     sections = []
@@ -63,6 +63,8 @@ async def judge(found: Subject, folder: Folder) -> tuple[str, list[tuple[str, li
             await exporter.until(lambda reading: reading.of("llm_up") == 1, 30)
             stage = Stage(found, server, exporter)
             for step in steps(found):
+                if wanted and step.__name__ not in wanted:
+                    continue
                 rows = await step(stage)
                 sections.append(((step.__doc__ or "").strip(), rows))
                 print(f"{found.title}: {step.__name__}", *table(rows), sep="\n", flush=True)
@@ -98,6 +100,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / ".live", help="where the engines are installed")
     parser.add_argument("--only", choices=ENGINES, action="append", help="these engines alone")
     parser.add_argument("--ollama", type=Path, metavar="PATH", help="an ollama binary that is there already")
+    parser.add_argument("--step", action="append", default=[], help="these steps alone, such as `crowd`")
     parser.add_argument("--page", type=Path, default=PAGE, help="the document to write")
     options = parser.parse_args()
     wanted = options.only or ENGINES
@@ -111,7 +114,7 @@ def main() -> int:
     if "ollama" in wanted and options.ollama is not None:
         subjects.append(subject.ollama(options.ollama.resolve(strict=True), folder))
     for each in subjects:
-        version, results = asyncio.run(judge(each, folder))
+        version, results = asyncio.run(judge(each, folder, options.step))
         folder.section(each.name).write_text("\n".join(section(each, version, results)), encoding="utf-8")
     files = {name: folder.section(name) for name in ENGINES}
     skipped = [text for name, text in LEFT_OUT.items() if not files[name].exists()]

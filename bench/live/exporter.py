@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 INTERVAL: Final = 0.2
 """Seconds between polls."""
+LONGEST_POLLS: Final = 60.0
+"""Seconds within which a target is polled twice, whatever its engine and its state: Ollama is polled each ten."""
 ENGINE: Final = "engine"
 PROXY: Final = "engine/proxy"
 
@@ -79,9 +81,16 @@ class Exporter(Server):
         return Reading(httpx.get(f"{self.url}/metrics", timeout=10, trust_env=False).text)
 
     async def settled(self) -> Reading:
-        """What it says once it has polled twice more."""
-        await asyncio.sleep(2.5 * INTERVAL)
-        return await asyncio.to_thread(self.read)
+        """What it says once each source was read twice more: the first time may have begun before."""
+        durations: dict[str, set[float]] = {ENGINE: set(), PROXY: set()}  # no two collections take the same time
+
+        def read_again(reading: Reading) -> bool:
+            for target, seen in durations.items():
+                if (duration := reading.of("llm_source_duration_seconds", target)) is not None:
+                    seen.add(duration)
+            return all(len(seen) > 2 for seen in durations.values() if seen)
+
+        return await self.until(read_again, LONGEST_POLLS)
 
     async def until(self, condition: Callable[[Reading], bool], seconds: float) -> Reading:
         """What it says when something holds, or when the time is over."""

@@ -28,6 +28,8 @@ _MORE: Final = 4
 """Requests of a crowd that find no place."""
 _APART: Final = 0.02
 """Seconds between requests of a crowd, so that none is late for the others' sake."""
+PATIENCE: Final = 20.0
+"""Seconds until what was done must be seen, besides the time between two polls."""
 STALLED: Final = 90.0
 """Seconds until a stall must be seen: it is one after 60 s."""
 _ENGINE_ALONE: Final = Expected(None, "only the engine knows", asked=False)
@@ -60,6 +62,11 @@ class Stage:
     server: Server
     exporter: Exporter
 
+    @property
+    def patience(self) -> float:
+        """Seconds until what was done must be seen."""
+        return PATIENCE + self.subject.interval
+
     async def during(self, act: Callable[[Client], Awaitable[None]]) -> tuple[Books, Growth]:
         """Let a client do something through the proxy; its books, and what grew."""
         before = self.exporter.read()
@@ -70,25 +77,24 @@ class Stage:
             await client.close()
         return client.books, Growth(before, await self.exporter.settled())
 
-    def row(  # noqa: PLR0913 - the parts of a row
+    def row(
         self,
         signal: str,
         truth: float,
         found: Growth,
         name: str,
         topic: str,
-        *,
-        expected_proxy: Expected | None = None,
         **labels: str,
     ) -> Row:
         """A row of one counter that both sides have under one name."""
+        expected = self.subject.expected(topic)
         return Row(
             signal,
             truth,
             found.of(name, **labels),
             found.of(name, self.subject.proxy, **labels),
-            expected_exporter=self.subject.expected(topic),
-            expected_proxy=expected_proxy,
+            expected_exporter=expected,
+            expected_proxy=expected if self.subject.proxy == ENGINE else None,
         )
 
 
@@ -98,7 +104,7 @@ def _served(stage: Stage, books: Books, found: Growth) -> list[Row]:
         for reason, count in sorted(books.finished.items())
     ]
     rows.append(stage.row("prompt tokens", books.prompt_tokens, found, "llm_prompt_tokens_total", "tokens"))
-    rows.append(stage.row("of these cached", books.cached_tokens, found, "llm_prompt_tokens_cached_total", "tokens"))
+    rows.append(stage.row("of these cached", books.cached_tokens, found, "llm_prompt_tokens_cached_total", "cached"))
     rows.append(stage.row("generated tokens", books.generation_tokens, found, "llm_generation_tokens_total", "tokens"))
     rows.append(
         stage.row("HTTP responses, 2xx", books.statuses[200], found, "llm_http_responses_total", "http", code="2xx")
@@ -168,7 +174,7 @@ async def crowd(stage: Stage) -> list[Row]:
     def full(reading: Reading) -> bool:
         return reading.of("llm_requests_running") == subject.places and reading.of("llm_requests_waiting") == _MORE
 
-    await exporter.until(full, 20)
+    await exporter.until(full, stage.patience)
     await asyncio.sleep(INTERVAL)
     earlier = client.books.events
     await asyncio.sleep(1.25 * INTERVAL)
@@ -337,7 +343,7 @@ async def frozen_core(stage: Stage) -> list[Row]:
 
     async def act(client: Client) -> None:
         work = asyncio.create_task(client.crowd([Request(tokens=900)] * 3, at_once=3))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 3, 20)
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 3, stage.patience)
         stage.server.freeze(core)
         try:
             reading = await stage.exporter.until(lambda reading: reading.of("llm_engine_stalled") == 1, STALLED)
@@ -369,10 +375,10 @@ async def frozen(stage: Stage) -> list[Row]:
 
     async def act(client: Client) -> None:
         work = asyncio.create_task(client.crowd([Request(tokens=700)] * 2, at_once=2))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 20)
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, stage.patience)
         stage.server.freeze()
         try:
-            reading = await stage.exporter.until(lambda reading: reading.of("llm_up") == 0, 20)
+            reading = await stage.exporter.until(lambda reading: reading.of("llm_up") == 0, stage.patience)
         finally:
             stage.server.thaw()
         rows.append(Row("up", 0, reading.of("llm_up"), None, expected_proxy=_ENGINE_ALONE))
@@ -400,7 +406,7 @@ async def killed(stage: Stage) -> list[Row]:
 
     async def die(client: Client) -> None:
         work = asyncio.create_task(client.crowd([Request(tokens=900)] * 2, at_once=2))
-        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, 20)
+        await stage.exporter.until(lambda reading: reading.of("llm_requests_running") == 2, stage.patience)
         stage.server.kill()
         await work
         await client.ask(Request())
@@ -433,7 +439,7 @@ async def killed(stage: Stage) -> list[Row]:
         ),
     ]
     stage.server.start()
-    await stage.exporter.until(lambda reading: reading.of("llm_up") == 1, 20)
+    await stage.exporter.until(lambda reading: reading.of("llm_up") == 1, stage.patience)
     books, found = await stage.during(lambda client: client.crowd([Request(tokens=20)] * 3, at_once=1))
     rows += [
         Row("up, started again", 1, found.after.of("llm_up"), None, expected_proxy=_ENGINE_ALONE),

@@ -31,7 +31,8 @@ class Subject:
 
     `places` are the requests that it runs at once, `capacity` the tokens of its KV cache, `block` those of a block.
     `at_once` is how many run and wait at most, None for any number. `core` is the child that does the work, if the API
-    is another process. `silent` says why a signal is absent, by topic; `unlike` what is said instead. `proxy` is the
+    is another process. `interval` is how long a change may take to be seen, in
+    seconds. `silent` says why a signal is absent, by topic; `unlike` what is said instead. `proxy` is the
     target of what the proxy measures.
     """
 
@@ -46,6 +47,7 @@ class Subject:
     at_once: int | None = None
     core: str = ""
     refuses_models: bool = False
+    interval: float = 1.0
     environment: Mapping[str, str] = field(default_factory=dict)
     silent: Mapping[str, str] = field(default_factory=dict)
     unlike: Mapping[str, Expected] = field(default_factory=dict)
@@ -162,7 +164,7 @@ def llamacpp(folder: Folder) -> Subject:
 
 def ollama(program: Path, folder: Folder) -> Subject:
     """Ollama, from a binary that is there already; its model is made of the same GGUF file."""
-    models = folder.path / "ollama"
+    models = folder.path / "ollama-models"
     return Subject(
         name="ollama",
         title="Ollama",
@@ -170,11 +172,13 @@ def ollama(program: Path, folder: Folder) -> Subject:
         places=2,
         ready="/api/version",
         patience=60,
+        interval=10.0,
         environment={
             "OLLAMA_HOST": "127.0.0.1:{port}",
             "OLLAMA_MODELS": str(models),
             "OLLAMA_NUM_PARALLEL": "2",
         },
+        silent={"cached": "Ollama does not say how many"},
         proxy=ENGINE,
     )
 
