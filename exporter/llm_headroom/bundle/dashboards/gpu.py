@@ -23,7 +23,7 @@ _WORST: Final = "The worst of the time shown."
 _LAST: Final = ("lastNotNull", "max")
 _MEMORY: Final[tuple[tuple[str, Json], ...]] = (
     *((pattern, fixed(colour)) for pattern, colour in shades().items()),
-    ("^nobody known", fixed(BAD)),
+    ("^unattributed", fixed(BAD)),
     ("^driver", fixed(GREY)),
     ("^free", {**fixed(GOOD), "custom.fillOpacity": 20}),
     ("^total", dashed("text")),
@@ -237,7 +237,7 @@ def _memory(scope: Scope, limits: Thresholds) -> Panel:
         "and free (light). KV cache is reserved at startup, so little free memory is normal: above the dashed line an "
         "allocation may fail.",
         *(Query(one, "{{target}} ({{engine}}) {{kind}}") for one in kinds),
-        Query(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})", "nobody known"),
+        Query(f"sum({scope.of(schema.GPU_MEMORY_UNATTRIBUTED)})", "unattributed"),
         Query(f"sum({scope.of(schema.GPU_MEMORY_RESERVED)})", "driver"),
         Query(f"sum({scope.of(schema.GPU_MEMORY_FREE)})", "free"),
         Query(total, "total"),
