@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 GROUPS: Final[dict[str, Group]] = {
     "llm-headroom.fleet": Group("30s", recording.FLEET),
+    "llm-headroom.buckets": Group("1m", recording.BUCKETS),
     "llm-headroom.slo": Group("30s", recording.SLO),
     "llm-headroom.slo-days": Group("2m", recording.SLO_DAYS),
     "llm-headroom.signals": Group("5m", recording.SIGNALS),
     "llm-headroom.latency": Group("30s", alerts_engine.LATENCY),
+    "llm-headroom.tokens": Group("1m", alerts_engine.TOKENS),
     "llm-headroom.availability": Group("30s", (*recording.ERRORS, *alerts_engine.AVAILABILITY)),
     "llm-headroom.kv-cache": Group("1m", alerts_engine.KV_CACHE),
     "llm-headroom.models": Group("2m", alerts_engine.MODELS),

@@ -78,6 +78,9 @@ LATENCY: Final = (
         description="{{ $value | humanizePercentage }} of the requests of the objective {{ $labels.slo }} missed its "
         "threshold over the long window (1 d or 3 d); the 30-day budget does not last.",
     ),
+)
+
+TOKENS: Final = (
     Alert(
         name="LLMInterTokenLatencySlow",
         severity=Severity.TICKET,

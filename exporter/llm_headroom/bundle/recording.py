@@ -89,12 +89,21 @@ FLEET: Final = (
     _rate("llm_prompt_tokens_cached_total"),
     _rate("llm_generation_tokens_total"),
     _rate("llm_engine_restarts_total"),
-    _buckets("llm_time_to_first_token_seconds"),
-    _buckets("llm_inter_token_latency_seconds"),
-    _buckets("llm_request_duration_seconds"),
-    _buckets("llm_request_queue_seconds"),
 )
 """Of a fleet, by model and engine."""
+
+BUCKETS: Final = tuple(
+    map(
+        _buckets,
+        (
+            "llm_time_to_first_token_seconds",
+            "llm_inter_token_latency_seconds",
+            "llm_request_duration_seconds",
+            "llm_request_queue_seconds",
+        ),
+    )
+)
+"""Of a fleet's latencies, for quantiles: most series that rules read are these."""
 
 SLO: Final = (
     Recording("engine_model:llm_slo_objective_ratio:max", f"max {_BY_SLO} (llm_slo_objective_ratio)"),
