@@ -142,6 +142,7 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
             "Headroom",
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
             scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+            whose="worst",
             unit="suffix: ×",
             decimals=1,
             steps=below(LOAD_HEADROOM_LOW, 1),

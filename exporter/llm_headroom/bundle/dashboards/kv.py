@@ -74,8 +74,6 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             scope.exposed(f"{used} / {capacity}"),
             whose="sum",
             unit="percentunit",
-            steps=above(limits.kv_usage_high, limits.kv_usage_critical),
-            alert="LLMKVHeadroomLow",
         ),
         stat(
             "Worst peak",
@@ -109,7 +107,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             alert="LLMKVHeadroomLow",
         ),
         stat(
-            "Preempts",
+            "Preempt",
             "Running requests per second that were preempted because the KV cache was full, added up.",
             scope.exposed(f"sum({scope.rate(schema.PREEMPTIONS)})"),
             whose="sum",
@@ -133,7 +131,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             Column(title="Cluster", label="cluster", width=75),
             Column(title="Instance", label="instance", width=125),
             Column(title="Engine", label="engine", width=75),
-            Column(title="Target", label="target", link=_TO_ENGINE, width=125),
+            Column(title="Target", label="target", link=_TO_ENGINE, width=105),
             Column(title="Model", label="model"),
             (
                 f"sort(min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')}))",
@@ -141,11 +139,11 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})",
-                Column(title="Fits, req/s", decimals=1, width=100),
+                Column(title="Fits, req/s", decimals=1, width=90),
             ),
             (
                 f"sum by ({TARGET}) ({scope.rate(schema.REQUESTS_FINISHED)})",
-                Column(title="Now, req/s", decimals=1, width=100),
+                Column(title="Now, req/s", decimals=1, width=90),
             ),
             (
                 binding,
@@ -160,7 +158,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                     unit="percentunit",
                     steps=above(limits.kv_usage_high, limits.kv_usage_critical),
                     bar=1,
-                    width=130,
+                    width=110,
                 ),
             ),
             (

@@ -148,7 +148,7 @@ def _models(scope: Scope, limits: Thresholds) -> Panel:
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.MODEL_CONTEXT, _OURS)})",
-                Column(title="Context", width=80),
+                Column(title="Context", unit="none", width=80),
             ),
             (
                 f"max by ({TARGET}) ({scope.of(schema.MODEL_EXPIRY, _OURS)}) - time() > 0",

@@ -20,6 +20,7 @@ NOT_FILLING: Final = -3
 """Stands for a time that does not come, as nothing grows."""
 
 _METRIC: Final = re.compile(r"\b(?:(?:\w+:)?llm_\w+(?::\w+)?|ALERTS|up(?=\{)|scrape_\w+|process_\w+)")
+NO_DATA: Final = "No data"
 _GRID: Final = 24
 _LOWEST: Final = -1e15
 """Below every reading."""
@@ -132,7 +133,7 @@ class Panel:
     sort: str = ""
     styles: tuple[tuple[str, Json], ...] = ()
     link: str = ""
-    no_value: str = "No data"
+    no_value: str = NO_DATA
     whose: str = ""
     calcs: tuple[str, ...] = ()
     words: Words = ()
@@ -190,7 +191,7 @@ class Panel:
             "mappings": [*_mappings(), *([_MISSING] if self.kind is Kind.TABLE else [])],
             "thresholds": thresholds(self.steps),
             "color": {"mode": "thresholds"},
-            "noValue": self.no_value if self.kind is not Kind.TABLE else "–",
+            "noValue": self._nothing(),
         }
         found |= {
             name: value
@@ -225,6 +226,13 @@ class Panel:
         elif self.kind is Kind.TABLE:
             found["custom"] = {"align": "auto", "filterable": False, "cellOptions": {"type": "auto"}}
         return found
+
+    def _nothing(self) -> str:
+        """What it says that has no data: nobody must take what is blind for what is well."""
+        if self.kind is Kind.TABLE:
+            return "–"
+        expected = self.empty is not None and self.no_value == NO_DATA and self.kind is not Kind.STAT
+        return f"{NO_DATA}: normal {self.empty}" if expected else self.no_value
 
     def _overrides(self) -> list[Json]:
         if self.kind is Kind.TABLE:
