@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 from typing import IO, TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from incident.fleet import Host
     from llm_headroom.poll.published import Published
 
+_RECORDED: Final = re.compile(r"\w+:\w+:\w+")
 FLAGS: Final = (
     "--storage.tsdb.retention.time=100y",
     f"--query.lookback-delta={LOOKBACK}",
@@ -71,17 +73,31 @@ def blocks(samples: Path, folder: Path, rules: Path, span: float) -> None:
         RuntimeError: promtool or Prometheus refuses something; it says why.
     """
     backfill([samples], folder)
-    with programs.prometheus(folder, {}, *FLAGS) as server:
-        command = ["promtool", "tsdb", "create-blocks-from", "rules", "--output-dir", str(folder / "data")]
-        command += ["--url", f"http://{server.address}", "--eval-interval", f"{STEP_SECONDS:.0f}s"]
-        command += ["--start", f"{EPOCH:.0f}", "--end", f"{EPOCH + span:.0f}", str(rules)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    document = yaml.safe_load(rules.read_text())
+    for place, recorded in enumerate(_passes(document)):
+        file = folder / f"rules-{place}.yml"
+        file.write_text(json.dumps({"groups": [{"name": "recorded", "rules": recorded}]}))
+        with programs.prometheus(folder, {}, *FLAGS) as server:
+            command = ["promtool", "tsdb", "create-blocks-from", "rules", "--output-dir", str(folder / "data")]
+            command += ["--url", f"http://{server.address}", "--eval-interval", f"{STEP_SECONDS:.0f}s"]
+            command += ["--start", f"{EPOCH:.0f}", "--end", f"{EPOCH + span:.0f}", str(file)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"promtool: {done.stderr.strip()}")
     with programs.prometheus(folder, {}, *FLAGS) as server, samples.open("wb") as out:
-        for line in _alerts(server.address, yaml.safe_load(rules.read_text()), span):
+        for line in _alerts(server.address, document, span):
             out.write(line)
     backfill([samples], folder)
+
+
+def _passes(document: Mapping[str, Any]) -> Iterator[list[dict[str, str]]]:
+    """Recording rules, those after the others that read what these record: promtool evaluates each on what is there."""
+    left = {rule["record"]: rule for group in document["groups"] for rule in group["rules"] if "record" in rule}
+    while left:
+        ready = [rule for rule in left.values() if not left.keys() & set(_RECORDED.findall(rule["expr"]))]
+        yield ready
+        for rule in ready:
+            del left[rule["record"]]
 
 
 def _alerts(address: str, rules: Mapping[str, Any], span: float) -> Iterator[bytes]:
