@@ -143,9 +143,16 @@ def test_engines_are_probed_through_the_deployment(chart: Path) -> None:
     ]
     assert monitors["rel-llm-headroom-sglang"]["podMetricsEndpoints"][0]["portNumber"] == 30000
     policy = only(found, "NetworkPolicy")["spec"]
-    assert policy["ingress"][0]["from"][0]["namespaceSelector"]["matchLabels"] == {
+    assert policy["ingress"][0]["from"][1]["namespaceSelector"]["matchLabels"] == {
         "kubernetes.io/metadata.name": "monitoring"
     }
+
+
+def test_without_a_name_only_pods_of_the_release_itself_reach_it(chart: Path) -> None:
+    policy = only(rendered(chart), "NetworkPolicy")["spec"]
+
+    (rule,) = policy["ingress"]
+    assert rule["from"] == [{"podSelector": policy["podSelector"]}]
 
 
 def test_rules_and_dashboards_come_out_as_they_are(chart: Path) -> None:

@@ -118,7 +118,9 @@ def _served(kind: str, generation: int, dice: random.Random) -> dict[str, Reply]
 
 async def _hours(virtual: float, clock: _Clock, dice: random.Random) -> tuple[list[_Sample], dict[str, int]]:
     samples: list[_Sample] = []
-    events = dict.fromkeys(("reloads", "engine restarts", "jumps of the clock", "restarts of the poller"), 0)
+    events = dict.fromkeys(
+        ("requests to engines", "reloads", "engine restarts", "jumps of the clock", "restarts of the poller"), 0
+    )
     with ExitStack() as stack:
         engines = {kind: stack.enter_context(EngineServer(replayed(each))) for kind, each in _ENGINES.items()}
         poller = Poller(_config(0, engines))
@@ -147,7 +149,8 @@ async def _hours(virtual: float, clock: _Clock, dice: random.Random) -> tuple[li
                 poller.start()
                 events["restarts of the poller"] += 1
             for each in engines.values():
-                each.requests.clear()
+                events["requests to engines"] += len(each.requests)
+                each.requests.clear()  # of the bench's own servers
             if step % _PER_SAMPLE == 0:
                 samples.append(_sample())
         await poller.stop()
@@ -168,5 +171,5 @@ def soak(hours: float, speed: float, dice: random.Random) -> Figure:
         before, after = (max(getattr(each, name) for each in part) for part in (first, last))
         seen.append(f"{name.replace('mib', 'MiB resident')} {before:.0f} → {after:.0f}")
         faults += after > before + most
-    done = ", ".join(f"{many} {what}" for what, many in events.items())
+    done = ", ".join(f"{many:,} {what}" for what, many in events.items())
     return Figure("soak", f"{hours:g} h at {speed:g} times the speed: {done}", "; ".join(seen), faults)
