@@ -137,7 +137,7 @@ XID_SECONDS: Final = 600.0
 FATAL_XIDS: Final = (48, 62, 64, 74, 79, 95, 119, 120)
 """Uncorrectable ECC, microcontroller halt, remap failure, NVLink, fallen off the bus, uncontained error, GSP.
 
-Xids that an application causes (13, 31, 43) or that tell of a repair (63, 92) are left out.
+Xids that an application causes (13, 31, 43) or that report a repair (63, 92) are left out.
 """
 HARD_THROTTLES: Final = ("hw_thermal", "hw_power_brake")
 """Reasons of throttling that are a fault at once; `sw_thermal` is one only after long."""

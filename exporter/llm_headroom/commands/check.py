@@ -1,4 +1,4 @@
-"""One collection of everything, reported: how engines are, what they expose, what is missing and what to do."""
+"""One collection of every source, reported: how engines are, what they expose, what is missing and what to do."""
 
 from __future__ import annotations
 

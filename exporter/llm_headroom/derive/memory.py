@@ -172,10 +172,10 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         # A model that was never seen has begun like a counter, one that was forgotten may have gone on meanwhile.
         before = restart.begun(Observation(), now, time, restart=False) if known is None else Observation()
         return replace(fresh, tallies=_tallies({}, before, now, objectives))
-    anew = restart.restarted(known.counts, now, time)
-    begun = restart.begun(known.counts, now, time, restart=anew)
+    restarted = restart.restarted(known.counts, now, time)
+    begun = restart.begun(known.counts, now, time, restart=restarted)
     tallies = _tallies(known.tallies, begun, now, objectives)
-    if anew:
+    if restarted:
         return replace(fresh, tallies=tallies, restarts=known.restarts + 1)
     # What was not read for a while has grown in a time that nobody knows: it is counted, but makes no rate.
     before = restart.since(known.last, known.counts, begun)

@@ -1,4 +1,4 @@
-"""The chance that an allocation fails for want of memory: on a GPU, and on the host under an engine.
+"""The chance that an allocation fails for lack of memory: on a GPU, and on the host under an engine.
 
 A card at 95 % is normal for an engine that reserves its pool when it starts, so a level says nothing. What counts is
 free memory against the rises that this device has shown (activations, graphs, other processes), and a trend that goes
@@ -52,7 +52,7 @@ _USUAL: Final = 0.9
 _LEAST_ROOM: Final = 0.25
 """Of the free memory: rises alone make no leak."""
 KILLED_SECONDS: Final = 300.0
-"""For how long a kill for want of memory speaks."""
+"""Seconds for which an OOM kill counts."""
 _PRESSED: Final = 0.1
 """Share of time in which all tasks waited for memory from which on the host is about to kill."""
 

@@ -37,12 +37,12 @@ class Reading(NamedTuple):
 class Between(NamedTuple):
     """What is known of the time between two polls of a target, before any counter is looked at.
 
-    `anew`: the process has started in between. `upgraded`: it has another version, which nobody changes in a running
+    `started`: the process has started in between. `upgraded`: it has another version, which nobody changes in a running
     process. `gap`: some polls in between have failed. `lacks`: a counter that was there would still be if the process
     were the same. `born`: a counter that was not there then has begun at 0 since.
     """
 
-    anew: bool = False
+    started: bool = False
     upgraded: bool = False
     gap: bool = False
     lacks: bool = False
@@ -55,7 +55,7 @@ def between(before: Reading | None, now: Reading, *, gap: bool) -> Between:
         return Between()
     started = before.started is not None and now.started is not None and now.started > before.started + _SAME_START
     return Between(
-        anew=started,
+        started=started,
         upgraded=gap and bool(before.version and now.version) and before.version != now.version,
         gap=gap,
         lacks=before.sources <= now.sources,
@@ -64,7 +64,7 @@ def between(before: Reading | None, now: Reading, *, gap: bool) -> Between:
 
 
 def restarted(counts: Observation, now: Observation, time: Between) -> bool:
-    """Whether the engine has begun anew since its counters were `counts`.
+    """Whether the engine has restarted since its counters were `counts`.
 
     One that fell says so. So does one that is missing after a gap; without a gap it takes all of them, since a single
     one may just be unreadable for once.
@@ -72,12 +72,12 @@ def restarted(counts: Observation, now: Observation, time: Between) -> bool:
     had = [name for name in _COUNTED if _amount(counts, name)]
     missing = [name for name in had if getattr(now, name) is None]
     gone = time.lacks and bool(missing) and (time.gap or len(missing) == len(had))
-    return time.anew or time.upgraded or gone or any(_fallen(counts, now))
+    return time.started or time.upgraded or gone or any(_fallen(counts, now))
 
 
 def begun(counts: Observation, now: Observation, time: Between, *, restart: bool) -> Observation:
     """The counters at the poll before: those that have begun since are 0, and so are all of another process."""
-    if restart and (time.anew or not any(_both(counts, now))):
+    if restart and (time.started or not any(_both(counts, now))):
         counts = Observation()
     if not restart and not time.born:
         return counts

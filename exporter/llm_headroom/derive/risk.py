@@ -82,7 +82,7 @@ def kv_feature(distance: float) -> float:
 
 
 def kv_saturation(now: Observation, estimates: Estimates) -> float | None:
-    """The probability that requests are preempted or blocked for want of KV cache within the horizon."""
+    """The probability that requests are preempted or blocked for lack of KV cache within the horizon."""
     distance = kv_distance(now, estimates)
     if distance is None or not estimates.warm:
         return None

@@ -39,7 +39,7 @@ _MISREAD: Final = frozenset({Cause.NOT_THIS_ENGINE, Cause.FORMAT, Cause.REDIRECT
 COUNTED: Final = ("firsts", "good", "finished", "failed", "responses", "wrong", "routed", "lost")
 """The counters of which the last minutes are judged."""
 PROGRESS: Final = ("first", "prompts", "finished")
-"""Counters that move when a request is taken in: first tokens, prompt tokens; and for want of them, requests' ends."""
+"""Counters that move when a request is admitted: first tokens, prompt tokens; without these, finished requests."""
 _REQUESTS: Final = ("running", "waiting", "firsts", "first", "finished", "generated")
 """Any of these says something of requests."""
 

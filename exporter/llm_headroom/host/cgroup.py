@@ -26,7 +26,7 @@ class Memory(NamedTuple):
 
     `limit` is the lowest of its own and of those above that can be seen, `used` the working set: what is charged less
     what the kernel drops at no cost (inactive file cache). `pressure` holds seconds in which some or all (full) tasks
-    waited for memory, `oom_kills` the processes that the kernel has killed for want of memory, both since the group
+    waited for memory, `oom_kills` the processes that the kernel has killed for lack of memory, both since the group
     was made.
     """
 

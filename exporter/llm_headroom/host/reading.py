@@ -36,7 +36,7 @@ class _Group(NamedTuple):
 class HostMemory:
     """Reads engines' processes and memory from /proc and /sys. Blocks; to be used from one thread.
 
-    A control group is remembered after its engine's death, for as long as it exists: who was killed for want of memory
+    A control group is remembered after its engine's death, for as long as it exists: who was killed for lack of memory
     is recognised by its counters.
     """
 

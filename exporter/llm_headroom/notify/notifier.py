@@ -39,7 +39,7 @@ _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Result(StrEnum):
-    """What became of a message: a closed set, since it is a label value."""
+    """The outcome of a message: a closed set, since it is a label value."""
 
     SENT = "sent"
     FAILED = "failed"
@@ -73,7 +73,7 @@ class Notifier:
                 self._doors[receiver] = _Door(receiver, self._pauses, self._counts)
 
     def changed(self) -> None:
-        """A source was judged anew."""
+        """A source was judged again."""
         if not self._doors:
             return
         judged = judgements(self._snapshots(), self._labels())

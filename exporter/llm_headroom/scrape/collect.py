@@ -212,7 +212,7 @@ class Collector:
                 mapper.forget()
 
     def _seen(self, reading: Reading) -> restart.Reading:
-        """What there is to tell one process of the engine from the next."""
+        """What distinguishes one process of the engine from the next."""
         starts = [value for _, value in numbers(reading.points, schema.ENGINE_START)]
         layers = set() if self._layer_warnings or not self._layers else {"layers"}
         return restart.Reading(

@@ -29,7 +29,7 @@ UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
 LONGEST_TITLE: Final = 60
 MOST_LOOKED_AT: Final = 1 << 19
-"""Bytes of an exposition: its first names tell whose it is."""
+"""Bytes of an exposition: its first names show whose it is."""
 _OTHER_EXPORTERS: Final = {
     "llm_up": "another llm-headroom",
     "grafana_": "Grafana's own metrics",

@@ -44,7 +44,7 @@ class LabelCap:
     def release(self, labels: Iterable[tuple[str, str]], at: float) -> bool:
         """Free the places of values that have not been among the `labels` for `AGE` seconds, where others want them.
 
-        `at` is a monotonic time in seconds. Whether any was freed: then what was mapped before has to be mapped anew.
+        `at` is a monotonic time in seconds. Whether any was freed: then what was mapped before has to be mapped again.
         """
         full = {label: values for label, values in self.seen.items() if label in self.overflow}
         if not full:

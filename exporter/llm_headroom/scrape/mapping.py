@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST_BOUNDS: Final = 200
 """Bounds of a histogram: each is a series of whoever scrapes us. vLLM's longest have 40."""
 MOST_SERIES: Final = 20_000
-"""Series of one exposition; 64 replicas, each with everything that it can tell, make 5,000."""
+"""Series of one exposition; 64 replicas, each with every series that it can expose, make 5,000."""
 
 
 class TooManySeries(Exception):  # noqa: N818 - what was answered, not an error of ours
@@ -88,7 +88,7 @@ class Mapper:
         return max(left, highest) if whole >= before else left
 
     def forget(self) -> None:
-        """Map anew from now on: the label cap has room again."""
+        """Resolve every mapping again: the label cap has free places."""
         self._planned = None
         self._facts.clear()
 

@@ -211,7 +211,7 @@ def batching_server(  # noqa: PLR0913 - what an engine is started with
         gpu: on what.
         utilisation: share of the GPU's memory that it takes (vLLM's --gpu-memory-utilization).
         max_num_seqs: most running requests.
-        seed: of everything random.
+        seed: random seed.
 
     Raises:
         ValueError: the model does not fit, or the version is unknown.

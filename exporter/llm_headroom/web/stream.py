@@ -65,7 +65,7 @@ class Feed:
         self._streams = 0
 
     def changed(self) -> None:
-        """A source has published: remember what it said, and tell every stream."""
+        """A source has published: remember what it said, and wake every stream."""
         self._board.record()
         self._view = self._json = None
         news, self._news = self._news, asyncio.Event()
