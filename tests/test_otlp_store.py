@@ -46,7 +46,12 @@ def store(folder: Path) -> Program:
     if "-opentelemetry.usePrometheusNaming" not in help_text.stdout + help_text.stderr:
         pytest.skip("this victoria-metrics is too old for OTLP's names")
     port = free_port()
-    flags = ("-opentelemetry.usePrometheusNaming", "-search.latencyOffset=0s", f"-storageDataPath={folder}/store")
+    flags = (
+        "-opentelemetry.usePrometheusNaming",
+        "-search.latencyOffset=0s",
+        "-search.maxStalenessInterval=5s",
+        f"-storageDataPath={folder}/store",
+    )
     relabel = f"-relabelConfig={ROOT}/deploy/victoria-metrics/relabel.yml"
     return Program([path, f"-httpListenAddr=127.0.0.1:{port}", relabel, *flags], port, "/health", folder / "store.log")
 
