@@ -130,7 +130,7 @@ def _exporters(scope: Scope) -> Panel:
             (f"time() - {of(read)}", Column(title="Last reading", unit="s", decimals=0, width=110)),
             (f"sum by ({EXPORTER}) ({up})", Column(title="Sources up", width=100)),
             (
-                f"count by ({EXPORTER}) ({scope.behind(up)})",
+                f"count by ({EXPORTER}) ({scope.behind(up)}) or {of(scope.exporters())} * 0",
                 Column(title="Sources unknown", steps=above(1), width=130),
             ),
             (of(f"scrape_samples_scraped{{{scope.matchers(())}}}"), Column(title="Series", width=90)),
