@@ -111,7 +111,7 @@ def test_an_ollama_binary_is_run_and_its_part_stands_beside_those_of_earlier_run
     (folder / "tiny.gguf").touch()
     (folder / "vllm.md").write_text("## vLLM 0.32.0\n\n| up | 1 | 1 | 1 | exact |  |\n")
 
-    options = ("--only", "ollama", "--ollama", binary, "--step", "streams", "--page", written)
+    options = ("--only", "ollama", "--ollama", binary, "--step", "aborts", "--step", "errors", "--page", written)
     ran = subprocess.run(
         (sys.executable, "-m", "live", "--folder", folder, *options),
         env={**os.environ, "PYTHONPATH": str(BENCH)},
@@ -122,4 +122,4 @@ def test_an_ollama_binary_is_run_and_its_part_stands_beside_those_of_earlier_run
     text = written.read_text()
     assert (ran.returncode, faults(text)) == (0, []), ran.stdout.decode()
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## vLLM 0.32.0", "## Ollama 0.33.0-rc2"]
-    assert {"finished, length", "prompt tokens", "first tokens, count"} <= {row[0] for row in rows_of(text)}
+    assert {"aborted", "running, afterwards", "HTTP responses, 4xx"} <= {row[0] for row in rows_of(text)}

@@ -1,21 +1,30 @@
-"""Targets come and go, as pods do; nothing of those that went stays in memory."""
+"""Memory: nothing of targets that went stays, as pods come and go; no engine's answer takes more than is allowed."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bounded
 from captures import Capture
-from engine_server import EngineServer, replayed
+from engine_server import TEXT, EngineServer, replayed
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, Target
 from llm_headroom.model import Series
 from llm_headroom.net.http_connection import Request
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
+from llm_headroom.scrape.documents import MOST_LINES
 from llm_headroom.web.app import App
+
+if TYPE_CHECKING:
+    import socket
 
 
 def targets_in_memory() -> set[str]:
@@ -59,3 +68,61 @@ def test_nothing_of_a_target_that_went_stays_in_memory() -> None:
                 await app.close()
 
     bounded.run(test())
+
+
+_POLLS = """
+import asyncio, sys
+from pathlib import Path
+from llm_headroom.config.load import load
+from llm_headroom.net.http_connection import Request
+from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published
+from llm_headroom.web.app import App
+
+async def main():
+    poller = Poller(load(Path(sys.argv[1]), engine_names=("vllm",)))
+    app, changed, taken = App(Published(poller)), asyncio.Event(), set()
+    poller.on_change(changed.set)
+    poller.start()
+    while len(taken) < int(sys.argv[2]):
+        await changed.wait()
+        changed.clear()
+        app.changed()
+        await app.handle(Request("GET", "/metrics", {}, {}))
+        taken |= {slot.snapshot.taken for slot in poller.slots.values() if slot.snapshot}
+    await poller.stop()
+    await app.close()
+
+asyncio.run(main())
+with open("/proc/self/status") as status:
+    print(next(line for line in status if line.startswith("VmHWM")).split()[1])
+"""
+"""Polls and renders so many times, and prints the peak of the resident memory in KiB."""
+
+
+def test_the_largest_body_stays_below_the_memory_limit_of_the_chart(tmp_path: Path) -> None:
+    values = (Path(__file__).parents[1] / "deploy" / "helm" / "llm-headroom" / "values.yaml").read_text()
+    (limit,) = {int(found) for found in re.findall(r"limits: \{memory: (\d+)Mi\}", values)}
+    asked: list[int] = []
+
+    def answer(_server: EngineServer, connection: socket.socket) -> None:
+        asked.append(len(asked))
+        line = b'vllm:num_requests_running{model_name="%d",engine="%06d' + b"x" * 260 + b'"} 1\n'
+        body = b"".join(line % (asked[-1], number) for number in range(MOST_LINES))  # every line is new
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {TEXT}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode() + body)
+
+    with EngineServer({"/metrics": answer}) as server:
+        config = tmp_path / "headroom.yml"
+        config.write_text(f"""
+            interval: 1s
+            timeout: 60s  # a busy machine has to read all of it
+            gpu: false
+            targets: [{{engine: vllm, url: "{server.url}"}}]
+            """)
+        polls = (sys.executable, "-c", _POLLS, config, "3")
+        ran = subprocess.run(polls, capture_output=True, text=True, check=True)
+
+    assert "source down" not in ran.stderr
+    assert len(asked) >= 3
+    assert int(ran.stdout) / 1024 < 0.9 * limit
