@@ -91,8 +91,8 @@ INCIDENTS: Final = (
     Incident(1100.0, "sglang", Misbehaviour(slowdown=1.0), "SGLang's GPU is back to full speed"),
 )
 
-LOADING: Final = Incident(0.0, "sglang", Misbehaviour(crash_seconds=40.0), "SGLang loads its model for 40 s")
-"""Once, at the begin: an engine that has never answered is loading, one that answered before is down."""
+LOADING: Final = 20.0
+"""Virtual seconds for which SGLang does not answer at first: it has never answered, so it is loading and not down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +201,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
             await server.start("127.0.0.1:0")
             stack.push_async_callback(server.close)
         gpus = await stack.enter_async_context(simulated_gpus(servers, clock))
+        servers["sglang"].misbehave(Misbehaviour(crash_seconds=LOADING))
         address, proxy = await _export(settings, targets(servers), gpus, stack)
         for name, server in servers.items():
             say(f"{name:<12} http://{server.address}/   (simulated)")
