@@ -13,7 +13,7 @@ from rich.text import Text
 from llm_headroom.model import Level
 from llm_headroom.view import text
 from llm_headroom.view.text import plain
-from llm_headroom.view.values import ORDER, EngineCard, GpuCard
+from llm_headroom.view.values import EngineCard, GpuCard, urgency
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -208,7 +208,8 @@ def _searched(card: EngineCard | GpuCard) -> str:
 def _order(card: EngineCard | GpuCard, name: str) -> tuple[float, str] | None:
     """What cards are sorted by; of GPUs only the state counts."""
     if name == "state" or isinstance(card, GpuCard):
-        return ORDER[card.level], card.state.name
+        level, rank = urgency(card.state)
+        return level + rank / 100, card.state.name
     match name:
         case "target":
             return 0.0, card.source.target
@@ -234,7 +235,7 @@ def _page(cards: list[Card], lines: int, page: int) -> tuple[list[Card], int, in
 def _title(view: View, problem: str, now: float) -> Text:
     """How many are in which state of attention, and the worst by name."""
     every: list[EngineCard | GpuCard] = [*view.engines, *view.gpus]
-    cards = sorted(every, key=lambda card: ORDER[card.level])
+    cards = sorted(every, key=lambda card: urgency(card.state))
     title = Text("llm-headroom  ", "bold", no_wrap=True, overflow="ellipsis")
     names = {Level.BAD: "in trouble", Level.WARN: "with a warning", Level.UNKNOWN: "unknown", Level.GOOD: "fine"}
     for level, name in names.items():

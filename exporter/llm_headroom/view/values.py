@@ -10,10 +10,11 @@ from functools import cache
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from llm_headroom.model import Level
+from llm_headroom.model import ENGINE_STATES, GPU_STATES, Level
 
 ORDER: Final = {Level.BAD: 0, Level.WARN: 1, Level.UNKNOWN: 2, Level.GOOD: 3}
 """Of levels, the worst first."""
+_STATES: Final = {str(state): index for states in (GPU_STATES, ENGINE_STATES) for index, state in enumerate(states)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,11 @@ class Condition:
     level: Level
     reason: str = ""
     since: float | None = None
+
+
+def urgency(state: Condition) -> tuple[int, int]:
+    """Where a state stands among others, the worst first: by level, then as the model orders its states."""
+    return ORDER[state.level], _STATES.get(state.name, len(_STATES))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.net.http_connection import Response, plain
 from llm_headroom.view.day import MINUTES
-from llm_headroom.view.values import ORDER, GpuCard
+from llm_headroom.view.values import GpuCard, urgency
 from llm_headroom.web import cards, table
 from llm_headroom.web.cards import Around
 from llm_headroom.web.look import key
@@ -85,7 +85,7 @@ class Painter:
         for name, found in lists.items():
             html[name] = _frame(name, found)
             many = len(found) > table.MOST_CARDS
-            for card in sorted(found, key=lambda card: ORDER[card.level]):
+            for card in sorted(found, key=lambda card: urgency(card.state)):
                 html[key(card)] = self._card(card, view.time, look, many=many)
         html["absent"] = _absent(view.absent)
         if len(self._made) > _MOST_MADE:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.model import Level
 from llm_headroom.view import text
-from llm_headroom.view.values import ORDER, EngineCard, GpuCard
+from llm_headroom.view.values import EngineCard, GpuCard, urgency
 from llm_headroom.web.look import key
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def summary(view: View, look: Look) -> Summary:
     cards: list[EngineCard | GpuCard] = [*view.engines, *view.gpus]
     wrong = sorted(
         (card for card in cards if card.level is not Level.GOOD),
-        key=lambda card: (ORDER[card.level], card.state.since or 0.0),
+        key=lambda card: (urgency(card.state), card.state.since or 0.0),
     )
     notices = "".join(f'<p class="notice warn">{escape(each)}</p>' for each in view.notices)
     level = wrong[0].level if wrong else Level.WARN if view.notices else Level.GOOD if cards else Level.UNKNOWN

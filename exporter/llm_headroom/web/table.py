@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.view import text
-from llm_headroom.view.values import ORDER
+from llm_headroom.view.values import urgency
 from llm_headroom.web.look import key
 from llm_headroom.web.summary import mark
 
@@ -129,7 +129,7 @@ def _state(card: EngineCard | GpuCard) -> Cell:
     reason = f"<small>{escape(state.reason)}</small>" if state.reason and state.level != "good" else ""
     return Cell(
         f"<span>{mark(state.level)}{escape(state.name)}</span>{reason}",
-        f"{ORDER[state.level]}{state.name}",
+        "{}{:02}{}".format(*urgency(state), state.name),
         state.level,
     )
 
