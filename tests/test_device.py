@@ -13,9 +13,13 @@ import pytest
 
 import nvml_library
 from device import scripted
+from device.load import Sample, energy
+from device.processes import Metrics
 from device.rows import GIB, Verdict, compared, not_run, table
 
 ROOT = Path(__file__).parents[1]
+OVER_TIME = {"load: energy against power summed up", "load: PCIe, received while the host copies"}
+"""Rows of amounts over time, which a busy machine stretches: what they judge is tested with literals below."""
 NVIDIA_SMI = """#!/bin/sh
 # Answers a query for several columns only if it knows all of them, as nvidia-smi does.
 for each in "$@"; do
@@ -58,7 +62,8 @@ def test_every_check_of_an_honest_card_passes_and_one_of_a_lying_peer_fails(tmp_
 
     assert {row["part"] for row in rows.values()} == {"answers", "cost", "memory", "rights", "load"}
     wrong = {name for name, row in rows.items() if row["verdict"] == Verdict.FAIL}
-    assert wrong == {"load: nvidia-smi temperature.memory"}
+    assert wrong - OVER_TIME == {"load: nvidia-smi temperature.memory"}
+    assert all(rows[name]["truth"] > 0 for name in OVER_TIME)
     assert status == 1
     assert {name for name in rows if "nvidia-smi" in name} == {
         f"load: nvidia-smi {column}" for column in ("memory.total", "temperature.gpu", "temperature.memory")
@@ -90,6 +95,29 @@ def test_without_a_gpu_the_run_says_so(tmp_path: Path) -> None:
     assert found.returncode == 2
     assert "--stub" in found.stderr
     assert not (tmp_path / "out").exists()
+
+
+def reading(at: float, joules: float) -> Metrics:
+    """What is exported of a reading at some time."""
+    return Metrics(
+        {
+            "llm_gpu_energy_joules_total": {(("gpu", "0"),): joules},
+            "llm_source_last_success_timestamp_seconds": {(("target", "nvml"),): at},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("grown", "verdict"),
+    [(4000.0, Verdict.PASS), (4119.0, Verdict.PASS), (4121.0, Verdict.FAIL), (4.0, Verdict.FAIL)],
+)
+def test_energy_is_held_to_three_percent_of_the_power_summed_up(grown: float, verdict: Verdict) -> None:
+    """Power rises from 300 W to 500 W, looked at over another time than that between the readings."""
+    samples = [Sample(0.0, 300.0), Sample(4.0, 400.0), Sample(8.0, 500.0)]
+
+    [row] = energy(reading(10.0, 1e6), reading(20.0, 1e6 + grown), samples)
+
+    assert (row.truth, row.ours, row.verdict) == (4000.0, grown, verdict)
 
 
 def test_what_is_absent_is_never_a_pass() -> None:

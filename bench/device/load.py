@@ -56,7 +56,7 @@ def rows(folder: Path, output: Path, worker: Worker, watts: Callable[[], float],
     (output / "metrics-loaded.prom").write_text(last.text(), encoding="utf-8")
 
     yield from _levels(found[len(found) // 2])
-    yield from _energy(start, last, samples)
+    yield from energy(start, last, samples)
     yield from _throttled(start, last)
     yield from smi.rows(PART, beside, last)
     without = (
@@ -100,7 +100,7 @@ def _levels(loaded: Metrics) -> Iterator[Row]:
         yield held(PART, f"clock under load: {domain}", f"at most {shown[0]}", shown[1], right=right, note="above 30 %")
 
 
-def _energy(start: Metrics, last: Metrics, samples: list[Sample]) -> Iterator[Row]:
+def energy(start: Metrics, last: Metrics, samples: list[Sample]) -> Iterator[Row]:
     """The growth of the counter between two readings, beside the power summed up over the same time."""
     joules = [each.one("llm_gpu_energy_joules_total", **GPU) for each in (start, last)]
     times = [each.one("llm_source_last_success_timestamp_seconds", **NVML) or 0.0 for each in (start, last)]
