@@ -29,6 +29,7 @@ DEADLINE: Final = 240.0
 LEAST: Final = 150
 """Queries that a scraping Prometheus answers for one vLLM under traffic; the others are of GPUs and other engines."""
 PODS: Final = ("vllm-0", "vllm-1")
+FILES: Final = ("llm-headroom.rules.yml", "pushed.yml")
 RULES: Final = BundleSettings(for_scale=0.001)
 
 
@@ -49,7 +50,6 @@ def store(folder: Path) -> Program:
     flags = (
         "-opentelemetry.usePrometheusNaming",
         "-search.latencyOffset=0s",
-        "-search.maxStalenessInterval=5s",
         f"-storageDataPath={folder}/store",
     )
     relabel = f"-relabelConfig={ROOT}/deploy/victoria-metrics/relabel.yml"
@@ -58,9 +58,6 @@ def store(folder: Path) -> Program:
 
 def evaluating(folder: Path, address: str) -> Program:
     """Vmalert with the rules that are shipped, over a store."""
-    for name, text in alerts.files(RULES).items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
     port = free_port()
     url = f"http://{address}"
     return Program(
@@ -68,7 +65,7 @@ def evaluating(folder: Path, address: str) -> Program:
             program("vmalert", "victoria-metrics"), f"-httpListenAddr=127.0.0.1:{port}",
             "-evaluationInterval=1s", "-datasource.queryStep=5s",
             f"-datasource.url={url}", f"-remoteWrite.url={url}", "-notifier.blackhole",
-            f"-rule={folder}/alerts/llm-headroom.rules.yml", f"-rule={folder}/alerts/pushed.yml",
+            f"-rule={folder}/rules.yml", f"-rule={folder}/pushed.yml",
         ],
         port, "/health", folder / "vmalert.log",
     )  # fmt: skip
@@ -117,10 +114,13 @@ def test_two_pods_that_push_are_as_two_pods_that_are_scraped(tmp_path: Path) -> 
             "job_name": "llm-headroom",
             "static_configs": [{"targets": [one.url.removeprefix("http://") for one in pushing]}],
         }
-        shipped = yaml.safe_load(alerts.files(RULES)["alerts/llm-headroom.rules.yml"])
-        (tmp_path / "rules.json").write_text(yaml.safe_dump(shipped))
+        shipped, up = (yaml.safe_load(alerts.files(RULES)[f"alerts/{name}"]) for name in FILES)
+        for group in shipped["groups"]:
+            group.pop("interval", None)  # each second, as the others
+        for name, content in (("rules.yml", shipped), ("pushed.yml", up)):
+            (tmp_path / name).write_text(yaml.safe_dump(content))
         times = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        config = {"global": times, "rule_files": ["rules.json"], "scrape_configs": [job]}
+        config = {"global": times, "rule_files": ["rules.yml"], "scrape_configs": [job]}
         prometheus = stack.enter_context(programs.prometheus(tmp_path, config))
         vmalert = stack.enter_context(evaluating(tmp_path, victoria.address))
         end = time.monotonic() + DEADLINE
