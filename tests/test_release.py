@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -137,6 +138,11 @@ def test_an_archive_is_packed_again_without_its_time_owner_and_order() -> None:
     assert first == release.repacked(archive("a", "b", mtime=9, uid=0), int(AT))
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         assert [(each.name, each.mtime) for each in tar] == [("a", int(AT)), ("b", int(AT))]
+
+
+def test_the_changelog_has_this_version_with_its_date() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", text, re.MULTILINE)
 
 
 def test_every_name_of_the_last_release_is_still_there_or_has_an_upgrade_note() -> None:
