@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ import pytest
 import captures
 import field_inputs
 from captures import Capture, value, values
-from engine_server import EngineServer, Reply, as_json, replayed
+from engine_server import EngineServer, Reply, as_json, hang, replayed
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import parse_target
 from llm_headroom.engines.built_in import BUILT_IN
@@ -224,6 +225,13 @@ def test_what_wants_credentials_beside_the_metrics_is_no_warning_and_a_reason() 
     assert snapshot.health.warnings == ()
     reasons = dict(coverage.missing(snapshot, BUILT_IN["vllm"]))
     assert "/v1/models wants credentials" in reasons["llm_model_context_tokens"]
+
+
+def test_what_is_left_of_a_deadline_is_said_in_round_numbers() -> None:
+    routes = {**replayed(Capture("vllm", "0.32.0", "saturated")), "/version": hang}
+    (warning, *_) = polled("vllm", routes, timeout=0.7).snapshot.health.warnings
+
+    assert re.search(r"/version: no answer within 0\.\d s", warning.message)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/metrics", "127.0.0.1:8000/v1/"])

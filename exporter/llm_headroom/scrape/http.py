@@ -114,7 +114,7 @@ class Client:
             answered = True
         except TimeoutError:
             doing = "preparing the request" if self._transport is None else self._transport.connection.doing
-            raise self._error(path, Cause.TIMEOUT, f"no answer within {timeout:.3g} s ({doing})") from None
+            raise self._error(path, Cause.TIMEOUT, f"no answer within {_rounded(timeout)} s ({doing})") from None
         except Refusal as refusal:
             raise self._error(path, refusal.cause, str(refusal)) from None
         else:
@@ -257,6 +257,11 @@ async def _collected(pieces: AsyncIterator[bytes], cap: int, coding: str) -> byt
     if inflate is not None and not inflate.eof:
         raise Refusal(Cause.PROTOCOL, f"the {coding} body stops before its end")
     return b"".join(collected)
+
+
+def _rounded(seconds: float) -> str:
+    """Seconds for a message: what is left of 5 s after a quick answer is 5 s, not 4.99."""
+    return f"{round(seconds, 1) or seconds:.3g}"
 
 
 def _too_large(cap: int) -> Refusal:
