@@ -142,7 +142,8 @@ def test_an_archive_is_packed_again_without_its_time_owner_and_order() -> None:
 
 def test_the_changelog_has_this_version_with_its_date() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", text, re.MULTILINE)
+    dated = re.findall(rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", text, re.MULTILINE)
+    assert len(dated) == 1
 
 
 def test_every_name_of_the_last_release_is_still_there_or_has_an_upgrade_note() -> None:
