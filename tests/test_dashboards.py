@@ -233,6 +233,24 @@ def test_a_selector_of_the_user_is_in_every_query() -> None:
                 assert name in RECORDED or 'cluster="x"' in matchers, expr
 
 
+def test_a_store_with_a_plugin_of_its_own_is_asked_through_it() -> None:
+    kind = "victoriametrics-metrics-datasource"
+    for text in files(BundleSettings(datasource_type=kind)).values():
+        assert '"prometheus"' not in text
+        assert {panel["datasource"]["type"] for panel in drawn(json.loads(text))} == {kind}
+
+
+def test_colours_do_not_depend_on_what_else_is_shown(document: Json) -> None:
+    """By name, fixed, or by value; models are shades of their engine's colour."""
+    for panel in drawn(document):
+        fields = panel["fieldConfig"]
+        modes = [fields["defaults"]["color"]["mode"]] if "color" in fields["defaults"] else []
+        modes += [
+            one["value"]["mode"] for each in fields["overrides"] for one in each["properties"] if one["id"] == "color"
+        ]
+        assert set(modes) <= {"palette-classic-by-name", "fixed", "thresholds", "shades"}, panel["title"]
+
+
 def test_runbooks_are_linked_where_the_user_has_them() -> None:
     text = files(replace(BundleSettings(), runbook_base_url="https://wiki.test/r/"))["dashboards/llm-headroom-kv.json"]
     urls = {link["url"] for panel in drawn(json.loads(text)) for link in panel.get("links", ())}
