@@ -16,6 +16,7 @@ from captures import Capture, value, values
 from llm_headroom import schema
 from llm_headroom.derive import replicas
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.rules import Fact
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Histogram, SampleState
 from llm_headroom.scrape import kv_cache
@@ -174,3 +175,17 @@ def test_every_ratio_that_engines_expose_is_named_so() -> None:
 
     assert ratios
     assert all(re.search(r"_ratio$|_acceptance$", name) for name in ratios)
+
+
+def test_of_what_does_not_add_up_the_largest_is_that_of_the_values_beyond_the_cap() -> None:
+    facts = [
+        Fact(metric, {"model": f"m{number}"}, value, "")
+        for number in range(5)
+        for metric, value in ((schema.MODEL_OFFLOAD, 0.2 * number), (schema.MODEL_CONTEXT, 100.0 * number))
+    ]
+    facts += [Fact(schema.MODEL_MEMORY, {"model": f"m{number}", "kind": "total"}, 10.0, "") for number in range(5)]
+    points = captures.mapper("ollama", limit=2).place(facts, ())
+
+    assert values(points, "llm_model_offload_ratio", "model")["other"] == pytest.approx(0.8)
+    assert values(points, "llm_model_context_tokens", "model")["other"] == 400
+    assert values(points, "llm_model_memory_bytes", "model")["other"] == 30

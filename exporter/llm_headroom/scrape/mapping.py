@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.engines.rules import Combine
-from llm_headroom.model import Kind, Point, SampleState, Series
+from llm_headroom.model import Across, Kind, Point, SampleState, Series
 from llm_headroom.scrape.label_cap import OVERFLOW
 from llm_headroom.scrape.plan import Buckets, Derived, Newest, Plan, Rest, Scalar, product
 from llm_headroom.scrape.sources import Sources
@@ -371,14 +371,19 @@ def _bound(text: str) -> float | None:
 
 
 def _merged(points: list[Point]) -> list[Point]:
-    """Points with one for each series: those that the label cap made fall together are added up."""
+    """Points with one for each series: of those that the label cap made fall together the sum, or the largest.
+
+    Amounts add up, as they do over replicas; ratios, contexts and times do not.
+    """
     by_series: dict[Series, Point] = {}
-    for point in points:
-        known = by_series.get(point.series)
+    for each in points:
+        known = by_series.get(each.series)
         if known is None:
-            by_series[point.series] = point
-        elif point.series.metric.kind is not Kind.HISTOGRAM and any(
-            text == OVERFLOW for _, text in point.series.labels
-        ):
-            by_series[point.series] = known._replace(value=float(known.value) + float(point.value))  # type: ignore[arg-type]
+            by_series[each.series] = each
+            continue
+        metric = each.series.metric
+        if metric.kind is not Kind.HISTOGRAM and any(text == OVERFLOW for _, text in each.series.labels):
+            one, other = float(known.value), float(each.value)  # type: ignore[arg-type]  # no histograms
+            value = one + other if metric.across is Across.SUM else max(one, other)
+            by_series[each.series] = known._replace(value=value)
     return list(by_series.values())
