@@ -126,6 +126,11 @@ def test_alertmanagers_form_has_what_its_receivers_read() -> None:
     _, end = sent(Settings(url="http://a/hook"), "http://a/hook", 1)
 
     assert (body["version"], body["status"], end["status"]) == ("4", "firing", "resolved")
+    _, named = sent(Settings(name="on-call", url="http://a/hook"), "http://a/hook")
+    assert (body["receiver"], named["receiver"]) == (Settings(url="http://a/hook").kind, "on-call")
+    group = {"alertname": "LLMEngineState", "target": "gpu7"}
+    assert (body["groupLabels"], body["groupKey"]) == (group, '{}:{alertname="LLMEngineState", target="gpu7"}')
+    assert (body["commonLabels"], body["truncatedAlerts"]) == (body["alerts"][0]["labels"], 0)
     (alert,), (over,) = body["alerts"], end["alerts"]
     assert alert["labels"] == {
         "alertname": "LLMEngineState",

@@ -463,3 +463,40 @@ def test_the_bounds_of_every_histogram_ascend_to_infinity() -> None:
         assert all(low < high for low, high in pairwise(bounds)), metric.name
         assert bounds[-1] == float("inf"), metric.name
         assert all(high <= 8 * low for low, high in pairwise(bounds[:-1])), metric.name  # no gap, no slip of a digit
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"3\r\nabcd\r\n0\r\n\r\n",  # longer than its size
+        b"x\r\n",
+        b"-1\r\n",
+        b"\r\n",
+        b"1" * 20 + b"\r\n",
+        b"3\r\nabc\r\n" + b"0" * (framing.MOST_LINE_BYTES + 1),
+    ],
+)
+def test_a_body_that_is_not_framed_as_it_should_be_is_not_seen_any_further(body: bytes) -> None:
+    for cut in (len(body), 1, 4):
+        measures = Measures(limit=10)
+        observer = asking(measures)
+        observer.answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 2.0)
+        observer.answer(body[:cut], 2.0)
+        observer.answer(body[cut:], 2.0)
+
+        assert observer.blind
+        assert not observer.pending
+        assert told(measures) == {}
+
+
+@pytest.mark.parametrize(("trailer", "lines"), [(b"", "\r\n"), (b"x: y\r\n", "\r\n"), (b"", "\n")])
+def test_a_chunked_body_ends_after_its_trailers(trailer: bytes, lines: str) -> None:
+    body = (b"3\r\nabc\r\n0\r\n" + trailer + b"\r\n").replace(b"\r\n", lines.encode())
+    for cut in range(len(body)):
+        observer = asking(Measures(limit=10))
+        observer.answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 2.0)
+        observer.answer(body[:cut], 2.0)
+        assert len(observer.pending) == 1
+        observer.answer(body[cut:], 2.0)
+        assert not observer.pending
+        assert not observer.blind

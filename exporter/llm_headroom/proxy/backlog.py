@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOOK_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.2
 """For which a piece waits at most."""
-MOST_PIECES: Final = 64
+MOST_PIECES: Final = 128
 """That wait: a lot is looked at within a fraction of a millisecond, so that no stream is held up by another one's."""
 MOST_BYTES: Final = 256 * 1024
 
