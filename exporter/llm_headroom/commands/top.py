@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import select
+import signal
 import sys
 import termios
 import threading
@@ -200,6 +201,7 @@ def live(listen: Callable[[Latest], None]) -> None:
     thread = threading.Thread(target=listen, args=(latest,), daemon=True)
     logging.disable(logging.CRITICAL)  # it would be written across the screen; troubles are shown in the tables
     thread.start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have had it ignored, as `nohup` and `&` do
     try:
         _live(Console(), latest)
     except KeyboardInterrupt:
