@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import replace
-from itertools import pairwise
 from statistics import fmean, pvariance
 
 import pytest
@@ -108,83 +107,6 @@ def test_prompts_of_a_burst_are_alike_only_if_chance_does_not_explain_it() -> No
     assert mixed.prompt_ratios(mean, 1e5) == [1.0] * 180
 
 
-def holding(tokens: float) -> Traffic:
-    """Ten requests in five seconds, three running at a time, each of which holds so many KV tokens."""
-    known = traffic([10.0] * 180)
-    held = (3.0 * tokens, 3.0 * tokens)
-    return replace(known, intervals=tuple(replace(each, held=held) for each in known.intervals))
-
-
-@pytest.mark.parametrize(
-    ("held", "pairing"),
-    [
-        (0.0, 0.0),  # not reported
-        (1050.0, 0.0),  # exponential prompts of 1,000 and half of answers of 50, which are twice as long while they run
-        (1550.0, 0.5),
-        (2050.0, 1.0),
-        (9999.0, 1.0),
-        (1000.0 - 250.0 + 50.0, -0.7),
-        (1.0, -1.0),
-    ],
-)
-def test_what_running_requests_hold_says_how_prompts_and_answers_go_together(held: float, pairing: float) -> None:
-    known = holding(held)
-    sizes = known.sizes()
-    assert sizes is not None
-    prompts, answers = known.prompts.sampler(sizes.prompt), known.answers.sampler(sizes.answer)
-    assert known.pairing(prompts, answers) == pytest.approx(pairing, abs=0.04 if pairing >= 0 else 0.4)
-    if 1050.0 <= held <= 2050.0:
-        calls = [call for _, call in known.draw(sizes, 4.0, random.Random(1))]
-        product = fmean(call.prompt * call.answer for call in calls)
-        assert product / sizes.answer + 50.0 == pytest.approx(held, rel=0.1)
-
-
-def per_second(known: Traffic) -> list[float]:
-    """Arrivals in each second of a draw of four times the traffic."""
-    sizes = known.sizes()
-    assert sizes is not None
-    counts = [0.0] * 900
-    for _, call in known.draw(sizes, 4.0, random.Random(2)):
-        second = int(call.arrival - known.warm_up)
-        if 0 <= second < 900:
-            counts[second] += 1.0
-    return counts
-
-
-def test_where_polls_are_bursty_the_seconds_within_them_are_and_where_chance_explains_it_they_are_not() -> None:
-    chance = random.Random(5)
-    steady = traffic([float(sum(chance.random() < 0.01 for _ in range(1000))) for _ in range(180)])
-    assert steady.clumping() < 0.03
-    assert pvariance(per_second(steady)) < 1.4 * fmean(per_second(steady))
-
-    bursts = traffic([float(chance.choice((2, 2, 2, 2, 2, 2, 60))) for _ in range(180)])
-    assert bursts.clumping() > 1.0
-    seconds = per_second(bursts)
-    fives = [sum(seconds[begin : begin + 5]) / 5.0 for begin in range(0, 900, 5)]
-    assert pvariance(seconds) > 1.5 * pvariance(fives)
-
-
-def test_prompts_of_one_second_are_as_alike_as_polls_show() -> None:
-    chance = random.Random(6)
-    known = traffic([10.0] * 180)
-    mixed = tuple(replace(each, prompt=10_000.0 * chance.choice((0.1, 0.1, 0.1, 3.7))) for each in known.intervals)
-    like = replace(known, intervals=mixed)
-    sampler = Lengths().sampler(1000.0)
-    assert known.likeness(sampler, 0.0) == 0.0
-    assert like.likeness(sampler, 0.0) == pytest.approx(1.0, abs=0.1)
-    sizes = known.sizes()
-    assert sizes is not None
-    drawn = [call.prompt for _, call in like.draw(sizes, 4.0, random.Random(1))]
-    same = sum(abs(a - b) <= 0.01 * a for a, b in pairwise(drawn)) / len(drawn)
-    assert same > 0.5
-
-
-@pytest.mark.parametrize("lengths", [Lengths(), Lengths((10.0, 100.0, float("inf")), (0.0, 5.0, 0.0))])
-@given(rank=st.sampled_from((0.0, 1e-300, 0.5, 1.0 - 1e-16, 1.0)))
-def test_every_rank_has_a_length(lengths: Lengths, rank: float) -> None:
-    assert 0.0 <= lengths.sampler(50.0).at(rank) < 2_000.0
-
-
 def test_lengths_follow_the_histogram_and_have_the_mean_that_was_seen() -> None:
     bounds = (10.0, 100.0, 1000.0)
     before = histogram(bounds, (0.0, 0.0, 0.0, 0.0))
@@ -192,7 +114,7 @@ def test_lengths_follow_the_histogram_and_have_the_mean_that_was_seen() -> None:
     lengths = Lengths().after(before, now, 1.0)
     assert lengths.counts == (0.0, 90.0, 10.0, 0.0)
     chance = random.Random(2)
-    drawn = [lengths.sampler(80.0).at(chance.random()) for _ in range(4000)]
+    drawn = [lengths.sampler(80.0).draw(chance) for _ in range(4000)]
     assert fmean(drawn) == pytest.approx(80.0, rel=0.05)
     assert sum(each > 120 for each in drawn) / len(drawn) == pytest.approx(0.1, abs=0.02)
     assert lengths.after(now, now, 0.5).counts == (0.0, 45.0, 5.0, 0.0)
@@ -200,7 +122,7 @@ def test_lengths_follow_the_histogram_and_have_the_mean_that_was_seen() -> None:
 
 def test_without_a_histogram_lengths_are_exponential() -> None:
     chance = random.Random(2)
-    drawn = [Lengths().sampler(100.0).at(chance.random()) for _ in range(4000)]
+    drawn = [Lengths().sampler(100.0).draw(chance) for _ in range(4000)]
     assert fmean(drawn) == pytest.approx(100.0, rel=0.06)
     assert sum(each > 200 for each in drawn) / len(drawn) == pytest.approx(0.135, abs=0.02)
 

@@ -30,16 +30,12 @@ _CHANGED: Final = 6.0
 """Standard errors by which the mean prompt of a new mix lies away."""
 COARSE_SECONDS: Final = 60.0
 """Bursts are estimated at this scale first, and within it at that of single intervals."""
-CLUMP_SECONDS: Final = 1.0
-"""Requests of one second come together beyond what the counts of polls show, and are alike beyond what these show."""
 ANSWER_SECONDS: Final = 1800.0
 """Time constant of the mean answer: long answers end late, so that a short window misses them."""
 LEAST_ARRIVALS: Final = 10
 LEAST_FIRSTS: Final = 5
 _MOST_DISPERSION: Final = 20.0
 _LEAST_WARM_UP: Final = 60.0
-_RANKS: Final = 200
-_HIGHEST_RANK: Final = 1.0 - 1e-9
 _RESIDENCES: Final = 3.0
 """Residence times after which a simulated engine has settled."""
 
@@ -111,15 +107,13 @@ class Sampler:
             last = share
         return math.sqrt(max(0.0, square - self.mean**2))
 
-    def at(self, rank: float) -> float:
-        """The length that a share `rank`, from 0 to below 1, does not exceed; uniform logarithms in a bucket."""
+    def draw(self, chance: random.Random) -> int:
+        """One length in tokens, at least 1; within a bucket logarithms are equally likely."""
         if not self.shares:
-            return -self.mean * math.log1p(-min(rank, _HIGHEST_RANK))
-        index = min(bisect_left(self.shares, rank), len(self.buckets) - 1)
+            return max(1, round(chance.expovariate(1.0 / self.mean)))
+        index = min(bisect_left(self.shares, chance.random()), len(self.buckets) - 1)
         low, width = self.buckets[index]
-        below = self.shares[index - 1] if index else 0.0
-        inside = self.shares[index] - below
-        return low * math.exp(width * min(1.0, (rank - below) / inside)) if inside > 0 else low
+        return max(1, round(low * math.exp(width * chance.random())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -304,102 +298,26 @@ class Traffic:
             found += [1.0 + trust * (each / mean - 1.0)] * len(block)
         return found
 
-    def pairing(self, prompts: Sampler, answers: Sampler) -> float:
-        """The share of requests whose prompt and answer have the same rank; below 0 of those with opposite ranks.
-
-        Those of the others are independent. A running request holds its prompt for as long as its answer takes,
-        so what is held for each of them says what the product of both is on average, which no histogram does.
-        """
-        alike = self._latest(self.alike)
-        running = sum(each.running * each.seconds for each in alike)
-        held = sum(each.context * each.seconds for each in alike)
-        if running <= 0 or held <= 0:
-            return 0.0
-        seen = held / running * answers.mean - (answers.deviation**2 + answers.mean**2) / 2.0
-        apart = prompts.mean * answers.mean
-        ranks = [(each + 0.5) / _RANKS for each in range(_RANKS)]
-        sign = 1.0 if seen > apart else -1.0
-        together = sum(prompts.at(rank) * answers.at(rank if sign > 0 else 1.0 - rank) for rank in ranks) / _RANKS
-        return sign * min(1.0, (seen - apart) / (together - apart)) if together != apart else 0.0
-
-    def clumping(self) -> float:
-        """The dispersion of seconds within a poll, taken to be that of polls within a minute beyond what may be chance.
-
-        On the traces that constants were tuned on it is 1.7 and 2.4 times as much.
-        """
-        beyond = weight = error = 0.0
-        counts = [each.arrivals * each.replicas for each in self.intervals]
-        for block in _blocks([each.seconds for each in self.intervals], COARSE_SECONDS):
-            mean = sum(counts[i] for i in block) / len(block)
-            beyond += sum((counts[i] - mean) ** 2 for i in block) - mean * (len(block) - 1)
-            weight += mean**2 * len(block)
-            error += (2.0 * mean**2 + mean) * len(block)
-        return min(max(beyond - math.sqrt(error), 0.0) / weight, _MOST_DISPERSION) if weight > 0 else 0.0
-
-    def likeness(self, prompts: Sampler, clumping: float) -> float:
-        """The share of requests whose prompts have the rank of their second's.
-
-        From how much more alike prompts of one poll are than those of one minute; of the pairs of a poll those in one
-        second are as many as the clumping says.
-        """
-        alike = self._latest(self.alike)
-        variance = prompts.deviation**2
-        together = _covariance(alike, [[i] for i in range(len(alike))], prompts.mean, variance)
-        minutes = _covariance(alike, _blocks([each.seconds for each in alike], LIKE_SECONDS), prompts.mean, variance)
-        if variance <= 0 or not alike:
-            return 0.0
-        cells = max(1.0, sum(each.seconds for each in alike) / len(alike) / CLUMP_SECONDS)
-        pairs = min(1.0, (1.0 + clumping) / cells)
-        return math.sqrt(min(max((together - minutes) / variance / pairs, 0.0), 1.0))
-
     def draw(self, sizes: Sizes, most: float, chance: random.Random) -> list[tuple[float, Call]]:
         """Requests of `most` times this traffic, in order, each with a mark: those up to a factor are that traffic.
 
         The end of the window is put before its begin, for the engine to settle: `warm_up` seconds.
         """
         prompts, answers = self.prompts.sampler(sizes.prompt), self.answers.sampler(sizes.answer)
-        pairing, clumping = self.pairing(prompts, answers), self.clumping()
-        likeness = self.likeness(prompts, clumping)
         span, lead = self.seconds, self.warm_up
         drawn: list[tuple[float, Call]] = []
-        end = lead
+        begin = lead
         like = self.prompt_ratios(sizes.prompt, prompts.deviation)
         for rate, ratio, interval in zip(self.intensity(chance), like, self.intervals, strict=True):
-            cells = _cells(interval.seconds, clumping, chance)
-            for weight in cells:
-                at, end = end, end + interval.seconds / len(cells)
-                of_cell = chance.random()
-                while rate * weight > 0 and (at := at + chance.expovariate(rate * weight * most)) < end:
-                    rank = of_cell if chance.random() < likeness else chance.random()
-                    paired = chance.random() < abs(pairing)
-                    of_answer = (rank if pairing > 0 else 1.0 - rank) if paired else chance.random()
-                    prompt = max(1, round(ratio * prompts.at(rank)))
-                    answer = max(1, round(answers.at(of_answer)))
-                    call = Call(at, prompt, min(prompt - 1, round(prompt * sizes.cached)), answer)
-                    drawn.append((chance.random() * most, call))
+            end = begin + interval.seconds
+            at = begin
+            while rate > 0 and (at := at + chance.expovariate(rate * most)) < end:
+                prompt = max(1, round(ratio * prompts.draw(chance)))
+                call = Call(at, prompt, min(prompt - 1, round(prompt * sizes.cached)), answers.draw(chance))
+                drawn.append((chance.random() * most, call))
+            begin = end
         before = [(mark, call._replace(arrival=call.arrival - span)) for mark, call in drawn if call.arrival >= span]
         return before + drawn
-
-
-def _cells(seconds: float, clumping: float, chance: random.Random) -> list[float]:
-    """For each second or so of an interval how its intensity compares with the interval's; 1 on average."""
-    count = max(1, round(seconds / CLUMP_SECONDS))
-    if clumping < 1e-3 or count == 1:  # noqa: PLR2004 - as good as Poisson
-        return [1.0] * count
-    weights = [chance.gammavariate(1.0 / clumping, clumping) for _ in range(count)]
-    total = sum(weights)
-    return [count * weight / total for weight in weights] if total > 0 else [1.0] * count
-
-
-def _covariance(intervals: Sequence[Interval], blocks: Sequence[Sequence[int]], mean: float, variance: float) -> float:
-    """Of the prompts of two requests in one block, which single prompts of that variance do not explain."""
-    seen = pairs = 0.0
-    for block in blocks:
-        count = sum(intervals[i].firsts for i in block)
-        if count >= 2:  # noqa: PLR2004 - a pair
-            seen += (sum(intervals[i].prompt for i in block) - count * mean) ** 2 - count * variance
-            pairs += count * (count - 1.0)
-    return seen / pairs if pairs > 0 else 0.0
 
 
 def _minutes(intervals: Sequence[Interval], mean: float) -> Iterator[tuple[list[int], float, float]]:
