@@ -1,11 +1,12 @@
 """What rules and dashboards cost over a fleet with three days of data: in a real Prometheus, engine by engine the same.
 
-    .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--peer FILE] [--seconds 300] [--write]
+    .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--peer FILE] [--screens NAMES] [--write]
 
 One sidecar with a GPU (the stub of NVML) is recorded over a simulated vLLM under traffic. What it shows is continued
 over three days at one sample in 15 s and written as blocks of Prometheus' storage for so many engines. Prometheus then
-evaluates the shipped rules by their own intervals, and `--peer` FILE's beside them if given; and it answers the queries
-of each dashboard's first screen, everything selected, one after the other. `--write` writes docs/fleet.md.
+evaluates every rule once, one after the other, of the shipped file and of `--peer` FILE if given; and it answers the
+queries of each dashboard's first screen, everything selected. All is its CPU, since the machine may be busy. Recorded
+rates of objectives are in the blocks; what else rules record for one another is not. `--write` writes docs/fleet.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import time
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import yaml
 
 import blocks
 from fleet import ROOT, fetched, own, recorded, write_part
@@ -40,18 +43,25 @@ GROWING: Final = ("_total", "_bucket", "_count", "_sum")
 SCREEN: Final = 28
 """Grafana's units of height that a screen of 1080 lines shows."""
 RANGE: Final = 3600
+DASHBOARDS: Final = "fleet,engine,kv,gpu,compare,exporter,ollama"
 
 
 class Cost(NamedTuple):
-    """One file of rules over so many engines: seconds of one evaluation of everything, and cores at its intervals."""
+    """One file of rules over so many engines: CPU seconds of each rule, and the interval of its group in seconds."""
 
     engines: int
     series: int
-    seconds: float
-    groups: dict[str, float]
-    rules: dict[str, float]
-    cores: float
-    resident: float
+    rules: dict[str, tuple[float, float]]
+
+    @property
+    def once(self) -> float:
+        """CPU seconds of one evaluation of everything."""
+        return sum(seconds for seconds, _ in self.rules.values())
+
+    @property
+    def cores(self) -> float:
+        """CPU seconds per second, each group at its interval."""
+        return sum(seconds / interval for seconds, interval in self.rules.values())
 
 
 def templates(bodies: Sequence[bytes], block: blocks.Block) -> Iterator[blocks.Template]:
@@ -95,6 +105,18 @@ def recordings(rules: Path, found: Sequence[blocks.Template], block: blocks.Bloc
             yield blocks.Template({"__name__": record, **kept}, pace, each=False)
 
 
+def fleet_of(engines: int) -> list[dict[str, str]]:
+    """The labels that a scrape adds, of each engine."""
+    return [
+        {
+            "instance": f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}:9836",
+            "namespace": "llm",
+            "pod": f"vllm-5f7c9d8b6-{index:05x}",
+        }
+        for index in range(engines)
+    ]
+
+
 def stored(folder: Path, engines: int, bodies: Sequence[bytes], days: float, rules: Path) -> int:
     """Write the fleet's days as blocks; returns the number of its series.
 
@@ -103,14 +125,7 @@ def stored(folder: Path, engines: int, bodies: Sequence[bytes], days: float, rul
     end = int(time.time() * 1000) // STEP * STEP + AHEAD
     last = (3 * HOUR + AHEAD) // STEP
     half = int(days * DAY / 2) // STEP - last // 2
-    fleet = [
-        {
-            "instance": f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}:9836",
-            "namespace": "llm",
-            "pod": f"vllm-5f7c9d8b6-{index:05x}",
-        }
-        for index in range(engines)
-    ]
+    fleet = fleet_of(engines)
     lengths = (half, half, last)
     whole = blocks.Block(end - sum(lengths) * STEP, STEP, sum(lengths))
     every = list(templates(bodies, whole))
@@ -130,27 +145,23 @@ def asked(address: str, path: str, **parameters: object) -> Any:  # noqa: ANN401
     return json.loads(fetched(f"http://{address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", 300.0))["data"]
 
 
-def evaluated(address: str, seconds: float) -> tuple[dict[str, float], dict[str, float], float]:
-    """The mean seconds of each group's evaluations and each rule's, and cores of all together, over a while."""
-    began, before = time.monotonic(), own(address)
-    groups: dict[str, dict[str, float]] = {}
-    rules: dict[str, dict[str, float]] = {}
-    while time.monotonic() < began + seconds:
-        for group in asked(address, "rules")["groups"]:
-            when = group["lastEvaluation"]
-            if not when.startswith("0001"):
-                groups.setdefault(group["name"], {})[when] = group["evaluationTime"]
-                for rule in group["rules"]:
-                    rules.setdefault(rule["name"], {})[rule["lastEvaluation"]] = rule["evaluationTime"]
-        time.sleep(5)
-    cores = (own(address)["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]) / (
-        time.monotonic() - began
-    )
+def used(address: str, path: str, **parameters: object) -> float:
+    """CPU seconds that Prometheus takes for an answer."""
+    before = own(address)["process_cpu_seconds_total"]
+    asked(address, path, **parameters)
+    return own(address)["process_cpu_seconds_total"] - before
 
-    def means(found: dict[str, dict[str, float]]) -> dict[str, float]:
-        return {name: sum(times.values()) / len(times) for name, times in found.items()}
 
-    return means(groups), means(rules), cores
+def evaluated(address: str, rules: Path) -> dict[str, tuple[float, float]]:
+    """CPU seconds of each rule, and its group's interval, 30 s where it has none."""
+    found: dict[str, tuple[float, float]] = {}
+    for group in yaml.safe_load(rules.read_text())["groups"]:
+        interval = group.get("interval", "30s")
+        seconds = float(interval[:-1]) * (60 if interval.endswith("m") else 1)
+        for rule in group["rules"]:
+            name = rule.get("record") or rule["alert"]
+            found[name] = (used(address, "query", query=rule["expr"], time=time.time()), seconds)
+    return found
 
 
 def first_screen(dashboard: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
@@ -177,57 +188,50 @@ class Screen(NamedTuple):
     title: str
 
 
-def screens(address: str) -> dict[str, Screen]:
+def screens(address: str, shown: Sequence[str]) -> dict[str, Screen]:
     """Each dashboard's first screen, its queries one after the other, by CPU: the machine may be busy."""
     found: dict[str, Screen] = {}
     for path, text in bundle.files(BundleSettings(), ["dashboards"]).items():
+        name = Path(path).stem.removeprefix("llm-headroom-")
+        if name not in shown:
+            continue
         costs = []
         for title, expression, instant in first_screen(json.loads(text)):
-            now, before = time.time(), own(address)["process_cpu_seconds_total"]
+            now = time.time()
             if instant:
-                asked(address, "query", query=expression, time=now)
+                cost = used(address, "query", query=expression, time=now)
             else:
-                asked(address, "query_range", query=expression, start=now - RANGE, end=now, step=15)
-            costs.append((own(address)["process_cpu_seconds_total"] - before, title))
+                cost = used(address, "query_range", query=expression, start=now - RANGE, end=now, step=15)
+            costs.append((cost, title))
         worst, title = max(costs)
-        found[Path(path).stem.removeprefix("llm-headroom-")] = Screen(
-            len(costs), sum(cost for cost, _ in costs), worst, title
-        )
+        found[name] = Screen(len(costs), sum(cost for cost, _ in costs), worst, title)
     return found
 
 
-def measured(  # noqa: PLR0913 - a fleet, and what is done with it
-    engines: int, bodies: Sequence[bytes], days: float, rules: Path, seconds: float, *, shown: bool
-) -> tuple[Cost, dict[str, Screen]]:
-    """One fleet: its rules, then, if they are to be `shown`, its dashboards."""
+def measured(
+    engines: int, bodies: Sequence[bytes], days: float, files: Sequence[Path], shown: Sequence[str]
+) -> tuple[list[Cost], dict[str, Screen]]:
+    """One fleet: each file's rules, then the dashboards that are to be `shown`."""
     with tempfile.TemporaryDirectory(prefix="llm-headroom-fleet-") as name:
         folder = Path(name)
-        series = stored(folder, engines, bodies, days, rules)
-        config = {
-            "global": {"evaluation_interval": "30s"},
-            "storage": {"tsdb": {"out_of_order_time_window": "1h"}},  # results come within the time of the last block
-            "rule_files": [str(rules)],
-        }
+        series = stored(folder, engines, bodies, days, files[-1])
         flags = ("--storage.tsdb.retention.time=90d", "--storage.tsdb.max-block-duration=2h", "--query.timeout=5m")
-        with programs.prometheus(folder, config, *flags) as server:
-            groups, each, cores = evaluated(server.address, seconds)
-            resident = own(server.address)["process_resident_memory_bytes"] / 1e6
-            cost = Cost(engines, series, sum(groups.values()), groups, each, cores, resident)
-            print(rules_table([(rules.name, cost)]), flush=True)
-            return cost, screens(server.address) if shown else {}
+        with programs.prometheus(folder, {}, *flags) as server:
+            costs = [Cost(engines, series, evaluated(server.address, rules)) for rules in files]
+            return costs, screens(server.address, shown)
 
 
 def rules_table(costs: Sequence[tuple[str, Cost]]) -> str:
-    """All costs, one a line, and what the groups take."""
+    """All costs, one a line."""
     lines = [
-        "| rules | engines | series | CPU s in 30 s | all groups once, s | slowest group, s | resident MB |",
-        "|---|---|---|---|---|---|---|",
+        "| rules | engines | series | everything once, CPU s | at its intervals, cores | dearest rule, CPU s |",
+        "|---|---|---|---|---|---|",
     ]
     for which, cost in costs:
-        slowest = max(cost.groups, key=lambda name: cost.groups[name])
+        worst = max(cost.rules, key=lambda name: cost.rules[name])
         lines.append(
-            f"| {which} | {cost.engines:,} | {cost.series:,} | **{30 * cost.cores:.2f}** | {cost.seconds:.2f} "
-            f"| {slowest.removeprefix('llm-headroom.')} {cost.groups[slowest]:.2f} | {cost.resident:,.0f} |"
+            f"| {which} | {cost.engines:,} | {cost.series:,} | **{cost.once:.2f}** | {cost.cores:.3f} "
+            f"| {cost.rules[worst][0]:.2f} `{worst}` |"
         )
     return "\n".join(lines)
 
@@ -245,30 +249,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", default="1000,5000")
     parser.add_argument("--days", type=float, default=3.0)
-    parser.add_argument("--peer", type=Path, help="another file of rules, measured over as many engines")
-    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--peer", type=Path, help="another file of rules, measured over the same data")
     parser.add_argument("--rules", type=Path, default=ROOT / "alerts" / "llm-headroom.rules.yml")
     parser.add_argument("--recorded", type=Path, help="a folder of expositions instead of a recording; filled if empty")
-    parser.add_argument("--no-screens", dest="screens", action="store_false", help="rules only")
+    parser.add_argument("--screens", default=DASHBOARDS, help="dashboards, separated by commas (%(default)s)")
     parser.add_argument("--write", action="store_true", help="write the tables to docs/fleet.md")
     given = parser.parse_args()
-    bodies = list(bodies_of(given.recorded))
-    costs, shown = [], []
+    bodies = bodies_of(given.recorded)
+    named = {"before": given.peer, "shipped": given.rules} if given.peer else {"shipped": given.rules}
+    costs: list[tuple[str, Cost]] = []
+    shown: list[str] = []
     for engines in map(int, given.engines.split(",")):
-        for which, path in (("before", given.peer), ("shipped", given.rules)):
-            if path is None:
-                continue
-            cost, found = measured(
-                engines, bodies, given.days, path.resolve(), given.seconds, shown=which == "shipped" and given.screens
-            )
-            costs.append((which, cost))
-            print(rules_table(costs))
-            for name, seconds in sorted(cost.rules.items(), key=lambda each: -each[1])[:12]:
-                print(f"  {seconds:8.3f} s  {name}")
-            sys.stdout.flush()
-        if found:
-            shown.append(screens_table(engines, found))
-            print(shown[-1], flush=True)
+        found, screened = measured(engines, bodies, given.days, list(named.values()), given.screens.split(","))
+        costs += zip(named, found, strict=True)
+        print(rules_table(costs))
+        for which, cost in zip(named, found, strict=True):
+            for name, (seconds, _) in sorted(cost.rules.items(), key=lambda each: -each[1][0])[:12]:
+                print(f"  {which}: {seconds:8.3f} s  {name}")
+        if screened:
+            shown.append(screens_table(engines, screened))
+            print(shown[-1])
+        sys.stdout.flush()
     if given.write:
         write_part("rules", rules_table(costs))
         if shown:
