@@ -7,10 +7,11 @@ import math
 import pytest
 
 from captures import CAPTURES, histogram, mapped, mapper, of, origin, value, values
+from llm_headroom import schema
 from llm_headroom.derive import replicas
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.exposition.text import Parser
-from llm_headroom.model import Histogram, SampleState
+from llm_headroom.model import Histogram, Point, SampleState, Series
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.vocabulary import Vocabulary
 
@@ -316,6 +317,14 @@ def test_used_tokens_follow_from_the_ratio_and_the_capacity() -> None:
     points = list(kv_cache.implied(mapped("vllm", "vllm/0.32.0/saturated")))
 
     assert value(points, "llm_kv_cache_used_tokens") == pytest.approx(62 / 63 * 2048)
+
+
+@pytest.mark.parametrize(("capacity", "usage"), [(1.0, [0.5]), (0.0, [])])
+def test_a_ratio_follows_from_any_capacity_that_there_is(capacity: float, usage: list[float]) -> None:
+    parts = ((schema.KV_CACHE_CAPACITY, capacity), (schema.KV_CACHE_USED, 0.5))
+    found = kv_cache.implied(Point(Series(metric, {"replica": "0"}), number, "") for metric, number in parts)
+
+    assert [each.value for each in found] == usage
 
 
 def test_frozen_metrics_of_a_stopped_engine_are_passed_on_as_told() -> None:
