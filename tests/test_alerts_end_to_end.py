@@ -228,6 +228,8 @@ def watched(folder: Path, address: str, hook: Webhook, stack: ExitStack) -> tupl
     (folder / RULES).write_text('{"groups": []}')
     routes = alerts.alertmanager(hook.url)
     routes["route"] |= {"group_wait": "500ms", "group_interval": "1s", "group_by": ["..."]}
+    for below in (each for route in routes["route"]["routes"] for each in route.get("routes", ())):
+        below["group_wait"] = "500ms"
     alertmanager = stack.enter_context(programs.alertmanager(folder, routes))
     scrape = {"job_name": "llm-headroom", "static_configs": [{"targets": [address], "labels": {"instance": INSTANCE}}]}
     config = {
