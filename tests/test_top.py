@@ -291,11 +291,12 @@ def test_an_exporter_with_a_certificate_of_its_own(vllm: EngineServer, tmp_path:
     assert "certificate verify failed" in unknown.stderr
 
 
-def test_a_terminal_says_when_the_exporter_is_gone(vllm: EngineServer) -> None:
-    with Exporter(f"--target=vllm={vllm.url}", *FAST) as exporter, Terminal("--url", exporter.url) as terminal:
-        terminal.until("tiny-llama")
+def test_a_terminal_says_first_that_the_exporter_is_gone(vllm: EngineServer) -> None:
+    exporting = Exporter(f"--target=vllm={vllm.url}", *FAST)
+    with exporting as exporter, Terminal("--url", exporter.url, columns=80) as terminal:
+        terminal.until("1 fine")
         exporter.process.terminate()
-        terminal.until("cannot be reached")
+        terminal.until("cannot be reached: Connection refused")
         terminal.press("q")
         assert terminal.ended() == 0
 

@@ -26,8 +26,9 @@ COMMAND = (sys.executable, "-W", "error", "-m", "llm_headroom")
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process' environment without any setting of the exporter's, plus some variables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLM_HEADROOM_", "OTEL_"))}
+    """This process' environment without any setting of the exporter's or size of its terminal, plus some variables."""
+    left_out = ("LLM_HEADROOM_", "OTEL_", "COLUMNS", "LINES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     return kept | dict(extra or {})
 
 

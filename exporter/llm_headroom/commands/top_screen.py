@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from rich.console import Group
+from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
@@ -149,12 +150,13 @@ def screen(  # noqa: PLR0913 - what is shown, and where
     gpu_lines = min(len(gpus), max(lines // 3, 1)) if engines else min(len(gpus), lines)
     engine_lines = max(lines - gpu_lines, 1)
     parts: list[RenderableType] = [found]
+    as_it_was = "dim" if problem else ""
     shown_engines, page, pages = _page(engines, engine_lines, chosen.page)
     shown_gpus, _, gpu_pages = _page(gpus, max(gpu_lines, 1), chosen.page)
     if shown_engines:
-        parts.append(_table(ENGINE_COLUMNS, map(_engine_row, shown_engines), width, whole=False))
+        parts.append(Styled(_table(ENGINE_COLUMNS, map(_engine_row, shown_engines), width, whole=False), as_it_was))
     if shown_gpus:
-        parts.append(_table(GPU_COLUMNS, map(_gpu_row, shown_gpus), width, whole=False))
+        parts.append(Styled(_table(GPU_COLUMNS, map(_gpu_row, shown_gpus), width, whole=False), as_it_was))
     if not shown_engines and not shown_gpus:
         parts.append(Text("Nothing fits the filter." if chosen.words else "No engine and no GPU yet.", style="dim"))
     counts = (len(view.engines), len(engines), len(shown_engines)), (len(view.gpus), len(gpus), len(shown_gpus))
@@ -233,17 +235,17 @@ def _page(cards: list[Card], lines: int, page: int) -> tuple[list[Card], int, in
 
 
 def _title(view: View, problem: str, now: float) -> Text:
-    """How many are in which state of attention, and the worst by name."""
+    """How many are in which state of attention, and the worst by name; first of all why nothing newer is known."""
     every: list[EngineCard | GpuCard] = [*view.engines, *view.gpus]
     cards = sorted(every, key=lambda card: urgency(card.state))
     title = Text("llm-headroom  ", "bold", no_wrap=True, overflow="ellipsis")
+    if problem:
+        title.append(f"{plain(problem)}  ", "red")
     names = {Level.BAD: "in trouble", Level.WARN: "with a warning", Level.UNKNOWN: "unknown", Level.GOOD: "fine"}
     for level, name in names.items():
         if count := sum(card.level is level for card in cards):
-            title.append(f"{text.STATE_MARKS[level]} {count} {name}  ", STYLES[level])
+            title.append(f"{text.STATE_MARKS[level]} {count} {name}  ", "dim" if problem else STYLES[level])
     title.append(f"{view.up} of {view.sources} sources up  {text.span(max(now - view.time, 0.0))} ago", "dim")
-    if problem:
-        title.append(f"  {plain(problem)}", "red")
     for notice in view.notices:
         title.append(f"  {plain(notice)}", "yellow")
     if cards and cards[0].level is not Level.GOOD:
