@@ -247,6 +247,15 @@ def load(prometheus: Program, folder: Path, settings: BundleSettings) -> None:
     prometheus.process.send_signal(signal.SIGHUP)
 
 
+def has_recorded(prometheus: Program, engines: int) -> bool:
+    """Whether the rules have recorded so many engines as they are when they are well, which alerts look back at."""
+    query = (
+        'count(target:llm_requests_running:count and on (target) target:llm_source_samples_mapped:max{engine="vllm"})'
+    )
+    result = asked(prometheus.address, "query", query=query)["result"]
+    return bool(result) and float(result[0]["value"][1]) == engines
+
+
 def test_the_right_alerts_reach_people_and_end(tmp_path: Path) -> None:
     program("prometheus", "prometheus")
     program("prometheus-alertmanager", "prometheus-alertmanager")
@@ -265,6 +274,8 @@ def test_the_right_alerts_reach_people_and_end(tmp_path: Path) -> None:
             while not await asyncio.to_thread(has_seen, prometheus, len(servers)):  # noqa: ASYNC110 - another program tells
                 await asyncio.sleep(0.2)
             load(prometheus, tmp_path, BundleSettings(for_scale=1 / 60))
+            while not await asyncio.to_thread(has_recorded, prometheus, len(servers) - 1):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.2)
             await incidents(servers, hook, Faces(address, prometheus.address, alertmanager.address))
 
     with Webhook() as hook:
