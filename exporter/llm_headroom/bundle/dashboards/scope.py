@@ -141,11 +141,12 @@ class Scope:
     def state(self, metric: Metric, states: Sequence[State], by: str, *more: str) -> str:
         """Return the place of the worst state from the end of `ranked(states)`: 1 is the best.
 
-        Those behind an unreachable exporter are unknown, unless they were in the worst state.
+        Those behind an unreachable exporter are unknown, unless they were in the worst state. What is not in a state is
+        left out before the states are united: `or` compares every series with all before it, at every step.
         """
         order = ranked(states)
         place = {state: len(order) - at for at, state in enumerate(order)}
-        seen = " or ".join(f"{self.of(metric, *more, state=state)} * {place[state]}" for state in states)
+        seen = " or ".join(f"({self.of(metric, *more, state=state)} == 1) * {place[state]}" for state in states)
         down = self.behind(self.of(metric, *more, state=states[0]))
         held = f"{down} * {place[states[0]] - place[None]} + {place[None]}"
         return f"max by ({by}) ({seen} or {held})"
