@@ -1,9 +1,12 @@
 """A fleet on a second store: Prometheus in agent mode writes to VictoriaMetrics, and vmalert evaluates the rules there.
 
-    .venv/bin/python bench/second_store.py [--engines 1000] [--seconds 90] [--recorded DIR]
+    .venv/bin/python bench/second_store.py [--engines 1000] [--seconds 240] [--recorded DIR]
 
-Sidecars are recorded expositions, served as in `fleet.py`. Says how many rules failed and what they recorded.
-Needs Debian's packages prometheus and victoria-metrics.
+Sidecars are recorded expositions, served as in `fleet.py`. Says how many rules failed and what they recorded, and the
+p95 of TTFT by recorded and by raw buckets. Needs Debian's packages prometheus and victoria-metrics.
+
+vmalert evaluates a rule for half a minute ago (`-rule.evalDelay`), cut down to the group's interval: the buckets,
+recorded every minute, have their first sample up to three minutes after the start. A shorter run says None for them.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ def main() -> None:
     """Run the fleet, and print what the store has of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--recorded", type=Path)
     given = parser.parse_args()
     mine, theirs = multiprocessing.Pipe()
@@ -79,6 +82,10 @@ def main() -> None:
         print(f"rules                 {sum(len(group['rules']) for group in rules)}, failed {failed or 'none'}")
         recorded = 'count({__name__=~".+:.+"})'
         print(f"recorded series       {query(store, recorded)}")
+        buckets = "llm_time_to_first_token_seconds_bucket"
+        for which, rate in (("recorded", f"engine_model:{buckets}:rate5m"), ("raw", f"rate({buckets}[5m])")):
+            p95 = query(store, f"histogram_quantile(0.95, sum by (le) ({rate}))")
+            print(f"{f'p95 of TTFT, {which}':21} {p95}")
         for name, address in (("agent", AGENT), ("store", STORE), ("vmalert", RULES)):
             cpu = own(f"127.0.0.1:{address}")
             print(
