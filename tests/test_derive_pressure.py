@@ -160,6 +160,15 @@ def test_the_fullest_replica_speaks_for_the_target() -> None:
     assert number(derived, "llm_kv_saturation_risk_ratio") > number(whole, "llm_kv_saturation_risk_ratio")
 
 
+def test_the_fullest_replica_s_own_requests_stand_against_its_own_limit() -> None:
+    own = {schema.REQUESTS_RUNNING: 8.0, schema.REQUESTS_WAITING: 40.0, schema.REQUESTS_RUNNING_LIMIT: 16.0}
+    points = [each for each in pools(0, 5_000.0, 9_000.0) if each.series.metric not in own]
+    points += [point(metric, number, replica=replica) for metric, number in own.items() for replica in "01"]
+    _, derived = polls([(float(at), points) for at in range(0, 301, 5)])
+
+    assert pressure(derived)["concurrency"] == pytest.approx(48 / 16)
+
+
 def test_a_replica_that_goes_leaves_the_other_one_to_speak() -> None:
     _, derived = polls(
         [

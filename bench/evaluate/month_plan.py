@@ -119,7 +119,7 @@ class Member:
 
     def replicas(self) -> list[Member]:
         """The others of the same model."""
-        return [each for each in FLEET if each.model == self.model and each is not self]
+        return [each for each in FLEET if each.model == self.model and each.name != self.name]
 
 
 def _at(day: int, hour: float) -> float:

@@ -7,6 +7,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
+from llm_headroom.model import Cause
 from llm_headroom.scrape import coverage
 from llm_headroom.view import text
 from llm_headroom.view.text import plain
@@ -44,8 +45,12 @@ _LEVELS: Final = ("bad", "warn", "unknown", "good")
 
 
 def fine(report: Mapping[str, Any]) -> bool:
-    """Whether nothing is wrong with a source. One that answers and exposes too little to be judged is not wrong."""
-    return bool(report["up"]) and rank(report) >= _LEVELS.index("unknown")
+    """Whether nothing is wrong with a source.
+
+    One that answers and exposes too little to be judged is not wrong; one that looks like something else is.
+    """
+    stranger = any(warning["cause"] == Cause.NOT_THIS_ENGINE for warning in report["warnings"])
+    return bool(report["up"]) and not stranger and rank(report) >= _LEVELS.index("unknown")
 
 
 def _absent(entry: Mapping[str, Any]) -> str:

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from llm_headroom.derive.observation import Observation
     from llm_headroom.model import Labels, Metric
 
-_PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.REQUESTS_WAITING)
+_PARTS: Final = (
+    schema.KV_CACHE_CAPACITY,
+    schema.KV_CACHE_USED,
+    schema.REQUESTS_RUNNING,
+    schema.REQUESTS_RUNNING_LIMIT,
+    schema.REQUESTS_WAITING,
+)
 
 
 def kv_pools(points: Iterable[Point]) -> dict[Labels, dict[Metric, float]]:
-    """Capacity and held tokens of each replica's KV cache, and its waiting requests, as far as exposed."""
+    """Capacity and held tokens of each replica's KV cache, and its requests and their limit, as far as exposed."""
     found: dict[Labels, dict[Metric, float]] = {}
     for series, value in numbers(points, *_PARTS):
         found.setdefault(series.labels, {})[series.metric] = value
@@ -42,12 +48,17 @@ def fullest(pools: Mapping[Labels, Mapping[Metric, float]], model: str, now: Obs
     if len(own) < 2:  # noqa: PLR2004 - one replica is the target itself
         return now, 1
     worst = max(own, key=lambda parts: parts[schema.KV_CACHE_USED] / parts[schema.KV_CACHE_CAPACITY])
-    shared = None if now.waiting is None else now.waiting / len(own)
+
+    def its(metric: Metric, together: float | None) -> float | None:
+        return worst.get(metric, None if together is None else together / len(own))
+
     return replace(
         now,
         capacity=worst[schema.KV_CACHE_CAPACITY],
         used=worst[schema.KV_CACHE_USED],
-        waiting=worst.get(schema.REQUESTS_WAITING, shared),
+        running=its(schema.REQUESTS_RUNNING, now.running),
+        limit=its(schema.REQUESTS_RUNNING_LIMIT, now.limit),
+        waiting=its(schema.REQUESTS_WAITING, now.waiting),
     ), len(own)
 
 

@@ -38,7 +38,9 @@ MOST_LINES: Final = 50_000
 """Lines of an exposition: more would take seconds to read, whoever sends them. So many new ones in 16 MiB take 130 MB,
 which the memory limit of the charts allows for; an engine of 64 replicas has 25,000."""
 OK: Final = 200
-_CREDENTIALS: Final = "credentials are missing or wrong (`auth.bearer_token_file` or `auth.basic` of the target)"
+_CREDENTIALS: Final = (
+    "credentials are missing or wrong (the target's `auth`: `bearer_token_file`, or `username` and `password_file`)"
+)
 _HINTS: Final = {
     401: _CREDENTIALS,
     403: _CREDENTIALS,

@@ -126,8 +126,8 @@ def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Fai
     if UNAUTHORIZED in found.statuses:
         return Failure(
             Cause.AUTH,
-            f"{endpoint.url} wants credentials (401): give the target `auth.bearer_token_file` or `auth.basic` in the "
-            "configuration",
+            f"{endpoint.url} wants credentials (401): give the target's `auth` in the configuration a "
+            "`bearer_token_file`, or a `username` and a `password_file`",
         )
     if set(found.statuses) == {FORBIDDEN}:
         hint = next((engine.hints[FORBIDDEN] for engine in engines if FORBIDDEN in engine.hints), "")
