@@ -112,6 +112,17 @@ def test_one_lost_poll_is_no_outage_but_two_are() -> None:
     assert watch.polled(busy()).state is State.OK
 
 
+@pytest.mark.parametrize("step", [5.0, 10.0, 30.0])
+def test_one_lost_poll_is_no_outage_however_far_polls_are_apart_and_whatever_was_known(step: float) -> None:
+    plain = point(schema.MODELS_LOADED, 1.0)
+    for before in ([plain], busy(), busy(running=0)):
+        watch = Watch(step=step)
+        known = watch.polled(before).state
+
+        assert watch.polled(REFUSED).state is known
+        assert watch.polled(REFUSED).state is State.DOWN
+
+
 def test_an_engine_that_never_answered_is_loading_however_long_that_takes() -> None:
     watch = Watch(step=600.0)
     judged = [watch.polled(REFUSED) for _ in range(4)]

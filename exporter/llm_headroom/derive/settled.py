@@ -56,9 +56,9 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
 ) -> Settled:
     """The state after a reading at `at` (monotonic) and `taken` (unix time): the worst of `order` that holds.
 
-    A finding holds once it has lasted `rise` seconds, or once the state that held has been without a sign for so long,
-    and until `clear` seconds after its last sign. The first reading of all holds at once. Where none holds yet, the
-    state stays.
+    A finding holds once it has lasted `rise` seconds, or once the state that held has been without a sign for so long;
+    where it must last, one reading is never enough. It holds until `clear` seconds after its last sign. The first
+    reading of all holds at once. Where none holds yet, the state stays.
     """
     found = dict(reversed([*findings]))  # of two findings of one state the first one speaks
     before = {} if known is None else known.signs
@@ -72,7 +72,8 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
     for state, sign in signs.items():
         if known is None or state is not known.state:
             waited = math.inf if known is None else at - (sign.first if known.state in signs else known.seen)
-            if waited < rise.get(state, 0.0):
+            alone = known is not None and sign.first == at  # however far polls are apart, one reading may be a slip
+            if state in rise and (alone or waited < rise[state]):
                 continue
         began = taken if known is None or state is not known.state else known.since
         return Settled(state=state, reason=sign.reason, since=began, seen=sign.last, signs=signs)

@@ -33,7 +33,9 @@ class EngineSource:
 
     `here` has what this host knows of the engine's process and memory, if it runs here, `measured` what a proxy in
     front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a
-    richer layer lacks, in a report to people. `kin` gives what is remembered of all targets.
+    richer layer lacks, in a report to people. `kin` gives what is remembered of all targets. `identified` names the
+    engine that was found here before.
+    `config` may be replaced while polled: its interval and cost count from then on, the rest needs another source.
     """
 
     def __init__(  # noqa: PLR0913 - what it is made of
@@ -45,6 +47,7 @@ class EngineSource:
         *,
         explain: bool = False,
         kin: Callable[[], Iterable[Memory]] = tuple,
+        identified: str | None = None,
     ) -> None:
         self._explain = explain
         self._kin = kin
@@ -52,12 +55,13 @@ class EngineSource:
         self.here: Sequence[Point] = ()
         self._measured = measured
         self._engines = engines
-        self._config = config
+        self.config = config
         self.gpus: economy.Gpus | None = None
         self._ledger: economy.Ledger | None = None
         self._collector: Collector | None = None
-        if target.engine is not None:
-            self._collector = self._made(engines[target.engine])
+        name = target.engine or identified
+        if name is not None:
+            self._collector = self._made(engines[name])
 
     @property
     def engine(self) -> Engine | None:
@@ -93,11 +97,11 @@ class EngineSource:
     @property
     def interval(self) -> float:
         """Seconds between collections; never shorter than the engine bears."""
-        wanted = self._config.interval if self.target.interval is None else self.target.interval
+        wanted = self.config.interval if self.target.interval is None else self.target.interval
         return wanted if self.engine is None else max(wanted, self.engine.interval)
 
     def _made(self, engine: Engine) -> Collector:
-        config = self._config
+        config = self.config
         return Collector(
             self.target,
             engine,
@@ -111,12 +115,12 @@ class EngineSource:
 
     def _layers(self, engine: Engine) -> Sequence[Layer]:
         """Sources of the target beside its own API, the richest first."""
-        if not self._config.host or not runs_here(self.target):
+        if not self.config.host or not runs_here(self.target):
             return ()
         if engine.name == "ollama":
             from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs here
 
-            return (RunnerLayer(self.target, label_limit=self._config.label_limit, explain=self._explain),)
+            return (RunnerLayer(self.target, label_limit=self.config.label_limit, explain=self._explain),)
         if engine.name == "llamacpp":
             from llm_headroom.scrape.llama_server import ServerLayer  # noqa: PLC0415 - only where llama.cpp runs here
 
@@ -127,7 +131,7 @@ class EngineSource:
         """One collection; failures are in its health, never raised."""
         if self._collector is None:
             taken, started = time.time(), time.monotonic()
-            timeout = self._config.timeout if self.target.timeout is None else self.target.timeout
+            timeout = self.config.timeout if self.target.timeout is None else self.target.timeout
             try:
                 engine = await identify(self.target.endpoint, self._engines, timeout=timeout)
             except FetchError as error:
@@ -141,7 +145,7 @@ class EngineSource:
 
     def _economy(self, snapshot: Snapshot) -> Iterator[Point]:
         """What its tokens cost, where its GPUs are known."""
-        target, cost = self.target, self._config.cost
+        target, cost = self.target, self.config.cost
         gpus = self.gpus
         if target.gpu_count is not None:
             gpus = economy.Gpus(target.gpu_count, gpus.energy if gpus else {})

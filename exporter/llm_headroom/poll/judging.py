@@ -21,7 +21,7 @@ class EngineJudge:
     """Judges the models of one target; `extra` are the operator's labels."""
 
     def __init__(self, extra: Mapping[str, str]) -> None:
-        self._extra = extra
+        self.extra = extra
         self._memory: state.Memory | None = None
 
     def judged(self, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Snapshot:
@@ -31,9 +31,7 @@ class EngineJudge:
 
     def points(self, snapshot: Snapshot) -> Iterable[Point]:
         """The states to export."""
-        return state.state_points(
-            snapshot.states, {**self._extra, "engine": snapshot.engine, "target": snapshot.target}
-        )
+        return state.state_points(snapshot.states, {**self.extra, "engine": snapshot.engine, "target": snapshot.target})
 
 
 class GpuJudge:

@@ -85,6 +85,13 @@ class Slot:
         self.task: asyncio.Task[None] | None = None
         self._logged: tuple[object, ...] = ()
 
+    def follow(self, former: Slot) -> None:
+        """Go on from a slot of the same target: its state and what is remembered for it, its counts, its snapshot."""
+        self._judge, self.errors, self._logged = former._judge, former.errors, former._logged
+        if isinstance(self._judge, EngineJudge):
+            self._judge.extra = self._extra
+        self.snapshot = former.snapshot
+
     def publish(self, snapshot: Snapshot) -> None:
         """Publish a snapshot with its state; count its failures, and log what changed since the one before."""
         before = () if self.snapshot is None else self.snapshot.states
@@ -159,23 +166,28 @@ class Poller:
 
     def start(self) -> None:
         """Begin to poll; returns at once."""
-        self._start_targets(self.config.targets)
+        self._begin(self.config.targets, {})
+        if not self.config.targets:
+            self._round.set()
+
+    def _begin(self, targets: Iterable[Target], former: Mapping[str, Slot]) -> None:
+        """Begin all work that is not going on; a slot follows a former one of its name."""
+        self._start_targets(targets, former)
         for source in self._beside:
-            self._start(Slot(source.name, source, source.labels, self.config.detail), 0.0)
+            if source.name not in self.slots:
+                self._start(Slot(source.name, source, source.labels, self.config.detail), 0.0, former.get(source.name))
         if self._discovers():
             self._spawn(self._discover())
         if self.config.gpu.enabled is not False:
-            self._spawn(self._watch_gpus())
+            self._spawn(self._watch_gpus(former.get(GPU_TARGET)))
         if self.config.host:
             self._spawn(self._watch_host())
         self._spawn(self._estimate())
-        if not self.config.targets:
-            self._round.set()
 
     async def once(self) -> None:
         """Collect everything one time instead of again and again: engines, then GPUs and host, which go by them."""
         found = await asyncio.gather(*map(self._look, self._ports())) if self._discovers() else ()
-        slots = self._added([*self.config.targets, *(target for target in found if target is not None)])
+        slots = self._added([*self.config.targets, *(target for target in found if target is not None)], {})
         await asyncio.gather(*map(self._collect, slots))
         if self.config.gpu.enabled is not False:
             source = self._gpu_source()
@@ -194,30 +206,41 @@ class Poller:
 
     async def stop(self) -> None:
         """End all polling and close every source."""
-        tasks = [*self._tasks, *(slot.task for slot in self.slots.values() if slot.task is not None)]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _cancelled([*self._tasks, *(slot.task for slot in self.slots.values() if slot.task is not None)])
         for slot in self.slots.values():
             await slot.source.close()
         self.slots.clear()
 
     async def apply(self, config: Config) -> None:
         """Take over a new configuration: sources that it does not change go on undisturbed."""
-        old = self.config
-        same = _beside_targets(old) == _beside_targets(config)
-        if not same or old.gpu != config.gpu or self._discovers(old) != self._discovers(config):
-            await self.stop()
+        old, self.config = self.config, config
+        remade = _made_of(old) != _made_of(config)
+        shared = (old.interval, old.gpu, self._discovers(old)) != (config.interval, config.gpu, self._discovers())
+        if remade or shared:
+            await _cancelled(self._tasks)
             self._tasks.clear()
-            self.config, self.engines = config, catalog.engines(config)
-            self.start()
+        if remade:
+            self.engines = catalog.engines(config)
+        wanted = {target.name: target for target in config.targets}
+        if self._discovers():
+            configured = {target.name for target in old.targets}
+            found = [source.target for source, _ in self._engine_slots() if source.target.name not in configured]
+            wanted = {target.name: target for target in found} | wanted
+        former: dict[str, Slot] = {}
+        for name, slot in tuple(self.slots.items()):
+            if isinstance(slot.source, EngineSource):
+                slot.source.config = config
+                stays = not remade and wanted.get(name) == slot.source.target
+            else:
+                stays = not remade and not (shared and name == GPU_TARGET)
+            if not stays:
+                former[name] = slot
+                await self._drop(name)
+        new = [target for target in wanted.values() if target.name not in self.slots]
+        if remade or shared:
+            self._begin(new, former)
         else:
-            self.config = config
-            wanted = {target.name: target for target in config.targets}
-            for target in old.targets:
-                if wanted.get(target.name) != target:
-                    await self._drop(target.name)
-            self._start_targets(target for target in config.targets if target.name not in self.slots)
+            self._start_targets(new, former)
         self._changed()
 
     @property
@@ -292,23 +315,36 @@ class Poller:
         if not task.cancelled() and (defect := task.exception()) is not None:
             log.error("work of the poller has ended", extra={"work": task.get_coro()}, exc_info=defect)
 
-    def _added(self, targets: Iterable[Target]) -> list[Slot]:
+    def _added(self, targets: Iterable[Target], former: Mapping[str, Slot]) -> list[Slot]:
         found = []
         for target in targets:
+            before = former.get(target.name)
+            known = None if before is None else _of_same(target, before.source)
+            identified = None if known is None or known.engine is None else known.engine.name
             measured = self._measured.get(target.name)
             source = EngineSource(
-                target, self.engines, self.config, measured, explain=self._explain, kin=self._memories
+                target,
+                self.engines,
+                self.config,
+                measured,
+                explain=self._explain,
+                kin=self._memories,
+                identified=identified if identified in self.engines else None,
             )
             slot = self.slots[target.name] = Slot(target.name, source, target.labels, self.config.detail)
+            if before is not None and known is not None:
+                slot.follow(before)
             found.append(slot)
         return found
 
-    def _start_targets(self, targets: Iterable[Target]) -> None:
-        slots = self._added(targets)
+    def _start_targets(self, targets: Iterable[Target], former: Mapping[str, Slot]) -> None:
+        slots = self._added(targets, former)
         for index, slot in enumerate(slots):
             self._start(slot, index * BURSTS // len(slots) / BURSTS)
 
-    def _start(self, slot: Slot, phase: float) -> None:
+    def _start(self, slot: Slot, phase: float, former: Slot | None = None) -> None:
+        if former is not None:
+            slot.follow(former)
         self.slots[slot.name] = slot
         slot.task = asyncio.get_running_loop().create_task(self._poll(slot, phase), name=slot.name)
         slot.task.add_done_callback(self._ended)
@@ -318,8 +354,7 @@ class Poller:
         if slot is None:
             return
         if slot.task is not None:
-            slot.task.cancel()
-            await asyncio.gather(slot.task, return_exceptions=True)
+            await _cancelled([slot.task])
         await slot.source.close()
 
     async def _poll(self, slot: Slot, phase: float) -> None:
@@ -372,7 +407,7 @@ class Poller:
 
         async def start(port: int) -> None:
             if target := await self._look(port):
-                self._start_targets([target])
+                self._start_targets([target], {})
 
         while True:
             await asyncio.gather(*map(start, self._ports()))
@@ -402,7 +437,7 @@ class Poller:
         config, explain = self.config, self._explain
         return GpuSource(config, self._watched, self._finder, explain=explain, events=not explain, reader=self._gpus)
 
-    async def _watch_gpus(self) -> None:
+    async def _watch_gpus(self, former: Slot | None) -> None:
         """Poll the GPUs; where NVML is optional and absent, look for it again and again instead."""
         source = self._gpu_source()
         try:
@@ -416,13 +451,28 @@ class Poller:
             await source.close()
             raise
         self.absent.pop(_GPUS, None)
-        self._start(Slot(GPU_TARGET, source, {}, self.config.detail), 0.0)
+        self._start(Slot(GPU_TARGET, source, {}, self.config.detail), 0.0, former)
 
 
-def _beside_targets(config: Config) -> Config:
-    """What all sources are polled by, GPUs aside; what else there is concerns no source."""
-    plain = Config()
-    return replace(config, targets=(), gpu=plain.gpu, probe=plain.probe, links=plain.links, notify=(), otlp=None)
+def _made_of(config: Config) -> tuple[object, ...]:
+    """What every source is made of; what else changes, none needs to be made again for."""
+    engines = (config.engines, config.mappings)
+    return (*engines, config.timeout, config.label_limit, config.objectives, config.host, config.detail)
+
+
+def _of_same(target: Target, source: Source) -> EngineSource | None:
+    """The source if it is one of the same engine at the same address: what was judged of another does not count."""
+    if not isinstance(source, EngineSource) or source.target.endpoint.url != target.endpoint.url:
+        return None
+    return source if source.target.engine == target.engine else None
+
+
+async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their ends."""
+    tasks = tuple(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _joined(snapshot: Snapshot, host: HostReading) -> Snapshot:

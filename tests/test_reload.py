@@ -1,0 +1,100 @@
+"""A new configuration while engines are polled: what it does not change goes on, and no judgement starts anew."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+import bounded
+from captures import Capture
+from engine_server import EngineServer, replayed
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Config, Cost, GpuSettings, Objectives, Target
+from llm_headroom.poll.poller import Poller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from llm_headroom.model import Snapshot
+
+
+def config(url: str) -> Config:
+    target = Target(name="t", endpoint=Endpoint(url=url))
+    return Config(gpu=GpuSettings(enabled=False), host=False, interval=0.1, targets=(target,))
+
+
+async def later(poller: Poller, taken: float) -> Snapshot:
+    """The target's first snapshot that was taken after a time."""
+    while True:
+        for snapshot in poller.snapshots():
+            if snapshot.taken > taken:
+                return snapshot
+        await asyncio.sleep(0.005)
+
+
+def reloaded(before: Config, after: Config) -> tuple[Snapshot, Snapshot, bool]:
+    """Snapshots before and after a new configuration, and whether its source has gone on."""
+    results: list[tuple[Snapshot, Snapshot, bool]] = []
+
+    async def test() -> None:
+        poller = Poller(before)
+        poller.start()
+        try:
+            first = await later(poller, 0.0)
+            source = poller.slots["t"].source
+            await poller.apply(after)
+            published = poller.snapshots()
+            assert published[0].states == first.states  # nothing is absent until the next poll
+            second = await later(poller, published[0].taken)
+            results.append((first, second, poller.slots["t"].source is source))
+        finally:
+            await poller.stop()
+
+    bounded.run(test())
+    return results[0]
+
+
+CHANGES: Final[Mapping[str, tuple[Callable[[Config], Config], bool]]] = {
+    "listen": (lambda config: replace(config, listen=(":1",)), True),
+    "interval": (lambda config: replace(config, interval=0.2), True),
+    "cost": (lambda config: replace(config, cost=Cost(gpu_hour=2.0)), True),
+    "gpu": (lambda config: replace(config, gpu=GpuSettings(enabled=False, pcie=True)), True),
+    "label_limit": (lambda config: replace(config, label_limit=100), False),
+    "objectives": (lambda config: replace(config, objectives=Objectives(ttft=3.0)), False),
+    "detail": (lambda config: replace(config, detail="essential"), False),
+}
+"""By key: a change, and whether a target's source goes on."""
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_target_goes_on_where_it_can_and_its_state_always(key: str) -> None:
+    change, goes_on = CHANGES[key]
+    with EngineServer(replayed(Capture("vllm", "0.32.0", "saturated"))) as engine:
+        before = config(engine.url)
+        first, second, same = reloaded(before, change(before))
+
+    assert same is goes_on
+    assert second.health.up
+    assert second.engine == first.engine == "vllm"
+    assert [(each.state, each.since) for each in second.states] == [(each.state, each.since) for each in first.states]
+
+
+def test_another_engine_under_the_same_name_is_judged_anew() -> None:
+    capture = Capture("vllm", "0.32.0", "saturated")
+    with EngineServer(replayed(capture)) as engine, EngineServer(replayed(capture)) as other:
+
+        async def test() -> None:
+            poller = Poller(config(engine.url))
+            poller.start()
+            try:
+                first = await later(poller, 0.0)
+                await poller.apply(config(other.url))
+                second = await later(poller, first.taken)
+                assert second.states[0].since > first.states[0].since
+            finally:
+                await poller.stop()
+
+        bounded.run(test())
