@@ -123,6 +123,14 @@ def test_one_lost_poll_is_no_outage_however_far_polls_are_apart_and_whatever_was
         assert watch.polled(REFUSED).state is State.DOWN
 
 
+def test_polls_that_are_lost_for_changing_reasons_are_an_outage_too() -> None:
+    watch = Watch(step=60.0)
+    watch.polled(busy())
+    watch.polled(Failure(Cause.REDIRECT, "moved"))
+
+    assert watch.polled(REFUSED).state is State.DOWN
+
+
 def test_an_engine_that_never_answered_is_loading_however_long_that_takes() -> None:
     watch = Watch(step=600.0)
     judged = [watch.polled(REFUSED) for _ in range(4)]

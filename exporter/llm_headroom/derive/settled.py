@@ -72,7 +72,8 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
     for state, sign in signs.items():
         if known is None or state is not known.state:
             waited = math.inf if known is None else at - (sign.first if known.state in signs else known.seen)
-            alone = known is not None and sign.first == at  # however far polls are apart, one reading may be a slip
+            # However far polls are apart, one reading may be a slip: the first one that the state has no sign in.
+            alone = known is not None and sign.first == at and known.state in before
             if state in rise and (alone or waited < rise[state]):
                 continue
         began = taken if known is None or state is not known.state else known.since
