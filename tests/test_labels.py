@@ -184,8 +184,65 @@ def test_of_what_does_not_add_up_the_largest_is_that_of_the_values_beyond_the_ca
         for metric, value in ((schema.MODEL_OFFLOAD, 0.2 * number), (schema.MODEL_CONTEXT, 100.0 * number))
     ]
     facts += [Fact(schema.MODEL_MEMORY, {"model": f"m{number}", "kind": "total"}, 10.0, "") for number in range(5)]
-    points = captures.mapper("ollama", limit=2).place(facts, ())
+    points = captures.mapper("ollama", limit=2).place(facts, ()).points
 
     assert values(points, "llm_model_offload_ratio", "model")["other"] == pytest.approx(0.8)
     assert values(points, "llm_model_context_tokens", "model")["other"] == 400
     assert values(points, "llm_model_memory_bytes", "model")["other"] == 30
+
+
+def test_of_a_series_exposed_twice_the_first_counts() -> None:
+    text = (
+        b"# TYPE vllm:num_requests_running gauge\n"
+        b'vllm:num_requests_running{model_name="m",engine="0"} 8\n'
+        b'vllm:num_requests_running{engine="0",model_name="m"} 500\n'
+    )
+    points, states, problems = mapped("vllm", text)
+
+    assert of_target(points, "llm_requests_running") == 8.0
+    assert states[SampleState.INVALID] == 1
+    assert any("vllm:num_requests_running" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(("exposed", "usage", "invalid"), [(1.005, 1.0, 0), (1.02, None, 1), (37.0, None, 1)])
+def test_a_share_above_one_is_rounding_or_withheld(exposed: float, usage: float | None, invalid: int) -> None:
+    text = f'# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{{model_name="m"}} {exposed}\n'
+    _, found = captures.mapper("vllm").map(Parser().parse(text.encode()))
+
+    assert captures.value(found.points, "llm_kv_cache_usage_ratio") == usage
+    assert found.invalid == invalid
+    assert ["llm_kv_cache_usage_ratio" in problem for problem in found.problems] == [True] * invalid
+
+
+def test_a_document_s_share_above_one_is_withheld() -> None:
+    facts = [Fact(schema.MODEL_OFFLOAD, {"model": "m"}, 3.0, "/api/ps size_vram / size")]
+    found = captures.mapper("ollama").place(facts, ())
+
+    assert not found.points
+    assert found.invalid == 1
+    assert "llm_model_offload_ratio" in found.problems[0]
+
+
+def test_a_histogram_of_a_negative_sum_is_invalid() -> None:
+    name = "vllm:time_to_first_token_seconds"
+    text = (
+        f"# TYPE {name} histogram\n"
+        f'{name}_bucket{{model_name="m",le="+Inf"}} 2\n{name}_count{{model_name="m"}} 2\n'
+        f'{name}_sum{{model_name="m"}} -5\n'
+    )
+    _, found = captures.mapper("vllm").map(Parser().parse(text.encode()))
+
+    assert not found.points
+    assert found.invalid > 0
+
+
+def test_a_share_above_one_in_a_label_is_withheld() -> None:
+    text = (
+        b"# TYPE vllm:cache_config_info gauge\n"
+        b'vllm:cache_config_info{engine="0",gpu_memory_utilization="1.5",block_size="16",num_gpu_blocks="10"} 1\n'
+    )
+    points, states, problems = mapped("vllm", text)
+
+    assert not values(points, "llm_engine_gpu_memory_reservation_ratio")
+    assert states[SampleState.INVALID] == 1
+    assert any("llm_engine_gpu_memory_reservation_ratio" in problem for problem in problems)

@@ -152,6 +152,15 @@ def test_slots_that_share_a_cache_do_not_have_one_each(
     assert value(snapshot.points, "llm_kv_cache_capacity_tokens") == capacity
 
 
+@pytest.mark.parametrize(("context", "capacity", "used"), [(4096, 4096.0, 4096.0), (0, None, 9000.0)])
+def test_used_tokens_are_within_a_capacity_and_none_is_zero(context: int, capacity: float | None, used: float) -> None:
+    busy = as_json([{"id": 0, "n_ctx": context, "is_processing": True, "n_prompt_tokens": 9000}])
+    snapshot, _ = polled("llamacpp", {"/props": properties(), "/slots": busy, "/v1/models": MODEL})
+
+    assert value(snapshot.points, "llm_kv_cache_capacity_tokens") == capacity
+    assert value(snapshot.points, "llm_kv_cache_used_tokens") == used
+
+
 @pytest.mark.parametrize(
     ("command", "environment", "unified"),
     [

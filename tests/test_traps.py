@@ -499,7 +499,9 @@ def test_a_family_that_was_a_gauge_before_it_became_a_histogram_is_read_as_the_l
 
 def test_nan_is_absent_and_counted() -> None:
     mapping = mapper("sglang")
-    _, (points, invalid) = mapping.map(Parser().parse(lines("sglang:num_queue_reqs NaN", "sglang:num_running_reqs 2")))
+    _, (points, invalid, _) = mapping.map(
+        Parser().parse(lines("sglang:num_queue_reqs NaN", "sglang:num_running_reqs 2"))
+    )
 
     assert value(points, "llm_requests_waiting") is None
     assert value(points, "llm_requests_running") == 2

@@ -232,6 +232,7 @@ class Collector:
         points: list[Point] = []
         samples: dict[SampleState, int] = dict.fromkeys(SampleState, 0)
         unmapped: tuple[str, ...] = ()
+        problems: tuple[str, ...] = ()
         held = self._documents.held
         model = self.engine.model(held)
         plans: list[Plan] = []
@@ -250,6 +251,7 @@ class Collector:
             for state, count in plan.states.items():
                 samples[state] += count
             samples[SampleState.INVALID] += mapped.invalid
+            problems += mapped.problems
             unmapped += plan.unmapped
             plans.append(plan)
         self._judge(plans)
@@ -257,9 +259,13 @@ class Collector:
         for each in reported:
             documents |= each.documents
             self._layer_warnings += tuple(each.warnings)
-        facts = self._mapper.place(self._facts(documents), points)
+        facts, invalid, more = self._mapper.place(self._facts(documents), points)
         samples[SampleState.MAPPED] += len(facts)
+        samples[SampleState.INVALID] += invalid
+        if problems or more:
+            self._remark(Failure(Cause.FORMAT, "; ".join(dict.fromkeys((*problems, *more)))))
         points = merge((*(each.points for each in reported), [*points, *facts])) if reported else [*points, *facts]
+        points = kv_cache.limited(points)
         points += kv_cache.implied(points)
         return Reading(points, samples, unmapped)
 

@@ -16,6 +16,18 @@ _PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.KV_CACHE
 _ANY: Final = frozenset(_PARTS)
 
 
+def limited(points: Iterable[Point]) -> list[Point]:
+    """The points without capacities of 0, which are unknown ones, and with used tokens of no more than the capacity."""
+    known = [point for point in points if point.series.metric is not schema.KV_CACHE_CAPACITY or point.value]
+    most = {each.series.labels: each.value for each in known if each.series.metric is schema.KV_CACHE_CAPACITY}
+    for index, (series, used, _) in enumerate(known):
+        if series.metric is schema.KV_CACHE_USED:
+            capacity = most.get(series.labels)
+            if isinstance(capacity, float) and isinstance(used, float) and used > capacity:
+                known[index] = known[index]._replace(value=capacity)
+    return known
+
+
 def implied(points: Iterable[Point]) -> Iterator[Point]:
     """Used tokens or the usage ratio, where the engine exposes the other one and the capacity of the same replica.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import Counter
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
@@ -15,7 +16,19 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom.engines.rules import Combine
 from llm_headroom.model import Across, Kind, Point, SampleState, Series
 from llm_headroom.scrape.label_cap import OVERFLOW
-from llm_headroom.scrape.plan import Buckets, Derived, Newest, Plan, Rest, Scalar, product
+from llm_headroom.scrape.plan import (
+    Buckets,
+    Derived,
+    Mapped,
+    Newest,
+    Plan,
+    Rest,
+    Scalar,
+    beyond,
+    bounded,
+    is_share,
+    product,
+)
 from llm_headroom.scrape.sources import Sources
 from llm_headroom.scrape.vocabulary import Vocabulary, family
 
@@ -25,7 +38,6 @@ if TYPE_CHECKING:
     from llm_headroom.engines.rules import Engine, Fact, Lister, Reader, Rule
     from llm_headroom.exposition.text import Exposition, Layout
     from llm_headroom.scrape.label_cap import LabelCap
-    from llm_headroom.scrape.plan import Mapped
 
 MOST_BOUNDS: Final = 200
 """Bounds of a histogram: each is a series of whoever scrapes us. vLLM's longest have 40."""
@@ -92,12 +104,17 @@ class Mapper:
         self._planned = None
         self._facts.clear()
 
-    def place(self, facts: Iterable[Fact], given: Iterable[Point]) -> list[Point]:
+    def place(self, facts: Iterable[Fact], given: Iterable[Point]) -> Mapped:
         """Facts as points; those whose metric is among the points `given` are left out."""
         present = {point.series.metric.name for point in given}
         points = []
-        for metric, labels, value, origin in facts:
-            if metric.name in present or not 0.0 <= value < math.inf:
+        problems = []
+        for metric, labels, number, origin in facts:
+            if metric.name in present or not 0.0 <= number < math.inf:
+                continue
+            value = bounded(number) if is_share(metric) else number
+            if value is None:
+                problems.append(beyond(origin, metric))
                 continue
             key = (metric.name, tuple(labels.items()))
             series = self._facts.get(key)
@@ -108,7 +125,7 @@ class Mapper:
                 capped = {name: self.cap.admit(name, text) if text else "" for name, text in named.items()}
                 series = self._facts[key] = Series(metric, self._base | capped)
             points.append(Point(series, value, origin))
-        return _merged(points)
+        return Mapped(_merged(points), len(problems), tuple(problems))
 
     def _compile(self, layout: Layout, model: str) -> Plan:
         sources = Sources(self.engine, layout, tuple(zip(self.engine.rules, self._where, strict=True)))
@@ -137,7 +154,7 @@ class Mapper:
             tuple(made for made in placed.values() if isinstance(made, Point)),
             states,
             unmapped,
-            (*layout.problems, *problems, *_strange(sources)),
+            (*layout.problems, *problems, *sources.withheld, *_strange(sources)),
             self.engine.recognises({key.name for key in layout.keys}),
             tuple(sources.derived),
             tuple(made for made in placed.values() if isinstance(made, Rest)),
@@ -195,14 +212,16 @@ class Mapper:
         layout, strange = sources.layout, {*sources.apart, *sources.repeats}
         states: Counter[SampleState] = Counter()
         unmapped: dict[str, None] = {}
-        for key in layout.keys:
+        for index, key in enumerate(layout.keys):
+            if index in sources.duplicates:
+                continue
             state = self._vocabulary.state(key.name, key.type)
             if strange and state is SampleState.MAPPED and not strange.isdisjoint(name for name, _ in key.labels):
                 state = SampleState.UNKNOWN_LABEL
             states[state] += 1
             if state is SampleState.UNKNOWN:
                 unmapped[family(key.name, key.type)] = None
-        states[SampleState.INVALID] += layout.invalid
+        states[SampleState.INVALID] += layout.invalid + len(sources.duplicates) + len(sources.withheld)
         return dict(states), tuple(unmapped)
 
     def _present(
@@ -261,6 +280,7 @@ class Mapper:
                 tuple(group[:1] if rule.combine is Combine.FIRST else group),
                 rule.scale,
                 Combine.MAX if ratio else rule.combine,
+                1.0 / rule.scale if is_share(rule.metric) else sys.float_info.max,
             )
             for series, group in groups.items()
         ]
@@ -299,12 +319,16 @@ class Mapper:
     ) -> list[Point]:
         origin, indices = self._present(sources, rule, where)
         chosen = list(indices) if rule.per_rank else sources.without_repeated_ranks(indices)
-        values = read([sources.labels(index) for index in chosen])
-        return [
-            Point(self._series(sources, rule, index, model), value * rule.scale, origin)
-            for index, value in zip(chosen, values, strict=True)
-            if value is not None and 0.0 <= value < math.inf
-        ]
+        points = []
+        for index, number in zip(chosen, read([sources.labels(index) for index in chosen]), strict=True):
+            if number is None or not 0.0 <= number < math.inf:
+                continue
+            value = bounded(number * rule.scale) if is_share(rule.metric) else number * rule.scale
+            if value is None:
+                sources.withheld.append(beyond(origin, rule.metric))
+            else:
+                points.append(Point(self._series(sources, rule, index, model), value, origin))
+        return points
 
     def _histograms(
         self,
@@ -352,7 +376,10 @@ class Mapper:
 
 
 def _strange(sources: Sources) -> Iterator[str]:
-    """What there is to say of labels that no rule knows."""
+    """What there is to say of series exposed twice, and of labels that no rule knows."""
+    if sources.duplicates:
+        names = sorted({sources.layout.keys[index].name for index in sources.duplicates})
+        yield f"exposed more than once with the same labels, the first is read: {', '.join(names[:3])}"
     if sources.apart:
         yield f"no rule knows the label {', '.join(sources.apart)}: its series are separated as replicas"
     if sources.repeats:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import le
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.engines.rules import Combine
-from llm_headroom.model import Histogram, Point, SampleState, Series
+from llm_headroom.model import Histogram, Point, SampleState, Series, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from llm_headroom.model import Metric
+
+_ROUNDED: Final = 1.01
+"""How far above 1 a share is still a matter of rounding."""
+
 
 class Scalar(NamedTuple):
-    """A number of ours, from one or more positions."""
+    """A number of ours, from one or more positions; `most` is the largest value that can be, before scaling."""
 
     series: Series
     origin: str
     indices: tuple[int, ...]
     scale: float
     combine: Combine
+    most: float
 
 
 class Rest(NamedTuple):
@@ -59,10 +65,11 @@ class Derived(NamedTuple):
 
 
 class Mapped(NamedTuple):
-    """What a plan made of an exposition: points, and how many upstream samples went which way."""
+    """What was made of samples or facts: points, how many samples were invalid, and what there is to say of that."""
 
     points: list[Point]
     invalid: int
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,34 +92,46 @@ class Plan:
     newest: tuple[Newest, ...] = ()
 
     def apply(self, values: Sequence[float]) -> Mapped:
-        """Points from the values of a scrape. Values that cannot be (NaN, ±Inf, negative) are dropped and counted."""
+        """Points from the values of a scrape. Impossible values (NaN, ±Inf, negative) are dropped and counted."""
         points = list(self.constants)
         invalid = 0
+        problems: list[str] = []
         values = self._with_derived(values)
-        for series, origin, indices, scale, combine in self.scalars:
+        for series, origin, indices, scale, combine, most in self.scalars:
             if len(indices) == 1:
                 value = values[indices[0]]
             elif combine is Combine.MAX:
                 value = max([values[index] for index in indices])
             else:
                 value = sum([values[index] for index in indices])
-            if 0.0 <= value < math.inf:
+            if 0.0 <= value <= most:
                 points.append(Point(series, value * scale if scale != 1.0 else value, origin))
+            elif value > most and bounded(value * scale) is not None:
+                points.append(Point(series, 1.0, origin))
             else:
                 invalid += len(indices)
+                if most < value < math.inf:
+                    problems.append(beyond(origin, series.metric))
+        histograms, dropped = self._histograms(values)
+        points += histograms
+        for indices, listed in self.newest:
+            times = [values[index] for index in indices]
+            points += listed[times.index(max(times))]
+        return Mapped(points, invalid + dropped, tuple(problems))
+
+    def _histograms(self, values: Sequence[float]) -> tuple[list[Point], int]:
+        points: list[Point] = []
+        invalid = 0
         for series, origin, bounds, parts, sums, scale in self.histograms:
             counts = parts[0](values)
             if len(parts) > 1:
                 counts = tuple(map(sum, zip(*[part(values) for part in parts], strict=True)))
             total = sum([values[index] for index in sums])
-            if _cumulative(counts) and math.isfinite(total):
+            if _cumulative(counts) and 0.0 <= total < math.inf:
                 points.append(Point(series, Histogram(bounds, counts, total * scale), origin))
             else:
                 invalid += len(bounds) * len(parts)
-        for indices, listed in self.newest:
-            times = [values[index] for index in indices]
-            points += listed[times.index(max(times))]
-        return Mapped(points, invalid)
+        return points, invalid
 
     def left(self, values: Sequence[float]) -> Iterator[tuple[Rest, float, float]]:
         """The counters that have parts taken off, each with its value before and after that."""
@@ -127,6 +146,21 @@ class Plan:
         if not self.derived:
             return values
         return [*values, *(make(*[values[index] for index in indices]) for make, indices in self.derived)]
+
+
+def is_share(metric: Metric) -> bool:
+    """Whether an engine's metric is a share of a whole, which cannot be above 1."""
+    return metric.unit == "1" and metric.subject is not Subject.GPU and metric.name.endswith("_ratio")
+
+
+def bounded(share: float) -> float | None:
+    """A share of at most 1, since engines round; None if it is further above."""
+    return min(share, 1.0) if share <= _ROUNDED else None
+
+
+def beyond(origin: str, metric: Metric) -> str:
+    """What there is to say of a share that is above 1."""
+    return f"{origin} is above 1, which no share can be: {metric.name} is withheld"
 
 
 def product(one: float, other: float) -> float:

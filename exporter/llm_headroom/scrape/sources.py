@@ -39,8 +39,18 @@ class Sources:
         self.engine = engine
         self.layout = layout
         self.positions: dict[str, list[int]] = {}
+        self.duplicates: set[int] = set()
+        """Positions of series that an earlier line has: Prometheus, too, reads the first."""
+        met: set[tuple[str, frozenset[tuple[str, str]]]] = set()
         for index, key in enumerate(layout.keys):
+            identity = (key.name, frozenset(key.labels))
+            if identity in met:
+                self.duplicates.add(index)
+                continue
+            met.add(identity)
             self.positions.setdefault(key.name, []).append(index)
+        self.withheld: list[str] = []
+        """What there is to say of each value in labels that cannot be."""
         self._labels: dict[int, dict[str, str]] = {}
         self.derived: list[Derived] = []
         self.apart, self.repeats = self._unknown(rules)
