@@ -89,11 +89,11 @@ def replay(member: Member, seed: int, seconds: float, names: frozenset[str], fil
 
 def _can_begin(engine: Engine, event: Event, at: float) -> bool:
     """An engine hangs over something that it does: a stall waits for a request, but not for ever."""
+    engine.advance(max(event.begin, engine.now))  # what ran at the last look may have ended before
     return event.kind is not Kind.STALL or engine.read().running > 0 or at >= event.end
 
 
 def _begin(engine: Engine, clients: _Clients, event: Event, at: float) -> None:
-    engine.advance(max(event.begin, engine.now))
     if event.kind in DOWN:
         engine.crash(event.seconds)
         clients.failed = 0
