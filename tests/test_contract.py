@@ -142,7 +142,8 @@ def exposition(rule: Rule, name: str) -> bytes:
         labels |= {"running_lora_adapters": "one"}
     inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
     if rule.metric.kind is not Kind.HISTOGRAM:
-        return f"{name}{{{inside}}} 4\n".encode()
+        value = 0.5 if rule.metric.name.endswith("_ratio") else 4  # no share is above 1
+        return f"{name}{{{inside}}} {value}\n".encode()
     bucket = ",".join(part for part in (inside, 'le="+Inf"') if part)
     return (
         f"# TYPE {name} histogram\n{name}_bucket{{{bucket}}} 4\n{name}_sum{{{inside}}} 4\n{name}_count{{{inside}}} 4\n"
