@@ -25,8 +25,8 @@ from llm_headroom.scrape.plan import (
     Rest,
     Scalar,
     beyond,
-    bounded,
     is_share,
+    possible,
     product,
 )
 from llm_headroom.scrape.sources import Sources
@@ -112,7 +112,7 @@ class Mapper:
         for metric, labels, number, origin in facts:
             if metric.name in present or not 0.0 <= number < math.inf:
                 continue
-            value = bounded(number) if is_share(metric) else number
+            value = possible(number, metric)
             if value is None:
                 problems.append(beyond(origin, metric))
                 continue
@@ -323,7 +323,7 @@ class Mapper:
         for index, number in zip(chosen, read([sources.labels(index) for index in chosen]), strict=True):
             if number is None or not 0.0 <= number < math.inf:
                 continue
-            value = bounded(number * rule.scale) if is_share(rule.metric) else number * rule.scale
+            value = possible(number * rule.scale, rule.metric)
             if value is None:
                 sources.withheld.append(beyond(origin, rule.metric))
             else:

@@ -158,6 +158,11 @@ def bounded(share: float) -> float | None:
     return min(share, 1.0) if share <= _ROUNDED else None
 
 
+def possible(value: float, metric: Metric) -> float | None:
+    """A value that an engine reports, which is `bounded` if it is a share."""
+    return bounded(value) if is_share(metric) else value
+
+
 def beyond(origin: str, metric: Metric) -> str:
     """What there is to say of a share that is above 1."""
     return f"{origin} is above 1, which no share can be: {metric.name} is withheld"

@@ -24,6 +24,7 @@ from llm_headroom.bundle.dashboards.parts import (
     failed_share,
     finished_requests_now,
     lines,
+    load_headroom,
     stat,
     table,
 )
@@ -138,16 +139,7 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
             empty="without traffic",
             alert="LLMFirstTokensSlow",
         ),
-        stat(
-            "Headroom",
-            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
-            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
-            whose="worst",
-            unit="suffix: ×",
-            decimals=1,
-            steps=below(LOAD_HEADROOM_LOW, 1),
-            link=_TO_KV_ALL,
-        ),
+        load_headroom(scope, link=_TO_KV_ALL),
         finished_requests_now(scope),
         stat(
             "Output",

@@ -8,7 +8,7 @@ from llm_headroom import schema
 from llm_headroom.bundle.dashboards.colours import DECODE, GOOD, PREFILL, QUEUE, WARN
 from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Column, Query, above, below, fixed
-from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, stat, table
+from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, load_headroom, stat, table
 from llm_headroom.bundle.dashboards.plan import KEPT, Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, MOST, TARGET, Scope
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW, SATURATION_HIGH
@@ -51,15 +51,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     full = f"({scope.of(schema.KV_CACHE_HEADROOM_RATIO)} <= 0) * 0"
     exhaustion = f"min({scope.of(schema.KV_CACHE_EXHAUSTION)} or {full})"
     return (
-        stat(
-            "Headroom",
-            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
-            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
-            unit="suffix: ×",
-            whose="worst",
-            decimals=1,
-            steps=below(LOAD_HEADROOM_LOW, 1),
-        ),
+        load_headroom(scope),
         stat(
             "Saturation",
             "Load as a share of what the fullest target takes, its queue included; 200 % at most.",

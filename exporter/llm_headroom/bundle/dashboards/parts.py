@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.panel import Column, Json, Kind, Panel, Query, above
+from llm_headroom.bundle.dashboards.panel import Column, Json, Kind, Panel, Query, above, below
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.scope import Scope
@@ -57,6 +58,20 @@ def finished_requests_now(scope: Scope) -> Panel:
         scope.exposed(f"sum({scope.rate(schema.REQUESTS_FINISHED)})"),
         unit="requests/s",
         whose="sum",
+    )
+
+
+def load_headroom(scope: Scope, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
+    """Return the present load headroom within the objective of first tokens, of the target that has least."""
+    return stat(
+        "Headroom",
+        "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
+        scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+        unit="suffix: ×",
+        decimals=1,
+        steps=below(LOAD_HEADROOM_LOW, 1),
+        whose="worst",
+        **more,
     )
 
 
