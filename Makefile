@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Many tests wait for servers of their own, so that more processes than two cores are of use.
-JOBS ?= 3
+# Many tests wait for other programs, so that more processes than two cores are of use (tests/support/balance.py).
+JOBS ?= 4
 DIST ?= dist
 
 .PHONY: run demo test lint types bench evaluate incident live torture device release docs clean help
@@ -45,6 +45,8 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+# Tests start the program hundreds of times: its bytecode is written once, whatever the environment says.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint types
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 import nvml_library
+from balance import balanced
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,6 +17,19 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--update` writes what golden files should hold, to be reviewed as a diff."""
     parser.addoption("--update", action="store_true", help="write the golden files anew")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests for the processes that run them."""
+
+    def seconds(item: pytest.Item, marker: str) -> float:
+        found = item.get_closest_marker(marker)
+        return found.args[0] if found else 0.0
+
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        items[:] = balanced(items, processes, lambda item: str(item.path), seconds)
 
 
 @pytest.fixture(scope="session")

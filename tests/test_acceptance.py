@@ -100,6 +100,7 @@ def test_a_row_whose_verdict_does_not_follow_from_it_is_found(row: str, *, fault
     assert faults(page(["\n".join([*table([Row("up", 1, 1, 1)]), row])], ())) == ["running"] * fault
 
 
+@pytest.mark.waits(40)
 def test_an_ollama_binary_is_run_and_its_part_stands_beside_those_of_earlier_runs(tmp_path: Path) -> None:
     binary, folder, written = tmp_path / "ollama", tmp_path / "live", tmp_path / "acceptance.md"
     binary.write_text(f'#!/bin/sh\nexec {sys.executable} {SUPPORT / "fake_ollama.py"} "$@"\n')

@@ -65,6 +65,7 @@ def test_vmalert_accepts_the_rules() -> None:
     subprocess.run([vmalert, "-dryRun", f"-rule={FOLDER / RULES}"], check=True, capture_output=True)
 
 
+@pytest.mark.works(14)
 def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
     """Promtool compares annotations, too, so it gets the rules without them; each file gets the rules that it tests."""
     promtool = program("promtool", "prometheus")

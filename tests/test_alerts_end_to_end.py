@@ -16,6 +16,8 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import pytest
+
 from faces import Faces
 from llm_headroom.bundle import alerts
 from llm_headroom.bundle.settings import BundleSettings
@@ -256,6 +258,7 @@ def has_recorded(prometheus: Program, engines: int) -> bool:
     return bool(result) and float(result[0]["value"][1]) == engines
 
 
+@pytest.mark.waits(75)
 def test_the_right_alerts_reach_people_and_end(tmp_path: Path) -> None:
     program("prometheus", "prometheus")
     program("prometheus-alertmanager", "prometheus-alertmanager")

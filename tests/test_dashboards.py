@@ -285,6 +285,7 @@ def test_no_query_fails_where_nothing_was_ever_seen(tmp_path: Path) -> None:
                 assert asked(prometheus.address, "query", query=filled_in(expr))["result"] == [], "nothing is made up"
 
 
+@pytest.mark.waits(95)
 def test_every_query_finds_data_in_the_demo(tmp_path: Path) -> None:
     program("prometheus", "prometheus")
     expected = {

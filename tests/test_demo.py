@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from exporter_process import DEADLINE, Exporter
+from prometheus_server import asked
 from simulator_process import Simulator, ask, post
 
 if TYPE_CHECKING:
@@ -123,20 +121,18 @@ def test_an_address_in_use_ends_it_with_a_reason(demo: Simulator) -> None:
         assert second.process.wait(DEADLINE) == 2
 
 
+@pytest.mark.waits(22)
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus (Debian package prometheus)")
 def test_prometheus_scrapes_the_exporter_and_ends_with_the_demo(tmp_path: Path) -> None:
     with Simulator(*ARGUMENTS, extra={"TMPDIR": str(tmp_path)}) as running:
         address = running.address("prometheus")
         started = children(running.process.pid)
         assert started
-        query = f"http://{address}/api/v1/query?query=llm_up"
-        end = time.monotonic() + DEADLINE
-        found: set[str] = set()
-        while not found >= set(ENGINES):
-            assert time.monotonic() < end, found
-            with urllib.request.urlopen(query, timeout=DEADLINE) as response:
-                results = json.load(response)["data"]["result"]
-            found = {one["metric"]["target"] for one in results if one["value"][1] == "1"}
+
+        def scraped() -> set[str]:
+            return {one["metric"]["target"] for one in asked(address, "query", query="llm_up == 1")["result"]}
+
+        exporter_of(running).until(lambda: scraped() >= set(ENGINES))
         assert running.end() == 0
     assert not list(tmp_path.iterdir())
     for pid in started:

@@ -52,6 +52,7 @@ def rows_of(output: Path, *arguments: str, **variables: str) -> tuple[int, dict[
     return found.returncode, {f"{row['part']}: {row['what']}": row for row in result["rows"]}
 
 
+@pytest.mark.works(8)
 def test_every_check_of_an_honest_card_passes_and_one_of_a_lying_peer_fails(tmp_path: Path) -> None:
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()

@@ -212,6 +212,7 @@ def test_series_go_with_the_engine_and_come_back_with_it(vllm: EngineServer) -> 
     assert [dict(key)["version"] for key in back["llm_engine_info"]] == ["0.12.0"]  # read anew after the restart
 
 
+@pytest.mark.waits(10)
 def test_the_state_of_an_engine_is_the_same_in_metrics_and_json_and_outlives_its_answers(vllm: EngineServer) -> None:
     def told(exporter: Exporter) -> tuple[set[tuple[str, str]], list[tuple[str, str]]]:
         flags = exporter.metrics()["llm_engine_state"]

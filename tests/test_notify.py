@@ -179,6 +179,7 @@ def configured(folder: Path, engine: EngineServer, receivers: str) -> str:
     return str(path)
 
 
+@pytest.mark.waits(11)
 @pytest.mark.parametrize("kind", ["webhook", "slack", "ntfy"])
 def test_a_receiver_hears_of_the_beginning_and_the_end(kind: str, tmp_path: Path) -> None:
     with EngineServer(replayed(IDLE)) as engine, Receiver() as receiver:
@@ -196,6 +197,7 @@ def test_a_receiver_hears_of_the_beginning_and_the_end(kind: str, tmp_path: Path
     assert begin.path == ("/" if kind == "ntfy" else "/topic")
 
 
+@pytest.mark.waits(11)
 def test_what_a_receiver_cannot_take_now_is_sent_again_in_its_turn(tmp_path: Path) -> None:
     with EngineServer(replayed(IDLE)) as engine, Receiver(503) as receiver:
         settings = f"- {{url: '{receiver.url}', after: 200ms}}\n"
@@ -212,6 +214,7 @@ def test_what_a_receiver_cannot_take_now_is_sent_again_in_its_turn(tmp_path: Pat
     assert (failed["tries"], failed["error"].startswith("status 503")) == (1, True)
 
 
+@pytest.mark.waits(11)
 def test_a_receiver_that_refuses_is_asked_once_and_the_page_says_so(tmp_path: Path) -> None:
     with EngineServer(replayed(IDLE)) as engine, Receiver(404) as receiver:
         settings = f"- {{name: on-call, url: '{receiver.url}', after: 200ms}}\n"
@@ -226,6 +229,7 @@ def test_a_receiver_that_refuses_is_asked_once_and_the_page_says_so(tmp_path: Pa
     assert len(receiver.posts) == 1
 
 
+@pytest.mark.waits(11)
 def test_secrets_come_from_files_and_stay_out_of_the_log(tmp_path: Path) -> None:
     with EngineServer(replayed(IDLE)) as engine, Receiver(500) as receiver:
         (tmp_path / "url").write_text(f"{receiver.url}/services/T0/very-secret\n")
@@ -243,6 +247,7 @@ def test_secrets_come_from_files_and_stay_out_of_the_log(tmp_path: Path) -> None
     assert not {word for word in ("very-secret", "token-secret") if word in log + page}
 
 
+@pytest.mark.waits(11)
 def test_a_receiver_that_is_added_by_a_reload_is_used(tmp_path: Path) -> None:
     with EngineServer(replayed(IDLE)) as engine, Receiver() as receiver:
         path = configured(tmp_path, engine, "  []\n")

@@ -59,6 +59,7 @@ def browser(tmp_path: Path) -> Iterator[Chromium]:
 
 
 # The page ------------------------------------------------------------------------------------------------------------
+@pytest.mark.waits(12)
 def test_the_page_follows_the_engines_without_being_loaded_again(vllm: EngineServer, browser: Chromium) -> None:
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
         browser.open(f"{exporter.url}/")
@@ -159,6 +160,7 @@ def test_many_engines_are_a_table_that_sorts_filters_and_opens_cards(browser: Ch
     assert browser.log == []
 
 
+@pytest.mark.waits(10)
 def test_the_page_says_who_is_in_trouble_and_leads_there(browser: Chromium, tmp_path: Path) -> None:
     with (
         EngineServer(under(MANY, STARTING)) as idle,

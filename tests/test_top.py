@@ -177,6 +177,7 @@ def test_an_address_must_be_one_of_http() -> None:
 
 
 # In a terminal -------------------------------------------------------------------------------------------------------
+@pytest.mark.waits(12)
 def test_a_terminal_follows_the_exporter_until_q(vllm: EngineServer) -> None:
     with (
         Exporter(f"--target=vllm={vllm.url}", *FAST) as exporter,

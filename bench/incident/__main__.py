@@ -41,7 +41,7 @@ RULES: Final = Path(__file__).parents[2] / "alerts" / "llm-headroom.rules.yml"
 async def _host(
     stage: Stage, host: Host, seed: int, out: IO[bytes], stack: AsyncExitStack
 ) -> tuple[Scraper, Callable[[Wrong], None]]:
-    """Start one machine; return what scrapes it, and what makes something go wrong on it."""
+    """Start one machine, which ends with the stack; return what scrapes it, and what makes something go wrong on it."""
     clock = Clock()
     servers = engines(stage, clock, seed)
     for server in servers.values():
@@ -74,7 +74,10 @@ async def _host(
 async def play(stage: Stage, out: IO[bytes]) -> None:
     """Let the time pass; what is scraped goes to a file."""
     async with AsyncExitStack() as stack:
-        hosts = {host.name: await _host(stage, host, 100 * place, out, stack) for place, host in enumerate(stage.hosts)}
+        own = {host: await stack.enter_async_context(AsyncExitStack()) for host in stage.hosts}
+        hosts = {
+            host.name: await _host(stage, host, 100 * place, out, own[host]) for place, host in enumerate(stage.hosts)
+        }
         coming, real = list(stage.incidents), virtual.REAL()
         for step in range(1, int(stage.seconds / STEP_SECONDS) + 1):
             at = step * STEP_SECONDS
@@ -82,6 +85,8 @@ async def play(stage: Stage, out: IO[bytes]) -> None:
             for one in [one for one in coming if one.at <= at]:
                 hosts[one.host][1](one)
                 coming.remove(one)
+            for dead in [host for host in own if host.dies is not None and host.dies <= at]:
+                await own.pop(dead).aclose()  # what nobody scrapes any more need not be simulated
             for scraper, _ in hosts.values():
                 scraper.scrape(at)
             if step % 20 == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 DEADLINE: Final = 30.0
 """Seconds after which what a test waits for is held not to come."""
+PAUSE: Final = 0.05
+"""Seconds until the page is asked again: without them the asking takes the CPU of those who work."""
 
 
 class Chromium:
@@ -84,6 +87,7 @@ class Chromium:
         end = time.monotonic() + DEADLINE
         while not self.evaluate(condition):
             assert time.monotonic() < end, (condition, self.log, self.evaluate("document.body.innerText"))
+            select.select([self._in], [], [], PAUSE)  # until the browser says something, or a moment
 
     def size(self, width: int, height: int) -> None:
         """The window's size."""
