@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -252,18 +252,35 @@ def test_a_host_without_gpus_has_nothing_to_spill_from() -> None:
     assert values(derived, "llm_spill_risk_ratio", "model") == {"a": 1.0}
 
 
-def test_eviction_counts_models_that_gave_way_and_not_those_that_expired() -> None:
-    def run(*changes: tuple[float, list[Point]]) -> list[Point]:
-        memory, derived = Memory(), list[Point]()
-        for at, points in changes:
-            memory, derived = advance(memory, points, at, base=BASE)
-        return derived
+def eviction(*changes: tuple[float, str]) -> float | Histogram | None:
+    """The risk after the last of some polls: the models in memory, a letter each, at each time in seconds."""
+    _, derived = polls([(at, resident(**dict.fromkeys(models, 1.0))) for at, models in changes])
+    return value(derived, "llm_eviction_risk_ratio")
 
-    assert values(run((0.0, resident(a=1.0)), (300.0, resident(a=1.0))), "llm_eviction_risk_ratio") == {}
-    expired = run((0.0, resident(a=1.0, b=1.0)), (300.0, resident(b=1.0)), (700.0, resident(b=1.0)))
-    assert number(expired, "llm_eviction_risk_ratio") == 0.0
-    thrash = [(float(at), resident(**{"a" if at // 60 % 2 else "b": 1.0})) for at in range(0, 1_201, 60)]
-    assert number(run(*thrash), "llm_eviction_risk_ratio") > 0.95
+
+THRASH: Final = [(60.0 * poll, "ab"[poll % 2]) for poll in range(21)]
+
+
+def test_eviction_counts_models_that_gave_way_and_not_those_that_expired() -> None:
+    assert eviction((0.0, "a"), (300.0, "a")) is None
+    assert eviction((0.0, "ab"), (300.0, "b"), (700.0, "b")) == 0.0
+    assert number(polls([(at, resident(**{model: 1.0})) for at, model in THRASH])[1], "llm_eviction_risk_ratio") > 0.95
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("ab", "b"), ("", "b")],  # the new one comes before the old one goes, or after it
+)
+def test_a_model_gives_way_to_one_that_comes_at_about_the_same_time(first: str, then: str) -> None:
+    soon = eviction((0.0, "a"), (1000.0, first), (1020.0, then))
+    late = eviction((0.0, "a"), (1000.0, first), (1040.0, then))
+
+    assert late == 0.0
+    assert soon == pytest.approx(1.0 - math.exp(-300.0 / (20.0 + 1000.0 * math.exp(-20.0 / 3600.0))), rel=0.01)
+
+
+def test_evictions_fade_within_hours() -> None:
+    assert eviction(*THRASH, (1200.0 + 4 * 3600.0, "a")) == pytest.approx(0.005, abs=0.004)
 
 
 def test_an_engine_that_tells_no_models_in_memory_has_neither_risk() -> None:

@@ -28,7 +28,7 @@ H200_3 = "GPU-0b6b1c5e-2f4d-4b7a-8c11-000000000203"
 MIG_PARENT = "GPU-2a7d1e90-55c4-4c0b-8a53-9d1be0f4a7c2"
 MIG_SMALL = "MIG-6f1d2a33-0c52-5a0e-9d7b-1f3c5e7a9b01"
 MIG_LARGE = "MIG-a0b1c2d3-e4f5-5061-b2c3-d4e5f6a7b802"
-UNKNOWN, GPU_IS_LOST, NOT_SUPPORTED, FUNCTION_NOT_FOUND = 999, 15, 3, 13
+UNKNOWN, GPU_IS_LOST, NOT_SUPPORTED, FUNCTION_NOT_FOUND, DRIVER_NOT_LOADED = 999, 15, 3, 13, 9
 
 REPORT = """
 import json
@@ -775,6 +775,24 @@ def test_a_lost_parent_takes_its_instances_along(gpus: Gpus, machine: nvml_libra
     with pytest.raises(GpuError) as caught:
         gpus.read()
     assert MIG_PARENT in caught.value.failure.message
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "error"),
+    [
+        ("gpu 0", "nvmlDeviceGetMigMode", GPU_IS_LOST),
+        ("mig 0 0", "nvmlDeviceGetUUID", GPU_IS_LOST),
+        ("mig 0 0", "nvmlDeviceGetMemoryInfo_v2", DRIVER_NOT_LOADED),
+    ],
+)
+def test_a_gpu_or_driver_that_goes_while_instances_are_read_leaves_nothing_of_them(
+    gpus: Gpus, machine: nvml_library.Description, device: str, asked: str, error: int
+) -> None:
+    machine.become(nvml_library.fixture("h100_mig"))
+    gpus.read()
+    machine.fail(device, asked, error)
+    with pytest.raises(GpuError):
+        gpus.read()
 
 
 # Processes -----------------------------------------------------------------------------------------------------------

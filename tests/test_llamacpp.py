@@ -152,6 +152,22 @@ def test_slots_that_share_a_cache_do_not_have_one_each(
     assert value(snapshot.points, "llm_kv_cache_capacity_tokens") == capacity
 
 
+@pytest.mark.parametrize(("unified", "capacity"), [(True, 8192.0), (False, 14336.0)])
+def test_slots_of_different_sizes(*, unified: bool, capacity: float) -> None:
+    """A request may get any slot, so that the smallest one is what is certain; a shared cache is as large as any."""
+    sizes = [
+        {"id": at, "n_ctx": size, "is_processing": at == 1, "n_prompt_tokens": at + 1}
+        for at, size in enumerate((4096, 8192, 2048))
+    ]
+    routes = {"/props": properties(), "/slots": as_json(sizes), "/v1/models": MODEL}
+    points = polled("llamacpp", routes, layers=(Seen(unified=unified),))[0].points
+
+    assert value(points, "llm_model_context_tokens") == 2048.0
+    assert value(points, "llm_kv_cache_capacity_tokens") == capacity
+    assert value(points, "llm_requests_running") == 1.0
+    assert (value(points, "llm_kv_cache_used_tokens"), value(points, "llm_kv_cache_evictable_tokens")) == (2.0, 4.0)
+
+
 @pytest.mark.parametrize(("context", "capacity", "used"), [(4096, 4096.0, 4096.0), (0, None, 9000.0)])
 def test_used_tokens_are_within_a_capacity_and_none_is_zero(context: int, capacity: float | None, used: float) -> None:
     busy = as_json([{"id": 0, "n_ctx": context, "is_processing": True, "n_prompt_tokens": 9000}])

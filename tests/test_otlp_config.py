@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -188,4 +189,6 @@ def test_outside_of_kubernetes_there_is_no_pod() -> None:
     found = resource({}, "9836")
     assert not [name for name in found.attributes if name.startswith("k8s.")]
     assert found.attributes["service.name"] == "llm-headroom"
+    assert found.attributes["host.name"] == socket.gethostname()
+    assert found.attributes["service.instance.id"] == f"{socket.gethostname()}:9836"  # the same over restarts
     assert found.schema_url == SCHEMA_URL

@@ -68,11 +68,16 @@ def test_probe_of_a_dead_target_says_so_and_keeps_to_the_scrape_timeout(tmp_path
         path = configured(tmp_path / "headroom.yml", "{allow: ['127.0.0.1:*']}")
         with Exporter("--config", str(path)) as exporter:
             dead = exporter.get("/probe?target=vllm=http://127.0.0.1:1")
-            slow = exporter.get(f"/probe?target=vllm={server.url}", X_Prometheus_Scrape_Timeout_Seconds="0.2")
+            announced = {
+                seconds: exporter.get(f"/probe?target=vllm={server.url}", X_Prometheus_Scrape_Timeout_Seconds=seconds)
+                for seconds in ("0.2", "0.8", "1.2")
+            }
 
     assert dead[0] == 200
     assert b'llm_up{engine="vllm",target="127.0.0.1:1"} 0.0' in dead[2]
-    assert slow[0] == 504
+    for seconds, kept in (("0.2", "0.1"), ("0.8", "0.4"), ("1.2", "0.7")):  # half a second, or a half, is left to it
+        assert announced[seconds][0] == 504
+        assert f"within {kept} s".encode() in announced[seconds][2]
 
 
 def test_probe_is_off_unless_allowed(vllm: EngineServer) -> None:

@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.config.endpoint import parse_target
@@ -78,6 +79,7 @@ class _Address:
         return transport
 
 
+@lru_cache(maxsize=256)
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address that a host is written as, None for a name."""
     try:
