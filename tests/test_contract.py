@@ -18,7 +18,7 @@ from llm_headroom.commands import docs, generated
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Rule
 from llm_headroom.exposition.text import Parser
-from llm_headroom.model import Kind, Metric, SampleState, Subject
+from llm_headroom.model import Histogram, Kind, Metric, SampleState, Subject
 from llm_headroom.render.prometheus import UNIT_WORDS
 from llm_headroom.scrape.vocabulary import HISTOGRAM_PARTS, Vocabulary, family
 from llm_headroom.thresholds import Thresholds
@@ -120,13 +120,29 @@ UNSEEN = ("", "/v1/completions", "prefill_forward", "rejected", "cpu_to_gpu", "g
 """Values that rules look for and no capture has."""
 
 
-def aliases() -> Iterator[tuple[Engine, Rule, str]]:
-    """Every upstream name of every rule, in every spelling."""
+ALIASES = ROOT / "tests" / "fixtures" / "aliases.txt"
+"""What becomes of each upstream name: engine, name, metric, and its value where the engine exposes 4, or 0.5 of a
+ratio; of a histogram its count and its sum. Nothing writes this list: a rule that changes must change here, too."""
+
+
+@cache
+def meanings() -> dict[tuple[str, str, str], str]:
+    """Values by engine, upstream name and metric."""
+    lines = [line.split() for line in ALIASES.read_text().splitlines() if not line.startswith("#")]
+    return {(engine, name, metric): value for engine, name, metric, value in lines}
+
+
+def aliases() -> Iterator[tuple[Engine, Rule, str, str]]:
+    """Every upstream name of every rule, and each of its spellings."""
     for engine in BUILT_IN.values():
         for rule in engine.rules:
             for name in (*rule.names, *rule.plus):
                 for spelling in engine.spellings(name):
-                    yield engine, rule, spelling
+                    yield engine, rule, name, spelling
+
+
+def test_every_alias_has_a_meaning_that_is_written_down() -> None:
+    assert {(engine.name, name, rule.metric.name) for engine, rule, name, _ in aliases()} == meanings().keys()
 
 
 def exposition(rule: Rule, name: str) -> bytes:
@@ -151,9 +167,9 @@ def exposition(rule: Rule, name: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("engine", "rule", "name"), tuple(aliases()), ids=lambda part: part if isinstance(part, str) else ""
+    ("engine", "rule", "upstream", "name"), tuple(aliases()), ids=lambda part: part if isinstance(part, str) else ""
 )
-def test_every_alias_finds_its_metric(engine: Engine, rule: Rule, name: str) -> None:
+def test_every_alias_finds_its_metric(engine: Engine, rule: Rule, upstream: str, name: str) -> None:
     body = exposition(rule, name)
     if any(name in engine.spellings(added) for added in rule.plus):
         body += exposition(rule, rule.names[0])
@@ -164,6 +180,12 @@ def test_every_alias_finds_its_metric(engine: Engine, rule: Rule, name: str) -> 
 
     assert found
     assert all(name in point.origin for point in found)
+    assert shown(found[0].value) == meanings()[engine.name, upstream, rule.metric.name]
+
+
+def shown(value: float | Histogram) -> str:
+    """A value as the list of aliases writes it."""
+    return f"{value:.6g}" if isinstance(value, float) else f"{value.count:.6g}/{value.sum:.6g}"
 
 
 @pytest.mark.parametrize("proposed", docs.FROM_ARTICLES, ids=lambda proposed: proposed.name)
