@@ -39,6 +39,16 @@ def test_discovery_finds_out_which_of_two_engines_has_the_port(tmp_path: Path, n
     assert [report["engine"] for report in reports if report["target"] == server.name] == [name]
 
 
+def test_a_port_where_a_target_is_configured_is_not_looked_at_again(tmp_path: Path) -> None:
+    with EngineServer({"/metrics": Reply(b"one_running 7\n")}) as server:
+        path = configured(tmp_path, server.port)
+        targets = f"discover: true\ntargets: [{{name: mine, engine: one, url: '{server.url}'}}]\n"
+        path.write_text(path.read_text() + targets, encoding="utf-8")
+        reports = json.loads(check("--config", str(path), "--format", "json").stdout)["sources"]
+
+    assert [report["target"] for report in reports] == ["mine"]
+
+
 def test_a_silent_port_is_told_with_every_engine_that_may_be_there(tmp_path: Path) -> None:
     with EngineServer() as server:
         path = configured(tmp_path, server.port)

@@ -86,7 +86,7 @@ def test_other_processes_are_no_runners(line: str) -> None:
     st.lists(st.sampled_from(("-np 1", "-np hunter2", "-c =", "--api-key hunter2", "--api-key=hunter2", "-kvu", "x")))
 )
 def test_of_a_command_line_what_is_of_use_is_retained_and_no_key(line: list[str]) -> None:
-    found = command([*"llama-server --api-key hunter2".split(), *" ".join(line).split(), *"-m /x --port 8001".split()])
+    found = command(f"llama-server --api-key hunter2 {' '.join(line)} -m /x --port 8001".split())
 
     assert found is not None
     assert found._replace(parallel=None) == Runner("/x", 8001, "", keys="f16", values="f16")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 import bounded
 from llm_headroom.config.settings import Config, GpuSettings
 from llm_headroom.model import Health, Snapshot
@@ -13,33 +15,51 @@ from llm_headroom.poll.poller import Poller
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import pytest
-
 
 class Beside:
-    """A source that can be collected from, and whose estimates are broken."""
+    """A source that can be collected from, and whose pace or estimates are broken."""
 
     name = "broken"
     labels: Mapping[str, str] = {}
-    interval = 0.01
     retained = ()
     capped: Mapping[str, int] = {}
+
+    def __init__(self, defect: str) -> None:
+        self._defect = defect
+
+    @property
+    def interval(self) -> float:
+        """A defect, or 10 ms."""
+        if self._defect == "pace":
+            raise RuntimeError("out of paper")
+        return 0.01
 
     async def collect(self) -> Snapshot:
         """It is up."""
         return Snapshot(target="broken", engine="vllm", taken=1.0, points=(), health=Health(up=True))
 
     async def estimate(self) -> None:
-        """A defect."""
-        raise RuntimeError("out of paper")
+        """A defect, or nothing."""
+        if self._defect == "estimate":
+            raise RuntimeError("out of paper")
 
     async def close(self) -> None:
         """There is nothing to let go of."""
 
 
-def test_work_that_ends_by_a_defect_is_logged_and_the_poller_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+class Sound(Beside):
+    """One that is not broken."""
+
+    name = "sound"
+
+
+@pytest.mark.parametrize("defect", ["pace", "estimate"])
+def test_work_that_ends_by_a_defect_is_logged_and_the_poller_goes_on(
+    caplog: pytest.LogCaptureFixture, defect: str
+) -> None:
     async def test() -> None:
-        poller = Poller(Config(gpu=GpuSettings(enabled=False), host=False, discover=False), beside=[Beside()])
+        sources = [Beside(defect), Sound("")]
+        poller = Poller(Config(gpu=GpuSettings(enabled=False), host=False, discover=False), beside=sources)
         rounds: list[bool] = []
         poller.on_change(lambda: rounds.append(True))
         poller.start()
