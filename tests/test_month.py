@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import sections
 from evaluate import month, prometheus
 from evaluate.incidents import Span
 from evaluate.month_plan import Event, Kind, Member
@@ -78,8 +79,8 @@ def test_models_are_pages_of_their_own_and_targets_of_one_model_are_not() -> Non
 def test_the_part_of_the_document_is_replaced_and_nothing_else() -> None:
     document = "# A\n\n## First\n\na\n\n## Limits of this evaluation\n\nb\n"
 
-    once = month.written(document, f"{month.TITLE}\n\nold\n")
-    again = month.written(once, f"{month.TITLE}\n\nnew\n")
+    once = sections.replaced(document, f"{month.TITLE}\n\nold\n", month.BEFORE)
+    again = sections.replaced(once, f"{month.TITLE}\n\nnew\n", month.BEFORE)
 
     assert once == document.replace("## Limits", f"{month.TITLE}\n\nold\n\n## Limits")
     assert again == once.replace("old", "new")

@@ -17,6 +17,7 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import sections
 from evaluate import document, month
 from evaluate.month_plan import FLEET, WEEK
 from evaluate.prometheus import EPOCH, Prometheus, backfill, missing
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     text = document.text(results, seeds)
     if not options.quick:
-        text = month.written(text, month.section(month.operate(FLEET, WEEK, month.rules())))
+        text = sections.replaced(text, month.section(month.operate(FLEET, WEEK, month.rules())), month.BEFORE)
     (options.output / "evaluation.md").write_text(text)
     for name, picture in pictures(results).items():
         (options.output / name).write_text(picture)

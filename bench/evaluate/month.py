@@ -18,6 +18,7 @@ from multiprocessing import Pool
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import sections
 from evaluate.incidents import Span, merged
 from evaluate.month_plan import DAY, FLEET, HOUR, WEEK, Kind
 from evaluate.month_replay import Week, replay
@@ -251,16 +252,6 @@ def _caught(month: Month, model: str, span: Span) -> float | None:
     return min((max(each.begin - span.begin, 0.0) for each in heard), default=None)
 
 
-def written(document: str, part: str) -> str:
-    """A document with its part on the month replaced, or appended before its limits."""
-    begin = document.find(TITLE)
-    if begin < 0:
-        begin = end = document.index(BEFORE)
-    else:
-        end = document.index("\n## ", begin + 1) + 1
-    return document[:begin] + part.rstrip() + "\n\n" + document[end:]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replay and write; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -272,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     began = time.monotonic()
     month = operate(FLEET, min(options.days * DAY, WEEK), rules())
-    options.output.write_text(written(options.output.read_text(), section(month)))
+    options.output.write_text(sections.replaced(options.output.read_text(), section(month), BEFORE))
     print(f"{len(month.pages)} pages, {len(month.tickets)} tickets, {time.monotonic() - began:.0f} s")
     return 0
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sections
 from headroom import report
 from headroom.ladder import Row, ladder
 from headroom.scenarios import HELD_OUT, INTER_TOKEN, STEADY, TUNING
@@ -49,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             took = time.process_time() - began
             print(f"{scenario.name}: {took:.0f} s, {cpu * 1e3:.0f} ms an estimate", file=sys.stderr, flush=True)
     if options.output:
-        options.output.write_text(report.document(rows))
+        text = report.document(rows)
+        before = options.output.read_text() if options.output.exists() else ""
+        for begin in report.OF_OTHERS:
+            for part in sections.titled(before, begin):
+                text = sections.replaced(text, part, report.LAST)
+        options.output.write_text(text)
     else:
         print(report.text(rows))
     return 0

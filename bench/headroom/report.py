@@ -43,7 +43,10 @@ TITLES: Final = {
     "tuning": "Tuning",
     "steady": "Steady traffic of constant sizes",
 }
-TAIL: Final = """## Where it fails
+LAST: Final = "## Where it fails"
+OF_OTHERS: Final = ("## On a real engine", "## As an autoscaler's signal")
+"""Begins of the titles of sections that `make live` and `headroom.autoscaler` write."""
+TAIL: Final = f"""{LAST}
 
 - Clumps of requests within a poll are not seen: with an objective of 2.5 s and short answers (azure_llm_2023_code) it
   is optimistic by a fifth to a quarter.
@@ -57,7 +60,7 @@ TAIL: Final = """## Where it fails
   tuning traces is 0.09 instead of 0.22, and the AUC 0.996 instead of 0.919. Three things were tried against it and did
   not make it less: prompts paired with answers by what running requests hold, bursts within a poll, and like requests
   in a burst.
-- Speculation, data-parallel replicas and disaggregation were not judged here. No real engine was measured.
+- Speculation, data-parallel replicas and disaggregation were not judged here.
 """
 
 

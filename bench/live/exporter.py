@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 INTERVAL: Final = 0.2
 """Seconds between polls."""
+OBJECTIVE: Final = 2.5
+"""Seconds to the first token."""
 LONGEST_POLLS: Final = 60.0
 """Seconds within which a target is polled twice, whatever its engine and its state: Ollama is polled each ten."""
 ENGINE: Final = "engine"
@@ -32,9 +34,10 @@ targets:
   - name: engine
     engine: {engine}
     url: {url}
-    requests_running_limit: {limit}
-proxies:
+{limit}proxies:
   - {{listen: "127.0.0.1:{proxy}", target: engine}}
+objectives:
+  ttft: {objective}s
 """
 
 
@@ -62,11 +65,30 @@ class Reading:
 class Exporter(Server):
     """`llm-headroom run` with one target, and its proxy."""
 
-    def __init__(self, program: Path, folder: Path, *, engine: str, url: str, limit: int) -> None:
+    def __init__(  # noqa: PLR0913 - each is a setting of its own
+        self,
+        program: Path,
+        folder: Path,
+        *,
+        engine: str,
+        url: str,
+        limit: int | None,
+        interval: float = INTERVAL,
+        objective: float = OBJECTIVE,
+    ) -> None:
         port, self.proxy = free_port(), free_port()
         config = folder / f"{engine}.yml"
+        limited = "" if limit is None else f"    requests_running_limit: {limit}\n"
         config.write_text(
-            _CONFIG.format(port=port, interval=INTERVAL, engine=engine, url=url, limit=limit, proxy=self.proxy)
+            _CONFIG.format(
+                port=port,
+                interval=interval,
+                engine=engine,
+                url=url,
+                limit=limited,
+                proxy=self.proxy,
+                objective=objective,
+            )
         )
         command = (program, "run", "--config", config)
         super().__init__(command, port=port, ready="/-/ready", patience=30, log=folder / f"{engine}.exporter.log")
@@ -92,12 +114,14 @@ class Exporter(Server):
 
         return await self.until(read_again, LONGEST_POLLS)
 
-    async def until(self, condition: Callable[[Reading], bool], seconds: float) -> Reading:
-        """What it says when something holds, or when the time is over."""
+    async def until(
+        self, condition: Callable[[Reading], bool], seconds: float, *, pause: float = INTERVAL / 4
+    ) -> Reading:
+        """What it says when something holds, or when the time is over; it is asked after each `pause` in seconds."""
         end = time.monotonic() + seconds
         reading = await asyncio.to_thread(self.read)
         while not condition(reading) and time.monotonic() < end:
-            await asyncio.sleep(INTERVAL / 4)
+            await asyncio.sleep(pause)
             with suppress(httpx.HTTPError):
                 reading = await asyncio.to_thread(self.read)
         return reading

@@ -20,6 +20,7 @@ class Folder:
         self.path = path.resolve()
         self.python = self.path / "venv" / "bin" / "python"
         self.hf_model = self.path / "tiny"
+        self.small_model = self.path / "small"
         self.gguf_model = self.path / "tiny.gguf"
 
     def program(self, name: str) -> Path:
@@ -40,7 +41,7 @@ class Folder:
             self._pip("install", *VLLM)
             self._pip("uninstall", "--yes", *FOR_ANOTHER_TORCH)
         writer = Path(__file__).with_name("tiny_models.py")
-        subprocess.run([self.python, writer, self.hf_model, self.gguf_model], check=True)
+        subprocess.run([self.python, writer, self.hf_model, self.gguf_model, self.small_model], check=True)
 
     def _pip(self, *arguments: str) -> None:
         command = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from live.exporter import ENGINE, PROXY
@@ -20,6 +20,7 @@ CONTEXT: Final = 1024
 BLOCK: Final = 32
 _VLLM_BLOCKS: Final = 160
 _VLLM_PLACES: Final = 8
+_RAMP_PLACES: Final = 16
 _VLLM_AT_ONCE: Final = 14
 """Requests that run and wait at most: more are turned away."""
 _LLAMACPP_PLACES: Final = 2
@@ -72,6 +73,21 @@ class Subject:
             log=folder / f"{self.name}.log",
             environment={name: text.format(port=port) for name, text in self.environment.items()},
         )
+
+
+def vllm_for_ramps(folder: Folder) -> Subject:
+    """The engine vLLM with a smaller model that computes on one thread, 16 places, and any number that may wait."""
+    whole = vllm(folder)
+    swapped: dict[str | Path, str | Path] = {folder.hf_model: folder.small_model, str(_VLLM_PLACES): str(_RAMP_PLACES)}
+    left_out = whole.arguments.index("--max-num-queued-reqs")
+    arguments = [swapped.get(part, part) for part in whole.arguments]
+    return replace(
+        whole,
+        arguments=(*arguments[:left_out], *arguments[left_out + 2 :]),
+        places=_RAMP_PLACES,
+        at_once=None,
+        environment={**whole.environment, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+    )
 
 
 def vllm(folder: Folder) -> Subject:

@@ -109,5 +109,6 @@ def write_gguf(path: Path, *, width: int = 512, layers: int = 6) -> None:
 
 if __name__ == "__main__":
     write_folder(Path(sys.argv[1]))
+    write_folder(Path(sys.argv[3]), width=384, layers=4)  # quick, so that a ramp has hundreds of requests
     if not Path(sys.argv[2]).exists():
         write_gguf(Path(sys.argv[2]))
