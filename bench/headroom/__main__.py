@@ -1,6 +1,6 @@
 """Judges the load headroom on replayed traffic, and writes docs/load-headroom.md.
 
-    make evaluate [ARGS='--kind held-out --rows FILE']
+    PYTHONPATH=bench .venv/bin/python -m headroom [--kind held-out --rows FILE]
 
 Takes ten minutes of CPU for each kind of scenarios; what lies in the file of rows is not done again.
 """
