@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine_server import EngineServer, Reply
+import bounded
+from engine_server import EngineServer, Reply, garbage
 from exporter_process import Exporter, check
+from llm_headroom.config.load import load
+from llm_headroom.poll.poller import Poller
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from engine_server import Behaviour
 
 
 def configured(tmp_path: Path, port: int) -> Path:
@@ -56,3 +61,21 @@ def test_a_silent_port_is_told_with_every_engine_that_may_be_there(tmp_path: Pat
         said = exporter.logged("not found", what=f"{server.name} (one, two)")
 
     assert said["cause"] == "refused"
+
+
+def test_why_nothing_was_found_is_logged_once_for_each_cause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def look(server: EngineServer, answers: list[Reply | Behaviour]) -> None:
+        poller = Poller(load(configured(tmp_path, server.port), engine_names=()))
+        for answer in answers:
+            server.routes["*"] = answer
+            await poller.once()
+        await poller.stop()
+
+    wrong = Reply(b"", 404)
+    with EngineServer() as server:
+        bounded.run(look(server, [wrong, wrong, garbage, garbage, wrong]))
+
+    said = [record.__dict__["cause"] for record in caplog.records if server.name in str(record.__dict__.get("what"))]
+    assert said == ["not_this_engine", "protocol", "not_this_engine"]

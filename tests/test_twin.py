@@ -1,5 +1,6 @@
 """The twin: requests replayed by what a step costs."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,41 @@ def test_the_running_limit_and_the_cache_are_told_apart() -> None:
     assert max(full.waits, key=lambda name: full.waits[name]) == KV_CACHE
     burst = replay([Call(0.0, 4000, 0, 1) for _ in range(9)], LARGE, first=30.0, between=1.0)
     assert max(burst.waits, key=lambda name: burst.waits[name]) == COMPUTE
+
+
+def test_a_second_request_waits_for_the_first_where_one_may_run() -> None:
+    """Each is prefilled in 0.03 s; the first one decodes 10 tokens of 0.0201 s."""
+    calls = [Call(0.0, 100, 0, 11)] * 2
+    engine = Engine(cost=COST, capacity=1e6, limit=1)
+    outcome = replay(calls, engine, first=0.262, between=1.0)
+    assert outcome.waits == pytest.approx({KV_CACHE: 0.0, COMPUTE: 0.06, CONCURRENCY: 0.231})
+    assert (outcome.tokens, outcome.slow_firsts) == (20, 0)
+    assert replay(calls, engine, first=0.260, between=1.0).slow_firsts == 1
+
+
+def test_a_request_is_preempted_once_the_cache_is_full_and_computes_its_tokens_again() -> None:
+    """After 100 steps of both 1,000 tokens are held; the other one's 100 last steps of 0.0201 s make room."""
+    calls = [*[Call(0.0, 400, 0, 201)] * 2, Call(100.0, 1, 0, 1)]
+    outcome = replay(calls, Engine(cost=COST, capacity=1000.0), first=200.0, between=1.0)
+    prefilled = 2 * (0.02 + 800e-4) + (0.02 + 501e-4) + (0.02 + 1e-4)
+    assert outcome.waits == pytest.approx({KV_CACHE: 100 * 0.0201, COMPUTE: prefilled, CONCURRENCY: 0.0})
+    assert outcome.tokens == 399  # the first one after it is back comes with its prefill
+    assert outcome.slow_firsts == 0
+
+
+def test_steps_take_longer_as_the_context_grows() -> None:
+    """From 1,000 to 3,000 tokens of 10 us each, on average 2,000."""
+    calls = [Call(0.0, 1000, 0, 2001), Call(100.0, 1, 0, 1)]
+    engine = Engine(cost=COST._replace(context=1e-5), capacity=1e6)
+    assert replay(calls, engine, first=1.0, between=0.0402).slow_tokens == 0
+    assert replay(calls, engine, first=1.0, between=0.0400).slow_tokens == 2000
+
+
+def test_tokens_before_the_beginning_do_not_count() -> None:
+    calls = [Call(0.0, 1000, 0, 1001), Call(10.0, 10, 0, 1), Call(100.0, 1, 0, 1)]
+    whole, rest = (replay(calls, LARGE, first=1.0, between=1.0, since=since).tokens for since in (0.0, 10.5))
+    assert whole == 1000
+    assert rest == pytest.approx(1000 - (10.0 - 0.12) / 0.0201, abs=2)
 
 
 def test_requests_before_the_beginning_do_not_count() -> None:
