@@ -1,0 +1,93 @@
+"""What each query of dashboards and rules gives for series whose values are known: a sum is no maximum.
+
+`fixtures/query_readings.txt` holds it: for each query how many series there are, and the least, the greatest and
+the sum of their values; of each panel the unit, and what is good from which value on. Nothing writes that file: who
+changes a query puts the lines of the failure there, after having asked whether they are right.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+import every_series
+from llm_headroom.bundle import alerts
+from llm_headroom.bundle.dashboards import dashboards
+from llm_headroom.bundle.dashboards.colours import BAD, GOOD, UNKNOWN, WARN
+from llm_headroom.bundle.rule import expression
+from llm_headroom.bundle.settings import BundleSettings
+from llm_headroom.commands import programs
+from prometheus_server import asked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llm_headroom.bundle.dashboards.panel import Panel
+    from llm_headroom.bundle.rule import Alert, Recording
+
+EXPECTED: Final = Path(__file__).parent / "fixtures" / "query_readings.txt"
+CHOSEN: Final = {"baseline": "ollama"}
+COLOURS: Final = {GOOD: "good", WARN: "watch", BAD: "bad", UNKNOWN: "unknown"}
+DASHBOARDS: Final = {one.uid.removeprefix("llm-headroom-"): one for one in dashboards(BundleSettings())}
+PANELS: Final = [(uid, panel) for uid, one in DASHBOARDS.items() for row in one.rows for panel in row.panels]
+ANNOTATIONS: Final = [(uid, each) for uid, one in DASHBOARDS.items() for each in one.annotations]
+
+
+@pytest.fixture(name="address", scope="module")
+def _address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("series")
+    every_series.write(folder)
+    with programs.prometheus(folder, {}, "--storage.tsdb.retention.time=100y") as server:
+        yield server.address
+
+
+def readings(address: str, expr: str, time: int) -> list[float]:
+    """The values of a query with all selected."""
+    query = re.sub(r"\$(\w+)", lambda match: CHOSEN.get(match[1], ".*"), expr.replace("$__range", "900s"))
+    found = asked(address, "query", query=query, time=str(time))["result"]
+    return sorted(float(one["value"][1]) for one in found)
+
+
+def summary(address: str, expr: str) -> str:
+    """How many, the least, the greatest and their sum; and the same where nothing is known of what is up."""
+    return " ; ".join(
+        f"{len(values)} {values[0]:.5g} {values[-1]:.5g} {math.fsum(values):.5g}" if values else "0"
+        for values in (readings(address, expr, time) for time in (every_series.END, every_series.ALONE))
+    )
+
+
+def judgement(panel: Panel) -> str:
+    """The unit of a panel, and what its values are from each bound on."""
+    bounds = ((-math.inf, panel.steps.base), *panel.steps.bounds) if panel.steps.bounds else ()
+    return " ".join([panel.unit.replace(" ", ""), *(f"{at:g}:{COLOURS.get(hue, hue)}" for at, hue in bounds)])
+
+
+def found(address: str) -> set[str]:
+    """A line for each query."""
+    lines = {
+        f"{uid} | {panel.title} | {place} | {summary(address, query.expr)} | {judgement(panel)}"
+        for uid, panel in PANELS
+        for place, query in enumerate(panel.queries)
+    }
+    lines |= {
+        f"{uid} | annotation {each.name} | 0 | {summary(address, each.expr)} | "
+        f"{'at its value' if each.exact else 'when seen'}"
+        for uid, each in ANNOTATIONS
+    }
+    rules: tuple[Alert | Recording, ...] = (*alerts.ALERTS, *alerts.RECORDINGS)
+    return lines | {
+        f"rules | {rule.name} | 0 | {summary(address, expression(rule.expr, BundleSettings()))} |" for rule in rules
+    }
+
+
+def test_every_query_gives_what_its_title_says(address: str) -> None:
+    now = found(address)
+    expected = {line for line in EXPECTED.read_text(encoding="utf-8").splitlines() if not line.startswith("#")}
+
+    changed = [f"+ {line}" for line in sorted(now - expected)] + [f"- {line}" for line in sorted(expected - now)]
+    if changed:
+        pytest.fail("\n".join(changed))
