@@ -318,6 +318,18 @@ def test_answers_that_cannot_be_read_are_counted_as_unmeasured_by_cause() -> Non
     assert long["proxy_requests_unmeasured_total{too_long}"] == 1
 
 
+@pytest.mark.parametrize("missing", ["prompt_tokens", "completion_tokens"])
+@pytest.mark.parametrize("instead", [None, -1, 10**12, 1.5, "7", True])
+def test_a_count_that_is_none_is_missing_and_the_other_one_counts(missing: str, instead: object) -> None:
+    usage: dict[str, object] = {"prompt_tokens": 5, "completion_tokens": 3, missing: instead}
+    answer = json_answer(delta(content="a"), FINISH | {"usage": {k: v for k, v in usage.items() if v is not None}})
+    found = told(measured(answer, [answer.message()], untagged=""))
+
+    counted = {name for name in ("prompt_tokens_total{m}", "generation_tokens_total{m}") if name in found}
+    assert counted == {"generation_tokens_total{m}" if missing == "prompt_tokens" else "prompt_tokens_total{m}"}
+    assert found["proxy_requests_unmeasured_total{m,usage_missing}"] == 1
+
+
 def test_a_stream_that_ends_without_its_last_document_is_a_failure() -> None:
     line = b'{"model":"m","message":{"content":"a"},"done":false}\n'
 
