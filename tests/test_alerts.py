@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import yaml
@@ -18,6 +18,10 @@ from llm_headroom.model import Kind
 from llm_headroom.thresholds import Thresholds
 from programs import program
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
+
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "alerts"
 RULES: Final = "llm-headroom.rules.yml"
@@ -25,6 +29,8 @@ DEFAULTS: Final = BundleSettings()
 NAMES: Final = frozenset(alert.name for alert in alerts.ALERTS)
 RECORDED: Final = frozenset(rule.name for rule in alerts.RECORDINGS)
 EVERY: Final[tuple[Alert | Recording, ...]] = (*alerts.ALERTS, *alerts.RECORDINGS)
+RECORDING: Final = frozenset({"fleet.yml", "latency.yml", "sources.yml"})
+"""Timelines that need the groups of recorded series, too, or test them."""
 _WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|process_\w+|up)(?=\s*[{\[)]|\s|$)")
 
 
@@ -44,6 +50,19 @@ def known(name: str) -> bool:
 def timelines() -> dict[str, dict[str, Any]]:
     """The unit tests of the rules by the name of their file."""
     return {path.name: yaml.safe_load(path.read_text()) for path in sorted((FOLDER / "tests").glob("*.yml"))}
+
+
+def needed(groups: Sequence[dict[str, Any]], tested: AbstractSet[str], asked: Sequence[str]) -> set[str]:
+    """The recorded series that some alerts and queries read, and those that these are made of."""
+    rules = [rule for group in groups for rule in group["rules"]]
+    records = {rule["record"]: rule["expr"] for rule in rules if "record" in rule}
+    found: set[str] = set()
+    new = [*asked, *(rule["expr"] for rule in rules if rule.get("alert") in tested)]
+    while new:
+        names = {name for expr in new for name in metrics(expr)} & records.keys() - found
+        found |= names
+        new = [records[name] for name in names]
+    return found
 
 
 def test_what_is_committed_is_what_is_generated() -> None:
@@ -76,14 +95,14 @@ def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
     for name, document in timelines().items():
         own = f"{name.removesuffix('.yml')}.rules.yml"
         tested = {test["alertname"] for case in document["tests"] for test in case.get("alert_rule_test", ())}
-        needs_records = name in {"fleet.yml", "latency.yml", "sources.yml"}
+        asked = [test["expr"] for case in document["tests"] for test in case.get("promql_expr_test", ())]
+        names = tested | needed(groups, tested, asked)
         kept = [
-            group
+            group | {"rules": [rule for rule in group["rules"] if rule.get("alert", rule.get("record")) in names]}
             for group in groups
-            if (needs_records and "record" in group["rules"][0])
-            or any(rule.get("alert") in tested for rule in group["rules"])
+            if name in RECORDING or any(rule.get("alert") in tested for rule in group["rules"])
         ]
-        (tmp_path / own).write_text(yaml.safe_dump({"groups": kept}))
+        (tmp_path / own).write_text(yaml.safe_dump({"groups": [group for group in kept if group["rules"]]}))
         (tmp_path / name).write_text(yaml.safe_dump(document | {"rule_files": [own]}))
 
     done = subprocess.run(

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 SPEED: Final = 5.0
 """Virtual seconds of the engines per real one."""
-DEADLINE: Final = 300.0
+DEADLINE: Final = 600.0
 """Seconds in which all of it must have come; a healthy run takes a small part of them."""
 INSTANCE: Final = "exporter:9836"
 RULES: Final = "llm-headroom.rules.yml"

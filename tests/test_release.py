@@ -24,6 +24,7 @@ from programs import program
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.works(1.5)
 ROOT = Path(__file__).parents[1]
 AT = "1700000000"
 OLD = ROOT / "tests" / "fixtures" / "names-0.1.txt"
@@ -56,7 +57,6 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.umask(before)
 
 
-@pytest.mark.works(8)
 @pytest.mark.usefixtures("elsewhere")
 def test_two_builds_are_the_same_bytes(files: Path, tmp_path: Path) -> None:
     again = built(tmp_path)

@@ -46,8 +46,8 @@ async def serving(web_config: Path) -> AsyncIterator[HttpServer]:
 def client_of(server: HttpServer, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
     port = int(server.addresses[0].rpartition(":")[2])
     if context is None:
-        return http.client.HTTPConnection("localhost", port, timeout=10)
-    return http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+        return http.client.HTTPConnection("localhost", port, timeout=60)
+    return http.client.HTTPSConnection("localhost", port, timeout=60, context=context)
 
 
 def exchange(client: http.client.HTTPConnection, credentials: str = "") -> tuple[int, Mapping[str, str], bytes]:

@@ -54,7 +54,7 @@ async def ask(
     """One request with a connection of its own, by the standard library's client: status, headers, body."""
 
     def blocking() -> tuple[int, Mapping[str, str], bytes]:
-        client = http.client.HTTPConnection(*address(server), timeout=10)
+        client = http.client.HTTPConnection(*address(server), timeout=60)
         try:
             client.request(method, path, headers=dict(headers or {}))
             response = client.getresponse()
@@ -176,7 +176,7 @@ def test_a_connection_serves_many_requests_until_the_client_asks_to_close() -> N
         async with serving() as server:
 
             def blocking() -> None:
-                client = http.client.HTTPConnection(*address(server), timeout=10)
+                client = http.client.HTTPConnection(*address(server), timeout=60)
                 client.connect()
                 first_socket = client.sock
                 for _ in range(3):
@@ -456,7 +456,7 @@ async def large_and_small(request: Request) -> Response:
 
 def begin_large(server: HttpServer) -> socket.socket:
     """A client that has asked for the large page and read one byte of the response."""
-    client = socket.create_connection(address(server), timeout=10)
+    client = socket.create_connection(address(server), timeout=60)
     client.sendall(b"GET /large HTTP/1.0\r\n\r\n")
     client.recv(1)
     return client

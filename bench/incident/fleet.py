@@ -95,7 +95,7 @@ _INCIDENTS: Final = (
 
 WHOLE: Final = Stage(_HOSTS, 5, 3, 3600.0, _INCIDENTS)
 FEW: Final = Stage(
-    (Host("gpu-c", "us-1"), Host("gpu-d", "us-1", dies=360.0)),
+    (Host("gpu-c", "us-1"), Host("gpu-d", "us-1", dies=240.0)),
     3,
     2,
     960.0,

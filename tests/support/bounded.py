@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
-LIMIT = 20  # seconds; a healthy test takes a small part of them
+LIMIT = 60  # seconds; a healthy test takes a small part of them
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-DEADLINE: Final = 30.0
+DEADLINE: Final = 90.0
 """Seconds after which what a test waits for is held not to come."""
 PAUSE: Final = 0.05
 """Seconds until the page is asked again: without them the asking takes the CPU of those who work."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-DEADLINE = 30.0
+DEADLINE = 90.0
 """Seconds after which what a test waits for is held not to come."""
 PAUSE = 0.05
 """Seconds until what a test waits for is asked for again: without them the asking takes the CPU of those who work."""
