@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import TypeAlias
@@ -406,6 +407,63 @@ def test_series_that_are_gone_are_forgotten() -> None:
         assert tracemalloc.get_traced_memory()[0] - before < 10_000
     finally:
         tracemalloc.stop()
+
+
+# What it costs -------------------------------------------------------------------------------------------------------
+def steps(body: bytes, parser: Parser) -> int:
+    """Calls that a body takes: a measure of work that is the same on every machine."""
+    count = 0
+
+    def note(_frame: object, event: str, _what: object) -> None:
+        nonlocal count
+        count += event in {"call", "c_call"}
+
+    sys.setprofile(note)
+    try:
+        parse(body, parser)
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def families(*, more: bytes = b"", value: int = 1) -> bytes:
+    """A hundred families of twenty series each; `more` are lines at the end of the fiftieth."""
+    return b"".join(
+        b"# TYPE f%d gauge\n" % family
+        + b"".join(b'f%d{id="%d"} %d\n' % (family, number, value) for number in range(20))
+        + more * (family == 50)
+        for family in range(100)
+    )
+
+
+def test_a_body_with_the_lines_of_the_last_one_is_read_at_once() -> None:
+    parser = Parser()
+
+    assert steps(families(), parser) > 2000
+    assert steps(families(value=2), parser) < 60
+
+
+@pytest.mark.parametrize("change", [b'f50{id="new"} 1\n', b'f50{id="a"} 1\nf50{id="b"} 1\n'])
+def test_of_a_body_that_differs_in_a_family_that_family_is_read(change: bytes) -> None:
+    parser = Parser()
+    parse(families(), parser)
+
+    assert steps(families(more=change, value=2), parser) < 500
+    assert steps(families(more=change, value=3), parser) < 60
+    assert steps(families(value=4), parser) < 500
+    assert same(parse(families(value=5), parser), parse(families(value=5)))
+
+
+def test_like_endpoints_share_what_is_remembered_of_them() -> None:
+    """Replicas of one version: hundreds of them must not cost hundreds of times the memory."""
+    one, other, differing = Parser(), Parser(), Parser()
+    layout = parse(families(), one).layout
+
+    assert parse(families(value=3), other).layout is layout
+    third = parse(families(more=b'f50{id="new"} 1\n'), differing).layout
+    assert third.families is layout.families
+    known = {id(key) for key in layout.keys}
+    assert [key.labels for key in third.keys if id(key) not in known] == [(("id", "new"),)]
 
 
 # Generated expositions -----------------------------------------------------------------------------------------------
