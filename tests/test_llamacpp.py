@@ -168,6 +168,17 @@ def test_slots_of_different_sizes(*, unified: bool, capacity: float) -> None:
     assert (value(points, "llm_kv_cache_used_tokens"), value(points, "llm_kv_cache_evictable_tokens")) == (2.0, 4.0)
 
 
+def test_tokens_are_absent_unless_every_slot_reports_its_own() -> None:
+    """A sum over some of the slots would look like an emptier cache."""
+    idle = {"id": 1, "n_ctx": 4096, "is_processing": False}
+    some = [{"id": 0, "n_ctx": 4096, "is_processing": True, "n_prompt_tokens": 9}, idle]
+    points = polled("llamacpp", {"/props": properties(), "/slots": as_json(some), "/v1/models": MODEL})[0].points
+
+    assert value(points, "llm_requests_running_limit") == 2.0
+    assert value(points, "llm_kv_cache_used_tokens") is None
+    assert value(points, "llm_kv_cache_evictable_tokens") is None
+
+
 @pytest.mark.parametrize(("context", "capacity", "used"), [(4096, 4096.0, 4096.0), (0, None, 9000.0)])
 def test_used_tokens_are_within_a_capacity_and_none_is_zero(context: int, capacity: float | None, used: float) -> None:
     busy = as_json([{"id": 0, "n_ctx": context, "is_processing": True, "n_prompt_tokens": 9000}])
