@@ -1,8 +1,9 @@
 """What each query of dashboards and rules gives for series whose values are known: a sum is no maximum.
 
-`fixtures/query_readings.txt` holds it: for each query how many series there are, and the least, the greatest and
-the sum of their values; of each panel the unit, and what is good from which value on. Nothing writes that file: who
-changes a query puts the lines of the failure there, after having asked whether they are right.
+`fixtures/query_readings.txt` holds it: for each query how many series there are, and the least, the greatest and the
+sum of their values; of each panel the unit, and what is good from which value on; of each rule when it is evaluated and
+fires. Nothing writes that file: who changes a query puts the lines of the failure there, after having asked whether
+they are right.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import every_series
 from llm_headroom.bundle import alerts
 from llm_headroom.bundle.dashboards import dashboards
 from llm_headroom.bundle.dashboards.colours import BAD, GOOD, UNKNOWN, WARN
-from llm_headroom.bundle.rule import expression
+from llm_headroom.bundle.rule import Alert, Recording, expression
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
 from prometheus_server import asked
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llm_headroom.bundle.dashboards.panel import Panel
-    from llm_headroom.bundle.rule import Alert, Recording
 
 EXPECTED: Final = Path(__file__).parent / "fixtures" / "query_readings.txt"
 CHOSEN: Final = {"baseline": "ollama"}
@@ -78,9 +78,12 @@ def found(address: str) -> set[str]:
         f"{'at its value' if each.exact else 'when seen'}"
         for uid, each in ANNOTATIONS
     }
+    groups = {rule.name: group.interval for group in alerts.GROUPS.values() for rule in group.rules}
     rules: tuple[Alert | Recording, ...] = (*alerts.ALERTS, *alerts.RECORDINGS)
     return lines | {
-        f"rules | {rule.name} | 0 | {summary(address, expression(rule.expr, BundleSettings()))} |" for rule in rules
+        f"rules | {rule.name} | 0 | {summary(address, expression(rule.expr, BundleSettings()))} | "
+        f"{f'{rule.severity} after {rule.wait}, ' if isinstance(rule, Alert) else ''}each {groups[rule.name]}"
+        for rule in rules
     }
 
 
