@@ -28,11 +28,15 @@ _FULL: Final = 64
 
 
 class Template(NamedTuple):
-    """A series of one engine, or (`each` false) of the fleet: its labels, and its value at every step."""
+    """A series of one engine, or (`each` false) of the fleet: its labels, and its value at every step.
+
+    One that is rarer than the block's step has a sample at each `every`-th of them.
+    """
 
     labels: Mapping[str, str]
     values: Sequence[float]
     each: bool = True
+    every: int = 1
 
 
 class Block(NamedTuple):
@@ -94,7 +98,8 @@ class _Tail:
         return struct.pack(">I", moved ^ self._constant ^ 0xFFFFFFFF)
 
 
-def _uvarint(value: int) -> bytes:
+def uvarint(value: int) -> bytes:
+    """A number as seven bits a byte, the lowest first."""
     found = bytearray()
     while value > 127:
         found.append(value & 127 | 128)
@@ -104,7 +109,7 @@ def _uvarint(value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    return _uvarint(value << 1 if value >= 0 else ~value << 1 | 1)
+    return uvarint(value << 1 if value >= 0 else ~value << 1 | 1)
 
 
 def chunk(begin: int, step: int, values: Sequence[float]) -> bytes:
@@ -129,11 +134,11 @@ def chunk(begin: int, step: int, values: Sequence[float]) -> bytes:
     head = struct.pack(">H", len(values)) + _varint(begin) + _DOUBLE.pack(values[0])
     # The second sample's step comes before its value, at a byte's boundary.
     if len(values) > 1:
-        head += _uvarint(step)
+        head += uvarint(step)
     text = "".join(bits)
     text += "0" * (-len(text) % 8)
     data = b"\x01" + head + (int(text, 2).to_bytes(len(text) // 8) if text else b"")
-    return _uvarint(len(data) - 1) + data + checksum(data)
+    return uvarint(len(data) - 1) + data + checksum(data)
 
 
 class _Writer:
@@ -178,7 +183,7 @@ def write(folder: Path, templates: Sequence[Template], engines: Sequence[Mapping
     symbols = {text: place for place, text in enumerate(sorted(names | values))}
     index = _Writer(path / "index")
     index.put(b"\xba\xaa\xd7\x00\x02")
-    texts = b"".join(_uvarint(len(text.encode())) + text.encode() for text in symbols)
+    texts = b"".join(uvarint(len(text.encode())) + text.encode() for text in symbols)
     places = [index.section(struct.pack(">I", len(symbols)) + texts)]
     index.align(16)
     places.append(index.position)
@@ -187,13 +192,13 @@ def write(folder: Path, templates: Sequence[Template], engines: Sequence[Mapping
     count = 0
     for labels, which in _ordered(templates, engines):
         tail, ending = tails[which]
-        head = _uvarint(len(labels))
+        head = uvarint(len(labels))
         for pair in labels:
             if pair not in pairs:
-                pairs[pair] = _uvarint(symbols[pair[0]]) + _uvarint(symbols[pair[1]])
+                pairs[pair] = uvarint(symbols[pair[0]]) + uvarint(symbols[pair[1]])
             head += pairs[pair]
         index.align(16)
-        begin = index.put(_uvarint(len(head) + len(tail)) + head + tail + ending.after(head))
+        begin = index.put(uvarint(len(head) + len(tail)) + head + tail + ending.after(head))
         for pair in (("", ""), *labels):
             postings[pair].append(begin // 16)
         count += 1
@@ -206,8 +211,8 @@ def write(folder: Path, templates: Sequence[Template], engines: Sequence[Mapping
         index.align(4)
         found.byteswap()
         at = index.section(struct.pack(">I", len(found)) + found.tobytes())
-        texts = b"".join(_uvarint(len(text.encode())) + text.encode() for text in (label, value))
-        table.append(b"\x02" + texts + _uvarint(at))
+        texts = b"".join(uvarint(len(text.encode())) + text.encode() for text in (label, value))
+        table.append(b"\x02" + texts + uvarint(at))
     places.append(index.section(b"".join(table)))
     symbols_at, series_at, labels_at, _, postings_at, table_at = places
     end = struct.pack(">6Q", symbols_at, series_at, labels_at, labels_at, postings_at, table_at)
@@ -237,16 +242,17 @@ def _chunks(path: Path, templates: Sequence[Template], block: Block) -> list[tup
     entries: list[tuple[bytes, _Tail]] = []
     known: dict[bytes, _Tail] = {}
     for template in templates:
-        text = _uvarint(-(-block.samples // SAMPLES))
+        samples, step = template.values[:: template.every], block.step * template.every
+        text = uvarint(-(-len(samples) // SAMPLES))
         last, reference = 0, 0
-        for first in range(0, block.samples, SAMPLES):
-            values = template.values[first : first + SAMPLES]
-            begin, length = block.begin + first * block.step, (len(values) - 1) * block.step
-            at = file.put(chunk(begin, block.step, values))
+        for first in range(0, len(samples), SAMPLES):
+            values = samples[first : first + SAMPLES]
+            begin, length = block.begin + first * step, (len(values) - 1) * step
+            at = file.put(chunk(begin, step, values))
             if first:
-                text += _uvarint(begin - last) + _uvarint(length) + _varint(at - reference)
+                text += uvarint(begin - last) + uvarint(length) + _varint(at - reference)
             else:
-                text += _varint(begin) + _uvarint(length) + _uvarint(at)
+                text += _varint(begin) + uvarint(length) + uvarint(at)
             last, reference = begin + length, at
         known[text] = known.get(text) or _Tail(text)
         entries.append((text, known[text]))

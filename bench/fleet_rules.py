@@ -3,10 +3,11 @@
     .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--peer FILE] [--screens NAMES] [--write]
 
 One sidecar with a GPU (the stub of NVML) is recorded over a simulated vLLM under traffic. What it shows is continued
-over three days at one sample in 15 s and written as blocks of Prometheus' storage for so many engines. Prometheus then
+over three days at one sample in 15 s for so many engines, with all that the rules record: as blocks of Prometheus'
+storage but for the last 65 minutes, which are in its memory, as a server has its last two to three hours. It then
 evaluates every rule once, one after the other, of the shipped file and of `--peer` FILE if given; and it answers the
-queries of each dashboard's first screen, everything selected. All is its CPU, since the machine may be busy. Recorded
-rates of objectives are in the blocks; what else rules record for one another is not. `--write` writes docs/fleet.md.
+queries of each dashboard's first screen, everything selected. All is its CPU, since the machine may be busy, less that
+of a query that reads nothing. `--write` writes docs/fleet.md.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import argparse
 import itertools
 import json
 import re
+import statistics
 import sys
 import tempfile
 import time
 import urllib.parse
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
 
 import blocks
-from fleet import ROOT, fetched, own, recorded, write_part
+import remote_write
+from fleet import ROOT, fetched, recorded, write_part
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import bundle, programs
 
@@ -33,16 +37,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 STEP: Final = 15_000
-AHEAD: Final = 20 * 60_000
-"""Milliseconds that the blocks reach beyond their making: time to measure in, without anybody scraped."""
-HOUR: Final = 3_600_000
-DAY: Final = 24 * HOUR
+RECENT: Final = 65 * 60_000
+"""Milliseconds that are in memory."""
+DAY: Final = 24 * 3_600_000
 LINE: Final = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 GROWING: Final = ("_total", "_bucket", "_count", "_sum")
 SCREEN: Final = 28
 """Grafana's units of height that a screen of 1080 lines shows."""
 RANGE: Final = 3600
+REPEATS: Final = 5
+FLAGS: Final = ("--storage.tsdb.retention.time=90d", "--query.timeout=5m", *remote_write.FLAGS)
 DASHBOARDS: Final = "fleet,engine,kv,gpu,compare,exporter,ollama"
 
 
@@ -91,18 +96,44 @@ def templates(bodies: Sequence[bytes], block: blocks.Block) -> Iterator[blocks.T
     yield blocks.Template(up, [1.0] * block.samples)
 
 
-def recordings(rules: Path, found: Sequence[blocks.Template], block: blocks.Block) -> Iterator[blocks.Template]:
-    """Recorded rates of objectives, which rules of long windows read, as if they had been recorded for days."""
-    for template in found:
-        labels = dict(template.labels)
-        name = labels.pop("__name__").removesuffix("_total")
-        if not name.startswith("llm_slo_requests"):
-            continue
-        record = f"engine_model:{name}:rate5m"
-        if record in rules.read_text():
-            kept = {key: labels[key] for key in ("job", "engine", "model", "slo")} | {"namespace": "llm"}
-            pace = [10.0 + (place % 7) / 10 for place in range(block.samples)]
-            yield blocks.Template({"__name__": record, **kept}, pace, each=False)
+class Recorded(NamedTuple):
+    """A series that a rule records over one engine: its labels, its value, and the seconds between two of them."""
+
+    labels: dict[str, str]
+    value: float
+    interval: int
+
+    def template(self, engine: dict[str, str], block: blocks.Block) -> blocks.Template:
+        """The series over a block, of each engine if its labels say which one, else of the fleet."""
+        each = "instance" in self.labels
+        labels = {name: value for name, value in self.labels.items() if not each or name not in engine}
+        values = [self.value * (1 + place % 7 / 1000) for place in range(block.samples)]
+        return blocks.Template(labels, values, each=each, every=self.interval * 1000 // STEP)
+
+
+def recordings(bodies: Sequence[bytes], rules: Path) -> list[Recorded]:
+    """What rules record, so that those which read it find days of it: asked over one engine, until nothing is new."""
+    found: list[Recorded] = []
+    while True:
+        with stored(1, bodies, 0.5, found) as store:
+            before = len(found)
+            found = [
+                Recorded({**each["metric"], "__name__": rule["record"]}, float(each["value"][1]), interval)
+                for rule, interval in rules_of(rules)
+                if "record" in rule
+                for each in asked(store.address, "query", query=rule["expr"], time=store.now)["result"]
+            ]
+        if len(found) == before:
+            return found
+
+
+def rules_of(rules: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every rule of a file with its group's interval in seconds, 30 where it has none."""
+    for group in yaml.safe_load(rules.read_text())["groups"]:
+        interval = group.get("interval", "30s")
+        seconds = int(interval[:-1]) * (60 if interval.endswith("m") else 1)
+        for rule in group["rules"]:
+            yield rule, seconds
 
 
 def fleet_of(engines: int) -> list[dict[str, str]]:
@@ -117,27 +148,37 @@ def fleet_of(engines: int) -> list[dict[str, str]]:
     ]
 
 
-def stored(folder: Path, engines: int, bodies: Sequence[bytes], days: float, rules: Path) -> int:
-    """Write the fleet's days as blocks; returns the number of its series.
+class Store(NamedTuple):
+    """A Prometheus with a fleet's days: its address and process, the last sample's time in seconds, its series."""
 
-    The last hours are one of their own, as a server holds them apart in its head; what is older, two large ones.
-    """
-    end = int(time.time() * 1000) // STEP * STEP + AHEAD
-    last = (3 * HOUR + AHEAD) // STEP
-    half = int(days * DAY / 2) // STEP - last // 2
+    address: str
+    pid: int
+    now: float
+    series: int
+
+
+@contextmanager
+def stored(engines: int, bodies: Sequence[bytes], days: float, recorded: Sequence[Recorded]) -> Iterator[Store]:
+    """Start a Prometheus over the fleet's days."""
+    end = int(time.time() * 1000) // STEP * STEP
+    recent = RECENT // STEP
+    half = (int(days * DAY) // STEP - recent) // 2
+    whole = blocks.Block(end - (2 * half + recent - 1) * STEP, STEP, 2 * half + recent)
     fleet = fleet_of(engines)
-    lengths = (half, half, last)
-    whole = blocks.Block(end - sum(lengths) * STEP, STEP, sum(lengths))
     every = list(templates(bodies, whole))
-    every += recordings(rules, every, whole)
-    (folder / "data").mkdir()
-    first = 0
-    for length in lengths:
-        block = blocks.Block(whole.begin + first * STEP, STEP, length)
+    every += [one.template(fleet[0], whole) for one in recorded]
+
+    def part(first: int, length: int) -> tuple[list[blocks.Template], list[dict[str, str]], blocks.Block]:
         cut = [one._replace(values=one.values[first : first + length]) for one in every]
-        count = blocks.write(folder / "data", cut, fleet, block)
-        first += length
-    return count
+        return cut, fleet, blocks.Block(whole.begin + first * STEP, STEP, length)
+
+    with tempfile.TemporaryDirectory(prefix="llm-headroom-fleet-") as name:
+        (Path(name) / "data").mkdir()
+        for first in (0, half):
+            series = blocks.write(Path(name) / "data", *part(first, half))
+        with programs.prometheus(Path(name), {}, *FLAGS) as server:
+            remote_write.send(server.address, *part(2 * half, recent))
+            yield Store(server.address, server.process.pid, end / 1000, series)
 
 
 def asked(address: str, path: str, **parameters: object) -> Any:  # noqa: ANN401 - of JSON
@@ -145,23 +186,35 @@ def asked(address: str, path: str, **parameters: object) -> Any:  # noqa: ANN401
     return json.loads(fetched(f"http://{address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", 300.0))["data"]
 
 
-def used(address: str, path: str, **parameters: object) -> float:
-    """CPU seconds that Prometheus takes for an answer."""
-    before = own(address)["process_cpu_seconds_total"]
-    asked(address, path, **parameters)
-    return own(address)["process_cpu_seconds_total"] - before
+def used(store: Store, path: str, **parameters: object) -> float:
+    """CPU seconds that Prometheus takes for an answer, by the scheduler's account of its threads."""
+    before = on_cpu(store.pid)
+    asked(store.address, path, **parameters)
+    return on_cpu(store.pid) - before
 
 
-def evaluated(address: str, rules: Path) -> dict[str, tuple[float, float]]:
-    """CPU seconds of each rule, and its group's interval, 30 s where it has none."""
-    found: dict[str, tuple[float, float]] = {}
-    for group in yaml.safe_load(rules.read_text())["groups"]:
-        interval = group.get("interval", "30s")
-        seconds = float(interval[:-1]) * (60 if interval.endswith("m") else 1)
-        for rule in group["rules"]:
-            name = rule.get("record") or rule["alert"]
-            found[name] = (used(address, "query", query=rule["expr"], time=time.time()), seconds)
-    return found
+def on_cpu(pid: int) -> float:
+    """CPU seconds of a process' threads so far (Linux, Documentation/scheduler/sched-stats.rst)."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def costs_of(store: Store, queries: Sequence[tuple[str, dict[str, object]]]) -> list[float]:
+    """CPU seconds of each query (its path and parameters), less those of one that reads nothing.
+
+    They are asked in turn, again and again, and the median is taken: what else the machine does comes and goes.
+    """
+    nothing = statistics.median(used(store, "query", query="vector(1)") for _ in range(20))
+    rounds = [[used(store, path, **parameters) for path, parameters in queries] for _ in range(REPEATS)]
+    return [max(statistics.median(times) - nothing, 0.0) for times in zip(*rounds, strict=True)]
+
+
+def evaluated(store: Store, rules: Path) -> dict[str, tuple[float, float]]:
+    """CPU seconds of each rule, and its group's interval."""
+    every = list(rules_of(rules))
+    costs = costs_of(store, [("query", {"query": rule["expr"], "time": store.now}) for rule, _ in every])
+    return {
+        rule.get("record") or rule["alert"]: (cost, seconds) for (rule, seconds), cost in zip(every, costs, strict=True)
+    }
 
 
 def first_screen(dashboard: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
@@ -188,23 +241,23 @@ class Screen(NamedTuple):
     title: str
 
 
-def screens(address: str, shown: Sequence[str]) -> dict[str, Screen]:
-    """Each dashboard's first screen, its queries one after the other, by CPU: the machine may be busy."""
+def screens(store: Store, shown: Sequence[str]) -> dict[str, Screen]:
+    """Each dashboard's first screen, its queries one after the other."""
+    moment: dict[str, object] = {"time": store.now}
+    hour: dict[str, object] = {"start": store.now - RANGE, "end": store.now, "step": 15}
     found: dict[str, Screen] = {}
     for path, text in bundle.files(BundleSettings(), ["dashboards"]).items():
         name = Path(path).stem.removeprefix("llm-headroom-")
         if name not in shown:
             continue
-        costs = []
-        for title, expression, instant in first_screen(json.loads(text)):
-            now = time.time()
-            if instant:
-                cost = used(address, "query", query=expression, time=now)
-            else:
-                cost = used(address, "query_range", query=expression, start=now - RANGE, end=now, step=15)
-            costs.append((cost, title))
-        worst, title = max(costs)
-        found[name] = Screen(len(costs), sum(cost for cost, _ in costs), worst, title)
+        asked_first = list(first_screen(json.loads(text)))
+        queries = [
+            ("query", {"query": expression, **moment}) if instant else ("query_range", {"query": expression, **hour})
+            for _, expression, instant in asked_first
+        ]
+        costs = costs_of(store, queries)
+        worst, title = max((cost, title) for cost, (title, _, _) in zip(costs, asked_first, strict=True))
+        found[name] = Screen(len(costs), sum(costs), worst, title)
     return found
 
 
@@ -212,13 +265,9 @@ def measured(
     engines: int, bodies: Sequence[bytes], days: float, files: Sequence[Path], shown: Sequence[str]
 ) -> tuple[list[Cost], dict[str, Screen]]:
     """One fleet: each file's rules, then the dashboards that are to be `shown`."""
-    with tempfile.TemporaryDirectory(prefix="llm-headroom-fleet-") as name:
-        folder = Path(name)
-        series = stored(folder, engines, bodies, days, files[-1])
-        flags = ("--storage.tsdb.retention.time=90d", "--storage.tsdb.max-block-duration=2h", "--query.timeout=5m")
-        with programs.prometheus(folder, {}, *flags) as server:
-            costs = [Cost(engines, series, evaluated(server.address, rules)) for rules in files]
-            return costs, screens(server.address, shown)
+    with stored(engines, bodies, days, recordings(bodies, files[-1])) as store:
+        costs = [Cost(engines, store.series, evaluated(store, rules)) for rules in files]
+        return costs, screens(store, shown)
 
 
 def rules_table(costs: Sequence[tuple[str, Cost]]) -> str:

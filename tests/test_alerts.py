@@ -232,7 +232,7 @@ def test_thresholds_and_scale_reach_the_file() -> None:
     rules = yaml.safe_load(alerts.files(settings)[f"alerts/{RULES}"])
     by_name = {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
 
-    assert "(llm_kv_cache_headroom_requests) < 7 and " in by_name["LLMKVHeadroomLow"]["expr"]
+    assert "(llm_kv_cache_headroom_requests < 7) and " in by_name["LLMKVHeadroomLow"]["expr"]
     assert by_name["LLMKVHeadroomLow"]["for"] == "3000ms"
     assert by_name["LLMExporterDown"]["expr"] == 'up{job="mine"} == 0 or absent(up{job="mine"})'
 

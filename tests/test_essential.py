@@ -17,7 +17,7 @@ from llm_headroom.bundle.dashboards import dashboards
 from llm_headroom.bundle.rule import expression
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.model import Kind, Subject
-from llm_headroom.poll.essential import NAMES, QUANTILES
+from llm_headroom.poll.essential import COMPUTED, NAMES, OF_OLLAMA, QUANTILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +57,9 @@ def test_what_stays_is_what_rules_and_first_screens_read() -> None:
     read = {name for expr in opened() for name in metrics(expr)}
 
     assert {name for name in read if schema.BY_NAME[name].subject not in OF_THE_EXPORTER} == NAMES
+    ollama = re.compile(r'(llm_\w+)\{[^}]*engine="ollama"')
+    elsewhere = {name for expr in opened() for name in metrics(ollama.sub("", expr))}
+    assert not elsewhere & {metric.name for metric in OF_OLLAMA}
     buckets = {name for expr in opened() for name in re.findall(r"(?<![\w:])(llm_\w+)_bucket", expr)}
     assert buckets == {metric.name for metric in QUANTILES}
 
@@ -80,7 +83,7 @@ def bounds(buckets: Samples) -> set[float]:
 
 @pytest.mark.parametrize(
     ("capture", "most"),
-    [(Capture("vllm", "0.32.0", "saturated"), 150), (Capture("sglang", "0.5.23", "saturated"), 150)],
+    [(Capture("vllm", "0.32.0", "saturated"), 90), (Capture("sglang", "0.5.23", "saturated"), 90)],
     ids=lambda value: value.engine if isinstance(value, Capture) else "",
 )
 def test_fewer_series_of_which_those_that_stay_say_the_same(capture: Capture, most: int, tmp_path: Path) -> None:
@@ -94,7 +97,18 @@ def test_fewer_series_of_which_those_that_stay_say_the_same(capture: Capture, mo
         elif schema.BY_NAME.get(name, schema.UP).kind is not Kind.GAUGE:
             assert samples == full[name]
         else:
-            assert samples.keys() == full[name].keys()
+            assert {dict(labels).get("state") for labels in full[name].keys() - samples.keys()} <= {"unknown_label"}
+            assert samples.keys() <= full[name].keys()
+
+
+def test_what_a_query_computes_from_others_is_left_out_where_they_are_there(tmp_path: Path) -> None:
+    few = exposed(Capture("vllm", "0.32.0", "saturated"), tmp_path, "essential")
+
+    for metric in COMPUTED:
+        assert f"{metric.name}_sum" not in few
+        assert [expr for expr in opened() if f"{metric.name}_sum" in expr and " or " in expr]
+    for name in ("time_to_first_token", "request_queue", "request_duration"):
+        assert few[f"llm_{name}_seconds_sum"]
 
 
 def test_the_bounds_of_objectives_stay(tmp_path: Path) -> None:

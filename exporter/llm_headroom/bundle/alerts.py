@@ -26,7 +26,7 @@ GROUPS: Final[dict[str, Group]] = {
     "llm-headroom.models": Group("2m", alerts_engine.MODELS),
     "llm-headroom.gpu-memory": Group("1m", alerts_host.GPU_MEMORY),
     "llm-headroom.gpu-health": Group("30s", alerts_host.GPU_HEALTH),
-    "llm-headroom.gpu-days": Group("2m", alerts_host.GPU_DAYS),
+    "llm-headroom.gpu-days": Group("2m", (*recording.GPU_DAYS, *alerts_host.GPU_DAYS)),
     "llm-headroom.sources": Group("1m", alerts_host.SOURCES),
 }
 """Rules by the name of their group: pages every 30 s, tickets every minute, what looks back over days more rarely.

@@ -29,12 +29,13 @@ def held(state: str) -> str:
     return f'({flag} or last_over_time({flag}[1h]) and on (job, instance) up{{job="$exporter_job"}} == 0)'
 
 
-_PROGRESS: Final = (
-    "sum without (replica) (increase(llm_time_to_first_token_seconds_count[${blocked_seconds}s]))",
-    "sum without (replica) (increase(llm_prompt_tokens_total[${blocked_seconds}s]))",
-    "sum without (replica, reason) (increase(llm_requests_finished_total[${blocked_seconds}s]))",
-)
-"""What grows when requests are taken in; engines that embed know neither first tokens nor generated ones."""
+_PROGRESS: Final = """increase(llm_requests_finished_total[${blocked_seconds}s])
+    or label_replace(increase(llm_time_to_first_token_seconds_count[${blocked_seconds}s]), "reason", "first", "", "")
+    or label_replace(increase(llm_prompt_tokens_total[${blocked_seconds}s]), "reason", "prompt", "", "")"""
+"""What grows when requests are taken in; engines that embed know neither first tokens nor generated ones.
+
+The label `reason`, which only finished requests have of their own, keeps the three apart.
+"""
 
 LATENCY: Final = (
     Alert(
@@ -51,9 +52,8 @@ LATENCY: Final = (
         name="LLMSaturationRisk",
         severity=Severity.TICKET,
         dashboard=Dashboard.KV,
-        expr="""llm_saturation_high_water_ratio >= $high_water_risk
-            or (llm_saturation_high_water_ratio >= $high_water_risk_clear
-                and max_over_time(llm_saturation_high_water_ratio[5m]) >= $high_water_risk)""",
+        expr="""llm_saturation_high_water_ratio >= $high_water_risk_clear
+            and max_over_time(llm_saturation_high_water_ratio[5m]) >= $high_water_risk""",
         summary=f"{_WHO} is close to saturation",
         description="The peaks of the last ten minutes make high TTFT or KV cache exhaustion within five minutes "
         "likely: {{ $value | humanizePercentage }}.",
@@ -127,8 +127,9 @@ AVAILABILITY: Final = (
         name="LLMEngineDown",
         severity=Severity.TICKET,
         dashboard=Dashboard.FLEET,
-        expr="""max without (state) (llm_engine_state{state=~"down|loading"}) == 1
-            and on (job, instance, target) (llm_up == 0 and max_over_time(llm_up[1h]) == 1)""",
+        expr="""max without (state) (llm_engine_state{state=~"down|loading"} == 1)
+            and on (job, instance, target)
+                (llm_up{engine!="nvml"} == 0 and max_over_time(llm_up{engine!="nvml"}[1h]) == 1)""",
         wait="3m",
         summary=f"{_WHO} is down",
         description="The engine was up within the last hour and has not answered for 3 minutes: one of several, or a "
@@ -177,7 +178,7 @@ AVAILABILITY: Final = (
         name="LLMEngineStalled",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr="max without (replica) (llm_engine_stalled) == 1",
+        expr="max without (replica) (llm_engine_stalled == 1)",
         wait="1m",
         summary=f"{_WHO} is stalled",
         description="There are requests, but neither steps nor tokens have increased for over a minute; "
@@ -188,8 +189,7 @@ AVAILABILITY: Final = (
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
         expr=f"""sum without (replica) (min_over_time(llm_requests_waiting[${{blocked_seconds}}s])) > 0
-            and ({" or ".join(_PROGRESS)})
-            unless ({" or ".join(f"{each} > 0" for each in _PROGRESS)})""",
+            and max without (replica, reason) ({_PROGRESS}) == 0""",
         wait="1m",
         summary=f"Requests wait at {_WHO} and none is admitted",
         description="{{ $value }} requests wait, and for $blocked_seconds s there was no first token, no prompt "
@@ -199,8 +199,8 @@ AVAILABILITY: Final = (
         name="LLMQueueBuilding",
         severity=Severity.TICKET,
         dashboard=Dashboard.ENGINE,
-        expr="""sum without (replica) (llm_requests_waiting) > $waiting_high
-            and sum without (replica) (llm_requests_waiting) > sum without (replica) (llm_requests_running)""",
+        expr="""(sum without (replica) (llm_requests_waiting) > $waiting_high)
+            > sum without (replica) (llm_requests_running)""",
         wait="10m",
         summary=f"Requests queue at {_WHO}",
         description="{{ $value }} requests wait, more than are running.",
@@ -221,7 +221,7 @@ KV_CACHE: Final = (
         name="LLMKVCacheExhausted",
         severity=Severity.TICKET,
         dashboard=Dashboard.KV,
-        expr="""max without (replica) (llm_kv_cache_usage_ratio) > $kv_usage_critical
+        expr="""max without (replica) (llm_kv_cache_usage_ratio > $kv_usage_critical)
             and sum without (replica) (rate(llm_preemptions_total[5m]))
                 > $preemption_share_critical * sum without (replica, reason) (rate(llm_requests_finished_total[5m]))""",
         wait="5m",
@@ -233,8 +233,8 @@ KV_CACHE: Final = (
         name="LLMKVHeadroomLow",
         severity=Severity.TICKET,
         dashboard=Dashboard.KV,
-        expr="""min without (replica) (llm_kv_cache_headroom_requests) < $headroom_requests_low
-            and max without (replica) (llm_kv_cache_usage_ratio) > $kv_tight_usage
+        expr="""min without (replica) (llm_kv_cache_headroom_requests < $headroom_requests_low)
+            and max without (replica) (llm_kv_cache_usage_ratio > $kv_tight_usage)
             unless sum without (replica) (llm_requests_running_limit) - sum without (replica) (llm_requests_running)
                 - sum without (replica) (llm_requests_waiting)
                 <= min without (replica) (llm_kv_cache_headroom_requests)""",

@@ -20,9 +20,7 @@ def _xid(numbers: str) -> str:
     return f'time() - llm_gpu_xid_last_timestamp_seconds{{xid=~"{numbers}"}} < {XID_SECONDS:.0f}'
 
 
-def _grown(metric: str) -> str:
-    return f"({metric} - {metric} offset 6h > $gpu_growth_bytes and deriv({metric}[6h]) > 0)"
-
+_OUTSIDE: Final = "gpu:llm_gpu_memory_outside_bytes:max"
 
 _STARTED: Final = f"""unless on ({_HOST})
     (increase(llm_engine_restarts_total[15m]) > 0 or changes(llm_models_loaded[15m]) > 0
@@ -80,16 +78,6 @@ GPU_MEMORY: Final = (
         summary=f"The free memory of {_GPU} shrinks towards zero",
         description="{{ $value | humanizePercentage }} of the memory is free, and none within $gpu_oom_horizon s if "
         "the trend of the last hour continues.",
-    ),
-    Alert(
-        name="LLMGpuMemoryGrowthOutsideReservation",
-        severity=Severity.TICKET,
-        dashboard=Dashboard.GPU,
-        expr=f"""{_grown("llm_gpu_memory_unattributed_bytes")}
-            or {_grown('llm_gpu_memory_engine_bytes{kind="other"}')}""",
-        wait="15m",
-        summary=f"Memory on {_GPU} grows outside the engines' reservations",
-        description="{{ $value | humanize1024 }}B more than six hours ago: a leak, or another process.",
     ),
     Alert(
         name="LLMGpuReservationOverlap",
@@ -201,10 +189,19 @@ GPU_HEALTH: Final = (
 
 GPU_DAYS: Final = (
     Alert(
+        name="LLMGpuMemoryGrowthOutsideReservation",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.GPU,
+        expr=f"{_OUTSIDE} - {_OUTSIDE} offset 6h > $gpu_growth_bytes and deriv({_OUTSIDE}[6h]) > 0",
+        wait="15m",
+        summary=f"Memory on {_GPU} grows outside the engines' reservations",
+        description="{{ $value | humanize1024 }}B more than six hours ago: a leak, or another process.",
+    ),
+    Alert(
         name="LLMGpuUncorrectableEcc",
         severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
-        expr='increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[1d]) > 0',
+        expr="increase(gpu:llm_gpu_ecc_errors_uncorrected:max[1d]) > 0",
         summary=f"{_GPU} has uncorrectable memory errors",
         description="{{ $value | humanize }} within a day.",
     ),
@@ -212,13 +209,13 @@ GPU_DAYS: Final = (
         name="LLMGpuPcieDegraded",
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
-        expr="llm_gpu_pcie_link_width < max_over_time(llm_gpu_pcie_link_width[1d])",
+        expr="gpu:llm_gpu_pcie_link_width:max < max_over_time(gpu:llm_gpu_pcie_link_width:max[1d])",
         wait="10m",
         summary=f"{_GPU} has lost PCIe lanes",
         description="{{ $value }} lanes are in use, fewer than within the last day.",
     ),
 )
-"""On GPUs' health, from a day of raw series."""
+"""On GPUs over hours and days, from what `recording.GPU_DAYS` records."""
 
 SOURCES: Final = (
     Alert(
@@ -263,9 +260,9 @@ SOURCES: Final = (
         severity=Severity.TICKET,
         dashboard=Dashboard.EXPORTER,
         expr=f"""label_replace(
-                max without (state) (llm_source_samples{{state="mapped"}})
+                max without (state) (llm_source_samples{{state="mapped", engine!="nvml"}})
                 < max_over_time(target:llm_source_samples_mapped:max[1d])
-                and max without (state) (llm_source_samples{{state="unknown"}})
+                and max without (state) (llm_source_samples{{state="unknown", engine!="nvml"}})
                 > min_over_time(target:llm_source_samples_unknown:max[1d]),
                 "signal", "unknown", "", "")
             or {_LOST}""",

@@ -99,7 +99,6 @@ BUCKETS: Final = tuple(
             "llm_time_to_first_token_seconds",
             "llm_inter_token_latency_seconds",
             "llm_request_duration_seconds",
-            "llm_request_queue_seconds",
         ),
     )
 )
@@ -113,7 +112,9 @@ SLO: Final = (
     Recording("engine_model:llm_slo_missed:ratio_rate5m", f"1 - {_OBJECTIVES[0]} / {_OBJECTIVES[1]}"),
     *map(_missed, HOURS),
     Recording("target_model:llm_ttft:increase2m", f"sum without (slo) ({_FIRSTS})"),
-    Recording("target_model:llm_ttft_missed:increase2m", f"sum without (slo) ({_FIRSTS} - {_GOOD})"),
+    Recording(
+        "target_model:llm_ttft_missed:increase2m", f"target_model:llm_ttft:increase2m - sum without (slo) ({_GOOD})"
+    ),
 )
 """Of objectives, by model and engine; burn-rate alerts read them."""
 
@@ -123,10 +124,24 @@ SLO_DAYS: Final = tuple(map(_missed, DAYS))
 ERRORS: Final = (Recording("target_model:llm_failed:ratio_rate5m", _failed()),)
 """Of what failed, by target and model; `of` is what it is a share of."""
 
+GPU_DAYS: Final = (
+    Recording(
+        "gpu:llm_gpu_ecc_errors_uncorrected:max",
+        'max without (severity) (llm_gpu_ecc_errors_total{severity="uncorrected"})',
+    ),
+    Recording("gpu:llm_gpu_pcie_link_width:max", "max without () (llm_gpu_pcie_link_width)"),
+    Recording(
+        "gpu:llm_gpu_memory_outside_bytes:max",
+        'max without () (llm_gpu_memory_unattributed_bytes or llm_gpu_memory_engine_bytes{kind="other"})',
+    ),
+)
+"""Of each GPU, as it is, but rarely: what alerts compare with the last hours and days."""
+
 SIGNALS: Final = (
     *(
         Recording(
-            f"target:llm_source_samples_{state}:max", f'max without (state) (llm_source_samples{{state="{state}"}})'
+            f"target:llm_source_samples_{state}:max",
+            f'max without (state) (llm_source_samples{{state="{state}", engine!="nvml"}})',
         )
         for state in ("mapped", "unknown")
     ),

@@ -10,10 +10,10 @@ from llm_headroom import schema
 from llm_headroom.model import Histogram, Point, numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
-STEP: Final = 3.0
-"""Factor between two bounds of a histogram that stay. A quantile between them is as coarse as that."""
+    from llm_headroom.model import Metric, Series
+
 _NAMES: Final = """
 engine_cost_total engine_energy_joules_total engine_gpus engine_info engine_restarts_total engine_stalled
 engine_start_time_seconds engine_state eviction_risk_ratio generation_tokens_total gpu_ecc_errors_total
@@ -33,47 +33,65 @@ requests_finished_total requests_running requests_running_limit requests_waiting
 router_requests_total router_worker_healthy saturation_high_water_ratio saturation_ratio slo_objective_ratio
 slo_requests_good_total slo_requests_total slo_threshold_seconds source_duration_seconds source_errors_total
 source_last_success_timestamp_seconds source_samples spill_risk_ratio sustainable_requests_per_second
-time_per_output_token_seconds time_to_first_token_seconds up
+time_to_first_token_seconds up
 """
 NAMES: Final = frozenset(f"llm_{name}" for name in _NAMES.split())
 """The metrics that stay; tests/test_essential.py takes them from the rules and dashboards."""
 
-QUANTILES: Final = frozenset(
-    (
-        schema.INTER_TOKEN_LATENCY,
-        schema.REQUEST_DURATION,
-        schema.REQUEST_GENERATION_TOKENS,
-        schema.REQUEST_PROMPT_TOKENS,
-        schema.REQUEST_QUEUE,
-        schema.TIME_PER_OUTPUT_TOKEN,
-        schema.TIME_TO_FIRST_TOKEN,
-    )
-)
-"""Histograms whose buckets are read; of others only the mean is."""
+OF_OLLAMA: Final = frozenset((schema.MODEL_MEMORY, schema.MODEL_CONTEXT))
+"""Of these, those that nothing but the queries on Ollama reads."""
+
+COMPUTED: Final = frozenset((schema.REQUEST_PREFILL, schema.REQUEST_DECODE))
+"""What the queries that read it compute from other histograms where it is absent."""
+
+STATES: Final = frozenset(("mapped", "ignored", "unknown", "invalid"))
+"""Of `llm_source_samples`, what is read."""
+
+QUANTILES: Final[Mapping[Metric, tuple[float, float, str]]] = {
+    schema.INTER_TOKEN_LATENCY: (0.01, 2.0, "inter_token_latency"),
+    schema.REQUEST_DURATION: (1.0, 300.0, "request_duration"),
+    schema.REQUEST_GENERATION_TOKENS: (20.0, 40_000.0, ""),
+    schema.REQUEST_PROMPT_TOKENS: (20.0, 200_000.0, ""),
+    schema.TIME_TO_FIRST_TOKEN: (0.1, 60.0, "ttft"),
+}
+"""Histograms whose buckets are read: the least and the greatest bound that stays, and the objective whose bound does.
+
+Of other histograms only the mean is read.
+"""
+STEP: Final = 4.0
+"""Least factor between two bounds that stay. A quantile between them is as coarse as that."""
 
 
 def essential(points: Sequence[Point]) -> Iterator[Point]:
     """The points that stay, their histograms with fewer bounds: those of the objectives are among them."""
-    objectives = {value for _, value in numbers(points, schema.SLO_THRESHOLD)}
+    objectives = {(dict(series.labels)["slo"], value) for series, value in numbers(points, schema.SLO_THRESHOLD)}
+    present = {point.series.metric for point in points}
     for point in points:
         series, value, origin = point
-        if series.metric.name not in NAMES:
+        if series.metric.name not in NAMES or not _read(series, present):
             continue
         if isinstance(value, Histogram):
-            value = _coarse(value, objectives) if series.metric in QUANTILES else _plain(value)
+            value = _coarse(value, *QUANTILES.get(series.metric, (math.inf, 0.0, "")), objectives)
         yield Point(series, value, origin)
 
 
-def _coarse(histogram: Histogram, objectives: Container[float]) -> Histogram:
-    """The histogram without the bounds that are close above another one; what they counted is in the next one."""
+def _read(series: Series, present: Container[Metric]) -> bool:
+    labels, metric = dict(series.labels), series.metric
+    if metric in OF_OLLAMA:
+        return labels.get("engine") == "ollama"
+    if metric in COMPUTED:
+        return schema.TIME_TO_FIRST_TOKEN not in present or schema.REQUEST_DURATION not in present
+    return metric is not schema.SOURCE_SAMPLES or labels["state"] in STATES
+
+
+def _coarse(
+    histogram: Histogram, low: float, high: float, slo: str, objectives: Container[tuple[str, float]]
+) -> Histogram:
+    """The histogram without the bounds outside a span or close above another; what they counted is in the next one."""
     wanted, last = [], 0.0
     for bound in histogram.bounds:
-        stays = math.isinf(bound) or bound >= STEP * last or bound in objectives
+        stays = math.isinf(bound) or (slo, bound) in objectives or (low <= bound <= high and bound >= STEP * last)
         wanted.append(stays)
         last = bound if stays else last
     bounds, counts = (tuple(compress(each, wanted)) for each in (histogram.bounds, histogram.counts))
     return Histogram(bounds, counts, histogram.sum)
-
-
-def _plain(histogram: Histogram) -> Histogram:
-    return Histogram(histogram.bounds[-1:], histogram.counts[-1:], histogram.sum)

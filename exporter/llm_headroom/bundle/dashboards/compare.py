@@ -248,10 +248,12 @@ def _curves(scope: Scope) -> tuple[Panel, ...]:
             styles=(OBJECTIVE,),
         ),
         lines(
-            "Time per output token, p95",
-            "Mean time per token after the first one of each finished request.",
-            Query(scope.quantile(0.95, schema.TIME_PER_OUTPUT_TOKEN, "engine"), _ENGINE),
+            "Inter-token latency, p95",
+            "Time between successive tokens of one request, and the objective.",
+            Query(scope.quantile(0.95, schema.INTER_TOKEN_LATENCY, "engine"), _ENGINE),
+            objective(scope, "inter_token_latency"),
             unit="s",
+            styles=(OBJECTIVE,),
         ),
     )
 
@@ -259,16 +261,25 @@ def _curves(scope: Scope) -> tuple[Panel, ...]:
 def _cost(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
+            "Time per output token, p95",
+            "Mean time per token after the first one of each finished request.",
+            Query(scope.quantile(0.95, schema.TIME_PER_OUTPUT_TOKEN, "engine"), _ENGINE),
+            unit="s",
+            width=6,
+        ),
+        lines(
             "Cost per million generated tokens",
             "Of five minutes, in the configured currency; the cheapest target of each engine.",
             Query(f"min by (engine) ({scope.of(schema.COST_PER_MILLION_TOKENS)})", _ENGINE),
             empty=_NO_PRICE,
+            width=6,
         ),
         lines(
             "Energy per generated token",
             "Of five minutes; the most efficient target. That of a shared GPU is split by the memory held.",
             Query(f"min by (engine) ({scope.of(schema.ENERGY_PER_TOKEN)})", _ENGINE),
             unit="joule",
+            width=6,
         ),
         lines(
             "Error budget left",
@@ -283,6 +294,7 @@ def _cost(scope: Scope) -> tuple[Panel, ...]:
             lowest=-1,
             steps=Steps("text", ((0, BAD),)),
             alert="LLMLatencyBudgetBurnFast",
+            width=6,
         ),
     )
 
