@@ -370,8 +370,13 @@ async def crash(server: EngineServer, hook: Webhook, faces: Faces) -> None:
 
 
 async def stall(server: EngineServer, hook: Webhook, faces: Faces) -> None:
-    """An engine hangs with requests in it, until it is killed."""
+    """An engine hangs with requests in it, until it is killed; one that hangs without any looks idle."""
+    server.misbehave(Misbehaviour(burst=Burst(2.0, 10.0, 300, 2000)))
+    assert isinstance(server.live, LiveEngine)
+    live = server.live
+    await until(lambda: live.read().running > 2)
     server.misbehave(Misbehaviour(stall_seconds=3600.0))
+    assert live.read().running
     await agreed(faces, "stalled", "stalled", {"LLMEngineStalled"})
     server.misbehave(Misbehaviour(crash_seconds=1.0))
     await until(lambda: ("LLMEngineStalled", "stalled") not in hook.firing)

@@ -308,7 +308,7 @@ def test_every_query_finds_data_in_the_demo(tmp_path: Path) -> None:
     arguments = ("demo", "--listen", "127.0.0.1:0", "--seed", "1", "--speed", "10")
     with Simulator(*arguments, extra={"TMPDIR": str(tmp_path)}) as demo:
         address = demo.address("prometheus")
-        end = time.monotonic() + 150
+        end = time.monotonic() + 400
         while expected or selected:
             expected = {one for one in expected if not asked(address, "query", query=filled_in(one[2]))["result"]}
             selected = {

@@ -102,7 +102,7 @@ def test_prometheus_takes_the_compose_stack_s_configuration() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=90,
     )
     assert done.returncode == 0, done.stderr
 
@@ -176,7 +176,7 @@ def test_the_unit_is_valid_and_exposes_little(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=90,
     )
     assert judged.returncode == 0, judged.stdout
     assert "Overall exposure level" in judged.stdout

@@ -43,7 +43,7 @@ def rows_of(output: Path, *arguments: str, **variables: str) -> tuple[int, dict[
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert found.returncode in {0, 1}, found.stderr
     result = json.loads((output / "out" / "results.json").read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def test_without_a_gpu_the_run_says_so(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
 
     if found.returncode == 0:

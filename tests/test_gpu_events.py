@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Point
 
 H100 = "GPU-1f0f6a3c-7c3b-4d52-9b0e-3a1f5f3d2c10"
-DEADLINE = 20.0
+DEADLINE = 60.0
 GPU_IS_LOST, NOT_SUPPORTED, UNKNOWN = 15, 3, 999
 
 

@@ -52,10 +52,16 @@ def vllm() -> Iterator[EngineServer]:
         yield server
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chromium]:
-    with Chromium(tmp_path / "profile") as chromium:
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with Chromium(tmp_path_factory.mktemp("chromium")) as chromium:
         yield chromium
+
+
+@pytest.fixture
+def browser(chromium: Chromium) -> Iterator[Chromium]:
+    with chromium.page() as page:
+        yield page
 
 
 # The page ------------------------------------------------------------------------------------------------------------
@@ -232,9 +238,9 @@ def test_what_is_loaded_is_compressed_for_those_who_can(vllm: EngineServer) -> N
             assert gzip.decompress(packed)[:9] == plain[:9]
 
 
-def test_without_scripts_the_page_is_whole(vllm: EngineServer, tmp_path: Path) -> None:
+def test_without_scripts_the_page_is_whole(vllm: EngineServer, chromium: Chromium) -> None:
     with (
-        Chromium(tmp_path / "profile", scripts=False) as browser,
+        chromium.page(scripts=False) as browser,
         EngineServer(replayed(OLLAMA)) as ollama,
         Exporter(
             *(f"--target=vllm={vllm.url}", f"--target=ollama={ollama.url}", f"--target=vllm={NOWHERE}"),
@@ -589,7 +595,7 @@ def test_a_compressed_stream_can_be_read_event_by_event() -> None:
 def test_the_exporter_streams_what_it_polls_and_ends_at_once(vllm: EngineServer) -> None:
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
         host = exporter.url.removeprefix("http://")
-        connection = http.client.HTTPConnection(host, timeout=20)
+        connection = http.client.HTTPConnection(host, timeout=60)
         connection.request("GET", "/api/v1/stream")
         response = connection.getresponse()
         model = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 DEADLINE: Final = 90.0
@@ -23,16 +25,15 @@ PAUSE: Final = 0.05
 
 
 class Chromium:
-    """One page of a browser of its own. `log` is every message of the console and of the browser, with its level."""
+    """A browser with one page at a time. `log` is every message of the page's console, and the browser's about it."""
 
-    def __init__(self, profile: Path, *, scripts: bool = True) -> None:
+    def __init__(self, profile: Path) -> None:
         """`profile` is a folder for the browser's files. Skips the test where Chromium is not installed."""
         found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         if found is None:
             pytest.skip("the status page is tested in a browser: install the Debian package chromium")
         self._program = found
         self._profile = profile
-        self._scripts = scripts
         self._last = 0
         self._buffer = b""
         self._session = ""
@@ -57,12 +58,6 @@ class Chromium:
         )
         os.close(their_in)
         os.close(their_out)
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self._call(f"{domain}.enable")
-        if not self._scripts:
-            self._call("Emulation.setScriptExecutionDisabled", value=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,6 +65,23 @@ class Chromium:
         self._process.wait()
         os.close(self._in)
         os.close(self._out)
+
+    @contextlib.contextmanager
+    def page(self, *, scripts: bool = True) -> Iterator[Self]:
+        """A page as of a browser that was just installed: nothing is left of those before."""
+        self.log, self.requests = [], []
+        context = self._call("Target.createBrowserContext")["browserContextId"]
+        target = self._call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self._call(f"{domain}.enable")
+        if not scripts:
+            self._call("Emulation.setScriptExecutionDisabled", value=True)
+        try:
+            yield self
+        finally:
+            self._session = ""
+            self._call("Target.disposeBrowserContext", browserContextId=context)
 
     def open(self, url: str) -> None:
         """Go to a page, and wait until it is loaded."""
@@ -131,6 +143,8 @@ class Chromium:
         return found
 
     def _note(self, event: dict[str, Any]) -> None:
+        if event.get("sessionId", "") != self._session:
+            return  # of a page that was closed
         told = event.get("params", {})
         match event.get("method"):
             case "Log.entryAdded":
