@@ -13,8 +13,9 @@ from captures import Capture, mapped, parsed
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import ModelMemory, Target
-from llm_headroom.derive.gpu_memory import attributable, derived, device_memory
+from llm_headroom.derive.gpu_memory import attributable, derived, device_memory, unified
 from llm_headroom.gpu.attribution import Holding, Method
+from llm_headroom.gpu.device import DeviceProcesses, GpuProcess
 from llm_headroom.host.engines import Watched
 from llm_headroom.model import Health, Point, Series, Snapshot
 
@@ -187,6 +188,28 @@ def test_parts_that_exceed_what_is_held_are_scaled_down_with_a_warning() -> None
     assert kinds(found) == {"weights": 60, "other": 0}
     (warning,) = found.warnings
     assert warning.message.startswith("a holds 60.0 GiB on GPU 0, but reports 150.0 GiB")
+
+
+# Memory that is the host's --------------------------------------------------------------------------------------------
+def test_a_device_whose_processes_alone_are_known_has_the_hosts_memory_if_that_is_known() -> None:
+    plain, strange = ({"gpu": str(at), "uuid": f"GPU-{at}"} for at in (0, 1))
+    points = [*gpus(70), *(Point(Series(schema.GPU_INFO, labels), 1.0, "nvml") for labels in (plain, strange))]
+    listed = [
+        DeviceProcesses("0", "GPU-0", (GpuProcess(1, 5),)),
+        DeviceProcesses("1", "GPU-1", (GpuProcess(2, 7), GpuProcess(3, None), GpuProcess(4, 2))),
+    ]
+    found = unified(points, listed, (128.0, 40.0))
+
+    assert {series.label("gpu") for series, _, _ in found} == {"1"}
+    assert {series.metric: value for series, value, _ in found} == {
+        schema.GPU_MEMORY_UNIFIED: 1.0,
+        schema.GPU_MEMORY_TOTAL: 128.0,
+        schema.GPU_MEMORY_USED: 88.0,
+        schema.GPU_MEMORY_FREE: 40.0,
+    }
+    assert attributable([*points, *found], listed) == {("0", "GPU-0"): 70 * GIB, ("1", "GPU-1"): 9.0}
+    assert unified(points, listed, None) == []
+    assert unified(points, [DeviceProcesses("1", "GPU-1", (GpuProcess(3, None),))], (128.0, 40.0)) == []
 
 
 # Devices -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,8 @@ from llm_headroom.config.people import Receiver as Settings
 from llm_headroom.model import Health, Judged, Level, Snapshot, State
 from llm_headroom.notify.incidents import Incidents, Message, judgements, step
 from llm_headroom.notify.messages import request, text, title
-from webhook_receiver import Receiver
+from llm_headroom.notify.notifier import MOST_WAITING, Notifier
+from webhook_receiver import DEADLINE, Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,6 +197,59 @@ def test_a_receiver_hears_of_the_beginning_and_the_end(kind: str, tmp_path: Path
     assert "404" in str(begin.body), "the reason is there"
     assert "well again" in str(end.body)
     assert begin.path == ("/" if kind == "ntfy" else "/topic")
+
+
+def outcome(receiver: Receiver, pauses: Sequence[float] = (0.0,)) -> dict[str, float]:
+    """What became of the message of a target in trouble: the result → 1."""
+
+    async def send() -> dict[str, float]:
+        notifier = Notifier(lambda: [snapshot(State.SLOW)], dict, pauses)
+        notifier.apply([Settings(url=receiver.url, after=0.0)])
+        notifier.changed()
+        async with asyncio.timeout(DEADLINE):
+            while not any(_counts(notifier).values()):  # noqa: ASYNC110 - the receiver has threads of its own
+                await asyncio.sleep(0.01)
+        await notifier.close()
+        return {result: count for result, count in _counts(notifier).items() if count}
+
+    return asyncio.run(send())
+
+
+def _counts(notifier: Notifier) -> dict[str, float]:
+    return {series.label("result"): float(count) for series, count, _ in notifier.points() if isinstance(count, float)}
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(status: int) -> None:
+    with Receiver(status) as receiver:
+        assert outcome(receiver) == {"sent": 1.0}
+    assert [post.body["status"] for post in receiver.posts] == ["firing", "firing"]
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 410, 413, 501])
+def test_what_will_not_pass_is_given_up_at_once(status: int) -> None:
+    with Receiver(status) as receiver:
+        assert outcome(receiver) == {"failed": 1.0}
+    assert len(receiver.posts) == 1
+
+
+def test_a_message_is_given_up_after_its_tries() -> None:
+    with Receiver(*[503] * 4) as receiver:
+        assert outcome(receiver, pauses=(0.0, 0.0)) == {"failed": 1.0}
+    assert len(receiver.posts) == 3
+
+
+def test_messages_beyond_those_that_may_wait_are_dropped_and_counted() -> None:
+    slow = [snapshot(State.SLOW, target=f"t{number}") for number in range(MOST_WAITING + 5)]
+
+    async def send() -> None:
+        notifier = Notifier(lambda: slow, dict)
+        notifier.apply([Settings(url="http://127.0.0.1:9", after=0.0)])
+        notifier.changed()
+        assert _counts(notifier) == {"sent": 0.0, "failed": 0.0, "dropped": 5.0}
+        await notifier.close()
+
+    asyncio.run(send())
 
 
 @pytest.mark.waits(11)
