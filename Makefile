@@ -16,7 +16,7 @@ help:
 	@echo "make bench   measure against prometheus_client, httpx and vmagent"
 	@echo "make evaluate  judge alerts, risks and load headroom on replayed traces; writes docs/evaluation.md, docs/load-headroom.md"
 	@echo "make incident ARGS='DIR --serve 9090'  a Prometheus with an hour of 36 engines in trouble, for the dashboards"
-	@echo "make live    real engines with tiny models under the exporter and its proxy; writes docs/acceptance.md"
+	@echo "make live    real engines with tiny models under the exporter and its proxy; writes docs/acceptance.md; ARGS=--ramps: load headroom, said and found"
 	@echo "make torture mutated engines and hostile clients; writes docs/reliability.md, in minutes"
 	@echo "make device  a real GPU beside what the exporter says of it, in 200 s; ARGS=--stub proves the checks without one"
 	@echo "make release DIST=DIR  wheel, sdist, chart, SBOM, checksums, and the image where a builder is installed; reproducible"

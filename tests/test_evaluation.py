@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from evaluate import incidents, probability, prometheus, rules, scoring
+from evaluate import incidents, probability, prometheus, rules, scoring, trivial
 from evaluate.__main__ import main
 from evaluate.incidents import Definition, Span
 from evaluate.probability import Pair
-from evaluate.replay import Firsts, Trouble
-from evaluate.scenarios import SCENARIOS, trace, traffic
+from evaluate.replay import Firsts, Run, Trouble
+from evaluate.scenarios import CALM_DAYS, SCENARIOS, calm_day, trace, traffic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,8 +150,47 @@ def test_each_scenario_counts_once() -> None:
 
 
 def test_the_interval_of_runs_that_agree_is_a_point() -> None:
-    same = [scoring.Score(alerts=4, right=3)] * 5
+    same = [("a", scoring.Score(alerts=4, right=3))] * 5
     assert scoring.interval(same, lambda one: one.precision) == (0.75, 0.75)
+
+
+def test_intervals_are_over_traces_and_not_over_runs() -> None:
+    scored = [("a", scoring.Score(alerts=4, right=4))] * 50 + [("b", scoring.Score(alerts=4, right=0))] * 50
+    assert scoring.interval(scored, lambda one: one.precision) == (0.0, 1.0)
+    assert all(math.isnan(end) for end in scoring.interval([], lambda one: one.precision))
+
+
+def test_an_alert_that_is_still_on_from_the_incident_before_is_not_early() -> None:
+    suffered = [Span(1000, 1100), Span(1500, 1600)]
+    old = scoring.score(suffered, [Span(1010, 1550)], 10_000.0)
+    assert (old.caught, old.early, list(old.leads)) == (2, 0, [-10.0])
+    new = scoring.score(suffered, [Span(1010, 1090), Span(1440, 1550)], 10_000.0)
+    assert (new.caught, new.early, list(new.leads)) == (2, 1, [-10.0, 60.0])
+
+
+def test_trivial_rules_look_at_incidents_of_the_past_or_of_other_draws_alone() -> None:
+    one, other = (Run("s", "t", 0, seed, tuning=False, span=3000.0, slo=1.0) for seed in (1, 2))
+    one.firsts = firsts((1000, True), (1010, True), (1020, True))
+    found = trivial.fired([one, other], {(trivial.LIKE, one.target): [Span(1000, 1100), Span(2000, 2050)]})
+    assert found[trivial.ALWAYS.name, one.target] == [Span(0, 3000)]
+    assert found[trivial.ONE.name, one.target] == [Span(1055, 1655)]
+    assert found[trivial.CLOCK.name, one.target] == []
+    assert found[trivial.CLOCK.name, other.target] == [Span(1000, 1055)]
+    assert found[trivial.RANDOM.name, other.target] == []
+    scattered = found[trivial.RANDOM.name, one.target]
+    assert sum(end - begin for begin, end in scattered) <= 150.0 + 1e-9
+    assert scattered[0].begin >= 0.0
+    assert scattered[-1].end <= 3000.0
+
+
+def test_a_calm_day_has_little_traffic_and_least_at_night() -> None:
+    arrivals = [one.arrival for one in calm_day(CALM_DAYS[0], 1)]
+    noon = sum(36_000.0 <= at < 50_400.0 for at in arrivals)
+    night = sum(at < 7_200.0 or at >= 79_200.0 for at in arrivals)
+    assert arrivals == sorted(arrivals)
+    assert 0.0 <= arrivals[0] <= arrivals[-1] < 86_400.0
+    assert night < 0.5 * noon
+    assert not {one.trace for one in CALM_DAYS} & {one.trace for one in SCENARIOS if one.tuning}
 
 
 def test_probabilities_are_judged() -> None:
@@ -192,5 +231,10 @@ def test_a_small_scenario_goes_all_the_way(tmp_path: Path) -> None:
     row = next(line for line in text.splitlines() if line.startswith("| `LLMFirstTokensSlow` |"))
     assert row.split(" | ")[2].startswith("1.00 [")  # an overload that lasts is caught
     assert "1 quiet runs" in text
+    calm = text.split("## Whole calm days, 1 of them\n")[1].split("\n## ")[0]
+    assert "| `LLMFirstTokensSlow` | 0 | 0 | 0.00 [0.00, 0.00] | 0.0% |" in calm
+    assert "| load headroom < 1 | 0 |" in calm
+    assert "| trivial: always on | 1 |" in calm
+    assert "| azure_llm_2023_code, calm days | " in text
     for name in ("evaluation-reliability.svg", "evaluation-alerts.svg"):
         assert (tmp_path / name).read_text().startswith("<svg ")

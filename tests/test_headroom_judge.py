@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from evaluate.scenarios import A100_8B
-from headroom import report, score
+from headroom import autoscaler, loops, report, score
 from headroom.ladder import OURS, Row
+from headroom.loops import Outcome
 from headroom.scenarios import HELD_OUT, STEADY, TUNING, Scenario
 from headroom.truth import ALLOWED, limit, slow_share
+from llm_headroom.simulate.traffic import Request
 
 ROW = Row("s", "g", "held out", 0.8, 1500.0, OURS, 1.25, 1.25)
 
@@ -59,3 +61,40 @@ def test_the_true_limit_is_where_the_allowed_share_is_slow() -> None:
     found = limit(scenario)
     assert slow_share(scenario, 0.9 * found) < ALLOWED < slow_share(scenario, 1.1 * found)
     assert len(scenario.traffic(found)) > len(scenario.traffic(0.5 * found))
+
+
+def loop(rule: str, slow: float, hours: float, group: str = "g", seed: int = 1) -> Outcome:
+    return Outcome(f"{group} @ engine", group, seed, rule, slow, hours)
+
+
+def test_the_fixed_size_that_does_as_well_is_the_smallest_with_few_slow_first_tokens() -> None:
+    fixed = [loop("always 2", 0.2, 6.0), loop("always 3", 0.004, 9.0), loop("always 4", 0.0, 12.0)]
+    assert loops.as_good([*fixed, loop(loops.OURS, 0.0, 1.0)], 1) == 9.0
+    assert loops.as_good(fixed[:1], 1) == 6.0
+
+
+def test_workloads_count_once_however_many_seeds_they_have() -> None:
+    rows = [loop("r", 0.1, 5.0, "a", seed) for seed in range(1, 4)] + [loop("r", 0.3, 7.0, "b")]
+    assert loops.mean(rows, lambda row: row.slow) == pytest.approx(0.2)
+    low, high = loops.interval(rows, lambda row: row.slow)
+    assert (low, high) == pytest.approx((0.1, 0.3))
+
+
+def test_the_goal_of_the_autoscaler_is_judged_in_each_workload() -> None:
+    good = [loop("always 2", 0.001, 6.0, "good"), loop(loops.OURS, 0.005, 6.3, "good")]
+    dear = [loop("always 2", 0.001, 6.0, "dear"), loop(loops.OURS, 0.0, 6.4, "dear")]
+    written = loops.section([*good, *dear])
+    assert "| good @ engine | 0.50% | 6.3 | 6.0 hours | yes |" in written
+    assert "| dear @ engine | 0.00% | 6.4 | 6.0 hours | **no** |" in written
+    assert written.startswith(f"{loops.TITLE}\n")
+
+
+@pytest.mark.parametrize("figure", [None, 0.8])
+def test_an_autoscaler_grows_with_what_it_looks_at_and_a_fixed_size_does_not(figure: float | None) -> None:
+    scenario = Scenario("steady 500 + 20", A100_8B, sizes=(500, 20))
+    requests = (Request(at, 500, 20) for at in (60.0, 7000.0))
+    rule = None if figure is None else autoscaler.Rule(lambda _: 2.0 * figure, figure)
+    loop = autoscaler.Loop(scenario, rule, 1)
+    slow, hours = loop.run(requests, 1)
+    assert (slow, len(loop.replicas)) == (0.0, 1 if rule is None else autoscaler.MOST)
+    assert hours == pytest.approx(autoscaler.HOURS, rel=1e-6) if rule is None else hours > 7.0 * autoscaler.HOURS

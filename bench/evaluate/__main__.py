@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import pickle
+import shutil
 import sys
 import tempfile
 import time
@@ -18,18 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sections
-from evaluate import document, month
+from evaluate import document, month, trivial
 from evaluate.month_plan import FLEET, WEEK
 from evaluate.prometheus import EPOCH, Prometheus, backfill, missing
-from evaluate.replay import replay
+from evaluate.replay import replay, replay_day
 from evaluate.report import pictures
 from evaluate.results import Results
 from evaluate.rules import SATURATION_ALERTS, Rule, alerts, metrics, read
-from evaluate.scenarios import CODE, L4_8B, SCENARIOS, Scenario
+from evaluate.scenarios import CALM_DAYS, CODE, L4_8B, SCENARIOS, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from evaluate.incidents import Span
     from evaluate.replay import Run
 
 ROOT: Final = Path(__file__).parents[2]
@@ -42,37 +45,60 @@ QUICK_SECONDS: Final = 1500.0
 
 
 def job(
-    place: tuple[Scenario, int, int], *, names: frozenset[str], directory: Path, most_seconds: float
+    place: tuple[Scenario, int | None, int], *, names: frozenset[str], directory: Path, most_seconds: float
 ) -> tuple[Run, Path]:
-    """One replay; what was scraped goes to a file."""
+    """One replay, of a calm day if there is no load; it and what was scraped go to files, and are read if there."""
     scenario, load, seed = place
-    run = replay(scenario, load, seed, names=names, most_seconds=most_seconds)
     file = directory / f"{SCENARIOS.index(scenario) if scenario in SCENARIOS else 0}-{load}-{seed}.samples"
+    stored = file.with_suffix(".run")
+    if stored.exists():
+        known: Run = pickle.loads(stored.read_bytes())  # noqa: S301 - written below
+        return known, file
+    if load is None:
+        run = replay_day(scenario, seed, names=names, most_seconds=most_seconds)
+    else:
+        run = replay(scenario, load, seed, names=names, most_seconds=most_seconds)
     with file.open("w") as out:
         for at, samples in run.scrapes:
             out.writelines(f"{series} {value!r} {EPOCH + at:.3f}\n" for series, value in samples)
     run.scrapes = []
+    stored.write_bytes(pickle.dumps(run))
     return run, file
 
 
-def evaluate(
-    scenarios: Sequence[Scenario], seeds: Sequence[int], rules: Sequence[Rule], *, most_seconds: float = math.inf
+def evaluate(  # noqa: PLR0913 - each is a choice of its own
+    scenarios: Sequence[Scenario],
+    seeds: Sequence[int],
+    rules: Sequence[Rule],
+    *,
+    calm: Sequence[Scenario] = (),
+    days: int = 1,
+    runs: Path | None = None,
+    most_seconds: float = math.inf,
 ) -> Results:
-    """Replay every scenario at every load with every seed, and see when rules fire."""
-    places = [(one, load, seed) for one in scenarios for load in range(len(one.loads)) for seed in seeds]
+    """Replay every scenario at every load with every seed, and so many calm `days` of some, and see when rules fire.
+
+    `runs` is a folder for the replays, from which those are taken that are there already.
+    """
+    places: list[tuple[Scenario, int | None, int]] = [(one, None, day) for one in calm for day in range(days)]
+    places += [(one, load, seed) for one in scenarios for load in range(len(one.loads)) for seed in seeds]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        work = partial(job, names=frozenset(metrics(rules)), directory=directory, most_seconds=most_seconds)
+        kept = runs or directory
+        work = partial(job, names=frozenset(metrics(rules)), directory=kept, most_seconds=most_seconds)
         with Pool(min(len(places), 2)) as pool:
             done = pool.map(work, places, chunksize=1)
-        runs = [run for run, _ in done]
-        backfill([file for _, file in done], directory)
-        fired = {}
+        replayed = [run for run, _ in done]
+        files = [file for _, file in done]
+        backfill(files if runs is None else [Path(shutil.copy(file, directory)) for file in files], directory)
+        fired: dict[tuple[str, str], list[Span]] = {}
         with Prometheus(directory) as server:
             for rule in rules:
-                answer = server.holds(rule.expression, max(run.span for run in runs))
+                answer = server.holds(rule.expression, max(run.span for run in replayed))
                 fired.update({(rule.name, run): spans for run, spans in alerts(rule, answer).items()})
-    return Results(runs, rules, fired)
+    for calm_ones in (True, False):
+        fired.update(trivial.fired([run for run in replayed if run.calm is calm_ones], fired))
+    return Results(replayed, [*rules, *trivial.RULES], fired)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="draws of each load, divided by commas")
     parser.add_argument("--rules", type=Path, default=SHIPPED, help="the rules file whose alerts are evaluated")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="where the document and pictures go")
+    parser.add_argument("--days", type=int, default=1, help="calm days of each held-out trace")
+    parser.add_argument("--runs", type=Path, help="a folder for replays; those that are there are not done again")
+    parser.add_argument("--no-month", action="store_true", help="leave the document's part on the month as it is")
     parser.add_argument("--quick", action="store_true", help="one small scenario: whether all of it works, no figures")
     options = parser.parse_args(arguments)
     if program := missing():
@@ -90,14 +119,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rules = [rule for rule in read(options.rules) if rule.name in SATURATION_ALERTS] + read(PEERS)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     if options.quick:
-        results = evaluate(QUICK, seeds[:1], rules, most_seconds=QUICK_SECONDS)
+        results = evaluate(QUICK, seeds[:1], rules, calm=QUICK, most_seconds=QUICK_SECONDS)
     else:
-        results = evaluate(SCENARIOS, seeds, rules)
+        results = evaluate(SCENARIOS, seeds, rules, calm=CALM_DAYS, days=options.days, runs=options.runs)
     options.output.mkdir(parents=True, exist_ok=True)
     text = document.text(results, seeds)
-    if not options.quick:
+    page = options.output / "evaluation.md"
+    if options.no_month:
+        for part in sections.titled(page.read_text(), month.TITLE):
+            text = sections.replaced(text, part, month.BEFORE)
+    elif not options.quick:
         text = sections.replaced(text, month.section(month.operate(FLEET, WEEK, month.rules())), month.BEFORE)
-    (options.output / "evaluation.md").write_text(text)
+    page.write_text(text)
     for name, picture in pictures(results).items():
         (options.output / name).write_text(picture)
     print(f"{len(results.runs)} runs, {len(rules)} rules, {time.monotonic() - began:.0f} s")

@@ -10,10 +10,12 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from evaluate.scenarios import traffic
+from evaluate.scenarios import calm_day, traffic
 from llm_headroom import schema
 from llm_headroom.derive import risk, slo
-from llm_headroom.derive.memory import Memory, advance
+from llm_headroom.derive.capacity import targets
+from llm_headroom.derive.memory import Memory, advance, with_estimate
+from llm_headroom.derive.trial import estimated
 from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.scrape import kv_cache
 from llm_headroom.simulate.batching import Engine
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from evaluate.scenarios import Scenario
     from llm_headroom.model import Metric
-    from llm_headroom.simulate.engine_state import EngineReading, Outcome
+    from llm_headroom.simulate.engine_state import EngineConfig, EngineReading, Outcome
     from llm_headroom.simulate.measures import HistogramReading
     from llm_headroom.simulate.traffic import Request
 
@@ -32,6 +34,8 @@ POLL_JITTER: Final = 0.2
 SCRAPE_SECONDS: Final = 15.0
 SCRAPE_JITTER: Final = 1.0
 ITL_SLO: Final = 0.2
+ESTIMATE_SECONDS: Final = 600.0
+"""Between two estimates of the load headroom: the exporter's come each minute, and are smoother."""
 DRAIN_SECONDS: Final = 1800.0
 """After the last poll, so that requests end; those that do not are taken to have had no first token either."""
 RESERVED: Final = 4096
@@ -68,14 +72,16 @@ class Forecast(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One replay; times are seconds since its begin."""
+    """One replay; times are seconds since its begin. `calm`: of a whole day at low load."""
 
     scenario: str
+    trace: str
     load: int
     seed: int
     tuning: bool
     span: float
     slo: float
+    calm: bool = False
     firsts: list[Firsts] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
     forecasts: list[Forecast] = field(default_factory=list)
@@ -131,13 +137,24 @@ def replay(
     the run early.
     """
     requests = [one for one in traffic(scenario.trace, scenario.loads[load], seed) if one.arrival < most_seconds]
-    config, span = scenario.setup.config(), requests[-1].arrival
-    run = Run(scenario.name, load, seed, scenario.tuning, span, scenario.slo())
-    engine, client = Engine(config, seed=seed), _Client(run.slo)
+    run = Run(scenario.name, scenario.trace, load, seed, scenario.tuning, requests[-1].arrival, scenario.slo())
     exporter = _Exporter(run, frozenset(names)) if names is not None else None
-    chance = random.Random(seed)  # noqa: S311  simulation, not security
+    return _replayed(run, requests, scenario.setup.config(), exporter)
+
+
+def replay_day(scenario: Scenario, seed: int, *, names: Collection[str], most_seconds: float = math.inf) -> Run:
+    """Replay a calm day of a scenario, with estimates of the load headroom."""
+    requests = [one for one in calm_day(scenario, seed) if one.arrival < most_seconds]
+    span, name = requests[-1].arrival, f"{scenario.name}, calm day"
+    run = Run(name, scenario.trace, 0, seed, scenario.tuning, span, scenario.slo(), calm=True)
+    return _replayed(run, requests, scenario.setup.config(), _Exporter(run, frozenset(names)))
+
+
+def _replayed(run: Run, requests: Sequence[Request], config: EngineConfig, exporter: _Exporter | None) -> Run:
+    engine, client = Engine(config, seed=run.seed), _Client(run.slo)
+    chance = random.Random(run.seed)  # noqa: S311  simulation, not security
     before, coming = engine.read(), 0
-    for poll in range(1, int(span / POLL_SECONDS) + 1):
+    for poll in range(1, int(run.span / POLL_SECONDS) + 1):
         at = poll * POLL_SECONDS + chance.uniform(0.0, POLL_JITTER)
         while coming < len(requests) and requests[coming].arrival <= at:
             engine.advance(requests[coming].arrival)
@@ -176,6 +193,7 @@ class _Exporter:
         self._objectives = slo.objectives(ttft=run.slo, inter_token_latency=ITL_SLO)
         self._chance = random.Random(run.seed)  # noqa: S311  simulation, not security
         self._due = SCRAPE_SECONDS
+        self._estimate_due = 0.0
 
     def poll(self, reading: EngineReading, at: float) -> None:
         seen = points(reading, {**self._base, "model": "m"})
@@ -186,6 +204,16 @@ class _Exporter:
             told = (each for each in (*seen, *derived) if each.series.metric.name in self._names)
             self.scrapes.append((moment, [sample for point in told for sample in samples(point, self._run_label)]))
             self._due += SCRAPE_SECONDS
+        if self._run.calm:
+            self._estimate()
+
+    def _estimate(self) -> None:
+        known = self._memory.models["m"]
+        if known.load.due and known.at >= self._estimate_due:
+            self._estimate_due = known.at + ESTIMATE_SECONDS
+            estimate = estimated(known.load, targets(self._objectives, known.tallies))
+            if estimate is not None:
+                self._memory = with_estimate(self._memory, "m", estimate)
 
     def _forecast(self, told_now: Sequence[Point], at: float) -> Forecast:
         told = {one.series.metric.name: one.value for one in told_now if one.series.metric in (*RISKS, *GAUGES)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from evaluate.incidents import any_trouble
 from evaluate.scoring import Score, score, total
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     Incidents = Callable[[Run], list[Span]]
 
 
+CALM_GROUP: Final = "load headroom"
+"""The group of the peers' rules that read what follows from estimates of the load headroom."""
+
+
 @dataclass(frozen=True)
 class Results:
     """Runs, rules in the order of the tables, and for each rule's name and run's target when it fired."""
@@ -30,7 +34,17 @@ class Results:
     @cached_property
     def held_out(self) -> list[Run]:
         """The runs on which nothing was fitted."""
-        return [run for run in self.runs if not run.tuning]
+        return [run for run in self.runs if not run.tuning and not run.calm]
+
+    @cached_property
+    def calm(self) -> list[Run]:
+        """Whole days at low load."""
+        return [run for run in self.runs if run.calm]
+
+    @cached_property
+    def busy_rules(self) -> list[Rule]:
+        """The rules that are judged near the limit: all but those on estimates, which are made on calm days alone."""
+        return [rule for rule in self.rules if rule.group != CALM_GROUP]
 
     @cached_property
     def quiet(self) -> list[Run]:

@@ -109,6 +109,16 @@ SCENARIOS: Final = (
 )
 
 
+_CALM: Final = ((CODE, SGLANG_8B), (MOONCAKE, H100_70B), (REASONING, A100_8B))
+CALM_DAYS: Final = tuple(one for one in SCENARIOS if (one.trace, one.setup) in _CALM)
+"""Of which whole calm days are replayed: each held-out trace on another engine."""
+CALM: Final = 0.7
+"""The busiest hour of a calm day, beside the first of a scenario's loads, at which there is hardly an incident."""
+NIGHT: Final = 0.25
+"""The calmest hour beside the busiest."""
+DAY_SECONDS: Final = 86_400.0
+
+
 @lru_cache
 def trace(name: str) -> tuple[Request, ...]:
     """The requests of a trace, in order of arrival."""
@@ -137,4 +147,26 @@ def traffic(name: str, load: float, seed: int) -> list[Request]:
             for one in rows
             if chance.random() < load / copies
         ]
+    return sorted(drawn, key=lambda one: one.arrival)
+
+
+def calm_day(scenario: Scenario, seed: int) -> list[Request]:
+    """A day of a scenario's traffic at low load: its trace again and again, thinned by a wave over the day.
+
+    Each turn begins somewhere else in the trace, and has prefixes of its own.
+    """
+    rows, chance = trace(scenario.trace), random.Random(seed)  # noqa: S311  simulation, not security
+    span = rows[-1].arrival + 0.001
+    turns = math.ceil(DAY_SECONDS / span)
+    busiest = CALM * scenario.loads[0]
+    drawn = []
+    for turn in range(turns):
+        shift = chance.random() * span
+        for one in rows:
+            at = turn * span + (one.arrival + shift) % span
+            wave = NIGHT + (1.0 - NIGHT) * math.sin(math.pi * at / DAY_SECONDS) ** 2
+            if chance.random() < busiest * wave and at < DAY_SECONDS:
+                allowed = max(USUAL_MAX_TOKENS, one.output_tokens)
+                prefix = tuple(key * turns + turn for key in one.prefix)
+                drawn.append(replace(one, arrival=at, max_tokens=allowed, prefix=prefix))
     return sorted(drawn, key=lambda one: one.arrival)

@@ -29,7 +29,10 @@ BOOTSTRAPS: Final = 400
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A rule over some runs: counts of alerts and incidents, days, seconds of (useful) firing, leads [s]."""
+    """A rule over some runs: counts of alerts and incidents, days, seconds of (useful) firing, leads [s].
+
+    Leads, and what is early, are of alerts that began after the incident before had ended.
+    """
 
     alerts: int = 0
     right: int = 0
@@ -63,7 +66,7 @@ class Score:
 
     @property
     def early_recall(self) -> float:
-        """Share of the incidents before which an alert fires by at least 30 s."""
+        """Share of the incidents before which a new alert begins by at least 30 s."""
         return self.early / self.incidents if self.incidents else math.nan
 
     @property
@@ -82,8 +85,13 @@ class Score:
         return self.useful / self.firing if self.firing else math.nan
 
     @property
+    def duty(self) -> float:
+        """Share of the time in which an alert fires; NaN without any time."""
+        return self.firing / (self.days * DAY) if self.days else math.nan
+
+    @property
     def lead(self) -> float:
-        """Median seconds from the alert to the onset; negative if it comes later. NaN if nothing was caught."""
+        """Median seconds from the new alert to the onset; negative if it comes later. NaN without any."""
         return statistics.median(self.leads) if self.leads else math.nan
 
 
@@ -104,12 +112,16 @@ def score(incidents: Sequence[Span], alerts: Sequence[Span], duration: float) ->
     fires = [span for span in alerts if span.end >= WARM_UP]
     right = sum(any(begin - HORIZON <= at <= end + AFTERWARDS for begin, end in incidents) for at, _ in fires)
     leads = []
-    fresh = fresh_early = 0
+    early = caught = fresh = fresh_early = 0
     for begin, end in counted:
         hits = [at for at, until in alerts if until >= begin - HORIZON and at <= end]
-        lead = min(begin - min(hits), HORIZON) if hits else -math.inf
-        if hits:
+        caught += bool(hits)
+        ended = max((other.end for other in incidents if other.begin < begin), default=-math.inf)
+        began = min((at for at in hits if at > ended), default=None)
+        lead = -math.inf if began is None else min(begin - began, HORIZON)
+        if began is not None:
             leads.append(lead)
+        early += lead >= EARLY
         if all(other.end < begin - FRESH for other in incidents if other.begin < begin):
             fresh += 1
             fresh_early += lead >= EARLY
@@ -119,8 +131,8 @@ def score(incidents: Sequence[Span], alerts: Sequence[Span], duration: float) ->
         alerts=len(fires),
         right=right,
         incidents=len(counted),
-        caught=len(leads),
-        early=sum(lead >= EARLY for lead in leads),
+        caught=caught,
+        early=early,
         fresh=fresh,
         fresh_early=fresh_early,
         days=max(0.0, duration - WARM_UP) / DAY,
@@ -182,10 +194,25 @@ def macro(scored: Sequence[tuple[str, Score]]) -> Macro:
     )
 
 
-def interval(scores: Sequence[Score], get: Callable[[Score], float], seed: int = 0) -> Interval:
-    """The 95 % bootstrap interval, over runs, of a figure of their total."""
+def interval(scored: Sequence[tuple[str, Score]], get: Callable[[Score], float], seed: int = 0) -> Interval:
+    """The 95 % bootstrap interval of a figure of the total of scores: over traces, then over each one's runs.
+
+    Scores come with their traces: runs of one trace are too alike to be drawn alone.
+    """
     chance = random.Random(seed)  # noqa: S311  simulation, not security
-    drawn = (get(total(chance.choices(scores, k=len(scores)))) for _ in range(BOOTSTRAPS))
+    by_trace: dict[str, list[Score]] = {}
+    for trace, one in scored:
+        by_trace.setdefault(trace, []).append(one)
+    drawn = (
+        get(
+            total(
+                one
+                for trace in chance.choices(sorted(by_trace), k=len(by_trace))
+                for one in chance.choices(by_trace[trace], k=len(by_trace[trace]))
+            )
+        )
+        for _ in range(BOOTSTRAPS if by_trace else 0)
+    )
     values = sorted(value for value in drawn if not math.isnan(value))
     if not values:
         return Interval(math.nan, math.nan)

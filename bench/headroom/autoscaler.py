@@ -1,37 +1,49 @@
 """An autoscaler in a loop with simulated engines: what requests suffer, and for how many replica-hours.
 
-    PYTHONPATH=bench python -m headroom.autoscaler
+    PYTHONPATH=bench python -m headroom.autoscaler [--seeds 3] [--rows FILE] [--output docs/load-headroom.md]
 
 Traffic rises from a fifth of what four engines take to all of it, and falls to two fifths, over three hours. Every
 minute the autoscaler wants as many replicas as a Kubernetes autoscaler would for an average of its target; an engine
-takes three minutes to start, and it shrinks to the most that was wanted in ten minutes, as the chart has it.
+takes three minutes to start, and it shrinks to the most that was wanted in ten minutes, as the chart has it. Takes
+half an hour of CPU for each seed; what lies in the file of rows is not done again.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import random
 import sys
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections import deque
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
+from multiprocessing import Pool
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from evaluate.replay import points
-from evaluate.scenarios import A100_8B, CODE, CONV, LARGE, REASONING, USUAL_MAX_TOKENS, trace
+import sections
+from evaluate.replay import ITL_SLO, points
+from evaluate.scenarios import A100_8B, A100_70B, CODE, CONV, L4_8B, LARGE, REASONING, USUAL_MAX_TOKENS, trace
+from headroom import report
+from headroom.loops import Outcome, section
+from headroom.peers import first_token_quantile
 from headroom.scenarios import Scenario
 from headroom.truth import ALLOWED, limit
-from llm_headroom.derive.capacity import Known, Target, begun, saturation
+from llm_headroom.derive import slo
+from llm_headroom.derive.capacity import Target, saturation
+from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.observation import Observation, observe
 from llm_headroom.derive.trial import estimated
 from llm_headroom.simulate.batching import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from llm_headroom.simulate.engine_state import Outcome
+    from llm_headroom.simulate.engine_state import Outcome as Ended
     from llm_headroom.simulate.traffic import Request
 
-WORKLOADS: Final = (CONV, LARGE, CODE, REASONING)
+WORKLOADS: Final = ((CODE, A100_8B), (REASONING, A100_8B), (CONV, L4_8B), (LARGE, A100_70B))
 HOURS: Final = 3.0
 FULL: Final = 4
 """Engines that the peak fills."""
@@ -43,6 +55,11 @@ TOLERANCE: Final = 0.1
 """By which a figure may be off its target; the default of Kubernetes."""
 POLL_SECONDS: Final = 5.0
 EVERY: Final = 60.0
+WINDOW: Final = 60.0
+"""Seconds of which the p95 of first tokens is."""
+ESTIMATE_SECONDS: Final = 120.0
+"""Between two estimates of the load headroom; a busy exporter's budget allows no more."""
+_BASE: Final = {"engine": "vllm", "target": "t"}
 
 
 @dataclass(slots=True, eq=False)
@@ -52,38 +69,69 @@ class Replica:
     engine: Engine
     ready: float
     objective: float
-    known: Known | None = None
-    seen: Observation | None = None
+    memory: Memory = field(default_factory=Memory)
+    seen: deque[tuple[float, Observation]] = field(default_factory=deque)
+    estimate_due: float = 0.0
 
-    def poll(self, at: float) -> None:
-        """Read it."""
+    def poll(self, at: float, *, derives: bool) -> None:
+        """Read it; `derives` says that more than what it exposes itself is wanted."""
         self.engine.advance(at)
-        self.seen = observe(points(self.engine.read(), {"engine": "e", "target": "t", "model": "m"}))["m"]
-        self.known = begun(self.seen, at, "vllm") if self.known is None else self.known.after(self.seen, at)
+        read = points(self.engine.read(), {**_BASE, "model": "m"})
+        self.seen.append((at, observe(read)["m"]))
+        while self.seen[0][0] < at - WINDOW:
+            self.seen.popleft()
+        if derives:
+            objectives = slo.objectives(ttft=self.objective, inter_token_latency=ITL_SLO)
+            self.memory, _ = advance(self.memory, read, at, base=_BASE, objectives=objectives)
 
     def saturation(self) -> float | None:
         """What the exporter would export."""
-        if self.known is None:
-            return None
-        if self.known.due:
-            estimate = estimated(self.known, (Target("ttft", "ttft", self.objective, ALLOWED),))
-            self.known = self.known if estimate is None else self.known.with_estimate(estimate)
-        return saturation(self.known)
+        known = self.memory.models["m"].load
+        if known.due and known.at >= self.estimate_due:
+            self.estimate_due = known.at + ESTIMATE_SECONDS
+            estimate = estimated(known, (Target("ttft", "ttft", self.objective, ALLOWED),))
+            if estimate is not None:
+                self.memory = with_estimate(self.memory, "m", estimate)
+                known = self.memory.models["m"].load
+        return saturation(known)
+
+    def pressure(self) -> float | None:
+        """The most pressed resource, as the exporter exported it for autoscalers before."""
+        return max(self.memory.models["m"].levels.by_resource().values(), default=None)
 
     def usage(self) -> float | None:
         """Usage of the KV cache."""
-        return None if self.seen is None else self.seen.usage
+        return self.seen[-1][1].usage if self.seen else None
 
     def waiting(self) -> float | None:
         """Waiting requests."""
-        return None if self.seen is None else self.seen.waiting
+        return self.seen[-1][1].waiting if self.seen else None
+
+    def late(self) -> float | None:
+        """The 95th percentile of a minute's first tokens, as a share of the objective."""
+        if not self.seen:
+            return None
+        slow = first_token_quantile(self.seen[0][1], self.seen[-1][1], 0.95)
+        return None if slow is None else slow / self.objective
 
 
-RULES: Final[dict[str, tuple[Callable[[Replica], float | None], float]]] = {
-    "load headroom: saturation 0.8": (Replica.saturation, 0.8),
-    "KV usage 0.8": (Replica.usage, 0.8),
-    "waiting 5": (Replica.waiting, 5.0),
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What of a replica is to be at a target on average; `derives` says that the exporter has to derive it."""
+
+    figure: Callable[[Replica], float | None]
+    target: float
+    derives: bool = False
+
+
+RULES: Final = {
+    "llm_saturation_ratio 0.8": Rule(Replica.saturation, 0.8, derives=True),
+    "llm_pressure_ratio 0.8": Rule(Replica.pressure, 0.8, derives=True),
+    "KV usage 0.8": Rule(Replica.usage, 0.8),
+    "waiting 5": Rule(Replica.waiting, 5.0),
+    "p95 of TTFT at half the objective": Rule(Replica.late, 0.5),
 }
+FIXED: Final = {f"always {count}": count for count in (2, 3, 4, 5)}
 
 
 def load(at: float) -> float:
@@ -118,7 +166,7 @@ class Loop:
     """The engines, and the autoscaler; `rule` gives a replica's figure, None a fixed number of `replicas`."""
 
     scenario: Scenario
-    rule: tuple[Callable[[Replica], float | None], float] | None
+    rule: Rule | None
     seed: int
     replicas: list[Replica] = field(default_factory=list)
     wanted: list[tuple[float, int]] = field(default_factory=list)
@@ -141,8 +189,8 @@ class Loop:
                 chance.choice(ready).engine.submit(coming, on_end=partial(self._ended))
                 coming = next(requests, None)
             for one in self.replicas:
-                if one.ready <= at:
-                    one.poll(at)
+                if self.rule is not None and one.ready <= at:
+                    one.poll(at, derives=self.rule.derives)
             self.seconds += POLL_SECONDS * len(self.replicas)
             if self.rule is not None and at % EVERY == 0:
                 gone += self._scale(at)
@@ -150,7 +198,7 @@ class Loop:
             one.engine.advance(one.engine.now + 3600.0)
         return self.slow / self.total, self.seconds / 3600.0
 
-    def _ended(self, outcome: Outcome) -> None:
+    def _ended(self, outcome: Ended) -> None:
         first = outcome.first_token
         self.slow += first is None or first - outcome.request.arrival > self.scenario.objective
 
@@ -162,12 +210,11 @@ class Loop:
         """Add or take away replicas; the newest ones go first, and end what they have begun."""
         if self.rule is None:
             return []
-        figure, target = self.rule
         ready = [one for one in self.replicas if one.ready <= at]
-        known = [value for one in ready if (value := figure(one)) is not None]
+        known = [value for one in ready if (value := self.rule.figure(one)) is not None]
         if not known:
             return []
-        ratio = sum(known) / len(known) / target
+        ratio = sum(known) / len(known) / self.rule.target
         wanted = math.ceil(ratio * len(ready)) if abs(ratio - 1.0) > TOLERANCE else len(ready)
         self.wanted = [each for each in self.wanted if each[0] > at - SHRINK_SECONDS]
         self.wanted.append((at, min(MOST, max(1, wanted))))
@@ -179,18 +226,45 @@ class Loop:
         return gone
 
 
-def main() -> int:
-    """Print a table."""
-    print("| traffic | rule | slow first tokens | replica-hours |\n| --- | --- | --- | --- |")
-    for group in WORKLOADS:
-        scenario = Scenario(group, A100_8B)
-        most = limit(scenario)
-        for name, rule in RULES.items():
-            slow, hours = Loop(scenario, rule, 1).run(traffic(scenario, most, 1), AT_FIRST)
-            print(f"| {group} | {name} | {slow:.2%} | {hours:.1f} |", flush=True)
-        for count in (2, 3, 4, 5):
-            slow, hours = Loop(scenario, None, 1).run(traffic(scenario, most, 1), count)
-            print(f"| {group} | always {count} | {slow:.2%} | {hours:.1f} |", flush=True)
+@cache
+def _limit(group: str) -> float:
+    return limit(Scenario(group, dict(WORKLOADS)[group]))
+
+
+def played(place: tuple[str, int, str]) -> Outcome:
+    """A rule or fixed size on a workload with a seed."""
+    group, seed, name = place
+    scenario = Scenario(group, dict(WORKLOADS)[group])
+    requests = traffic(scenario, _limit(group), seed)
+    slow, hours = Loop(scenario, RULES.get(name), seed).run(requests, FIXED.get(name, AT_FIRST))
+    return Outcome(scenario.name, group, seed, name, slow, hours)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play what is not in the file of rows, and print or write; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="draws of each workload")
+    parser.add_argument("--rows", type=Path, help="file of rows to add to, one JSON object a line")
+    parser.add_argument("--output", type=Path, help="the document whose section is written; without it, it is printed")
+    options = parser.parse_args(arguments)
+    rows: list[Outcome] = []
+    if options.rows and options.rows.exists():
+        rows = [Outcome(**json.loads(line)) for line in options.rows.read_text().splitlines()]
+    done = {(row.group, row.seed, row.rule) for row in rows}
+    seeds = range(1, options.seeds + 1)
+    wanted = [(group, seed, name) for seed in seeds for group, _ in WORKLOADS for name in (*FIXED, *RULES)]
+    with Pool(2) as pool:
+        for row in pool.imap_unordered(played, [each for each in wanted if each not in done]):
+            rows.append(row)
+            if options.rows:
+                with options.rows.open("a") as out:
+                    out.write(json.dumps(asdict(row)) + "\n")
+            print(f"{row.scenario}, seed {row.seed}, {row.rule}: {row.slow:.2%} @ {row.hours:.1f}", file=sys.stderr)
+    part = section(rows)
+    if options.output:
+        options.output.write_text(sections.replaced(options.output.read_text(), part, report.LAST))
+    else:
+        print(part)
     return 0
 
 

@@ -77,7 +77,7 @@ class Peers:
         found = {"trivial: always 1.7": TRIVIAL, "trivial: random": self.chance.uniform(0.0, 2.0 * TRIVIAL)}
         minute = next(one for at, one in self.recent if at >= end - MINUTE)
         for name, since in (("5 min", first), ("1 min", minute)):
-            slow = _quantile(since, now, 0.95)
+            slow = first_token_quantile(since, now, 0.95)
             if slow:
                 found[f"objective / p95 of TTFT, {name}"] = self.objective / slow
         if usage > 0:
@@ -160,7 +160,7 @@ def _line(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
     return (base, slope) if base > 0 else (0.0, mean_y / mean_x)
 
 
-def _quantile(first: Observation, now: Observation, share: float) -> float | None:
+def first_token_quantile(first: Observation, now: Observation, share: float) -> float | None:
     """Prometheus' `histogram_quantile` of the first tokens between two readings."""
     grown = histogram_growth(first.ttft, now.ttft)
     if grown is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from headroom import score
+from headroom import loops, score
 from headroom.ladder import OURS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ TITLES: Final = {
     "steady": "Steady traffic of constant sizes",
 }
 LAST: Final = "## Where it fails"
-OF_OTHERS: Final = ("## On a real engine", "## As an autoscaler's signal")
+OF_OTHERS: Final = ("## On a real engine", loops.TITLE)
 """Begins of the titles of sections that `make live` and `headroom.autoscaler` write."""
 TAIL: Final = f"""{LAST}
 

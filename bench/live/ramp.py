@@ -31,11 +31,11 @@ LONGEST_LEARNING: Final = 900.0
 """Seconds until there must be a load headroom: it takes ten busy minutes."""
 POLL_SECONDS: Final = 5.0
 FIRST_FACTOR: Final = 1.5
-GROWTH: Final = 1.15
+GROWTH: Final = 1.2
 MOST_FACTOR: Final = 12.0
-STEP_SECONDS: Final = 45.0
+STEP_SECONDS: Final = 40.0
 WITHIN: Final = 1.35
-BOUNDARIES: Final = (1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
+BOUNDARIES: Final = (2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
 """Seconds at which vLLM's and SGLang's histograms of first tokens have buckets."""
 IDLE_TIMES: Final = 3.0
 """By which the objective is longer than the first token of an engine that has nothing else to do, at least."""

@@ -69,9 +69,9 @@ def size(text: str) -> Mix:
     return Mix(int(prompt), int(answer))
 
 
-async def _each(engine: Running, mixes: Sequence[Mix], folder: Path) -> list[Ramp]:
+async def _each(engine: Running, mixes: Sequence[Mix], folder: Path, page: Path) -> None:
     program = Path(sys.executable).with_name("llm-headroom")
-    found = []
+    found: list[Ramp] = []
     for mix in mixes:
         client = Client(engine.url)
         try:
@@ -92,8 +92,20 @@ async def _each(engine: Running, mixes: Sequence[Mix], folder: Path) -> list[Ram
                 found.append(await ramp(load, exporter, objective))
         finally:
             await client.close()
-        print(*section("So far", "", found), sep="\n", flush=True)
-    return found
+        part = written(engine, found)
+        print(part, flush=True)
+        _save(part, page)
+
+
+def _save(part: str, page: Path) -> None:
+    page.write_text(sections.replaced(page.read_text(), part, BEFORE))
+
+
+def written(engine: Running, ramps: Sequence[Ramp]) -> str:
+    """The engine's section of the document."""
+    how = HOW.format(fill=FILLED_SECONDS, growth=GROWTH - 1, step=STEP_SECONDS)
+    title = f"On a real engine: {engine.engine} on {engine.place}"
+    return "\n".join(section(title, f"Run on {time.strftime('%Y-%m-%d')}. {how}", ramps))
 
 
 def run(folder: Folder, mixes: Sequence[Mix], running: Running | None, cores: float | None, page: Path = PAGE) -> None:
@@ -104,11 +116,7 @@ def run(folder: Folder, mixes: Sequence[Mix], running: Running | None, cores: fl
             server = stack.enter_context(found.server(folder.path))
             place = f"CPUs with {found.places} places"
             if cores is not None:
-                stack.enter_context(held(server.child(found.core), cores))
+                stack.enter_context(held(server.pid, cores))
                 place += f", held to {cores:g} of a core"
             running = Running(server.url, found.name, found.model, place, found.places)
-        ramps = asyncio.run(_each(running, mixes, folder.path))
-    how = HOW.format(fill=FILLED_SECONDS, growth=GROWTH - 1, step=STEP_SECONDS)
-    title = f"On a real engine: {running.engine} on {running.place}"
-    part = "\n".join(section(title, f"Run on {time.strftime('%Y-%m-%d')}. {how}", ramps))
-    page.write_text(sections.replaced(page.read_text(), part, BEFORE))
+        asyncio.run(_each(running, mixes, folder.path, page))

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 _PERIOD: Final = 10_000
 """Microseconds; short, so that a step is not held up for long at once."""
+_WEIGHT: Final = 16
+"""Other processes that it counts as when cores are short: it is to have its share, and no more."""
 _NAME: Final = "llm-headroom-live"
 _ROOT: Final = Path("/sys/fs/cgroup")
 
@@ -36,8 +38,10 @@ def held(pid: int, cores: float) -> Iterator[None]:
     group.mkdir(exist_ok=True)
     quota = round(cores * _PERIOD)
     if unified:
+        (group / "cpu.weight").write_text(str(_WEIGHT * 100))
         (group / "cpu.max").write_text(f"{quota} {_PERIOD}")
     else:
+        (group / "cpu.shares").write_text(str(_WEIGHT * 1024))
         (group / "cpu.cfs_period_us").write_text(str(_PERIOD))
         (group / "cpu.cfs_quota_us").write_text(str(quota))
     for member in family(pid):
