@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
 import statistics
 import sys
@@ -45,8 +46,7 @@ LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 GROWING: Final = ("_total", "_bucket", "_count", "_sum")
 SCREEN: Final = 28
 """Grafana's units of height that a screen of 1080 lines shows."""
-RANGE: Final = 3600
-REPEATS: Final = 5
+REPEATS: Final = 3
 FLAGS: Final = ("--storage.tsdb.retention.time=90d", "--query.timeout=5m", *remote_write.FLAGS)
 DASHBOARDS: Final = "fleet,engine,kv,gpu,compare,exporter,ollama"
 
@@ -130,10 +130,8 @@ def recordings(bodies: Sequence[bytes], rules: Path) -> list[Recorded]:
 def rules_of(rules: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Every rule of a file with its group's interval in seconds, 30 where it has none."""
     for group in yaml.safe_load(rules.read_text())["groups"]:
-        interval = group.get("interval", "30s")
-        seconds = int(interval[:-1]) * (60 if interval.endswith("m") else 1)
         for rule in group["rules"]:
-            yield rule, seconds
+            yield rule, seconds(group.get("interval", "30s"))
 
 
 def fleet_of(engines: int) -> list[dict[str, str]]:
@@ -217,18 +215,30 @@ def evaluated(store: Store, rules: Path) -> dict[str, tuple[float, float]]:
     }
 
 
-def first_screen(dashboard: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """Title, expression and whether it is instant, of every query that is asked when a dashboard opens."""
+def asked_by(dashboard: dict[str, Any], now: float, height: float) -> Iterator[tuple[str, str, dict[str, object]]]:
+    """Title, path and parameters of every query that a dashboard asks for its panels above a height."""
+    shown = dashboard["time"]["from"].removeprefix("now-")
     for panel in dashboard["panels"]:
-        if panel["gridPos"]["y"] < SCREEN:
+        if panel["gridPos"]["y"] < height:
             for target in panel.get("targets", ()):
-                if not target.get("hide"):
-                    yield panel["title"], substituted(target["expr"]), bool(target.get("instant"))
+                if target.get("hide"):
+                    continue
+                query = substituted(target["expr"], shown)
+                if target.get("instant"):
+                    yield panel["title"], "query", {"query": query, "time": now}
+                else:
+                    step = {"start": now - seconds(shown), "end": now, "step": seconds(panel.get("interval", "15s"))}
+                    yield panel["title"], "query_range", {"query": query, **step}
 
 
-def substituted(expression: str) -> str:
-    """An expression with everything selected."""
-    text = expression.replace("$__rate_interval", "1m").replace("$__interval", "15s").replace("$__range", "1h")
+def seconds(duration: str) -> int:
+    """A duration of Grafana's or Prometheus' in seconds."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+def substituted(expression: str, shown: str) -> str:
+    """An expression with everything selected, over the time that is shown."""
+    text = expression.replace("$__rate_interval", "1m").replace("$__interval", "15s").replace("$__range", shown)
     return re.sub(r"\$\{?(job|cluster|namespace|instance|engine|model|target|gpu)\b(:\w+)?\}?", ".*", text)
 
 
@@ -243,20 +253,14 @@ class Screen(NamedTuple):
 
 def screens(store: Store, shown: Sequence[str]) -> dict[str, Screen]:
     """Each dashboard's first screen, its queries one after the other."""
-    moment: dict[str, object] = {"time": store.now}
-    hour: dict[str, object] = {"start": store.now - RANGE, "end": store.now, "step": 15}
     found: dict[str, Screen] = {}
     for path, text in bundle.files(BundleSettings(), ["dashboards"]).items():
         name = Path(path).stem.removeprefix("llm-headroom-")
         if name not in shown:
             continue
-        asked_first = list(first_screen(json.loads(text)))
-        queries = [
-            ("query", {"query": expression, **moment}) if instant else ("query_range", {"query": expression, **hour})
-            for _, expression, instant in asked_first
-        ]
-        costs = costs_of(store, queries)
-        worst, title = max((cost, title) for cost, (title, _, _) in zip(costs, asked_first, strict=True))
+        queries = list(asked_by(json.loads(text), store.now, SCREEN))
+        costs = costs_of(store, [(path, parameters) for _, path, parameters in queries])
+        worst, title = max((cost, title) for cost, (title, _, _) in zip(costs, queries, strict=True))
         found[name] = Screen(len(costs), sum(costs), worst, title)
     return found
 
@@ -320,9 +324,11 @@ def main() -> None:
             print(shown[-1])
         sys.stdout.flush()
     if given.write:
-        write_part("rules", rules_table(costs))
+        load = f"load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
+        busy = f"\n\nMeasured on {time.strftime('%Y-%m-%d')} at {load}."
+        write_part("rules", rules_table(costs) + busy)
         if shown:
-            write_part("screens", "\n\n".join(shown))
+            write_part("screens", "\n\n".join(shown) + busy)
 
 
 def bodies_of(folder: Path | None) -> Sequence[bytes]:

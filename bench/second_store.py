@@ -1,9 +1,10 @@
 """A fleet on a second store: Prometheus in agent mode writes to VictoriaMetrics, and vmalert evaluates the rules there.
 
-    .venv/bin/python bench/second_store.py [--engines 1000] [--seconds 240] [--recorded DIR]
+    .venv/bin/python bench/second_store.py [--engines 1000] [--seconds 240] [--recorded DIR] [--write]
 
-Sidecars are recorded expositions, served as in `fleet.py`. Says how many rules failed and what they recorded, and the
-p95 of TTFT by recorded and by raw buckets. Needs Debian's packages prometheus and victoria-metrics.
+Sidecars are recorded expositions, served as in `fleet.py`. Says how many rules failed and what they recorded, which
+queries of all dashboards failed there, and the p95 of TTFT by recorded and by raw buckets. Needs Debian's packages
+prometheus and victoria-metrics. `--write` writes docs/fleet.md.
 
 vmalert evaluates a rule for half a minute ago (`-rule.evalDelay`), cut down to the group's interval: the buckets,
 recorded every minute, have their first sample up to three minutes after the start. A shorter run says None for them.
@@ -13,16 +14,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
+import os
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
-from fleet import RELABEL, ROOT, fetched, own, query, running, serve
-from fleet_rules import bodies_of, fleet_of
-from llm_headroom.commands import programs
+from fleet import RELABEL, ROOT, fetched, own, query, running, serve, write_part
+from fleet_rules import asked_by, bodies_of, fleet_of
+from llm_headroom.bundle.settings import BundleSettings
+from llm_headroom.commands import bundle, programs
 
 STORE, RULES, AGENT = 18430, 18431, 18432
 
@@ -33,6 +40,7 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--recorded", type=Path)
+    parser.add_argument("--write", action="store_true", help="write the table to docs/fleet.md")
     given = parser.parse_args()
     mine, theirs = multiprocessing.Pipe()
     fleet = multiprocessing.Process(target=serve, args=(bodies_of(given.recorded), theirs), daemon=True)
@@ -76,23 +84,58 @@ def main() -> None:
             )
         )
         time.sleep(given.seconds)
-        rules: Any = json.loads(fetched(f"http://127.0.0.1:{RULES}/api/v1/rules"))["data"]["groups"]
-        failed = {rule["name"]: rule["lastError"] for group in rules for rule in group["rules"] if rule["lastError"]}
-        print(f"engines seen          {query(store, 'count(count by (target) (llm_up))')}")
-        print(f"rules                 {sum(len(group['rules']) for group in rules)}, failed {failed or 'none'}")
-        recorded = 'count({__name__=~".+:.+"})'
-        print(f"recorded series       {query(store, recorded)}")
-        buckets = "llm_time_to_first_token_seconds_bucket"
-        for which, rate in (("recorded", f"engine_model:{buckets}:rate5m"), ("raw", f"rate({buckets}[5m])")):
-            p95 = query(store, f"histogram_quantile(0.95, sum by (le) ({rate}))")
-            print(f"{f'p95 of TTFT, {which}':21} {p95}")
-        for name, address in (("agent", AGENT), ("store", STORE), ("vmalert", RULES)):
-            cpu = own(f"127.0.0.1:{address}")
-            print(
-                f"{name:21} {cpu['process_cpu_seconds_total']:.1f} s of CPU, "
-                f"{cpu['process_resident_memory_bytes'] / 1e6:.0f} MB"
-            )
+        found = report(store, given.engines, given.seconds)
+    print(found)
+    if given.write:
+        write_part("store", found)
     fleet.terminate()
+
+
+def report(store: str, engines: int, seconds: float) -> str:
+    """What the store has of the fleet, and what it took, as a table."""
+    rules: Any = json.loads(fetched(f"http://127.0.0.1:{RULES}/api/v1/rules"))["data"]["groups"]
+    every = [rule for group in rules for rule in group["rules"]]
+    wrong = {rule["name"]: rule["lastError"] for rule in every if rule["lastError"]}
+    seen = query(store, "count(count by (target) (llm_up))")
+    recorded = query(store, 'count({__name__=~".+:.+"})')
+    buckets = "llm_time_to_first_token_seconds_bucket"
+    p95 = [
+        query(store, f"histogram_quantile(0.95, sum by (le) ({rate}))")
+        for rate in (f"engine_model:{buckets}:rate5m", f"rate({buckets}[5m])")
+    ]
+    costs = {name: own(f"127.0.0.1:{port}") for name, port in (("agent", AGENT), ("store", STORE), ("vmalert", RULES))}
+    drawn = answers(store)
+    failed = {f"{name}: {title}": error for name, title, error, _ in drawn if error}
+    lines = [
+        "| | |",
+        "|---|---|",
+        f"| engines seen | {seen:,.0f} of {engines:,} |",
+        f"| rules without an error | {len(every) - len(wrong)} of {len(every)} |",
+        f"| recorded series | {recorded or 0:,.0f} |",
+        f"| p95 of TTFT by recorded and by raw buckets, s | {', '.join(f'{value or math.nan:.3f}' for value in p95)} |",
+        f"| queries of all dashboards that were answered | {len(drawn) - len(failed)} of {len(drawn)} |",
+        f"| of these with data | {sum(data for *_, data in drawn)} |",
+    ]
+    for name, cost in costs.items():
+        cpu, memory = cost["process_cpu_seconds_total"], cost["process_resident_memory_bytes"] / 1e6
+        lines.append(f"| {name}: CPU in {seconds:.0f} s, resident memory | {cpu:.1f} s, {memory:,.0f} MB |")
+    lines += [f"| failed: {name} | {error} |" for name, error in (wrong | failed).items()]
+    load = f"load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
+    return "\n".join([*lines, "", f"Measured on {time.strftime('%Y-%m-%d')} at {load}."])
+
+
+def answers(store: str) -> list[tuple[str, str, str, bool]]:
+    """Dashboard and title of every query of the dashboards, why it failed if it did, and whether it had data."""
+    found = []
+    for path, text in bundle.files(BundleSettings(), ["dashboards"]).items():
+        for title, kind, parameters in asked_by(json.loads(text), time.time(), math.inf):
+            try:
+                url = f"http://{store}/api/v1/{kind}?{urlencode(parameters)}"
+                with urllib.request.urlopen(url, timeout=120) as answer:
+                    found.append((Path(path).stem, title, "", bool(json.load(answer)["data"]["result"])))
+            except urllib.error.HTTPError as error:
+                found.append((Path(path).stem, title, error.read().decode(errors="replace")[:200], False))
+    return found
 
 
 if __name__ == "__main__":

@@ -27,9 +27,8 @@ _STARTED: Final = f"""unless on ({_HOST})
         or changes(llm_model_loaded[15m]) > 0 or time() - llm_engine_start_time_seconds < 900)"""
 
 _LOST: Final = " or ".join(
-    f"""label_replace(llm_up{{engine!~"nvml|ollama"}} == 1
-        and present_over_time(target:{signal}:count[1d])
-        unless max without (model, replica) ({signal}), "signal", "{signal.removeprefix("llm_")}", "", "")"""
+    f"""label_replace(present_over_time(target:{signal}:count[1d])
+        unless on ({_HOST}, engine, target) {signal}, "signal", "{signal.removeprefix("llm_")}", "", "")"""
     for signal in NEEDED
 )
 
@@ -265,7 +264,7 @@ SOURCES: Final = (
                 and max without (state) (llm_source_samples{{state="unknown", engine!="nvml"}})
                 > min_over_time(target:llm_source_samples_unknown:max[1d]),
                 "signal", "unknown", "", "")
-            or {_LOST}""",
+            or ({_LOST}) and on ({_HOST}, engine, target) llm_up{{engine!~"nvml|ollama"}} == 1""",
         wait="15m",
         summary=f"Signals of {_SOURCE} are lost",
         description="Signal {{ $labels.signal }}: the engine answers ({{ $value }}), but exposes less than in the "
