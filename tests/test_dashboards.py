@@ -148,6 +148,20 @@ def test_conventions_of_judgements(document: Json) -> None:
             assert BAD not in colours or any(word.startswith("■ bad") for word in words), panel["title"]
 
 
+def test_conventions_of_cells(document: Json) -> None:
+    """A bar is painted all along, and of other cells only those that are not good: what is wrong catches the eye."""
+    for panel in (one for one in drawn(document) if one["type"] == "table"):
+        for column in panel["fieldConfig"]["overrides"]:
+            found = {one["id"]: one["value"] for one in column["properties"]}
+            if "thresholds" not in found:
+                continue
+            colours = {step["color"] for step in found["thresholds"]["steps"]}
+            bar = found["custom.cellOptions"]["type"] == "gauge"
+            assert (GOOD in colours) == bar, (panel["title"], column["matcher"])
+            assert (found.get("min"), "max" in found) == ((0, True) if bar else (None, False))
+            assert colours & {WARN, BAD}
+
+
 def test_conventions_of_rows(document: Json) -> None:
     assert document["panels"][0]["type"] == "row"
     for row in (panel for panel in document["panels"] if panel["type"] == "row"):

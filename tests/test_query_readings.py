@@ -60,6 +60,11 @@ def summary(address: str, expr: str) -> str:
     )
 
 
+def unbounded(expr: str) -> str:
+    """An alert's expression without its comparisons with numbers: what is compared, also where nothing is wrong."""
+    return re.sub(r"\s*(?:[<>]=?|[=!]=) -?[\d.]+(?:e[+-]?\d+)?(?![\w.])", "", expr)
+
+
 def judgement(panel: Panel) -> str:
     """The unit of a panel, and what its values are from each bound on."""
     bounds = ((-math.inf, panel.steps.base), *panel.steps.bounds) if panel.steps.bounds else ()
@@ -80,10 +85,14 @@ def found(address: str) -> set[str]:
     }
     groups = {rule.name: group.interval for group in alerts.GROUPS.values() for rule in group.rules}
     rules: tuple[Alert | Recording, ...] = (*alerts.ALERTS, *alerts.RECORDINGS)
-    return lines | {
+    lines |= {
         f"rules | {rule.name} | 0 | {summary(address, expression(rule.expr, BundleSettings()))} | "
         f"{f'{rule.severity} after {rule.wait}, ' if isinstance(rule, Alert) else ''}each {groups[rule.name]}"
         for rule in rules
+    }
+    return lines | {
+        f"rules | {rule.name} | 1 | {summary(address, unbounded(expression(rule.expr, BundleSettings())))} | unbounded"
+        for rule in alerts.ALERTS
     }
 
 

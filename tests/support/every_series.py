@@ -14,7 +14,7 @@ from zlib import crc32
 
 from llm_headroom import schema
 from llm_headroom.bundle.alerts import RECORDINGS
-from llm_headroom.model import ENGINE_STATES, GPU_STATES, Kind, Metric, SampleState
+from llm_headroom.model import ENGINE_STATES, GPU_STATES, Kind, Metric, SampleState, Subject
 from programs import program
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ DEAD: Final = 20
 """Steps from the end at which the third exporter has its last sample."""
 HOSTS: Final = {"a": STEPS, "b": STEPS, "dead": STEPS - DEAD}
 TARGETS: Final = (("vllm", "m", "one:8000", ("0", "1")), ("ollama", "n", "two:11434", ("",)))
+NONE: Final = ("", "", "", ("",))
 BOUNDS: Final = {"0.1": 0.3, "0.5": 0.6, "1.0": 0.9, "5.0": 0.99, "+Inf": 1.0}
 """Of every histogram's buckets, with the share of the observations up to each."""
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -40,12 +41,13 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "kind": ("weights", "kv_cache", "kv_used", "kv_evictable", "kv_free", "graph", "other", "total", "device"),
     "memory": ("gpu", "host"),
     "objective": ("ttft", "inter_token_latency"),
-    "reason": ("stop", "abort", "error"),
+    "reason": ("stop", "abort", "error", "hw_thermal"),
     "resource": ("kv_cache", "compute", "concurrency", "max"),
+    "sensor": ("gpu", "memory"),
     "severity": ("corrected", "uncorrected"),
     "slo": ("ttft", "inter_token_latency"),
     "window": ("60s", "300s"),
-    "xid": ("31", "79"),
+    "xid": ("31", "79", "94"),
 }
 """Of labels by which dashboards select; any other one has one value."""
 STATES: Final[Mapping[Metric, tuple[str, ...]]] = {
@@ -78,7 +80,9 @@ def _value(metric: Metric, drawn: int, step: int) -> float:
 def _own(metric: Metric, host: str) -> Iterator[dict[str, str]]:
     """The labels of a metric's series of one host."""
     others = [name for name in metric.labels if name not in _PLACE]
-    targets = TARGETS if "target" in metric.labels else (("", "", "", ("",)),)
+    targets = TARGETS if "target" in metric.labels else (NONE,)
+    if metric.subject is Subject.GPU and "utilization" in metric.name and "target" in metric.labels:
+        targets = (TARGETS[0], NONE)  # an engine may report what NVML does
     states = STATES.get(metric) or ("active" if "state" in metric.labels else "",)
     for engine, model, target, replicas in targets:
         for replica in replicas if "replica" in metric.labels else ("",):
@@ -116,9 +120,8 @@ def _prometheus(place: dict[str, str], steps: int) -> Iterator[tuple[str, list[f
     """What Prometheus and its rules add."""
     labels = _text(place)
     yield f"up{{{labels}}}", [1.0] * steps + [0.0] * (STEPS - steps)
-    for name in ("scrape_samples_scraped", "scrape_duration_seconds", "process_resident_memory_bytes"):
+    for name in ("scrape_samples_scraped", "scrape_duration_seconds"):
         yield f"{name}{{{labels}}}", [float(_drawn(name, labels))] * steps
-    yield f"process_cpu_seconds_total{{{labels}}}", [_drawn("cpu", labels) / 1e3 * step for step in range(steps)]
     yield f'llm_up{{{labels},engine="nvml",target="gpu"}}', [1.0] * steps
     for severity, alert, hosts in (("page", "LLMExporterDown", "dead"), ("ticket", "LLMKVHeadroomLow", "a b")):
         if place["instance"].removesuffix(":9836") not in hosts.split():
