@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,6 +63,16 @@ def test_one_message_for_an_incident_and_one_for_its_end() -> None:
     ]
     assert text(found[0][1]) == "31 of 36 came later than 2.5 s"
     assert text(found[1][1]) == "It was slow, blocked for 2 min: 31 of 36 came later than 2.5 s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-3.0, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7199.0, "120 min"), (7200.0, "2 h"), (100_000.0, "28 h")],
+)
+def test_how_long_it_was(seconds: float, words: str) -> None:
+    _, (_, end) = told(rounds((State.SLOW, 5), (State.OK, 10)))
+
+    assert text(replace(end, ended=end.trouble.since + seconds)).startswith(f"It was slow for {words}: ")
 
 
 def test_what_does_not_last_is_not_sent() -> None:
