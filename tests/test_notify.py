@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from captures import Capture
 from engine_server import EngineServer, replayed
 from exporter_process import Exporter
+from llm_headroom.config.endpoint import Secret
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import load
 from llm_headroom.config.people import Receiver as Settings
@@ -72,7 +72,7 @@ def test_one_message_for_an_incident_and_one_for_its_end() -> None:
 def test_how_long_it_was(seconds: float, words: str) -> None:
     _, (_, end) = told(rounds((State.SLOW, 5), (State.OK, 10)))
 
-    assert text(replace(end, ended=end.trouble.since + seconds)).startswith(f"It was slow for {words}: ")
+    assert text(end._replace(ended=end.trouble.since + seconds)).startswith(f"It was slow for {words}: ")
 
 
 def test_what_does_not_last_is_not_sent() -> None:
@@ -210,12 +210,13 @@ def test_a_receiver_hears_of_the_beginning_and_the_end(kind: str, tmp_path: Path
     assert begin.path == ("/" if kind == "ntfy" else "/topic")
 
 
-def outcome(receiver: Receiver, pauses: Sequence[float] = (0.0,)) -> dict[str, float]:
+def outcome(receiver: Receiver, pauses: Sequence[float] = (0.0,), settings: Settings | None = None) -> dict[str, float]:
     """What became of the message of a target in trouble: the result → 1."""
+    settings = settings or Settings(url=receiver.url, after=0.0)
 
     async def send() -> dict[str, float]:
         notifier = Notifier(lambda: [snapshot(State.SLOW)], dict, pauses)
-        notifier.apply([Settings(url=receiver.url, after=0.0)])
+        notifier.apply([settings])
         notifier.changed()
         async with asyncio.timeout(DEADLINE):
             while not any(_counts(notifier).values()):  # noqa: ASYNC110 - the receiver has threads of its own
@@ -248,6 +249,26 @@ def test_a_message_is_given_up_after_its_tries() -> None:
     with Receiver(*[503] * 4) as receiver:
         assert outcome(receiver, pauses=(0.0, 0.0)) == {"failed": 1.0}
     assert len(receiver.posts) == 3
+
+
+def test_a_secret_url_comes_from_a_variable_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver() as receiver:
+        monkeypatch.setenv("HOOK", f"{receiver.url}/variable\n")
+        (tmp_path / "hook").write_text(f" {receiver.url}/file\n")
+        variable = Settings(after=0.0, url_env=Secret(env="HOOK"))
+        file = Settings(after=0.0, url_file=Secret(file=tmp_path / "hook"))
+        assert outcome(receiver, settings=variable) == outcome(receiver, settings=file) == {"sent": 1.0}
+    assert [post.path for post in receiver.posts] == ["/variable", "/file"]
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_url_that_cannot_be_read_is_a_failure_and_is_tried_again(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "hook").write_bytes(content)
+    with Receiver() as receiver:
+        settings = Settings(url_file=Secret(file=tmp_path / "hook"), after=0.0)
+        assert outcome(receiver, settings=settings) == {"failed": 1.0}
+    assert not receiver.posts
 
 
 def test_messages_beyond_those_that_may_wait_are_dropped_and_counted() -> None:

@@ -19,6 +19,7 @@ import every_series
 from llm_headroom.bundle import alerts
 from llm_headroom.bundle.dashboards import dashboards
 from llm_headroom.bundle.dashboards.colours import BAD, GOOD, UNKNOWN, WARN
+from llm_headroom.bundle.dashboards.panel import PLAIN, Column
 from llm_headroom.bundle.rule import Alert, Recording, expression
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
@@ -65,16 +66,19 @@ def unbounded(expr: str) -> str:
     return re.sub(r"\s*(?:[<>]=?|[=!]=) -?[\d.]+(?:e[+-]?\d+)?(?![\w.])", "", expr)
 
 
-def judgement(panel: Panel) -> str:
-    """The unit of a panel, and what its values are from each bound on."""
-    bounds = ((-math.inf, panel.steps.base), *panel.steps.bounds) if panel.steps.bounds else ()
-    return " ".join([panel.unit.replace(" ", ""), *(f"{at:g}:{COLOURS.get(hue, hue)}" for at, hue in bounds)])
+def judgement(panel: Panel, place: int) -> str:
+    """The unit of a panel, or of a query's column, and what its values are from each bound on; where a bar is full."""
+    shown: Panel | Column = next((each for each in panel.columns if each.query == place), panel)
+    steps = shown.steps or PLAIN
+    bounds = ((-math.inf, steps.base), *steps.bounds) if steps.bounds else ()
+    full = [f"bar:{shown.bar:g}"] if isinstance(shown, Column) and shown.bar is not None else []
+    return " ".join([shown.unit.replace(" ", ""), *(f"{at:g}:{COLOURS.get(hue, hue)}" for at, hue in bounds), *full])
 
 
 def found(address: str) -> set[str]:
     """A line for each query."""
     lines = {
-        f"{uid} | {panel.title} | {place} | {summary(address, query.expr)} | {judgement(panel)}"
+        f"{uid} | {panel.title} | {place} | {summary(address, query.expr)} | {judgement(panel, place)}"
         for uid, panel in PANELS
         for place, query in enumerate(panel.queries)
     }
