@@ -67,12 +67,18 @@ def unbounded(expr: str) -> str:
 
 
 def judgement(panel: Panel, place: int) -> str:
-    """The unit of a panel, or of a query's column, and what its values are from each bound on; where a bar is full."""
+    """The unit of a panel, or of a query's column, and what its values are from each bound on; then how it is drawn."""
     shown: Panel | Column = next((each for each in panel.columns if each.query == place), panel)
     steps = shown.steps or PLAIN
     bounds = ((-math.inf, steps.base), *steps.bounds) if steps.bounds else ()
-    full = [f"bar:{shown.bar:g}"] if isinstance(shown, Column) and shown.bar is not None else []
-    return " ".join([shown.unit.replace(" ", ""), *(f"{at:g}:{COLOURS.get(hue, hue)}" for at, hue in bounds), *full])
+    drawn = (
+        {"bar": shown.bar, "width": shown.width, "decimals": shown.decimals}
+        if isinstance(shown, Column)
+        else {"size": f"{shown.width}x{shown.height}", "decimals": shown.decimals, "from": shown.lowest}
+        | {"to": shown.highest, "at least": shown.at_least}
+    )
+    styles = [f"{name}={value}" for name, value in drawn.items() if value is not None]
+    return " ".join([shown.unit.replace(" ", ""), *(f"{at:g}:{COLOURS.get(hue, hue)}" for at, hue in bounds), *styles])
 
 
 def found(address: str) -> set[str]:
