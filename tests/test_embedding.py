@@ -164,9 +164,10 @@ headroom = HeadroomCollector(["vllm={vllm.url}"], interval="1h", gpu=False).star
 assert headroom.ready({DEADLINE})
 child = os.fork()
 if child == 0:
+    waited = headroom.ready({10 * DEADLINE})  # for nothing, and so not at all
     before, after = headroom.collect(), headroom.start().ready({DEADLINE}) and headroom.collect()
     headroom.close()
-    os._exit(0 if not before and after else 1)
+    os._exit(0 if not waited and not before and after else 1)
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 headroom.close()
 raise SystemExit(status)
