@@ -8,13 +8,24 @@ known but that one engine is up and one is down.
 from __future__ import annotations
 
 import subprocess
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from llm_headroom import schema
 from llm_headroom.bundle.alerts import RECORDINGS
-from llm_headroom.model import ENGINE_STATES, GPU_STATES, Kind, Metric, SampleState, Subject
+from llm_headroom.model import (
+    ENGINE_STATES,
+    GPU_STATES,
+    Histogram,
+    Kind,
+    Metric,
+    Point,
+    SampleState,
+    Series,
+    Subject,
+)
 from programs import program
 
 if TYPE_CHECKING:
@@ -157,6 +168,35 @@ def _alone() -> Iterator[tuple[str, list[float]]]:
     yield f"up{{{place}}}", [1.0] * STEPS
     for engine, up in (("vllm", 1.0), ("ollama", 0.0), ("nvml", 1.0)):
         yield f'llm_up{{{place},engine="{engine}",target="{engine}"}}', [up] * STEPS
+
+
+@cache
+def _series(host: str, target: str, subject: Subject) -> tuple[tuple[Series, int], ...]:
+    """The series of a target, with what their values follow from."""
+    return tuple(
+        (Series(metric, {name: value for name, value in own.items() if value}), _drawn(metric.name, _text(own)))
+        for metric in schema.ALL
+        for own in _own(metric, host)
+        if own.get("target", "") == target and _of(metric) is subject
+    )
+
+
+def _of(metric: Metric) -> Subject:
+    return metric.subject if metric.subject in {Subject.GPU, Subject.ROUTER} else Subject.ENGINE
+
+
+@cache
+def points(host: str, target: str, subject: Subject, step: int) -> tuple[Point, ...]:
+    """What a target exposes at a step as an engine or a router, or for no target what is known of its host's GPU."""
+    series = _series(host, target, subject)
+    return tuple(Point(each, _content(each.metric, drawn, step), "test") for each, drawn in series)
+
+
+def _content(metric: Metric, drawn: int, step: int) -> float | Histogram:
+    if metric.kind is not Kind.HISTOGRAM:
+        return _value(metric, drawn, step)
+    counts = tuple(round(share * drawn * step) * 1.0 for share in BOUNDS.values())
+    return Histogram(tuple(map(float, BOUNDS)), counts, 0.7 * counts[-1])
 
 
 def write(folder: Path) -> None:
