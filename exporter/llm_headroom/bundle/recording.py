@@ -1,10 +1,10 @@
 """Recording rules: a fleet by model and engine, so that dashboards over a thousand engines read few series.
 
 Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` has the labels cluster,
-namespace, job, engine and model, `target_model` all labels of one model of a target, `target` those of a target. Rates
-come before sums, so that a restart is no jump. Histograms are never added over `engine`, as engines differ in their
-buckets. What looks back over hours or days reads what is recorded here: raw counters of days, of every engine, are what
-rules cost most (docs/fleet.md).
+namespace, job, engine and model, `target_model` all labels of one model of a target, `target` those of a target, `gpu`
+those of a GPU. Rates come before sums, so that a restart is no jump. Histograms are never added over `engine`, as
+engines differ in their buckets. What looks back over hours or days reads what is recorded here: raw series of days, of
+every engine, are what rules cost most (docs/fleet.md).
 """
 
 from __future__ import annotations
