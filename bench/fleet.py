@@ -106,14 +106,15 @@ def value(body: bytes, name: str) -> float:
     return float(found[1])
 
 
-def recorded(engine: str, seconds: float, *, gpu: bool = False) -> Sidecar:
+def recorded(engine: str, seconds: float, *, gpu: bool = False, detail: str = "full") -> Sidecar:
     """A sidecar at its defaults, read every 15 s, for its cost; then a fast one, for its expositions."""
     program, port = Path(sys.executable).with_name("llm-headroom"), PORTS[engine]
     target = f"{engine}=http://127.0.0.1:{port}"
     with ExitStack() as stack:
         variables = {}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-headroom-recorded-")))
+        (folder / "headroom.yml").write_text(f"detail: {detail}\n")
         if gpu:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-headroom-nvml-")))
             described = nvml_library.Description(folder / "gpus", nvml_library.fixture("h200x8"))
             described.say("system", "nvmlDeviceGetCount_v2", 1)
             library = nvml_library.build(folder)
@@ -127,7 +128,8 @@ def recorded(engine: str, seconds: float, *, gpu: bool = False) -> Sidecar:
         def exporter(listen: str, interval: str) -> str:
             address = f"127.0.0.1:{listen}"
             only = ("--gpu" if gpu else "--no-gpu", "--no-discover", "--target", target)
-            command = (program, "run", "--listen", address, "--interval", interval, *only)
+            config = ("--config", str(folder / "headroom.yml"))
+            command = (program, "run", *config, "--listen", address, "--interval", interval, *only)
             stack.enter_context(running(*command, **variables))
             return f"http://{address}/metrics"
 

@@ -1,6 +1,7 @@
 """What rules and dashboards cost over a fleet with three days of data: in a real Prometheus, engine by engine the same.
 
-    .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--peer FILE] [--screens NAMES] [--write]
+    .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--peer FILE] [--screens NAMES]
+        [--detail essential] [--write]
 
 One sidecar with a GPU (the stub of NVML) is recorded over a simulated vLLM under traffic. What it shows is continued
 over three days at one sample in 15 s for so many engines, with all that the rules record: as blocks of Prometheus'
@@ -305,10 +306,11 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="another file of rules, measured over the same data")
     parser.add_argument("--rules", type=Path, default=ROOT / "alerts" / "llm-headroom.rules.yml")
     parser.add_argument("--recorded", type=Path, help="a folder of expositions instead of a recording; filled if empty")
+    parser.add_argument("--detail", default="full", help="what the sidecar exposes: full or essential")
     parser.add_argument("--screens", default=DASHBOARDS, help="dashboards, separated by commas (%(default)s)")
     parser.add_argument("--write", action="store_true", help="write the tables to docs/fleet.md")
     given = parser.parse_args()
-    bodies = bodies_of(given.recorded)
+    bodies = bodies_of(given.recorded, given.detail)
     named = {"before": given.peer, "shipped": given.rules} if given.peer else {"shipped": given.rules}
     costs: list[tuple[str, Cost]] = []
     shown: list[str] = []
@@ -326,16 +328,17 @@ def main() -> None:
     if given.write:
         load = f"load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
         busy = f"\n\nMeasured on {time.strftime('%Y-%m-%d')} at {load}."
-        write_part("rules", rules_table(costs) + busy)
+        part = "" if given.detail == "full" else f"-{given.detail}"
+        write_part(f"rules{part}", rules_table(costs) + busy)
         if shown:
-            write_part("screens", "\n\n".join(shown) + busy)
+            write_part(f"screens{part}", "\n\n".join(shown) + busy)
 
 
-def bodies_of(folder: Path | None) -> Sequence[bytes]:
+def bodies_of(folder: Path | None, detail: str = "full") -> Sequence[bytes]:
     """Successive expositions of one sidecar with a GPU."""
     if folder is not None and folder.is_dir():
         return [path.read_bytes() for path in sorted(folder.iterdir())]
-    bodies = recorded("vllm", 0.0, gpu=True).bodies
+    bodies = recorded("vllm", 0.0, gpu=True, detail=detail).bodies
     if folder is not None:
         folder.mkdir()
         for place, body in enumerate(bodies):
