@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar, cast
 from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ class Series:
         Lone surrogates, which JSON can hold and UTF-8 cannot (RFC 8259, section 8.2), become `?`.
         """
         self.metric = metric
-        self.labels = tuple(sorted((name, _encodable(value)) for name, value in labels.items() if value))
+        pairs = sorted((name, _encodable(value)) for name, value in labels.items() if value)
+        self.labels = _shared(tuple([_shared(pair) for pair in pairs]))
         self._replicated = "replica" in labels
         self._combined: Series | None = None
         self._hash = hash((metric.name, self.labels))
@@ -140,6 +141,18 @@ class Series:
         return ""
 
 
+_T = TypeVar("_T", bound=tuple[object, ...])
+_seen: Final[dict[tuple[object, ...], tuple[object, ...]]] = {}
+_MOST_SEEN: Final = 20_000
+
+
+def _shared(labels: _T) -> _T:
+    """The same labels, or pair of name and value, as other series hold it: those of one target have few of them."""
+    if len(_seen) >= _MOST_SEEN:  # most may be of targets that are gone; the others lose nothing but sharing
+        _seen.clear()
+    return cast("_T", _seen.setdefault(labels, labels))
+
+
 def _encodable(text: str) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
@@ -152,7 +165,10 @@ def series_of(metric: Metric, labels: Labels) -> Series:
     """The series with these labels, in any order; remembered, since each poll asks for the same ones."""
     found = _remembered.get((metric, labels))
     if found is None:
-        found = _remembered[metric, labels] = Series(metric, dict(labels))
+        found = Series(metric, dict(labels))
+        # The key holds the pairs that the series has, so that they are in memory once.
+        pairs = {pair: pair for pair in found.labels}
+        _remembered[metric, tuple([pairs.get(pair, pair) for pair in labels])] = found
     return found
 
 

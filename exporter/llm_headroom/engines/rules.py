@@ -161,7 +161,7 @@ def _no_complaint(_layout: Layout) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Engine:
     """All that is known of one kind of engine, as data and a few pure functions.
 

@@ -92,7 +92,7 @@ class Slot:
             self._judge.extra = self._extra
         self.snapshot = former.snapshot
 
-    def publish(self, snapshot: Snapshot) -> None:
+    def publish(self, snapshot: Snapshot) -> Snapshot:
         """Publish a snapshot with its state; count its failures, and log what changed since the one before."""
         before = () if self.snapshot is None else self.snapshot.states
         remembered = () if self.snapshot is None else self.snapshot.health.warnings
@@ -107,8 +107,12 @@ class Slot:
             if not any(part is known for known in remembered):
                 self.errors[part.cause] += 1
         state = (health.up, health.error and health.error.cause, tuple(health.warnings), health.version)
-        if state == self._logged:
-            return
+        if state != self._logged:
+            self._log(snapshot, state)
+        return snapshot
+
+    def _log(self, snapshot: Snapshot, state: tuple[object, ...]) -> None:
+        health = snapshot.health
         fields = {"target": snapshot.target, "engine": snapshot.engine or "unknown"}
         if health.error is not None:
             log.warning("source down", extra={**fields, "cause": health.error.cause, "error": health.error.message})
@@ -156,6 +160,7 @@ class Poller:
         self._measured = measured or {}
         self._explain = explain
         self._changed: Callable[[], None] = lambda: None
+        self._fresh: dict[str, Snapshot] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._round = asyncio.Event()
         self._finder = Finder()
@@ -255,6 +260,11 @@ class Poller:
     def snapshots(self) -> list[Snapshot]:
         """The latest snapshot of each source."""
         return [slot.snapshot for slot in self.slots.values() if slot.snapshot is not None]
+
+    def fresh(self) -> Collection[Snapshot]:
+        """The latest snapshots of the sources that have published since this was called last."""
+        fresh, self._fresh = self._fresh, {}
+        return fresh.values()
 
     def models(self, name: str) -> Collection[str] | None:
         """The models that a target lists; None if nobody knows: it has not been asked yet, or it names none."""
@@ -375,7 +385,7 @@ class Poller:
             log.exception("collection failed: internal error (bug)", extra={"target": slot.name})
             failure = Failure(Cause.INTERNAL, f"{type(error).__name__} in llm-headroom; see its log")
             snapshot = failed(slot.name, "", taken, started, failure)
-        slot.publish(snapshot)
+        self._fresh[slot.name] = slot.publish(snapshot)
         if slot.name == GPU_TARGET:
             held = economy.held_gpus(snapshot.points)
             for source, engine in self._engine_slots():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.exposition import choose_encoder
@@ -18,7 +19,7 @@ from llm_headroom import schema
 from llm_headroom.model import Histogram, Kind, Metric, Point, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 UNIT_WORDS: Final[Mapping[str, str]] = {
     "s": "seconds",
@@ -65,64 +66,77 @@ class Renderer:
     """Renders the points of one source to lines; remembers the text around the values as long as its series stay."""
 
     def __init__(self) -> None:
-        self._shape: list[tuple[Series, tuple[float, ...]]] = []
-        self._families: Mapping[str, _Family] = {}
+        self._series: list[Series] = []
+        self._families: Mapping[str, _Scalars | _Histograms] = {}
 
     def lines(self, points: Iterable[Point]) -> Lines:
         """The sample lines of points, those of one metric together."""
         points = list(points)
-        shape = [(series, value.bounds if isinstance(value, Histogram) else ()) for series, value, _ in points]
-        if shape != self._shape:
-            self._families = _families(shape)
-            self._shape = shape
+        series = [point[0] for point in points]
+        if series != self._series:
+            self._families = _families(series)
+            self._series = series
         return Lines({name: family.text(points) for name, family in self._families.items()})
 
 
 @dataclass(frozen=True, slots=True)
-class _Family:
+class _Scalars:
     """The lines of one metric: a format with a place for each value, and which points the values are of, in order."""
 
     format: str
     places: tuple[int, ...]
 
     def text(self, points: Sequence[Point]) -> bytes:
-        values: list[float] = []
-        for place in self.places:
+        return (self.format % tuple([points[place][1] for place in self.places])).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class _Histograms:
+    """The same of histograms: what stands before the bound of each bucket, and the lines of count and sum.
+
+    The format of the buckets is made again each time: kept for each of many targets it would be most of their memory.
+    """
+
+    buckets: tuple[str, ...]
+    sums: tuple[str, ...]
+    places: tuple[int, ...]
+
+    def text(self, points: Sequence[Point]) -> bytes:
+        texts = []
+        for place, bucket, sums in zip(self.places, self.buckets, self.sums, strict=True):
             value = points[place].value
             if isinstance(value, Histogram):
-                values += value.counts
-                values += (value.counts[-1], value.sum)
-            else:
-                values.append(value)
-        return (self.format % tuple(values)).encode()
+                form = bucket + ("%r\n" + bucket).join(_bound_texts(value.bounds)) + sums
+                texts.append(form % (*value.counts, value.counts[-1], value.sum))
+        return "".join(texts).encode()
 
 
-def _families(shape: Iterable[tuple[Series, tuple[float, ...]]]) -> dict[str, _Family]:
-    formats: dict[str, list[str]] = {}
-    places: dict[str, list[int]] = {}
-    for place, (series, bounds) in enumerate(shape):
-        name = series.metric.name
-        prefixes = _histogram_prefixes(series, bounds) if bounds else (f"{name}{_braces(series)} ",)
-        lines = [prefix.replace("%", "%%") + "%r\n" for prefix in prefixes]
-        formats.setdefault(name, []).extend(lines)
-        places.setdefault(name, []).append(place)
-    return {name: _Family("".join(lines), tuple(places[name])) for name, lines in formats.items()}
+def _families(shape: Iterable[Series]) -> dict[str, _Scalars | _Histograms]:
+    places: dict[Metric, list[int]] = {}
+    labels: dict[Metric, list[str]] = {}
+    for place, series in enumerate(shape):
+        pairs = [f'{name}="{value.translate(_ESCAPES)}"' for name, value in series.labels]
+        places.setdefault(series.metric, []).append(place)
+        labels.setdefault(series.metric, []).append(",".join(pairs).replace("%", "%%"))
+    return {metric.name: _family(metric, labels[metric], tuple(found)) for metric, found in places.items()}
 
 
-def _braces(series: Series, bound: str = "") -> str:
-    pairs = [f'{name}="{value.translate(_ESCAPES)}"' for name, value in series.labels]
-    if bound:
-        pairs.append(f'le="{bound}"')
-    return f"{{{','.join(pairs)}}}" if pairs else ""
-
-
-def _histogram_prefixes(series: Series, bounds: tuple[float, ...]) -> tuple[str, ...]:
-    name = series.metric.name
-    return (
-        *(f"{name}_bucket{_braces(series, bound_text(bound))} " for bound in bounds),
-        f"{name}_count{_braces(series)} ",
-        f"{name}_sum{_braces(series)} ",
+def _family(metric: Metric, labels: Iterable[str], places: tuple[int, ...]) -> _Scalars | _Histograms:
+    name = metric.name
+    braces = [(f"{{{text}}}" if text else "", f"{{{text}," if text else "{") for text in labels]
+    if metric.kind is not Kind.HISTOGRAM:
+        return _Scalars("".join([f"{name}{closed} %r\n" for closed, _ in braces]), places)
+    return _Histograms(
+        tuple([f'{name}_bucket{opened}le="' for _, opened in braces]),
+        tuple([f"%r\n{name}_count{closed} %r\n{name}_sum{closed} %r\n" for closed, _ in braces]),
+        places,
     )
+
+
+@lru_cache(maxsize=256)
+def _bound_texts(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    """What ends the labels of each bucket."""
+    return tuple([f'{bound_text(bound)}"}} ' for bound in bounds])
 
 
 def bound_text(bound: float) -> str:
@@ -151,17 +165,19 @@ _HEADINGS: Final = {form: {metric.name: _heading(metric, form).encode() for metr
 
 def exposition(sources: Iterable[Lines], form: Format) -> bytes:
     """An exposition of several snapshots' lines, in the order of the schema, each family once."""
+    return b"".join(pieces(sources, form))
+
+
+def pieces(sources: Iterable[Lines], form: Format) -> Iterator[bytes]:
+    """The same, family by family: of many targets the whole takes much memory."""
     gathered: dict[str, list[bytes]] = {}
     for lines in sources:
         for name, text in lines.by_metric.items():
             gathered.setdefault(name, []).append(text)
     headings = _HEADINGS[form]
-    pieces: list[bytes] = []
     for metric in schema.ALL:
         found = gathered.get(metric.name)
         if found is not None:
-            pieces.append(headings[metric.name])
-            pieces += found
+            yield b"".join([headings[metric.name], *found])
     if form is Format.OPENMETRICS:
-        pieces.append(b"# EOF\n")
-    return b"".join(pieces)
+        yield b"# EOF\n"

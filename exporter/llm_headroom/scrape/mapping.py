@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections import Counter
+from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,20 @@ class TooManySeries(Exception):  # noqa: N818 - what was answered, not an error 
     """An exposition makes more than `MOST_SERIES` series."""
 
 
+@lru_cache(maxsize=64)
+def _compiled(engine: Engine) -> tuple[Vocabulary, Sequence[Mapping[str, re.Pattern[str]]]]:
+    """The vocabulary, and of each rule the patterns of labels: the same for all targets of an engine."""
+    return Vocabulary(engine), [
+        {label: re.compile(pattern) for label, pattern in rule.where.items()} for rule in engine.rules
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _same_bounds(bounds: tuple[float, ...]) -> tuple[float, ...]:
+    """Bounds as all targets have them, once in memory."""
+    return bounds
+
+
 def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
     if len(indices) == 1:
         (only,) = indices
@@ -70,8 +85,7 @@ class Mapper:
         self.cap = cap
         self._base = dict(base)
         self._model = model
-        self._vocabulary = Vocabulary(engine)
-        self._where = [{label: re.compile(pattern) for label, pattern in rule.where.items()} for rule in engine.rules]
+        self._vocabulary, self._where = _compiled(engine)
         self._planned: tuple[Layout, str, Plan] | None = None
         self._facts: dict[tuple[str, tuple[tuple[str, str], ...]], Series] = {}
         self._rests: dict[Series, tuple[float, float]] = {}
@@ -366,7 +380,7 @@ class Mapper:
                 Buckets(
                     series,
                     origin,
-                    tuple(bound * rule.scale for bound in bounds),
+                    _same_bounds(tuple(bound * rule.scale for bound in bounds)),
                     tuple(map(_picker, zip(*[by_bound[bound] for bound in bounds], strict=True))),
                     tuple(sums[series]),
                     rule.scale,

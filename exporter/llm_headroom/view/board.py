@@ -93,7 +93,7 @@ class Board:
 
     def record(self) -> None:
         """Take the poller's latest snapshots into the history."""
-        self._history.record(self._poller.snapshots())
+        self._history.record(self._poller.fresh(), self._poller.slots)
 
     def view(self) -> View:
         """What to show now."""

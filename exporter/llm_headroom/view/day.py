@@ -1,4 +1,4 @@
-"""The last 24 hours of one model or GPU, minute by minute, in a ring whose size never changes."""
+"""The last 24 hours of one model or GPU, minute by minute, in hours that are made when they come."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 MINUTES: Final = 24 * 60
 _MINUTE: Final = 60
-_BYTES: Final = 4
+_HOUR: Final = 60
+"""Minutes."""
 MOST_STATES: Final = 255
 """Different states in one ring: their numbers are bytes."""
 
@@ -26,56 +27,61 @@ class Minute(NamedTuple):
     state: Condition | None
 
 
-class Day:
-    """A ring of the last `MINUTES` minutes: the highest value of each of some lines, and the worst state."""
+class _Hour:
+    """The minutes of one hour: values by line, and the numbers of states."""
+
+    __slots__ = ("lines", "states")
 
     def __init__(self, lines: Sequence[str]) -> None:
-        self._lines = {name: array("f", [nan]) * MINUTES for name in lines}
-        self._numbers = bytearray(MINUTES)
+        self.lines = {name: array("f", [nan]) * _HOUR for name in lines}
+        self.states = bytearray(_HOUR)
+
+
+class Day:
+    """The last `MINUTES` minutes: the highest value of each of some lines, and the worst state."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._names = tuple(lines)
+        self._hours: dict[int, _Hour] = {}
         self._states: list[Condition] = []
         self._newest: int | None = None
-
-    @staticmethod
-    def size(lines: int) -> int:
-        """Bytes that a ring of so many lines takes, whatever was put into it."""
-        return MINUTES * (_BYTES * lines + 1)
 
     def put(self, at: float, values: Mapping[str, float | None], state: Condition | None) -> None:
         """Take over what was read at a unix time; what is older than the newest minute is left out."""
         minute = int(at // _MINUTE)
-        if self._newest is None:
-            self._newest = minute
-        if minute < self._newest:
+        if self._newest is not None and minute < self._newest:
             return
-        for passed in range(max(self._newest + 1, minute - MINUTES + 1), minute + 1):
-            for line in self._lines.values():
-                line[passed % MINUTES] = nan
-            self._numbers[passed % MINUTES] = 0
         self._newest = minute
-        place = minute % MINUTES
+        number, place = divmod(minute, _HOUR)
+        hour = self._hours.get(number)
+        if hour is None:
+            oldest = (minute - MINUTES + 1) // _HOUR
+            self._hours = {known: each for known, each in self._hours.items() if known >= oldest}
+            hour = self._hours[number] = _Hour(self._names)
         for name, value in values.items():
-            line = self._lines[name]
+            line = hour.lines[name]
             if value is not None and not line[place] >= value:  # NaN is not, either
                 line[place] = value
         if state is not None:
-            before = self._state(place)
+            before = self._state(hour, place)
             if before is None or ORDER[state.level] <= ORDER[before.level]:
-                self._numbers[place] = self._number(state)
+                hour.states[place] = self._number(state)
 
     def minutes(self, now: float, count: int = MINUTES) -> Iterable[Minute]:
         """The last `count` minutes up to now, oldest first; those of which nothing is known are among them."""
         last = int(now // _MINUTE)
         newest = last if self._newest is None else self._newest
         for minute in range(last - count + 1, last + 1):
-            place = minute % MINUTES
-            known = newest - MINUTES < minute <= newest
-            values = {
-                name: line[place] if known and not isnan(line[place]) else None for name, line in self._lines.items()
-            }
-            yield Minute(minute, values, self._state(place) if known else None)
+            number, place = divmod(minute, _HOUR)
+            hour = self._hours.get(number) if newest - MINUTES < minute <= newest else None
+            if hour is None:
+                yield Minute(minute, dict.fromkeys(self._names), None)
+                continue
+            values = {name: None if isnan(line[place]) else line[place] for name, line in hour.lines.items()}
+            yield Minute(minute, values, self._state(hour, place))
 
-    def _state(self, place: int) -> Condition | None:
-        number = self._numbers[place]
+    def _state(self, hour: _Hour, place: int) -> Condition | None:
+        number = hour.states[place]
         return self._states[number - 1] if number else None
 
     def _number(self, state: Condition) -> int:

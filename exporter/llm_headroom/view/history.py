@@ -24,7 +24,7 @@ from llm_headroom.view.judged import states
 from llm_headroom.view.quantiles import quantile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from llm_headroom.model import Metric, Point, Series, Snapshot
     from llm_headroom.view.day import Minute
@@ -183,48 +183,62 @@ class History:
     """The readings of every source: the only state behind the status page."""
 
     def __init__(self) -> None:
-        self._taken: dict[str, float] = {}
-        self._models: dict[str, tuple[str, ...]] = {}
-        self._tracks: dict[str, dict[str, _Track]] = {}
+        self._sources: dict[str, _Source] = {}
 
-    def record(self, snapshots: Iterable[Snapshot]) -> None:
-        """Remember what is new of the latest snapshots, and forget sources that are no longer among them."""
-        present = set()
+    def record(self, snapshots: Collection[Snapshot], present: Collection[str] | None = None) -> None:
+        """Remember what is new of some snapshots, and forget sources that are not `present` (by default not in them)."""
         for snapshot in snapshots:
-            present.add(snapshot.target)
-            if self._taken.get(snapshot.target) == snapshot.taken:
+            source = self._sources.setdefault(snapshot.target, _Source())
+            if source.taken == snapshot.taken:
                 continue
-            self._taken[snapshot.target] = snapshot.taken
+            source.taken = snapshot.taken
             try:
-                self._add(self._tracks.setdefault(snapshot.target, {}), snapshot)
+                source.add(snapshot)
             except Exception:  # it costs no other source its own
                 log.exception("history failed: internal error (bug)", extra={"target": snapshot.target})
-        for gone in self._taken.keys() - present:
-            del self._taken[gone]
-            self._models.pop(gone, None)
-            self._tracks.pop(gone, None)
+        present = {snapshot.target for snapshot in snapshots} if present is None else present
+        if len(self._sources) > len(present) or not present:
+            for gone in self._sources.keys() - set(present):
+                del self._sources[gone]
 
     def readings(self, target: str, key: str) -> Sequence[Reading]:
         """The readings of a model or GPU (see `key_of`) within `SPAN`, oldest first."""
-        track = self._tracks.get(target, {}).get(key)
+        track = self._track(target, key)
         return () if track is None else tuple(track.readings)
 
     def models(self, target: str) -> tuple[str, ...]:
         """The models that a target had when it was up last."""
-        return self._models.get(target, ())
+        source = self._sources.get(target)
+        return () if source is None else source.models
 
     def minutes(self, target: str, key: str, now: float, count: int = MINUTES) -> Iterable[Minute]:
         """The last minutes of a model or GPU, up to 24 hours; nothing if it is not known."""
-        track = self._tracks.get(target, {}).get(key)
+        track = self._track(target, key)
         return () if track is None else track.day.minutes(now, count)
 
-    def _add(self, tracks: dict[str, _Track], snapshot: Snapshot) -> None:
-        by_key: dict[str, list[Point]] = {}
-        for point in snapshot.points:
-            if point.series.metric in _KEPT:
-                by_key.setdefault(key_of(point), []).append(point)
+    def _track(self, target: str, key: str) -> _Track | None:
+        source = self._sources.get(target)
+        return None if source is None else source.tracks.get(key)
+
+
+class _Source:
+    """One source's tracks by key, the models that it had when it was up last, and where its points stood then."""
+
+    __slots__ = ("_places", "_series", "models", "taken", "tracks")
+
+    def __init__(self) -> None:
+        self.taken: float | None = None
+        self.models: tuple[str, ...] = ()
+        self.tracks: dict[str, _Track] = {}
+        self._series: list[Series] = []
+        self._places: dict[str, list[int]] = {}
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Remember a snapshot."""
+        tracks, points = self.tracks, snapshot.points
+        by_key = {key: [points[place] for place in places] for key, places in self._kept(points).items()}
         if snapshot.health.up:
-            self._models[snapshot.target] = tuple(sorted(filter(None, by_key)))
+            self.models = tuple(sorted(filter(None, by_key)))
         gpus = snapshot.engine == GPUS
         for key in by_key:
             if key in tracks:
@@ -237,6 +251,16 @@ class History:
         for key, track in tracks.items():
             track.add(snapshot.taken, by_key.get(key, ()))
             track.note(snapshot.taken, judged.get(key))
+
+    def _kept(self, points: Sequence[Point]) -> Mapping[str, list[int]]:
+        """The places of the points that are remembered, by key: those of the last poll if it had the same series."""
+        series = [point[0] for point in points]
+        if series != self._series:
+            self._series, self._places = series, {}
+            for place, point in enumerate(points):
+                if point.series.metric in _KEPT:
+                    self._places.setdefault(key_of(point), []).append(place)
+        return self._places
 
 
 def rate(readings: Sequence[Reading], metric: Metric, window: float) -> float | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import time
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
 from llm_headroom.net.http_connection import Request, Response
 from llm_headroom.render import json as as_json
-from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate
+from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate, pieces
 from llm_headroom.web import page
 from llm_headroom.web.look import look
 from llm_headroom.web.probe import Probes
@@ -31,6 +32,7 @@ log = logging.getLogger("llm_headroom")
 
 WORTH_PACKING: Final = 1024
 """Bytes from which on an answer is compressed."""
+_GZIP: Final = 16 + zlib.MAX_WBITS
 JSON: Final = "application/json; charset=utf-8"
 
 
@@ -104,14 +106,10 @@ class App:
             self._rendered = now
         body = self._bodies.get((form, compressed))
         if body is None:
-            plain = self._bodies.get((form, False))
-            if plain is None:
-                plain = self._bodies[form, False] = exposition(
-                    [*self._gathered(), self._own.lines(self._published.own())], form
-                )
-            body = plain
-            if compressed:
-                body = self._bodies[form, True] = _gzip(plain)
+            lines = [*self._gathered(), self._own.lines(self._published.own())]
+            body = self._bodies[form, compressed] = (
+                _gzip(pieces(lines, form)) if compressed else exposition(lines, form)
+            )
         return _exposed(body, form, compressed=compressed)
 
     def _gathered(self) -> Iterable[Lines]:
@@ -140,7 +138,7 @@ class App:
         form = negotiate(request.headers.get("accept", ""))
         compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
         body = exposition([Renderer().lines(found)], form)
-        return _exposed(_gzip(body) if compressed else body, form, compressed=compressed)
+        return _exposed(_gzip([body]) if compressed else body, form, compressed=compressed)
 
 
 def _rendered(slot: Slot, renderer: Renderer) -> Lines:
@@ -179,13 +177,12 @@ def _packed(response: Response, request: Request) -> Response:
     vary = (*response.headers, ("Vary", "Accept-Encoding"))
     if len(response.body) < WORTH_PACKING or not _wants_gzip(request):
         return replace(response, headers=vary)
-    return replace(response, body=_gzip(response.body), headers=(*vary, ("Content-Encoding", "gzip")))
+    return replace(response, body=_gzip([response.body]), headers=(*vary, ("Content-Encoding", "gzip")))
 
 
-def _gzip(body: bytes) -> bytes:
-    import gzip  # noqa: PLC0415 - only for scrapers that ask for it
-
-    return gzip.compress(body, compresslevel=1, mtime=0)
+def _gzip(parts: Iterable[bytes]) -> bytes:
+    packer = zlib.compressobj(level=1, wbits=_GZIP)
+    return b"".join([*map(packer.compress, parts), packer.flush()])
 
 
 def _exposed(body: bytes, form: Format, *, compressed: bool) -> Response:
