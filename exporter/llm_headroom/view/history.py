@@ -186,7 +186,7 @@ class History:
         self._sources: dict[str, _Source] = {}
 
     def record(self, snapshots: Collection[Snapshot], present: Collection[str] | None = None) -> None:
-        """Remember what is new of some snapshots, and forget sources that are not `present` (by default not in them)."""
+        """Remember what is new of snapshots, and forget sources not `present`: by default those without a snapshot."""
         for snapshot in snapshots:
             source = self._sources.setdefault(snapshot.target, _Source())
             if source.taken == snapshot.taken:
