@@ -72,9 +72,11 @@ _GPUS: Final = Sought(GPU_TARGET, "GPUs")
 
 
 class Slot:
-    """A source that is being polled, and what it said last."""
+    """A source that is being polled, and what it said last; it goes on from a `former` slot of the same target."""
 
-    def __init__(self, name: str, source: Source, extra: Mapping[str, str], detail: Detail = "full") -> None:
+    def __init__(
+        self, name: str, source: Source, extra: Mapping[str, str], detail: Detail = "full", former: Slot | None = None
+    ) -> None:
         self.name = name
         self._thin = essential if detail == "essential" else list
         self.source = source
@@ -84,9 +86,10 @@ class Slot:
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
         self._logged: tuple[object, ...] = ()
+        if former is not None:
+            self._follow(former)
 
-    def follow(self, former: Slot) -> None:
-        """Go on from a slot of the same target: its state and what is remembered for it, its counts, its snapshot."""
+    def _follow(self, former: Slot) -> None:
         self._judge, self.errors, self._logged = former._judge, former.errors, former._logged
         if isinstance(self._judge, EngineJudge):
             self._judge.extra = self._extra
@@ -176,11 +179,12 @@ class Poller:
             self._round.set()
 
     def _begin(self, targets: Iterable[Target], former: Mapping[str, Slot]) -> None:
-        """Begin all work that is not going on; a slot follows a former one of its name."""
+        """Begin all work that is not going on; a slot goes on from a former one of its name."""
         self._start_targets(targets, former)
         for source in self._beside:
             if source.name not in self.slots:
-                self._start(Slot(source.name, source, source.labels, self.config.detail), 0.0, former.get(source.name))
+                before = former.get(source.name)
+                self._start(Slot(source.name, source, source.labels, self.config.detail, before), 0.0)
         if self._discovers():
             self._spawn(self._discover())
         if self.config.gpu.enabled is not False:
@@ -341,9 +345,8 @@ class Poller:
                 kin=self._memories,
                 identified=identified if identified in self.engines else None,
             )
-            slot = self.slots[target.name] = Slot(target.name, source, target.labels, self.config.detail)
-            if before is not None and known is not None:
-                slot.follow(before)
+            before = None if known is None else before
+            slot = self.slots[target.name] = Slot(target.name, source, target.labels, self.config.detail, before)
             found.append(slot)
         return found
 
@@ -352,9 +355,7 @@ class Poller:
         for index, slot in enumerate(slots):
             self._start(slot, index * BURSTS // len(slots) / BURSTS)
 
-    def _start(self, slot: Slot, phase: float, former: Slot | None = None) -> None:
-        if former is not None:
-            slot.follow(former)
+    def _start(self, slot: Slot, phase: float) -> None:
         self.slots[slot.name] = slot
         slot.task = asyncio.get_running_loop().create_task(self._poll(slot, phase), name=slot.name)
         slot.task.add_done_callback(self._ended)
@@ -461,7 +462,7 @@ class Poller:
             await source.close()
             raise
         self.absent.pop(_GPUS, None)
-        self._start(Slot(GPU_TARGET, source, {}, self.config.detail), 0.0, former)
+        self._start(Slot(GPU_TARGET, source, {}, self.config.detail, former), 0.0)
 
 
 def _made_of(config: Config) -> tuple[object, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom.config.endpoint import VISIBLE, Basic, Bearer
 from llm_headroom.model import Cause
@@ -13,6 +13,12 @@ from llm_headroom.scrape.refusals import Refusal
 
 if TYPE_CHECKING:
     from llm_headroom.net.files import Stamp
+
+
+HINT: Final = (
+    "credentials are missing or wrong (the target's `auth`: `bearer_token_file`, or `username` and `password_file`)"
+)
+"""What to do where an engine asks for credentials."""
 
 
 class Authorization:

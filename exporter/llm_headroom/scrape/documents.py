@@ -10,6 +10,7 @@ from llm_headroom.engines.answers import NotUnderstood, decode
 from llm_headroom.engines.rules import Absent
 from llm_headroom.exposition.text import Exposition, Parser
 from llm_headroom.model import Cause, Failure
+from llm_headroom.scrape.credentials import HINT
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.identify import look
 from llm_headroom.scrape.visitors import Visitors
@@ -38,12 +39,9 @@ MOST_LINES: Final = 50_000
 """Lines of an exposition: more would take seconds to read, whoever sends them. So many new ones in 16 MiB take 130 MB,
 which the memory limit of the charts allows for; an engine of 64 replicas has 25,000."""
 OK: Final = 200
-_CREDENTIALS: Final = (
-    "credentials are missing or wrong (the target's `auth`: `bearer_token_file`, or `username` and `password_file`)"
-)
 _HINTS: Final = {
-    401: _CREDENTIALS,
-    403: _CREDENTIALS,
+    401: HINT,
+    403: HINT,
     404: "is this the right engine and port?",
     503: "the engine is loading or overloaded",
 }

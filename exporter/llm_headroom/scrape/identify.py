@@ -15,6 +15,7 @@ from llm_headroom.engines.answers import NotUnderstood, decode
 from llm_headroom.engines.openai_api import MODELS
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Cause, Failure
+from llm_headroom.scrape.credentials import HINT
 from llm_headroom.scrape.http import Client, FetchError
 
 if TYPE_CHECKING:
@@ -124,11 +125,7 @@ def without_port(url: str, engines: Iterable[Engine]) -> str:
 
 def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Failure:
     if UNAUTHORIZED in found.statuses:
-        return Failure(
-            Cause.AUTH,
-            f"{endpoint.url} wants credentials (401): give the target's `auth` in the configuration a "
-            "`bearer_token_file`, or a `username` and a `password_file`",
-        )
+        return Failure(Cause.AUTH, f"{endpoint.url} answered {UNAUTHORIZED}: {HINT}")
     if set(found.statuses) == {FORBIDDEN}:
         hint = next((engine.hints[FORBIDDEN] for engine in engines if FORBIDDEN in engine.hints), "")
         return Failure(Cause.AUTH, f"{endpoint.url} answered 403 to every path; {found.words or hint}")

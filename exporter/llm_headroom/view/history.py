@@ -95,11 +95,12 @@ def key_of(point: Point) -> str:
 class _Track:
     """The readings of one model or GPU, oldest first, and its day."""
 
-    __slots__ = ("_last", "_lines", "_totals", "day", "readings")
+    __slots__ = ("_last", "_lines", "_replaced", "_totals", "day", "readings")
 
     def __init__(self, lines: Sequence[str]) -> None:
         self.readings: deque[Reading] = deque(maxlen=MOST_READINGS)
         self._lines = lines
+        self._replaced = False
         self.day = Day(lines)
         self._last: dict[Series, float | Histogram] = {}
         self._totals: dict[str, float | Grown] = {}
@@ -110,13 +111,18 @@ class _Track:
         return any(reading.gauges or reading.grown for reading in self.readings)
 
     def note(self, at: float, state: Condition | None) -> None:
-        """Take the latest reading into the day, with the state that was judged at its time."""
+        """Take the latest reading into the day, with the state that was judged at its time.
+
+        Rates and percentiles, over a minute each, are not worked out for a reading that only replaces the one before.
+        """
         latest = self.readings[-1]
         values: dict[str, float | None] = {}
         if latest.gauges or latest.grown:
             for name in self._lines:
                 if (gauge := _DAY_GAUGES.get(name)) is not None:
                     values[name] = latest.gauges.get(gauge.name)
+                elif self._replaced:
+                    continue
                 elif (counter := _DAY_RATES.get(name)) is not None:
                     values[name] = rate(self.readings, counter, _DAY_WINDOW)
                 else:
@@ -133,7 +139,8 @@ class _Track:
         self._grow([point for point in points if point.series.metric in _GROWING])
         reading = Reading(at, gauges, dict(self._totals) if points else {})
         readings = self.readings
-        if points and len(readings) > 1 and readings[-1].gauges and at - readings[-2].at < SPACING:
+        self._replaced = bool(points and len(readings) > 1 and readings[-1].gauges and at - readings[-2].at < SPACING)
+        if self._replaced:
             readings.pop()
         readings.append(reading)
         while readings[0].at < at - SPAN:
