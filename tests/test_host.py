@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,8 +18,8 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.host import cgroup
-from llm_headroom.host.engines import LOOK_AGAIN, EngineProcess, Finder, How, Watched
-from llm_headroom.host.proc import Proc
+from llm_headroom.host.engines import LOOK_AGAIN, EngineProcess, Finder, How, Watched, runs_here
+from llm_headroom.host.proc import Listener, Proc, addresses_of, reaches
 from llm_headroom.host.reading import HostMemory
 from llm_headroom.model import Health, Snapshot
 from proc_tree import BOOT, FIXTURES, ProcTree, free_port, ticks
@@ -42,6 +44,56 @@ def watched(
 
 def pids(found: dict[str, EngineProcess]) -> dict[str, int]:
     return {name: process.stat.pid for name, process in found.items()}
+
+
+# Where a target is ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("host", "addresses"),
+    [
+        ("localhost", ["127.0.0.1", "::1"]),
+        (socket.gethostname(), ["127.0.0.1"]),
+        ("192.0.2.7", ["192.0.2.7"]),
+        ("2001:db8::7", ["2001:db8::7"]),
+        ("vllm.example", []),
+        ("", []),
+    ],
+)
+def test_a_hosts_addresses_without_asking_a_name_server(host: str, addresses: list[str]) -> None:
+    assert [str(each) for each in addresses_of(host)] == addresses
+
+
+@pytest.mark.parametrize(
+    ("address", "listens", "reached"),
+    [
+        ("127.0.0.1", "0.0.0.0", True),
+        ("192.0.2.7", "::", True),
+        ("127.0.0.1", "::ffff:127.0.0.1", True),
+        ("127.0.0.1", "::1", True),  # one of localhost's addresses is as good as the other
+        ("192.0.2.7", "127.0.0.1", False),
+        ("127.0.0.1", "192.0.2.7", False),
+        ("192.0.2.7", "::ffff:192.0.2.7", True),
+        ("192.0.2.7", "192.0.2.8", False),
+    ],
+)
+def test_what_a_connection_reaches(address: str, listens: str, *, reached: bool) -> None:
+    assert reaches(ip_address(address), Listener(ip_address(listens), 8000, 1)) is reached
+
+
+@pytest.mark.parametrize(
+    ("url", "settings", "here"),
+    [
+        ("http://127.0.0.1:8000", {}, True),
+        (f"http://{socket.gethostname()}:8000", {}, True),
+        ("http://[::1]:8000", {}, True),
+        ("http://198.51.100.9:8000", {}, False),
+        ("http://vllm.example:8000", {}, False),
+        ("http://vllm.example:8000", {"pid": 7}, True),
+        ("http://vllm.example:8000", {"cgroup": Path("/x")}, True),
+        ("http://vllm.example:8000", {"gpus": ("0",)}, True),
+    ],
+)
+def test_whether_a_target_may_be_on_this_host(url: str, settings: dict[str, Any], *, here: bool) -> None:
+    assert runs_here(Target(name="a", endpoint=Endpoint(url=url), **settings)) is here
 
 
 # The process of a target ---------------------------------------------------------------------------------------------
