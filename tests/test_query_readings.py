@@ -89,6 +89,11 @@ def found(address: str) -> set[str]:
         for place, query in enumerate(panel.queries)
     }
     lines |= {
+        f"{uid} | {panel.title} | column {column.title} | {column.label} | width={column.width} {column.link}".rstrip()
+        for uid, panel in PANELS
+        for column in panel.columns
+    }
+    lines |= {
         f"{uid} | annotation {each.name} | 0 | {summary(address, each.expr)} | "
         f"{'at its value' if each.exact else 'when seen'}"
         for uid, each in ANNOTATIONS
