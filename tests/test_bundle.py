@@ -41,7 +41,7 @@ def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
         )
     ]
     text = (tmp_path / RULES).read_text()
-    assert 'expr: min without (replica) (llm_kv_cache_headroom_requests{cluster="x"}) < 5 and' in text
+    assert 'expr: min without (replica) (llm_kv_cache_headroom_requests{cluster="x"} < 5) and' in text
     assert 'expr: up{job="engines", cluster="x"} == 0 or absent(up{job="engines", cluster="x"})\n' in text
     assert "runbook_url: https://wiki/r/LLMKVHeadroomLow.md\n" in text
     assert "dashboard_url: https://grafana/d/llm-headroom-kv?orgId=1" in text
