@@ -98,3 +98,9 @@ def test_an_autoscaler_grows_with_what_it_looks_at_and_a_fixed_size_does_not(fig
     slow, hours = loop.run(requests, 1)
     assert (slow, len(loop.replicas)) == (0.0, 1 if rule is None else autoscaler.MOST)
     assert hours == pytest.approx(autoscaler.HOURS, rel=1e-6) if rule is None else hours > 7.0 * autoscaler.HOURS
+
+
+def test_what_was_played_in_part_is_left_out() -> None:
+    names = (*autoscaler.RULES, *autoscaler.FIXED)
+    rows = [loop(name, 0.0, 1.0) for name in names] + [loop(name, 0.0, 1.0, seed=2) for name in names[1:]]
+    assert {row.seed for row in autoscaler.whole(rows)} == {1}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 import sections
 from evaluate.replay import ITL_SLO, points
-from evaluate.scenarios import A100_8B, A100_70B, CODE, CONV, L4_8B, LARGE, REASONING, USUAL_MAX_TOKENS, trace
+from evaluate.scenarios import A100_8B, CODE, CONV, L4_8B, LARGE, MOONCAKE, USUAL_MAX_TOKENS, trace
 from headroom import report
 from headroom.loops import Outcome, section
 from headroom.peers import first_token_quantile
@@ -33,7 +33,7 @@ from headroom.scenarios import Scenario
 from headroom.truth import ALLOWED, limit
 from llm_headroom.derive import slo
 from llm_headroom.derive.capacity import Target, saturation
-from llm_headroom.derive.memory import Memory, advance, with_estimate
+from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
 from llm_headroom.derive.observation import Observation, observe
 from llm_headroom.derive.trial import estimated
 from llm_headroom.simulate.batching import Engine
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from llm_headroom.simulate.engine_state import Outcome as Ended
     from llm_headroom.simulate.traffic import Request
 
-WORKLOADS: Final = ((CODE, A100_8B), (REASONING, A100_8B), (CONV, L4_8B), (LARGE, A100_70B))
+WORKLOADS: Final = ((CODE, L4_8B), (MOONCAKE, A100_8B), (CONV, L4_8B), (LARGE, L4_8B))
+"""Two held-out traces and the two that constants were tuned on; engines on which each has some requests a second."""
 HOURS: Final = 2.0
 FULL: Final = 4
 """Engines whose limits, each by itself, are the peak together."""
@@ -74,8 +75,8 @@ class Replica:
     seen: deque[tuple[float, Observation]] = field(default_factory=deque)
     estimate_due: float = 0.0
 
-    def poll(self, at: float, *, derives: bool) -> None:
-        """Read it; `derives` says that more than what it exposes itself is wanted."""
+    def poll(self, at: float, others: Sequence[Replica], *, derives: bool) -> None:
+        """Read it; `derives` says that more than what it exposes itself is wanted, also by what `others` have shown."""
         self.engine.advance(at)
         read = points(self.engine.read(), {**_BASE, "model": "m"})
         self.seen.append((at, observe(read)["m"]))
@@ -84,6 +85,7 @@ class Replica:
         if derives:
             objectives = slo.objectives(ttft=self.objective, inter_token_latency=ITL_SLO)
             self.memory, _ = advance(self.memory, read, at, base=_BASE, objectives=objectives)
+            self.memory = with_kin(self.memory, [each.memory for each in others if each is not self])
 
     def saturation(self) -> float | None:
         """What the exporter would export."""
@@ -132,7 +134,7 @@ RULES: Final = {
     "waiting 5": Rule(Replica.waiting, 5.0),
     "p95 of TTFT at half the objective": Rule(Replica.late, 0.5),
 }
-FIXED: Final = {f"always {count}": count for count in (1, 2, 3, 4)}
+FIXED: Final = {f"always {count}": count for count in (2, 3, 4, 5)}
 
 
 def load(at: float) -> float:
@@ -191,7 +193,7 @@ class Loop:
                 coming = next(requests, None)
             for one in self.replicas:
                 if self.rule is not None and one.ready <= at:
-                    one.poll(at, derives=self.rule.derives)
+                    one.poll(at, self.replicas, derives=self.rule.derives)
             self.seconds += POLL_SECONDS * len(self.replicas)
             if self.rule is not None and at % EVERY == 0:
                 gone += self._scale(at)
@@ -241,10 +243,19 @@ def played(place: tuple[str, int, str]) -> Outcome:
     return Outcome(scenario.name, group, seed, name, slow, hours)
 
 
+def whole(rows: Sequence[Outcome]) -> list[Outcome]:
+    """Those of the draws in which every rule and size was played; a run may have been ended before."""
+    played_rules: dict[tuple[str, int], set[str]] = {}
+    for row in rows:
+        played_rules.setdefault((row.group, row.seed), set()).add(row.rule)
+    wanted = {*RULES, *FIXED}
+    return [row for row in rows if row.rule in wanted and wanted <= played_rules[row.group, row.seed]]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play what is not in the file of rows, and print or write; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="draws of each workload")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of each workload; 0 plays none")
     parser.add_argument("--rows", type=Path, help="file of rows to add to, one JSON object a line")
     parser.add_argument("--output", type=Path, help="the document whose section is written; without it, it is printed")
     options = parser.parse_args(arguments)
@@ -261,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with options.rows.open("a") as out:
                     out.write(json.dumps(asdict(row)) + "\n")
             print(f"{row.scenario}, seed {row.seed}, {row.rule}: {row.slow:.2%} @ {row.hours:.1f}", file=sys.stderr)
-    part = section(rows)
+    part = section(whole(rows))
     if options.output:
         options.output.write_text(sections.replaced(options.output.read_text(), part, report.LAST))
     else:

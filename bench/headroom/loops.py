@@ -21,10 +21,11 @@ HEAD: Final = """Written by `python -m headroom.autoscaler`. Traffic rises from 
 engine, as above, to all of it and falls to two fifths, over two hours; a balancer gives each request to an engine at
 random, and spread over several engines bursts are smoother, so fewer than four can be enough at the peak. Every
 minute the autoscaler wants as many engines as Kubernetes would for an average at the target (tolerance 10 %, 8 at
-most); an engine takes three minutes to start, and it shrinks to the most that was wanted in ten minutes. Slow are
-first tokens later than the objective; replica-hours count engines that start. Each workload counts once; in brackets
-95 % intervals, over workloads, then over seeds. The fixed size that does as well is the smallest one with at most 0.5
-% slow in that workload and with that seed, or four engines.
+most); an engine takes three minutes to start, and it shrinks to the most that was wanted in ten minutes. One exporter
+sees all engines, so that new ones begin with the step cost of the others. Slow are first tokens later than the
+objective; replica-hours count engines that start. Each workload counts once; in brackets 95 % intervals, over
+workloads, then over seeds. The fixed size that does as well is the smallest one with at most 0.5 % slow in that
+workload and with that seed, or five engines.
 """
 
 
