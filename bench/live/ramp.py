@@ -34,6 +34,8 @@ FIRST_FACTOR: Final = 1.5
 GROWTH: Final = 1.2
 MOST_FACTOR: Final = 12.0
 STEP_SECONDS: Final = 40.0
+LEAST_ASKED: Final = 120.0
+"""Requests of a step, about: of fewer, a twentieth is a matter of luck."""
 WITHIN: Final = 1.35
 BOUNDARIES: Final = (2.5, 5.0, 7.5, 10.0, 20.0, 40.0)
 """Seconds at which vLLM's and SGLang's histograms of first tokens have buckets."""
@@ -202,7 +204,8 @@ async def ramp(load: Load, exporter: Exporter, objective: float) -> Ramp:
         steps = [Step(1.0, len(judged), sum(one.slow(objective) for one in judged))]
         times = FIRST_FACTOR
         while steps[-1].share <= ALLOWED and times <= MOST_FACTOR:
-            steps.append(await load.step(times, rate, STEP_SECONDS, objective))
+            seconds_of_step = max(STEP_SECONDS, LEAST_ASKED / (times * rate))
+            steps.append(await load.step(times, rate, seconds_of_step, objective))
             print(f"  {times:.2f} times: {steps[-1].slow} of {steps[-1].asked} slow", flush=True)
             times *= GROWTH
     finally:

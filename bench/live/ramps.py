@@ -19,6 +19,7 @@ from live.ramp import (
     FILLED_SECONDS,
     GROWTH,
     LEARNED_AT,
+    LEAST_ASKED,
     POLL_SECONDS,
     STEP_SECONDS,
     Load,
@@ -46,9 +47,10 @@ HOW: Final = (
     "An engine is kept full for {fill:.0f} s, which says roughly how much it takes. An exporter that has just started "
     "then watches it at 30 % of that, with Poisson arrivals, prompts of half to one and a half times the mean and "
     "exponential answers, until it has a load headroom: that takes ten busy minutes, and there is no shorter honest "
-    "way. Then arrivals grow by {growth:.0%} every {step:.0f} s until more than 5 % of the first tokens that a client "
-    "sees are later than the objective; the limit lies between the last two steps, by their slow shares. What else "
-    "runs on the machine meanwhile, and the luck of a step of {step:.0f} s, is in it."
+    "way. Then arrivals grow by {growth:.0%} every {step:.0f} s, or after {least:.0f} requests where they are few, "
+    "until more than 5 % of the first tokens that a client sees are later than the objective; the limit lies between "
+    "the last two steps, by their slow shares. What else runs on the machine meanwhile, and the luck of so few "
+    "requests, is in it."
 )
 
 
@@ -103,7 +105,7 @@ def _save(part: str, page: Path) -> None:
 
 def written(engine: Running, ramps: Sequence[Ramp]) -> str:
     """The engine's section of the document."""
-    how = HOW.format(fill=FILLED_SECONDS, growth=GROWTH - 1, step=STEP_SECONDS)
+    how = HOW.format(fill=FILLED_SECONDS, growth=GROWTH - 1, step=STEP_SECONDS, least=LEAST_ASKED)
     title = f"On a real engine: {engine.engine} on {engine.place}"
     return "\n".join(section(title, f"Run on {time.strftime('%Y-%m-%d')}. {how}", ramps))
 
