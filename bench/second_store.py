@@ -109,7 +109,8 @@ def report(store: str, engines: int, seconds: float) -> str:
     lines = [
         "| | |",
         "|---|---|",
-        f"| engines seen | {seen:,.0f} of {engines:,} |",
+        f"| engines | {engines:,} |",
+        f"| targets seen, all GPUs as one | {seen:,.0f} |",
         f"| rules without an error | {len(every) - len(wrong)} of {len(every)} |",
         f"| recorded series | {recorded or 0:,.0f} |",
         f"| p95 of TTFT by recorded and by raw buckets, s | {', '.join(f'{value or math.nan:.3f}' for value in p95)} |",
