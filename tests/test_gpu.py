@@ -355,6 +355,8 @@ def test_a_stand_in_for_no_value_is_dropped_silently(
         ("nvmlDeviceGetMemoryInfo_v2", "1000 0 1001 500", "memory_free_bytes"),
         ("field 83", "99999999999999999 3", "energy_joules_total"),
         ("field 144", "2", "row_remap_pending"),
+        ("nvmlDeviceGetCurrPcieLinkGeneration", "21", "pcie_link_generation"),
+        ("nvmlDeviceGetCurrPcieLinkWidth", "65", "pcie_link_width"),
     ],
 )
 def test_an_impossible_value_is_dropped_with_a_warning(

@@ -204,6 +204,14 @@ def test_on_the_host_a_gpu_without_processes_is_nobody_s(tree: ProcTree) -> None
     assert holdings == []
 
 
+def test_an_engine_with_a_gpu_to_itself_holds_what_is_seen_there_and_what_is_not(sidecar: ProcTree) -> None:
+    sidecar.process(900)
+    alone = [owner(sidecar, "a", None, gpus="0")]
+
+    holdings = attribute([device((900, 10), (4711, 40), (4712, 5))], alone, sidecar.proc, sidecar=False)
+    assert found(holdings) == {("0", "a"): (55, Method.GPUS)}
+
+
 def test_an_engine_that_does_not_answer_gets_nothing_by_configuration(sidecar: ProcTree) -> None:
     down = [owner(sidecar, "a", None, gpus="0", up=False)]
     assert attribute([device(used=70)], down, sidecar.proc, sidecar=False) == []

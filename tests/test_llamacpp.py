@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -228,6 +230,14 @@ def test_clients_are_counted_without_oneself(tmp_path: Path) -> None:
         assert Proc().clients(port) == 0
         with socket.create_connection(("127.0.0.1", port)):
             assert Proc().clients(port) == 0
+
+        connect = f"s = socket.create_connection(('127.0.0.1', {port}))"
+        program = f"import socket, sys; {connect}; print(flush=True); sys.stdin.read()"
+        with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert Proc().clients(port) == 1
+            other.communicate()
 
     tree = ProcTree(tmp_path)
     tree.listen(8080, 7)

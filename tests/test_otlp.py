@@ -161,6 +161,23 @@ def test_a_header_that_cannot_be_read_is_told_and_sends_nothing(
     assert any(str(tmp_path / "gone") in str(record.__dict__.get("error")) for record in caplog.records)
 
 
+def test_a_header_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "Bearer hunter2")
+    with HttpReceiver() as collector:
+        push = Pushing(collector.url, headers_env={"Authorization": Secret(env="TOKEN")})
+        push.until(lambda: bool(collector.received))
+    assert collector.received[0].headers["authorization"] == "Bearer hunter2"
+
+
+@pytest.mark.parametrize("content", [b"two\nlines\n", b"\xff", "é".encode()])
+def test_a_header_of_a_file_is_one_line_of_ascii(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "token").write_bytes(content)
+    with HttpReceiver() as collector:
+        push = Pushing(collector.url, headers_file={"Authorization": Secret(file=tmp_path / "token")})
+        assert push.until(lambda: bool(push.told())) == {"dropped": 1.0, "credentials": 1.0}
+    assert not collector.attempts
+
+
 def test_names_of_the_conventions_are_sent_on_request_beside_ours() -> None:
     for asked, names in ((False, {"llm_gpu_power_watts"}), (True, {"llm_gpu_power_watts", "hw.power"})):
         with HttpReceiver() as collector:
