@@ -93,10 +93,12 @@ class Metric:
 class Series:
     """A metric with label values: the identity of a point. Hashed once, since every poll looks it up."""
 
-    __slots__ = ("__weakref__", "_combined", "_hash", "_replicated", "labels", "metric")
+    __slots__ = ("__weakref__", "_combined", "_hash", "labels", "metric", "replicated")
 
     metric: Metric
     labels: Labels
+    replicated: bool
+    """Whether it is of one of a target's data-parallel replicas."""
 
     def __init__(self, metric: Metric, labels: Mapping[str, str]) -> None:
         """Drops empty label values: Prometheus takes them for absent ones.
@@ -106,7 +108,7 @@ class Series:
         self.metric = metric
         pairs = sorted((name, _encodable(value)) for name, value in labels.items() if value)
         self.labels = _shared(tuple([_shared(pair) for pair in pairs]))
-        self._replicated = "replica" in labels
+        self.replicated = "replica" in labels
         self._combined: Series | None = None
         self._hash = hash((metric.name, self.labels))
 
@@ -127,7 +129,7 @@ class Series:
     @property
     def combined(self) -> Series:
         """The series of the target's own value, of all data-parallel replicas: this one without `replica`."""
-        if not self._replicated:
+        if not self.replicated:
             return self
         if self._combined is None:
             self._combined = series_of(self.metric, tuple(pair for pair in self.labels if pair[0] != "replica"))

@@ -19,6 +19,10 @@ def combined(points: Iterable[Point]) -> Iterator[Point]:
     A metric that does not combine stays if the replicas agree, and dropped if they do not; so are histograms whose
     bounds differ. A capacity-weighted ratio without known capacities is the plain mean.
     """
+    points = list(points)
+    if not any(point.series.replicated for point in points):  # a series of no replica has one point
+        yield from points
+        return
     groups: dict[Series, list[Point]] = {}
     capacities: dict[Labels, float] = {}
     for point in points:

@@ -23,6 +23,7 @@ class EngineJudge:
     def __init__(self, extra: Mapping[str, str]) -> None:
         self.extra = extra
         self._memory: state.Memory | None = None
+        self._points: tuple[object, Sequence[Point]] = (None, ())
 
     def judged(self, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Snapshot:
         """The snapshot with its states."""
@@ -31,7 +32,11 @@ class EngineJudge:
 
     def points(self, snapshot: Snapshot) -> Iterable[Point]:
         """The states to export."""
-        return state.state_points(snapshot.states, {**self.extra, "engine": snapshot.engine, "target": snapshot.target})
+        labels = {**self.extra, "engine": snapshot.engine, "target": snapshot.target}
+        shown = labels, [(each.model, each.state) for each in snapshot.states]
+        if self._points[0] != shown:  # a state lasts, and has a point for each that it could be
+            self._points = (shown, tuple(state.state_points(snapshot.states, labels)))
+        return self._points[1]
 
 
 class GpuJudge:

@@ -265,9 +265,7 @@ class Collector:
         if problems or more:
             self._remark(Failure(Cause.FORMAT, "; ".join(dict.fromkeys((*problems, *more)))))
         points = merge((*(each.points for each in reported), [*points, *facts])) if reported else [*points, *facts]
-        points = kv_cache.limited(points)
-        points += kv_cache.implied(points)
-        return Reading(points, samples, unmapped)
+        return Reading(kv_cache.completed(points), samples, unmapped)
 
     def _facts(self, documents: Mapping[str, Any]) -> Sequence[Fact]:
         facts = list(self.engine.facts({**documents, "settings": self.target}))

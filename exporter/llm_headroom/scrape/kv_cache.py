@@ -8,24 +8,35 @@ from llm_headroom import schema
 from llm_headroom.model import Point, series_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from llm_headroom.model import Labels, Metric
+    from llm_headroom.model import Labels, Metric, Series
 
 _PARTS: Final = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.KV_CACHE_USAGE)
 _ANY: Final = frozenset(_PARTS)
 
 
-def limited(points: Iterable[Point]) -> list[Point]:
-    """The points without capacities of 0, which are unknown ones, and with used tokens of no more than the capacity."""
-    known = [point for point in points if point.series.metric is not schema.KV_CACHE_CAPACITY or point.value]
+def completed(points: Sequence[Point]) -> list[Point]:
+    """The points with what follows from those of the KV cache, and without what these cannot be.
+
+    A capacity of 0 is an unknown one. Used tokens are no more than the capacity.
+    """
+    known = [point for point in points if point.series.metric in _ANY]
     most = {each.series.labels: each.value for each in known if each.series.metric is schema.KV_CACHE_CAPACITY}
-    for index, (series, used, _) in enumerate(known):
-        if series.metric is schema.KV_CACHE_USED:
-            capacity = most.get(series.labels)
-            if isinstance(capacity, float) and isinstance(used, float) and used > capacity:
-                known[index] = known[index]._replace(value=capacity)
-    return known
+    changed: dict[Series, Point | None] = {}
+    for point in known:
+        series, value, _ = point
+        capacity = most.get(series.labels)
+        if series.metric is schema.KV_CACHE_CAPACITY and not value:
+            changed[series] = None
+        if series.metric is not schema.KV_CACHE_USED or not isinstance(capacity, float) or not capacity:
+            continue
+        if isinstance(value, float) and value > capacity:
+            changed[series] = point._replace(value=capacity)
+    if changed:
+        points = [each for point in points if (each := changed.get(point.series, point)) is not None]
+        known = [point for point in points if point.series.metric in _ANY]
+    return [*points, *implied(known)]
 
 
 def implied(points: Iterable[Point]) -> Iterator[Point]:
