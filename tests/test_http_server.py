@@ -182,3 +182,19 @@ def test_a_connection_that_idles_holds_no_response() -> None:
             await gone.wait()
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("connections", 64, 1024),
+        ("head_bytes", 8 * 1024, 64 * 1024),
+        ("body_bytes", 16 * 1024, 1024 * 1024),
+        ("head_seconds", 5.0, 30.0),
+        ("idle_seconds", 60.0, 300.0),  # longer than collectors pause between scrapes
+        ("write_seconds", 10.0, 60.0),
+        ("grace_seconds", 1.0, 8.0),  # a supervisor kills after ten
+    ],
+)
+def test_limits_are_of_an_order_that_honest_clients_never_meet(name: str, least: float, most: float) -> None:
+    assert least <= getattr(Limits(), name) <= most

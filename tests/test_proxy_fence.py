@@ -10,6 +10,7 @@ import pytest
 import bounded
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, Objectives, ProxySettings, Target
+from llm_headroom.proxy import backlog, documents, framing, relay
 from llm_headroom.proxy.service import Proxies
 from proxied import ASK, LAST, LINE, STREAM, Place, chunk, head, place, post, replaying
 
@@ -397,3 +398,21 @@ def test_a_silent_engine_is_stalled_after_a_minute_and_its_requests_are_overdue(
             await server.wait_closed()
 
     bounded.run(test())
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "most"),
+    [
+        (relay.CONNECT_SECONDS, 5.0, 30.0),
+        (relay.HEAD_SECONDS, 10.0, 60.0),
+        (relay.REFUSED_SECONDS, 0.5, 5.0),
+        (relay.MOST_BUFFERED, 16 * 1024, 1024 * 1024),
+        (relay.MOST_PIPELINED, 8, 256),
+        (backlog.LOOK_SECONDS, 0.05, 1.0),  # a poll looks at what waits anyhow
+        (backlog.MOST_BYTES, 64 * 1024, 4 * 1024 * 1024),
+        (framing.MOST_HEAD_BYTES, 16 * 1024, 256 * 1024),
+        (documents.MOST_BYTES, 256 * 1024, 4 * 1024 * 1024),
+    ],
+)
+def test_limits_are_of_an_order_that_honest_clients_never_meet(limit: float, least: float, most: float) -> None:
+    assert least <= limit <= most
