@@ -149,3 +149,13 @@ ollama_queue_capacity 512
     assert values(snapshot.points, "llm_generation_tokens_total", "model") == {"small:latest": 7.0}
     assert value(snapshot.points, "llm_requests_finished_total") == 2.0
     assert snapshot.health.unmapped == ()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_a_server_does_not_offer_beside_its_models_is_no_trouble(status: int) -> None:
+    refused = Reply(b"", status)
+    routes = {"/api/ps": as_json({"models": []}), "/api/tags": refused, "/api/version": refused, "/metrics": refused}
+    snapshot, _ = polled("ollama", routes)
+
+    assert snapshot.health.up
+    assert snapshot.health.warnings == ()
