@@ -68,7 +68,7 @@ def section(rows: Sequence[Outcome]) -> str:
         lines.append(f"| {scenario} | {slow:.2%} | {hours:.1f} | {fixed:.1f} hours | {'yes' if met else '**no**'} |")
     goal = "Goal: at most 0.5 % slow, at no more than 1.05 times the replica-hours of that fixed size.\n"
     loops = len({row.scenario for row in rows})
-    return "\n".join([TITLE + "\n", HEAD, f"{loops} workloads, {seeds} seeds.\n", *lines, "", goal])
+    return "\n".join([TITLE + "\n", HEAD, f"Workloads: {loops}, seeds of each: {seeds}.\n", *lines, "", goal])
 
 
 def as_good(rows: Sequence[Outcome], seed: int) -> float:

@@ -60,6 +60,8 @@ TAIL: Final = f"""{LAST}
   tuning traces is 0.09 instead of 0.22, and the AUC 0.996 instead of 0.919. Three things were tried against it and did
   not make it less: prompts paired with answers by what running requests hold, bursts within a poll, and like requests
   in a burst.
+- As an autoscaler's signal at 0.8 it lets too many first tokens be slow on small engines with a few requests a second
+  each, and a fixed number of engines does as well for the same hours: there a lower target is needed, or a floor.
 - Speculation, data-parallel replicas and disaggregation were not judged here.
 """
 
