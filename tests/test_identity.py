@@ -136,7 +136,7 @@ def test_an_expiry_is_right_with_any_number_of_fraction_digits_and_any_offset() 
         ({"*": Reply(b"<html><title>Sign in &amp; go\x1b[31m</title>")}, "a login page (Sign in & go[31m)"),
         (
             {"/": Reply(b"<html><input type=password>", 401)},
-            "or a `username` and a `password_file`",
+            "or `username` and `password_file`",
         ),
         (field_inputs.routes("16"), "OLLAMA_HOST"),
         ({"*": Reply(b"<html><title>Sign In</title>", 403)}, "a login page (Sign In)"),
