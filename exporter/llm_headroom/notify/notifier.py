@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.model import Cause, Point, Series
+from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.net.tls import TlsFileError, client_context
 from llm_headroom.notify.incidents import Incidents, judgements, step
 from llm_headroom.notify.messages import request, title
@@ -149,8 +150,6 @@ class _Door:
 
     async def _post(self, message: Message) -> tuple[str, bool]:
         """What went wrong, if anything did, and whether it is worth another try. No message holds a secret."""
-        from llm_headroom.net.lean_httpx import httpx  # noqa: PLC0415 - a tenth of the start; most send no messages
-
         receiver = self._receiver
         try:
             url, body = request(receiver, _url(receiver), message)

@@ -1,9 +1,9 @@
 """The HTTP client: one connection to one engine, reused between polls.
 
-What a poller needs besides the connection: one deadline for everything, a cap on what a body expands to, redirects
-within the origin, and failures in words that help. Proxies named in the environment (`HTTP_PROXY` and the like) are
-deliberately not used: an exporter runs beside its engines, and a proxy would hide which of them does not answer.
-Cookies are not stored.
+httpx's requests over aiohttp's connections, and what a poller needs besides: one deadline for everything, a cap on what
+a body expands to, redirects within the origin, and failures in words that help. Proxies named in the environment
+(`HTTP_PROXY` and the like) are deliberately not used: an exporter runs beside its engines, and a proxy would hide
+which of them does not answer. Cookies are not stored.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
-import h11
-
 from llm_headroom import __version__
 from llm_headroom.config.endpoint import VISIBLE, check, parse_target, parse_url, without_query
 from llm_headroom.model import Cause, Failure
 from llm_headroom.net.files import stamp
+from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.net.tls import TlsFileError, client_context
 from llm_headroom.scrape.credentials import Authorization
 from llm_headroom.scrape.refusals import Refusal
-from llm_headroom.scrape.transport import Connection, Died, connected
+from llm_headroom.scrape.transport import Died, Transport
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Mapping
 
     from llm_headroom.config.endpoint import Endpoint
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
 
 _MAX_REDIRECTS: Final = 3
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_MOST_MADE: Final = 50
 _PERMANENT: Final = frozenset({301, 308})
 _AS_GET: Final = frozenset({301, 302, 303})
 """After these a request with a body goes on as a GET without one (RFC 9110, section 15.4)."""
@@ -41,7 +40,7 @@ _AS_GET: Final = frozenset({301, 302, 303})
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A final answer: header names are in lower case, `body` is decompressed."""
+    """A final answer: header names are looked up in any case, `body` is decompressed."""
 
     status: int
     headers: Mapping[str, str]
@@ -68,14 +67,19 @@ class Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._origin, host, self._prefix = parse_target(endpoint.url)
-        self._host = endpoint.address or host
+        host = endpoint.address or host
         check(endpoint)
+        tls = endpoint.tls
+        self._address = f"{self._origin.scheme}://{f'[{host}]' if ':' in host else host}:{self._origin.port}"
+        self._encrypted = self._origin.scheme == "https"
         self._authorization = None if endpoint.credentials is None else Authorization(endpoint.credentials)
-        self._connection: Connection | None = None
-        self._tls: tuple[tuple[Stamp | None, ...], ssl.SSLContext] | None = None
+        self._extensions = {"sni_hostname": tls.server_name or self._origin.host} if self._encrypted else {}
+        self._transport: Transport | None = None
+        self._files = (tls.ca_file, tls.cert_file, tls.key_file)
+        self._stamps: tuple[Stamp | None, ...] = ()
+        self._made: dict[str, tuple[tuple[object, ...], httpx.Request]] = {}
         self._moved: dict[str, str] = {}
         self._busy = False
-        self._doing = ""
 
     async def get(
         self,
@@ -103,14 +107,14 @@ class Client:
         if self._busy:
             raise RuntimeError(f"a request to {self._origin} is already under way")
         self._busy = True
-        self._doing = "preparing the request"
         answered = False
         try:
             async with asyncio.timeout(timeout):
                 response = await self._follow(method, path, accept, body)
             answered = True
         except TimeoutError:
-            raise self._error(path, Cause.TIMEOUT, f"no answer within {_rounded(timeout)} s ({self._doing})") from None
+            doing = "preparing the request" if self._transport is None else self._transport.connection.doing
+            raise self._error(path, Cause.TIMEOUT, f"no answer within {_rounded(timeout)} s ({doing})") from None
         except Refusal as refusal:
             raise self._error(path, refusal.cause, str(refusal)) from None
         else:
@@ -118,16 +122,13 @@ class Client:
         finally:
             self._busy = False
             if not answered:
-                self._drop()
+                await self.close()
 
     async def close(self) -> None:
         """Closes the connection; a later `get` would open a new one."""
-        self._drop()
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.abort()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
 
     def _error(self, path: str, cause: Cause, reason: str) -> FetchError:
         # A query is left out: filters make it long, and it may hold an API key.
@@ -176,61 +177,57 @@ class Client:
         if self._authorization is not None:
             headers["Authorization"] = self._authorization.header()
         if body is not None:
-            headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        request = h11.Request(method=method, target=target, headers=list(headers.items()))
-        connection, reused = await self._connect()
+            headers["Content-Type"] = "application/json"
+        request = self._request(method, target, headers, body)
+        transport = await self._connection()
         try:
-            return await self._converse(connection, request, body)
+            return await self._converse(transport, request)
         except Died:
-            if not reused:
+            if not transport.connection.reused:
                 raise
-        self._drop()
-        connection, _ = await self._connect()
-        return await self._converse(connection, request, body)
+        return await self._converse(transport, request)
 
-    async def _connect(self) -> tuple[Connection, bool]:
-        """A connection, by certificates as they are now, and whether it has served before."""
-        context = self._context() if self._origin.scheme == "https" else None
-        if self._connection is not None and self._connection.idle:
-            return self._connection, True
-        self._drop()
-        self._doing = "connecting"
-        name = self._endpoint.tls.server_name or self._origin.host
-        self._connection = await connected(self._host, self._origin.port, context, name)
-        return self._connection, False
-
-    def _context(self) -> ssl.SSLContext:
-        tls = self._endpoint.tls
-        stamps = tuple(None if file is None else stamp(file) for file in (tls.ca_file, tls.cert_file, tls.key_file))
-        if self._tls is None or self._tls[0] != stamps:
-            self._drop()  # it was vouched for by the old certificates
+    def _request(self, method: str, target: str, headers: dict[str, str], body: bytes | None) -> httpx.Request:
+        # A poll asks what the last one asked, and making a request costs a fifth of what fetching the answer does.
+        parts = (method, headers, body)
+        made = self._made.get(target)
+        if made is None or made[0] != parts:
             try:
-                self._tls = (stamps, client_context(tls))
-            except TlsFileError as error:
-                raise Refusal(Cause.TLS, str(error)) from None
-        return self._tls[1]
+                url = httpx.URL(self._address + target)
+            except httpx.InvalidURL as error:
+                raise Refusal(Cause.UNREACHABLE, f"the host name cannot be resolved: {error}") from None
+            request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
+            if len(self._made) >= _MOST_MADE:  # redirects can lead to ever other places
+                self._made.clear()
+            made = self._made[target] = (parts, request)
+        return made[1]
 
-    async def _converse(self, connection: Connection, request: h11.Request, body: bytes | None) -> Response:
+    async def _connection(self) -> Transport:
+        """The connection to use, by certificates as they are now."""
+        if self._encrypted:
+            stamps = tuple(None if file is None else stamp(file) for file in self._files)
+            if self._transport is None or self._stamps != stamps:
+                await self.close()  # it was vouched for by the old certificates
+                try:
+                    self._transport = Transport(client_context(self._endpoint.tls))
+                except TlsFileError as error:
+                    raise Refusal(Cause.TLS, str(error)) from None
+                self._stamps = stamps
+        elif self._transport is None:
+            self._transport = Transport(None)
+        return self._transport
+
+    async def _converse(self, transport: Transport, request: httpx.Request) -> Response:
         cap = self._endpoint.max_bytes
-        self._doing = "waiting for the answer"
-        answer = await connection.ask(request, body)
-        self._doing = "reading the body"
-        headers = _headers(answer)
-        if request.method != b"HEAD" and int(headers.get("content-length", "0")) > cap:
-            raise _too_large(cap)
-        coding = headers.get("content-encoding", "").strip().lower()
-        whole = await _collected(connection.pieces(), cap, coding)
-        if not connection.idle:
-            self._drop()
-        return Response(answer.status_code, headers, whole)
-
-
-def _headers(answer: h11.Response) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in answer.headers:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
+        response = await transport.handle_async_request(request)
+        try:
+            headers = response.headers
+            if request.method != "HEAD" and int(headers.get("content-length", "0")) > cap:
+                raise _too_large(cap)
+            body = await _collected(response.aiter_raw(), cap, headers.get("content-encoding", "").strip().lower())
+        finally:
+            await response.aclose()
+        return Response(response.status_code, headers, body)
 
 
 async def _collected(pieces: AsyncIterator[bytes], cap: int, coding: str) -> bytes:

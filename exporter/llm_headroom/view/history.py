@@ -193,7 +193,7 @@ class History:
         self._sources: dict[str, _Source] = {}
 
     def record(self, snapshots: Collection[Snapshot], present: Collection[str] | None = None) -> None:
-        """Remember what is new of snapshots, and forget sources not `present`: by default those without a snapshot."""
+        """Remember what is new of some snapshots, and forget sources that are not `present` (by default: in them)."""
         for snapshot in snapshots:
             source = self._sources.setdefault(snapshot.target, _Source())
             if source.taken == snapshot.taken:
