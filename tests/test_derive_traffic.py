@@ -72,6 +72,52 @@ def test_draws_are_as_many_as_asked_for_and_marks_thin_them() -> None:
     assert all(call.cached < call.prompt for _, call in drawn)
 
 
+def test_what_came_is_among_the_draws_when_it_came_and_as_long_as_it_was() -> None:
+    chance = random.Random(4)
+    known = traffic([float(chance.randrange(4)) for _ in range(180)])
+    lengths = [1000.0 * (1 + index % 7) for index in range(180)]
+    known = replace(
+        known,
+        intervals=tuple(
+            replace(each, prompt=each.firsts * length) for each, length in zip(known.intervals, lengths, strict=True)
+        ),
+    )
+    sizes = known.sizes()
+    assert sizes is not None
+    came = [call for mark, call in known.draw(sizes, 3.0, random.Random(1)) if mark <= 1.0]
+    for index, each in enumerate(known.intervals):
+        begin = known.warm_up + 5.0 * index
+        own = [call.prompt for call in came if begin <= call.arrival < begin + 5.0]
+        assert len(own) == each.arrivals
+        assert sum(own) == pytest.approx(each.prompt, abs=len(own))
+
+
+def test_prompts_of_requests_that_waited_before_the_window_are_not_those_of_later_ones() -> None:
+    known = traffic([1.0] * 180)
+    first, *others = known.intervals
+    queued = replace(first, arrivals=0.0, firsts=4.0, prompt=80_000.0, waiting=(4.0, 0.0))
+    known = replace(known, intervals=(queued, *others))
+    sizes = known.sizes()
+    assert sizes is not None
+    came = [call.prompt for mark, call in known.draw(sizes, 1.0, random.Random(1)) if mark <= 1.0]
+    assert set(came) == {1000}
+
+
+def test_one_of_two_replicas_gets_half_of_what_came() -> None:
+    known = traffic([10.0] * 180, replicas=2)
+    sizes = known.sizes()
+    assert sizes is not None
+    drawn = [mark for mark, call in known.draw(sizes, 2.0, random.Random(1)) if call.arrival >= known.warm_up]
+    assert len(drawn) == 1800
+    assert sum(mark <= 1.0 for mark in drawn) == pytest.approx(900, rel=0.1)
+
+
+def test_the_share_of_waits_beyond_a_bound() -> None:
+    waits = Lengths((1.0, 2.5, float("inf")), (80.0, 15.0, 5.0))
+    assert (waits.beyond(1.0), waits.beyond(2.5), waits.total) == (0.2, 0.05, 100.0)
+    assert Lengths().beyond(1.0) == 0.0
+
+
 def test_replicas_share_the_traffic_but_not_its_bursts() -> None:
     """Counts of one of eight replicas vary less than Poisson; the bursts that are left are those of the whole."""
     chance = random.Random(3)

@@ -20,6 +20,7 @@ from llm_headroom.derive import capacity, slo
 from llm_headroom.derive.capacity import Estimate, Headroom, Missing, begun, saturation, targets
 from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
 from llm_headroom.derive.observation import Observation, observe
+from llm_headroom.derive.traffic import Lengths
 from llm_headroom.derive.trial import estimated, factor
 from llm_headroom.model import Point, Series
 from llm_headroom.scrape.load_estimates import LoadEstimates
@@ -37,18 +38,28 @@ LABELS = {"engine": "vllm", "target": "t", "model": "m"}
 OBJECTIVES = slo.objectives(ttft=2.5, inter_token_latency=5.0)
 LIMIT = 2.05
 """Requests of 4,000 + 50 tokens per second at which 5 % of first tokens come after 2.5 s, by bisection."""
+LIMIT_OF_THREE = 0.71
+"""The same where three of them come at once."""
 
 
 class Simulated:
-    """A simulated engine under Poisson arrivals of constant sizes, polled every five seconds."""
+    """A simulated engine under Poisson arrivals of constant sizes, so many `together`, polled every five seconds."""
 
-    def __init__(
-        self, rate: float, *, prompt: int = 4000, answer: int = 50, gpu: Gpu = A100_80GB, blocks: int = 27_669
+    def __init__(  # noqa: PLR0913 - what tests vary, by name
+        self,
+        rate: float,
+        *,
+        prompt: int = 4000,
+        answer: int = 50,
+        gpu: Gpu = A100_80GB,
+        blocks: int = 27_669,
+        together: int = 1,
     ) -> None:
         self.engine = Engine(EngineConfig(Roofline(LLAMA_3_8B, gpu), total_blocks=blocks), seed=1)
         chance, at = random.Random(7), 0.0
-        while (at := at + chance.expovariate(rate)) < 2000.0:
-            self.engine.submit(Request(at, prompt, answer))
+        while (at := at + chance.expovariate(rate / together)) < 2000.0:
+            for _ in range(together):
+                self.engine.submit(Request(at, prompt, answer))
 
     def poll(self) -> list[Point]:
         """What it says five seconds later."""
@@ -86,6 +97,31 @@ def test_the_limit_is_found_from_a_share_of_it(load: float) -> None:
     assert found.headroom["ttft"].ratio * load == pytest.approx(1.0, rel=0.25)
     assert found.headroom["ttft"].binding == "compute"
     assert found.rate == pytest.approx(load * LIMIT, rel=0.15)
+
+
+@pytest.mark.parametrize("load", [0.8, 1.0])
+def test_bursts_within_a_poll_are_known_by_what_first_tokens_waited(load: float) -> None:
+    memory, _ = polled(Simulated(load * LIMIT_OF_THREE, together=3), 1200)
+    model = memory.models["m"]
+    found = estimate_of(memory).headroom["ttft"].ratio * load
+    unseen = replace(model.load, traffic=replace(model.load.traffic, waited=Lengths()))
+    without = estimated(unseen, targets(OBJECTIVES, model.tallies))
+    assert without is not None
+    assert found == pytest.approx(1.0, rel=0.25)
+    assert abs(math.log(found)) < abs(math.log(without.headroom["ttft"].ratio * load))
+
+
+def test_the_age_of_a_backlog_does_not_count_as_load() -> None:
+    """An hour beyond the limit makes all first tokens slow, as twice the limit does."""
+    memory, _ = polled(Simulated(LIMIT), 900)
+    model = memory.models["m"]
+    waited = model.load.traffic.waited
+    late = Lengths(waited.bounds, tuple(100.0 * (bound > 2.5) for bound in waited.bounds))
+    found = estimated(
+        replace(model.load, traffic=replace(model.load.traffic, waited=late)), targets(OBJECTIVES, model.tallies)
+    )
+    assert found is not None
+    assert 0.75 < found.headroom["ttft"].ratio < 1.0
 
 
 def test_what_is_exported_follows_from_the_estimate() -> None:

@@ -12,7 +12,7 @@ from llm_headroom import schema
 from llm_headroom.derive import twin
 from llm_headroom.derive.interval import between
 from llm_headroom.derive.step_cost import Learner
-from llm_headroom.derive.traffic import QUIET_SECONDS, Traffic
+from llm_headroom.derive.traffic import QUIET_SECONDS, Lengths, Traffic
 from llm_headroom.model import point
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Known:
         if seconds < FINEST_SECONDS:
             return self
         if seconds > LONGEST_GAP:
-            return replace(self, at=at, last=now, traffic=replace(self.traffic, intervals=()))
+            return replace(self, at=at, last=now, traffic=replace(self.traffic, intervals=(), waited=Lengths()))
         interval = between(self.last, now, seconds, replicas)
         known = replace(self, at=at, last=now, replicas=replicas, traffic=self.traffic.after(interval, self.last, now))
         capacity = known.capacity

@@ -32,10 +32,14 @@ COARSE_SECONDS: Final = 60.0
 """Bursts are estimated at this scale first, and within it at that of single intervals."""
 ANSWER_SECONDS: Final = 1800.0
 """Time constant of the mean answer: long answers end late, so that a short window misses them."""
+WAITED_SECONDS: Final = WINDOW_SECONDS / 2.0
+"""Time constant of the times to first tokens, which are then as old on average as the traffic of the window."""
 LEAST_ARRIVALS: Final = 10
 LEAST_FIRSTS: Final = 5
 _MOST_DISPERSION: Final = 20.0
 _LEAST_WARM_UP: Final = 60.0
+_TRIES: Final = 4
+"""Draws of an interval's lengths, of which the one whose sum is nearest is taken."""
 _RESIDENCES: Final = 3.0
 """Residence times after which a simulated engine has settled."""
 
@@ -51,7 +55,10 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Lengths of prompts or outputs: a histogram whose observations fade. `counts` are per bucket."""
+    """Lengths of prompts or outputs in tokens, or of waits in seconds: a histogram whose observations fade.
+
+    `counts` are per bucket.
+    """
 
     bounds: tuple[float, ...] = ()
     counts: tuple[float, ...] = ()
@@ -67,9 +74,19 @@ class Lengths:
             return Lengths(grown.bounds, fresh)
         return Lengths(grown.bounds, tuple(a + b for a, b in zip(faded.counts, fresh, strict=True)))
 
+    @property
+    def total(self) -> float:
+        """How many observations there are, as far as they have not faded."""
+        return sum(self.counts)
+
+    def beyond(self, bound: float) -> float:
+        """The share above a bucket's bound."""
+        above = sum(count for upper, count in zip(self.bounds, self.counts, strict=True) if upper > bound)
+        return above / self.total if self.total else 0.0
+
     def sampler(self, mean: float) -> Sampler:
         """Draws lengths of the given mean in tokens; exponential ones where there is no histogram."""
-        total = sum(self.counts)
+        total = self.total
         if total <= 0:
             return Sampler((), (), mean)
         edges = [
@@ -130,6 +147,7 @@ class Sizes:
 class Traffic:
     """The intervals of the last fifteen minutes, and lengths of a little longer.
 
+    `waited` are times to first tokens in seconds.
     `generated` and `answered` are tokens and the requests they are of, fading slowly. `alike` are the seconds since
     the mix of requests last changed. `busy` are the seconds since
     the engine started in which it had something to do, or had within a minute; `quiet` are those since it had.
@@ -143,6 +161,7 @@ class Traffic:
     alike: float = 0.0
     busy: float = 0.0
     quiet: float = math.inf
+    waited: Lengths = field(default_factory=Lengths)
 
     def after(self, interval: Interval, before: Observation, now: Observation) -> Traffic:
         """The traffic with one more interval, which lies between the two observations."""
@@ -160,6 +179,7 @@ class Traffic:
             intervals=tuple(reversed(retained)),
             prompts=self.prompts.after(before.prompt_sizes, now.prompt_sizes, keep),
             answers=self.answers.after(before.generation_sizes, now.generation_sizes, keep_answers),
+            waited=self.waited.after(before.ttft, now.ttft, math.exp(-interval.seconds / WAITED_SECONDS)),
             generated=self.generated * keep_answers + interval.generated,
             answered=self.answered * keep_answers + interval.admitted,
             alike=self.alike + interval.seconds,
@@ -208,6 +228,7 @@ class Traffic:
             self,
             prompts=Lengths(),
             answers=Lengths(),
+            waited=Lengths(),
             generated=sum(each.generated for each in recent),
             answered=sum(each.admitted for each in recent),
             alike=sum(each.seconds for each in recent),
@@ -301,23 +322,62 @@ class Traffic:
     def draw(self, sizes: Sizes, most: float, chance: random.Random) -> list[tuple[float, Call]]:
         """Requests of `most` times this traffic, in order, each with a mark: those up to a factor are that traffic.
 
+        Those that came are among them, at marks up to the number of replicas, which share them; the others are drawn.
         The end of the window is put before its begin, for the engine to settle: `warm_up` seconds.
         """
         prompts, answers = self.prompts.sampler(sizes.prompt), self.answers.sampler(sizes.answer)
         span, lead = self.seconds, self.warm_up
         drawn: list[tuple[float, Call]] = []
-        begin = lead
+        came = self._came(prompts, chance)
         like = self.prompt_ratios(sizes.prompt, prompts.deviation)
+        begin = lead
         for rate, ratio, interval in zip(self.intensity(chance), like, self.intervals, strict=True):
-            end = begin + interval.seconds
-            at = begin
-            while rate > 0 and (at := at + chance.expovariate(rate * most)) < end:
-                prompt = max(1, round(ratio * prompts.draw(chance)))
+            marks = [
+                chance.random() * interval.replicas
+                for _ in range(_whole(interval.arrivals * interval.replicas, chance))
+            ]
+            sent = [(begin + interval.seconds * chance.random(), mark, next(came)) for mark in marks]
+            more, at = rate * (most - interval.replicas), begin
+            while more > 0 and (at := at + chance.expovariate(more)) < begin + interval.seconds:
+                mark = interval.replicas + chance.random() * (most - interval.replicas)
+                sent.append((at, mark, max(1, round(ratio * prompts.draw(chance)))))
+            for at, mark, prompt in sorted(sent):
                 call = Call(at, prompt, min(prompt - 1, round(prompt * sizes.cached)), answers.draw(chance))
-                drawn.append((chance.random() * most, call))
-            begin = end
+                if mark <= most:
+                    drawn.append((mark, call))
+            begin += interval.seconds
         before = [(mark, call._replace(arrival=call.arrival - span)) for mark, call in drawn if call.arrival >= span]
         return before + drawn
+
+    def _came(self, prompts: Sampler, chance: random.Random) -> Iterator[int]:
+        """Prompts in the order of arrival, as the sums of those that got first tokens say; then drawn ones."""
+        alike = len(self.intervals) - len(self._latest(self.alike))
+        unknown = round(self.intervals[0].waiting[0] * self.intervals[0].replicas)
+        for index, each in enumerate(self.intervals):
+            count = _whole(each.firsts * each.replicas, chance)
+            total = each.prompt * each.replicas if index >= alike else 0.0
+            for prompt in _summing(prompts, count, total, chance):
+                if unknown > 0:
+                    unknown -= 1
+                else:
+                    yield prompt
+        while True:
+            yield prompts.draw(chance)
+
+
+def _whole(count: float, chance: random.Random) -> int:
+    """A whole number that is the count on average."""
+    return math.floor(count + chance.random())
+
+
+def _summing(sampler: Sampler, count: int, total: float, chance: random.Random) -> list[int]:
+    """So many lengths, which are the total together; any if there is no total."""
+    if count <= 0 or total <= 0:
+        return [sampler.draw(chance) for _ in range(count)]
+    tries = [[sampler.draw(chance) for _ in range(count)] for _ in range(_TRIES)]
+    best = min(tries, key=lambda lengths: abs(math.log(sum(lengths) / total)))
+    scale = total / sum(best)
+    return [max(1, round(length * scale)) for length in best]
 
 
 def _minutes(intervals: Sequence[Interval], mean: float) -> Iterator[tuple[list[int], float, float]]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llm_headroom.derive.capacity import Known, Target
-    from llm_headroom.derive.traffic import Call, Sizes, Traffic
+    from llm_headroom.derive.traffic import Call, Lengths, Sizes, Traffic
 
 _PRECISION: Final = 1.06
 _STEP: Final = 1.12
@@ -26,6 +26,15 @@ _REACH: Final = 1.5
 _FIRST_GUESS: Final = 2.0
 _WANTED_CALLS: Final = 2000.0
 _MOST_DRAWS: Final = 4
+_LEAST_SEEN: Final = 20.0
+"""First tokens of which latencies have to be seen before the twin is compared with them."""
+_COMPARED: Final = (0.01, 0.3)
+"""Shares of first tokens at which the twin's latencies are compared with those seen: rarer ones are chance."""
+_MOST_CORRECTION: Final = 4.0
+_LEAST_TRUST: Final = 0.25
+"""Of the share that the objective allows: so many slow ones begin to say more of the load than latencies do."""
+_MOST_SLOW: Final = 4.0
+"""Times the share that the objective allows: an engine with more slow ones is beyond its limit for a while."""
 _MOST_CALLS: Final = 15_000.0
 """Requests of one replay; of a busier engine the latest minutes are enough, since their count says as much."""
 _NEVER: Final = 1e9
@@ -43,7 +52,7 @@ def estimated(known: Known, targets: Sequence[Target]) -> Estimate | None:
     trial = _Trial(known.traffic.latest(_MOST_CALLS / max(guesses.values())), sizes, engine, targets, round(known.at))
     found = {}
     for target in targets:
-        ratio = factor(trial.excess(target), guesses[target.name])
+        ratio = trial.ratio(target, guesses[target.name], known.traffic.waited)
         found[target.name] = Headroom(ratio, trial.binding(target, ratio))
     return Estimate(at=known.at, headroom=found, rate=known.traffic.rate * known.replicas)
 
@@ -114,20 +123,56 @@ class _Trial:
             ]
         return self._done[times]
 
-    def excess(self, target: Target) -> Callable[[float], bool]:
-        """Whether more than the allowed share is slow at a factor."""
+    def ratio(self, target: Target, guess: float, waited: Lengths) -> float:
+        """The factor at which as many are slow as the objective allows.
 
-        def firsts(times: float) -> bool:
-            outcomes = self.outcomes(times)
-            slow = sum(one.slow_firsts for one in outcomes)
-            return slow > target.allowed * sum(one.firsts for one in outcomes)
+        For first tokens it is corrected by what they are seen to wait now, `waited`, beside what the twin's do at the
+        present load: bursts within a poll, and what else the twin cannot know, are in both.
+        """
+        if target.field != "ttft":
+            return factor(lambda times: self._slow_tokens(times) > target.allowed, guess)
+        if waited.total < _LEAST_SEEN:
+            return factor(lambda times: self._beyond(times, target.seconds) > target.allowed, guess)
+        slow = waited.beyond(target.seconds)
+        trust = min(max((slow / target.allowed - _LEAST_TRUST) / (1.0 - _LEAST_TRUST), 0.0), 1.0)
+        found = 1.0
+        if trust < 1.0:
+            alike = target.seconds * self._quicker(target, waited)
+            found *= factor(lambda times: self._beyond(times, alike) > target.allowed, guess) ** (1.0 - trust)
+        if trust > 0.0:
+            fits = factor(lambda times: self._beyond(times, target.seconds) > target.allowed, guess)
+            found *= (fits / self._present(target, slow)) ** trust
+        return min(max(found, LEAST), MOST)
 
-        def tokens(times: float) -> bool:
-            outcomes = self.outcomes(times)
-            slow = sum(one.slow_tokens for one in outcomes)
-            return slow > target.allowed * sum(one.tokens for one in outcomes)
+    def _present(self, target: Target, slow: float) -> float:
+        """The factor at which the twin has as many slow first tokens as are seen; 1 where both have more than enough.
 
-        return firsts if target.field == "ttft" else tokens
+        With a backlog their share grows with its age, and says no more of the load than that it is beyond.
+        """
+        most = _MOST_SLOW * target.allowed
+        if slow >= most and self._beyond(1.0, target.seconds) >= most:
+            return 1.0
+        return _bounded(factor(lambda times: self._beyond(times, target.seconds) > min(slow, most), 1.0))
+
+    def _quicker(self, target: Target, waited: Lengths) -> float:
+        """How many times the latency that is seen the twin's is, at the share nearest to the one that is allowed."""
+        low, high = _COMPARED
+        seen = [(bound, share) for bound in waited.bounds if low <= (share := waited.beyond(bound)) <= high]
+        seconds = sorted(each for one in self.outcomes(1.0) for each in one.first_seconds)
+        if not seen or not seconds:
+            return 1.0
+        bound, share = min(seen, key=lambda each: abs(math.log(each[1] / target.allowed)))
+        return _bounded(seconds[min(len(seconds) - 1, int((1.0 - share) * len(seconds)))] / bound)
+
+    def _beyond(self, times: float, seconds: float) -> float:
+        """The share of first tokens that come later than so many seconds."""
+        waits = [wait > seconds for one in self.outcomes(times) for wait in one.first_seconds]
+        return sum(waits) / max(1, len(waits))
+
+    def _slow_tokens(self, times: float) -> float:
+        """The share of tokens that come late after the one before."""
+        outcomes = self.outcomes(times)
+        return sum(one.slow_tokens for one in outcomes) / max(1.0, sum(one.tokens for one in outcomes))
 
     def binding(self, target: Target, times: float) -> str:
         """What first tokens wait for at a factor; tokens after the first wait for computation."""
@@ -139,3 +184,7 @@ class _Trial:
             for resource, seconds in one.waits.items():
                 waits[resource] = waits.get(resource, 0.0) + seconds
         return max(waits, key=lambda resource: waits[resource])
+
+
+def _bounded(correction: float) -> float:
+    return min(max(correction, 1.0 / _MOST_CORRECTION), _MOST_CORRECTION)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Outcome:
     slow_firsts: int = 0
     tokens: float = 0.0
     slow_tokens: float = 0.0
+    first_seconds: list[float] = field(default_factory=list)
     waits: dict[str, float]
 
 
@@ -140,6 +141,7 @@ class _Batch:
         slow = waited > self._objectives[0]
         if self._calls[one].arrival >= self._since and (slow or not unserved):
             self.outcome.firsts += 1
+            self.outcome.first_seconds.append(math.inf if unserved else waited)
             self.outcome.slow_firsts += slow
 
     def _step(self) -> None:
