@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Many tests wait for other programs, so that more processes than two cores are of use (tests/support/balance.py).
-JOBS ?= 4
+JOBS ?= 6
 DIST ?= dist
 
 .PHONY: run demo test lint types bench evaluate incident live torture device release docs clean help

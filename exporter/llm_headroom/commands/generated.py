@@ -79,7 +79,7 @@ def figures(root: Path) -> dict[str, str]:
         "page-figures": f"On {scope[1]} days of replayed traffic with {scope[2]} incidents, the page on slow first "
         f"tokens\n  was right in {page['precision']:.0%} and caught {page['recall']:.0%} of them, with "
         f"{page['FA/day']:g} false alarms a day",
-        "headroom-error": f"{math.exp(headroom['median of the error']):.1f}",
+        "headroom-error": f"{math.exp(headroom['median of the error']):.2f}",
     }
 
 
