@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +12,7 @@ from llm_headroom import schema
 from llm_headroom.commands import programs
 from llm_headroom.model import Histogram, point
 from llm_headroom.render.prometheus import Format, Renderer, exposition
-from programs import program
+from programs import prometheus_version
 from prometheus_server import DEADLINE, asked
 
 if TYPE_CHECKING:
@@ -37,11 +35,7 @@ def answered(address: str, query: str) -> list[Any]:
 
 @pytest.mark.parametrize("classic", [True, False])
 def test_rules_read_converted_histograms_where_the_classic_ones_stay(tmp_path: Path, classic: bool) -> None:  # noqa: FBT001 - a parameter
-    said = subprocess.run(
-        [program("prometheus", "prometheus"), "--version"], capture_output=True, text=True, check=True
-    )
-    version = re.search(r"version (\d+)\.", said.stdout + said.stderr)
-    if version is None or int(version[1]) < FIRST:
+    if prometheus_version() < FIRST:
         pytest.skip(f"Prometheus {FIRST} or newer is not installed")
     shown = point(METRIC, SHOWN, "", {"engine": "vllm", "model": "m", "target": "t"})
     body = exposition([Renderer().lines([shown])], Format.TEXT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 
 import pytest
 
@@ -13,3 +15,13 @@ def program(name: str, package: str) -> str:
     if found is None:
         pytest.skip(f"{name} is not installed (Debian: {package})")
     return found
+
+
+def prometheus_version() -> int:
+    """The major version of the Prometheus that is installed."""
+    said = subprocess.run(
+        [program("prometheus", "prometheus"), "--version"], capture_output=True, text=True, check=True
+    )
+    version = re.search(r"version (\d+)\.", said.stdout + said.stderr)
+    assert version is not None
+    return int(version[1])
