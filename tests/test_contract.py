@@ -310,7 +310,7 @@ def test_figures_are_those_of_the_evaluation_s_row_by_its_columns(tmp_path: Path
     )
 
     assert generated.figures(tmp_path) == {
-        "headroom-error": "2.0",
+        "headroom-error": "1.99",
         "page-figures": "On 2.5 days of replayed traffic with 31 incidents, the page on slow first tokens\n"
         "  was right in 50% and caught 75% of them, with 1.5 false alarms a day",
     }
