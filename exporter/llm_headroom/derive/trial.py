@@ -132,17 +132,20 @@ class _Trial:
         if target.field != "ttft":
             return factor(lambda times: self._slow_tokens(times) > target.allowed, guess)
         if waited.total < _LEAST_SEEN:
-            return factor(lambda times: self._beyond(times, target.seconds) > target.allowed, guess)
+            return self._kept(target, target.seconds, guess)
         slow = waited.beyond(target.seconds)
         trust = min(max((slow / target.allowed - _LEAST_TRUST) / (1.0 - _LEAST_TRUST), 0.0), 1.0)
         found = 1.0
         if trust < 1.0:
             alike = target.seconds * self._quicker(target, waited)
-            found *= factor(lambda times: self._beyond(times, alike) > target.allowed, guess) ** (1.0 - trust)
+            found *= self._kept(target, alike, guess) ** (1.0 - trust)
         if trust > 0.0:
-            fits = factor(lambda times: self._beyond(times, target.seconds) > target.allowed, guess)
-            found *= (fits / self._present(target, slow)) ** trust
+            found *= (self._kept(target, target.seconds, guess) / self._present(target, slow)) ** trust
         return min(max(found, LEAST), MOST)
+
+    def _kept(self, target: Target, seconds: float, guess: float) -> float:
+        """The factor up to which no more first tokens than allowed come later than so many seconds."""
+        return factor(lambda times: self._beyond(times, seconds) > target.allowed, guess)
 
     def _present(self, target: Target, slow: float) -> float:
         """The factor at which the twin has as many slow first tokens as are seen; 1 where both have more than enough.

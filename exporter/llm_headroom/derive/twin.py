@@ -47,17 +47,27 @@ class Engine:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What requests suffered: first tokens and inter-token latencies, and how many of them were too slow.
+    """What requests suffered: times to first tokens, inter-token latencies, and how many of them were too slow.
 
-    `waits` are the seconds that requests waited for their first token, by what held them up.
+    `objective` is that of first tokens in seconds. `first_seconds` are the times to them, infinite of those that were
+    late and had not come. `waits` are the seconds that requests waited for their first token, by what held them up.
     """
 
-    firsts: int = 0
-    slow_firsts: int = 0
+    objective: float
+    first_seconds: list[float] = field(default_factory=list)
     tokens: float = 0.0
     slow_tokens: float = 0.0
-    first_seconds: list[float] = field(default_factory=list)
     waits: dict[str, float]
+
+    @property
+    def firsts(self) -> int:
+        """First tokens, and those that were late and had not come."""
+        return len(self.first_seconds)
+
+    @property
+    def slow_firsts(self) -> int:
+        """Those of them that were later than the objective."""
+        return sum(each > self.objective for each in self.first_seconds)
 
 
 def replay(calls: Sequence[Call], engine: Engine, *, first: float, between: float, since: float = 0.0) -> Outcome:
@@ -98,7 +108,7 @@ class _Batch:
     )
 
     def __init__(self, calls: Sequence[Call], engine: Engine, first: float, between: float, since: float) -> None:
-        self.outcome = Outcome(waits={KV_CACHE: 0.0, COMPUTE: 0.0, CONCURRENCY: 0.0})
+        self.outcome = Outcome(objective=first, waits={KV_CACHE: 0.0, COMPUTE: 0.0, CONCURRENCY: 0.0})
         longest = max(1, int(engine.capacity * _LONGEST_SHARE))
         self._calls = [_fitting(call, longest) if call.prompt + call.answer > longest else call for call in calls]
         self._engine, self._objectives, self._since = engine, (first, between), since
@@ -140,9 +150,7 @@ class _Batch:
         waited = self._now - self._calls[one].arrival
         slow = waited > self._objectives[0]
         if self._calls[one].arrival >= self._since and (slow or not unserved):
-            self.outcome.firsts += 1
             self.outcome.first_seconds.append(math.inf if unserved else waited)
-            self.outcome.slow_firsts += slow
 
     def _step(self) -> None:
         engine = self._engine
