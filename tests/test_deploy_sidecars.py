@@ -94,6 +94,12 @@ def test_an_operator_s_object_has_the_sidecar_in_a_pod_s_spec(name: str, path: s
     validate(as_pod({"containers": [{"name": "engine", "image": "engine"}], **known}))
 
 
+def test_a_group_of_nodes_is_a_leader_and_one_worker() -> None:
+    assert example("lws")["spec"]["replicas"] == 1
+    assert example("lws")["spec"]["leaderWorkerTemplate"]["size"] == 2, "the leader is counted, too"
+    assert example("ome")["spec"]["engine"]["worker"]["size"] == 1
+
+
 def test_no_restart_of_a_sidecar_is_asked_for_and_it_is_never_killed_for_memory() -> None:
     """In a LeaderWorkerSet any container that restarts ends the whole group."""
     sidecar = sidecars.container("vllm=http://127.0.0.1:8000")

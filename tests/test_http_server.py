@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from bounded import run
 from llm_headroom.net.http_connection import CutError, Limits, Request, Response
@@ -15,7 +18,7 @@ from llm_headroom.net.http_server import HttpServer
 from llm_headroom.net.listen import bind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from llm_headroom.net.http_connection import Handler
 
@@ -180,6 +183,62 @@ def test_a_connection_that_idles_holds_no_response() -> None:
             writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
             await reader.readuntil(b"whole")
             await gone.wait()
+
+    run(test())
+
+
+AUTHORITY = trustme.CA()
+
+
+class Encrypted:
+    """Security that asks no client for a certificate."""
+
+    def __init__(self) -> None:
+        self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        AUTHORITY.issue_cert("localhost").configure_cert(self.tls)
+
+    def admits_certificate(self, certificate: Mapping[str, object] | None) -> bool:
+        """Whether it has shown none."""
+        return not certificate
+
+
+def ask_and_stay(server: HttpServer, request: bytes, *, encrypted: bool) -> socket.socket:
+    """A client's socket after the first of what the server says; it then neither speaks, reads nor closes.
+
+    Raises:
+        OSError: the server has closed.
+    """
+    host, _, port = server.addresses[0].rpartition(":")
+    client = socket.create_connection((host, int(port)), 20)
+    if encrypted:
+        trusting = ssl.create_default_context()
+        AUTHORITY.configure_trust(trusting)
+        client = trusting.wrap_socket(client, server_hostname="localhost")
+    client.sendall(request)
+    if client.recv(9) != b"HTTP/1.1 ":
+        client.close()
+        raise ConnectionResetError
+    return client
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("rest", [b"\r\n", b"Content-Length: 9\r\n\r\n"], ids=["answered", "refused"])
+def test_a_client_that_never_closes_keeps_nobody_out_and_no_server_from_ending(rest: bytes, *, encrypted: bool) -> None:
+    request = b"POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n" + rest
+
+    async def test() -> None:
+        limits = Limits(connections=1, body_bytes=5, grace_seconds=1000.0)
+        listeners, clients = await bind("127.0.0.1:0"), list[socket.socket]()
+        if encrypted:
+            server = HttpServer(echo, listeners, limits=limits, security=Encrypted)
+        else:
+            server = HttpServer(echo, listeners, limits=limits)
+        while len(clients) < 3:  # one after the other: there is one place
+            with contextlib.suppress(OSError):
+                clients.append(await asyncio.to_thread(ask_and_stay, server, request, encrypted=encrypted))
+        await server.close()
+        for client in clients:
+            client.close()
 
     run(test())
 

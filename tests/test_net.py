@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llm_headroom.net.descriptors import Shares, shares, usable
 from llm_headroom.net.files import stamp
 
 if TYPE_CHECKING:
@@ -57,3 +58,37 @@ def test_httpx_as_a_whole_can_still_be_loaded_afterwards() -> None:
     program = "import llm_headroom.net.lean_httpx, httpx._main; print(callable(httpx._main.main))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(64, 64), (64, 500), (500, 500)])
+def test_the_limit_of_descriptors_is_raised_as_far_as_that_is_allowed(soft: int, hard: int) -> None:
+    program = (
+        "import resource; from llm_headroom.net.descriptors import available; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
+        "print(available(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{hard} {hard} {hard}\n"
+
+
+def test_no_more_descriptors_are_wanted_than_all_clients_of_proxies_and_thousands_of_targets_take() -> None:
+    assert [usable(most) for most in (64, 36_000, 37_000, 1 << 20, -1)] == [64, 36_000, 36_864, 36_864, 36_864]
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "targets", "expected"),
+    [
+        (64, 1, Shares(own=16, proxied=16)),
+        (64, 1000, Shares(own=16, proxied=16)),
+        (8, 0, Shares(own=4, proxied=2)),
+        (1024, 4, Shares(own=162, proxied=350)),
+        (1024, 0, Shares(own=160, proxied=352)),
+        (36_864, 0, Shares(own=160, proxied=16_384)),
+        (36_864, 1000, Shares(own=256, proxied=16_384)),
+        (36_864, 4000, Shares(own=256, proxied=16_272)),
+    ],
+)
+def test_of_the_descriptors_the_exporter_itself_gets_what_it_needs_and_clients_of_proxies_the_rest(
+    descriptors: int, targets: int, expected: Shares
+) -> None:
+    assert shares(descriptors, targets) == expected

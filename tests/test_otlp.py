@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from llm_headroom.config.endpoint import Secret, Tls
 from llm_headroom.config.settings import OtlpSettings
 from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.otlp.options import options
-from llm_headroom.otlp.push import Push
+from llm_headroom.otlp.push import Push, next_beat
 from llm_headroom.otlp.tally import Tally
 from otlp_receiver import GrpcReceiver, HttpReceiver, Reply
 from otlp_translation import samples
@@ -367,6 +368,31 @@ def test_a_dead_collector_costs_its_intervals_and_is_told_of_once(caplog: pytest
     assert all(len(each.points("llm_requests_running")) == 1 for each in receiver[0].received)
 
 
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d", "protocol"),  # gRPC: HTTP/2's SETTINGS
+        (b"220 ready\r\n", "protocol"),
+        (b"", "unreachable"),
+    ],
+    ids=["grpc", "another protocol", "closed"],
+)
+def test_a_collector_that_speaks_no_http_is_told_apart_from_one_that_hangs_up(answer: bytes, cause: str) -> None:
+    class Answering(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65_536)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answering) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        push = Pushing(f"http://127.0.0.1:{server.server_address[1]}", timeout=1.0)
+        told = push.until(lambda: bool(push.told()))
+        server.shutdown()
+        thread.join()
+    assert told == {"dropped": 1.0, cause: 1.0}
+
+
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_a_collector_that_never_answers_times_out_and_does_not_hold_up_the_end(protocol: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts by its backlog, and says nothing
@@ -431,6 +457,36 @@ def test_why_grpc_failed_is_counted(code: grpc.StatusCode, cause: str) -> None:
     with GrpcReceiver(code) as collector:
         push = Pushing(collector.url, protocol="grpc", timeout=0.5)
         assert push.until(lambda: bool(push.told()), collector) == ({"dropped": 1.0, cause: 1.0}, 1)
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [(100.0, 115.0), (101.0, 115.0), (114.0, 115.0), (115.0, 115.0), (116.0, 130.0), (162.0, 175.0)],
+)
+def test_after_a_slow_export_the_next_one_is_at_the_next_beat(now: float, expected: float) -> None:
+    assert next_beat(100.0, 15.0, now) == expected
+
+
+def test_a_slow_export_is_not_followed_by_those_that_it_held_up() -> None:
+    interval, pushed = 0.1, list[float]()
+
+    class Slow(HttpReceiver):
+        """Answers the first export after some intervals."""
+
+        def attempted(self) -> int:
+            count = super().attempted()
+            if count == 1:
+                threading.Event().wait(6 * interval)
+                answered.append(time.monotonic())
+            else:
+                pushed.append(time.monotonic())
+            return count
+
+    answered = list[float]()
+    with Slow() as collector:
+        push = Pushing(collector.url, interval=interval)
+        push.until(lambda: len(pushed) >= 5)
+    assert pushed[4] - answered[0] >= 4 * interval
 
 
 # What changes --------------------------------------------------------------------------------------------------------

@@ -150,6 +150,16 @@ def test_a_start_outlives_a_restart_of_the_exporter() -> None:
         assert starts(Starts(began), 1000.0, (TOKENS, 9.0), (START, 400.0))["llm_prompt_tokens_total"] == 400.0
 
 
+@pytest.mark.parametrize("series", [RESTARTS, Series(schema.GPU_XID_ERRORS, {"target": "a"})])
+def test_what_is_counted_here_knows_no_restart_of_an_engine(series: Series) -> None:
+    memory = Starts(500.0)
+    seen = [
+        starts(memory, at, (series, value), (START, started))[series.metric.name]
+        for at, value, started in ((1000.0, 5.0, 400.0), (1060.0, 6.0, 1030.0), (1120.0, 2.0, 1090.0))
+    ]
+    assert seen == [500.0, 500.0, 1060.0], "since this process began, or since the look before it fell"
+
+
 def test_an_unknown_start_is_the_first_look_and_stays() -> None:
     memory = Starts(500.0)
     assert [starts(memory, at, (TOKENS, at))["llm_prompt_tokens_total"] for at in (1000.0, 1005.0)] == [1000.0, 1000.0]

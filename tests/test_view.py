@@ -16,7 +16,7 @@ from llm_headroom.config.people import Links
 from llm_headroom.model import Cause, Failure, Health, Histogram, Judged, Level, Point, Series, Snapshot, State
 from llm_headroom.view import board, text
 from llm_headroom.view.day import MINUTES, Day
-from llm_headroom.view.history import MOST_READINGS, History
+from llm_headroom.view.history import MOST_READINGS, MOST_TRACKS, SPAN, History
 from llm_headroom.view.quantiles import RANKS, quantile
 from llm_headroom.view.signals import risk_word
 from llm_headroom.view.values import Absent, Condition, Load, Missing, Objective, Share, Slow, as_json, from_json
@@ -326,6 +326,34 @@ def test_a_history_stays_short_and_forgets_sources_that_are_gone() -> None:
     assert (readings[-1].at, readings[-1].gauges["llm_requests_running"]) == (999.0, 999.0)
     history.record([])
     assert history.readings("t", "m") == ()
+
+
+def of_models(at: float, *models: str) -> Snapshot:
+    return snapshot(at, *(of_model(schema.REQUESTS_RUNNING, 1.0, model=model) for model in models))
+
+
+def test_only_so_many_models_of_a_target_have_a_history_and_one_that_is_gone_makes_room() -> None:
+    history, names = History(), [f"m{number:02}" for number in range(MOST_TRACKS)]
+    history.record([of_models(0.0, *names)])
+    history.record([of_models(1.0, *names, "late")])
+    assert history.readings("t", "late") == ()
+
+    for second in range(2, int(SPAN) + 2):
+        history.record([of_models(float(second), *names[1:])])
+    history.record([of_models(SPAN + 2.0, *names[1:], "late")])
+
+    assert [reading.at for reading in history.readings("t", "late")] == [SPAN + 2.0]
+    assert history.readings("t", "m00") == ()
+    assert all(len(history.readings("t", name)) > 60 for name in names[1:])
+
+
+def test_of_several_models_that_are_gone_the_one_that_was_known_first_makes_room() -> None:
+    history, names = History(), [f"m{number:02}" for number in range(MOST_TRACKS)]
+    history.record([of_models(0.0, *names)])
+    for second in (SPAN + 1.0, SPAN + 2.0):
+        history.record([of_models(second, *names[2:], *(["late"] if second > SPAN + 1 else []))])
+
+    assert [bool(history.readings("t", name)) for name in ("m00", "m01", "late")] == [False, True, True]
 
 
 # The day -------------------------------------------------------------------------------------------------------------

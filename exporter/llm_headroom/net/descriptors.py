@@ -32,11 +32,15 @@ def shares(descriptors: int, targets: int) -> Shares:
     )
 
 
+def usable(most: int) -> int:
+    """How many descriptors are of use where a process may have `most`, which is -1 where nothing limits it."""
+    return _WANTED if most == resource.RLIM_INFINITY else min(_WANTED, most)
+
+
 def available() -> int:
-    """The process's limit, raised as far as that is of use and allowed without privileges."""
+    """How many descriptors this process has: its limit is raised as far as that is of use, and allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _WANTED if hard == resource.RLIM_INFINITY else min(_WANTED, hard)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return soft if 0 < soft < _WANTED else _WANTED
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    wanted = usable(hard)
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted

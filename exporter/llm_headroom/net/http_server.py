@@ -163,10 +163,12 @@ class HttpServer:
             transport.abort()
         finally:
             writer.close()
-            with contextlib.suppress(OSError):
-                async with asyncio.timeout(CLOSE_SECONDS + 1):
-                    await writer.wait_closed()
-            transport.abort()
+            try:
+                with contextlib.suppress(OSError):
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await writer.wait_closed()
+            finally:
+                transport.abort()
 
 
 class _Reading(asyncio.StreamReaderProtocol):

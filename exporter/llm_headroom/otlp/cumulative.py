@@ -42,7 +42,7 @@ class _Known:
     start: int
     time: int
     value: float
-    engine: int
+    engine: int | None
 
 
 class Starts:
@@ -79,14 +79,14 @@ class Starts:
         self._known = seen
         return out
 
-    def _next(self, point: Point, time: int, engine: int) -> _Known:
+    def _next(self, point: Point, time: int, engine: int | None) -> _Known:
         series, value = point.series, _total(point)
         known = self._known.get(series)
         metric = series.metric
         if metric.subject in _OWN or metric is schema.GPU_XID_ERRORS or point.origin == PROXY:
-            engine, first = 0, self._began
+            engine, first = None, self._began
         elif metric.subject in _ELSEWHERE:
-            engine, first = 0, time
+            engine, first = None, time
         else:
             first = engine or time
         if known is None:
@@ -95,7 +95,7 @@ class Starts:
         start = known.start
         if value < known.value or (engine and known.engine and abs(engine - known.engine) > NANOSECONDS):
             # The reset was after the previous point: intervals must not overlap.
-            start = max(engine, known.time)
+            start = max(engine or known.time, known.time)
         return _Known(min(start, time), time, value, engine or known.engine)
 
 
@@ -106,12 +106,12 @@ def _total(point: Point) -> float:
     return point.value.count if isinstance(point.value, Histogram) else point.value
 
 
-def _engine_start(points: Iterable[Point], time: int) -> int:
-    """When the engine started; 0 if it is unknown, in the future, or not the same for all of the engine's processes."""
+def _engine_start(points: Iterable[Point], time: int) -> int | None:
+    """When the engine started; None if unknown, in the future, or not the same for all of the engine's processes."""
     found = {
         nanoseconds(point.value)
         for point in points
         if point.series.metric is schema.ENGINE_START and not isinstance(point.value, Histogram)
     }
-    start = found.pop() if len(found) == 1 else 0
-    return start if 0 < start <= time else 0
+    start = found.pop() if len(found) == 1 else None
+    return start if start is not None and 0 < start <= time else None

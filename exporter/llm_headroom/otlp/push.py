@@ -39,6 +39,14 @@ PATIENCE: Final = 1.0
 """Seconds of these for the current export to end by itself."""
 
 
+def next_beat(beat: float, interval: float, now: float) -> float:
+    """When to push next, in seconds of the clock that `beat`, the time of the last push, and `now` are read from.
+
+    Beats that passed during a slow export are skipped: the next one has what they would have shown.
+    """
+    return beat + interval * max(1, math.ceil((now - beat) / interval))
+
+
 class Push:
     """Pushes with some options until it is closed; `changed` is called when the tally has changed."""
 
@@ -102,8 +110,7 @@ class Push:
                 await self._push(self._exporter)
             except Exception:
                 log.exception("internal error (bug)")
-            # Beats that passed during a slow export are skipped: the next one has what they would have shown.
-            beat += interval * max(1, math.ceil((loop.time() - beat) / interval))
+            beat = next_beat(beat, interval, loop.time())
             await asyncio.sleep(beat - loop.time())
 
     def _made(self) -> Exporter:

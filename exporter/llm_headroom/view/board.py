@@ -89,7 +89,7 @@ class Board:
         self._notices = notices
         self._history = History()
         self._cards: dict[str, tuple[Snapshot, Cards]] = {}
-        self._missing: dict[tuple[str, frozenset[str]], tuple[Missing, ...]] = {}
+        self._missing: dict[str, tuple[object, tuple[Missing, ...]]] = {}
 
     def record(self) -> None:
         """Take the poller's latest snapshots into the history."""
@@ -106,7 +106,8 @@ class Board:
                 known = (snapshot, self._made(snapshot, titles, labels.get(snapshot.target, NOTHING)))
             made[snapshot.target] = known
         self._cards = made
-        self._missing = {key: found for key, found in self._missing.items() if key[0] in made}
+        for gone in self._missing.keys() - made.keys():
+            del self._missing[gone]
         absent = {str(what): failure.message for what, failure in self._poller.absent.items()}
         return assembled(list(made.values()), absent, time.time(), self._notices())
 
@@ -125,12 +126,12 @@ class Board:
         return self._history.minutes(card.source.target, key, now, count)
 
     def _lacking(self, snapshot: Snapshot) -> tuple[Missing, ...]:
-        exposed = frozenset(point.series.metric.name for point in snapshot.points)
-        key = (snapshot.target, exposed)
-        found = self._missing.get(key)
-        if found is None:
-            self._missing = {other: value for other, value in self._missing.items() if other[0] != snapshot.target}
-            found = self._missing[key] = lacking(snapshot, self._poller.engines.get(snapshot.engine))
+        """As at the last view if what it follows from is the same: half of what a card takes."""
+        reasons = (snapshot.engine, snapshot.health.withheld, {point.series.metric.name for point in snapshot.points})
+        known, found = self._missing.get(snapshot.target, (None, ()))
+        if reasons != known:
+            found = lacking(snapshot, self._poller.engines.get(snapshot.engine))
+            self._missing[snapshot.target] = reasons, found
         return found
 
 
