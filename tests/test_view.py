@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -10,10 +12,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import bounded
 import captures
 from llm_headroom import schema
 from llm_headroom.config.people import Links
+from llm_headroom.config.settings import Config, GpuSettings
 from llm_headroom.model import Cause, Failure, Health, Histogram, Judged, Level, Point, Series, Snapshot, State
+from llm_headroom.poll.poller import Poller
 from llm_headroom.view import board, text
 from llm_headroom.view.day import MINUTES, Day
 from llm_headroom.view.history import MOST_READINGS, MOST_TRACKS, SPAN, History
@@ -354,6 +359,57 @@ def test_of_several_models_that_are_gone_the_one_that_was_known_first_makes_room
         history.record([of_models(second, *names[2:], *(["late"] if second > SPAN + 1 else []))])
 
     assert [bool(history.readings("t", name)) for name in ("m00", "m01", "late")] == [False, True, True]
+
+
+class Scripted:
+    """A source that gives one snapshot after the other."""
+
+    name, labels, retained, capped, interval = "t", dict[str, str](), (), dict[str, int](), 0.001
+
+    def __init__(self, *snapshots: Snapshot) -> None:
+        self._snapshots = list(snapshots)
+
+    async def collect(self) -> Snapshot:
+        """The next one, the last one again and again."""
+        return self._snapshots.pop(0) if len(self._snapshots) > 1 else self._snapshots[0]
+
+    async def estimate(self) -> None:
+        """There is nothing to estimate."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_what_a_card_lacks_is_what_is_not_exposed_now_and_why_that_is_so_now() -> None:
+    def polled(at: float, *points: Point, withheld: tuple[str, ...] = ()) -> Snapshot:
+        now = snapshot(at, *points)
+        return replace(now, health=replace(now.health, withheld=withheld))
+
+    running, waiting = of_model(schema.REQUESTS_RUNNING, 1.0), of_model(schema.REQUESTS_WAITING, 1.0)
+    rounds = (polled(1.0, running), polled(2.0, running, waiting), polled(3.0, running, withheld=("/v1/models",)))
+
+    async def test() -> None:
+        poller = Poller(Config(gpu=GpuSettings(enabled=False), host=False, discover=False), beside=[Scripted(*rounds)])
+        views, ended = board.Board(poller), asyncio.Event()
+        shown: dict[float, EngineCard] = {}
+
+        def look() -> None:
+            views.record()
+            for card in views.view().engines:
+                shown[card.source.taken] = card
+            if len(shown) == len(rounds):
+                ended.set()
+
+        poller.on_change(look)
+        poller.start()
+        await ended.wait()
+        await poller.stop()
+        assert views.view().engines == ()
+        told = [{name: each.reason for each in shown[at.taken].missing for name in each.metrics} for at in rounds]
+        assert ["llm_requests_waiting" in missing for missing in told] == [True, False, True]
+        assert ["credentials" in missing["llm_model_context_tokens"] for missing in told] == [False, False, True]
+
+    bounded.run(test())
 
 
 # The day -------------------------------------------------------------------------------------------------------------
