@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from captures import Capture
 from engine_server import EngineServer, replayed
 from exporter_process import Exporter
-from llm_headroom.config.endpoint import Secret
+from llm_headroom.config.endpoint import Secret, Tls
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import load
 from llm_headroom.config.people import Receiver as Settings
@@ -22,7 +23,6 @@ from webhook_receiver import DEADLINE, Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 IDLE = Capture("vllm", "0.32.0", "idle_startup")
 
@@ -112,6 +112,20 @@ def test_a_target_that_is_no_longer_watched_is_over() -> None:
     assert [message.ended for _, message in found] == [None, 60.0]
 
 
+def test_what_was_not_sent_has_no_end() -> None:
+    assert told([*rounds((State.DOWN, 3)), (60.0, [])]) == []
+
+
+def test_until_it_is_sent_an_incident_is_about_what_is_wrong_now_and_then_stays_what_it_is() -> None:
+    found = told(rounds((State.LOADING, 2), (State.DOWN, 5), (State.BLOCKED, 2), (State.OK, 4)), least="warning")
+
+    assert [(now, title(each), each.trouble.severity, each.trouble.since) for now, each in found] == [
+        (30.0, "a on gpu7 is down", "critical", 0.0),
+        (120.0, "a on gpu7 is well again", "critical", 0.0),
+    ]
+    assert text(found[1][1]).startswith("It was loading, down, blocked for 90 s: ")
+
+
 def test_gpus_are_incidents_of_their_own() -> None:
     judged = tuple(Judged(state=State.LOST, reason="gone", since=0.0, gpu=gpu, uuid=f"GPU-{gpu}") for gpu in "01")
     gpus = Snapshot(target="nvml", engine="nvml", taken=0.0, health=Health(up=True), states=judged)
@@ -160,6 +174,7 @@ def test_alertmanagers_form_has_what_its_receivers_read() -> None:
         alert["labels"],
         alert["startsAt"],
     )
+    assert len(alert["fingerprint"]) == 16, "64 bits, as Alertmanager's"
     assert over["endsAt"] == "1970-01-01T00:01:40.000Z"
     assert alert["annotations"] == {
         "summary": "a on gpu7 is slow",
@@ -176,10 +191,18 @@ def test_slack_takes_no_markup_from_names() -> None:
 
 
 def test_ntfy_gets_its_topic_out_of_the_url() -> None:
-    where, body = sent(Settings(kind="ntfy", url="https://ntfy.sh/my-llm"), "https://ntfy.sh/my-llm")
+    settings, url = Settings(kind="ntfy", url="https://ntfy.sh/my-llm"), "https://ntfy.sh/my-llm"
+    where, body = sent(settings, url)
 
     assert where == "https://ntfy.sh/"
-    assert (body["topic"], body["title"], body["priority"]) == ("my-llm", "a on gpu7 is slow", 5)
+    assert (body["topic"], body["title"]) == ("my-llm", "a on gpu7 is slow")
+    (_, warning), (_, over) = told(rounds((State.LOADING, 6), (State.OK, 6)), least="warning")
+    found = [body, *(request(settings, url, message)[1] for message in (warning, over))]
+    assert [(each["priority"], each["tags"]) for each in found] == [
+        (5, ["rotating_light"]),
+        (4, ["warning"]),
+        (3, ["white_check_mark"]),
+    ]
 
 
 # How -----------------------------------------------------------------------------------------------------------------
@@ -262,13 +285,75 @@ def test_a_secret_url_comes_from_a_variable_or_a_file(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("content", [None, b"\xff"])
-def test_a_url_that_cannot_be_read_is_a_failure_and_is_tried_again(tmp_path: Path, content: bytes | None) -> None:
+def test_a_url_that_cannot_be_read_is_a_failure_and_is_tried_again(
+    tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
     if content is not None:
         (tmp_path / "hook").write_bytes(content)
     with Receiver() as receiver:
         settings = Settings(url_file=Secret(file=tmp_path / "hook"), after=0.0)
         assert outcome(receiver, settings=settings) == {"failed": 1.0}
     assert not receiver.posts
+    assert given_up(caplog)[0] == 2
+
+
+def given_up(caplog: pytest.LogCaptureFixture) -> tuple[int, str]:
+    """After how many tries the only message was given up, and why."""
+    (record,) = (each.__dict__ for each in caplog.records if each.getMessage() == "notification given up")
+    return record["tries"], record["error"]
+
+
+@pytest.mark.parametrize(
+    ("url", "tls", "expected"),
+    [
+        ("http://127.0.0.1:9/", Tls(), (2, "Connect call failed ('127.0.0.1', 9)")),
+        ("https://127.0.0.1:9/", Tls(ca_file=Path("/none.crt")), (2, "cannot read file /none.crt: No such file")),
+        ("ftp://a/b", Tls(), (1, "its URL is not one of http:// or https://")),
+        ("http://a:b/", Tls(), (1, "its URL is not one of http:// or https://")),
+    ],
+    ids=["nobody listens", "no certificate", "another protocol", "no port"],
+)
+def test_why_a_message_was_not_sent_is_said(
+    url: str, tls: Tls, expected: tuple[int, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(url_env=Secret(env="HOOK"), after=0.0, tls=tls)
+    with Receiver() as receiver, pytest.MonkeyPatch.context() as variables:
+        variables.setenv("HOOK", url)
+        assert outcome(receiver, settings=settings) == {"failed": 1.0}
+    tries, error = given_up(caplog)
+    assert (tries, error[: len(expected[1])]) == expected
+
+
+def test_of_a_long_answer_the_beginning_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with Receiver(404, words="é" * 5000) as receiver:
+        assert outcome(receiver) == {"failed": 1.0}
+    assert given_up(caplog) == (1, f"status 404: {'é' * 150}")
+
+
+def test_a_receiver_is_reached_through_the_host_s_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        settings = Settings(url="http://hooks.example/topic", after=0.0)
+        assert outcome(proxy, settings=settings) == {"sent": 1.0}
+    assert [post.path for post in proxy.posts] == ["http://hooks.example/topic"]
+
+
+def test_a_receiver_that_is_configured_no_more_gets_no_more_and_those_that_stay_go_on() -> None:
+    stays, goes = (Settings(name=name, url="http://127.0.0.1:9", after=0.0) for name in ("stays", "goes"))
+
+    async def test() -> None:
+        notifier = Notifier(lambda: [snapshot(State.SLOW)], dict, (3600.0,))
+        notifier.apply([stays, goes])
+        notifier.changed()
+        async with asyncio.timeout(DEADLINE):
+            while len([*notifier.problems()]) < 2:  # noqa: ASYNC110 - nothing says when a message has failed
+                await asyncio.sleep(0.01)
+        notifier.apply([stays])
+        notifier.changed()
+        assert [*notifier.problems()] == ["Messages to stays fail: Connect call failed ('127.0.0.1', 9)"]
+        await notifier.close()
+
+    asyncio.run(test())
 
 
 def test_messages_beyond_those_that_may_wait_are_dropped_and_counted() -> None:

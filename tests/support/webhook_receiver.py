@@ -20,9 +20,10 @@ class Post(NamedTuple):
 
 
 class Receiver:
-    """Listens on a port of its own. `answers` are the next statuses, after which all is taken."""
+    """Listens on a port of its own. `answers` are the next statuses, after which all is taken; others have `words`."""
 
-    def __init__(self, *answers: int) -> None:
+    def __init__(self, *answers: int, words: str = "no such\x1b[31m hook") -> None:
+        self._refusal = words.encode()
         self.posts: list[Post] = []
         self._answers = [*answers]
         self._news = threading.Condition()
@@ -37,7 +38,7 @@ class Receiver:
                 status = outer._take(Post(self.path, headers, body))
                 self.send_response(status)
                 self.end_headers()
-                self.wfile.write(b"ok" if status == 200 else b"no such\x1b[31m hook")
+                self.wfile.write(b"ok" if status == 200 else outer._refusal)
 
             def log_message(self, *_: object) -> None:
                 """The tests look at `posts`."""
