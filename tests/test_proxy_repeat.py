@@ -134,18 +134,18 @@ def test_what_was_relayed_is_looked_at_in_its_order_and_in_time() -> None:
     async def main() -> list[bytes]:
         backlog, seen, last = Backlog(), list[bytes](), asyncio.Event()
 
-        def look(data: bytes, _when: float) -> None:
+        def look(data: bytes) -> None:
             seen.append(data)
             if data == b"last":
                 last.set()
 
         for number in range(MOST_PIECES):
-            backlog.add(look, b"%d" % number)
+            backlog.add(look, 1, b"%d" % number)
         assert len(seen) == MOST_PIECES  # as many as may wait
-        backlog.add(look, b"more")
+        backlog.add(look, 1, b"more")
         assert len(seen) == MOST_PIECES
         backlog.look()
-        backlog.add(look, b"last")
+        backlog.add(look, 1, b"last")
         await last.wait()  # nobody asks for it
         return seen
 

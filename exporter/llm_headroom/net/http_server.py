@@ -11,7 +11,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
-from llm_headroom.net.accept import accepted
+from llm_headroom.net.accept import Accepting
 from llm_headroom.net.bodies import Bodies
 from llm_headroom.net.http_connection import CLOSE_SECONDS, READ_BYTES, Connection, CutError, Handler, Limits
 from llm_headroom.net.listen import bound_address
@@ -79,14 +79,12 @@ class HttpServer:
         self._needs_client = needs_client
         self._bodies = Bodies()
         self._connections: dict[asyncio.Task[None], Connection] = {}
-        self._accepting = [asyncio.create_task(self._accept(listener)) for listener in listeners]
+        self._accepting = [Accepting(listener, self._accept) for listener in listeners]
 
     async def close(self) -> None:
         """Stops accepting, cuts streams off, and other requests under way after the grace period."""
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
-        for listener in self._listeners:
+        for accepting, listener in zip(self._accepting, self._listeners, strict=True):
+            accepting.close()
             listener.close()
         # A task that is cancelled before its first step would never take its socket over, nor close it.
         await asyncio.sleep(0)
@@ -101,16 +99,14 @@ class HttpServer:
         if self._connections:
             await asyncio.wait(self._connections)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        async for client in accepted(listener):
-            if len(self._connections) >= self._limits.connections and not self._drop_longest_waiting():
-                client.close()
-                continue
-            connection = Connection(self._limits, self._handler, self._bodies, needs_client=self._needs_client)
-            task = loop.create_task(self._attend(client, connection))
-            self._connections[task] = connection
-            task.add_done_callback(self._connections.pop)
+    def _accept(self, client: socket.socket) -> None:
+        if len(self._connections) >= self._limits.connections and not self._drop_longest_waiting():
+            client.close()
+            return
+        connection = Connection(self._limits, self._handler, self._bodies, needs_client=self._needs_client)
+        task = asyncio.get_running_loop().create_task(self._attend(client, connection))
+        self._connections[task] = connection
+        task.add_done_callback(self._connections.pop)
 
     def _drop_longest_waiting(self) -> bool:
         """Frees a slot: closes who has been idle for longest, or else who has not read for longest."""

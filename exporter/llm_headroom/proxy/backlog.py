@@ -7,12 +7,12 @@ work has had the caches. So pieces are looked at in lots, and never before they 
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVarTuple, Unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+Given = TypeVarTuple("Given")
 LOOK_SECONDS: Final = 0.2
 """For which a piece waits at most."""
 MOST_PIECES: Final = 128
@@ -21,28 +21,30 @@ MOST_BYTES: Final = 256 * 1024
 
 
 class Backlog:
-    """Pieces of answers, in the order in which they came, each with the time at which it did."""
+    """What passed, in its order: each a function that looks at it, and what it is given."""
+
+    __slots__ = ("_bytes", "_due", "_passed")
 
     def __init__(self) -> None:
-        self._pieces: list[tuple[Callable[[bytes, float], None], bytes, float]] = []
+        self._passed: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._bytes = 0
         self._due: asyncio.TimerHandle | None = None
 
-    def add(self, look: Callable[[bytes, float], None], data: bytes) -> None:
-        """A piece has been relayed: `look` is to be called with it and with the time, in seconds of `monotonic`."""
-        self._pieces.append((look, data, monotonic()))
-        self._bytes += len(data)
-        if len(self._pieces) >= MOST_PIECES or self._bytes >= MOST_BYTES:
+    def add(self, look: Callable[[Unpack[Given]], None], size: int, *given: *Given) -> None:
+        """Something of so many bytes has been relayed: `look`, which must not raise, is to be called with `given`."""
+        self._passed.append((look, given))
+        self._bytes += size
+        if len(self._passed) >= MOST_PIECES or self._bytes >= MOST_BYTES:
             self.look()
         elif self._due is None:
             self._due = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_at_last)
 
     def look(self) -> None:
-        """Look at all that waits; `look` must not raise."""
-        pieces, self._pieces = self._pieces, []
+        """Look at all that waits."""
+        passed, self._passed = self._passed, []
         self._bytes = 0
-        for look, data, when in pieces:
-            look(data, when)
+        for look, given in passed:
+            look(*given)
 
     def _look_at_last(self) -> None:
         self._due = None

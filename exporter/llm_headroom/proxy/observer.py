@@ -41,7 +41,8 @@ def _fenced(look: Callable[Concatenate[Observer, P], None]) -> Callable[Concaten
 class Observer:
     """Looks at requests and answers. Times are seconds of one monotonic clock.
 
-    `pending` are the requests that have started to arrive and are not answered yet, in order. `switched`: whether
+    `pending` are the requests that have started to arrive and are not answered yet, in order, `answered` how many are
+    no longer. `switched`: whether
     both ends have switched to another protocol (RFC 9110, section 15.2.2). `blind`: nothing is observed any more;
     pending requests are then dropped uncounted. `progressed` is called when a response has started or ended, and when
     `switched` or `blind` has become true.
@@ -49,6 +50,7 @@ class Observer:
 
     def __init__(self, measures: Measures, progressed: Callable[[], None]) -> None:
         self.pending: deque[Exchange] = deque()
+        self.answered = 0
         self.switched = self.blind = False
         self._measures = measures
         self._progressed = progressed
@@ -68,7 +70,6 @@ class Observer:
     @_fenced
     def request(self, head: framing.RequestHead) -> None:
         """A request's head has come."""
-        self._measures.backlog.look()
         self._asking = Exchange(self._measures, head)
         self.pending.append(self._asking)
 
@@ -82,7 +83,6 @@ class Observer:
     @_fenced
     def request_sent(self, now: float) -> None:
         """The whole request has gone to the engine."""
-        self._measures.backlog.look()
         if self._asking is not None:
             self._asking.sent(now)
             self._asking = None
@@ -133,17 +133,15 @@ class Observer:
     @_fenced
     def end_of_answers(self, now: float) -> None:
         """The engine sends nothing more."""
-        self._measures.backlog.look()
         if isinstance(self._body, framing.UntilClose):
             self._finish(now)
 
     @_fenced
     def broken(self, reason: str, now: float, status: int = 0) -> None:
         """What is pending will not be answered, and why; `status` is that of an answer in the engine's place."""
-        self._measures.backlog.look()
         while self.pending:
             self.pending[0].broken(reason, now, status)  # still pending if it fails, and then dropped
-            self.pending.popleft()
+            self._pass()
 
     def _learn(self, document: bytes, data: bytes) -> None:
         self._tries -= 1
@@ -154,8 +152,12 @@ class Observer:
     def _finish(self, now: float) -> None:
         self._body = None
         self.pending[0].ended(now)  # still pending if it fails, and then dropped
-        self.pending.popleft()
+        self._pass()
         self._progressed()
+
+    def _pass(self) -> None:
+        self.pending.popleft()
+        self.answered += 1
 
     def _give_up(self, error: Exception) -> None:
         self._measures.unseen(error)

@@ -78,12 +78,16 @@ class Client(asyncio.Protocol):
         """Bytes of the head that has started to arrive."""
         self._body: framing.Body | None = None
         self._tunnel = False
+        self._asked = 0
+        """Requests that have started to arrive."""
         self._upgrade: Exchange | None = None
         """A request for another protocol that the engine has not decided on yet."""
         self._undecided = bytearray()
         """What came after it, and may be of that protocol or not."""
+        self.attentive = False
+        """Whether what comes next from the client depends on what the engine answers."""
         self.observer = Observer(measures, self._progressed)
-        self._backlog = measures.backlog
+        self.backlog = measures.backlog
         self._stops: set[str] = set()
         """Why the client is not read from."""
         self._left = False
@@ -161,12 +165,13 @@ class Client(asyncio.Protocol):
             end, done = self._body.take(data, start, payload)
             if end > start:
                 self._forward(data if end - start == len(data) else data[start:end])
+            if payload:
+                self.backlog.add(self.observer.request_body, end - start, payload)
             start = end
-            self.observer.request_body(payload)
             if not done:
                 return
             self._body = None
-            self.observer.request_sent(monotonic())
+            self.backlog.add(self.observer.request_sent, 0, monotonic())
 
     def _head_begins(self) -> None:
         if self._deadline is None and not self._head.empty:
@@ -187,18 +192,29 @@ class Client(asyncio.Protocol):
     def _begin(self, head: framing.RequestHead) -> None:
         if head.method == "CONNECT":
             raise framing.FramingError("CONNECT is not for a reverse proxy")
-        self.observer.request(head)
-        if len(self.observer.pending) >= MOST_PIPELINED:
-            self.stop_reading("pipelined")
-        if head.upgrades:
-            if self.observer.blind:
-                self._tunnel = True  # the engine's response cannot be predicted
-            else:
-                self._upgrade = self.observer.pending[-1]
+        self._asked += 1
+        self.backlog.add(self.observer.request, len(head.raw), head)
         self._body = framing.request_body(head)
         if self._engine is None and self._connecting is None:
             self._connecting = self._loop.create_task(self._connect(head.target))
         self._forward(self._upstream.addressed(head))
+        if self._under_way >= MOST_PIPELINED:
+            self.backlog.look()
+            if self._under_way >= MOST_PIPELINED:
+                self.stop_reading("pipelined")
+                self.attentive = True
+        if head.upgrades:
+            self.backlog.look()
+            if self.observer.blind:
+                self._tunnel = True  # the engine's response cannot be predicted
+            else:
+                self._upgrade = self.observer.pending[-1]
+                self.attentive = True
+
+    @property
+    def _under_way(self) -> int:
+        """Requests that are not known to be answered."""
+        return 0 if self.observer.blind else self._asked - self.observer.answered
 
     def _forward(self, data: bytes) -> None:
         if self._engine is not None:
@@ -209,23 +225,25 @@ class Client(asyncio.Protocol):
                 self.stop_reading("connecting")
 
     async def _connect(self, target: str) -> None:
-        engine = _Engine(self)
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._upstream.connect(lambda: engine)
+                await self._upstream.connect(lambda: _Engine(self))
         except OSError as error:
             timed_out = isinstance(error, TimeoutError)
             reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
             where = f"cannot connect to {self._upstream.authority}: {reason}"
             if not self._over:
-                self.observer.broken("upstream_unreachable", monotonic(), _BAD_GATEWAY)
+                self.backlog.add(self.observer.broken, 0, "upstream_unreachable", monotonic(), _BAD_GATEWAY)
                 self._refuse(_BAD_GATEWAY, where, target)
-            return
         finally:
             self._connecting = None
+
+    def connected(self, engine: _Engine) -> None:
+        """There is a connection to the engine: what was held for it can go."""
         if self._transport is None:
             engine.abort()
             return
+        engine.deliver = self._transport.write
         self._engine = engine
         self.read_on("connecting")
         held, self._held = bytes(self._held), bytearray()
@@ -273,19 +291,11 @@ class Client(asyncio.Protocol):
             self._transport.resume_reading()
 
     # The engine's side ------------------------------------------------------------------------------------------------
-    def answer(self, data: bytes) -> None:
-        """Bytes of the engine's answers: on to the client, unchanged."""
-        if self._transport is not None:
-            self._transport.write(data)
-        if not self.observer.blind:
-            self._backlog.add(self.observer.answer, data)
-            if self._stops or self._upgrade is not None:  # what comes next depends on what it says
-                self._backlog.look()
-
     def _progressed(self) -> None:
         """A response has started or ended, or no more of them will be observed."""
         observer = self.observer
-        if "pipelined" in self._stops and len(observer.pending) < MOST_PIPELINED:
+        if "pipelined" in self._stops and self._under_way < MOST_PIPELINED:
+            self.attentive = self._upgrade is not None
             self.read_on("pipelined")
         if self._upgrade is not None and (observer.blind or self._upgrade.status):
             self._loop.call_soon(self._decided)  # not from within the observer, which is looking at the answer
@@ -293,7 +303,7 @@ class Client(asyncio.Protocol):
 
     def _rest(self) -> None:
         """Lets the gate know of a client that has nothing under way; nobody knows what a blind observer misses."""
-        if not (self.observer.pending or self.observer.blind or self._body or self._deadline or self._over):
+        if not (self._under_way or self.observer.blind or self._body or self._deadline or self._over):
             self._gate.idle(self)
 
     def _decided(self) -> None:
@@ -301,6 +311,7 @@ class Client(asyncio.Protocol):
         if self._upgrade is None:
             return
         self._upgrade = None
+        self.attentive = "pipelined" in self._stops
         undecided, self._undecided = bytes(self._undecided), bytearray()
         self._tunnel = self.observer.blind
         if undecided:
@@ -331,7 +342,8 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def _end(self, reason: str) -> None:
-        self.observer.broken(reason, monotonic())
+        if self._under_way:
+            self.backlog.add(self.observer.broken, 0, reason, monotonic())
         self._over = True
 
     def retire(self) -> None:
@@ -348,23 +360,34 @@ class Client(asyncio.Protocol):
 
 
 class _Engine(asyncio.Protocol):
-    """The engine's side of a relay: its answers are relayed first, then looked at."""
+    """The engine's side of a relay: its answers go on to the client unchanged, and are looked at later.
+
+    Each chunk of a stream comes through here, after other work has had the caches: so little is touched for it.
+    """
+
+    __slots__ = ("_backlog", "_client", "_look", "_observer", "_transport", "deliver")
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self._backlog = client.backlog
         self._observer = client.observer
+        self._look = client.observer.answer
+        self._transport: asyncio.Transport | None = None
+        self.deliver: Callable[[bytes], None] = _nobody
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=MOST_BUFFERED)
+        self._client.connected(self)
 
     def data_received(self, data: bytes) -> None:
-        self._client.answer(data)
+        self.deliver(data)
+        self._backlog.add(self._look, len(data), data, monotonic())
+        if self._client.attentive:
+            self._backlog.look()
 
     def eof_received(self) -> bool:
-        self._observer.end_of_answers(monotonic())
+        self._backlog.add(self._observer.end_of_answers, 0, monotonic())
         self._client.end_of_answers()
         return True
 
@@ -399,5 +422,10 @@ class _Engine(asyncio.Protocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
+        self.deliver = _nobody
         if self._transport is not None:
             self._transport.abort()
+
+
+def _nobody(_: bytes) -> None:
+    """The client has left."""

@@ -9,14 +9,14 @@ import logging
 import socket
 import time
 from dataclasses import asdict, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.model import Health, Snapshot
-from llm_headroom.net.accept import accepted
+from llm_headroom.net.accept import Accepting
 from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.net.tls import client_context
 from llm_headroom.proxy.gate import Gate
@@ -141,7 +141,8 @@ class Proxies:
         self.addresses: tuple[str, ...] = ()
         self._gate = Gate(connections)
         self._listeners: list[socket.socket] = []
-        self._accepting: list[asyncio.Task[None]] = []
+        self._accepting: list[Accepting] = []
+        self._beginning: set[asyncio.Task[None]] = set()
         self._doors = [(proxy, targets[proxy.target]) for proxy in config.proxies]
         self._measures: dict[str, Measures] = {}
         for _, target in self._doors:
@@ -187,37 +188,40 @@ class Proxies:
                 upstream = _Address(there, {host.lower(), *map(str.lower, proxy.hosts), *_names_here()})
                 for listener in await bind(f"{host or 'localhost'}:{port}"):
                     self._listeners.append(listener)
-                    work = self._accept(listener, upstream, self._measures[target.name])
-                    self._accepting.append(asyncio.get_running_loop().create_task(work))
+                    take = partial(self._accept, upstream, self._measures[target.name])
+                    self._accepting.append(Accepting(listener, take))
                     log.info("proxying", extra={"address": bound_address(listener), "target": target.name})
             on_failure.pop_all()
         self.addresses = tuple(map(bound_address, self._listeners))
 
-    async def _accept(self, listener: socket.socket, upstream: _Address, measures: Measures) -> None:
-        loop = asyncio.get_running_loop()
-        async for connection in accepted(listener):
+    def _accept(self, upstream: _Address, measures: Measures, connection: socket.socket) -> None:
+        if not self._gate.admits():
+            for each in self._measures.values():
+                each.backlog.look()  # an answer that has ended makes its client idle
             if not self._gate.admits():
-                for each in self._measures.values():
-                    each.backlog.look()  # an answer that has ended makes its client idle
-                if not self._gate.admits():
-                    connection.close()
-                    continue
-            client = Client(upstream, measures, self._gate)
-            self._gate.enter(client)
-            try:
-                await loop.connect_accepted_socket(lambda client=client: client, connection)  # type: ignore[misc]
-            except OSError:
-                self._gate.gone(client)
+                connection.close()
+                return
+        client = Client(upstream, measures, self._gate)
+        self._gate.enter(client)
+        task = asyncio.get_running_loop().create_task(self._begin(client, connection))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, client: Client, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: client, connection)
+        except OSError:
+            self._gate.gone(client)
 
     async def close(self) -> None:
         """Stop listening, and cut requests in progress: an engine's response may never end."""
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for accepting in self._accepting:
+            accepting.close()
         for listener in self._listeners:
             listener.close()
         self._accepting.clear()
         self._listeners.clear()
+        await asyncio.gather(*self._beginning, return_exceptions=True)
         self._gate.close()
 
 
