@@ -167,7 +167,7 @@ def played(play: Callable[[Engine, float], Failure | None]) -> tuple[list[State]
         if at % SCRAPE:
             continue
         states.append(judged[0].state)
-        exported = [*points, *state.state_points(judged, BASE), *health_points(snapshot, {}, {}, {})]
+        exported = [*points, *state.state_points(judged, BASE), *health_points(snapshot, {}, {}, BASE)]
         for each in exported:
             value = each.value.count if isinstance(each.value, Histogram) else each.value
             values = series[each.series]

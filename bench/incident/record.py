@@ -51,8 +51,8 @@ class Scraper:
             return
         lines: list[bytes] = []
         for place, (_, points) in enumerate(self._published.sources()):
-            found = self._renderers.setdefault(place, Renderer()).lines(points).by_metric
-            lines += [line for body in found.values() for line in body.splitlines(keepends=True)]
+            found = self._renderers.setdefault(place, Renderer()).lines(points)
+            lines += [line for metric in found.places for line in found.text(metric).splitlines(keepends=True)]
         duration = 2e-6 * len(lines)
         own = (f"up 1.0\nscrape_samples_scraped {len(lines)}\nscrape_duration_seconds {duration:.4f}\n").encode()
         self._write([*lines, *own.splitlines(keepends=True)], at)

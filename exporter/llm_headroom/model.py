@@ -174,6 +174,42 @@ def series_of(metric: Metric, labels: Labels) -> Series:
     return found
 
 
+_MOST_COMMON: Final = 2_000
+
+
+class Common(dict[str, str]):
+    """Labels that many series of one source have, with the series that were made of them: each poll asks for the same.
+
+    Not to be changed. What was made is forgotten where it becomes much: an engine can change its labels at each poll.
+    """
+
+    __slots__ = ("_more", "_series")
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        super().__init__(labels)
+        self._series: dict[object, Series] = {}
+        self._more: dict[tuple[str, str], Common] = {}
+
+    def series(self, metric: Metric, more: Mapping[str, str]) -> Series:
+        """The series with these labels and more."""
+        key = (metric, *more.items()) if more else metric
+        found = self._series.get(key)
+        if found is None:
+            if len(self._series) >= _MOST_COMMON:
+                self._series.clear()
+            found = self._series[key] = Series(metric, {**self, **more})
+        return found
+
+    def extended(self, name: str, value: str) -> Common:
+        """These labels and one more."""
+        found = self._more.get((name, value))
+        if found is None:
+            if len(self._more) >= _MOST_COMMON:
+                self._more.clear()
+            found = self._more[name, value] = Common({**self, name: value})
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """A histogram as a value, like a float.
@@ -201,7 +237,9 @@ class Point(NamedTuple):
 
 
 def point(metric: Metric, value: float | Histogram, origin: str, labels: Mapping[str, str], /, **more: str) -> Point:
-    """A point with these labels and more, in any order; its series is remembered, see `series_of`."""
+    """A point with these labels and more, in any order; its series is remembered, see `Common` and `series_of`."""
+    if isinstance(labels, Common):
+        return Point(labels.series(metric, more), value, origin)
     return Point(series_of(metric, (*labels.items(), *more.items())), value, origin)
 
 

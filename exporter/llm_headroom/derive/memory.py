@@ -11,7 +11,7 @@ from llm_headroom.derive import capacity, headroom, pressure, residency, restart
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.observation import Observation, growth, observe
-from llm_headroom.model import Point, numbers, point, series_of
+from llm_headroom.model import Common, Point, numbers, point, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -122,7 +122,8 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     }
     derived += headroom.kv_headroom(pools, prompts)
     for model, known in models.items():
-        derived += _signals(known, at, {**base, "model": model}, objectives, queue_limit)
+        labels = base.extended("model", model) if isinstance(base, Common) else {**base, "model": model}
+        derived += _signals(known, at, labels, objectives, queue_limit)
     in_memory = loaded(points)
     resident = residency.advance(memory.resident, in_memory, at)
     if resident is not None:

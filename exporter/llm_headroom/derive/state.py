@@ -14,7 +14,7 @@ from llm_headroom.derive.figures import figures
 from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
-from llm_headroom.model import ENGINE_STATES, Cause, Point, State, series_of
+from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State
 from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, SLOW_SECONDS
 
 if TYPE_CHECKING:
@@ -113,10 +113,9 @@ def judge(
 
 def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:
     """A state set for each model: a series for each state, 1 for the one that holds."""
-    base = tuple(labels.items())
     for each in judged:
         for state in ENGINE_STATES:
-            series = series_of(schema.ENGINE_STATE, (*base, ("model", each.model), ("state", state)))
+            series = Series(schema.ENGINE_STATE, {**labels, "model": each.model, "state": state})
             yield Point(series, float(state is each.state), "judgement of the last collection")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -246,12 +247,12 @@ class Engine:
         return frozenset((self.port, self.later_port)) - {0}
 
     def spellings(self, name: str) -> tuple[str, ...]:
-        """Every way in which an endpoint may write a name that a rule uses."""
+        """Every way in which an endpoint may write a name that a rule uses; interned, as all targets remember them."""
         first = self.prefixes[0] if self.prefixes else ""
         if not first or not name.startswith(first):
             return (name,)
         rest = name.removeprefix(first)
-        return tuple(prefix + rest for prefix in self.prefixes)
+        return tuple(sys.intern(prefix + rest) for prefix in self.prefixes)
 
     def owns(self, name: str) -> bool:
         """Whether a sample of this name can only come from this kind of engine."""

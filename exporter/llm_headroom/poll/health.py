@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_headroom import schema
-from llm_headroom.model import point
+from llm_headroom.model import Common, point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from llm_headroom.model import Cause, Point, Snapshot
 
 
+def labels_of(snapshot: Snapshot, extra: Mapping[str, str]) -> Common:
+    """What every series about a source's collections and states has; `extra` are the operator's labels."""
+    return Common({**extra, "target": snapshot.target, "engine": snapshot.engine})
+
+
 def health_points(
-    snapshot: Snapshot, errors: Mapping[Cause, int], capped: Mapping[str, int], extra: Mapping[str, str]
+    snapshot: Snapshot, errors: Mapping[Cause, int], capped: Mapping[str, int], labels: Mapping[str, str]
 ) -> Iterator[Point]:
     """How a source goes: up, age, duration, samples, its errors so far by cause, its capped label values by label.
 
-    `extra` are the operator's labels.
+    `labels` are those of the source, see `labels_of`.
     """
     health, origin = snapshot.health, "collection"
-    labels = {**extra, "target": snapshot.target, "engine": snapshot.engine}
     yield point(schema.UP, float(health.up), origin, labels)
     yield point(schema.SOURCE_DURATION, health.duration_seconds, origin, labels)
     if health.last_success is not None:

@@ -18,10 +18,9 @@ log = logging.getLogger("llm_headroom")
 
 
 class EngineJudge:
-    """Judges the models of one target; `extra` are the operator's labels."""
+    """Judges the models of one target."""
 
-    def __init__(self, extra: Mapping[str, str]) -> None:
-        self.extra = extra
+    def __init__(self) -> None:
         self._memory: state.Memory | None = None
         self._points: tuple[object, Sequence[Point]] = (None, ())
 
@@ -30,9 +29,8 @@ class EngineJudge:
         self._memory, states = state.judge(self._memory, snapshot, at, beside=beside)
         return replace(snapshot, states=states)
 
-    def points(self, snapshot: Snapshot) -> Iterable[Point]:
-        """The states to export."""
-        labels = {**self.extra, "engine": snapshot.engine, "target": snapshot.target}
+    def points(self, snapshot: Snapshot, labels: Mapping[str, str]) -> Iterable[Point]:
+        """The states to export; `labels` are those of the source."""
         shown = labels, [(each.model, each.state) for each in snapshot.states]
         if self._points[0] != shown:  # a state lasts, and has a point for each that it could be
             self._points = (shown, tuple(state.state_points(snapshot.states, labels)))
@@ -50,7 +48,7 @@ class GpuJudge:
         self._memory, states = gpu_state.judge(self._memory, snapshot, at, beside)
         return replace(snapshot, states=states)
 
-    def points(self, snapshot: Snapshot) -> Iterable[Point]:
+    def points(self, snapshot: Snapshot, _labels: Mapping[str, str]) -> Iterable[Point]:
         """The states to export."""
         return gpu_state.state_points(snapshot.states)
 

@@ -22,10 +22,10 @@ from llm_headroom.config.identity import placed
 from llm_headroom.config.settings import Config, Target
 from llm_headroom.derive import economy
 from llm_headroom.host.engines import Finder, Watched
-from llm_headroom.model import Cause, Failure, Snapshot, Subject
+from llm_headroom.model import Cause, Common, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.essential import essential
-from llm_headroom.poll.health import health_points
+from llm_headroom.poll.health import health_points, labels_of
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.source import failed
@@ -52,6 +52,10 @@ LOOK_TIMEOUT: Final = 2.0
 BURSTS: Final = 4
 """Times in an interval at which sources are polled. Many at a time cost half as much CPU as one by one (measured at 50
 targets: caches stay warm), all at once would make the last ones late."""
+MOST_AT_ONCE: Final = 50
+"""Targets of one burst; of more targets there are more bursts. What is being read of them is in memory together."""
+START_SPACING: Final = 0.25
+"""Seconds between bursts at the start, when each target takes more CPU than later and none has been read yet."""
 HOST_SECONDS: Final = 15.0
 HOST_POLLS: Final = 10
 """Host memory is read every `HOST_SECONDS`, or every so many polls where these are faster."""
@@ -81,19 +85,15 @@ class Slot:
         self._thin = essential if detail == "essential" else list
         self.source = source
         self._extra = extra
-        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge(extra)
+        self._labels = Common({})
+        self._judge = GpuJudge() if name == GPU_TARGET else EngineJudge()
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
         self._logged: tuple[object, ...] = ()
         if former is not None:
-            self._follow(former)
-
-    def _follow(self, former: Slot) -> None:
-        self._judge, self.errors, self._logged = former._judge, former.errors, former._logged
-        if isinstance(self._judge, EngineJudge):
-            self._judge.extra = self._extra
-        self.snapshot = former.snapshot
+            self.snapshot, self.errors = former.snapshot, former.errors
+            self._judge, self._logged = former._judge, former._logged  # noqa: SLF001 - of its own class
 
     def publish(self, snapshot: Snapshot) -> Snapshot:
         """Publish a snapshot with its state; count its failures, and log what changed since the one before."""
@@ -132,8 +132,11 @@ class Slot:
         if self.snapshot is None:
             return []
         retained = () if self.snapshot.health.up else self.source.retained
-        health = health_points(self.snapshot, self.errors, self.source.capped, self._extra)
-        return list(self._thin([*self.snapshot.points, *retained, *self._judge.points(self.snapshot), *health]))
+        if self._labels.get("engine") != self.snapshot.engine:
+            self._labels = labels_of(self.snapshot, self._extra)
+        health = health_points(self.snapshot, self.errors, self.source.capped, self._labels)
+        states = self._judge.points(self.snapshot, self._labels)
+        return list(self._thin([*self.snapshot.points, *retained, *states, *health]))
 
 
 class Poller:
@@ -352,12 +355,13 @@ class Poller:
 
     def _start_targets(self, targets: Iterable[Target], former: Mapping[str, Slot]) -> None:
         slots = self._added(targets, former)
+        bursts = max(BURSTS, math.ceil(len(slots) / MOST_AT_ONCE))
         for index, slot in enumerate(slots):
-            self._start(slot, index * BURSTS // len(slots) / BURSTS)
+            self._start(slot, index * bursts // len(slots) / bursts, START_SPACING * (index // MOST_AT_ONCE))
 
-    def _start(self, slot: Slot, phase: float) -> None:
+    def _start(self, slot: Slot, phase: float, after: float = 0.0) -> None:
         self.slots[slot.name] = slot
-        slot.task = asyncio.get_running_loop().create_task(self._poll(slot, phase), name=slot.name)
+        slot.task = asyncio.get_running_loop().create_task(self._poll(slot, phase, after), name=slot.name)
         slot.task.add_done_callback(self._ended)
 
     async def _drop(self, name: str) -> None:
@@ -368,9 +372,10 @@ class Poller:
             await _cancelled([slot.task])
         await slot.source.close()
 
-    async def _poll(self, slot: Slot, phase: float) -> None:
-        """Collect at an even pace, `phase` of an interval (from 0 to below 1) behind a beat that all sources share."""
+    async def _poll(self, slot: Slot, phase: float, after: float) -> None:
+        """Collect `after` seconds, then at an even pace, `phase` of an interval (0 to below 1) behind a common beat."""
         loop = asyncio.get_running_loop()
+        await asyncio.sleep(after)
         await self._collect(slot)
         while True:
             step = slot.source.interval
@@ -439,8 +444,7 @@ class Poller:
 
     def _miss(self, what: Sought, failure: Failure) -> None:
         """Log once what was looked for and not found, and once more when the reason changes."""
-        known = self.absent.get(what)
-        self.absent[what] = failure
+        known, self.absent[what] = self.absent.get(what), failure
         if known is None or known.cause != failure.cause:
             log.info("not found", extra={"what": str(what), "cause": failure.cause, "reason": failure.message})
 

@@ -1,12 +1,13 @@
 """Snapshots as Prometheus text 0.0.4 and OpenMetrics 1.0.
 
-Both formats share their sample lines, which are cached for each snapshot; only the lines about a family differ, since
-OpenMetrics names a counter's family without `_total` and has units.
+Both formats share their sample lines; only the lines about a family differ, since OpenMetrics names a counter's family
+without `_total` and has units.
 Spec: https://prometheus.io/docs/instrumenting/exposition_formats/, https://prometheus.io/docs/specs/om/open_metrics_spec/
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,10 +17,14 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.exposition import choose_encoder
 
 from llm_headroom import schema
-from llm_headroom.model import Histogram, Kind, Metric, Point, Series
+from llm_headroom.model import Histogram, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from llm_headroom.model import Labels, Metric, Point, Series
+
+log = logging.getLogger("llm_headroom")
 
 UNIT_WORDS: Final[Mapping[str, str]] = {
     "s": "seconds",
@@ -57,80 +62,72 @@ def negotiate(accept: str) -> Format:
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The sample lines of some points by metric, encoded: what cannot be costs its source alone."""
+    """The sample lines of some points, made family by family when asked for: all at once of many targets fill memory.
 
-    by_metric: Mapping[str, bytes]
+    `labels` has what stands between the braces of each point's line, `%` doubled, `places` where each metric's points
+    are, in order.
+    """
+
+    points: Sequence[Point]
+    labels: Sequence[str]
+    places: Mapping[Metric, Sequence[int]]
+
+    def text(self, metric: Metric) -> bytes:
+        """The lines of one metric, empty if they cannot be made: that costs no other family its own."""
+        points, labels, name = self.points, self.labels, metric.name
+        make = _buckets if metric.kind is Kind.HISTOGRAM else _number
+        try:
+            return "".join([make(name, labels[place], points[place][1]) for place in self.places[metric]]).encode()
+        except Exception:
+            target = points[self.places[metric][0]].series.label("target")
+            log.exception("rendering failed: internal error (bug)", extra={"target": target, "metric": name})
+            return b""
 
 
 class Renderer:
-    """Renders the points of one source to lines; remembers the text around the values as long as its series stay."""
+    """Renders the points of one source to lines; remembers the text of labels as long as its series stay."""
 
     def __init__(self) -> None:
         self._series: list[Series] = []
-        self._families: Mapping[str, _Scalars | _Histograms] = {}
+        self._labels: Sequence[str] = ()
+        self._places: Mapping[Metric, Sequence[int]] = {}
 
     def lines(self, points: Iterable[Point]) -> Lines:
         """The sample lines of points, those of one metric together."""
         points = list(points)
         series = [point[0] for point in points]
         if series != self._series:
-            self._families = _families(series)
+            texts = {labels: _label_text(labels) for labels in dict.fromkeys(each.labels for each in series)}
+            self._labels = tuple([texts[each.labels] for each in series])
+            self._places = _places(tuple([each.metric for each in series]))
             self._series = series
-        return Lines({name: family.text(points) for name, family in self._families.items()})
+        return Lines(points, self._labels, self._places)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scalars:
-    """The lines of one metric: a format with a place for each value, and which points the values are of, in order."""
-
-    format: str
-    places: tuple[int, ...]
-
-    def text(self, points: Sequence[Point]) -> bytes:
-        return (self.format % tuple([points[place][1] for place in self.places])).encode()
-
-
-@dataclass(frozen=True, slots=True)
-class _Histograms:
-    """The same of histograms: what stands before the bound of each bucket, and the lines of count and sum.
-
-    The format of the buckets is made again each time: kept for each of many targets it would be most of their memory.
-    """
-
-    buckets: tuple[str, ...]
-    sums: tuple[str, ...]
-    places: tuple[int, ...]
-
-    def text(self, points: Sequence[Point]) -> bytes:
-        texts = []
-        for place, bucket, sums in zip(self.places, self.buckets, self.sums, strict=True):
-            value = points[place].value
-            if isinstance(value, Histogram):
-                form = bucket + ("%r\n" + bucket).join(_bound_texts(value.bounds)) + sums
-                texts.append(form % (*value.counts, value.counts[-1], value.sum))
-        return "".join(texts).encode()
-
-
-def _families(shape: Iterable[Series]) -> dict[str, _Scalars | _Histograms]:
+@lru_cache(maxsize=256)
+def _places(metrics: tuple[Metric, ...]) -> Mapping[Metric, Sequence[int]]:
+    """Where each metric's points are: the same for all targets that expose the same, once in memory."""
     places: dict[Metric, list[int]] = {}
-    labels: dict[Metric, list[str]] = {}
-    for place, series in enumerate(shape):
-        pairs = [f'{name}="{value.translate(_ESCAPES)}"' for name, value in series.labels]
-        places.setdefault(series.metric, []).append(place)
-        labels.setdefault(series.metric, []).append(",".join(pairs).replace("%", "%%"))
-    return {metric.name: _family(metric, labels[metric], tuple(found)) for metric, found in places.items()}
+    for place, metric in enumerate(metrics):
+        places.setdefault(metric, []).append(place)
+    return {metric: tuple(found) for metric, found in places.items()}
 
 
-def _family(metric: Metric, labels: Iterable[str], places: tuple[int, ...]) -> _Scalars | _Histograms:
-    name = metric.name
-    braces = [(f"{{{text}}}" if text else "", f"{{{text}," if text else "{") for text in labels]
-    if metric.kind is not Kind.HISTOGRAM:
-        return _Scalars("".join([f"{name}{closed} %r\n" for closed, _ in braces]), places)
-    return _Histograms(
-        tuple([f'{name}_bucket{opened}le="' for _, opened in braces]),
-        tuple([f"%r\n{name}_count{closed} %r\n{name}_sum{closed} %r\n" for closed, _ in braces]),
-        places,
-    )
+def _label_text(labels: Labels) -> str:
+    return ",".join([f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels]).replace("%", "%%")
+
+
+def _number(name: str, labels: str, value: float | Histogram) -> str:
+    return (f"{name}{{{labels}}} %r\n" if labels else f"{name} %r\n") % value
+
+
+def _buckets(name: str, labels: str, value: float | Histogram) -> str:
+    if not isinstance(value, Histogram):
+        return ""
+    bucket = f'{name}_bucket{{{labels},le="' if labels else f'{name}_bucket{{le="'
+    closed = f"{{{labels}}}" if labels else ""
+    form = bucket + ("%r\n" + bucket).join(_bound_texts(value.bounds))
+    return (f"{form}%r\n{name}_count{closed} %r\n{name}_sum{closed} %r\n") % (*value.counts, value.count, value.sum)
 
 
 @lru_cache(maxsize=256)
@@ -160,24 +157,24 @@ def _heading(metric: Metric, form: Format) -> str:
     return f"# TYPE {family} {metric.kind}\n{unit}# HELP {family} {escaped}\n"
 
 
-_HEADINGS: Final = {form: {metric.name: _heading(metric, form).encode() for metric in schema.ALL} for form in Format}
+_HEADINGS: Final = {form: {metric: _heading(metric, form).encode() for metric in schema.ALL} for form in Format}
 
 
 def exposition(sources: Iterable[Lines], form: Format) -> bytes:
-    """An exposition of several snapshots' lines, in the order of the schema, each family once."""
+    """An exposition of several sources' lines, in the order of the schema, each family once."""
     return b"".join(pieces(sources, form))
 
 
 def pieces(sources: Iterable[Lines], form: Format) -> Iterator[bytes]:
     """The same, family by family: of many targets the whole takes much memory."""
-    gathered: dict[str, list[bytes]] = {}
+    exposing: dict[Metric, list[Lines]] = {}
     for lines in sources:
-        for name, text in lines.by_metric.items():
-            gathered.setdefault(name, []).append(text)
+        for metric in lines.places:
+            exposing.setdefault(metric, []).append(lines)
     headings = _HEADINGS[form]
     for metric in schema.ALL:
-        found = gathered.get(metric.name)
+        found = exposing.get(metric)
         if found is not None:
-            yield b"".join([headings[metric.name], *found])
+            yield b"".join([headings[metric], *(lines.text(metric) for lines in found)])
     if form is Format.OPENMETRICS:
         yield b"# EOF\n"

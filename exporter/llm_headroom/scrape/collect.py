@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from llm_headroom import schema
@@ -15,7 +16,7 @@ from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.openai_api import MODELS, present
 from llm_headroom.engines.rules import Absent, Fact
 from llm_headroom.exposition.text import Exposition
-from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot, numbers, point
+from llm_headroom.model import Cause, Common, Failure, Health, SampleState, Snapshot, numbers, point
 from llm_headroom.net.workers import Heavy
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
@@ -54,6 +55,12 @@ class Reading(NamedTuple):
     unmapped: tuple[str, ...]
 
 
+@lru_cache(maxsize=256)
+def _same(names: frozenset[str]) -> frozenset[str]:
+    """Names of metrics as all targets of an engine have them, once in memory."""
+    return names
+
+
 class Collector:
     """A target whose engine is known. Keeps its connection, its parser and plans, and what it reads only now and then.
 
@@ -80,7 +87,7 @@ class Collector:
         self._timeout = max(timeout, engine.timeout) if target.timeout is None else target.timeout
         self._heavy = Heavy()
         self._documents = Documents(target, engine, timeout=self._timeout, heavy=self._heavy)
-        self._base = {**target.labels, "engine": engine.name, "target": target.name}
+        self._base = Common({**target.labels, "engine": engine.name, "target": target.name})
         self._mapper = Mapper(engine, self._base, cap=self.cap, model=target.model)
         self._mappers: dict[str, Mapper] = {}
         self._remarks: list[Failure] = []
@@ -91,7 +98,7 @@ class Collector:
         self._objectives = tuple(objectives)
         self._estimates = LoadEstimates(target.name, objectives)
         self._measured = measured
-        self._own: set[str] = set()
+        self._own: frozenset[str] = frozenset()
         self._layers = tuple(layers)
         self._kin = kin
         self._layer_warnings: tuple[Failure, ...] = ()
@@ -105,6 +112,7 @@ class Collector:
         try:
             reading = await self.read(started + self._timeout)
             await self._work(lambda: self._derive(reading, started), started + self._timeout)
+            self._documents.release()
             self._last_success = taken
         except FetchError as failed:
             error = failed.failure
@@ -195,7 +203,9 @@ class Collector:
     def _derive(self, reading: Reading, at: float) -> None:
         """Add to a reading what a proxy has measured, and what follows of both."""
         seen = self._seen(reading)
-        self._own.update(point.series.metric.name for point in reading.points)
+        own = self._own.union(point.series.metric.name for point in reading.points)
+        if own != self._own:
+            self._own = _same(own)
         reading.points.extend(self.measured())
         self.memory, derived = advance(
             self.memory,

@@ -80,6 +80,7 @@ class Documents:
         self._before: dict[str, Any] = {}
         self._not_before: dict[str, float] = {}
         self._accepted: Layout | None = None
+        self._fleeting: frozenset[str] = frozenset()
 
     async def fetch(self, deadline: float) -> None:
         """Fetch what is due, by a deadline in seconds of the monotonic clock, until nothing new is asked for.
@@ -114,6 +115,12 @@ class Documents:
             return None
         return found if found.words and found.engine is not self._engine else None
 
+    def release(self) -> None:
+        """Forget the values of expositions that the next poll asks for anew: they were most of a target's memory."""
+        for key in self._fleeting:
+            if isinstance(document := self.held.get(key), Exposition):
+                self.held[key] = document._replace(values=[])
+
     async def close(self) -> None:
         """Close the connection."""
         await self._client.close()
@@ -129,6 +136,7 @@ class Documents:
             asked.add(first.key)
             await self._fetch_one(first, deadline)
         known = {document.key for document in documents}
+        self._fleeting = frozenset(each.key for each in documents if each.text and not (each.every or each.wakes))
         self.models = {document.key: document.model for document in documents if document.model}
         unseen = self._visitors is None or not self._visitors.seen_all
         stale = {each.key for each in documents if each.wakes and each.key not in asked and unseen}

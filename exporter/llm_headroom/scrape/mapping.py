@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from functools import lru_cache
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from llm_headroom.engines.rules import Combine
 from llm_headroom.model import Across, Kind, Point, SampleState, Series
@@ -46,6 +46,9 @@ MOST_SERIES: Final = 20_000
 """Series of one exposition; 64 replicas, each with every series that it can expose, make 5,000."""
 
 
+_Number = TypeVar("_Number", int, float)
+
+
 class TooManySeries(Exception):  # noqa: N818 - what was answered, not an error of ours
     """An exposition makes more than `MOST_SERIES` series."""
 
@@ -58,13 +61,15 @@ def _compiled(engine: Engine) -> tuple[Vocabulary, Sequence[Mapping[str, re.Patt
     ]
 
 
-@lru_cache(maxsize=1024)
-def _same_bounds(bounds: tuple[float, ...]) -> tuple[float, ...]:
-    """Bounds as all targets have them, once in memory."""
-    return bounds
+@lru_cache(maxsize=4096)
+def _same(numbers: tuple[_Number, ...]) -> tuple[_Number, ...]:
+    """Bounds or positions as all targets of an engine have them, once in memory."""
+    return numbers
 
 
-def _picker(indices: Sequence[int]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+@lru_cache(maxsize=4096)
+def _picker(indices: tuple[int, ...]) -> Callable[[Sequence[float]], tuple[float, ...]]:
+    """The same for all targets of an engine, too."""
     if len(indices) == 1:
         (only,) = indices
         return lambda values: (values[only],)
@@ -291,7 +296,7 @@ class Mapper:
             Scalar(
                 series,
                 origin,
-                tuple(group[:1] if rule.combine is Combine.FIRST else group),
+                _same(tuple(group[:1] if rule.combine is Combine.FIRST else group)),
                 rule.scale,
                 Combine.MAX if ratio else rule.combine,
                 1.0 / rule.scale if is_share(rule.metric) else sys.float_info.max,
@@ -380,9 +385,9 @@ class Mapper:
                 Buckets(
                     series,
                     origin,
-                    _same_bounds(tuple(bound * rule.scale for bound in bounds)),
+                    _same(tuple(bound * rule.scale for bound in bounds)),
                     tuple(map(_picker, zip(*[by_bound[bound] for bound in bounds], strict=True))),
-                    tuple(sums[series]),
+                    _same(tuple(sums[series])),
                     rule.scale,
                 )
             )

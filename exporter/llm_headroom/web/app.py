@@ -50,7 +50,6 @@ class App:
         self._own = Renderer()
         self._renderers: dict[Slot, Renderer] = {}
         """One for each source, so that what it remembers of series goes with the source."""
-        self._lines: dict[Slot, tuple[Snapshot, Lines]] = {}
         self._bodies: dict[tuple[Format, bool], bytes] = {}
         self._rendered = 0.0
         self._probes = Probes(self.poller)
@@ -113,18 +112,9 @@ class App:
         return _exposed(body, form, compressed=compressed)
 
     def _gathered(self) -> Iterable[Lines]:
-        current: dict[Slot, tuple[Snapshot, Lines]] = {}
-        slots = self.poller.slots.values()
+        slots = [slot for slot in self.poller.slots.values() if slot.snapshot is not None]
         self._renderers = {slot: self._renderers.get(slot) or Renderer() for slot in slots}
-        for slot in slots:
-            if slot.snapshot is None:
-                continue
-            known = self._lines.get(slot)
-            if known is None or known[0] is not slot.snapshot:
-                known = (slot.snapshot, _rendered(slot, self._renderers[slot]))
-            current[slot] = known
-            yield known[1]
-        self._lines = current
+        return [_rendered(slot, renderer) for slot, renderer in self._renderers.items()]
 
     def _snapshot(self) -> bytes:
         sources = [source for source in map(_as_json, self.poller.snapshots()) if source]
@@ -147,7 +137,7 @@ def _rendered(slot: Slot, renderer: Renderer) -> Lines:
         return renderer.lines(slot.points())
     except Exception:
         log.exception("rendering failed: internal error (bug)", extra={"target": slot.name})
-        return Lines({})
+        return Lines((), (), {})
 
 
 def _as_json(snapshot: Snapshot) -> str:

@@ -20,7 +20,7 @@ from llm_headroom.config.settings import Module, parse_target
 from llm_headroom.net.http_connection import plain
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.essential import essential
-from llm_headroom.poll.health import health_points
+from llm_headroom.poll.health import health_points, labels_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,7 +79,7 @@ class Probes:
         except _RefusedError as refused:
             return plain(refused.status, str(refused))
         errors = Counter([] if snapshot.health.error is None else [snapshot.health.error.cause])
-        points = [*snapshot.points, *health_points(snapshot, errors, source.capped, {})]
+        points = [*snapshot.points, *health_points(snapshot, errors, source.capped, labels_of(snapshot, {}))]
         return list(essential(points)) if self._poller.config.detail == "essential" else points
 
     async def close(self) -> None:
