@@ -1,14 +1,16 @@
 """What rules and dashboards cost over a fleet with three days of data: in a real Prometheus, engine by engine the same.
 
-    .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--peer FILE] [--screens NAMES]
+    .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--rules FILE] [--screens NAMES]
         [--detail essential] [--write]
 
 One sidecar with a GPU (the stub of NVML) is recorded over a simulated vLLM under traffic. What it shows is continued
 over three days at one sample in 15 s for so many engines, with all that the rules record: as blocks of Prometheus'
-storage but for the last 65 minutes, which are in its memory, as a server has its last two to three hours. It then
-evaluates every rule once, one after the other, of the shipped file and of `--peer` FILE if given; and it answers the
-queries of each dashboard's first screen, everything selected. All is its CPU, since the machine may be busy, less that
-of a query that reads nothing. `--write` writes docs/fleet.md.
+storage but for the last 80 minutes, which are in its memory, as a server has its last two to three hours. It then
+evaluates every rule once, one after the other; and it answers what each dashboard asks for its first screen as it
+opens: its variables, its annotations and its panels. All is its CPU, since the machine may be busy, less that of a
+query that reads nothing. `--write` writes docs/fleet.md.
+
+Fleets of more than 2,000 engines have only the series that the rules read, for the sake of memory, and no dashboards.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import time
 import urllib.parse
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import yaml
 
@@ -36,14 +38,22 @@ from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import bundle, programs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 STEP: Final = 15_000
-RECENT: Final = 65 * 60_000
-"""Milliseconds that are in memory."""
+RECENT: Final = 80 * 60_000
+"""Milliseconds that are in memory: 320 samples, so that 80 are in the open chunk.
+
+A query reads a chunk from its start, and also the one before where its window begins in that: on average over the 120
+samples until a chunk is full, windows of five minutes read as many as here.
+"""
+WHOLE: Final = 2_000
+"""Engines up to which every series is there."""
 DAY: Final = 24 * 3_600_000
 LINE: Final = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+VALUES: Final = re.compile(r"label_values\((.*), (\w+)\)")
+READ: Final = re.compile(r"(?<![\w:])(?:llm_\w+|up)(?![\w:])")
 GROWING: Final = ("_total", "_bucket", "_count", "_sum")
 SCREEN: Final = 28
 """Grafana's units of height that a screen of 1080 lines shows."""
@@ -148,23 +158,26 @@ def fleet_of(engines: int) -> list[dict[str, str]]:
 
 
 class Store(NamedTuple):
-    """A Prometheus with a fleet's days: its address and process, the last sample's time in seconds, its series."""
+    """A Prometheus with a fleet's days: address, process and version, the last sample's time in seconds, its series."""
 
     address: str
     pid: int
+    version: str
     now: float
     series: int
 
 
 @contextmanager
-def stored(engines: int, bodies: Sequence[bytes], days: float, recorded: Sequence[Recorded]) -> Iterator[Store]:
-    """Start a Prometheus over the fleet's days."""
+def stored(
+    engines: int, bodies: Sequence[bytes], days: float, recorded: Sequence[Recorded], read: set[str] | None = None
+) -> Iterator[Store]:
+    """Start a Prometheus over the fleet's days, with all series or those of the metrics that are `read`."""
     end = int(time.time() * 1000) // STEP * STEP
     recent = RECENT // STEP
     half = (int(days * DAY) // STEP - recent) // 2
     whole = blocks.Block(end - (2 * half + recent - 1) * STEP, STEP, 2 * half + recent)
     fleet = fleet_of(engines)
-    every = list(templates(bodies, whole))
+    every = [one for one in templates(bodies, whole) if read is None or one.labels["__name__"] in read]
     every += [one.template(fleet[0], whole) for one in recorded]
 
     def part(first: int, length: int) -> tuple[list[blocks.Template], list[dict[str, str]], blocks.Block]:
@@ -177,7 +190,8 @@ def stored(engines: int, bodies: Sequence[bytes], days: float, recorded: Sequenc
             series = blocks.write(Path(name) / "data", *part(first, half))
         with programs.prometheus(Path(name), {}, *FLAGS) as server:
             remote_write.send(server.address, *part(2 * half, recent))
-            yield Store(server.address, server.process.pid, end / 1000, series)
+            version = asked(server.address, "status/buildinfo")["version"]
+            yield Store(server.address, server.process.pid, version, end / 1000, series)
 
 
 def asked(address: str, path: str, **parameters: object) -> Any:  # noqa: ANN401 - of JSON
@@ -216,15 +230,51 @@ def evaluated(store: Store, rules: Path) -> dict[str, tuple[float, float]]:
     }
 
 
-def asked_by(dashboard: dict[str, Any], now: float, height: float) -> Iterator[tuple[str, str, dict[str, object]]]:
-    """Title, path and parameters of every query that a dashboard asks for its panels above a height."""
-    shown = dashboard["time"]["from"].removeprefix("now-")
+Asked: TypeAlias = "tuple[str, str, dict[str, object]]"
+"""What a query is for, its path and its parameters."""
+
+
+def opened(store: Store, dashboard: dict[str, Any]) -> tuple[dict[str, str], list[Asked]]:
+    """What a dashboard's variables select as it opens, everything or the first value, and the queries for that."""
+    chosen: dict[str, str] = {}
+    found: list[Asked] = []
+    shown = shown_by(dashboard)
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query" and (parts := VALUES.fullmatch(variable["definition"])):
+            selector = substituted(parts[1], shown, chosen)
+            path, label = f"label/{parts[2]}/values", variable["name"]
+            found.append((label, path, {"match[]": selector, "start": store.now - seconds(shown), "end": store.now}))
+            values = asked(store.address, path, **found[-1][2])
+            fitting = sorted(value for value in values if re.search(variable["regex"].strip("/"), value))
+            chosen[label] = ".*" if variable["includeAll"] else next(iter(fitting), "")
+    return chosen, found
+
+
+def noted(dashboard: dict[str, Any], now: float, chosen: Mapping[str, str]) -> Iterator[Asked]:
+    """The queries for a dashboard's annotations."""
+    shown = shown_by(dashboard)
+    for note in dashboard["annotations"]["list"]:
+        if "expr" in note:
+            times = {"start": now - seconds(shown), "end": now, "step": seconds(note["step"])}
+            yield note["name"], "query_range", {"query": substituted(note["expr"], shown, chosen), **times}
+
+
+def shown_by(dashboard: dict[str, Any]) -> str:
+    """The time that a dashboard opens with, a duration."""
+    return str(dashboard["time"]["from"]).removeprefix("now-")
+
+
+def asked_by(
+    dashboard: dict[str, Any], now: float, height: float, chosen: Mapping[str, str] | None = None
+) -> Iterator[Asked]:
+    """The queries for a dashboard's panels above a height; of everything where nothing is chosen."""
+    shown = shown_by(dashboard)
     for panel in dashboard["panels"]:
         if panel["gridPos"]["y"] < height:
             for target in panel.get("targets", ()):
                 if target.get("hide"):
                     continue
-                query = substituted(target["expr"], shown)
+                query = substituted(target["expr"], shown, chosen or {})
                 if target.get("instant"):
                     yield panel["title"], "query", {"query": query, "time": now}
                 else:
@@ -237,10 +287,11 @@ def seconds(duration: str) -> int:
     return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
-def substituted(expression: str, shown: str) -> str:
-    """An expression with everything selected, over the time that is shown."""
+def substituted(expression: str, shown: str, chosen: Mapping[str, str]) -> str:
+    """An expression over the time that is shown, with everything selected but for what is chosen."""
     text = expression.replace("$__rate_interval", "1m").replace("$__interval", "15s").replace("$__range", shown)
-    return re.sub(r"\$\{?(job|cluster|namespace|instance|engine|model|target|gpu)\b(:\w+)?\}?", ".*", text)
+    names = r"\$\{?(job|cluster|namespace|instance|engine|model|target|gpu|baseline)\b(:\w+)?\}?"
+    return re.sub(names, lambda name: chosen.get(name[1], ".*"), text)
 
 
 class Screen(NamedTuple):
@@ -253,13 +304,15 @@ class Screen(NamedTuple):
 
 
 def screens(store: Store, shown: Sequence[str]) -> dict[str, Screen]:
-    """Each dashboard's first screen, its queries one after the other."""
+    """Each dashboard's first screen as it opens, its queries one after the other."""
     found: dict[str, Screen] = {}
     for path, text in bundle.files(BundleSettings(), ["dashboards"]).items():
         name = Path(path).stem.removeprefix("llm-headroom-")
         if name not in shown:
             continue
-        queries = list(asked_by(json.loads(text), store.now, SCREEN))
+        dashboard = json.loads(text)
+        chosen, queries = opened(store, dashboard)
+        queries += [*noted(dashboard, store.now, chosen), *asked_by(dashboard, store.now, SCREEN, chosen)]
         costs = costs_of(store, [(path, parameters) for _, path, parameters in queries])
         worst, title = max((cost, title) for cost, (title, _, _) in zip(costs, queries, strict=True))
         found[name] = Screen(len(costs), sum(costs), worst, title)
@@ -267,24 +320,25 @@ def screens(store: Store, shown: Sequence[str]) -> dict[str, Screen]:
 
 
 def measured(
-    engines: int, bodies: Sequence[bytes], days: float, files: Sequence[Path], shown: Sequence[str]
-) -> tuple[list[Cost], dict[str, Screen]]:
-    """One fleet: each file's rules, then the dashboards that are to be `shown`."""
-    with stored(engines, bodies, days, recordings(bodies, files[-1])) as store:
-        costs = [Cost(engines, store.series, evaluated(store, rules)) for rules in files]
-        return costs, screens(store, shown)
+    engines: int, bodies: Sequence[bytes], days: float, rules: Path, shown: Sequence[str]
+) -> tuple[Cost, dict[str, Screen], str]:
+    """One fleet: the rules, then the dashboards that are to be `shown`, and Prometheus' version."""
+    read = set(READ.findall(rules.read_text())) if engines > WHOLE else None
+    with stored(engines, bodies, days, recordings(bodies, rules), read) as store:
+        cost = Cost(engines, store.series, evaluated(store, rules))
+        return cost, screens(store, shown if read is None else ()), store.version
 
 
-def rules_table(costs: Sequence[tuple[str, Cost]]) -> str:
+def rules_table(costs: Sequence[Cost]) -> str:
     """All costs, one a line."""
     lines = [
-        "| rules | engines | series | everything once, CPU s | at its intervals, cores | dearest rule, CPU s |",
-        "|---|---|---|---|---|---|",
+        "| engines | series | every rule once, CPU s | at its intervals, cores | dearest rule, CPU s |",
+        "|---|---|---|---|---|",
     ]
-    for which, cost in costs:
+    for cost in costs:
         worst = max(cost.rules, key=lambda name: cost.rules[name])
         lines.append(
-            f"| {which} | {cost.engines:,} | {cost.series:,} | **{cost.once:.2f}** | {cost.cores:.3f} "
+            f"| {cost.engines:,} | {cost.series:,} | **{cost.once:.2f}** | {cost.cores:.3f} "
             f"| {cost.rules[worst][0]:.2f} `{worst}` |"
         )
     return "\n".join(lines)
@@ -303,7 +357,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", default="1000,5000")
     parser.add_argument("--days", type=float, default=3.0)
-    parser.add_argument("--peer", type=Path, help="another file of rules, measured over the same data")
     parser.add_argument("--rules", type=Path, default=ROOT / "alerts" / "llm-headroom.rules.yml")
     parser.add_argument("--recorded", type=Path, help="a folder of expositions instead of a recording; filled if empty")
     parser.add_argument("--detail", default="full", help="what the sidecar exposes: full or essential")
@@ -311,23 +364,21 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables to docs/fleet.md")
     given = parser.parse_args()
     bodies = bodies_of(given.recorded, given.detail)
-    named = {"before": given.peer, "shipped": given.rules} if given.peer else {"shipped": given.rules}
-    costs: list[tuple[str, Cost]] = []
+    costs: list[Cost] = []
     shown: list[str] = []
     for engines in map(int, given.engines.split(",")):
-        found, screened = measured(engines, bodies, given.days, list(named.values()), given.screens.split(","))
-        costs += zip(named, found, strict=True)
+        found, screened, version = measured(engines, bodies, given.days, given.rules, given.screens.split(","))
+        costs.append(found)
         print(rules_table(costs))
-        for which, cost in zip(named, found, strict=True):
-            for name, (seconds, _) in sorted(cost.rules.items(), key=lambda each: -each[1][0])[:12]:
-                print(f"  {which}: {seconds:8.3f} s  {name}")
+        for name, (seconds, _) in sorted(found.rules.items(), key=lambda each: -each[1][0])[:12]:
+            print(f"  {seconds:8.3f} s  {name}")
         if screened:
             shown.append(screens_table(engines, screened))
             print(shown[-1])
         sys.stdout.flush()
     if given.write:
         load = f"load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
-        busy = f"\n\nMeasured on {time.strftime('%Y-%m-%d')} at {load}."
+        busy = f"\n\nMeasured on {time.strftime('%Y-%m-%d')} with Prometheus {version} at {load}."
         part = "" if given.detail == "full" else f"-{given.detail}"
         write_part(f"rules{part}", rules_table(costs) + busy)
         if shown:

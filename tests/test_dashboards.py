@@ -223,7 +223,7 @@ def test_conventions_of_histograms(document: Json) -> None:
         for labels in re.findall(r"sum by \(([^)]*\ble\b)\)", expr):
             assert "engine" in labels.split(", "), (title, "buckets of different engines do not add up")
         assert expr.count("_bucket") == len(
-            re.findall(r"sum by \([^)]*, le\) \((?:rate\(|engine_model:)llm_\w+_bucket[:{]", expr)
+            re.findall(r"sum by \([^)]*, le\) \((?:rate\(|(?:sum_over_time\()?engine_model:)llm_\w+_bucket[:{]", expr)
         )
 
 

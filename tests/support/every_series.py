@@ -143,9 +143,10 @@ def _prometheus(place: dict[str, str], steps: int) -> Iterator[tuple[str, list[f
 
 def _recorded() -> Iterator[tuple[str, list[float]]]:
     for rule in RECORDINGS:
-        for engine, model, _, _ in TARGETS:
+        for engine, model, target, _ in TARGETS:
             labels = f'cluster="c",namespace="n",job="llm-headroom",engine="{engine}",model="{model}"'
             drawn = _drawn(rule.name, labels)
+            labels += f',instance="a:9836",target="{target}"' if rule.name.startswith("target_model:") else ""
             if "_bucket:" in rule.name:
                 for bound, share in BOUNDS.items():
                     yield f'{rule.name}{{{labels},le="{bound}"}}', [share * drawn] * STEPS

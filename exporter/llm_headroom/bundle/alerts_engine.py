@@ -223,7 +223,7 @@ KV_CACHE: Final = (
         dashboard=Dashboard.KV,
         expr="""max without (replica) (llm_kv_cache_usage_ratio > $kv_usage_critical)
             and sum without (replica) (rate(llm_preemptions_total[5m]))
-                > $preemption_share_critical * sum without (replica, reason) (rate(llm_requests_finished_total[5m]))""",
+                > $preemption_share_critical * target_model:llm_requests_finished:rate5m""",
         wait="5m",
         summary=f"The KV cache of {_WHO} is exhausted",
         description="{{ $value | humanizePercentage }} of the KV cache is in use, and there are more preemptions than "

@@ -200,7 +200,8 @@ GPU_DAYS: Final = (
         name="LLMGpuUncorrectableEcc",
         severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
-        expr="increase(gpu:llm_gpu_ecc_errors_uncorrected:max[1d]) > 0",
+        expr="""increase(gpu:llm_gpu_ecc_errors_uncorrected:max[1d]) > 0
+            or max without (severity) (increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[20m])) > 0""",
         summary=f"{_GPU} has uncorrectable memory errors",
         description="{{ $value | humanize }} within a day.",
     ),
@@ -208,13 +209,13 @@ GPU_DAYS: Final = (
         name="LLMGpuPcieDegraded",
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
-        expr="gpu:llm_gpu_pcie_link_width:max < max_over_time(gpu:llm_gpu_pcie_link_width:max[1d])",
+        expr="llm_gpu_pcie_link_width < max_over_time(gpu:llm_gpu_pcie_link_width:max[1d])",
         wait="10m",
         summary=f"{_GPU} has lost PCIe lanes",
         description="{{ $value }} lanes are in use, fewer than within the last day.",
     ),
 )
-"""On GPUs over hours and days, from what `recording.GPU_DAYS` records."""
+"""On GPUs over hours and days, from what `recording` records of them; the newest errors from the counter itself."""
 
 SOURCES: Final = (
     Alert(

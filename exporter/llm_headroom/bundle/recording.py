@@ -45,13 +45,22 @@ def _missed(window: str) -> Recording:
     return Recording(f"engine_model:llm_slo_missed:ratio_rate{window}", f"1 - {good} / {every}")
 
 
+_FINISHED: Final = Recording(
+    "target_model:llm_requests_finished:rate5m",
+    "sum without (replica, reason) (rate(llm_requests_finished_total[5m]))",
+)
+_FAILED: Final = Recording(
+    "target_model:llm_requests_failed:rate5m",
+    'sum without (replica, reason) (rate(llm_requests_failed_total{reason!="abort"}[5m]))',
+)
+
+
 def _failed() -> str:
     """Requests that failed, or responses of class 5xx, or requests that the router could not have answered.
 
     A client that leaves is no failure of the engine. Shares of less than `$traffic_floor` requests are not judged.
     """
-    failed = 'sum without (replica, reason) (rate(llm_requests_failed_total{reason!="abort"}[5m]))'
-    ended = f"({failed} + sum without (replica, reason) (rate(llm_requests_finished_total[5m])))"
+    ended = f"({_FAILED.name} + {_FINISHED.name})"
     wrong = 'sum without (replica, code) (rate(llm_http_responses_total{code="5xx"}[5m]))'
     answers = "sum without (replica, code) (rate(llm_http_responses_total[5m]))"
     lost = "sum without (replica, reason) (rate(llm_router_errors_total[5m]))"
@@ -59,7 +68,7 @@ def _failed() -> str:
     return " or ".join(
         f'label_replace({part} / ({whole} > $traffic_floor), "of", "{name}", "", "")'
         for name, part, whole in (
-            ("requests", failed, ended),
+            ("requests", _FAILED.name, ended),
             ("responses", wrong, answers),
             ("routed", lost, routed),
         )
@@ -82,15 +91,21 @@ FLEET: Final = (
     Recording(
         "job:llm_gpu_memory_headroom_ratio:min", "min by (cluster, namespace, job) (llm_gpu_memory_headroom_ratio)"
     ),
-    _rate("llm_requests_finished_total"),
+    _FINISHED,
+    Recording("engine_model:llm_requests_finished:rate5m", f"sum {_BY} ({_FINISHED.name})"),
     _rate("llm_requests_failed_total", "reason"),
     _rate("llm_preemptions_total"),
     _rate("llm_prompt_tokens_total"),
     _rate("llm_prompt_tokens_cached_total"),
     _rate("llm_generation_tokens_total"),
     _rate("llm_engine_restarts_total"),
+    _FAILED,
+    Recording("target_model:llm_failed:ratio_rate5m", _failed()),
 )
-"""Of a fleet, by model and engine."""
+"""Of a fleet, by model and engine, and what is a share of what is read again.
+
+In `target_model:llm_failed:ratio_rate5m` the label `of` is what it is a share of.
+"""
 
 BUCKETS: Final = tuple(
     map(
@@ -121,21 +136,13 @@ SLO: Final = (
 SLO_DAYS: Final = tuple(map(_missed, DAYS))
 """Of objectives over days."""
 
-ERRORS: Final = (Recording("target_model:llm_failed:ratio_rate5m", _failed()),)
-"""Of what failed, by target and model; `of` is what it is a share of."""
-
 GPU_DAYS: Final = (
-    Recording(
-        "gpu:llm_gpu_ecc_errors_uncorrected:max",
-        'max without (severity) (llm_gpu_ecc_errors_total{severity="uncorrected"})',
-    ),
-    Recording("gpu:llm_gpu_pcie_link_width:max", "max without () (llm_gpu_pcie_link_width)"),
     Recording(
         "gpu:llm_gpu_memory_outside_bytes:max",
         'max without () (llm_gpu_memory_unattributed_bytes or llm_gpu_memory_engine_bytes{kind="other"})',
     ),
 )
-"""Of each GPU, as it is, but rarely: what alerts compare with the last hours and days."""
+"""Of each GPU, as it is, but rarely: what an alert compares with the last hours."""
 
 SIGNALS: Final = (
     *(
@@ -146,5 +153,10 @@ SIGNALS: Final = (
         for state in ("mapped", "unknown")
     ),
     *(Recording(f"target:{signal}:count", f"count without (model, replica) ({signal})") for signal in NEEDED),
+    Recording(
+        "gpu:llm_gpu_ecc_errors_uncorrected:max",
+        'max without (severity) (llm_gpu_ecc_errors_total{severity="uncorrected"})',
+    ),
+    Recording("gpu:llm_gpu_pcie_link_width:max", "max without () (llm_gpu_pcie_link_width)"),
 )
-"""What each source exposes, rarely enough for a day of it to be few samples."""
+"""What each source exposes and each GPU has, rarely enough for a day of it to be few samples."""

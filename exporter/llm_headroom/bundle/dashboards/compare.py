@@ -151,13 +151,14 @@ def _summary(scope: Scope) -> Panel:
     joules = f"sum by (engine) ({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
 
     def quantile(share: float, metric: Metric) -> str:
-        return _exposed(scope, scope.quantile(share, metric, "engine", window=_RANGE))
+        return _exposed(scope, scope.engines_quantile(share, metric, _RANGE))
 
     return table(
         "Engines on their own traffic",
         f"{_SHOWN} Throughput is per GPU, and against that of the baseline, which is chosen above. Quantiles are "
-        "estimated within each engine's own buckets: ignore differences smaller than a bucket. Price: of a million "
-        "generated tokens, in the configured currency.",
+        "estimated within each engine's own buckets: ignore differences smaller than a bucket; with all instances and "
+        "targets they need llm-headroom's recording rules. Price: of a million generated tokens, in the configured "
+        "currency.",
         (
             Column(title="Engine", label="engine"),
             (f"sum by (engine) ({scope.of(schema.UP, ENGINES)})", Column(title="Up", decimals=0, width=50)),
@@ -205,7 +206,7 @@ def _bars(scope: Scope) -> tuple[Panel, ...]:
     generated = f"sum by (engine) ({_tokens(scope)})"
     gpus = f"sum by (engine) ({scope.of(schema.ENGINE_GPUS)})"
     joules = f"sum by (engine) ({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
-    first = scope.quantile(0.95, schema.TIME_TO_FIRST_TOKEN, "engine", window=_RANGE)
+    first = scope.engines_quantile(0.95, schema.TIME_TO_FIRST_TOKEN, _RANGE)
     shown = {"width": 6, "height": 6, "lowest": 0}
     return (
         bars("Tokens/s per GPU", f"{_SHOWN} More is better.", Query(f"{generated} / {gpus}", _ENGINE), **shown),
@@ -242,7 +243,7 @@ def _curves(scope: Scope) -> tuple[Panel, ...]:
         lines(
             "Time to first token, p95",
             "Time from arrival to the first token, and the objective.",
-            Query(scope.quantile(0.95, schema.TIME_TO_FIRST_TOKEN, "engine"), _ENGINE),
+            Query(scope.engines_quantile(0.95, schema.TIME_TO_FIRST_TOKEN), _ENGINE),
             objective(scope, "ttft"),
             unit="s",
             styles=(OBJECTIVE,),
@@ -250,7 +251,7 @@ def _curves(scope: Scope) -> tuple[Panel, ...]:
         lines(
             "Inter-token latency, p95",
             "Time between successive tokens of one request, and the objective.",
-            Query(scope.quantile(0.95, schema.INTER_TOKEN_LATENCY, "engine"), _ENGINE),
+            Query(scope.engines_quantile(0.95, schema.INTER_TOKEN_LATENCY), _ENGINE),
             objective(scope, "inter_token_latency"),
             unit="s",
             styles=(OBJECTIVE,),

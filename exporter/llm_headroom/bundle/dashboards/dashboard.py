@@ -110,7 +110,7 @@ class Annotation:
             "hide": False,
             "iconColor": self.colour,
             "expr": self.expr,
-            "step": "30s",
+            "step": "1m",
             "titleFormat": self.title,
             "textFormat": self.text,
             "tagKeys": "engine,target,model,gpu",

@@ -274,6 +274,7 @@ def _history(scope: Scope) -> Panel:
         width=24,
         height=8,
         empty="while every engine was well",
+        step="1m",
     )
 
 

@@ -112,6 +112,7 @@ class Panel:
         calcs: what a legend as a table says of each curve, the first of which sorts it.
         words: of a state timeline, its states.
         repeat: the variable for each of whose values it is drawn.
+        step: the least time from one point of its curves to the next, where it is not as of others.
     """
 
     kind: Kind
@@ -138,6 +139,7 @@ class Panel:
     calcs: tuple[str, ...] = ()
     words: Words = ()
     repeat: str = ""
+    step: str = ""
 
     def description(self) -> str:
         """What it answers, why it may be empty, and from which metrics."""
@@ -183,8 +185,8 @@ class Panel:
 
         Each step costs Prometheus a look at every series; over a fleet they are what a dashboard costs.
         """
-        if self.kind is Kind.STATES:
-            return "30s"
+        if self.step or self.kind is Kind.STATES:
+            return self.step or "30s"
         drawn = self.kind in {Kind.TIMESERIES, Kind.HEATMAP}
         return "1m" if drawn and any("[5m]" in query.expr for query in self.queries) else ""
 

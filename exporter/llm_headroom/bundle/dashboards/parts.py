@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
@@ -13,14 +14,17 @@ if TYPE_CHECKING:
     from llm_headroom.thresholds import Thresholds
 
 
+_RECENT: Final = re.compile(r'\[5m\]|:rate5m\{[^}]*\}(?!\[)|window="300s"')
+"""What a query has that reads five minutes, no longer window of what is recorded of them."""
+
+
 def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
     return tuple(one if isinstance(one, Query) else Query(one) for one in what)
 
 
 def _named(title: str, queries: tuple[Query, ...], window: str = "5 min") -> str:
     """Return the title with the window of its rates, which is one everywhere."""
-    recent = any(mark in one.expr for one in queries for mark in ("[5m]", ":rate5m{", 'window="300s"'))
-    return f"{title} {window}" if recent else title
+    return f"{title} {window}" if any(_RECENT.search(one.expr) for one in queries) else title
 
 
 def _without_nan(expr: str) -> str:

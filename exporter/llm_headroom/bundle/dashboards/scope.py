@@ -77,10 +77,22 @@ class Scope:
         buckets = self.recorded(f"{metric.name}_bucket:rate5m")
         return f"histogram_quantile({share}, sum by ({MODEL}, le) ({buckets}))"
 
-    def recorded(self, name: str) -> str:
+    def recorded(self, name: str, *more: str) -> str:
         """Return series that a recording rule has made by engine and model, by their name without its level."""
-        chosen = ", ".join(f'{label}=~"${label}"' for label in ("cluster", "namespace", "job", "engine", "model"))
-        return f"engine_model:{name}{{{chosen}}}"
+        chosen = [f'{label}=~"${label}"' for label in ("cluster", "namespace", "job", "engine", "model")]
+        return f"engine_model:{name}{{{', '.join([*chosen, *more])}}}"
+
+    def engines_quantile(self, share: float, metric: Metric, window: str = WINDOW) -> str:
+        """Return a quantile of each engine: of a whole fleet from what is recorded, of chosen targets from their own.
+
+        Series of which one selector reads nothing cost nothing. No series has the label `narrowed`, so that a pattern
+        fits it if it fits nothing at all: `.*.*` does, which is all instances and all targets; a name does not.
+        """
+        narrowed = "$instance$target"
+        buckets = self.recorded(f"{metric.name}_bucket:rate5m", f'narrowed=~"{narrowed}"')
+        whole = buckets if window == WINDOW else f"sum_over_time({buckets}[{window}])"
+        chosen = self.rate(metric, f'narrowed!~"{narrowed}"', suffix="_bucket", window=window)
+        return f"histogram_quantile({share}, sum by (engine, le) ({whole}) or sum by (engine, le) ({chosen}))"
 
     def worst(self, metric: Metric, by: str = SOURCE, highest: bool = True, **exact: str) -> str:  # noqa: FBT001, FBT002 - which end
         """Return a gauge of the few series that had the worst value within the time range: the same at every step."""
