@@ -1,0 +1,68 @@
+"""Lines of the log in their two forms."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import pytest
+
+from llm_headroom.commands.logs import Json, Logfmt
+
+
+def record(message: str, **fields: Any) -> logging.LogRecord:  # noqa: ANN401 - whatever is logged
+    made = logging.makeLogRecord({"levelname": "WARNING", "msg": message, **fields})
+    made.created = 1_700_000_000.1234
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("plain", "plain"),
+        ("http://a:1/b?c", "http://a:1/b?c"),
+        ("", '""'),
+        ("two words", '"two words"'),
+        ("a=b", '"a=b"'),
+        ('say "x"', r'"say \"x\""'),
+        ("back\\slash", r'"back\\slash"'),
+        ("line\nfeed", r'"line\nfeed"'),
+        ("\x1b[31m", r'"\u001b[31m"'),
+        ("größer", "größer"),
+        (3, "3"),
+        (0.1234567, "0.123457"),
+        (1e9, "1e+09"),
+        (None, "None"),
+        (["a", 1], "\"['a', 1]\""),
+    ],
+)
+def test_values_of_logfmt(value: object, written: str) -> None:
+    assert Logfmt().format(record("polled", value=value)) == (
+        f"time=2023-11-14T22:13:20.123Z level=warning msg=polled value={written}"
+    )
+
+
+def test_json_has_the_same_fields_as_they_are() -> None:
+    line = Json().format(record("it ends", seconds=0.1234567, who="größer", other=("a", None)))
+    assert json.loads(line) == {
+        "time": "2023-11-14T22:13:20.123Z",
+        "level": "warning",
+        "msg": "it ends",
+        "seconds": 0.1234567,
+        "who": "größer",
+        "other": ["a", None],
+    }
+    assert "\n" not in line
+
+
+def test_a_traceback_is_one_field() -> None:
+    try:
+        int("no such thing")
+    except ValueError:
+        broken = record("failed", exc_info=sys.exc_info())
+    trace = json.loads(Json().format(broken))["trace"]
+    assert trace.splitlines()[-1].startswith("ValueError: invalid literal")
+    assert Logfmt().format(broken).count("\n") == 0
+    assert "ValueError: invalid literal" in Logfmt().format(broken)

@@ -1,0 +1,279 @@
+"""What `top` shows, and what its keys do, without a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from llm_headroom.commands.top_screen import SORTS, Chosen, pressed, report, screen
+from llm_headroom.model import Level
+from llm_headroom.view.values import (
+    Absent,
+    Condition,
+    EngineCard,
+    GpuCard,
+    KvCache,
+    Latency,
+    Load,
+    Objective,
+    Quantile,
+    Router,
+    Source,
+    View,
+)
+
+GOOD = Condition("serving", Level.GOOD)
+
+
+@pytest.mark.parametrize(
+    ("keys", "changes"),
+    [
+        ("s", {"sort": 1}),
+        ("ss", {"sort": 2}),
+        ("S", {"sort": len(SORTS) - 1}),
+        ("s" * len(SORTS), {}),
+        ("r", {"reverse": True}),
+        ("rr", {}),
+        ("rs", {"sort": 1}),
+        ("/", {"typing": True}),
+        ("n/", {"typing": True}),
+        ("/ab", {"typing": True, "words": "ab"}),
+        ("/abc\x7f\b", {"typing": True, "words": "a"}),
+        ("/q\r", {"words": "q"}),
+        ("/q\n", {"words": "q"}),
+        ("/q\x1b", {}),
+        ("/a\x01\x1b[Ab\r", {"words": "ab"}),
+        ("?", {"help": True}),
+        ("??", {}),
+        ("/a\rnn?\x1b", {}),
+        ("n", {"page": 1}),
+        ("n \x1b[6~\x1b[B\x1bOB", {"page": 5}),
+        ("nnnp", {"page": 2}),
+        ("nnnnnpb\x1b[5~\x1b[A\x1bOA", {}),
+        ("pn", {"page": 1}),
+        ("nns", {"sort": 1}),
+        ("nnr", {"page": 2, "reverse": True}),
+        ("x\x1b[15~", {}),
+    ],
+)
+def test_what_keys_do(keys: str, changes: dict[str, Any]) -> None:
+    assert pressed(Chosen(), keys) == Chosen(**changes)
+
+
+@pytest.mark.parametrize("keys", ["q", "Q", "\x03", "ssq", "/a\rq", "qs"])
+def test_keys_that_quit(keys: str) -> None:
+    assert pressed(Chosen(), keys) is None
+
+
+def source(target: str, **fields: Any) -> Source:  # noqa: ANN401 - fields of the class
+    known: dict[str, Any] = {"engine": "vllm", "title": "vLLM", "version": "0.9", "up": True}
+    return Source(target=target, taken=0.0, duration=0.0, **(known | fields))
+
+
+def card(target: str, state: Condition = GOOD, **fields: Any) -> EngineCard:  # noqa: ANN401 - fields of the class
+    return EngineCard(id=target, source=source(target), state=state, **fields)
+
+
+def ttft(p95: Quantile) -> tuple[Latency, ...]:
+    return (Latency("llm_time_to_first_token_seconds", 300.0, 10.0, (p95,)),)
+
+
+def view(*engines: EngineCard, gpus: tuple[GpuCard, ...] = (), **fields: Any) -> View:  # noqa: ANN401 - fields of the class
+    known: dict[str, Any] = {"version": "1", "time": 100.0, "sources": 3, "up": 2, "absent": ()}
+    return View(engines=engines, gpus=gpus, **(known | fields))
+
+
+def lines(shown: RenderableType, width: int) -> list[str]:
+    """What a terminal without colours shows."""
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(shown, crop=False)
+    return [" ".join(line.split()) for line in captured.get().splitlines()]
+
+
+def coloured(shown: RenderableType, word: str, width: int) -> set[str]:
+    """The styles of the pieces of what is shown that hold a word."""
+    return {str(piece.style) for piece in Console(width=width).render(shown) if word in piece.text}
+
+
+SLOW = replace(
+    card(
+        "b", Condition("saturated", Level.BAD, "requests wait"), model="m2", waiting=9.0, saturation=1.2, notes=("n",)
+    ),
+    latencies=ttft(Quantile(0.95, 2.0, 4.0, 3.0)),
+    kv=KvCache(usage=0.97, headroom_requests=1.0),
+    load=(Load("inter_token_latency", 9.0, "compute", None, suspect=False), Load("ttft", 0.8, "", None, suspect=False)),
+    objectives=(Objective("ttft", 2.5, 0.95, 0.5, 10.0),),
+    running=12.0,
+    generation_rate=250.0,
+)
+FINE = replace(
+    card("a", model="m3", waiting=0.0, running=1.0, saturation=0.1),
+    latencies=(
+        *ttft(Quantile(0.95, 0.2, 0.4, 0.25)),
+        Latency("llm_inter_token_latency_seconds", 300.0, 10.0, (Quantile(0.95, 0.1, None, None),)),
+    ),
+    kv=KvCache(usage=0.25),
+    objectives=(Objective("ttft", 2.5, 0.95, 1.0, 10.0), Objective("inter_token_latency", 0.1, 0.95, 1.0, 10.0)),
+)
+ROUTER = card("c", model="m1", router=Router(active=4.0, waiting=5.0), running=7.0, waiting=8.0)
+UNKNOWN = card(
+    "d",
+    Condition("unknown", Level.UNKNOWN, "it was not read"),
+    model="m4",
+    latencies=ttft(Quantile(0.95, 9.0, None, None)),
+)
+GPU = GpuCard(
+    id="0",
+    source=source("gpu"),
+    state=Condition("hot", Level.WARN, "it is hot"),
+    gpu="0",
+    name="H100",
+    profile="1g.10gb",
+    total=4 * 2**30,
+    free=2**30,
+    utilization=0.5,
+    power=310.4,
+    temperature=84.0,
+)
+ALL = view(SLOW, FINE, ROUTER, UNKNOWN, gpus=(GPU,), notices=("a notice",))
+
+
+@pytest.mark.parametrize(
+    ("sort", "order", "turned"),
+    [
+        ("state", "bdac", "acdb"),
+        ("target", "abcd", "dcba"),
+        ("model", "cbad", "dabc"),
+        ("waiting", "bcad", "acbd"),
+        ("first tokens", "dbac", "abdc"),
+        ("KV cache", "bacd", "abcd"),
+        ("saturation", "bacd", "abcd"),
+    ],
+)
+def test_engines_are_sorted_and_what_is_not_known_comes_last(sort: str, order: str, turned: str) -> None:
+    for reverse, wanted in ((False, order), (True, turned)):
+        shown = lines(screen(ALL, "", 100.0, Chosen(sort=SORTS.index(sort), reverse=reverse), width=80, height=40), 80)
+        assert "".join(line.split()[2] for line in shown[2:6]) == wanted
+        assert shown[-1] == f"by {sort} ? help q quits"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("m2", "b"),
+        ("SATURATED", "b"),
+        ("wait", "b"),
+        ("serving m3", "a"),
+        ("serving m2", ""),
+        ("vllm b", "b"),
+        ("h100", ""),
+        ("not read", "d"),
+    ],
+)
+def test_a_filter_is_words_that_all_occur(words: str, found: str) -> None:
+    shown = lines(screen(ALL, "", 100.0, Chosen(words=words), width=80, height=40), 80)
+    assert "".join(line.split()[2] for line in shown[1:] if line.startswith(("■", "?", "✓"))) == found
+    assert ("Nothing fits the filter." in shown) is (words == "serving m2")
+
+
+def test_a_filter_finds_labels_and_gpus() -> None:
+    labelled = replace(FINE, source=source("a", labels=(("zone", "eu"),)))
+    shown = lines(
+        screen(view(labelled, SLOW, gpus=(GPU,)), "", 100.0, Chosen(words="zone=eu"), width=140, height=9), 140
+    )
+    assert [line.split()[2] for line in shown[2:-1]] == ["a"]
+    assert (
+        shown[-1]
+        == "engines hidden: 1 filtered out GPUs hidden: 1 filtered out filter: zone=eu by state ? help q quits"
+    )
+
+
+def test_everything_of_a_wide_terminal() -> None:
+    assert lines(screen(ALL, "", 107.0, Chosen(), width=200, height=40), 200) == [
+        (
+            "llm-headroom ■ 1 in trouble ▲ 1 with a warning ? 1 unknown ✓ 2 fine 2 of 3 sources up 7 s ago a notice "
+            "b saturated: requests wait"
+        ),
+        "STATE TARGET MODEL ENGINE TAKES RUN WAIT TOK/S TTFT P95 ITL P95 KV CACHE HEADROOM SAT WHY",
+        "■ saturated b m2 vLLM 0.9 0.8 × 12 9 250 3 s – ████████ 97% 1 120% requests wait; n",
+        "? unknown d m4 vLLM 0.9 – – – – > 9 s – – – – it was not read",
+        "✓ serving a m3 vLLM 0.9 – 1 0 – 0.25 s > 0.1 s ██░░░░░░ 25% – 10%",
+        "✓ serving c m1 vLLM 0.9 – 4 5 – – – – – –",
+        "STATE GPU NAME BUSY MEMORY FREE POWER TEMP WHY",
+        "▲ hot 0 H100 1g.10gb 50% ██████░░ 75% 1.0 GiB 310 W 84 °C it is hot",
+        "by state ? help q quits",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (59, "STATE TARGET WAIT"),
+        (60, "STATE TARGET WAIT TTFT P95"),
+        (80, "STATE TARGET MODEL WAIT TTFT P95 KV CACHE WHY"),
+        (100, "STATE TARGET MODEL RUN WAIT TOK/S TTFT P95 KV CACHE WHY"),
+        (120, "STATE TARGET MODEL RUN WAIT TOK/S TTFT P95 KV CACHE HEADROOM SAT WHY"),
+        (149, "STATE TARGET MODEL TAKES RUN WAIT TOK/S TTFT P95 ITL P95 KV CACHE HEADROOM SAT WHY"),
+    ],
+)
+def test_a_column_comes_with_the_room_for_it(width: int, columns: str) -> None:
+    assert lines(screen(ALL, "", 100.0, Chosen(), width=width, height=40), width)[1] == columns
+
+
+def test_late_first_tokens_are_red_and_others_are_not() -> None:
+    shown = screen(ALL, "", 100.0, Chosen(), width=200, height=40)
+    assert coloured(shown, "3 s", 200) == {"bold red", "bold dim"}  # and how old it is
+    assert coloured(shown, "0.25 s", 200) == {"None"}
+    assert coloured(shown, "> 0.1 s", 200) == {"None"}  # beyond 0.1 s, and 0.1 s is the objective
+    assert coloured(shown, "it is hot", 200) == {"yellow"}
+
+
+def test_what_is_old_is_dim_and_says_why() -> None:
+    shown = screen(ALL, "it went away", 400.0, Chosen(), width=200, height=40)
+    assert lines(shown, 200)[0].startswith("llm-headroom it went away ■ 1 in trouble")
+    assert "5 min ago" in lines(shown, 200)[0]
+    assert coloured(shown, "it went away", 200) == {"bold red"}
+    assert all("dim" in style for style in coloured(shown, "vLLM 0.9", 200) | coloured(shown, "1 in trouble", 200))
+    assert coloured(screen(ALL, "", 400.0, Chosen(), width=200, height=40), "1 in trouble", 200) == {"bold red"}
+
+
+def test_the_filter_while_it_is_typed_and_the_help() -> None:
+    shown = lines(screen(ALL, "", 100.0, Chosen(typing=True, words="m2"), width=80, height=40), 80)
+    assert shown[-1] == "filter: m2▏ Enter keeps it, Esc clears it"
+    shown = lines(screen(ALL, "", 100.0, Chosen(help=True), width=80, height=40), 80)
+    assert "q quit" in shown
+    assert shown[-1] == "? goes back, q quits"
+
+
+def test_pages_of_engines_and_gpus() -> None:
+    many = view(*(card(f"t{n}") for n in range(10)), gpus=tuple(replace(GPU, gpu=f"g{n}") for n in range(4)))
+    pages = []
+    for page in range(5):
+        shown = lines(screen(many, "", 100.0, Chosen(sort=1, page=page), width=80, height=10), 80)
+        pages.append([line.split()[2] for line in shown if line[0] in "✓▲"])
+    assert pages == [
+        ["t0", "t1", "t2", "t3", "g0", "g1"],
+        ["t4", "t5", "t6", "t7", "g2", "g3"],
+        ["t8", "t9", "g2", "g3"],
+        ["t8", "t9", "g2", "g3"],
+        ["t8", "t9", "g2", "g3"],
+    ]
+    shown = lines(screen(many, "", 100.0, Chosen(sort=1, page=2), width=140, height=10), 140)
+    assert shown[-1] == (
+        "engines hidden: 8 on other pages GPUs hidden: 2 on other pages page 3 of 3 (n, p) by target ? help q quits"
+    )
+
+
+def test_a_report_has_everything_at_once_with_whole_errors() -> None:
+    down = replace(card("e"), source=source("e", up=False, error="refused " * 30))
+    assert lines(
+        report(view(FINE, down, gpus=(GPU,), absent=(Absent("Ollama", "nothing listens"),)), "", 100.0, width=80), 80
+    )[-2:] == [f"e: {'refused ' * 30}".strip(), "not found: Ollama: nothing listens"]
+    heads = [line.split()[0] for line in lines(report(ALL, "", 100.0, width=140), 140)]
+    assert heads == ["llm-headroom", "STATE", "■", "?", "✓", "✓", "STATE", "▲"]
+    assert lines(report(view(), "", 100.0, width=80), 80)[1:] == ["No engine and no GPU yet."]
+    assert lines(screen(view(), "", 100.0, Chosen(), width=80, height=9), 80)[1] == "No engine and no GPU yet."
