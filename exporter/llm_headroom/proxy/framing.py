@@ -30,7 +30,7 @@ class FramingError(Exception):
 
 
 class RequestHead(NamedTuple):
-    """A request's first lines: `target` as it was sent, `headers` by lower-case name, the last one of several."""
+    """A request's first lines: `target` as it was sent, `headers` by lower-case name, several joined by commas."""
 
     method: str
     target: str
@@ -48,7 +48,7 @@ class RequestHead(NamedTuple):
 
 
 class ResponseHead(NamedTuple):
-    """A response's first lines: `headers` by lower-case name, the last one of several."""
+    """A response's first lines: `headers` by lower-case name, several joined by commas."""
 
     status: int
     headers: dict[str, str]
@@ -196,7 +196,8 @@ def _headers(raw: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in raw.decode("latin-1").split("\n")[1:]:
         name, _, value = line.partition(":")
-        found[name.strip().lower()] = value.strip()
+        name, value = name.strip().lower(), value.strip()
+        found[name] = f"{found[name]}, {value}" if name in found else value
     return found
 
 
@@ -238,7 +239,13 @@ def _framed(headers: dict[str, str]) -> Body | None:
 
 
 def request_body(head: RequestHead) -> Body:
-    """How a request's body ends (RFC 9112, section 6.3)."""
+    """How a request's body ends (RFC 9112, section 6.3).
+
+    Raises:
+        FramingError: its end is announced in two ways, which the engine may read otherwise.
+    """
+    if head.headers.keys() >= {"content-length", "transfer-encoding"}:
+        raise FramingError("both Content-Length and Transfer-Encoding")
     return _framed(head.headers) or Length(0)
 
 
