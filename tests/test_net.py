@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llm_headroom.net import loop
 from llm_headroom.net.descriptors import Shares, shares, usable
 from llm_headroom.net.files import stamp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -92,3 +97,21 @@ def test_of_the_descriptors_the_exporter_itself_gets_what_it_needs_and_clients_o
     descriptors: int, targets: int, expected: Shares
 ) -> None:
     assert shares(descriptors, targets) == expected
+
+
+def test_the_service_s_loop_looks_names_up_in_the_executor_that_is_set_for_that() -> None:
+    asked: list[object] = []
+
+    class Names(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401 - the base's
+            asked.extend(args)
+            return super().submit(fn, *args, **kwargs)
+
+    async def service() -> None:
+        here = asyncio.get_running_loop()
+        here.set_default_executor(Names(1))
+        found = await here.getaddrinfo("localhost", 80, family=socket.AF_INET, type=socket.SOCK_STREAM)
+        assert [address for *_, address in found] == [("127.0.0.1", 80)]
+
+    loop.run(service())
+    assert "localhost" in asked

@@ -338,12 +338,24 @@ def test_a_client_that_leaves_after_the_last_event_has_been_answered() -> None:
     bounded.run(test())
 
 
+def test_an_engine_may_be_known_by_a_name_that_has_several_addresses() -> None:
+    async def test() -> None:
+        async with place(replaying(b"HTTP/1.1 204 No Content\r\n\r\n"), name="localhost") as here:
+            reader, writer = await here.connect()
+            writer.write(post())
+            assert await head(reader) == b"HTTP/1.1 204 No Content\r\n\r\n"
+            writer.close()
+
+    bounded.run(test())
+
+
 @pytest.mark.parametrize(("path", "shape"), [("/api/chat", "text"), ("/v1/chat/completions", "object")])
-def test_an_engine_that_refuses_is_a_502_that_says_so(path: str, shape: str) -> None:
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_an_engine_that_refuses_is_a_502_that_says_so(path: str, shape: str, name: str) -> None:
     async def test() -> None:
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
-            url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+            url = f"http://{name}:{closed.getsockname()[1]}"
             target = Target(name="engine", endpoint=Endpoint(url=url), engine="ollama")
             door = ProxySettings(listen="127.0.0.1:0", target="engine")
             proxies = Proxies(Config(targets=(target,), proxies=(door,)))
@@ -518,17 +530,18 @@ def test_hundreds_of_streams_at_once_are_measured_each() -> None:
 
 
 # TLS towards the engine ----------------------------------------------------------------------------------------------
-def test_an_engine_may_speak_tls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_an_engine_may_speak_tls(tmp_path: Path, name: str) -> None:
     import ssl as tls_library  # noqa: PLC0415 - one test needs it
 
     async def test() -> None:
         authority = trustme.CA()
         context = tls_library.SSLContext(tls_library.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(context)
+        authority.issue_cert(name).configure_cert(context)
         file = tmp_path / "ca.pem"
         authority.cert_pem.write_to_path(file)
         message = ANSWERS["ollama/chat_stream.ndjson"].message()
-        async with place(replaying(message), tls=context, ca=file) as here:
+        async with place(replaying(message), tls=context, ca=file, name=name) as here:
             reader, writer = await here.connect()
             writer.write(post())
             assert await reader.readexactly(len(message)) == message

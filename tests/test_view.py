@@ -492,6 +492,10 @@ def test_a_gpu_shows_who_holds_its_memory_and_for_what() -> None:
     assert card.unattributed == 10 * GIB
 
 
+def test_a_gpu_of_one_reading_has_its_number() -> None:
+    assert gpu(of_gpu(schema.GPU_UTILIZATION, 0.5, gpu="3")).gpu == "3"
+
+
 def test_a_throttled_or_overcommitted_gpu_is_noted_an_idle_one_is_not() -> None:
     slow = gpu(
         of_gpu(schema.GPU_THROTTLE, 1.0, reason="hw_thermal"),

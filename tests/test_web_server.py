@@ -592,6 +592,14 @@ def test_a_connection_in_the_queue_when_the_server_closes_is_closed_too() -> Non
     run(test())
 
 
+async def answered(host: str, port: int) -> None:
+    """Fail unless there is an answer at this address."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
 def test_a_port_alone_is_every_address_of_both_families() -> None:
     async def test() -> None:
         server = await serve(page, [":0"])
@@ -599,8 +607,7 @@ def test_a_port_alone_is_every_address_of_both_families() -> None:
             port = int(server.addresses[0].rpartition(":")[2])
             hosts = ["127.0.0.1"] + (["::1"] if server.addresses[0].startswith("[") else [])
             for host in hosts:
-                _, writer = await asyncio.open_connection(host, port)
-                writer.close()
+                await answered(host, port)
         finally:
             await server.close()
 
@@ -629,8 +636,7 @@ def test_an_ipv6_address_stands_in_brackets() -> None:
         try:
             host, _, port = server.addresses[0].rpartition(":")
             assert host == "[::1]"
-            _, writer = await asyncio.open_connection("::1", int(port))
-            writer.close()
+            await answered("::1", int(port))
         finally:
             await server.close()
 

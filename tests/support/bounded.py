@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from llm_headroom.net import loop
+
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
@@ -13,7 +15,7 @@ LIMIT = 60  # seconds; a healthy test takes a small part of them
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test in an event loop of its own.
+    """Run a test in an event loop of its own, of the kind that the service has.
 
     Raises:
         TimeoutError: it did not end.
@@ -23,4 +25,4 @@ def run(test: Coroutine[Any, Any, None]) -> None:
         async with asyncio.timeout(LIMIT):
             await test
 
-    asyncio.run(bounded())
+    loop.run(bounded())

@@ -60,9 +60,14 @@ class Place:
 
 @asynccontextmanager
 async def place(
-    serve: Serve, *, tls: ssl.SSLContext | None = None, ca: Path | None = None, connections: int = 1024
+    serve: Serve,
+    *,
+    tls: ssl.SSLContext | None = None,
+    ca: Path | None = None,
+    connections: int = 1024,
+    name: str = "127.0.0.1",
 ) -> AsyncIterator[Place]:
-    """A proxy in front of a server of the test's own."""
+    """A proxy in front of a server of the test's own, which it knows by this name."""
     failures: list[BaseException] = []
 
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -77,7 +82,7 @@ async def place(
 
     server = await asyncio.start_server(guarded, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
-    url = f"{'https' if ca else 'http'}://127.0.0.1:{port}"
+    url = f"{'https' if ca else 'http'}://{name}:{port}"
     target = Target(name="engine", endpoint=Endpoint(url=url, tls=Tls(ca_file=ca)), engine="ollama")
     config = Config(targets=(target,), proxies=(ProxySettings(listen="127.0.0.1:0", target="engine"),))
     proxies = Proxies(config, connections=connections)

@@ -127,10 +127,11 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         security = self._security()
         reader = asyncio.StreamReader(limit=READ_BYTES)
+        reading = _Reading(reader, connection.client_left)
         seconds = None if security.tls is None else self._limits.head_seconds
         try:
-            transport, protocol = await loop.connect_accepted_socket(
-                lambda: _Reading(reader, connection.client_left),
+            transport, _ = await loop.connect_accepted_socket(  # uvloop returns its own protocol of TLS
+                lambda: reading,
                 client,
                 ssl=security.tls,
                 ssl_handshake_timeout=seconds,
@@ -139,7 +140,7 @@ class HttpServer:
         except OSError as error:  # a TLS handshake that fails or times out is one, too
             _log.debug("TLS handshake failed", extra={"error": str(error)})
             return
-        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        writer = asyncio.StreamWriter(transport, reading, reader, loop)
         try:
             if security.admits_certificate(writer.get_extra_info("peercert")):
                 await connection.converse(reader, writer)

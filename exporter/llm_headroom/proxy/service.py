@@ -12,6 +12,8 @@ from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
+from aiohappyeyeballs import start_connection
+
 from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
@@ -68,14 +70,16 @@ class _Address:
         return name.lower().rstrip(".") in self._names or _address(name.strip("[]")) is not None
 
     async def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
-        options: dict[str, Any] = {}
-        if not self._literal:
-            options["happy_eyeballs_delay"] = _HAPPY_EYEBALLS_SECONDS
+        loop, port, secured = asyncio.get_running_loop(), self._origin.port, dict[str, Any]()
         if self._origin.scheme == "https":
-            options["ssl"] = client_context(self._endpoint.tls)
-            options["server_hostname"] = self._endpoint.tls.server_name or self._origin.host
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_connection(made, self._host, self._origin.port, **options)
+            secured["ssl"] = client_context(self._endpoint.tls)
+            secured["server_hostname"] = self._endpoint.tls.server_name or self._origin.host
+        if self._literal:
+            transport, _ = await loop.create_connection(made, self._host, port, **secured)
+        else:
+            found = await loop.getaddrinfo(self._host, port, type=socket.SOCK_STREAM)
+            connected = await start_connection(found, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
+            transport, _ = await loop.create_connection(made, sock=connected, **secured)
         return transport
 
 

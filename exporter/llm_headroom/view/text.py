@@ -161,8 +161,6 @@ def plain(text: str) -> str:
     Control and format characters (Unicode's categories Cc, Cf, Co, Cs, Zl, Zp; the latter turn the direction of
     writing) become escapes such as `\x1b`.
     """
-    if text.isascii() and text.isprintable():
-        return text
     return "".join(each if category(each) not in _UNPRINTABLE else _escaped(each) for each in text)
 
 
