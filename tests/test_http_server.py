@@ -187,6 +187,16 @@ def test_a_connection_that_idles_holds_no_response() -> None:
     run(test())
 
 
+def test_a_client_that_idles_is_closed_and_gets_no_further_time_for_a_head() -> None:
+    async def test() -> None:
+        limits = Limits(idle_seconds=0.05, head_seconds=1000.0)
+        async with serving(echo, limits=limits) as server, client(server) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await reader.read()).endswith(b"\r\n\r\nnothing")
+
+    run(test())
+
+
 AUTHORITY = trustme.CA()
 
 

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import bounded
 from llm_headroom.net import loop
+from llm_headroom.net.accept import Accepting
 from llm_headroom.net.descriptors import Shares, shares, usable
 from llm_headroom.net.files import stamp
+from llm_headroom.net.listen import hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,3 +118,23 @@ def test_the_service_s_loop_looks_names_up_in_the_executor_that_is_set_for_that(
 
     loop.run(service())
     assert "localhost" in asked
+
+
+def test_where_no_connection_can_be_had_that_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def service() -> None:
+        connecting = hold(socket.AF_INET, ("127.0.0.1", 0))  # it does not listen yet
+        first: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        accepting = Accepting(connecting, first.set_result)
+        while not caplog.records:  # noqa: ASYNC110 - the log is all there is to see
+            await asyncio.sleep(0.01)
+        connecting.listen()
+        reader, writer = await asyncio.open_connection(*connecting.getsockname())
+        (await first).close()
+        assert await reader.read() == b""
+        writer.close()
+        accepting.close()
+        connecting.close()
+
+    bounded.run(service())
+    (record,) = caplog.records
+    assert record.getMessage() == "connections cannot be accepted"

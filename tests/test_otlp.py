@@ -304,6 +304,19 @@ def test_a_collector_that_asks_to_wait_is_left_alone() -> None:
     assert attempts == 1
 
 
+def test_points_of_every_source_are_dropped_while_a_collector_wants_to_be_left_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    with HttpReceiver(Reply(429, b"", {"Retry-After": "1"})) as collector:
+        push = Pushing(collector.url, interval=0.1, timeout=0.5)
+        push.beside = [Point(RUNNING, 1.0, ""), Point(TOKENS, 1.0, "")]
+        told = push.until(lambda: bool(push.told().get("accepted")))
+    (works,) = (each.__dict__ for each in caplog.records if each.getMessage() == "otlp export works")
+    assert told["dropped"] >= 2
+    assert (works["points"], works["dropped"]) == (3, 3 * told["dropped"])
+
+
 def test_a_collector_that_refuses_is_not_asked_again_with_the_same(caplog: pytest.LogCaptureFixture) -> None:
     refusal = Reply(400, b"\x12\x0abad metric")
     with HttpReceiver(refusal) as collector:

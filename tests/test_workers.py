@@ -35,6 +35,27 @@ def test_so_many_calls_run_at_once_and_the_others_wait_for_their_turn() -> None:
     assert [future.result(60) for future in futures] == [0, 1, 2, 3, 4]
 
 
+def test_threads_that_begin_late_are_not_more_than_there_may_be() -> None:
+    workers, gate, ran = Workers("test", 2), threading.Event(), list[int]()
+
+    def call() -> None:
+        ran.append(threading.get_ident())
+        assert gate.wait(60)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(60.0)  # no thread begins while calls are asked for
+    try:
+        futures = [workers.submit(call) for _ in range(8)]
+    finally:
+        sys.setswitchinterval(before)
+    while len(ran) < 2:
+        threading.Event().wait(0.001)
+    threading.Event().wait(0.05)
+    gate.set()
+    wait(futures, 60)
+    assert len(set(ran)) <= 2
+
+
 def test_the_same_call_is_made_once_for_all_who_ask_while_it_runs() -> None:
     workers = Workers("test", 4, shared=True)
     gate, calls = threading.Event(), []

@@ -72,7 +72,7 @@ def bound_address(listener: socket.socket) -> str:
 def _every_address(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         try:
-            return _listen(socket.AF_INET6, ("::", port), dual_stack=True)
+            return _listen(socket.AF_INET6, ("::", port))
         except OSError as error:
             if error.errno not in _NO_SUCH_FAMILY:
                 raise
@@ -87,7 +87,7 @@ async def _each_address(host: str, port: int) -> list[socket.socket]:
     with contextlib.ExitStack() as on_failure:
         for family, _, _, _, where in dict.fromkeys(found):
             try:
-                listener = _listen(family, where, dual_stack=host == "::" and socket.has_dualstack_ipv6())
+                listener = _listen(family, where)
             except OSError as error:
                 # `localhost` names ::1 also on hosts without IPv6.
                 if error.errno not in _NO_SUCH_FAMILY:
@@ -102,8 +102,8 @@ async def _each_address(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
-def _listen(family: int, where: tuple[object, ...], *, dual_stack: bool = False) -> socket.socket:
-    listener = hold(family, where, dual_stack=dual_stack)
+def _listen(family: int, where: tuple[object, ...]) -> socket.socket:
+    listener = hold(family, where)
     try:
         listener.listen(BACKLOG)
     except BaseException:
@@ -112,8 +112,10 @@ def _listen(family: int, where: tuple[object, ...], *, dual_stack: bool = False)
     return listener
 
 
-def hold(family: int, where: tuple[object, ...], *, dual_stack: bool = False) -> socket.socket:
+def hold(family: int, where: tuple[object, ...]) -> socket.socket:
     """A socket bound to an address without listening: connections are refused, and nobody else gets the port.
+
+    `::` is every address of IPv4, too, where the system has such sockets.
 
     Raises:
         OSError: it cannot be bound.
@@ -123,7 +125,8 @@ def hold(family: int, where: tuple[object, ...], *, dual_stack: bool = False) ->
         # A restart must not wait for the connections of the process before it.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+            both = where[0] == "::" and socket.has_dualstack_ipv6()
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         held.bind(where)
         held.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
     except BaseException:

@@ -153,7 +153,7 @@ class EngineServer:
         with contextlib.ExitStack() as on_failure:
             held = []
             for family, name in names:
-                held.append(net_listen.hold(family, name, dual_stack=name[0] == "::"))
+                held.append(net_listen.hold(family, name))
                 on_failure.callback(held[-1].close)
             # a crash while it is down makes it stay down for longer
             while (wait := self.live.clock.seconds_until(self._back)) > 0:  # noqa: ASYNC110 - time passes, nothing is set
