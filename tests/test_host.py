@@ -313,16 +313,59 @@ def test_a_group_of_version_1_as_recorded(tree: ProcTree) -> None:
     }
 
 
-def test_a_limit_of_version_1_and_its_parents(tree: ProcTree) -> None:
-    files = {"memory_usage_in_bytes": "5000\n", "memory_limit_in_bytes": "9223372036854771712\n"}
-    folder = tree.memory_group(
-        "memory/a", **files, memory_stat="hierarchical_memory_limit 8000\ntotal_inactive_file 6000\n"
-    )
-
-    said = cgroup.memory(folder)
+@pytest.mark.parametrize(
+    ("own", "above", "limit"),
+    [
+        ("9223372036854771712", 8000, 8000.0),
+        ("7000", 8000, 7000.0),
+        ("8000", 7000, 7000.0),
+        ("9223372036854771712", 9223372036854771712, None),
+    ],
+)
+def test_a_limit_of_version_1_and_its_parents(tree: ProcTree, own: str, above: int, limit: float | None) -> None:
+    files = {"memory_usage_in_bytes": "5000\n", "memory_limit_in_bytes": f"{own}\n"}
+    stat = f"hierarchical_memory_limit {above}\ntotal_inactive_file 6000\n"
+    said = cgroup.memory(tree.memory_group("memory/a", **files, memory_stat=stat))
 
     assert said is not None
-    assert (said.limit, said.used, said.oom_kills, said.pressure) == (8000.0, 0.0, None, {})
+    assert (said.limit, said.used, said.oom_kills, said.pressure) == (limit, 0.0, None, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "memory"),
+    [
+        ("MemTotal:       2048 kB\nMemFree: 1 kB\nMemAvailable:    1024 kB\n", (2048 * 1024.0, 1024 * 1024.0)),
+        ("MemTotal:       2048 kB\nMemFree: 1 kB\n", None),
+        ("MemAvailable:       2048 kB\n", None),
+        ("", None),
+    ],
+)
+def test_the_memory_of_the_host(tree: ProcTree, text: str, memory: tuple[float, float] | None) -> None:
+    (tree.root / "meminfo").write_text(text)
+    assert tree.proc.memory() == memory
+
+
+def test_connections_to_a_port_are_those_of_others(tree: ProcTree) -> None:
+    """The exporter's own connection has two ends here: the server's, and its own by its descriptor."""
+    head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n"
+
+    def row(near: int, far: int, inode: int, state: str = "01") -> str:
+        return (
+            f"   0: 0100007F:{near:04X} 0100007F:{far:04X} {state} 00000000:00000000 00:00000000 00000000  1000        "
+            f"0 {inode} 1 0000000000000000 100 0 0 10 0\n"
+        )
+
+    own, others = (40000, 8000, 901), ((8000, 40001, 2), (8000, 40002, 3), (40002, 8000, 4), (8000, 40003, 5))
+    rows = [row(8000, 0, 1, "0A"), row(*own), row(8000, 40000, 6), *(row(*each) for each in others)]
+    (tree.root / "self/net/tcp").write_text(head + "".join(rows) + row(8000, 40004, 7, "06") + row(9000, 40005, 8))
+    (tree.root / "self/net/tcp6").write_text(head + row(8000, 40006, 9) + "   1: cut\n")
+    folder = tree.root / f"{os.getpid()}/fd"
+    folder.mkdir(parents=True)
+    (folder / "3").symlink_to("socket:[901]")
+
+    assert tree.proc.clients(8000) == 4
+    assert tree.proc.clients(9000) == 1
+    assert tree.proc.clients(7000) == 0
 
 
 def test_the_engine_s_own_view_of_a_group_that_is_hidden_here(tree: ProcTree) -> None:

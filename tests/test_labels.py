@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,7 @@ from captures import Capture, value, values
 from llm_headroom import schema
 from llm_headroom.derive import replicas
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.engines.rules import Fact
+from llm_headroom.engines.rules import Fact, Rule
 from llm_headroom.exposition.text import Parser
 from llm_headroom.model import Histogram, SampleState
 from llm_headroom.scrape import kv_cache
@@ -217,6 +218,15 @@ def test_a_share_above_one_is_rounding_or_withheld(exposed: float, usage: float 
     assert captures.value(found.points, "llm_kv_cache_usage_ratio") == usage
     assert found.invalid == invalid
     assert ["llm_kv_cache_usage_ratio" in problem for problem in found.problems] == [True] * invalid
+
+
+@pytest.mark.parametrize(("exposed", "usage"), [(50.0, 0.5), (100.0, 1.0), (100.5, 1.0), (102.0, None)])
+def test_a_share_in_percent_is_rounded_or_withheld_alike(exposed: float, usage: float | None) -> None:
+    rule = Rule(schema.KV_CACHE_USAGE, ("vllm:kv_percent",), scale=0.01)
+    engine = replace(BUILT_IN["vllm"], rules=(rule,))
+    points = captures.mapped(engine, f"# TYPE vllm:kv_percent gauge\nvllm:kv_percent {exposed}\n".encode())
+
+    assert value(points, "llm_kv_cache_usage_ratio") == usage
 
 
 def test_a_document_s_share_above_one_is_withheld() -> None:

@@ -527,6 +527,13 @@ def test_aborted_requests_are_taken_off_the_finished_ones() -> None:
     assert values(points, "llm_requests_failed_total", "reason") == {"abort": 35}
 
 
+def test_aborted_requests_of_several_series_are_taken_off_their_sum() -> None:
+    whole = [f'sglang:num_requests_total{{zone="{zone}"}} {10 * zone}' for zone in (1, 2, 3)]
+    parts = [f'sglang:num_aborted_requests_total{{zone="{zone}"}} {zone}' for zone in (1, 2, 3)]
+
+    assert value(mapped("sglang", lines(*whole, *parts)), "llm_requests_finished_total") == 60 - 6
+
+
 def test_finished_requests_never_fall_while_an_abort_is_on_its_way() -> None:
     """An abort is counted when it is asked for, the request's end when the scheduler has heard of it."""
     same = mapper("sglang")
