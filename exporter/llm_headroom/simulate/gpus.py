@@ -158,7 +158,7 @@ class SimulatedGpus:
         now = clock.now()
         self._devices = [_Device(index, gpu, holders, now) for index, (gpu, holders) in enumerate(gpus)]
         self._sampling: asyncio.Task[None] | None = None
-        self._reading = self._sample()
+        self.sample()
 
     async def __aenter__(self) -> Self:
         self._sampling = asyncio.get_running_loop().create_task(self._watch())
@@ -173,9 +173,10 @@ class SimulatedGpus:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_SAMPLE)
-            self._reading = self._sample()
+            self.sample()
 
-    def _sample(self) -> Reading:
+    def sample(self) -> None:
+        """Move the engines to now and see what they do to the GPUs."""
         now = self._clock.now()
         points = [Point(Series(schema.GPUS, {}), float(len(self._devices)), ORIGIN)]
         processes = []
@@ -184,7 +185,7 @@ class SimulatedGpus:
             read, listed = device.read()
             points += [*read, *device.xid_points()]
             processes.append(listed)
-        return Reading(tuple(points), (), DRIVER, tuple(processes))
+        self._reading = Reading(tuple(points), (), DRIVER, tuple(processes))
 
     def read(self) -> Reading:
         """Return the latest sample."""

@@ -93,17 +93,6 @@ class HistogramReading:
         counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=True))
         return HistogramReading(self.bounds, counts, self.total - earlier.total)
 
-    def quantile(self, q: float) -> float | None:
-        """Return the q-quantile (0..1) by Prometheus' linear interpolation; None without observations."""
-        rank, below, lower = q * self.count, 0, 0.0
-        if not self.count:
-            return None
-        for bound, count in zip(self.bounds, self.counts, strict=False):
-            if below + count >= rank and count:
-                return lower + (bound - lower) * (rank - below) / count
-            below, lower = below + count, bound
-        return self.bounds[-1]
-
 
 class Histogram:
     """A histogram that grows; ``read`` freezes it."""
