@@ -16,13 +16,16 @@ from llm_headroom.bundle import alerts
 from llm_headroom.bundle.dashboards import dashboards
 from llm_headroom.bundle.rule import expression
 from llm_headroom.bundle.settings import BundleSettings
-from llm_headroom.model import Kind, Subject
-from llm_headroom.poll.essential import COMPUTED, NAMES, OF_OLLAMA, QUANTILES
+from llm_headroom.model import Histogram, Kind, Subject
+from llm_headroom.poll.essential import COMPUTED, NAMES, OF_OLLAMA, QUANTILES, essential
+from timelines import point
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from typing import TypeAlias
+
+    from llm_headroom.model import Metric
 
     Samples: TypeAlias = dict[tuple[tuple[str, str], ...], float]
 
@@ -120,3 +123,57 @@ def test_the_bounds_of_objectives_stay(tmp_path: Path) -> None:
         ("inter_token_latency", "llm_inter_token_latency_seconds"),
     ):
         assert objectives[slo] in bounds(few[f"{name}_bucket"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "threshold", "bounds", "stay"),
+    [
+        # from 0.1 s to 60 s, each at least four times the last one
+        (
+            schema.TIME_TO_FIRST_TOKEN,
+            None,
+            (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 1.0, 1.6, 60.0, 61.0),
+            (0.1, 0.4, 1.6, 60.0),
+        ),
+        (schema.TIME_TO_FIRST_TOKEN, ("ttft", 0.05), (0.05, 0.1, 0.2, 0.4), (0.05, 0.2)),
+        (schema.TIME_TO_FIRST_TOKEN, ("ttft", 0.2), (0.1, 0.2, 0.4, 0.8), (0.1, 0.2, 0.8)),
+        (schema.TIME_TO_FIRST_TOKEN, ("ttft", 100.0), (60.0, 80.0, 100.0), (60.0, 100.0)),
+        (schema.TIME_TO_FIRST_TOKEN, ("request_duration", 0.2), (0.1, 0.2, 0.4), (0.1, 0.4)),
+        (schema.INTER_TOKEN_LATENCY, None, (0.005, 0.01, 0.02, 0.04, 2.0, 4.0), (0.01, 0.04, 2.0)),
+        (schema.REQUEST_DURATION, None, (0.5, 1.0, 3.9, 4.0, 300.0, 600.0), (1.0, 4.0, 300.0)),
+        (schema.REQUEST_GENERATION_TOKENS, None, (10.0, 20.0, 80.0, 40_000.0, 80_000.0), (20.0, 80.0, 40_000.0)),
+        (schema.REQUEST_PROMPT_TOKENS, None, (10.0, 20.0, 80.0, 200_000.0, 1e6), (20.0, 80.0, 200_000.0)),
+        (schema.REQUEST_QUEUE, ("ttft", 0.2), (0.1, 0.2, 0.4), ()),
+    ],
+)
+def test_which_bounds_stay(
+    metric: Metric, threshold: tuple[str, float] | None, bounds: tuple[float, ...], stay: tuple[float, ...]
+) -> None:
+    counts = tuple(float(place) for place in range(len(bounds) + 1))
+    points = [point(metric, Histogram((*bounds, math.inf), counts, 5.0))]
+    if threshold is not None:
+        points.append(point(schema.SLO_THRESHOLD, threshold[1], slo=threshold[0]))
+
+    coarse = next(each.value for each in essential(points) if each.series.metric is metric)
+
+    assert coarse == Histogram((*stay, math.inf), (*(counts[bounds.index(bound)] for bound in stay), counts[-1]), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels", "beside", "stays"),
+    [
+        (schema.MODEL_MEMORY, {"engine": "ollama"}, (), True),
+        (schema.MODEL_MEMORY, {"engine": "vllm"}, (), False),
+        (schema.MODEL_CONTEXT, {"engine": "vllm"}, (), False),
+        (schema.REQUEST_PREFILL, {}, (), True),
+        (schema.REQUEST_PREFILL, {}, (schema.TIME_TO_FIRST_TOKEN,), True),
+        (schema.REQUEST_DECODE, {}, (schema.REQUEST_DURATION,), True),
+        (schema.REQUEST_DECODE, {}, (schema.TIME_TO_FIRST_TOKEN, schema.REQUEST_DURATION), False),
+        (schema.SOURCE_SAMPLES, {"state": "unknown"}, (), True),
+        (schema.SOURCE_SAMPLES, {"state": "unknown_label"}, (), False),
+        (schema.ENGINE_STEPS, {}, (), False),
+    ],
+)
+def test_which_series_stay(metric: Metric, labels: dict[str, str], beside: tuple[Metric, ...], *, stays: bool) -> None:
+    points = [point(metric, 1.0, **labels), *(point(each, 1.0) for each in beside)]
+    assert any(each.series.metric is metric for each in essential(points)) is stays
