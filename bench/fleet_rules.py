@@ -1,6 +1,6 @@
 """What rules and dashboards cost over a fleet with three days of data: in a real Prometheus, engine by engine the same.
 
-    .venv/bin/python bench/fleet_rules.py [--engines 1000,5000] [--days 3] [--rules FILE] [--screens NAMES]
+    .venv/bin/python bench/fleet_rules.py [--engines 1000] [--days 3] [--rules FILE] [--screens NAMES]
         [--detail essential] [--write]
 
 One sidecar with a GPU (the stub of NVML) is recorded over a simulated vLLM under traffic. What it shows is continued
@@ -10,7 +10,8 @@ evaluates every rule once, one after the other; and it answers what each dashboa
 opens: its variables, its annotations and its panels. All is its CPU, since the machine may be busy, less that of a
 query that reads nothing. `--write` writes docs/fleet.md.
 
-Fleets of more than 2,000 engines have only the series that the rules read, for the sake of memory, and no dashboards.
+Fleets of more than 2,000 engines have only the series that the rules read, the last 20 minutes in memory, and no
+dashboards, for the sake of memory; they are another table.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import json
 import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 import urllib.parse
@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 STEP: Final = 15_000
-RECENT: Final = 80 * 60_000
-"""Milliseconds that are in memory: 320 samples, so that 80 are in the open chunk.
+RECENT: Final = 320
+"""Samples that are in memory: 80 minutes, so that 80 samples are in the open chunk.
 
 A query reads a chunk from its start, and also the one before where its window begins in that: on average over the 120
 samples until a chunk is full, windows of five minutes read as many as here.
 """
+RECENT_OF_MANY: Final = 80
+"""Samples in memory of a fleet that is not whole."""
 WHOLE: Final = 2_000
 """Engines up to which every series is there."""
 DAY: Final = 24 * 3_600_000
@@ -173,7 +175,7 @@ def stored(
 ) -> Iterator[Store]:
     """Start a Prometheus over the fleet's days, with all series or those of the metrics that are `read`."""
     end = int(time.time() * 1000) // STEP * STEP
-    recent = RECENT // STEP
+    recent = RECENT if read is None else RECENT_OF_MANY
     half = (int(days * DAY) // STEP - recent) // 2
     whole = blocks.Block(end - (2 * half + recent - 1) * STEP, STEP, 2 * half + recent)
     fleet = fleet_of(engines)
@@ -329,19 +331,15 @@ def measured(
         return cost, screens(store, shown if read is None else ()), store.version
 
 
-def rules_table(costs: Sequence[Cost]) -> str:
-    """All costs, one a line."""
-    lines = [
-        "| engines | series | every rule once, CPU s | at its intervals, cores | dearest rule, CPU s |",
-        "|---|---|---|---|---|",
-    ]
-    for cost in costs:
-        worst = max(cost.rules, key=lambda name: cost.rules[name])
-        lines.append(
-            f"| {cost.engines:,} | {cost.series:,} | **{cost.once:.2f}** | {cost.cores:.3f} "
-            f"| {cost.rules[worst][0]:.2f} `{worst}` |"
-        )
-    return "\n".join(lines)
+def rules_table(cost: Cost) -> str:
+    """What the rules take."""
+    worst = max(cost.rules, key=lambda name: cost.rules[name])
+    return (
+        "| engines | series | every rule once, CPU s | at its intervals, cores | dearest rule, CPU s |\n"
+        "|---|---|---|---|---|\n"
+        f"| {cost.engines:,} | {cost.series:,} | **{cost.once:.2f}** | {cost.cores:.3f} "
+        f"| {cost.rules[worst][0]:.2f} `{worst}` |"
+    )
 
 
 def screens_table(engines: int, found: dict[str, Screen]) -> str:
@@ -355,7 +353,7 @@ def screens_table(engines: int, found: dict[str, Screen]) -> str:
 def main() -> None:
     """Measure, print, and write if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engines", default="1000,5000")
+    parser.add_argument("--engines", type=int, default=1000)
     parser.add_argument("--days", type=float, default=3.0)
     parser.add_argument("--rules", type=Path, default=ROOT / "alerts" / "llm-headroom.rules.yml")
     parser.add_argument("--recorded", type=Path, help="a folder of expositions instead of a recording; filled if empty")
@@ -364,25 +362,17 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables to docs/fleet.md")
     given = parser.parse_args()
     bodies = bodies_of(given.recorded, given.detail)
-    costs: list[Cost] = []
-    shown: list[str] = []
-    for engines in map(int, given.engines.split(",")):
-        found, screened, version = measured(engines, bodies, given.days, given.rules, given.screens.split(","))
-        costs.append(found)
-        print(rules_table(costs))
-        for name, (seconds, _) in sorted(found.rules.items(), key=lambda each: -each[1][0])[:12]:
-            print(f"  {seconds:8.3f} s  {name}")
-        if screened:
-            shown.append(screens_table(engines, screened))
-            print(shown[-1])
-        sys.stdout.flush()
-    if given.write:
-        load = f"load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
-        busy = f"\n\nMeasured on {time.strftime('%Y-%m-%d')} with Prometheus {version} at {load}."
-        part = "" if given.detail == "full" else f"-{given.detail}"
-        write_part(f"rules{part}", rules_table(costs) + busy)
-        if shown:
-            write_part(f"screens{part}", "\n\n".join(shown) + busy)
+    cost, shown, version = measured(given.engines, bodies, given.days, given.rules, given.screens.split(","))
+    tables = {"rules": rules_table(cost)} | ({"screens": screens_table(given.engines, shown)} if shown else {})
+    for name, (seconds, _) in sorted(cost.rules.items(), key=lambda each: -each[1][0])[:20]:
+        print(f"  {seconds:8.3f} s  {name}")
+    load = f"load average {os.getloadavg()[1]:.0f} on {os.cpu_count()} cores"
+    busy = f"\n\nMeasured on {time.strftime('%Y-%m-%d')} with Prometheus {version} at {load}."
+    part = ("-many" if given.engines > WHOLE else "") + ("" if given.detail == "full" else f"-{given.detail}")
+    for name, table in tables.items():
+        print(table)
+        if given.write:
+            write_part(f"{name}{part}", table + busy)
 
 
 def bodies_of(folder: Path | None, detail: str = "full") -> Sequence[bytes]:

@@ -123,3 +123,16 @@ def test_every_query_gives_what_its_title_says(address: str) -> None:
     changed = [f"+ {line}" for line in sorted(now - expected)] + [f"- {line}" for line in sorted(expected - now)]
     if changed:
         pytest.fail("\n".join(changed))
+
+
+@pytest.mark.parametrize("chosen", [{}, {"instance": "(a:9836|b:9836)"}, {"target": "one:8000"}], ids=str)
+def test_compare_reads_what_is_recorded_of_all_and_the_own_buckets_of_some(
+    address: str, chosen: dict[str, str]
+) -> None:
+    expr = next(panel.queries[0].expr for uid, panel in PANELS if (uid, panel.title) == ("compare", "TTFT p95"))
+    query = re.sub(r"\$(\w+)", lambda name: chosen.get(name[1], ".*"), expr)
+    buckets = " or ".join(re.findall(r"[\w:]+_bucket[\w:]*\{[^}]*\}", query))
+    found = asked(address, "query", query=buckets, time=str(every_series.END))["result"]
+
+    own = "llm_time_to_first_token_seconds_bucket"
+    assert {each["metric"]["__name__"] for each in found} == {own if chosen else f"engine_model:{own}:rate5m"}

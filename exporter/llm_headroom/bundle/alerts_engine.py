@@ -235,9 +235,9 @@ KV_CACHE: Final = (
         dashboard=Dashboard.KV,
         expr="""min without (replica) (llm_kv_cache_headroom_requests < $headroom_requests_low)
             and max without (replica) (llm_kv_cache_usage_ratio > $kv_tight_usage)
-            unless sum without (replica) (llm_requests_running_limit) - sum without (replica) (llm_requests_running)
-                - sum without (replica) (llm_requests_waiting)
-                <= min without (replica) (llm_kv_cache_headroom_requests)""",
+            unless sum without (replica) (llm_requests_running_limit)
+                <= min without (replica) (llm_kv_cache_headroom_requests < $headroom_requests_low)
+                + sum without (replica) (llm_requests_running) + sum without (replica) (llm_requests_waiting)""",
         wait="5m",
         summary=f"{_WHO} has almost no KV cache headroom",
         description="{{ $value | humanize }} requests of the recent mean size still fit; more than $kv_tight_usage "
