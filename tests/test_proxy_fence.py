@@ -408,8 +408,7 @@ def test_a_silent_engine_is_stalled_after_a_minute_and_its_requests_are_overdue(
         (relay.REFUSED_SECONDS, 0.5, 5.0),
         (relay.MOST_BUFFERED, 16 * 1024, 1024 * 1024),
         (relay.MOST_PIPELINED, 8, 256),
-        (backlog.LOOK_SECONDS, 0.05, 1.0),  # a poll looks at what waits anyhow
-        (backlog.MOST_BYTES, 64 * 1024, 4 * 1024 * 1024),
+        (backlog.MOST_PIECES * backlog.LARGE, 64 * 1024, 4 * 1024 * 1024),
         (framing.MOST_HEAD_BYTES, 16 * 1024, 256 * 1024),
         (documents.MOST_BYTES, 256 * 1024, 4 * 1024 * 1024),
     ],

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES: Final = 1024 * 1024
 """Of one line, event or document. The last line of /api/generate holds all token ids: some 100 KB."""
+_NEWLINE: Final = 10
 DONE: Final = "[DONE]"
 """What ends a stream of OpenAI's API; given as if it were a document."""
 
@@ -23,9 +24,8 @@ class UnreadableError(Exception):
 class Reader(Protocol):
     """Finds documents in a payload."""
 
-    @property
-    def empty(self) -> bool:
-        """Whether it holds no part of a document that is to come."""
+    def alone(self, data: bytes, start: int, end: int) -> bytes | None:
+        """The text of the one document that these bytes of `data` are, if they are no part of another one."""
         ...
 
     def feed(self, data: bytes) -> Sequence[Any]:
@@ -62,15 +62,12 @@ class Lines:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    @property
-    def empty(self) -> bool:
+    def alone(self, data: bytes, start: int, end: int) -> bytes | None:
         """See `Reader`."""
-        return not self._held
+        return data[start:end] if data.find(b"\n", start) == end - 1 and not self._held else None
 
     def feed(self, data: bytes) -> Sequence[Any]:
         """See `Reader`."""
-        if not self._held and data.find(b"\n") == len(data) - 1 > 0:  # one whole line, as almost always
-            return self._line(data[:-1])
         found: list[Any] = []
         start = 0
         while (newline := data.find(b"\n", start)) >= 0:
@@ -103,17 +100,12 @@ class Events(Lines):
         self._data: list[bytes] = []
         self._size = 0
 
-    @property
-    def empty(self) -> bool:
-        """See `Reader`."""
-        return not self._held and not self._data
-
-    def feed(self, data: bytes) -> Sequence[Any]:
-        """See `Reader`."""
-        plain = not self._held and not self._data and data.startswith(b"data:")
-        if plain and data.endswith(b"\n\n") and data.find(b"\n") == len(data) - 2:  # one whole event, as almost always
-            return _event(data[5:-2].strip())
-        return super().feed(data)
+    def alone(self, data: bytes, start: int, end: int) -> bytes | None:
+        """See `Reader`; the event may have a name."""
+        if data.startswith(b"event:", start):
+            start = data.find(b"\n", start) + 1
+        whole = data.startswith(b"data:", start) and data.find(b"\n", start) == end - 2 and data[end - 1] == _NEWLINE
+        return data[start + 5 : end - 2] if whole and not self._held and not self._data else None
 
     def end(self) -> Sequence[Any]:
         """See `Reader`; an event that no empty line ends is none, but some servers forget it after the last one."""
@@ -150,10 +142,9 @@ class Whole:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    @property
-    def empty(self) -> bool:
+    def alone(self, data: bytes, start: int, end: int) -> bytes | None:  # noqa: ARG002 - only the payload's end ends it
         """See `Reader`."""
-        return not self._held
+        return None
 
     def feed(self, data: bytes) -> Sequence[Any]:
         """See `Reader`."""

@@ -6,18 +6,24 @@ The clock is the wire: from the moment at which the whole request has gone to th
 from __future__ import annotations
 
 import json
+from operator import sub
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.proxy.dialects import NO_INFERENCE, UNAVAILABLE, Answer, Api, api_of
 from llm_headroom.proxy.documents import Events, Lines, Reader, UnreadableError, Whole, reader_of
+from llm_headroom.proxy.parts import FORMS, OTHER, Part
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llm_headroom.proxy.framing import RequestHead, ResponseHead
     from llm_headroom.proxy.measures import Measures, UnderWay
 
 MOST_REQUEST_BYTES: Final = 256 * 1024
 """Of a request's body, looked at for its model; a longer one's model is known when the engine names it."""
+_MOST_FORM_BYTES: Final = 4096
+"""Beyond which a document may hold numbers that are none to `documents`, in what its form does not name."""
 _STREAMED: Final = frozenset({Api.OLLAMA})
 """Paths that stream unless the request turns it off (ollama/ollama docs/api.md)."""
 _OK: Final = 200
@@ -29,6 +35,25 @@ _COMPRESSED: Final = ("", "identity")
 class Exchange:
     """A request of one connection and its answer. Times are seconds of one monotonic clock."""
 
+    __slots__ = (
+        "_answer",
+        "_api",
+        "_body",
+        "_first_exposed",
+        "_form",
+        "_measures",
+        "_model",
+        "_outputs",
+        "_over",
+        "_reader",
+        "_request",
+        "_streamed",
+        "_unread",
+        "_wanted",
+        "method",
+        "status",
+    )
+
     def __init__(self, measures: Measures, head: RequestHead) -> None:
         self.method = head.method
         self.status = 0
@@ -38,14 +63,15 @@ class Exchange:
         self._body: bytearray | None = None if self._api is None else bytearray()
         self._answer = Answer()
         self._reader: Reader | None = None
+        self._form: Callable[[bytes], Part] | None = None
         self._streamed = False
         self._request: UnderWay | None = None
         self._over = self._api is None
         self._model = self._wanted = ""
         self._first_exposed = False
-        self._last = 0.0
         self._unread = ""
-        self._latest: list[float] = []
+        self._outputs: list[float] = []
+        """When output came: the last one of those whose gaps are exposed, and the ones since."""
 
     def asks(self, payload: bytes) -> None:
         """A piece of the request's body."""
@@ -81,38 +107,50 @@ class Exchange:
             return
         self._reader = reader_of(head.headers.get("content-type", ""))
         self._streamed = head.status == _OK and isinstance(self._reader, Lines | Events)
+        self._form = FORMS.get(self._api) if self._streamed and self._api is not None else None
         if self._reader is None:
             self._unread = "format"
         elif self._api is Api.EMBEDDING and head.status == _OK and isinstance(self._reader, Whole):
             self._reader = None  # megabytes of numbers
 
-    def received(self, payload: bytes, now: float) -> bool:
-        """A piece of the answer's body; whether it was one whole document of output.
-
-        Another one that differs in its texts alone may then be `repeated` instead.
-        """
-        reader = self._reader
+    def received(self, payload: bytes, now: float) -> None:
+        """A piece of the answer's body."""
         if self._request is not None:
             self._request.traffic.heard = now
-        if reader is None:
-            return False
-        alone = reader.empty
+        if self._reader is None:
+            return
         try:
-            found = reader.feed(payload)
-            for document in found:
+            for document in self._reader.feed(payload):
                 self._read(document, now)
         except UnreadableError as error:
             self._give_up(str(error))
-            return False
-        alone = alone and reader.empty and len(found) == 1
-        # SGLang's output shows in a count: the same count again is none
-        return alone and self._streamed and self._answer.output and self._api is not Api.SGLANG
 
-    def repeated(self, now: float) -> None:
-        """A piece of the answer's body that is like the last one that was `received`, but for its texts."""
-        if self._request is not None:
-            self._request.traffic.heard = now
-            self._output(self._request, now)
+    def part(self, data: bytes, start: int, end: int, now: float) -> bool:
+        """A piece of the answer's body, if these bytes of `data` are one document of its API's form, as almost all are.
+
+        False if they are not, and nothing has been done with them.
+        """
+        reader, request = self._reader, self._request
+        if reader is None or request is None or self._form is None:
+            return False
+        document = reader.alone(data, start, end)
+        if document is None or len(document) > _MOST_FORM_BYTES:
+            return False
+        try:
+            part = self._form(document)
+            if not document.isascii():
+                document.decode()  # what a form does not name is not looked at for that
+        except OTHER:
+            return False
+        bears = part.bears()
+        if bears is None:
+            return False
+        request.traffic.heard = now
+        if part.model:
+            self._answer.model = part.model
+        if bears:
+            self._output(request, now)
+        return True
 
     def ended(self, now: float) -> None:
         """The answer has ended as its framing says."""
@@ -161,15 +199,13 @@ class Exchange:
             self._output(request, now)
 
     def _output(self, request: UnderWay, now: float) -> None:
+        self._outputs.append(now)
         if request.first is None:
             request.first = now
             if self._answer.model:  # else it may be named at the end
                 self._expose_first(request)
-        else:
-            self._latest.append(now - self._last)
-            if len(self._latest) >= 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
-                self._expose_latest(request)
-        self._last = now
+        elif len(self._outputs) > 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
+            self._expose_latest(request)
 
     def _expose_first(self, request: UnderWay) -> None:
         if request.first is not None and not self._first_exposed:
@@ -178,10 +214,10 @@ class Exchange:
 
     def _expose_latest(self, request: UnderWay) -> None:
         self._expose_first(request)
-        model = self._label()
-        for gap in self._latest:
-            self._measures.observe(schema.INTER_TOKEN_LATENCY, model, gap)
-        self._latest.clear()
+        outputs = self._outputs
+        if len(outputs) > 1:
+            self._measures.observe(schema.INTER_TOKEN_LATENCY, self._label(), *map(sub, outputs[1:], outputs))
+            del outputs[:-1]
 
     def _give_up(self, why: str) -> None:
         self._reader = None
@@ -238,7 +274,7 @@ class Exchange:
     def _per_token(self, request: UnderWay, model: str, generated: int) -> None:
         """From the wire where it was streamed, else from the engine's own figures."""
         if request.first is not None:
-            seconds: float | None = self._last - request.first
+            seconds: float | None = self._outputs[-1] - request.first
         else:
             seconds = None if self._streamed else self._answer.decode
         if seconds is not None:

@@ -7,6 +7,7 @@ h11 would frame them again, and reject what an engine may accept; here only a me
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 MOST_HEAD_BYTES: Final = 64 * 1024
@@ -94,10 +95,17 @@ class UntilClose:
 class Chunked:
     """A body in chunks, with trailers at its end."""
 
+    __slots__ = ("_expect", "_left", "_line")
+
     def __init__(self) -> None:
         self._left = 0
         self._line = b""
         self._expect = "size"
+
+    @property
+    def between(self) -> bool:
+        """Whether a chunk may begin."""
+        return self._expect == "size" and not self._line
 
     def take(self, data: bytes, start: int, payload: list[bytes]) -> tuple[int, bool]:
         """See `Body`."""
@@ -155,6 +163,16 @@ def _whole_chunk(data: bytes, start: int) -> int:
     except ValueError:
         return 0
     return end if end > line_end + 4 and data[end - 2 : end] == b"\r\n" else 0
+
+
+@lru_cache(maxsize=1024)
+def size_line(size: int) -> bytes:
+    """The first line of a plainly written chunk (RFC 9112, section 7.1) of so many bytes with that line and its end."""
+    for digits in range(1, 9):
+        content = size - digits - 4
+        if content > 0 and len(line := b"%x\r\n" % content) == digits + 2:
+            return line
+    return b"no size"  # no chunk is so short or so long
 
 
 class HeadReader:

@@ -16,7 +16,7 @@ from llm_headroom.proxy.framing import FramingError
 from llm_headroom.scrape.label_cap import OVERFLOW, LabelCap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from llm_headroom.derive.slo import Objective
     from llm_headroom.model import Point
@@ -54,9 +54,10 @@ class _Growing:
         self._counts = [0] * len(bounds)
         self._sum = 0.0
 
-    def add(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def add(self, values: Iterable[float]) -> None:
+        for value in values:
+            self._counts[bisect_left(self._bounds, value)] += 1
+            self._sum += value
 
     def value(self) -> Histogram:
         return Histogram(self._bounds, tuple(map(float, accumulate(self._counts))), self._sum)
@@ -193,13 +194,13 @@ class Measures:
         if reason not in _NOT_THE_ENGINES:
             self.count(schema.SLO_REQUESTS, model, AVAILABILITY)
 
-    def observe(self, metric: Metric, model: str, value: float) -> None:
-        """Add an observation, in the metric's unit."""
+    def observe(self, metric: Metric, model: str, *values: float) -> None:
+        """Add observations, in the metric's unit."""
         key = (metric, model)
         found = self._histograms.get(key)
         if found is None:
             found = self._histograms[key] = _Growing(BOUNDS[metric])
-        found.add(value)
+        found.add(values)
 
     def count(self, metric: Metric, model: str, label: str = "", by: float = 1.0) -> None:
         """Add to a counter; `label` is the value of the metric's own label, of a closed set."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 from llm_headroom.proxy import framing
 from llm_headroom.proxy.exchange import Exchange
-from llm_headroom.proxy.repeat import Repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from llm_headroom.proxy.measures import Measures
 
 P = ParamSpec("P")
-_TRIES: Final = 16
-"""Pieces that the next one may be found to differ from before that is given up."""
 
 
 def _fenced(look: Callable[Concatenate[Observer, P], None]) -> Callable[Concatenate[Observer, P], None]:
@@ -57,9 +54,8 @@ class Observer:
         self._asking: Exchange | None = None
         self._head = framing.HeadReader()
         self._body: framing.Body | None = None
-        self._repeat: Repeat | None = None
-        """What the last piece was, if the next one is likely to be the same but for its text."""
-        self._tries = _TRIES
+        self._part: Callable[[bytes, int, int, float], bool] | None = None
+        """What may read the next piece at once, if that is one whole chunk; see `Exchange.part`."""
 
     @property
     def until_close(self) -> bool:
@@ -89,13 +85,14 @@ class Observer:
 
     def answer(self, data: bytes, now: float) -> None:
         """The next bytes that the engine has sent, and when they came; fenced by itself, as it sees every piece."""
-        repeat = self._repeat
+        part = self._part
         try:
-            if repeat is not None and repeat(data):
-                self._tries = _TRIES
-                self.pending[0].repeated(now)
-            elif not self.blind:
-                self._repeat = None
+            if part is not None:
+                size = framing.size_line(len(data))
+                if data.startswith(size) and data.endswith(b"\r\n") and part(data, len(size), len(data) - 2, now):
+                    return
+            if not self.blind:
+                self._part = None
                 self._read(data, now)
         except Exception as error:  # noqa: BLE001 - measuring must not cost anybody the answer
             self._give_up(error)
@@ -123,10 +120,10 @@ class Observer:
             payload: list[bytes] = []
             start, done = self._body.take(data, start, payload)
             for piece in payload:
-                repeatable = exchange.received(piece, now)
+                exchange.received(piece, now)
             if not done:
-                if self._tries and len(payload) == 1 and repeatable and Repeat.possible(payload[0]):
-                    self._learn(payload[0], data)
+                if isinstance(self._body, framing.Chunked) and self._body.between:
+                    self._part = exchange.part
                 return
             self._finish(now)
 
@@ -142,12 +139,6 @@ class Observer:
         while self.pending:
             self.pending[0].broken(reason, now, status)  # still pending if it fails, and then dropped
             self._pass()
-
-    def _learn(self, document: bytes, data: bytes) -> None:
-        self._tries -= 1
-        repeat = Repeat(document)
-        if repeat(data):
-            self._repeat = repeat
 
     def _finish(self, now: float) -> None:
         self._body = None
@@ -167,5 +158,5 @@ class Observer:
         self.blind = True
         while self.pending:
             self.pending.popleft().drop()
-        self._asking = self._body = self._repeat = None
+        self._asking = self._body = self._part = None
         self._progressed()

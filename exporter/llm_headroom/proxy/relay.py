@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from llm_headroom.proxy import framing
+from llm_headroom.proxy.backlog import LARGE, MOST_PIECES
 from llm_headroom.proxy.observer import Observer
 
 if TYPE_CHECKING:
@@ -84,8 +86,6 @@ class Client(asyncio.Protocol):
         """A request for another protocol that the engine has not decided on yet."""
         self._undecided = bytearray()
         """What came after it, and may be of that protocol or not."""
-        self.attentive = False
-        """Whether what comes next from the client depends on what the engine answers."""
         self.observer = Observer(measures, self._progressed)
         self.backlog = measures.backlog
         self._stops: set[str] = set()
@@ -166,12 +166,12 @@ class Client(asyncio.Protocol):
             if end > start:
                 self._forward(data if end - start == len(data) else data[start:end])
             if payload:
-                self.backlog.add(self.observer.request_body, end - start, payload)
+                self.backlog.add(partial(self.observer.request_body, payload), end - start)
             start = end
             if not done:
                 return
             self._body = None
-            self.backlog.add(self.observer.request_sent, 0, monotonic())
+            self.backlog.add(partial(self.observer.request_sent, monotonic()))
 
     def _head_begins(self) -> None:
         if self._deadline is None and not self._head.empty:
@@ -193,7 +193,7 @@ class Client(asyncio.Protocol):
         if head.method == "CONNECT":
             raise framing.FramingError("CONNECT is not for a reverse proxy")
         self._asked += 1
-        self.backlog.add(self.observer.request, len(head.raw), head)
+        self.backlog.add(partial(self.observer.request, head), len(head.raw))
         self._body = framing.request_body(head)
         if self._engine is None and self._connecting is None:
             self._connecting = self._loop.create_task(self._connect(head.target))
@@ -202,14 +202,18 @@ class Client(asyncio.Protocol):
             self.backlog.look()
             if self._under_way >= MOST_PIPELINED:
                 self.stop_reading("pipelined")
-                self.attentive = True
         if head.upgrades:
             self.backlog.look()
             if self.observer.blind:
                 self._tunnel = True  # the engine's response cannot be predicted
             else:
                 self._upgrade = self.observer.pending[-1]
-                self.attentive = True
+        self._attend()
+
+    def _attend(self) -> None:
+        """Have answers looked at as they come while it depends on them what is done with the client's bytes."""
+        if self._engine is not None:
+            self._engine.most = 1 if "pipelined" in self._stops or self._upgrade is not None else MOST_PIECES
 
     @property
     def _under_way(self) -> int:
@@ -233,7 +237,7 @@ class Client(asyncio.Protocol):
             reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
             where = f"cannot connect to {self._upstream.authority}: {reason}"
             if not self._over:
-                self.backlog.add(self.observer.broken, 0, "upstream_unreachable", monotonic(), _BAD_GATEWAY)
+                self.backlog.add(partial(self.observer.broken, "upstream_unreachable", monotonic(), _BAD_GATEWAY))
                 self._refuse(_BAD_GATEWAY, where, target)
         finally:
             self._connecting = None
@@ -245,6 +249,7 @@ class Client(asyncio.Protocol):
             return
         engine.deliver = self._transport.write
         self._engine = engine
+        self._attend()
         self.read_on("connecting")
         held, self._held = bytes(self._held), bytearray()
         engine.send(held)
@@ -295,8 +300,8 @@ class Client(asyncio.Protocol):
         """A response has started or ended, or no more of them will be observed."""
         observer = self.observer
         if "pipelined" in self._stops and self._under_way < MOST_PIPELINED:
-            self.attentive = self._upgrade is not None
             self.read_on("pipelined")
+            self._attend()
         if self._upgrade is not None and (observer.blind or self._upgrade.status):
             self._loop.call_soon(self._decided)  # not from within the observer, which is looking at the answer
         self._rest()
@@ -311,7 +316,7 @@ class Client(asyncio.Protocol):
         if self._upgrade is None:
             return
         self._upgrade = None
-        self.attentive = "pipelined" in self._stops
+        self._attend()
         undecided, self._undecided = bytes(self._undecided), bytearray()
         self._tunnel = self.observer.blind
         if undecided:
@@ -343,7 +348,7 @@ class Client(asyncio.Protocol):
 
     def _end(self, reason: str) -> None:
         if self._under_way:
-            self.backlog.add(self.observer.broken, 0, reason, monotonic())
+            self.backlog.add(partial(self.observer.broken, reason, monotonic()))
         self._over = True
 
     def retire(self) -> None:
@@ -365,15 +370,19 @@ class _Engine(asyncio.Protocol):
     Each chunk of a stream comes through here, after other work has had the caches: so little is touched for it.
     """
 
-    __slots__ = ("_backlog", "_client", "_look", "_observer", "_transport", "deliver")
+    __slots__ = ("_backlog", "_client", "_look", "_note", "_observer", "_passed", "_transport", "deliver", "most")
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._backlog = client.backlog
         self._observer = client.observer
         self._look = client.observer.answer
+        self._passed = client.backlog.passed
+        self._note = self._passed.append
         self._transport: asyncio.Transport | None = None
         self.deliver: Callable[[bytes], None] = _nobody
+        self.most = MOST_PIECES
+        """Pieces that may wait until they are looked at."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -382,12 +391,12 @@ class _Engine(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.deliver(data)
-        self._backlog.add(self._look, len(data), data, monotonic())
-        if self._client.attentive:
+        self._note((self._look, data, monotonic()))
+        if len(self._passed) >= self.most or len(data) > LARGE:
             self._backlog.look()
 
     def eof_received(self) -> bool:
-        self._backlog.add(self._observer.end_of_answers, 0, monotonic())
+        self._backlog.add(partial(self._observer.end_of_answers, monotonic()))
         self._client.end_of_answers()
         return True
 
