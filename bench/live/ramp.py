@@ -26,7 +26,9 @@ ALLOWED: Final = 0.05
 """The share of first tokens that may be slow."""
 LEARNED_AT: Final = 0.3
 """Of the requests per second that the engine ends when it is kept full."""
-FILLED_SECONDS: Final = 20.0
+FILLED_SECONDS: Final = 40.0
+WARM_SECONDS: Final = 10.0
+"""At the beginning, which do not count: the first requests of a size make an engine prepare for it."""
 LONGEST_LEARNING: Final = 900.0
 """Seconds until there must be a load headroom: it takes ten busy minutes."""
 POLL_SECONDS: Final = 5.0
@@ -171,7 +173,7 @@ async def idle(client: Client, mix: Mix, model: str) -> float:
 async def filled(client: Client, mix: Mix, model: str, at_once: int) -> float:
     """Requests per second that end while so many are under way."""
     chance = random.Random(1)  # noqa: S311 - traffic, not security
-    began, ended = time.monotonic(), 0
+    ended = 0
 
     async def one() -> None:
         nonlocal ended
@@ -180,8 +182,10 @@ async def filled(client: Client, mix: Mix, model: str, at_once: int) -> float:
             ended += 1
 
     tasks = [asyncio.create_task(one()) for _ in range(at_once)]
+    await asyncio.sleep(WARM_SECONDS)
+    began, before = time.monotonic(), ended
     await asyncio.sleep(FILLED_SECONDS)
-    rate = ended / (time.monotonic() - began)
+    rate = (ended - before) / (time.monotonic() - began)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -75,18 +75,31 @@ class Subject:
         )
 
 
+_ONE_PROCESS: Final = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""Without it vLLM 0.32 on CPUs does not take the executor `uni` (vllm/platforms/cpu.py)."""
+
+
 def vllm_for_ramps(folder: Folder) -> Subject:
-    """The engine vLLM with a smaller model that computes on one thread, 16 places, and any number that may wait."""
+    """The engine vLLM with a smaller model that computes on one thread, 16 places, and any number that may wait.
+
+    It computes in the engine's own process: a worker of its own spins while it waits, which takes what the engine may
+    use of the CPU (vllm-project/vllm, vllm/distributed/device_communicators/shm_broadcast.py), and no GPU does that.
+    """
     whole = vllm(folder)
     swapped: dict[str | Path, str | Path] = {folder.hf_model: folder.small_model, str(_VLLM_PLACES): str(_RAMP_PLACES)}
     left_out = whole.arguments.index("--max-num-queued-reqs")
     arguments = [swapped.get(part, part) for part in whole.arguments]
     return replace(
         whole,
-        arguments=(*arguments[:left_out], *arguments[left_out + 2 :]),
+        arguments=(*arguments[:left_out], *arguments[left_out + 2 :], "--distributed-executor-backend", "uni"),
         places=_RAMP_PLACES,
         at_once=None,
-        environment={**whole.environment, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+        environment={
+            **whole.environment,
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            **_ONE_PROCESS,
+        },
     )
 
 
