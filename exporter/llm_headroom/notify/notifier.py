@@ -134,13 +134,14 @@ class _Door:
             message = await self._waiting.get()
             fields = {"receiver": self.name, "message_title": title(message)}
             for tries, pause in enumerate((*self._pauses, None), 1):
-                problem, again = await self._post(message)
-                self.problem = problem
-                if not problem:
+                failure = await self._post(message)
+                if failure is None:
+                    self.problem = ""
                     self._counts[self.name, Result.SENT] += 1
                     log.info("notification sent", extra=fields)
                     break
-                said = {**fields, "tries": tries, "error": problem}
+                self.problem, again = failure
+                said = {**fields, "tries": tries, "error": self.problem}
                 if pause is None or not again:
                     self._counts[self.name, Result.FAILED] += 1
                     log.error("notification given up", extra=said)
@@ -148,8 +149,8 @@ class _Door:
                 log.warning("notification failed", extra=said)
                 await asyncio.sleep(pause)
 
-    async def _post(self, message: Message) -> tuple[str, bool]:
-        """What went wrong, if anything did, and whether it is worth another try. No message holds a secret."""
+    async def _post(self, message: Message) -> tuple[str, bool] | None:
+        """What went wrong, if anything did, and whether it is worth another try; no words of it hold a secret."""
         receiver = self._receiver
         try:
             url, body = request(receiver, _url(receiver), message)
@@ -163,13 +164,9 @@ class _Door:
                 client.stream("POST", url, json=body, headers=headers) as answer,
             ):
                 if answer.is_success:
-                    return "", False
-                said = b""
-                async for part in answer.aiter_bytes():
-                    said += part
-                    if len(said) >= _LARGEST_ANSWER:
-                        break
-                words = plain(" ".join(said[:_LARGEST_ANSWER].decode(errors="replace").split()))
+                    return None
+                said = await anext(answer.aiter_bytes(_LARGEST_ANSWER), b"")
+                words = plain(" ".join(said.decode(errors="replace").split()))
                 return f"status {answer.status_code}: {words}".rstrip(": "), answer.status_code in _AGAIN
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s", True

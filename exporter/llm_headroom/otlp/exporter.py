@@ -84,11 +84,8 @@ class Exporter:
         found = list(sources)
         try:
             outcome, count = self._export(found)
-        except Exception:
-            sound = self._sound(found)
-            if len(sound) == len(found):
-                raise
-            return self._export(sound)
+        except Exception:  # noqa: BLE001 - raised again where none of them is the cause
+            return self._export(self._sound(found))
         if outcome.cause is Drop.OTHER and len(sound := self._sound(found)) < len(found):  # the one over HTTP says so
             return self._export(sound)
         return outcome, count

@@ -152,7 +152,7 @@ def retry_after(text: str, now: float) -> float:
     """Seconds from the unix time `now` of a Retry-After header (RFC 9110, section 10.2.3): a number, or a date."""
     text = text.strip()
     if text.isascii() and text.isdigit():
-        return float(text[:9])
+        return float(text)
     try:
         date = parsedate_to_datetime(text)
     except ValueError:
