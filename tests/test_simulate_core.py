@@ -27,6 +27,7 @@ from llm_headroom.simulate.hardware import (
     Roofline,
     plan_memory,
 )  # fmt: skip
+from llm_headroom.simulate.measures import Histogram
 from llm_headroom.simulate.ollama_model import OllamaConfig, OllamaServer
 from llm_headroom.simulate.traffic import (
     Burst,
@@ -591,3 +592,18 @@ def test_a_busy_engine_under_random_load_never_loses_a_request() -> None:
         assert len(ends) == sent, name
         assert (seen.running, seen.waiting, seen.used_tokens) == (0, 0, 0)
         assert sum(seen.counters.finished.values()) == sent
+
+
+def test_a_histogram_of_what_came_between_two_readings() -> None:
+    histogram = Histogram((1.0, 2.0, 4.0))
+    for value, times in ((0.5, 1), (1.0, 2), (3.0, 1)):
+        histogram.observe(value, times)
+    before = histogram.read()
+    histogram.observe(2.0)
+    histogram.observe(9.0, 3)
+    between = histogram.read().since(before)
+
+    assert (before.counts, before.total, before.count, before.mean) == ((3, 0, 1, 0), 5.5, 4, 1.375)
+    assert (between.counts, between.total, between.count, between.mean) == ((0, 1, 0, 3), 29.0, 4, 7.25)
+    assert histogram.read().cumulative() == (3, 4, 5, 8)
+    assert before.since(before).mean is None

@@ -88,7 +88,8 @@ def batching(version: str, config: EngineConfig) -> Iterator[str]:
     numbers = [
         engine.submit(one, on_end=ends.append) for one in takewhile(lambda one: one.arrival < 8.0, TRAFFIC.requests(3))
     ]
-    numbers += [engine.submit(Request(0.5, prompt, 3), on_end=ends.append) for prompt in (560, 10**6)]
+    for one in (Request(0.5, 560, 3), Request(0.6, 300, 40, 5000), Request(4.0, 10**6, 3)):
+        engine.submit(one, on_end=ends.append)
     for moment in (0.25, 1.1, 1.7, 2.5, 3.6, 5.0, 6.0, 7.0, 60.0):
         engine.advance(moment)
         if moment == 1.7:
