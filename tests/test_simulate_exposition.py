@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from llm_headroom.simulate import ollama_api
 from llm_headroom.simulate.batching import Engine, EngineConfig, EngineReading
 from llm_headroom.simulate.exposition import Exposition, renamed, versions
 from llm_headroom.simulate.hardware import A100_80GB, GIB, L4, LLAMA_3_8B, TINY_LLAMA, Roofline, plan_memory
+from llm_headroom.simulate.measures import HistogramBounds
 from llm_headroom.simulate.ollama_model import OllamaConfig, OllamaServer
 from llm_headroom.simulate.traffic import Lengths, Request, Synthetic
 
@@ -120,6 +121,16 @@ def without_configured(lines: list[object]) -> list[object]:
 def samples(body: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     parsed = Parser().parse(body)
     return {(key.name, key.labels): value for key, value in zip(parsed.layout.keys, parsed.values, strict=True)}
+
+
+def test_bounds_that_are_not_given_are_those_of_vllm() -> None:
+    """Lengths go up in steps of 1, 2, 5, as far as the model's context, which is small in the capture."""
+    captured = Exposition("vllm/0.32.0", model=MODEL, config=config_of("vllm/0.32.0"), start=START).bounds
+    for field in fields(HistogramBounds):
+        ours, theirs = getattr(HistogramBounds(), field.name), getattr(captured, field.name)
+        assert ours[: len(theirs)] == theirs, field.name
+        steps = tuple(one * 10.0**power for power in range(5) for one in (1, 2, 5))
+        assert ours[len(theirs) :] in {(), steps[len(theirs) :]}, field.name
 
 
 def test_every_captured_version_can_be_imitated() -> None:
