@@ -68,9 +68,9 @@ def test_words_of_texts_tokens_and_conversations() -> None:
         {},
     ]
     assert words_of_messages(conversation) == ["a", "b", "c", "d", "e"]
-    for wrong in (None, "a", ["a"], [{"content": "a"}, "b"], {"content": "a"}):
+    for broken in (None, "a", ["a"], [{"content": "a"}, "b"], {"content": "a"}):
         with pytest.raises(ValueError, match=r"a list of messages"):
-            words_of_messages(wrong)
+            words_of_messages(broken)
 
 
 def test_streams_of_requests_are_merged_and_begin_when_they_were_added() -> None:

@@ -99,6 +99,13 @@ def test_a_streamed_completion_has_every_token_and_then_its_usage(engine: str) -
     )
 
 
+def test_the_last_token_has_the_reason_and_may_be_the_first(vllm: str) -> None:
+    for count in (1, 2):
+        document = {"prompt": "a", "max_tokens": count, "stream": True}
+        tokens = events(ask(vllm, "POST", "/v1/completions", document)[1])
+        assert [part["choices"][0]["finish_reason"] for part in tokens] == [*[None] * (count - 1), "length"]
+
+
 def test_a_chat_streams_its_role_first_and_stops_by_itself(vllm: str) -> None:
     messages = [
         {"role": "system", "content": "be brief"},

@@ -107,10 +107,10 @@ class Settings:
         interval: seconds between the exporter's polls.
     """
 
-    listen: str = "127.0.0.1:9836"
-    speed: float = 1.0
-    seed: int = 0
-    stack: bool = True
+    listen: str
+    speed: float
+    seed: int
+    stack: bool
     interval: float = 2.0
 
 
