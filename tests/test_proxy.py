@@ -260,6 +260,35 @@ def test_the_engine_sees_that_the_client_has_left(*, reset: bool) -> None:
     bounded.run(test())
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.0 200 OK\r\n\r\npart", b"HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\npart"],
+    ids=["until the end", "unreadable"],
+)
+def test_an_answer_that_only_its_end_ends_is_not_taken_for_whole_where_the_engine_breaks_off(answer: bytes) -> None:
+    async def test() -> None:
+        arrived = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await head(reader)
+            writer.write(answer)
+            await arrived.wait()
+            linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+
+        async with place(serve) as here:
+            reader, writer = await here.connect()
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await reader.readexactly(len(answer)) == answer
+            arrived.set()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            writer.close()
+
+    bounded.run(test())
+
+
 def test_the_engine_sees_that_a_queued_client_has_left_before_any_answer() -> None:
     async def test() -> None:
         asked, left = asyncio.Event(), asyncio.Event()

@@ -512,3 +512,45 @@ def test_a_chunked_body_ends_after_its_trailers(trailer: bytes, lines: str) -> N
         observer.answer(body[cut:], 2.0)
         assert not observer.pending
         assert not observer.blind
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"),
+        ("HEAD", b"HTTP/1.1 200 OK\r\n\r\n"),
+        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n"),
+        ("GET", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        ("GET", b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 199 Odd\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"),
+    ],
+)
+def test_what_follows_an_answer_without_a_body_is_measured(method: str, answer: bytes) -> None:
+    measures = Measures(limit=10, untagged="latest")
+    observer = Observer(measures, lambda: None)
+    observer.request(framing.request_head(f"{method} /api/tags HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
+    observer.request_sent(1.0)
+    observer.request(framing.request_head(b"POST /api/chat HTTP/1.1\r\nHost: x\r\n\r\n"))
+    observer.request_sent(1.0)
+
+    observer.answer(answer, 2.0)
+    assert [exchange.method for exchange in observer.pending] == ["POST"]
+    observer.answer(ANSWERS["ollama/chat_stream.ndjson"].message(), 3.0)
+
+    assert not observer.pending
+    assert told(measures)["requests_finished_total{small:latest,length}"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n", b"HTTP/1.1 200 OK\nA: b\n\n", b"\r\n\nHTTP/1.1 200\n\r\n"]
+)
+def test_a_head_is_found_wherever_it_is_cut(head: bytes) -> None:
+    for first in range(len(head)):
+        for second in range(first, len(head)):
+            reader = framing.HeadReader()
+            assert reader.take(head[:first], 0) == (first, None)
+            assert reader.take(b"." + head[first:second], 1) == (second - first + 1, None)
+            end, found = reader.take(head[second:] + b"body", 0)
+            assert (end, reader.empty) == (len(head) - second, True)
+            assert found is not None
+            assert found.strip() == head.strip()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+import struct
 from functools import partial
 from http import HTTPStatus
 from time import monotonic
@@ -40,6 +42,8 @@ REFUSED_SECONDS: Final = 2.0
 _BAD_REQUEST: Final = HTTPStatus.BAD_REQUEST
 _BAD_GATEWAY: Final = HTTPStatus.BAD_GATEWAY
 _TOO_LATE: Final = HTTPStatus.REQUEST_TIMEOUT
+_RESET: Final = struct.pack("ii", 1, 0)
+"""To linger for no time, once closed: the peer then sees a reset (socket(7), SO_LINGER)."""
 
 
 class Upstream(Protocol):
@@ -341,7 +345,8 @@ class Client(asyncio.Protocol):
         self._end("aborted" if self._left else "upstream_closed")
         if self._transport is None:
             return
-        if cut:  # the client must not take it for a whole one
+        if cut:  # the client must not take it for a whole one: without this, it would see an orderly end
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.abort()
         elif not self._transport.is_closing():
             self._transport.close()
