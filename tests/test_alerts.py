@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -232,6 +233,33 @@ def test_thresholds_and_scale_reach_the_file() -> None:
     assert "(llm_kv_cache_headroom_requests < 7) and " in by_name["LLMKVHeadroomLow"]["expr"]
     assert by_name["LLMKVHeadroomLow"]["for"] == "3000ms"
     assert by_name["LLMExporterDown"]["expr"] == 'up{job="mine"} == 0 or absent(up{job="mine"})'
+
+
+def test_what_is_around_the_expressions_is_what_is_written_down_for_it() -> None:
+    """Routes, inhibitions, groups, severities and waits; nothing writes `fixtures/alerts_frame.json`."""
+    texts = {name: yaml.safe_load(text) for name, text in alerts.files(DEFAULTS).items()}
+    rules, grafana = texts[f"alerts/{RULES}"]["groups"], texts["alerts/grafana-alerting.yaml"]
+    first = grafana["groups"][0]["rules"][0]
+    first["annotations"] = sorted(first["annotations"])
+    first["data"][0]["model"]["expr"] = "…"
+    found = {
+        "alertmanager": texts["alerts/alertmanager.yml"],
+        "grafana-notifications": texts["alerts/grafana-notifications.yaml"],
+        "grafana-alerting": {
+            **grafana,
+            "groups": [{key: value for key, value in group.items() if key != "rules"} for group in grafana["groups"]],
+        },
+        "grafana rule": first,
+        "intervals": {group["name"]: group["interval"] for group in rules},
+        "alerts": {
+            rule["alert"]: f"{rule['labels']['severity']} after {rule.get('for', '0s')}"
+            for group in rules
+            for rule in group["rules"]
+            if "alert" in rule
+        },
+    }
+
+    assert found == json.loads((ROOT / "tests/fixtures/alerts_frame.json").read_text(encoding="utf-8"))
 
 
 def test_operator_and_grafana_get_the_same_expressions() -> None:

@@ -554,3 +554,9 @@ def test_a_head_is_found_wherever_it_is_cut(head: bytes) -> None:
             assert (end, reader.empty) == (len(head) - second, True)
             assert found is not None
             assert found.strip() == head.strip()
+
+
+def test_an_answer_that_names_no_model_takes_no_model_s_place() -> None:
+    measures = Measures(limit=1)
+    assert [measures.label(model) for model in ("", "small", "large", "")] == ["", "small", "other", ""]
+    assert [measures.asked(model) for model in ("", "small", "large")] == ["", "small", ""]
