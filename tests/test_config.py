@@ -106,6 +106,11 @@ def test_aliases_cannot_make_a_small_file_large(tmp_path: Path) -> None:
     assert complaint(tmp_path, text).endswith("its aliases expand too far")
 
 
+@pytest.mark.parametrize("text", ["", "otlp:", "otlp: {}"])
+def test_nothing_is_pushed_unless_something_is_said(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text).otlp is None
+
+
 def test_no_more_than_twenty_problems_are_listed(tmp_path: Path) -> None:
     lines = complaint(tmp_path, "".join(f"unknown_{number}: 1\n" for number in range(25))).split("\n")
     assert len(lines) == 21
