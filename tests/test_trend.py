@@ -45,11 +45,13 @@ def test_a_line_is_certain_a_step_is_none_and_what_swings_is_uncertain() -> None
     many = 40
     line = after(many, lambda place: 5.0 + 2.0 * place * STEP_SECONDS)
     step = after(many, lambda place: 0.0 if place < many // 2 else 1e6)
+    begins = after(many, lambda place: max(0.0, place - many / 2))
+    ends = after(many, lambda place: min(float(place), many / 2))
     swings = after(many, lambda place: 2.0 * place * STEP_SECONDS + (100.0 if place % 2 else -100.0))
 
     assert line.slope == pytest.approx(2.0)
     assert line.deviation == pytest.approx(0.0, abs=1e-9)
-    assert step.slope == 0.0
+    assert step.slope == begins.slope == ends.slope == 0.0  # the lesser of both halves
     assert swings.slope is not None
     assert abs(swings.slope - 2.0) < 100.0 / (many // 2 * STEP_SECONDS)
     # residuals of +-100 are 100 / 0.6745 in deviations, over half of the time that the readings span
