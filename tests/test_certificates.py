@@ -12,6 +12,7 @@ from cryptography import x509
 
 from exporter_process import Exporter
 from llm_headroom.net.certificate import validity
+from scripted_server import EngineServer, reply, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,3 +88,17 @@ def test_the_exporter_says_when_its_certificates_run_out_and_sees_them_renewed(t
         replaced(shown, b"gone")
         exporter.until(lambda: exporter.value(end, file=str(shown)) is None)
         exporter.until(lambda: f"The certificate in {shown}" not in exporter.get("/")[2].decode())
+
+
+def test_an_engine_is_judged_by_the_authorities_that_the_system_trusts(tmp_path: Path) -> None:
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    AUTHORITY.issue_cert("127.0.0.1").configure_cert(served)
+    AUTHORITY.cert_pem.write_to_path(tmp_path / "known.pem")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    body = b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n"
+    with running(EngineServer({"/metrics": reply(body)}, tls=served)) as server:
+        for trusted, up in (("known.pem", 1.0), ("other.pem", 0.0)):
+            system = {"SSL_CERT_FILE": str(tmp_path / trusted), "SSL_CERT_DIR": str(tmp_path)}
+            with Exporter("--target", f"vllm={server.url}", extra=system) as exporter:
+                exporter.until(lambda: exporter.value("llm_up") is not None)
+                assert exporter.value("llm_up") == up
