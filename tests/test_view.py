@@ -21,7 +21,7 @@ from llm_headroom.model import Cause, Failure, Health, Histogram, Judged, Level,
 from llm_headroom.poll.poller import Poller
 from llm_headroom.view import board, text
 from llm_headroom.view.day import MINUTES, Day
-from llm_headroom.view.history import MOST_READINGS, MOST_TRACKS, SPAN, History
+from llm_headroom.view.history import HISTOGRAM_SPAN, MOST_READINGS, MOST_TRACKS, SPAN, History
 from llm_headroom.view.quantiles import RANKS, quantile
 from llm_headroom.view.signals import risk_word
 from llm_headroom.view.values import Absent, Condition, Load, Missing, Objective, Share, Slow, as_json, from_json
@@ -331,6 +331,24 @@ def test_a_history_stays_short_and_forgets_sources_that_are_gone() -> None:
     assert (readings[-1].at, readings[-1].gauges["llm_requests_running"]) == (999.0, 999.0)
     history.record([])
     assert history.readings("t", "m") == ()
+
+
+def test_histograms_are_remembered_for_the_longest_window_and_counters_for_the_whole_span() -> None:
+    history, ttft, tokens = History(), schema.TIME_TO_FIRST_TOKEN, schema.PROMPT_TOKENS
+    for second in range(0, 600, 15):
+        if second in {300, 315}:
+            history.record([failed(float(second))])
+            continue
+        total = float(second)
+        points = of_model(ttft, Histogram(BOUNDS, (0.0, total, total), 0.0)), of_model(tokens, total)
+        history.record([snapshot(float(second), *points)])
+    readings = [reading for reading in history.readings("t", "m") if reading.grown]
+    ages = [readings[-1].at - reading.at for reading in readings]
+
+    assert max(ages) > HISTOGRAM_SPAN
+    assert all(tokens.name in reading.grown for reading in readings)
+    for reading, age in zip(readings, ages, strict=True):
+        assert (ttft.name in reading.grown) == (age <= HISTOGRAM_SPAN)
 
 
 def of_models(at: float, *models: str) -> Snapshot:

@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from llm_headroom.model import Labels, Series
 
 
-def combined(points: Iterable[Point]) -> Iterator[Point]:
+def combined(points: Iterable[Point]) -> Iterable[Point]:
     """Points with one for all replicas of a series.
 
     A metric that does not combine stays if the replicas agree, and dropped if they do not; so are histograms whose
     bounds differ. A capacity-weighted ratio without known capacities is the plain mean.
     """
     points = list(points)
-    if not any(point.series.replicated for point in points):  # a series of no replica has one point
-        yield from points
-        return
+    replicated = [point for point in points if point[0].replicated]
+    return _groups(points) if replicated else points  # a series of no replica has one point
+
+
+def _groups(points: Iterable[Point]) -> Iterator[Point]:
     groups: dict[Series, list[Point]] = {}
     capacities: dict[Labels, float] = {}
     for point in points:

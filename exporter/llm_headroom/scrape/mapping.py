@@ -23,6 +23,7 @@ from llm_headroom.scrape.plan import (
     Mapped,
     Newest,
     Plan,
+    Read,
     Rest,
     Scalar,
     beyond,
@@ -46,7 +47,7 @@ MOST_SERIES: Final = 20_000
 """Series of one exposition; 64 replicas, each with every series that it can expose, make 5,000."""
 
 
-_Number = TypeVar("_Number", int, float)
+_Part = TypeVar("_Part", float, Scalar, Buckets)
 
 
 class TooManySeries(Exception):  # noqa: N818 - what was answered, not an error of ours
@@ -62,9 +63,9 @@ def _compiled(engine: Engine) -> tuple[Vocabulary, Sequence[Mapping[str, re.Patt
 
 
 @lru_cache(maxsize=4096)
-def _same(numbers: tuple[_Number, ...]) -> tuple[_Number, ...]:
-    """Bounds or positions as all targets of an engine have them, once in memory."""
-    return numbers
+def _same(parts: tuple[_Part, ...]) -> tuple[_Part, ...]:
+    """Bounds, or how values are read, as all targets of an engine have them, once in memory."""
+    return parts
 
 
 @lru_cache(maxsize=4096)
@@ -150,7 +151,7 @@ class Mapper:
         sources = Sources(self.engine, layout, tuple(zip(self.engine.rules, self._where, strict=True)))
         problems: list[str] = []
         taken: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
-        placed: dict[Series, Scalar | Buckets | Rest | Point] = {}
+        placed: dict[Series, Read | Rest | Point] = {}
         newest: list[Newest] = []
         for rule, where in zip(self.engine.rules, self._where, strict=True):
             identity = (rule.metric.name, tuple(sorted(rule.fixed.items())))
@@ -167,9 +168,12 @@ class Mapper:
             if len(placed) > MOST_SERIES:
                 raise TooManySeries(self.engine.title)
         states, unmapped = self._census(sources)
+        read = [made for made in placed.values() if isinstance(made, Read)]
         return Plan(
-            tuple(made for made in placed.values() if isinstance(made, Scalar)),
-            tuple(made for made in placed.values() if isinstance(made, Buckets)),
+            tuple(made.series for made in read if isinstance(made.how, Scalar)),
+            _same(tuple(made.how for made in read if isinstance(made.how, Scalar))),
+            tuple(made.series for made in read if isinstance(made.how, Buckets)),
+            _same(tuple(made.how for made in read if isinstance(made.how, Buckets))),
             tuple(made for made in placed.values() if isinstance(made, Point)),
             states,
             unmapped,
@@ -187,7 +191,7 @@ class Mapper:
         where: Mapping[str, re.Pattern[str]],
         model: str,
         problems: list[str],
-    ) -> Sequence[Scalar | Buckets | Rest | Point]:
+    ) -> Sequence[Read | Rest | Point]:
         if rule.metric.kind is Kind.HISTOGRAM:
             return self._histograms(sources, rule, where, model, problems)
         if rule.read is not None:
@@ -277,7 +281,7 @@ class Mapper:
     def _admit(self, label: str, value: str) -> str:
         return self.cap.admit(label, value) if value else ""
 
-    def _scalars(self, sources: Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str) -> list[Scalar]:
+    def _scalars(self, sources: Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str) -> list[Read]:
         origin, indices = self._present(sources, rule, where)
         if not indices:
             return []
@@ -293,13 +297,15 @@ class Mapper:
             origin = f"{origin} × {factor}"
         ratio = rule.combine is Combine.SUM and rule.metric.unit == "1"  # ratios are never summed
         return [
-            Scalar(
+            Read(
                 series,
-                origin,
-                _same(tuple(group[:1] if rule.combine is Combine.FIRST else group)),
-                rule.scale,
-                Combine.MAX if ratio else rule.combine,
-                1.0 / rule.scale if is_share(rule.metric) else sys.float_info.max,
+                Scalar(
+                    origin,
+                    tuple(group[:1] if rule.combine is Combine.FIRST else group),
+                    rule.scale,
+                    Combine.MAX if ratio else rule.combine,
+                    1.0 / rule.scale if is_share(rule.metric) else sys.float_info.max,
+                ),
             )
             for series, group in groups.items()
         ]
@@ -356,7 +362,7 @@ class Mapper:
         where: Mapping[str, re.Pattern[str]],
         model: str,
         problems: list[str],
-    ) -> list[Buckets]:
+    ) -> list[Read]:
         origin, buckets = self._present(sources, rule, where, "_bucket")
         if not buckets:
             return []
@@ -382,13 +388,15 @@ class Mapper:
                 )
                 continue
             found.append(
-                Buckets(
+                Read(
                     series,
-                    origin,
-                    _same(tuple(bound * rule.scale for bound in bounds)),
-                    tuple(map(_picker, zip(*[by_bound[bound] for bound in bounds], strict=True))),
-                    _same(tuple(sums[series])),
-                    rule.scale,
+                    Buckets(
+                        origin,
+                        _same(tuple(bound * rule.scale for bound in bounds)),
+                        tuple(map(_picker, zip(*[by_bound[bound] for bound in bounds], strict=True))),
+                        tuple(sums[series]),
+                        rule.scale,
+                    ),
                 )
             )
         return found

@@ -20,9 +20,8 @@ _ROUNDED: Final = 1.01
 
 
 class Scalar(NamedTuple):
-    """A number of ours, from one or more positions; `most` is the largest value that can be, before scaling."""
+    """How a number of ours is read, at one or more positions; `most` is the largest that can be, before scaling."""
 
-    series: Series
     origin: str
     indices: tuple[int, ...]
     scale: float
@@ -47,14 +46,20 @@ class Newest(NamedTuple):
 
 
 class Buckets(NamedTuple):
-    """A histogram of ours; each of `parts` picks an upstream one's cumulative counts, `sums` are their sums."""
+    """How a histogram is read; each of `parts` picks an upstream one's cumulative counts, `sums` are their sums."""
 
-    series: Series
     origin: str
     bounds: tuple[float, ...]
     parts: tuple[Callable[[Sequence[float]], tuple[float, ...]], ...]
     sums: tuple[int, ...]
     scale: float
+
+
+class Read(NamedTuple):
+    """A series of ours, and how its value is read, which is the same for all targets of an engine."""
+
+    series: Series
+    how: Scalar | Buckets
 
 
 class Derived(NamedTuple):
@@ -76,11 +81,14 @@ class Mapped(NamedTuple):
 class Plan:
     """A layout's mapping, resolved: which positions make which points.
 
+    `scalars` and `histograms` say how each of the series in `numbers` and `distributions` is read.
     `owned` says whether any sample can only be this kind of engine's. `derived` are values that are made of those at
     some positions, and have the positions behind those of the layout.
     """
 
+    numbers: tuple[Series, ...]
     scalars: tuple[Scalar, ...]
+    distributions: tuple[Series, ...]
     histograms: tuple[Buckets, ...]
     constants: tuple[Point, ...]
     states: Mapping[SampleState, int]
@@ -97,7 +105,7 @@ class Plan:
         invalid = 0
         problems: list[str] = []
         values = self._with_derived(values)
-        for series, origin, indices, scale, combine, most in self.scalars:
+        for series, (origin, indices, scale, combine, most) in zip(self.numbers, self.scalars, strict=True):
             if len(indices) == 1:
                 value = values[indices[0]]
             elif combine is Combine.MAX:
@@ -122,7 +130,7 @@ class Plan:
     def _histograms(self, values: Sequence[float]) -> tuple[list[Point], int]:
         points: list[Point] = []
         invalid = 0
-        for series, origin, bounds, parts, sums, scale in self.histograms:
+        for series, (origin, bounds, parts, sums, scale) in zip(self.distributions, self.histograms, strict=True):
             counts = parts[0](values)
             if len(parts) > 1:
                 counts = tuple(map(sum, zip(*[part(values) for part in parts], strict=True)))

@@ -8,7 +8,7 @@ from llm_headroom import schema
 from llm_headroom.derive import replicas
 from llm_headroom.model import Level, Subject, numbers
 from llm_headroom.thresholds import DEFAULT
-from llm_headroom.view.history import grown, key_of, rate, rates
+from llm_headroom.view.history import HISTOGRAM_SPAN, grown, key_of, rate, rates
 from llm_headroom.view.quantiles import RANKS, quantile
 from llm_headroom.view.signals import UNJUDGED, Said, ages, gauge_line, line
 from llm_headroom.view.values import (
@@ -37,7 +37,7 @@ MOST_NAMES: Final = 3
 """Models of a target that is down whose names are shown."""
 RATE_WINDOW: Final = 30.0
 """Seconds over which tokens per second are taken."""
-LATENCY_WINDOW: Final = 120.0
+LATENCY_WINDOW: Final = HISTOGRAM_SPAN
 """Seconds over which latencies are shown."""
 _KV: Final = {
     "capacity": schema.KV_CACHE_CAPACITY,

@@ -34,6 +34,8 @@ log = logging.getLogger("llm_headroom")
 
 SPAN: Final = 300.0
 """Seconds that are remembered."""
+HISTOGRAM_SPAN: Final = 120.0
+"""The same of histograms: the longest window of a quantile."""
 SPACING: Final = 4.0
 """Seconds between stored readings; of faster ones the latest is stored, too."""
 MOST_READINGS: Final = int(SPAN / SPACING) + 2
@@ -145,6 +147,18 @@ class _Track:
         readings.append(reading)
         while readings[0].at < at - SPAN:
             readings.popleft()
+        self._thin(at - HISTOGRAM_SPAN)
+
+    def _thin(self, before: float) -> None:
+        """Drop the histograms of older readings: they are most of a history, and nobody looks back so far."""
+        readings = self.readings
+        for place in reversed(range(len(readings))):
+            reading = readings[place]
+            if reading.at < before:
+                counters = {name: total for name, total in reading.grown.items() if isinstance(total, float)}
+                if len(counters) == len(reading.grown):
+                    break  # those before it have been thinned when they became so old
+                readings[place] = reading._replace(grown=counters)
 
     def _grow(self, points: Sequence[Point]) -> None:
         last, totals = self._last, self._totals
