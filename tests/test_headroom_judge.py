@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from headroom.ladder import OURS, Row
 from headroom.loops import Outcome
 from headroom.scenarios import HELD_OUT, STEADY, TUNING, Scenario
 from headroom.truth import ALLOWED, limit, slow_share
+from llm_headroom.simulate.batching import Engine
 from llm_headroom.simulate.traffic import Request
 
 ROW = Row("s", "g", "held out", 0.8, 1500.0, OURS, 1.25, 1.25)
@@ -89,15 +91,59 @@ def test_the_goal_of_the_autoscaler_is_judged_in_each_workload() -> None:
     assert written.startswith(f"{loops.TITLE}\n")
 
 
+def looped(rule: autoscaler.Rule | None, balance: str = "at random") -> autoscaler.Loop:
+    scenario = Scenario("steady 500 + 20", A100_8B, sizes=(500, 20))
+    return autoscaler.Loop(scenario, rule, 1, autoscaler.BALANCERS[balance])
+
+
 @pytest.mark.parametrize("figure", [None, 0.8])
 def test_an_autoscaler_grows_with_what_it_looks_at_and_a_fixed_size_does_not(figure: float | None) -> None:
-    scenario = Scenario("steady 500 + 20", A100_8B, sizes=(500, 20))
     requests = (Request(at, 500, 20) for at in (60.0, 7000.0))
-    rule = None if figure is None else autoscaler.Rule(lambda _: 2.0 * figure, figure)
-    loop = autoscaler.Loop(scenario, rule, 1)
+    loop = looped(None if figure is None else autoscaler.Rule(lambda _: 2.0 * figure, figure))
     slow, hours = loop.run(requests, 1)
-    assert (slow, len(loop.replicas)) == (0.0, 1 if rule is None else autoscaler.MOST)
-    assert hours == pytest.approx(autoscaler.HOURS, rel=1e-6) if rule is None else hours > 7.0 * autoscaler.HOURS
+    assert (slow, len(loop.replicas)) == (0.0, 1 if figure is None else autoscaler.MOST)
+    assert hours == pytest.approx(autoscaler.HOURS, rel=1e-6) if figure is None else hours > 7.0 * autoscaler.HOURS
+
+
+def test_an_autoscaler_grows_by_no_more_at_once_than_the_chart_says() -> None:
+    loop = looped(autoscaler.Rule(lambda _: 2.0, 0.8))
+    sizes = []
+    for minute in range(1, 9):
+        loop.replicas = loop.replicas or [looped_replica(loop)]
+        loop._scale(60.0 * minute)  # noqa: SLF001 - minute by minute; a whole run shows the end alone
+        sizes.append(len(loop.replicas))
+    assert sizes == [3, 3, 3, 5, 5, 5, 7, 7]
+
+
+def looped_replica(loop: autoscaler.Loop) -> autoscaler.Replica:
+    return autoscaler.Replica(Engine(loop.scenario.setup.config(), seed=1), 0.0, loop.scenario.objective)
+
+
+@pytest.mark.parametrize("balance", autoscaler.BALANCERS)
+@pytest.mark.parametrize("hour", [0.5, 1.5])
+def test_slow_first_tokens_count_in_both_hours_whoever_shares_them_out(hour: float, balance: str) -> None:
+    burst = (Request(3600.0 * hour, 8000, 20) for _ in range(100))
+    slow, _ = looped(None, balance).run(burst, 2)
+    assert 0.5 < slow < 1.0
+
+
+def test_the_less_loaded_of_two_is_the_one_with_fewer_requests_under_way() -> None:
+    loop = looped(None)
+    idle, busy = looped_replica(loop), looped_replica(loop)
+    busy.under_way = 1
+    chance = random.Random(1)
+    given = [autoscaler.less_loaded([idle, busy], chance, 1.0) for _ in range(200)]
+    assert 0.65 < sum(one is idle for one in given) / 200 < 0.85
+
+
+def test_each_balancer_has_tables_of_its_own() -> None:
+    rows = [loop("always 2", 0.001, 6.0), loop(loops.OURS, 0.005, 6.3)]
+    less = [replace(row, balancer="the less loaded of two", hours=5.0) for row in rows]
+    written = loops.section([*rows, *less])
+    assert written.count(f"| {loops.OURS} | 0.50%") == 2
+    assert (
+        written.index("at random:") < written.index("| g @ engine | 0.50% | 6.3") < written.index("less loaded of two:")
+    )
 
 
 def test_what_was_played_in_part_is_left_out() -> None:

@@ -5,8 +5,9 @@
 Traffic rises from a fifth of four times the limit of one engine to all of it, and falls to two fifths, over two
 hours; spread over several engines its bursts are smoother, so fewer than four can be enough at the peak. Every minute
 the autoscaler wants as many replicas as a Kubernetes autoscaler would for an average of its target; an engine takes
-three minutes to start, and it shrinks to the most that was wanted in ten minutes, as the chart has it. Takes a
-quarter of an hour of CPU for each seed; what lies in the file of rows is not done again.
+three minutes to start, it grows by two engines in three minutes at most, and shrinks to the most that was wanted in
+ten minutes, as the chart has it. Takes a quarter of an hour of CPU for each seed; what lies in the file of rows is not
+done again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from collections import deque
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
+from itertools import product
 from multiprocessing import Pool
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -50,9 +52,12 @@ HOURS: Final = 2.0
 FULL: Final = 4
 """Engines whose limits, each by itself, are the peak together."""
 AT_FIRST: Final = 2
-MOST: Final = 8
+MOST: Final = 12
 START_SECONDS: Final = 180.0
 SHRINK_SECONDS: Final = 600.0
+GROWN_AT_ONCE: Final = 2
+GROW_SECONDS: Final = 180.0
+"""As the chart has it: `scaleDownSeconds`, and `pods` and `seconds` of `scaleUp`."""
 TOLERANCE: Final = 0.1
 """By which a figure may be off its target; the default of Kubernetes."""
 POLL_SECONDS: Final = 5.0
@@ -61,6 +66,8 @@ WINDOW: Final = 60.0
 """Seconds of which the p95 of first tokens is."""
 ESTIMATE_SECONDS: Final = 180.0
 """Between two estimates of the load headroom: as a busy exporter's budget allows."""
+_DRAIN: Final = 3600.0
+"""Seconds after the last arrival in which all that was begun comes to its end."""
 _BASE: Final = {"engine": "vllm", "target": "t"}
 
 
@@ -74,6 +81,7 @@ class Replica:
     memory: Memory = field(default_factory=Memory)
     seen: deque[tuple[float, Observation]] = field(default_factory=deque)
     estimate_due: float = 0.0
+    under_way: int = 0
 
     def poll(self, at: float, others: Sequence[Replica], *, derives: bool) -> None:
         """Read it; `derives` says that more than what it exposes itself is wanted, also by what `others` have shown."""
@@ -120,21 +128,43 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What of a replica is to be at a target on average; `derives` says that the exporter has to derive it."""
+    """What of a replica is to be at a target on average; `derives` says that the exporter has to derive it.
 
-    figure: Callable[[Replica], float | None]
+    Without a figure it knows the ramp that is to come, as shares of what the engines take each by itself: no real rule
+    does, but it shows what of the slow ones is due to the traffic's own swings.
+    """
+
+    figure: Callable[[Replica], float | None] | None
     target: float
     derives: bool = False
 
 
 RULES: Final = {
     "llm_saturation_ratio 0.8": Rule(Replica.saturation, 0.8, derives=True),
+    "llm_saturation_ratio 0.65": Rule(Replica.saturation, 0.65, derives=True),
     "llm_pressure_ratio 0.8": Rule(Replica.pressure, 0.8, derives=True),
     "KV usage 0.8": Rule(Replica.usage, 0.8),
     "waiting 5": Rule(Replica.waiting, 5.0),
     "p95 of TTFT at half the objective": Rule(Replica.late, 0.5),
+    "knows the ramp to come, 0.8": Rule(None, 0.8),
 }
-FIXED: Final = {f"always {count}": count for count in (2, 3, 4, 5)}
+FIXED: Final = {f"always {count}": count for count in range(2, 9)}
+
+
+def at_random(ready: Sequence[Replica], chance: random.Random, at: float) -> Replica:  # noqa: ARG001 - as the other
+    """Any of them, as a Service of Kubernetes does."""
+    return chance.choice(ready)
+
+
+def less_loaded(ready: Sequence[Replica], chance: random.Random, at: float) -> Replica:
+    """That of any two with fewer requests under way, as Envoy and gateways do that know what they have sent."""
+    one, other = chance.choice(ready), chance.choice(ready)
+    for each in (one, other):
+        each.engine.advance(at)
+    return one if one.under_way <= other.under_way else other
+
+
+BALANCERS: Final = {"at random": at_random, "the less loaded of two": less_loaded}
 
 
 def load(at: float) -> float:
@@ -171,8 +201,10 @@ class Loop:
     scenario: Scenario
     rule: Rule | None
     seed: int
+    balance: Callable[[Sequence[Replica], random.Random, float], Replica]
     replicas: list[Replica] = field(default_factory=list)
     wanted: list[tuple[float, int]] = field(default_factory=list)
+    added: list[float] = field(default_factory=list)
     slow: int = 0
     total: int = 0
     seconds: float = 0.0
@@ -189,19 +221,22 @@ class Loop:
             while coming is not None and coming.arrival <= at:
                 ready = [one for one in self.replicas if one.ready <= coming.arrival]
                 self.total += 1
-                chance.choice(ready).engine.submit(coming, on_end=partial(self._ended))
+                one = self.balance(ready, chance, coming.arrival)
+                one.under_way += 1
+                one.engine.submit(coming, on_end=partial(self._ended, one))
                 coming = next(requests, None)
             for one in self.replicas:
-                if self.rule is not None and one.ready <= at:
+                if self.rule is not None and self.rule.figure is not None and one.ready <= at:
                     one.poll(at, self.replicas, derives=self.rule.derives)
             self.seconds += POLL_SECONDS * len(self.replicas)
             if self.rule is not None and at % EVERY == 0:
                 gone += self._scale(at)
         for one in (*self.replicas, *gone):
-            one.engine.advance(one.engine.now + 3600.0)
+            one.engine.advance(HOURS * 3600.0 + _DRAIN)
         return self.slow / self.total, self.seconds / 3600.0
 
-    def _ended(self, outcome: Ended) -> None:
+    def _ended(self, one: Replica, outcome: Ended) -> None:
+        one.under_way -= 1
         first = outcome.first_token
         self.slow += first is None or first - outcome.request.arrival > self.scenario.objective
 
@@ -211,22 +246,32 @@ class Loop:
 
     def _scale(self, at: float) -> list[Replica]:
         """Add or take away replicas; the newest ones go first, and end what they have begun."""
-        if self.rule is None:
+        count = self._wanted(at)
+        if count is None:
             return []
-        ready = [one for one in self.replicas if one.ready <= at]
-        known = [value for one in ready if (value := self.rule.figure(one)) is not None]
-        if not known:
-            return []
-        ratio = sum(known) / len(known) / self.rule.target
-        wanted = math.ceil(ratio * len(ready)) if abs(ratio - 1.0) > TOLERANCE else len(ready)
         self.wanted = [each for each in self.wanted if each[0] > at - SHRINK_SECONDS]
-        self.wanted.append((at, min(MOST, max(1, wanted))))
+        self.wanted.append((at, min(MOST, max(1, count))))
         count = max(self.wanted[-1][1], min(len(self.replicas), max(each for _, each in self.wanted)))
-        while len(self.replicas) < count:
+        self.added = [each for each in self.added if each > at - GROW_SECONDS]
+        for _ in range(min(count - len(self.replicas), GROWN_AT_ONCE - len(self.added))):
             self._add(at, START_SECONDS)
+            self.added.append(at)
         gone = self.replicas[count:]
         del self.replicas[count:]
         return gone
+
+    def _wanted(self, at: float) -> int | None:
+        """So many as the rule wants; None where it knows nothing yet."""
+        if self.rule is None:
+            return None
+        if self.rule.figure is None:
+            return math.ceil(load(min(at + START_SECONDS + EVERY, HOURS * 3600.0)) * FULL / self.rule.target)
+        ready = [one for one in self.replicas if one.ready <= at]
+        known = [value for one in ready if (value := self.rule.figure(one)) is not None]
+        if not known:
+            return None
+        ratio = sum(known) / len(known) / self.rule.target
+        return math.ceil(ratio * len(ready)) if abs(ratio - 1.0) > TOLERANCE else len(ready)
 
 
 @cache
@@ -234,22 +279,23 @@ def _limit(group: str) -> float:
     return limit(Scenario(group, dict(WORKLOADS)[group]))
 
 
-def played(place: tuple[str, int, str]) -> Outcome:
-    """A rule or fixed size on a workload with a seed."""
-    group, seed, name = place
+def played(place: tuple[str, str, int, str]) -> Outcome:
+    """A rule or fixed size behind a balancer, on a workload with a seed."""
+    balancer, group, seed, name = place
     scenario = Scenario(group, dict(WORKLOADS)[group])
     requests = traffic(scenario, _limit(group), seed)
-    slow, hours = Loop(scenario, RULES.get(name), seed).run(requests, FIXED.get(name, AT_FIRST))
-    return Outcome(scenario.name, group, seed, name, slow, hours)
+    loop = Loop(scenario, RULES.get(name), seed, BALANCERS[balancer])
+    slow, hours = loop.run(requests, FIXED.get(name, AT_FIRST))
+    return Outcome(scenario.name, group, seed, name, slow, hours, balancer)
 
 
 def whole(rows: Sequence[Outcome]) -> list[Outcome]:
     """Those of the draws in which every rule and size was played; a run may have been ended before."""
-    played_rules: dict[tuple[str, int], set[str]] = {}
+    played_rules: dict[tuple[str, str, int], set[str]] = {}
     for row in rows:
-        played_rules.setdefault((row.group, row.seed), set()).add(row.rule)
+        played_rules.setdefault((row.balancer, row.group, row.seed), set()).add(row.rule)
     wanted = {*RULES, *FIXED}
-    return [row for row in rows if row.rule in wanted and wanted <= played_rules[row.group, row.seed]]
+    return [row for row in rows if row.rule in wanted and wanted <= played_rules[row.balancer, row.group, row.seed]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,16 +308,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Outcome] = []
     if options.rows and options.rows.exists():
         rows = [Outcome(**json.loads(line)) for line in options.rows.read_text().splitlines()]
-    done = {(row.group, row.seed, row.rule) for row in rows}
+    done = {(row.balancer, row.group, row.seed, row.rule) for row in rows}
     seeds = range(1, options.seeds + 1)
-    wanted = [(group, seed, name) for seed in seeds for group, _ in WORKLOADS for name in (*RULES, *FIXED)]
+    places = product(seeds, BALANCERS, (group for group, _ in WORKLOADS), (*RULES, *FIXED))
+    wanted = [(balancer, group, seed, name) for seed, balancer, group, name in places]
     with Pool(2) as pool:
         for row in pool.imap_unordered(played, [each for each in wanted if each not in done]):
             rows.append(row)
             if options.rows:
                 with options.rows.open("a") as out:
                     out.write(json.dumps(asdict(row)) + "\n")
-            print(f"{row.scenario}, seed {row.seed}, {row.rule}: {row.slow:.2%} @ {row.hours:.1f}", file=sys.stderr)
+            print(
+                f"{row.balancer}, {row.scenario}, seed {row.seed}, {row.rule}: {row.slow:.2%} @ {row.hours:.1f}",
+                file=sys.stderr,
+            )
     part = section(whole(rows))
     if options.output:
         options.output.write_text(sections.replaced(options.output.read_text(), part, report.LAST))
