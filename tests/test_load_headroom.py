@@ -20,6 +20,7 @@ from llm_headroom.derive import capacity, slo
 from llm_headroom.derive.capacity import Estimate, Headroom, Missing, begun, saturation, targets
 from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
 from llm_headroom.derive.observation import Observation, observe
+from llm_headroom.derive.step_cost import StepCost
 from llm_headroom.derive.traffic import Lengths
 from llm_headroom.derive.trial import estimated, factor
 from llm_headroom.model import Point, Series
@@ -122,6 +123,39 @@ def test_the_age_of_a_backlog_does_not_count_as_load() -> None:
     )
     assert found is not None
     assert 0.75 < found.headroom["ttft"].ratio < 1.0
+
+
+@pytest.mark.parametrize(("times", "share"), [(50.0, 0.5), (0.02, 1.05)])
+def test_a_wrong_step_cost_cannot_contradict_what_was_served_while_requests_waited(times: float, share: float) -> None:
+    memory, _ = polled(Simulated(2.0 * LIMIT), 900)
+    known = memory.models["m"].load
+    assert known.learner.cost is not None
+    wrong = StepCost(*(times * each for each in known.learner.cost))
+    found = estimated(
+        replace(known, learner=replace(known.learner, cost=wrong)), targets(OBJECTIVES, memory.models["m"].tallies)
+    )
+    assert found is not None
+    waiting = [each for each in known.traffic.intervals if min(each.waiting) > 0]
+    served = sum(each.finished for each in waiting) / sum(each.seconds for each in waiting)
+    assert 0.4 < served / known.traffic.rate < 0.7
+    assert found.headroom["ttft"].ratio == pytest.approx(share * served / known.traffic.rate)
+
+
+def test_few_minutes_of_waiting_do_not_bound_what_fits() -> None:
+    memory, _ = polled(Simulated(2.0 * LIMIT), 900)
+    known = memory.models["m"].load
+    assert known.learner.cost is not None
+    brief = tuple(
+        replace(each, waiting=(0.0, 0.0)) if index < len(known.traffic.intervals) - 59 else each
+        for index, each in enumerate(known.traffic.intervals)
+    )
+    wrong = StepCost(*(50.0 * each for each in known.learner.cost))
+    found = estimated(
+        replace(known, learner=replace(known.learner, cost=wrong), traffic=replace(known.traffic, intervals=brief)),
+        targets(OBJECTIVES, memory.models["m"].tallies),
+    )
+    assert found is not None
+    assert found.headroom["ttft"].ratio == capacity.LEAST
 
 
 def test_what_is_exported_follows_from_the_estimate() -> None:

@@ -35,6 +35,8 @@ ANSWER_SECONDS: Final = 1800.0
 WAITED_SECONDS: Final = WINDOW_SECONDS / 2.0
 """Time constant of the times to first tokens, which are then as old on average as the traffic of the window."""
 LEAST_ARRIVALS: Final = 10
+FULL_SECONDS: Final = 300.0
+"""With requests that wait, after which what ends meanwhile is what the engine can do."""
 LEAST_FIRSTS: Final = 5
 _MOST_DISPERSION: Final = 20.0
 _LEAST_WARM_UP: Final = 60.0
@@ -264,6 +266,13 @@ class Traffic:
         """Arrivals per second of the last so many seconds."""
         recent = self._latest(seconds)
         return sum(each.arrivals for each in recent) / sum(each.seconds for each in recent) if recent else 0.0
+
+    @property
+    def served(self) -> float | None:
+        """Requests per second that ended while others waited, which is all that was possible; None where few did."""
+        full = [each for each in self.intervals if all(each.waiting)]
+        seconds = sum(each.seconds for each in full)
+        return sum(each.finished for each in full) / seconds if seconds >= FULL_SECONDS else None
 
     @property
     def warm_up(self) -> float:
