@@ -21,6 +21,7 @@ from llm_headroom.net.http_connection import Request
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
 from llm_headroom.scrape.documents import MOST_LINES
+from llm_headroom.view.values import EngineCard
 from llm_headroom.web.app import App
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 
 
 def targets_in_memory() -> set[str]:
-    """The targets of all series that anything holds."""
+    """The targets of all series and cards that anything holds."""
     gc.collect()
-    return {found.label("target") for found in gc.get_objects() if isinstance(found, Series)}
+    held = gc.get_objects()
+    series = {found.label("target") for found in held if isinstance(found, Series)}
+    return series | {found.source.target for found in held if isinstance(found, EngineCard)}
 
 
 def test_nothing_of_a_target_that_went_stays_in_memory() -> None:

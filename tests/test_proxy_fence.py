@@ -11,6 +11,7 @@ import bounded
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, Objectives, ProxySettings, Target
 from llm_headroom.proxy import backlog, documents, framing, relay
+from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.service import Proxies
 from proxied import ASK, LAST, LINE, STREAM, Place, chunk, head, place, post, replaying
 
@@ -214,6 +215,79 @@ def test_idle_clients_make_room_for_others_and_requests_under_way_do_not(caplog:
 
     bounded.run(test())
     assert [each.getMessage() for each in caplog.records].count("a proxy's connections are at their limit") == 1
+
+
+class Visitor:
+    """A client of a gate, and how it was asked to leave."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def retire(self) -> None:
+        """Leave since it idles."""
+        self.asked.append("idle")
+
+    def head_too_late(self) -> None:
+        """Leave since its head does not come."""
+        self.asked.append("head")
+
+    def close(self) -> None:
+        """Leave since the proxy ends."""
+        self.asked.append("end")
+
+
+def test_who_makes_room_is_who_idles_for_longest_and_then_whose_head_is_the_oldest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gate, visitors = Gate(8), [Visitor() for _ in range(12)]
+    for visitor in visitors[:8]:
+        assert gate.admits()
+        gate.enter(visitor)
+        gate.idle(visitor)
+        gate.busy(visitor)
+    gate.head_begins(visitors[2])
+    gate.head_begins(visitors[1])
+    gate.idle(visitors[4])
+    gate.idle(visitors[3])
+    for newcomer in visitors[8:11]:
+        assert gate.admits()
+        gate.enter(newcomer)
+    assert [visitor.asked for visitor in visitors[:8]] == [[], [], ["head"], ["idle"], ["idle"], [], [], []]
+    assert gate.admits(), "the other head"
+    gate.enter(visitors[11])
+    assert not gate.admits(), "all others have a request under way"
+
+    for visitor in visitors[5:10]:
+        gate.gone(visitor)
+    assert gate.admits()
+    for visitor in visitors[5:10]:
+        gate.enter(visitor)
+    assert not gate.admits()
+    assert len(caplog.records) == 2, "said again once more than half of the places had been free"
+    gate.close()
+    assert [visitor.asked[-1:] for visitor in visitors] == [
+        ["end"],
+        ["head"],
+        ["head"],
+        ["idle"],
+        ["idle"],
+        *[["end"]] * 7,
+    ]
+
+
+def test_one_in_four_connections_may_be_in_the_middle_of_a_head() -> None:
+    gate, visitors = Gate(8), [Visitor() for _ in range(4)]
+    for visitor in visitors:
+        gate.enter(visitor)
+    for visitor in visitors[:2]:
+        gate.head_begins(visitor)
+    gate.head_came(visitors[0])
+    gate.head_begins(visitors[2])
+    assert [visitor.asked for visitor in visitors] == [[], [], [], []]
+    gate.head_begins(visitors[3])
+    assert [visitor.asked for visitor in visitors] == [[], ["head"], [], []]
+    gate.idle(Visitor())
+    assert Gate(1).admits()
 
 
 def test_where_every_client_is_busy_one_more_is_turned_away() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_headroom import schema
 from llm_headroom.model import Histogram
 from llm_headroom.proxy import documents, framing
 from llm_headroom.proxy.measures import BOUNDS, Measures
@@ -560,3 +561,27 @@ def test_an_answer_that_names_no_model_takes_no_model_s_place() -> None:
     measures = Measures(limit=1)
     assert [measures.label(model) for model in ("", "small", "large", "")] == ["", "small", "other", ""]
     assert [measures.asked(model) for model in ("", "small", "large")] == ["", "small", ""]
+
+
+@pytest.mark.parametrize(
+    ("loads", "answered", "expected"),
+    [(False, 0, (15.0, 15.0)), (True, 0, (15.0, 0.0)), (True, 1, (14.0, 12.0)), (True, 2, (0.0, 12.0))],
+)
+def test_an_engine_that_loads_models_owes_no_byte_before_its_first(
+    answered: int, expected: tuple[float, float], *, loads: bool
+) -> None:
+    now = [25.0]
+    measures = Measures(limit=2, loads=loads, clock=lambda: now[0])
+    requests = [measures.begin("m", at, streams=True) for at in (10.0, 11.0)]
+    for request in requests[:answered]:
+        request.first = request.traffic.heard = 13.0
+    measures.begin("m", 1.0, streams=False)
+
+    def waits() -> tuple[object, object]:
+        found = {series.metric: value for series, value, _ in measures.points({})}
+        return found[schema.PROXY_FIRST_TOKEN_WAIT], found[schema.PROXY_SILENCE]
+
+    assert waits() == expected
+    for request in requests:
+        measures.end(request, 25.0)
+    assert waits() == (0.0, 0.0)

@@ -83,8 +83,9 @@ class HttpServer:
 
     async def close(self) -> None:
         """Stops accepting, cuts streams off, and other requests under way after the grace period."""
-        for accepting, listener in zip(self._accepting, self._listeners, strict=True):
-            accepting.close()
+        while self._accepting:
+            self._accepting.pop().close()
+        for listener in self._listeners:
             listener.close()
         # A task that is cancelled before its first step would never take its socket over, nor close it.
         await asyncio.sleep(0)
