@@ -211,3 +211,26 @@ def test_a_new_mix_is_seen_within_two_minutes_and_the_old_one_is_no_longer_mixed
     assert later_sizes.prompt == pytest.approx(4000.0, rel=0.1)
     assert later.seconds == 900.0  # how requests arrive is still known of all of it
     assert later.prompt_ratios(4000.0, 4000.0)[:80] == [1.0] * 80
+
+
+@pytest.mark.parametrize("counts", [(0.0, 90.0, 100.0, 100.0), (5.0, 5.0, 10.0, 20.0), (0.0, 0.0, 0.0, 0.0)])
+def test_the_deviation_is_that_of_the_draws(counts: tuple[float, ...]) -> None:
+    """Lengths below one bound, between two, and beyond the last one; without any they are exponential."""
+    sampler = Lengths().after(histogram((1.0, 100.0, 1000.0), (0.0,) * 4), histogram((1.0, 100.0, 1000.0), counts), 1.0)
+    drawn = sampler.sampler(5000.0)
+    chance = random.Random(3)
+    lengths = [drawn.draw(chance) for _ in range(20_000)]
+
+    assert fmean(lengths) == pytest.approx(5000.0, rel=0.02)
+    assert pvariance(lengths) ** 0.5 == pytest.approx(drawn.deviation, rel=0.02)
+
+
+def test_prompts_of_an_unknown_total_are_drawn() -> None:
+    known = traffic([2.0] * 60)
+    unknown = replace(known, intervals=tuple(replace(each, prompt=0.0) for each in known.intervals))
+    sizes = known.sizes()
+    assert sizes is not None
+    came = [call.prompt for mark, call in unknown.draw(sizes, 1.0, random.Random(1)) if mark <= 1.0]
+
+    assert fmean(came) == pytest.approx(1000.0, rel=0.2)
+    assert len(set(came)) > 50
