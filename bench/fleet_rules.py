@@ -21,7 +21,6 @@ import itertools
 import json
 import os
 import re
-import statistics
 import tempfile
 import time
 import urllib.parse
@@ -126,18 +125,23 @@ class Recorded(NamedTuple):
 
 def recordings(bodies: Sequence[bytes], rules: Path) -> list[Recorded]:
     """What rules record, so that those which read it find days of it: asked over one engine, until nothing is new."""
-    found: list[Recorded] = []
-    while True:
-        with stored(1, bodies, 0.5, found) as store:
-            before = len(found)
+    known: set[tuple[tuple[str, str], ...]] = set()
+    fleet = fleet_of(1)
+    with stored(1, bodies, 0.1, ()) as store:
+        block = blocks.Block(int(store.now * 1000) - (RECENT - 1) * STEP, STEP, RECENT)
+        while True:
             found = [
                 Recorded({**each["metric"], "__name__": rule["record"]}, float(each["value"][1]), interval)
                 for rule, interval in rules_of(rules)
                 if "record" in rule
                 for each in asked(store.address, "query", query=rule["expr"], time=store.now)["result"]
             ]
-        if len(found) == before:
-            return found
+            new = {tuple(sorted(one.labels.items())): one for one in found}
+            if new.keys() <= known:
+                return found
+            fresh = [one.template(fleet[0], block) for labels, one in new.items() if labels not in known]
+            remote_write.send(store.address, fresh, fleet, block)
+            known |= new.keys()
 
 
 def rules_of(rules: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -216,11 +220,11 @@ def on_cpu(pid: int) -> float:
 def costs_of(store: Store, queries: Sequence[tuple[str, dict[str, object]]]) -> list[float]:
     """CPU seconds of each query (its path and parameters), less those of one that reads nothing.
 
-    They are asked in turn, again and again, and the median is taken: what else the machine does comes and goes.
+    They are asked in turn, again and again, and the least is taken: what else the machine does only adds.
     """
-    nothing = statistics.median(used(store, "query", query="vector(1)") for _ in range(20))
+    nothing = min(used(store, "query", query="vector(1)") for _ in range(20))
     rounds = [[used(store, path, **parameters) for path, parameters in queries] for _ in range(REPEATS)]
-    return [max(statistics.median(times) - nothing, 0.0) for times in zip(*rounds, strict=True)]
+    return [max(min(times) - nothing, 0.0) for times in zip(*rounds, strict=True)]
 
 
 def evaluated(store: Store, rules: Path) -> dict[str, tuple[float, float]]:
