@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import bounded
 from llm_headroom.proxy import dialects, framing
 from llm_headroom.proxy.backlog import LARGE, MOST_PIECES, Backlog
 from llm_headroom.proxy.dialects import Api, api_of
@@ -17,10 +19,15 @@ from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.observer import Observer
 from llm_headroom.proxy.parts import FORMS, OTHER
 from llm_headroom.schema import PROXY_FIRST_TOKEN_WAIT, PROXY_SILENCE
-from proxied import LAST, LINE, STREAM, chunk
+from measured_values import told
+from proxied import LAST, LINE, STREAM, chunk, head, place, post
 from stream_captures import ANSWERS, Answer
 
+if TYPE_CHECKING:
+    import asyncio
+
 STREAMED = [answer for answer in ANSWERS.values() if answer.chunked]
+SHORT = [answer for answer in STREAMED if len(answer.body) < 11_000]
 OLLAMA = b'{"model":"small","created_at":"2026-01-01T00:00:0%d.5Z","message":{"content":"%b"},"done":false}\n'
 
 
@@ -40,13 +47,19 @@ def parts(piece: bytes, *, halves: bool) -> list[bytes]:
     return [piece[: len(piece) // 2], piece[len(piece) // 2 :]] if halves else [piece]
 
 
-def points(path: str, content_type: str, bodies: list[bytes], *, halves: bool) -> list[object]:
-    """All that is measured of chunks that come a millisecond apart, each at once or in two halves."""
-    measures = Measures(limit=10)
+def asked(measures: Measures, path: str) -> Observer:
+    """A connection with a request for a stream that was sent at 1 s."""
     observer = Observer(measures, lambda: None)
     observer.request(framing.request_head(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
     observer.request_body([b'{"stream":true}'])
     observer.request_sent(1.0)
+    return observer
+
+
+def points(path: str, content_type: str, bodies: list[bytes], *, halves: bool) -> list[object]:
+    """All that is measured of chunks that come a millisecond apart, each at once or in two halves."""
+    measures = Measures(limit=10)
+    observer = asked(measures, path)
     observer.answer(STREAM.replace(b"application/x-ndjson", content_type.encode()), 1.0)
     now = 1.0
     for piece in [*map(chunk, bodies), b"0\r\n\r\n"]:
@@ -63,6 +76,63 @@ def test_a_captured_stream_is_measured_the_same_in_whole_chunks_and_in_halves(an
 
     whole = points(answer.path, answer.content_type, bodies, halves=False)
     assert whole == points(answer.path, answer.content_type, bodies, halves=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_it_does_not_matter_when_what_has_passed_is_looked_at_or_read(data: st.DataObject) -> None:
+    answer = data.draw(st.sampled_from(SHORT))
+    pieces = [STREAM.replace(b"application/x-ndjson", answer.content_type.encode())]
+    for body in [*map(chunk, documents(answer)), b"0\r\n\r\n"]:
+        cut = data.draw(st.sampled_from([0, 0, 0, 1, len(body) // 2, len(body) - 1]))
+        pieces += [part for part in (body[:cut], body[cut:]) if part]
+    readings = data.draw(st.sets(st.integers(0, len(pieces) - 1)))
+
+    found = []
+    for reads in (set(range(len(pieces))), readings, set[int]()):
+        measures = Measures(limit=10)
+        observer = asked(measures, answer.path)
+        for number, piece in enumerate(pieces):
+            measures.backlog.passed.append((observer.answer, piece, 1.0 + number / 1024))
+            if number in reads:
+                measures.points({})
+        found.append(settled(measures))
+
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_reading_within_a_stream_has_all_that_passed_before() -> None:
+    measures = Measures(limit=10)
+    observer = asked(measures, "/api/chat")
+    for now, piece in enumerate([STREAM, *(chunk(OLLAMA % (0, b"a")) for _ in range(5))], 2):
+        measures.backlog.passed.append((observer.answer, piece, float(now)))
+        found = told(measures)
+        outputs = now - 2
+        assert found.get("time_to_first_token_seconds{small}", 0) == min(1, outputs)
+        assert found.get("inter_token_latency_seconds{small}", 0) == max(0, outputs - 1)
+
+
+def test_a_stream_that_never_ends_takes_no_more_memory() -> None:
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await head(reader)
+            writer.write(STREAM)
+            while True:
+                writer.write(chunk(LINE))
+                await writer.drain()
+
+        async with place(serve) as here:
+            backlog = here.proxies.joined["engine"].backlog
+            reader, writer = await here.connect()
+            writer.write(post())
+            await head(reader)
+            for _ in range(2 * MOST_PIECES):
+                await reader.readuntil(LINE)
+                assert len(backlog.passed) < MOST_PIECES
+                assert sum(len(piece) for _, piece, _ in backlog.passed) <= MOST_PIECES * LARGE
+            writer.close()
+
+    bounded.run(test())
 
 
 @settings(deadline=None)  # of many streams
@@ -126,11 +196,11 @@ def test_what_a_form_says_of_a_captured_document_is_what_its_dialect_says(answer
         text = reader.alone(body, 0, len(body))
         found = None if text is None else by_its_form(api, text)
         for document in reader.feed(body):
-            told = dialects.Answer()
-            told.read(api, document)
+            by_dialect = dialects.Answer()
+            by_dialect.read(api, document)
             if found is not None:
                 by_form += 1
-                assert told == dialects.Answer(model=found[0], output=found[1])
+                assert by_dialect == dialects.Answer(model=found[0], output=found[1])
 
     assert by_form >= 0.7 * len(documents(answer)) - 4  # all but its first and last ones
 

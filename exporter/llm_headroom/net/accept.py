@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _WAIT_SECONDS: Final = 1.0
-_AT_ONCE: Final = 16
-"""Connections that are accepted before others have their turn."""
 
 
 class Accepting:
@@ -44,19 +42,19 @@ class Accepting:
         self._loop.add_reader(self._listener, self._ready)
 
     def _ready(self) -> None:
-        for _ in range(_AT_ONCE):
-            try:
-                connection, _address = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if not self._failing:
-                    where = {"address": bound_address(self._listener), "error": error.strerror}
-                    _log.error("connections cannot be accepted", extra=where)
-                self._failing = True
-                self._loop.remove_reader(self._listener)
-                self._again = self._loop.call_later(_WAIT_SECONDS, self._begin)
-                return
-            self._failing = False
-            connection.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
-            self._take(connection)
+        """Accept one connection: others have their turn before the next one."""
+        try:
+            connection, _address = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if not self._failing:
+                where = {"address": bound_address(self._listener), "error": error.strerror}
+                _log.error("connections cannot be accepted", extra=where)
+            self._failing = True
+            self._loop.remove_reader(self._listener)
+            self._again = self._loop.call_later(_WAIT_SECONDS, self._begin)
+            return
+        self._failing = False
+        connection.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+        self._take(connection)

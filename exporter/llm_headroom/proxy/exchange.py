@@ -5,9 +5,10 @@ The clock is the wire: from the moment at which the whole request has gone to th
 
 from __future__ import annotations
 
-import json
 from operator import sub
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from llm_headroom import schema
 from llm_headroom.proxy.dialects import NO_INFERENCE, UNAVAILABLE, Answer, Api, api_of
@@ -92,6 +93,7 @@ class Exchange:
             self._model = self._measures.asked(self._wanted)
             self._body = None
             self._request = self._measures.begin(self._model, now, streams=streams)
+            self._request.settle = self._settle
         return self._request
 
     def answers(self, head: ResponseHead, now: float) -> None:
@@ -212,6 +214,10 @@ class Exchange:
             self._first_exposed = True
             self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), request.first - request.sent_at)
 
+    def _settle(self) -> None:
+        if self._request is not None and self._answer.model:  # else it may be named at the end
+            self._expose_latest(self._request)
+
     def _expose_latest(self, request: UnderWay) -> None:
         self._expose_first(request)
         outputs = self._outputs
@@ -296,6 +302,16 @@ class Exchange:
             measures.observe(schema.REQUEST_QUEUE, model, max(0.0, before - answer.prefill))
 
 
+class _Asking(msgspec.Struct, frozen=True, gc=False):
+    """What is looked at of a request."""
+
+    model: Any = None
+    stream: Any = None
+
+
+_asking: Final = msgspec.json.Decoder(_Asking).decode
+
+
 def _asked(body: bytearray | None) -> tuple[str, bool | None]:
     """The model that a request names, and whether it asks for a stream, of a body that is JSON.
 
@@ -304,10 +320,8 @@ def _asked(body: bytearray | None) -> tuple[str, bool | None]:
     if body is None:
         return "", True
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = _asking(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "", None
-    if not isinstance(document, dict):
-        return "", None
-    model, stream = document.get("model"), document.get("stream")
+    model, stream = document.model, document.stream
     return model if isinstance(model, str) else "", stream if isinstance(stream, bool) else None

@@ -79,15 +79,23 @@ class Traffic:
 
 
 class UnderWay:
-    """A request that has been sent: when, whether it asks for a stream, and when its first output came."""
+    """A request that has been sent: when, whether it asks for a stream, and when its first output came.
 
-    __slots__ = ("first", "sent_at", "streams", "traffic")
+    `settle` is called before what was measured is read: all of the request that has passed is counted by then.
+    """
+
+    __slots__ = ("first", "sent_at", "settle", "streams", "traffic")
 
     def __init__(self, traffic: Traffic, sent_at: float, *, streams: bool) -> None:
         self.traffic = traffic
         self.sent_at = sent_at
         self.streams = streams
         self.first: float | None = None
+        self.settle: Callable[[], None] = _settled
+
+
+def _settled() -> None:
+    """Nothing of a request remains to be counted."""
 
 
 AVAILABILITY: Final = "availability"
@@ -175,6 +183,7 @@ class Measures:
     def end(self, request: UnderWay, now: float = -math.inf) -> None:
         """A request that was under way is no more, at `now` if it was seen to end."""
         traffic = request.traffic
+        request.settle = _settled
         if request not in traffic.open:
             return
         del traffic.open[request]
@@ -213,6 +222,9 @@ class Measures:
         A model that nobody has asked for in `label_cap.AGE` seconds is forgotten, where another wants its place.
         """
         self.backlog.look()
+        for traffic in self._traffic.values():
+            for request in traffic.open:
+                request.settle()
         now = self._clock()
         if self.cap.overflow:
             self._forget_idle(now)

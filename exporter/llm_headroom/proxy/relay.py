@@ -123,6 +123,9 @@ class Client(asyncio.Protocol):
         self._left = True
         if self._over or (self._engine is None and self._connecting is None):
             return False
+        self.backlog.look()
+        if not (self._under_way or self.observer.blind or self._body or self._upgrade or self._tunnel):
+            return False  # nothing is owed to it
         if self._engine is not None and self._upgrade is None:
             self._engine.end_of_requests()
         return True
