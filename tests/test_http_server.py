@@ -219,15 +219,16 @@ def ask_and_stay(server: HttpServer, request: bytes, *, encrypted: bool) -> sock
         OSError: the server has closed.
     """
     host, _, port = server.addresses[0].rpartition(":")
-    client = socket.create_connection((host, int(port)), 20)
-    if encrypted:
-        trusting = ssl.create_default_context()
-        AUTHORITY.configure_trust(trusting)
-        client = trusting.wrap_socket(client, server_hostname="localhost")
-    client.sendall(request)
-    if client.recv(9) != b"HTTP/1.1 ":
-        client.close()
-        raise ConnectionResetError
+    with contextlib.ExitStack() as on_failure:
+        client = on_failure.enter_context(socket.create_connection((host, int(port)), 20))
+        if encrypted:
+            trusting = ssl.create_default_context()
+            AUTHORITY.configure_trust(trusting)
+            client = on_failure.enter_context(trusting.wrap_socket(client, server_hostname="localhost"))
+        client.sendall(request)
+        if client.recv(9) != b"HTTP/1.1 ":
+            raise ConnectionResetError
+        on_failure.pop_all()
     return client
 
 

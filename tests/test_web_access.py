@@ -17,6 +17,7 @@ import trustme
 
 from bounded import run
 from llm_headroom.net.http_connection import Request, Response
+from llm_headroom.web.access import Proved, Users
 from llm_headroom.web.config import WebConfigError
 from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of
@@ -432,6 +433,34 @@ def test_who_was_admitted_before_is_admitted_after_a_reload_during_a_flood_of_gu
                 for _, writer in guesses:
                     writer.close()
         assert {answer.split()[1] for answer in answers} == {b"401"}
+
+    run(test())
+
+
+def test_who_was_right_before_waits_for_no_check() -> None:
+    async def test() -> None:
+        users = Users({"alice": bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode()}, Proved())
+        right, wrong = ("Basic " + base64.b64encode(b"alice:" + word).decode() for word in (b"right", b"wrong"))
+        assert await users.admit(right)
+        guess = asyncio.create_task(users.admit(wrong))
+        await asyncio.sleep(0)  # it is being checked
+        assert await users.admit(right)
+        assert not guess.done()
+        assert not await guess
+
+    run(test())
+
+
+def test_one_check_is_enough_for_all_who_come_with_the_same_password() -> None:
+    async def test() -> None:
+        users = Users({"alice": bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode()}, Proved())
+        right = "Basic " + base64.b64encode(b"alice:right").decode()
+        first, *others = [asyncio.create_task(users.admit(right)) for _ in range(5)]
+        assert await first
+        for _ in range(2 * len(others)):
+            await asyncio.sleep(0)  # each lets the next one pass
+        assert [other.done() for other in others] == [True] * 4
+        assert all(await asyncio.gather(*others))
 
     run(test())
 
