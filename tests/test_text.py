@@ -454,6 +454,31 @@ def test_of_a_body_that_differs_in_a_family_that_family_is_read(change: bytes) -
     assert same(parse(families(value=5), parser), parse(families(value=5)))
 
 
+def test_of_a_body_with_another_series_in_place_of_one_its_family_is_read() -> None:
+    parser, body = Parser(), families()
+    parse(body, parser)
+    changed = body.replace(b'f50{id="7"}', b'f50{name="7"}')
+
+    assert steps(changed, parser) < 500
+    assert same(parse(changed, parser), parse(changed))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"# TYPE a gauge\na 1\n", b"# TYPE a gaugehistogram\na 1\n"),
+        (b"# TYPE a gauge\na 1\n\n", b"# TYPE a gauge\na 1\nb 2\n"),
+        (b"# TYPE a gauge\na 1\n#\nb 2\n", b"# TYPE a gauge\na 1\n# TYPE b counter\nb 2\n"),
+        (b"# TYPE a gauge\na 1\n1\n", b"# TYPE a gauge\na 1\n1 2 3 4\n"),
+    ],
+)
+def test_a_line_that_is_no_sample_and_goes_on_is_another_one(before: bytes, after: bytes) -> None:
+    for rest in (b"", families()):
+        parser = Parser()
+        parse(before + rest, parser)
+        assert same(parse(after + rest, parser), parse(after + rest))
+
+
 def test_like_endpoints_share_what_is_remembered_of_them() -> None:
     """Replicas of one version: hundreds of them must not cost hundreds of times the memory."""
     one, other, differing = Parser(), Parser(), Parser()
