@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -12,12 +13,15 @@ import pytest
 
 import field_inputs
 from captures import value, values
-from engine_server import Reply, as_json, garbage
+from engine_server import EngineServer, Reply, as_json, garbage
 from exporter_process import check
 from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Target
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
+from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.layers import Reported
 from llm_headroom.scrape.visitors import LONGEST, PATIENCE, Visitors
 from one_target import polled
@@ -73,6 +77,22 @@ def test_a_server_that_sleeps_is_left_alone_and_says_so() -> None:
     assert values(snapshot.points, "llm_model_asleep", "model") == {"m": 1.0}
     assert values(snapshot.points, "llm_model_loaded", "model") == {"m": 0.0}
     assert value(snapshot.points, "llm_requests_running") is None
+
+
+def test_a_server_that_has_fallen_asleep_since_the_last_poll_is_not_woken() -> None:
+    async def asked() -> list[str]:
+        routes = {"/props": properties(asleep=False), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
+        with EngineServer(routes) as server:
+            target = Target(name="t", endpoint=Endpoint(url=server.url))
+            collector = Collector(target, BUILT_IN["llamacpp"], timeout=30, label_limit=200)
+            await collector.collect()
+            before = len(server.requests)
+            server.routes["/props"] = properties(asleep=True)
+            await collector.collect()
+            await collector.close()
+            return [path for _, path in server.requests[before:]]
+
+    assert asyncio.run(asked()) == ["/props"]
 
 
 def test_a_server_that_no_longer_answers_is_down_and_not_silent() -> None:
