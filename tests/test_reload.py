@@ -82,6 +82,32 @@ def test_a_target_goes_on_where_it_can_and_its_state_always(key: str) -> None:
     assert [(each.state, each.since) for each in second.states] == [(each.state, each.since) for each in first.states]
 
 
+def test_a_target_that_is_gone_is_polled_no_longer() -> None:
+    def polling() -> set[str]:
+        return {task.get_name() for task in asyncio.all_tasks()}
+
+    with EngineServer(replayed(Capture("vllm", "0.32.0", "saturated"))) as engine:
+
+        async def test() -> None:
+            before = config(engine.url)
+            other = replace(before.targets[0], name="other")
+            poller = Poller(replace(before, targets=(*before.targets, other)))
+            poller.start()
+            try:
+                taken = (await later(poller, 0.0)).taken
+                assert {"t", "other"} <= polling()
+                await poller.apply(before)
+                assert "t" in polling()
+                assert "other" not in polling()
+                assert [each.target for each in poller.snapshots()] == ["t"]
+                await later(poller, taken)
+            finally:
+                await poller.stop()
+            assert "t" not in polling()
+
+        bounded.run(test())
+
+
 def test_another_engine_under_the_same_name_is_judged_anew() -> None:
     capture = Capture("vllm", "0.32.0", "saturated")
     with EngineServer(replayed(capture)) as engine, EngineServer(replayed(capture)) as other:
