@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
+import math
+import pkgutil
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import bounded
+import llm_headroom
 from captures import Capture
 from engine_server import TEXT, EngineServer, replayed
 from llm_headroom.config.endpoint import Endpoint
@@ -71,6 +75,28 @@ def test_nothing_of_a_target_that_went_stays_in_memory() -> None:
                 await app.close()
 
     bounded.run(test())
+
+
+def test_every_memory_of_results_is_bounded() -> None:
+    for module in pkgutil.walk_packages(llm_headroom.__path__, "llm_headroom."):
+        if module.name.endswith("__main__"):
+            continue
+        for name, found in vars(importlib.import_module(module.name)).items():
+            parameters = getattr(found, "cache_parameters", None)
+            if parameters is not None and found.__module__ == module.name:
+                most = parameters()["maxsize"] or math.inf
+                assert most <= 4096 or f"{module.name.rpartition('.')[2]}.{name}" in UNBOUNDED
+
+
+UNBOUNDED: Final = {
+    "reach.reach",  # of rules in the configuration
+    "reader.shape",  # of types of settings, as the next two
+    "values._hints",
+    "settings_docs.words",
+    "templates.versions",  # of the package's own captures, as the next one
+    "templates.template",
+    "page._file",  # of the page's own files
+}
 
 
 _POLLS = """

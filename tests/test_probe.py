@@ -176,6 +176,25 @@ def test_credentials_go_to_the_address_that_was_judged_whatever_the_name_turns_t
     bounded.run(test())
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"), [("", "sglang"), ("vllm=", "vllm"), ("sglang=", "sglang"), ("nosuch=", "Unknown engine")]
+)
+def test_an_engine_that_is_asked_for_goes_before_the_module_s(vllm: EngineServer, written: str, expected: str) -> None:
+    async def test() -> None:
+        module = Module(name="any", engine="sglang")
+        probe = ProbeSettings(allow=("127.0.0.1",), modules={"any": module})
+        probes = Probes(Poller(Config(probe=probe, discover=False)))
+        query = {"target": f"{written}127.0.0.1:{vllm.port}", "module": "any"}
+        found = await probes.points(Request("GET", "/probe", query, {}))
+        await probes.close()
+        if isinstance(found, Response):
+            assert (found.status, found.body[: len(expected)]) == (400, expected.encode())
+        else:
+            assert {series.label("engine") for series, _, _ in found} - {""} == {expected}
+
+    bounded.run(test())
+
+
 # What others notice ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("announced", ["nan", "inf", "-1", "1e9", "0", "soon"])
 def test_a_timeout_that_makes_no_sense_is_none(tmp_path: Path, vllm: EngineServer, announced: str) -> None:

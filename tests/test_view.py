@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from llm_headroom.view.history import HISTOGRAM_SPAN, MOST_READINGS, MOST_TRACKS
 from llm_headroom.view.quantiles import RANKS, quantile
 from llm_headroom.view.signals import risk_word
 from llm_headroom.view.values import Absent, Condition, Load, Missing, Objective, Share, Slow, as_json, from_json
-from llm_headroom.web import cards
+from llm_headroom.web import cards, table
 from llm_headroom.web.look import Look
 
 if TYPE_CHECKING:
@@ -508,6 +509,26 @@ def test_a_gpu_shows_who_holds_its_memory_and_for_what() -> None:
     assert card.engines == (Share("a", 35 * GIB), Share("b", 15 * GIB))
     assert card.parts == (Share("weights", 35 * GIB), Share("kv_used", 15 * GIB))
     assert card.unattributed == 10 * GIB
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "said"),
+    [
+        (80.0, 20.0, "75%"),
+        (80.0, 80.0, "0%"),
+        (80.0, None, None),
+        (None, 20.0, None),
+        (0.0, 0.0, None),
+        (None, None, None),
+    ],
+)
+def test_a_row_says_how_much_of_a_gpu_s_memory_is_used_where_both_numbers_are_known(
+    total: float | None, free: float | None, said: str | None
+) -> None:
+    given = ((schema.GPU_MEMORY_TOTAL, total), (schema.GPU_MEMORY_FREE, free), (schema.GPU_POWER, 70.0))
+    card = gpu(*(of_gpu(metric, value) for metric, value in given if value is not None))
+    shown = re.findall(r">(\d+%)<", table.gpu_row(card, Look(), ""))
+    assert shown == ([] if said is None else [said])
 
 
 def test_a_gpu_of_one_reading_has_its_number() -> None:

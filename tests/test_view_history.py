@@ -9,9 +9,11 @@ import pytest
 
 from llm_headroom import schema
 from llm_headroom.model import Health, Histogram, Level, Point, Series, Snapshot
-from llm_headroom.view.day import MINUTES, MOST_STATES, Day
+from llm_headroom.view.day import MINUTES, MOST_STATES, Day, Minute
 from llm_headroom.view.history import SPACING, SPAN, Grown, History, Reading, grown, p95, rate, rates
 from llm_headroom.view.values import Condition
+from llm_headroom.web.figures import ENGINE_FIGURES, Past
+from llm_headroom.web.figures import history as history_of
 
 TOKENS, TTFT = schema.GENERATION_TOKENS, schema.TIME_TO_FIRST_TOKEN
 BOUNDS = (1.0, 2.0, inf)
@@ -155,3 +157,11 @@ def test_a_day_knows_so_many_different_states_and_no_more() -> None:
         day.put(60.0 * number, {}, Condition(f"state {number}", Level.GOOD, "a reason", 3.0))
     states = [each.state for each in day.minutes(60.0 * MOST_STATES, MOST_STATES + 1)]
     assert states == [*(Condition(f"state {number}", Level.GOOD) for number in range(MOST_STATES)), None]
+
+
+def test_a_point_of_a_day_s_curve_is_the_highest_of_five_minutes_and_stands_in_their_middle() -> None:
+    known = [Minute(minute, {"running": float(minute)}, None) for minute in (*range(10, 15), *range(90, 100))]
+    html = history_of(ENGINE_FIGURES[:1], Past((), (), known, 6000.0, True, {}), "other")  # noqa: FBT003 - a tuple's field
+    # 5250, 450 and 150 of 86,400 seconds ago, out of 1000 units; 14, 94 and 99 under a top of 100
+    assert 'points="939,860 995,60 998,10"' in html
+    assert "Requests: at most 99 in the last 24 h" in html
