@@ -28,10 +28,8 @@ _WANTED_CALLS: Final = 2000.0
 _MOST_DRAWS: Final = 4
 _LEAST_SEEN: Final = 20.0
 """First tokens of which latencies have to be seen before the twin is compared with them."""
-_LEAST_COMPARED: Final = 0.01
-"""Share of first tokens at which the twin's latencies are compared with those seen: rarer ones are chance."""
-_UNSEEN: Final = 0.5
-"""Requests that may have been slower than the slowest one seen."""
+_COMPARED: Final = (0.01, 0.3)
+"""Shares of first tokens at which the twin's latencies are compared with those seen: rarer ones are chance."""
 _MOST_CORRECTION: Final = 4.0
 _LEAST_TRUST: Final = 0.25
 """Of the share that the objective allows: so many slow ones begin to say more of the load than latencies do."""
@@ -166,13 +164,14 @@ class _Trial:
         return _bounded(factor(lambda times: self._beyond(times, target.seconds) > min(slow, most), 1.0))
 
     def _quicker(self, target: Target, waited: Lengths) -> float:
-        """How many times the latency that is seen the twin's is, at the share that is allowed or near it."""
-        seen = _latency(waited, target.allowed)
+        """How many times the latency that is seen the twin's is, at the share nearest to the one that is allowed."""
+        low, high = _COMPARED
+        seen = [(bound, share) for bound in waited.bounds if low <= (share := waited.beyond(bound)) <= high]
         seconds = sorted(each for one in self.outcomes(1.0) for each in one.first_seconds)
-        if seen is None or not seconds:
+        if not seen or not seconds:
             return 1.0
-        latency, share = seen
-        return _bounded(seconds[min(len(seconds) - 1, int((1.0 - share) * len(seconds)))] / latency)
+        bound, share = min(seen, key=lambda each: abs(math.log(each[1] / target.allowed)))
+        return _bounded(seconds[min(len(seconds) - 1, int((1.0 - share) * len(seconds)))] / bound)
 
     def _beyond(self, times: float, seconds: float) -> float:
         """The share of first tokens that come later than so many seconds."""
@@ -206,26 +205,6 @@ def _served(ratio: float, traffic: Traffic) -> float:
         return ratio
     low, high = (share * served / traffic.rate for share in _OF_SERVED)
     return min(max(ratio, low, LEAST), high, MOST)
-
-
-def _latency(waited: Lengths, allowed: float) -> tuple[float, float] | None:
-    """Seconds that the allowed share of first tokens waited for longer, and that share, by the buckets around it.
-
-    A bucket that none went beyond may still have been gone beyond by half a request. Where nearly all are below the
-    first bucket it is the share above that, if it is more than chance; None where nothing can be said.
-    """
-    rarest = _UNSEEN / waited.total
-    slower: tuple[float, float] | None = None
-    for bound in waited.bounds:
-        share = max(waited.beyond(bound), rarest)
-        if share > allowed:
-            slower = (bound, share)
-        elif slower is None:
-            return (bound, share) if share >= _LEAST_COMPARED else None
-        else:
-            part = math.log(slower[1] / allowed) / math.log(slower[1] / share)
-            return slower[0] * (bound / slower[0]) ** part, allowed
-    return None
 
 
 def _bounded(correction: float) -> float:
