@@ -52,7 +52,7 @@ TAIL: Final = f"""{LAST}
 - Bursts within a poll are known only by what first tokens waited: far below the limit, where few wait, it stays
   optimistic or pessimistic by a fifth or more.
 - An engine that was never seen but beyond its limit does all its steps alike, so that their cost cannot be learned: the
-  figure is then far too low, and 1/8 at worst.
+  figure is then too low, by a factor of two at worst.
 - Bursts outside the last 15 minutes are not predicted: the limit of the next half hour is then a different one.
 - Where requests are few and each is a tenth of the cache (mooncake on one A100), a quarter of an hour says little.
 - At low load only cheap steps were seen; where a step's cost is no line in its load, the limit is overestimated by a
