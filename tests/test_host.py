@@ -345,6 +345,22 @@ def test_the_memory_of_the_host(tree: ProcTree, text: str, memory: tuple[float, 
     assert tree.proc.memory() == memory
 
 
+def test_which_group_a_process_sees_at_the_root_of_a_controller(tree: ProcTree) -> None:
+    tree.process(100)
+    lines = (
+        "24 23 0:5 /wrong /tmp/memory rw - tmpfs tmpfs rw,memory",
+        "30 25 0:26 /other /sys/fs/cgroup/cpu rw,nosuid - cgroup cgroup rw,cpu,cpuacct",
+        "31 25 0:27 /docker/ab /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory",
+        "32 25 0:28 /last /sys/fs/cgroup/hugetlb rw,nosuid - cgroup cgroup rw,hugetlb",
+    )
+    (tree.root / "100/mountinfo").write_text("".join(f"{line}\n" for line in lines))
+
+    controllers = ("memory", "cpu", "cpuacct", "hugetlb", "pids")
+    seen = [tree.proc.mounted_group(100, each) for each in controllers]
+    assert seen == ["/docker/ab", "/other", "/other", "/last", ""]
+    assert tree.proc.mounted_group(101, "memory") == ""
+
+
 def test_connections_to_a_port_are_those_of_others(tree: ProcTree) -> None:
     """The exporter's own connection has two ends here: the server's, and its own by its descriptor."""
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n"

@@ -16,6 +16,7 @@ from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Document, always
 from llm_headroom.model import Cause, Snapshot
 from llm_headroom.scrape.collect import Collector
+from llm_headroom.scrape.credentials import HINT
 
 if TYPE_CHECKING:
     from engine_server import Behaviour
@@ -78,6 +79,23 @@ def test_a_required_document_that_is_refused_takes_the_source_down(key: str, sta
     assert snapshot.health.error.cause is cause
     assert f"/{key} answered {status}" in snapshot.health.error.message
     assert "/extra" not in asked
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [
+        (401, HINT),
+        (403, HINT),
+        (404, "is this the right engine and port?"),
+        (500, ""),
+        (503, "the engine is loading or overloaded"),
+    ],
+)
+def test_a_refusal_says_what_to_do(status: int, hint: str) -> None:
+    error = collected(metrics=Reply(b"no", status))[0].health.error
+
+    assert error is not None
+    assert error.message.partition(f"/metrics answered {status}")[2] == (f": {hint}" if hint else "")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500])

@@ -125,6 +125,15 @@ def test_two_series_are_multiplied(tmp_path: Path) -> None:
     assert captures.origin(points, "llm_kv_cache_capacity_tokens") == "blocks × size"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "both"), [("0.5", "8", 4.0), ("8", "0.5", 4.0), ("0", "5", 0.0), ("5", "0", 0.0)]
+)
+def test_factors_may_be_small_or_nothing(tmp_path: Path, one: str, other: str, both: float) -> None:
+    points = product(tmp_path, f"blocks {one}", f"size {other}")
+
+    assert value(points, "llm_kv_cache_capacity_tokens") == both
+
+
 def test_the_order_of_labels_does_not_matter(tmp_path: Path) -> None:
     points = product(tmp_path, 'blocks{m="a",x="b"} 3', 'size{x="b",m="a"} 4')
 
