@@ -66,6 +66,31 @@ def rendered(points: Iterable[Point], form: Format) -> str:
     return exposition([Renderer().lines(points)], form).decode()
 
 
+def test_a_family_that_cannot_be_rendered_costs_no_other_and_no_other_source_its_lines(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def source(target: str, ttft: Histogram) -> tuple[Point, Point]:
+        labels = {"target": target}
+        running = Point(Series(schema.REQUESTS_RUNNING, labels), 1.0, "")
+        return running, Point(Series(schema.TIME_TO_FIRST_TOKEN, labels), ttft, "")
+
+    whole = Histogram((1.0, float("inf")), (2.0, 3.0), 4.0)
+    broken = Histogram((1.0, float("inf")), (2.0,), 4.0)  # a count is missing
+    lines = [Renderer().lines(source("a", broken)), Renderer().lines(source("b", whole))]
+
+    text = exposition(lines, Format.TEXT).decode()
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [
+        'llm_requests_running{target="a"} 1.0',
+        'llm_requests_running{target="b"} 1.0',
+        'llm_time_to_first_token_seconds_bucket{target="b",le="1.0"} 2.0',
+        'llm_time_to_first_token_seconds_bucket{target="b",le="+Inf"} 3.0',
+        'llm_time_to_first_token_seconds_count{target="b"} 3.0',
+        'llm_time_to_first_token_seconds_sum{target="b"} 4.0',
+    ]
+    failed = [each for each in caplog.records if "rendering failed" in each.getMessage()]
+    assert [(each.target, each.metric) for each in failed] == [("a", schema.TIME_TO_FIRST_TOKEN.name)]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("capture", ALL, ids=str)
 def test_a_capture_gives_what_it_should(capture: Capture, update: bool) -> None:  # noqa: FBT001 - a fixture
     found = rendered(collected(capture), Format.TEXT)
