@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -291,6 +292,33 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None
     assert [source["engine"] for source in json.loads(snapshot)["sources"]] == ["vllm"]
     assert b"not shown: internal error (bug)" in page
     assert b"tiny-llama" in page
+
+
+@pytest.mark.parametrize(("reused", "expected"), [(3600.0, [1.0, 1.0, 3.0]), (0.0, [1.0, 2.0, 3.0])])
+def test_a_rendering_is_used_again_for_a_moment_and_not_after_a_change(
+    reused: float, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_headroom.web.app.REUSED", reused)
+    count = [0.0]
+    series = Series(schema.NOTIFICATIONS, {"receiver": "r", "result": "sent"})
+
+    async def scraped() -> list[float]:
+        poller = Poller(load(None, gpu=False, discover=False, engine_names=()))
+        published = Published(poller, lambda: [Point(series, count[0], "")])
+        app, found = App(published), []
+        for number in (1.0, 2.0, 3.0):
+            count[0] = number
+            if number == 3.0:
+                app.changed()
+            await asyncio.sleep(0.001)
+            body = (await app.handle(Request("GET", "/metrics", {}, {}))).body.decode()
+            found += [
+                float(value) for value in re.findall(r"^llm_notifications_total\{.*\} (\S+)$", body, re.MULTILINE)
+            ]
+        await app.close()
+        return found
+
+    assert asyncio.run(scraped()) == expected
 
 
 def test_a_card_that_cannot_be_drawn_costs_no_other_its_own() -> None:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from exporter_process import COMMAND, environment
+from llm_headroom.bundle.text import as_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,3 +129,13 @@ def routed(route: dict[str, Any]) -> list[Any]:
         ours = each.get("matchers") or [f'{name} {how} "{value}"' for name, how, value in each["object_matchers"]]
         found.append((ours, each.get("group_wait"), each.get("repeat_interval"), routed(each)))
     return found
+
+
+def test_yaml_is_in_the_order_that_it_was_made_in_for_people_to_read() -> None:
+    document = {"b": {"z": "é – ≥", "a": ["x " * 300 + "x"]}, "a": "one\ntwo\n"}
+    header, *lines = as_yaml(document).splitlines()
+    assert header.startswith("# Written by ")
+    assert [line.partition(":")[0].strip(" -") for line in lines[:3]] == ["b", "z", "a"]
+    assert lines[1] == "  z: é – ≥"
+    assert lines[3].count("x") == 301, "no line is wrapped"
+    assert yaml.safe_load("\n".join(lines)) == document

@@ -55,7 +55,7 @@ class Day:
         number, place = divmod(minute, _HOUR)
         hour = self._hours.get(number)
         if hour is None:
-            oldest = (minute - MINUTES + 1) // _HOUR
+            oldest = (minute - MINUTES) // _HOUR
             self._hours = {known: each for known, each in self._hours.items() if known >= oldest}
             hour = self._hours[number] = _Hour(self._names)
         for name, value in values.items():

@@ -28,7 +28,6 @@ def quantile(rank: float, bounds: Sequence[float], counts: Sequence[float]) -> Q
     if not isfinite(high):
         return Quantile(rank, low, None, None)
     below = counts[index - 1] if index else 0.0
-    inside = counts[index] - below
-    share = (wanted - below) / inside if inside > 0 else 1.0
-    estimate = low + (high - low) * min(max(share, 0.0), 1.0)
+    share = (wanted - below) / (counts[index] - below)
+    estimate = low + (high - low) * share
     return Quantile(rank, low, high, min(estimate, high))  # rounding may carry it beyond the bound
