@@ -51,6 +51,11 @@ def test_readings_are_so_far_apart_and_not_older_than_the_span(times: tuple[floa
     assert remembered(*(polled(at, at) for at in times)) == expected
 
 
+def test_of_the_whole_span_every_reading_is_there() -> None:
+    times = [SPACING * number for number in range(101)]
+    assert remembered(*(polled(at, at) for at in times)) == [at for at in times if at >= times[-1] - SPAN]
+
+
 def test_a_failed_poll_replaces_no_reading_and_is_replaced_by_none() -> None:
     polls = [polled(0.0, 1.0), polled(1.0, 2.0), polled(2.0), polled(3.0, 3.0)]
     assert remembered(*polls) == [0.0, 1.0, 2.0, 3.0]

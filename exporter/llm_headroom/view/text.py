@@ -129,10 +129,7 @@ def bucket(value: Quantile) -> str:
     if value.high is None:
         return "beyond the last bucket"
     low, high = seconds(value.low), seconds(value.high)
-    if low.endswith(" ms") and high.endswith(" ms"):
-        low = low.removesuffix(" ms")
-    elif low.endswith(" s") and high.endswith(" s"):
-        low = low.removesuffix(" s")
+    low = low.removesuffix(high[high.index(" ") :])
     return f"{'0' if value.low == 0 else low}–{high}"
 
 
