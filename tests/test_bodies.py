@@ -88,3 +88,21 @@ def test_small_bodies_and_those_of_nobody_do_not_count(*, task: bool) -> None:
         assert not any(ended)
 
     run(test())
+
+
+def test_a_body_that_has_been_sent_is_let_go_of() -> None:
+    gone: list[int] = []
+
+    class Body(bytes):
+        __slots__ = ()
+
+        def __del__(self) -> None:
+            gone.append(len(self))
+
+    async def test() -> None:
+        bodies = Bodies()
+        with bodies.sending(Body(LARGE), asyncio.current_task()):
+            assert gone == []
+        assert gone == [LARGE]
+
+    run(test())

@@ -166,6 +166,27 @@ def test_a_handler_that_needs_its_client_is_cancelled_when_the_client_leaves() -
     run(test())
 
 
+def test_a_client_that_shuts_its_side_still_gets_its_answer() -> None:
+    async def test() -> None:
+        started, release = asyncio.Event(), asyncio.Event()
+
+        async def handler(_: Request) -> Response:
+            started.set()
+            await release.wait()
+            return Response(b"late")
+
+        async with serving(handler) as server, client(server) as (reader, writer):
+            writer.write(LAST)
+            writer.write_eof()
+            await started.wait()
+            for _ in range(100):
+                await asyncio.sleep(0)  # the server sees the end of the client's side
+            release.set()
+            assert (await reader.read()).endswith(b"\r\n\r\nlate")
+
+    run(test())
+
+
 def test_a_connection_that_idles_holds_no_response() -> None:
     async def test() -> None:
         gone = asyncio.Event()
