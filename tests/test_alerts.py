@@ -250,6 +250,7 @@ def test_what_is_around_the_expressions_is_what_is_written_down_for_it() -> None
             "groups": [{key: value for key, value in group.items() if key != "rules"} for group in grafana["groups"]],
         },
         "grafana rule": first,
+        "pushed": texts["alerts/pushed.yml"],
         "intervals": {group["name"]: group["interval"] for group in rules},
         "alerts": {
             rule["alert"]: f"{rule['labels']['severity']} after {rule.get('for', '0s')}"
