@@ -20,6 +20,7 @@ FIRST_FINAL: Final = 200
 
 _END: Final = re.compile(rb"\r?\n\r?\n")
 _REQUEST: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ \r\n]+) HTTP/1\.[01]\r?\n")
+_FIELDS: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r?\n)*\r?\n")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _SIZE: Final = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
@@ -223,11 +224,14 @@ def request_head(raw: bytes) -> RequestHead:
     """Read a request's head.
 
     Raises:
-        FramingError: it is none of HTTP/1.0 or 1.1.
+        FramingError: it is none of HTTP/1.0 or 1.1, or has a line that engines read in different ways (RFC 9112,
+            section 5: a blank before the colon, or a line that goes on).
     """
     match = _REQUEST.match(raw)
     if match is None:
         raise FramingError("no request line of HTTP/1.1")
+    if not _FIELDS.fullmatch(raw, match.end()):
+        raise FramingError("a header has no name that ends at its colon")
     return RequestHead(match[1].decode("ascii"), match[2].decode("latin-1"), _headers(raw), raw)
 
 
@@ -247,7 +251,7 @@ def _framed(headers: dict[str, str]) -> Body | None:
     """The body that Transfer-Encoding or Content-Length announce."""
     coding = headers.get("transfer-encoding")
     if coding is not None:
-        return Chunked() if coding.lower().endswith("chunked") else UntilClose()
+        return Chunked() if coding.lower().rpartition(",")[2].strip() == "chunked" else UntilClose()
     length = headers.get("content-length")
     if length is None:
         return None
@@ -260,11 +264,14 @@ def request_body(head: RequestHead) -> Body:
     """How a request's body ends (RFC 9112, section 6.3).
 
     Raises:
-        FramingError: its end is announced in two ways, which the engine may read otherwise.
+        FramingError: its end is announced in two ways, which the engine may read otherwise, or in none.
     """
     if head.headers.keys() >= {"content-length", "transfer-encoding"}:
         raise FramingError("both Content-Length and Transfer-Encoding")
-    return _framed(head.headers) or Length(0)
+    body = _framed(head.headers) or Length(0)
+    if isinstance(body, UntilClose):
+        raise FramingError("a Transfer-Encoding that does not end in chunks")
+    return body
 
 
 def response_body(head: ResponseHead, method: str) -> Body:
