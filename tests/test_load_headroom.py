@@ -125,6 +125,30 @@ def test_the_age_of_a_backlog_does_not_count_as_load() -> None:
     assert 0.75 < found.headroom["ttft"].ratio < 1.0
 
 
+@lru_cache
+def at_seven_tenths() -> Memory:
+    return polled(Simulated(0.7 * LIMIT), 900)[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "ratio"),
+    [
+        ((100.0, 0.0, 0.0, 0.0), 1.64),  # nothing to compare: as the twin has it
+        ((98.0, 2.0, 0.0, 0.0), 1.94),
+        ((60.0, 40.0, 0.0, 0.0), 1.64),  # more than a third are no tail
+        ((60.0, 28.0, 12.0, 0.0), 1.55),
+        ((0.0, 50.0, 45.0, 5.0), 1.01),  # as many are slow as may be
+    ],
+)
+def test_what_first_tokens_waited_corrects_the_twin(counts: tuple[float, ...], ratio: float) -> None:
+    model = at_seven_tenths().models["m"]
+    waited = Lengths((0.5, 1.0, 2.5, 5.0), counts)
+    known = replace(model.load, traffic=replace(model.load.traffic, waited=waited))
+    found = estimated(known, targets(OBJECTIVES, model.tallies))
+    assert found is not None
+    assert found.headroom["ttft"].ratio == pytest.approx(ratio, rel=0.01)
+
+
 def test_a_dear_step_cost_cannot_say_less_than_half_of_what_was_served_while_requests_waited() -> None:
     memory, _ = polled(Simulated(2.0 * LIMIT), 900)
     known = memory.models["m"].load
