@@ -28,6 +28,7 @@ from llm_headroom.poll.published import Published
 from llm_headroom.render.prometheus import Format, Renderer, exposition
 from llm_headroom.view.board import assembled, cards
 from llm_headroom.view.history import History
+from llm_headroom.view.values import Missing
 from llm_headroom.web.app import App
 from llm_headroom.web.look import look
 from llm_headroom.web.page import Painter
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from engine_server import Behaviour
+    from llm_headroom.view.board import Cards
     from llm_headroom.view.day import Minute
     from llm_headroom.view.values import EngineCard, GpuCard
 
@@ -332,3 +334,38 @@ def test_a_card_that_cannot_be_drawn_costs_no_other_its_own() -> None:
     html = [part for part in Painter(minutes, Links).parts(view, look({})).html.values() if "<article" in part]
 
     assert ["not shown: internal error (bug)" in part for part in html] == [True, False]
+
+
+def painted(names: str, missing: tuple[Missing, ...] = ()) -> list[tuple[Snapshot, Cards]]:
+    """Sources of these names, and their cards."""
+    found = [Snapshot(target=name, engine="vllm", taken=0.0, points=(), health=Health(up=True)) for name in names]
+    return [(each, cards(each, History(), {}, lambda _: missing)) for each in found]
+
+
+def test_a_card_is_drawn_once_for_each_look_while_it_is_there() -> None:
+    drawn = []
+
+    def minutes(card: EngineCard | GpuCard, _now: float, count: int) -> Iterator[Minute]:
+        drawn.append((card.source.target, count > 60))
+        yield from ()
+
+    both = painted("ab")
+    painter, looks = Painter(minutes, Links), (look({}), look({"range": "24h"}))
+
+    def seen(sources: list[tuple[Snapshot, Cards]]) -> list[tuple[str, bool]]:
+        drawn.clear()
+        for chosen in looks * 2:
+            painter.parts(assembled(sources, {}, now=0.0), chosen)
+        return sorted(drawn)
+
+    assert seen(both) == [("a", False), ("a", True), ("b", False), ("b", True)]
+    assert seen(both[:1]) == []
+    assert seen(both) == [("b", False), ("b", True)], "it was gone, and is not remembered"
+
+
+@pytest.mark.parametrize("missing", [(), (Missing("does not expose it", ("llm_x", "llm_y")),)])
+def test_a_card_tells_of_metrics_that_are_not_there_where_some_are(missing: tuple[Missing, ...]) -> None:
+    view = assembled(painted("a", missing), {}, now=0.0)
+    html = "".join(Painter(lambda *_: (), Links).parts(view, look({})).html.values())
+
+    assert re.findall(r"\d+ metrics? that are not there", html) == ["2 metrics that are not there"] * len(missing)

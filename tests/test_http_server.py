@@ -187,6 +187,35 @@ def test_a_client_that_shuts_its_side_still_gets_its_answer() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_stream_begins_only_while_its_client_is_there(*, leaves: bool) -> None:
+    async def test() -> None:
+        started, release, begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def stream() -> AsyncGenerator[bytes, None]:
+            begun.set()
+            yield b"part"
+
+        async def handler(_: Request) -> Response:
+            started.set()
+            await release.wait()
+            return Response(b"", stream=stream())
+
+        async with serving(handler) as server, client(server) as (reader, writer):
+            writer.write(LAST)
+            await started.wait()
+            if leaves:
+                writer.write_eof()
+                for _ in range(100):
+                    await asyncio.sleep(0)  # the server sees the end of the client's side
+            release.set()
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+            assert begun.is_set() != leaves
+
+    run(test())
+
+
 def test_a_connection_that_idles_holds_no_response() -> None:
     async def test() -> None:
         gone = asyncio.Event()

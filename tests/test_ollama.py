@@ -51,6 +51,15 @@ def test_models_that_run_elsewhere_are_neither_loaded_nor_in_the_library() -> No
     assert "/api/show" not in asked
 
 
+@pytest.mark.parametrize(("size", "total"), [(1000, 54757637.0), (None, None)])
+def test_the_library_has_a_size_where_each_of_its_models_has_one(size: int | None, total: float | None) -> None:
+    other = ROW | {"name": "other:latest", "size": size}
+    snapshot, _ = collected({"/api/tags": models(ROW, other)})
+
+    assert value(snapshot.points, "llm_models_installed") == 2.0
+    assert value(snapshot.points, "llm_models_installed_bytes") == total
+
+
 def test_an_embedding_model_has_no_cache() -> None:
     shown = captures.document("ollama/0.33.0-rc2/show") | {"capabilities": ["embedding"]}
     snapshot, _ = collected({"/api/show": as_json(shown)}, requests_running_limit=1, kv_cache_type="f16")

@@ -170,6 +170,34 @@ def test_an_engine_on_loopback_still_sees_a_foreign_name_that_a_browser_was_lure
     bounded.run(test())
 
 
+@pytest.mark.parametrize(
+    ("engine", "local"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("0.0.0.0", False),  # an address that reaches this host and is none of loopback
+        ("127.1", False),  # no address as it is written, so a name as any other
+    ],
+)
+def test_an_engine_elsewhere_sees_its_own_name_whatever_the_client_calls_the_proxy(engine: str, *, local: bool) -> None:
+    async def test() -> None:
+        seen: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            seen.set_result(await head(reader))
+            writer.write(PLAIN)
+
+        async with place(serve, name=engine) as here:
+            reader, writer = await here.connect()
+            writer.write(b"GET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
+            await reader.readexactly(len(PLAIN))
+            expected = "other.example" if local else f"{engine}:{here.engine_port}"
+            assert f"Host: {expected}\r\n".encode() in await seen
+            writer.close()
+
+    bounded.run(test())
+
+
 def test_without_a_host_in_its_address_a_proxy_listens_on_loopback_alone() -> None:
     async def test() -> None:
         target = Target(name="engine", endpoint=Endpoint(url="http://127.0.0.1:1"), engine="ollama")
