@@ -392,7 +392,5 @@ def _missing(missing: Sequence[Missing]) -> str:
         f"<dt>{escape(each.reason)}</dt><dd>{', '.join(f'<code>{escape(name)}</code>' for name in each.metrics)}</dd>"
         for each in missing
     )
-    return (
-        f"<details><summary>{count} metric{'s' if count > 1 else ''} that are not there, and why</summary>"
-        f"<dl>{items}</dl></details>"
-    )
+    those = "metrics that are" if count > 1 else "metric that is"
+    return f"<details><summary>{count} {those} not there, and why</summary><dl>{items}</dl></details>"
