@@ -300,6 +300,16 @@ def test_the_lowest_limit_of_the_groups_above_counts(tree: ProcTree) -> None:
         assert said.limit == limit
 
 
+@pytest.mark.parametrize(
+    ("line", "kills"),
+    [("oom_kill 3", 3.0), ("oom_kill max", None), ("oom_kill 3 4", None), ("oom_kill", None)],
+)
+def test_only_a_name_with_a_number_is_read(tree: ProcTree, line: str, kills: float | None) -> None:
+    said = cgroup.memory(tree.memory_group("a", memory_current="9\n", memory_events=f"{line}\n"))
+    assert said is not None
+    assert said.oom_kills == kills
+
+
 def test_a_group_of_version_1_as_recorded(tree: ProcTree) -> None:
     shutil.copytree(FIXTURES / "cgroup/v1", tree.memory_group("memory/engines/a"), dirs_exist_ok=True)
     tree.process(100, cgroup="9:name=systemd:/\n4:memory,hugetlb:/engines/a\n0::/")
