@@ -164,7 +164,7 @@ def less_loaded(ready: Sequence[Replica], chance: random.Random, at: float) -> R
     return one if one.under_way <= other.under_way else other
 
 
-BALANCERS: Final = {"at random": at_random, "the less loaded of two": less_loaded}
+BALANCERS: Final = {"at random": at_random, "that is the less loaded of two": less_loaded}
 
 
 def load(at: float) -> float:

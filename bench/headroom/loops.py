@@ -57,7 +57,7 @@ def section(rows: Sequence[Outcome]) -> str:
 def _behind(balancer: str, rows: Sequence[Outcome]) -> list[str]:
     """The tables of what was played behind a balancer."""
     names = {row.rule: None for row in rows}
-    lines = [f"Each request goes to an engine {balancer}:\n" if balancer == "at random" else f"To {balancer}:\n"]
+    lines = [f"Each request goes to an engine {balancer}:\n"]
     lines += ["| rule | slow first tokens | worst workload | replica-hours |", "| --- | --- | --- | --- |"]
     for name in sorted(names, key=lambda name: (name != OURS, name.startswith("always"), name)):
         own = [row for row in rows if row.rule == name]

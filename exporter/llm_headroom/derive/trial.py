@@ -56,9 +56,7 @@ def estimated(known: Known, targets: Sequence[Target]) -> Estimate | None:
     trial = _Trial(known.traffic.latest(_MOST_CALLS / max(guesses.values())), sizes, engine, targets, round(known.at))
     found = {}
     for target in targets:
-        ratio = trial.ratio(target, guesses[target.name], known.traffic.waited)
-        if target.field == "ttft":
-            ratio = _served(ratio, known.traffic)
+        ratio = trial.ratio(target, guesses[target.name], known.traffic)
         found[target.name] = Headroom(ratio, trial.binding(target, ratio))
     return Estimate(at=known.at, headroom=found, rate=known.traffic.rate * known.replicas)
 
@@ -129,14 +127,17 @@ class _Trial:
             ]
         return self._done[times]
 
-    def ratio(self, target: Target, guess: float, waited: Lengths) -> float:
-        """The factor at which as many are slow as the objective allows.
-
-        For first tokens it is corrected by what they are seen to wait now, `waited`, beside what the twin's do at the
-        present load: bursts within a poll, and what else the twin cannot know, are in both.
-        """
+    def ratio(self, target: Target, guess: float, seen: Traffic) -> float:
+        """The factor at which as many are slow as the objective allows; for first tokens by what is `seen` of them."""
         if target.field != "ttft":
             return factor(lambda times: self._slow_tokens(times) > target.allowed, guess)
+        return _served(self._corrected(target, guess, seen.waited), seen)
+
+    def _corrected(self, target: Target, guess: float, waited: Lengths) -> float:
+        """The factor for first tokens, corrected by what they wait now beside what the twin's do at the present load.
+
+        Bursts within a poll, and what else the twin cannot know, are in both.
+        """
         if waited.total < _LEAST_SEEN:
             return self._kept(target, target.seconds, guess)
         slow = waited.beyond(target.seconds)
