@@ -399,7 +399,7 @@ def test_a_collector_that_speaks_no_http_is_told_apart_from_one_that_hangs_up(an
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answering) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        push = Pushing(f"http://127.0.0.1:{server.server_address[1]}", timeout=1.0)
+        push = Pushing(f"http://127.0.0.1:{server.server_address[1]}", timeout=3.0)
         told = push.until(lambda: bool(push.told()))
         server.shutdown()
         thread.join()

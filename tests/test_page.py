@@ -69,14 +69,14 @@ def browser(chromium: Chromium) -> Iterator[Chromium]:
 def test_the_page_follows_the_engines_without_being_loaded_again(vllm: EngineServer, browser: Chromium) -> None:
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
         browser.open(f"{exporter.url}/")
-        browser.until("document.querySelector('.card')?.innerText.includes('39')")
+        browser.until(r"document.querySelector('.card')?.innerText.includes('Waiting\n39')")  # 39 may be in its port
         browser.until(LIVE)
         browser.evaluate("document.querySelector('details').open = true; window.same = document.querySelector('h3')")
         vllm.routes = replayed(STARTING)
-        browser.until("!document.querySelector('.card').innerText.includes('39')")
+        browser.until(r"!document.querySelector('.card').innerText.includes('Waiting\n39')")
         kept = browser.evaluate("[window.same.isConnected, document.querySelector('details').open]")
         vllm.routes = {}
-        browser.until("document.querySelector('.card.bad')?.innerText.includes('404')")
+        browser.until("document.querySelector('.card.bad')?.innerText.includes('answered 404')")
         down = browser.evaluate("document.querySelector('main').innerText")
         title, icon = browser.evaluate("[document.title, document.querySelector('link[rel=icon]').href]")
 
@@ -133,7 +133,7 @@ def test_many_engines_are_a_table_that_sorts_filters_and_opens_cards(browser: Ch
         exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
         browser.open(f"{exporter.url}/")
         browser.until(f"{LIVE} && document.querySelectorAll('tbody').length === {MANY}")
-        browser.until("document.querySelector('table').innerText.includes('39')")
+        browser.until("[...document.querySelectorAll('td')].some((cell) => cell.innerText.trim() === '39')")
         browser.evaluate("document.querySelectorAll('[data-sort]')[3].click()")
         down = browser.evaluate(f"[{ROWS}, document.querySelectorAll('th')[3].ariaSort]")
         browser.evaluate("document.querySelectorAll('[data-sort]')[3].click()")

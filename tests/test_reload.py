@@ -26,11 +26,11 @@ def config(url: str) -> Config:
     return Config(gpu=GpuSettings(enabled=False), host=False, interval=0.1, targets=(target,))
 
 
-async def later(poller: Poller, taken: float) -> Snapshot:
-    """The target's first snapshot that was taken after a time."""
+async def another(poller: Poller, known: Snapshot | None = None) -> Snapshot:
+    """The target's next snapshot that is not one that is known (the wall clock may be set back, so not by time)."""
     while True:
         for snapshot in poller.snapshots():
-            if snapshot.taken > taken:
+            if known is None or snapshot is not known:
                 return snapshot
         await asyncio.sleep(0.005)
 
@@ -43,12 +43,12 @@ def reloaded(before: Config, after: Config) -> tuple[Snapshot, Snapshot, bool]:
         poller = Poller(before)
         poller.start()
         try:
-            first = await later(poller, 0.0)
+            first = await another(poller)
             source = poller.slots["t"].source
             await poller.apply(after)
             published = poller.snapshots()
             assert published[0].states == first.states  # nothing is absent until the next poll
-            second = await later(poller, published[0].taken)
+            second = await another(poller, published[0])
             results.append((first, second, poller.slots["t"].source is source))
         finally:
             await poller.stop()
@@ -94,13 +94,13 @@ def test_a_target_that_is_gone_is_polled_no_longer() -> None:
             poller = Poller(replace(before, targets=(*before.targets, other)))
             poller.start()
             try:
-                taken = (await later(poller, 0.0)).taken
+                await another(poller)
                 assert {"t", "other"} <= polling()
                 await poller.apply(before)
                 assert "t" in polling()
                 assert "other" not in polling()
                 assert [each.target for each in poller.snapshots()] == ["t"]
-                await later(poller, taken)
+                await another(poller, poller.snapshots()[0])
             finally:
                 await poller.stop()
             assert "t" not in polling()
@@ -116,9 +116,9 @@ def test_another_engine_under_the_same_name_is_judged_anew() -> None:
             poller = Poller(config(engine.url))
             poller.start()
             try:
-                first = await later(poller, 0.0)
+                first = await another(poller)
                 await poller.apply(config(other.url))
-                second = await later(poller, first.taken)
+                second = await another(poller, first)
                 assert second.states[0].since > first.states[0].since
             finally:
                 await poller.stop()

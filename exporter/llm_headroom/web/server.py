@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections import Counter
 from dataclasses import replace
 from http import HTTPStatus
@@ -86,7 +86,7 @@ class _Guarded:
     async def _refusal(self, request: Request, access: Access) -> Response | None:
         """Why a request does not reach the handler, None if it does."""
         limited = request.path not in HEALTH
-        if limited and access.rate is not None and not access.rate.take(asyncio.get_running_loop().time()):
+        if limited and access.rate is not None and not access.rate.take(time.monotonic()):
             return plain(HTTPStatus.TOO_MANY_REQUESTS, "The rate limit of the web configuration is reached.")
         if access.users is not None:
             try:
