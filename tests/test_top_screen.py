@@ -86,12 +86,17 @@ def view(*engines: EngineCard, gpus: tuple[GpuCard, ...] = (), **fields: Any) ->
     return View(engines=engines, gpus=gpus, **(known | fields))
 
 
-def lines(shown: RenderableType, width: int) -> list[str]:
-    """What a terminal without colours shows."""
+def raw(shown: RenderableType, width: int) -> list[str]:
+    """What a terminal without colours shows, with its spaces."""
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         console.print(shown, crop=False)
-    return [" ".join(line.split()) for line in captured.get().splitlines()]
+    return captured.get().splitlines()
+
+
+def lines(shown: RenderableType, width: int) -> list[str]:
+    """What a terminal without colours shows."""
+    return [" ".join(line.split()) for line in raw(shown, width)]
 
 
 def coloured(shown: RenderableType, word: str, width: int) -> set[str]:
@@ -209,19 +214,129 @@ def test_everything_of_a_wide_terminal() -> None:
     ]
 
 
+ROOM = {
+    "ENGINE": 150, "ITL P95": 130, "TAKES": 125, "HEADROOM": 120, "SAT": 110, "TOK/S": 100, "RUN": 90, "KV CACHE": 80,
+    "WHY": 80, "MODEL": 70, "TTFT P95": 60,
+}  # fmt: skip
+
+
+def test_a_column_comes_with_the_room_for_it() -> None:
+    every = "STATE TARGET MODEL ENGINE TAKES RUN WAIT TOK/S TTFT P95 ITL P95 KV CACHE HEADROOM SAT WHY"
+    for width in {room - less for room in ROOM.values() for less in (0, 1)}:
+        shown = lines(screen(ALL, "", 100.0, Chosen(), width=width, height=40), width)
+        columns = every
+        for name in (name for name, room in ROOM.items() if room > width):
+            columns = columns.replace(f" {name}", "")
+        assert shown[1] == columns
+        gpus = {"NAME": 100, "FREE": 70, "POWER": 80, "TEMP": 80, "WHY": 80}
+        known = [name for name in ("STATE", "GPU", *gpus, "BUSY", "MEMORY") if gpus.get(name, 0) <= width]
+        assert set(shown[6].split()) == set(known)
+
+
+def test_what_is_known_best_takes_no_more_than_it_needs_and_the_reason_has_the_rest() -> None:
+    assert raw(screen(ALL, "", 107.0, Chosen(), width=100, height=40), 100)[1:-1] == [
+        " STATE        TARGET    MODEL     RUN  WAIT  TOK/S  TTFT P95       KV CACHE  WHY                    ",
+        " ■ saturated  b         m2         12     9    250       3 s  ████████  97%  requests wait; n       ",
+        " ? unknown    d         m4          –     –      –     > 9 s              –  it was not read        ",
+        " ✓ serving    a         m3          1     0      –    0.25 s  ██░░░░░░  25%                         ",
+        " ✓ serving    c         m1          4     5      –         –              –                         ",
+        " STATE      GPU   NAME          BUSY         MEMORY     FREE  POWER   TEMP  WHY                     ",
+        " ▲ hot      0     H100 1g.10gb   50%  ██████░░  75%  1.0 GiB  310 W  84 °C  it is hot               ",
+    ]
+
+
+def test_a_report_has_long_words_on_several_lines_and_a_screen_has_not() -> None:
+    why = " ".join(f"reason{number}" for number in range(12))
+    long = replace(SLOW, state=Condition("saturated", Level.BAD, why), model="a-model-with-a-name " * 2)
+    shown, whole = (
+        lines(screen(view(long), "", 100.0, Chosen(), width=100, height=40), 100),
+        lines(report(view(long), "", 100.0, width=100), 100),
+    )
+    assert len(shown) == 4
+    assert {f"reason{number}" for number in range(12)} <= set(" ".join(whole[2:]).replace(";", "").split())
+    assert " 3 s " in whole[2], "numbers are never broken"
+
+
+def test_of_what_nothing_is_known_there_are_dashes() -> None:
+    known = view(card("x"), gpus=(GpuCard(id="0", source=source("gpus"), state=GOOD),))
+    shown = lines(screen(known, "", 100.0, Chosen(), width=200, height=40), 200)
+    assert shown[2] == "✓ serving x vLLM 0.9 – – – – – – – – –"
+    assert shown[4] == "✓ serving gpus – – – – –"
+    part = replace(GPU, free=None, profile="", name="L4", notes=("a note",), state=Condition("ok", Level.GOOD, "why"))
+    (row,) = lines(screen(view(gpus=(part,)), "", 100.0, Chosen(), width=200, height=40), 200)[2:3]
+    assert row == "✓ ok 0 L4 50% – – 310 W 84 °C a note"
+    bare = replace(card("y", state=Condition("down", Level.BAD)), source=source("y", version=""))
+    shown = lines(screen(view(bare), "", 100.0, Chosen(), width=200, height=40), 200)
+    assert shown[2] == "■ down y vLLM – – – – – – – – –"
+
+
 @pytest.mark.parametrize(
-    ("width", "columns"),
+    ("usage", "bar"),
     [
-        (59, "STATE TARGET WAIT"),
-        (60, "STATE TARGET WAIT TTFT P95"),
-        (80, "STATE TARGET MODEL WAIT TTFT P95 KV CACHE WHY"),
-        (100, "STATE TARGET MODEL RUN WAIT TOK/S TTFT P95 KV CACHE WHY"),
-        (120, "STATE TARGET MODEL RUN WAIT TOK/S TTFT P95 KV CACHE HEADROOM SAT WHY"),
-        (149, "STATE TARGET MODEL TAKES RUN WAIT TOK/S TTFT P95 ITL P95 KV CACHE HEADROOM SAT WHY"),
+        (-0.5, "░░░░░░░░ -50%"),
+        (0.05, "░░░░░░░░ 5%"),
+        (0.07, "█░░░░░░░ 7%"),
+        (1.0, "████████ 100%"),
+        (3.0, "████████ 300%"),
     ],
 )
-def test_a_column_comes_with_the_room_for_it(width: int, columns: str) -> None:
-    assert lines(screen(ALL, "", 100.0, Chosen(), width=width, height=40), width)[1] == columns
+def test_a_bar_is_never_longer_than_itself(usage: float, bar: str) -> None:
+    shown = screen(view(card("x", kv=KvCache(usage=usage))), "", 100.0, Chosen(), width=100, height=40)
+    assert bar in lines(shown, 100)[2]
+
+
+def test_latencies_are_judged_by_their_own_objectives_and_others_are_not_shown() -> None:
+    late = replace(
+        card("x"),
+        latencies=(
+            Latency("llm_time_to_first_token_seconds", 300.0, 0.0, ()),
+            Latency("llm_inter_token_latency_seconds", 300.0, 10.0, (Quantile(0.95, 0.4, 0.8, 0.5),)),
+            Latency("llm_request_duration_seconds", 300.0, 10.0, (Quantile(0.95, 7.0, 8.0, 7.5),)),
+        ),
+        objectives=(Objective("inter_token_latency", 0.3, 0.95, 1.0, 10.0),),
+    )
+    shown = screen(view(late), "", 100.0, Chosen(), width=200, height=40)
+    assert "no traffic 0.5 s" in lines(shown, 200)[2]
+    assert "7.5" not in lines(shown, 200)[2]
+    assert (coloured(shown, "0.5 s", 200), coloured(shown, "no traffic", 200)) == ({"bold red"}, {"dim"})
+
+
+def test_the_title_names_the_worst_only_where_something_is_wrong() -> None:
+    def title(*cards: EngineCard, gpus: tuple[GpuCard, ...] = (), now: float = 100.0) -> str:
+        return lines(screen(view(*cards, gpus=gpus), "", now, Chosen(), width=200, height=40), 200)[0]
+
+    assert title(FINE) == "llm-headroom ✓ 1 fine 2 of 3 sources up 0 s ago"
+    assert title(FINE, now=90.0) == "llm-headroom ✓ 1 fine 2 of 3 sources up 0 s ago"
+    assert title(FINE, UNKNOWN, gpus=(GPU,)).endswith("0 s ago GPU 0 hot: it is hot")
+    assert title(UNKNOWN).endswith("0 s ago d unknown: it was not read")
+    assert title() == "llm-headroom 2 of 3 sources up 0 s ago"
+
+
+def test_of_two_states_of_a_level_the_worse_comes_first_and_gpus_are_sorted_by_nothing_else() -> None:
+    bad = {name: Condition(name, Level.BAD) for name in ("slow", "down", "lost", "error")}
+    engines = (card("a", bad["slow"]), card("z", bad["down"]))
+    gpus = tuple(replace(GPU, gpu=gpu, state=bad[name]) for gpu, name in (("1", "error"), ("2", "lost")))
+    for sort, order in ((0, "za21"), (1, "az21")):
+        shown = lines(screen(view(*engines, gpus=gpus), "", 100.0, Chosen(sort=sort), width=100, height=40), 100)
+        assert "".join(line.split()[2] for line in shown if line[0] == "■") == order
+
+
+def test_names_cannot_move_the_terminal() -> None:
+    evil = "\x1b[2Jx"
+    bad = replace(
+        card("x", Condition("down", Level.BAD, evil), model=evil, notes=(evil,)),
+        source=source(evil, title=evil, error=evil),
+    )
+    every = view(
+        bad, gpus=(replace(GPU, gpu=evil, name=evil),), notices=(evil,), absent=(Absent(evil, evil),)
+    )  # fmt: skip
+    for shown in (
+        screen(every, evil, 100.0, Chosen(), width=200, height=40),
+        screen(every, evil, 100.0, Chosen(words="\x1b[2jx"), width=200, height=40),
+        screen(every, evil, 100.0, Chosen(words=evil, typing=True), width=200, height=40),
+        report(every, evil, 100.0, width=200),
+    ):
+        assert "\x1b" not in "".join(raw(shown, 200))
 
 
 def test_late_first_tokens_are_red_and_others_are_not() -> None:
@@ -237,7 +352,8 @@ def test_what_is_old_is_dim_and_says_why() -> None:
     assert lines(shown, 200)[0].startswith("llm-headroom it went away ■ 1 in trouble")
     assert "5 min ago" in lines(shown, 200)[0]
     assert coloured(shown, "it went away", 200) == {"bold red"}
-    assert all("dim" in style for style in coloured(shown, "vLLM 0.9", 200) | coloured(shown, "1 in trouble", 200))
+    for word in ("vLLM 0.9", "H100", "1 in trouble"):
+        assert all("dim" in style for style in coloured(shown, word, 200)), word
     assert coloured(screen(ALL, "", 400.0, Chosen(), width=200, height=40), "1 in trouble", 200) == {"bold red"}
 
 
@@ -266,6 +382,34 @@ def test_pages_of_engines_and_gpus() -> None:
     assert shown[-1] == (
         "engines hidden: 8 on other pages GPUs hidden: 2 on other pages page 3 of 3 (n, p) by target ? help q quits"
     )
+
+
+@pytest.mark.parametrize(
+    ("engines", "gpus", "height", "shown"),
+    [
+        (9, 9, 1, (1, 1)),
+        (9, 9, 6, (1, 1)),
+        (9, 9, 7, (2, 1)),
+        (9, 9, 10, (4, 2)),
+        (9, 1, 10, (5, 1)),
+        (9, 0, 8, (5, 0)),
+        (0, 9, 8, (0, 5)),
+        (0, 9, 1, (0, 2)),
+        (9, 0, 1, (2, 0)),
+    ],
+)
+def test_how_many_fit(engines: int, gpus: int, height: int, shown: tuple[int, int]) -> None:
+    every = view(*(card(f"t{n}") for n in range(engines)), gpus=tuple(replace(GPU, gpu=f"g{n}") for n in range(gpus)))
+    found = lines(screen(every, "", 100.0, Chosen(), width=80, height=height), 80)
+    assert tuple(sum(line.startswith(mark) for line in found) for mark in "✓▲") == shown
+
+
+def test_the_page_is_that_of_whatever_has_more_of_them() -> None:
+    many = view(card("t"), gpus=tuple(replace(GPU, gpu=f"g{n}") for n in range(9)))
+    for page, said in ((0, "page 1 of 5"), (3, "page 4 of 5"), (9, "page 5 of 5")):
+        found = lines(screen(many, "", 100.0, Chosen(page=page), width=80, height=10), 80)
+        assert said in found[-1]
+    assert [line.split()[2] for line in found if line[0] in "✓▲"] == ["t", "g8"]
 
 
 def test_a_report_has_everything_at_once_with_whole_errors() -> None:

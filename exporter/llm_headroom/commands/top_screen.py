@@ -151,8 +151,8 @@ def screen(  # noqa: PLR0913 - what is shown, and where
     engine_lines = max(lines - gpu_lines, 1)
     parts: list[RenderableType] = [found]
     as_it_was = "dim" if problem else ""
-    shown_engines, page, pages = _page(engines, engine_lines, chosen.page)
-    shown_gpus, _, gpu_pages = _page(gpus, max(gpu_lines, 1), chosen.page)
+    shown_engines, engine_pages = _page(engines, engine_lines, chosen.page)
+    shown_gpus, gpu_pages = _page(gpus, max(gpu_lines, 1), chosen.page)
     if shown_engines:
         parts.append(Styled(_table(ENGINE_COLUMNS, map(_engine_row, shown_engines), width, whole=False), as_it_was))
     if shown_gpus:
@@ -160,7 +160,7 @@ def screen(  # noqa: PLR0913 - what is shown, and where
     if not shown_engines and not shown_gpus:
         parts.append(Text("Nothing fits the filter." if chosen.words else "No engine and no GPU yet.", style="dim"))
     counts = (len(view.engines), len(engines), len(shown_engines)), (len(view.gpus), len(gpus), len(shown_gpus))
-    parts.append(_footer(chosen, counts, page, max(pages, gpu_pages)))
+    parts.append(_footer(chosen, counts, max(engine_pages, gpu_pages)))
     return Group(*parts)
 
 
@@ -228,10 +228,11 @@ def _order(card: EngineCard | GpuCard, name: str) -> tuple[float, str] | None:
     return None if value is None else (value, "")
 
 
-def _page(cards: list[Card], lines: int, page: int) -> tuple[list[Card], int, int]:
+def _page(cards: list[Card], lines: int, page: int) -> tuple[list[Card], int]:
+    """The cards of a page, or of the last one where there are fewer; and how many pages there are."""
     pages = max(-(-len(cards) // lines), 1)
     page = min(page, pages - 1)
-    return cards[page * lines : (page + 1) * lines], page, pages
+    return cards[page * lines : (page + 1) * lines], pages
 
 
 def _title(view: View, problem: str, now: float) -> Text:
@@ -255,7 +256,7 @@ def _title(view: View, problem: str, now: float) -> Text:
     return title
 
 
-def _footer(chosen: Chosen, counts: tuple[tuple[int, int, int], ...], page: int, pages: int) -> Text:
+def _footer(chosen: Chosen, counts: tuple[tuple[int, int, int], ...], pages: int) -> Text:
     if chosen.typing:
         return Text.assemble(
             ("filter: ", "bold"), plain(chosen.words), ("▏", "bold"), ("  Enter keeps it, Esc clears it", "dim")
@@ -267,7 +268,7 @@ def _footer(chosen: Chosen, counts: tuple[tuple[int, int, int], ...], page: int,
         if hidden:
             parts.append(f"{noun}s hidden: {', '.join(hidden)}")
     if pages > 1:
-        parts.append(f"page {page + 1} of {pages} (n, p)")
+        parts.append(f"page {min(chosen.page + 1, pages)} of {pages} (n, p)")
     if chosen.words:
         parts.append(f"filter: {plain(chosen.words)}")
     parts += [f"by {SORTS[chosen.sort]}", "? help", "q quits"]
