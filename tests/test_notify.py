@@ -125,6 +125,38 @@ def test_until_it_is_sent_an_incident_is_about_what_is_wrong_now_and_then_stays_
     assert text(found[1][1]).startswith("It was loading, down, blocked for 90 s: ")
 
 
+def test_before_it_is_sent_an_incident_has_the_last_model_and_reason_and_every_state() -> None:
+    seen = [
+        (0.0, [snapshot(State.SLOW, reason="late")]),
+        (10.0, [snapshot(State.DOWN, reason="refused")]),
+        (20.0, [snapshot(State.TIGHT, State.SLOW, reason="later")]),
+        (30.0, [snapshot(State.TIGHT, State.SLOW, reason="latest")]),
+    ]
+    begin, end = (message for _, message in told([*seen, (40.0, [])]))
+    assert (title(begin), text(begin)) == ("b on gpu7 is slow", "latest")
+    assert text(end) == "It was slow, down for 40 s: latest"
+
+
+def test_a_pause_before_it_is_sent_does_not_count_for_its_end() -> None:
+    found = told(rounds((State.DOWN, 1), (State.OK, 1), (State.DOWN, 2), (State.OK, 5)))
+    assert [(now, message.ended) for now, message in found] == [(30.0, None), (70.0, 40.0)]
+
+
+def test_targets_are_incidents_of_their_own() -> None:
+    def both(one: State, other: State) -> list[Snapshot]:
+        return [snapshot(one, target="one"), snapshot(other, target="other")]
+
+    seen = [(0.0, both(State.DOWN, State.OK)), (30.0, both(State.DOWN, State.SLOW)), (60.0, both(State.OK, State.SLOW))]
+    assert [(now, title(message)) for now, message in told(seen)] == [
+        (30.0, "a on one is down"),
+        (60.0, "a on other is slow"),
+    ]
+
+
+def test_what_was_never_judged_has_no_end() -> None:
+    assert told([*rounds((State.UNKNOWN, 5)), (60.0, [])]) == []
+
+
 def test_gpus_are_incidents_of_their_own() -> None:
     judged = tuple(Judged(state=State.LOST, reason="gone", since=0.0, gpu=gpu, uuid=f"GPU-{gpu}") for gpu in "01")
     gpus = Snapshot(target="nvml", engine="nvml", taken=0.0, health=Health(up=True), states=judged)

@@ -248,11 +248,12 @@ def test_what_is_known_best_takes_no_more_than_it_needs_and_the_reason_has_the_r
 def test_a_report_has_long_words_on_several_lines_and_a_screen_has_not() -> None:
     why = " ".join(f"reason{number}" for number in range(12))
     long = replace(SLOW, state=Condition("saturated", Level.BAD, why), model="a-model-with-a-name " * 2)
+    card = replace(GPU, state=Condition("hot", Level.WARN, why))
     shown, whole = (
-        lines(screen(view(long), "", 100.0, Chosen(), width=100, height=40), 100),
+        lines(screen(view(long, gpus=(card,)), "", 100.0, Chosen(), width=100, height=40), 100),
         lines(report(view(long), "", 100.0, width=100), 100),
     )
-    assert len(shown) == 4
+    assert len(shown) == 6
     assert {f"reason{number}" for number in range(12)} <= set(" ".join(whole[2:]).replace(";", "").split())
     assert " 3 s " in whole[2], "numbers are never broken"
 
@@ -352,7 +353,7 @@ def test_what_is_old_is_dim_and_says_why() -> None:
     assert lines(shown, 200)[0].startswith("llm-headroom it went away ■ 1 in trouble")
     assert "5 min ago" in lines(shown, 200)[0]
     assert coloured(shown, "it went away", 200) == {"bold red"}
-    for word in ("vLLM 0.9", "H100", "1 in trouble"):
+    for word in ("vLLM 0.9", "m2", "120%", "310 W", "1 in trouble"):
         assert all("dim" in style for style in coloured(shown, word, 200)), word
     assert coloured(screen(ALL, "", 400.0, Chosen(), width=200, height=40), "1 in trouble", 200) == {"bold red"}
 
@@ -363,6 +364,12 @@ def test_the_filter_while_it_is_typed_and_the_help() -> None:
     shown = lines(screen(ALL, "", 100.0, Chosen(help=True), width=80, height=40), 80)
     assert "q quit" in shown
     assert shown[-1] == "? goes back, q quits"
+    assert coloured(screen(ALL, "", 100.0, Chosen(help=True), width=80, height=40), "goes back", 80) == {"dim"}
+
+
+@pytest.mark.parametrize(("words", "said"), [("", "No engine and no GPU yet."), ("x", "Nothing fits the filter.")])
+def test_where_there_is_nothing_it_says_so_faintly(words: str, said: str) -> None:
+    assert coloured(screen(view(), "", 100.0, Chosen(words=words), width=80, height=40), said, 80) == {"dim"}
 
 
 def test_pages_of_engines_and_gpus() -> None:

@@ -16,8 +16,12 @@ _SEVERITIES = {Level.WARN: "warning", Level.BAD: "critical"}
 
 
 class Subject(NamedTuple):
-    """What an incident is about: a target with its models, or one of its GPUs; `labels` name it."""
+    """What an incident is about: a target with its models, or a GPU; `labels` name it.
 
+    `key` is that of the target, whichever of its models is the worst.
+    """
+
+    key: str
     name: str
     labels: Mapping[str, str]
 
@@ -58,7 +62,7 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Incidents:
-    """The troubles that last, by subject's name."""
+    """The troubles that last, by their subjects' keys."""
 
     open: Mapping[str, Trouble] = field(default_factory=dict)
 
@@ -75,9 +79,9 @@ def judgements(snapshots: Sequence[Snapshot], labels: Mapping[str, Mapping[str, 
             own = {"target": snapshot.target, "engine": snapshot.engine, **labels.get(snapshot.target, {})}
             own |= {"model": each.model, "gpu": each.gpu, "uuid": each.uuid}
             name = f"GPU {each.gpu}" if each.uuid else snapshot.target
-            subject = Subject(
-                f"{each.model} on {name}" if each.model else name, {key: value for key, value in own.items() if value}
-            )
+            if each.model:
+                name = f"{each.model} on {name}"
+            subject = Subject(where, name, {label: value for label, value in own.items() if value})
             worst[where] = Judgement(subject, str(each.state), each.state.level, each.reason)
         found += worst.values()
     return found
@@ -93,7 +97,7 @@ def step(
     open_: dict[str, Trouble] = {}
     messages: list[Message] = []
     for each in judged:
-        known = incidents.open.get(_key(each.subject))
+        known = incidents.open.get(each.subject.key)
         severity = _SEVERITIES.get(each.level, "")
         wrong = severity == "critical" or (severity == "warning" and least == "warning")
         if wrong:
@@ -101,27 +105,24 @@ def step(
             if not trouble.sent and now - trouble.since >= after:
                 trouble = replace(trouble, sent=True)
                 messages.append(Message(trouble))
-            open_[_key(each.subject)] = trouble
-        elif known is not None and each.level is Level.UNKNOWN:
-            open_[_key(each.subject)] = known
-        elif known is not None:
+            open_[each.subject.key] = trouble
+        elif known is None:
+            continue
+        elif each.level is Level.UNKNOWN:
+            open_[each.subject.key] = known
+        else:
             over = known.over if known.over is not None else now
             if now - over < after:
-                open_[_key(each.subject)] = replace(known, over=over)
+                open_[each.subject.key] = replace(known, over=over)
             elif known.sent:
                 messages.append(Message(known, over))
-    gone = incidents.open.keys() - {_key(each.subject) for each in judged}
+    gone = incidents.open.keys() - {each.subject.key for each in judged}
     messages += [Message(incidents.open[key], now) for key in gone if incidents.open[key].sent]
     return Incidents(open_), messages
 
 
 def _rank(level: Level) -> int:
     return (Level.BAD, Level.WARN, Level.UNKNOWN, Level.GOOD).index(level)
-
-
-def _key(subject: Subject) -> str:
-    """The same for a target whichever of its models is worst."""
-    return subject.labels.get("uuid") or subject.labels.get("target", "")
 
 
 def _lasting(known: Trouble | None, each: Judgement, severity: str, now: float) -> Trouble:

@@ -76,7 +76,7 @@ def _alertmanager(receiver: Receiver, message: Message) -> Mapping[str, Any]:
         "startsAt": _time(trouble.since),
         "endsAt": _NEVER if message.ended is None else _time(message.ended),
         "generatorURL": "",
-        "fingerprint": blake2s(repr(sorted(labels.items())).encode(errors="replace"), digest_size=8).hexdigest(),
+        "fingerprint": blake2s(repr(sorted(labels.items())).encode(), digest_size=8).hexdigest(),
     }
     return {
         "version": "4",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points, labels_of
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
+from llm_headroom.poll.pace import Pace, host_pause, paces
 from llm_headroom.poll.source import failed
 from llm_headroom.scrape import catalog
 from llm_headroom.scrape.http import FetchError
@@ -49,16 +49,6 @@ ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
-BURSTS: Final = 4
-"""Times in an interval at which sources are polled. Many at a time cost half as much CPU as one by one (measured at 50
-targets: caches stay warm), all at once would make the last ones late."""
-MOST_AT_ONCE: Final = 50
-"""Targets of one burst; of more targets there are more bursts. What is being read of them is in memory together."""
-START_SPACING: Final = 0.25
-"""Seconds between bursts at the start, when each target takes more CPU than later and none has been read yet."""
-HOST_SECONDS: Final = 15.0
-HOST_POLLS: Final = 10
-"""Host memory is read every `HOST_SECONDS`, or every so many polls where these are faster."""
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -187,7 +177,7 @@ class Poller:
         for source in self._beside:
             if source.name not in self.slots:
                 before = former.get(source.name)
-                self._start(Slot(source.name, source, source.labels, self.config.detail, before), 0.0)
+                self._start(Slot(source.name, source, source.labels, self.config.detail, before), Pace())
         if self._discovers():
             self._spawn(self._discover())
         if self.config.gpu.enabled is not False:
@@ -304,7 +294,7 @@ class Poller:
             found = await self._read_host(host)
             settled = found is not None and all(each.snapshot is not None for each in self._watched())
             interval = self.config.interval
-            await asyncio.sleep(max(interval, min(HOST_SECONDS, HOST_POLLS * interval)) if settled else interval)
+            await asyncio.sleep(host_pause(interval) if settled else interval)
 
     async def _read_host(self, host: HostWatch) -> dict[str, HostReading] | None:
         """What this host shows of engines, by target; handed to their sources, too. None if none can be here."""
@@ -355,13 +345,12 @@ class Poller:
 
     def _start_targets(self, targets: Iterable[Target], former: Mapping[str, Slot]) -> None:
         slots = self._added(targets, former)
-        bursts = max(BURSTS, math.ceil(len(slots) / MOST_AT_ONCE))
-        for index, slot in enumerate(slots):
-            self._start(slot, index * bursts // len(slots) / bursts, START_SPACING * (index // MOST_AT_ONCE))
+        for slot, pace in zip(slots, paces(len(slots)), strict=True):
+            self._start(slot, pace)
 
-    def _start(self, slot: Slot, phase: float, after: float = 0.0) -> None:
+    def _start(self, slot: Slot, pace: Pace) -> None:
         self.slots[slot.name] = slot
-        slot.task = asyncio.get_running_loop().create_task(self._poll(slot, phase, after), name=slot.name)
+        slot.task = asyncio.get_running_loop().create_task(self._poll(slot, pace), name=slot.name)
         slot.task.add_done_callback(self._ended)
 
     async def _drop(self, name: str) -> None:
@@ -372,15 +361,13 @@ class Poller:
             await _cancelled([slot.task])
         await slot.source.close()
 
-    async def _poll(self, slot: Slot, phase: float, after: float) -> None:
-        """Collect `after` seconds, then at an even pace, `phase` of an interval (0 to below 1) behind a common beat."""
+    async def _poll(self, slot: Slot, pace: Pace) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(after)
+        await asyncio.sleep(pace.after)
         await self._collect(slot)
         while True:
-            step = slot.source.interval
-            beats = math.floor(loop.time() / step - phase) + 1  # what was missed is skipped, not caught up in a burst
-            await asyncio.sleep((beats + phase) * step - loop.time())
+            now = loop.time()
+            await asyncio.sleep(pace.next(now, slot.source.interval) - now)
             await self._collect(slot)
 
     async def _collect(self, slot: Slot) -> None:
@@ -466,7 +453,7 @@ class Poller:
             await source.close()
             raise
         self.absent.pop(_GPUS, None)
-        self._start(Slot(GPU_TARGET, source, {}, self.config.detail, former), 0.0)
+        self._start(Slot(GPU_TARGET, source, {}, self.config.detail, former), Pace())
 
 
 def _made_of(config: Config) -> tuple[object, ...]:

@@ -1,0 +1,105 @@
+"""When sources are polled: in bursts over an interval, on a beat that all have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+import bounded
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Config, GpuSettings, Target
+from llm_headroom.poll.pace import START_SPACING, Pace, host_pause, paces
+from llm_headroom.poll.poller import Poller
+
+
+@pytest.mark.parametrize(
+    ("count", "bursts", "sizes"),
+    [(1, 1, {1}), (3, 3, {1}), (4, 4, {1}), (5, 4, {1, 2}), (50, 4, {12, 13}), (200, 4, {50}), (201, 5, {40, 41})],
+)
+def test_sources_are_polled_in_bursts_of_about_one_size(count: int, bursts: int, sizes: set[int]) -> None:
+    phases = Counter(pace.phase for pace in paces(count))
+    assert (sum(phases.values()), len(phases)) == (count, bursts)
+    assert set(phases.values()) == sizes
+    assert [*phases] == sorted(phases)
+    assert (min(phases), max(phases) < 1.0) == (0.0, True)
+
+
+def test_four_bursts_are_a_quarter_of_an_interval_apart() -> None:
+    assert [pace.phase for pace in paces(8)] == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+
+
+def test_at_the_start_fifty_sources_are_polled_at_once_and_further_ones_a_little_later() -> None:
+    assert Counter(pace.after for pace in paces(120)) == {0.0: 50, 0.25: 50, 0.5: 20}
+    assert Pace() == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "now", "expected"),
+    [
+        (0.0, 5.0, 100.0, 105.0),
+        (0.0, 5.0, 104.9, 105.0),
+        (0.0, 5.0, 123.0, 125.0),
+        (0.25, 1.0, 10.0, 10.25),
+        (0.25, 1.0, 10.25, 11.25),
+        (0.25, 4.0, 10.0, 13.0),
+        (0.75, 4.0, 10.0, 11.0),
+        (0.75, 4.0, 10.9, 11.0),
+    ],
+)
+def test_the_next_poll_is_on_the_beat_and_later_than_now(
+    phase: float, step: float, now: float, expected: float
+) -> None:
+    assert Pace(7.0, phase).next(now, step) == expected
+
+
+@pytest.mark.parametrize(
+    ("interval", "pause"), [(0.1, 1.0), (1.0, 10.0), (1.5, 15.0), (2.0, 15.0), (15.0, 15.0), (20.0, 20.0)]
+)
+def test_host_memory_is_read_every_fifteen_seconds_or_ten_polls(interval: float, pause: float) -> None:
+    assert host_pause(interval) == pytest.approx(pause)
+
+
+def polled(count: int, interval: float, rounds: int) -> tuple[Counter[str], dict[str, float], float]:
+    """The polls of so many targets, none of which answers, until each had some; when each was first; and the time."""
+    targets = tuple(
+        Target(name=f"t{n}", endpoint=Endpoint(url="http://127.0.0.1:9"), engine="vllm") for n in range(count)
+    )
+    config = Config(gpu=GpuSettings(enabled=False), host=False, discover=False, interval=interval, targets=targets)
+    first: dict[str, float] = {}
+    polls: Counter[str] = Counter()
+    took: list[float] = []
+
+    async def test() -> None:
+        poller, enough, clock = Poller(config), asyncio.Event(), asyncio.get_running_loop().time
+        start = clock()
+
+        def changed() -> None:
+            for snapshot in poller.fresh():
+                first.setdefault(snapshot.target, clock() - start)
+                polls[snapshot.target] += 1
+            if len(polls) == count and min(polls.values()) >= rounds:
+                enough.set()
+
+        poller.on_change(changed)
+        poller.start()
+        try:
+            await enough.wait()
+            took.append(clock() - start)
+        finally:
+            await poller.stop()
+
+    bounded.run(test())
+    return polls, first, took[0]
+
+
+def test_more_than_fifty_targets_do_not_start_at_once() -> None:
+    _, first, _ = polled(51, 60.0, 1)
+    assert first["t50"] == max(first.values())
+    assert first["t50"] >= START_SPACING
+
+
+def test_a_target_is_polled_again_at_its_interval_and_no_faster() -> None:
+    polls, _, took = polled(4, 0.05, 4)
+    assert max(polls.values()) <= took / 0.05 + 2.0  # the one at the start, and a beat at once after it
