@@ -17,6 +17,7 @@ from llm_headroom import schema
 from llm_headroom.gpu import GpuError, Gpus
 from llm_headroom.gpu.device import DeviceProcesses, GpuProcess
 from llm_headroom.model import Cause
+from nvml_library import values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,18 +55,6 @@ def gpus(library: Path, machine: nvml_library.Description) -> Iterator[Gpus]:  #
     gpus = Gpus(library=library)
     yield gpus
     gpus.close()
-
-
-def values(reading: Reading, gpu: str) -> dict[str, float]:
-    """Values of one device by metric and labels, without the prefix and the device's own labels."""
-    found = {}
-    for series, value, _ in reading.points:
-        assert isinstance(value, float)
-        if series.label("gpu") == gpu and series.metric is not schema.GPU_INFO:
-            labels = ",".join(text for name, text in series.labels if name not in {"gpu", "uuid"})
-            name = series.metric.name.removeprefix("llm_gpu_")
-            found[f"{name} {labels}".strip()] = value
-    return found
 
 
 def origins(reading: Reading) -> dict[str, str]:

@@ -9,9 +9,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from llm_headroom import schema
+
+if TYPE_CHECKING:
+    from llm_headroom.gpu import Reading
 
 HERE: Final = Path(__file__).parent
 SONAME: Final = "libnvidia-ml.so.1"
@@ -43,6 +48,18 @@ def build(folder: Path, *, without: tuple[str, ...] = ()) -> Path:
 def fixture(name: str) -> str:
     """The text of a machine's description in fixtures/nvml."""
     return (HERE.parent / "fixtures" / "nvml" / f"{name}.nvml").read_text(encoding="utf-8")
+
+
+def values(reading: Reading, gpu: str) -> dict[str, float]:
+    """Values of one device by metric and labels, without the prefix and the device's own labels."""
+    found = {}
+    for series, value, _ in reading.points:
+        assert isinstance(value, float)
+        if series.label("gpu") == gpu and series.metric is not schema.GPU_INFO:
+            labels = ",".join(text for name, text in series.labels if name not in {"gpu", "uuid"})
+            name = series.metric.name.removeprefix("llm_gpu_")
+            found[f"{name} {labels}".strip()] = value
+    return found
 
 
 class Description:

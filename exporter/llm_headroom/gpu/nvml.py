@@ -139,7 +139,7 @@ _MILLIWATTS: Final = 10_000_000
 _NANOSECONDS: Final = 10**18  # thirty years
 _MILLIJOULES: Final = 10**16  # 10 kW for thirty years
 _MEMORY_VALUES: Final = (
-    Value(schema.GPU_MEMORY_TOTAL, PEBIBYTE, least=1),
+    Value(schema.GPU_MEMORY_TOTAL, PEBIBYTE),
     Value(schema.GPU_MEMORY_USED, PEBIBYTE),
     Value(schema.GPU_MEMORY_FREE, PEBIBYTE),
     Value(schema.GPU_MEMORY_RESERVED, PEBIBYTE),
