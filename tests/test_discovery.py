@@ -51,7 +51,9 @@ def test_a_port_where_a_target_is_configured_is_not_looked_at_again(tmp_path: Pa
         path.write_text(path.read_text() + targets, encoding="utf-8")
         reports = json.loads(check("--config", str(path), "--format", "json").stdout)["sources"]
 
-    assert [report["target"] for report in reports] == ["mine"]
+    # The machine may have engines of its own on their usual ports.
+    names = [report["target"] for report in reports]
+    assert (names.count("mine"), server.name in names) == (1, False)
 
 
 def test_a_silent_port_is_told_with_every_engine_that_may_be_there(tmp_path: Path) -> None:

@@ -42,8 +42,11 @@ class Thresholds:
         "requests/s",
         "Requests per second below which shares are not evaluated, as a single request would decide.",
     )
-    inter_token_slow: float = _at(
-        0.2, "s", "p95 inter-token latency that is slow; a bucket boundary of vLLM and SGLang."
+    inter_token_slow: float = _at(0.2, "s", "p95 inter-token latency from which on dashboards warn.")
+    inter_token_slow_share: float = _at(
+        0.05,
+        "ratio",
+        "Share of tokens within 5 min, later than their objective, at which an alert warns: p95 is above it then.",
     )
     restarts_high: float = _at(3, "restarts", "Restarts of an engine within 30 min that are a crash loop.")
     error_share_high: float = _at(0.05, "ratio", "Share of failed requests that pages.")

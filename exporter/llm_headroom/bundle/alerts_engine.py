@@ -85,12 +85,13 @@ TOKENS: Final = (
         name="LLMInterTokenLatencySlow",
         severity=Severity.TICKET,
         dashboard=Dashboard.ENGINE,
-        expr="""histogram_quantile(0.95, sum without (replica) (rate(llm_inter_token_latency_seconds_bucket[5m])))
-            > $inter_token_slow
-            and sum without (replica) (rate(llm_inter_token_latency_seconds_count[5m])) > $traffic_floor""",
+        expr="""1 - sum without (slo) (rate(llm_slo_requests_good_total{slo="inter_token_latency"}[5m]))
+            / (sum without (slo) (rate(llm_slo_requests_total{slo="inter_token_latency"}[5m])) > $traffic_floor)
+            > $inter_token_slow_share""",
         wait="10m",
         summary=f"{_WHO} has high inter-token latency",
-        description="p95 of the inter-token latency is {{ $value | humanizeDuration }}, above $inter_token_slow s.",
+        description="{{ $value | humanizePercentage }} of the tokens of the last five minutes came later than the "
+        "objective of inter-token latency allows.",
     ),
 )
 
