@@ -178,7 +178,7 @@ def report(view: View, problem: str, now: float, *, width: int) -> RenderableTyp
     lines = [Text(plain(f"{source.target}: {source.error}"), "red") for source in sources if source.error]
     lines += [Text(plain(f"not found: {each.what}: {each.why}"), "dim") for each in view.absent]
     for line in lines:
-        line.no_wrap, line.overflow = True, "ignore"
+        line.overflow = "ignore"
     return Group(*parts, *lines)
 
 
