@@ -392,6 +392,29 @@ def test_a_receiver_that_is_configured_no_more_gets_no_more_and_those_that_stay_
     asyncio.run(test())
 
 
+def test_where_nobody_is_told_nothing_is_judged_and_at_the_end_nobody_waits() -> None:
+    asked: list[bool] = []
+
+    def snapshots() -> list[Snapshot]:
+        asked.append(True)
+        return [snapshot(State.SLOW)]
+
+    async def test() -> None:
+        notifier = Notifier(snapshots, dict, (3600.0,))
+        notifier.changed()
+        assert not asked
+        notifier.apply([Settings(url="http://127.0.0.1:9", after=0.0)])
+        notifier.changed()
+        assert len(asked) == 1
+        await notifier.close()
+        assert {task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("notify")} == set()
+        assert [*notifier.points()] == []
+        notifier.changed()
+        assert len(asked) == 1
+
+    asyncio.run(test())
+
+
 def test_messages_beyond_those_that_may_wait_are_dropped_and_counted() -> None:
     slow = [snapshot(State.SLOW, target=f"t{number}") for number in range(MOST_WAITING + 5)]
 

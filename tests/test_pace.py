@@ -10,6 +10,8 @@ import pytest
 import bounded
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, Target
+from llm_headroom.host.engines import Watched
+from llm_headroom.model import Health, Snapshot
 from llm_headroom.poll.pace import START_SPACING, Pace, host_pause, paces
 from llm_headroom.poll.poller import Poller
 
@@ -58,7 +60,17 @@ def test_the_next_poll_is_on_the_beat_and_later_than_now(
     ("interval", "pause"), [(0.1, 1.0), (1.0, 10.0), (1.5, 15.0), (2.0, 15.0), (15.0, 15.0), (20.0, 20.0)]
 )
 def test_host_memory_is_read_every_fifteen_seconds_or_ten_polls(interval: float, pause: float) -> None:
-    assert host_pause(interval) == pytest.approx(pause)
+    assert host_pause(interval, {}, ()) == pytest.approx(pause)
+
+
+def test_host_memory_is_read_at_each_poll_until_every_engine_has_been_collected() -> None:
+    target = Target(name="t", endpoint=Endpoint(url="http://127.0.0.1:9"))
+    new, known = (
+        Watched(target, None),
+        Watched(target, Snapshot(target="t", engine="", taken=0.0, health=Health(up=True))),
+    )
+    assert host_pause(2.0, {}, [known, known]) == 15.0
+    assert (host_pause(2.0, {}, [known, new]), host_pause(2.0, None, [known])) == (2.0, 2.0)
 
 
 def polled(count: int, interval: float, rounds: int) -> tuple[Counter[str], dict[str, float], float]:

@@ -124,7 +124,7 @@ FINE = replace(
     kv=KvCache(usage=0.25),
     objectives=(Objective("ttft", 2.5, 0.95, 1.0, 10.0), Objective("inter_token_latency", 0.1, 0.95, 1.0, 10.0)),
 )
-ROUTER = card("c", model="m1", router=Router(active=4.0, waiting=5.0), running=7.0, waiting=8.0)
+ROUTER = card("c", model="m1", router=Router(active=4.0, waiting=5.0), running=7.0, waiting=11.0)
 UNKNOWN = card(
     "d",
     Condition("unknown", Level.UNKNOWN, "it was not read"),
@@ -234,7 +234,10 @@ def test_a_column_comes_with_the_room_for_it() -> None:
 
 
 def test_what_is_known_best_takes_no_more_than_it_needs_and_the_reason_has_the_rest() -> None:
-    assert raw(screen(ALL, "", 107.0, Chosen(), width=100, height=40), 100)[1:-1] == [
+    shown = raw(screen(ALL, "", 107.0, Chosen(), width=100, height=40), 100)
+    assert shown[0].startswith("llm-headroom  ■ 1 in trouble  ▲ 1 with a warning  ? 1 unknown  ✓ 2 fine  2 of 3 ")
+    assert (shown[0][-1], len(shown[0])) == ("…", 100)
+    assert shown[1:-1] == [
         " STATE        TARGET    MODEL     RUN  WAIT  TOK/S  TTFT P95       KV CACHE  WHY                    ",
         " ■ saturated  b         m2         12     9    250       3 s  ████████  97%  requests wait; n       ",
         " ? unknown    d         m4          –     –      –     > 9 s              –  it was not read        ",
@@ -255,7 +258,7 @@ def test_a_report_has_long_words_on_several_lines_and_a_screen_has_not() -> None
     )
     assert len(shown) == 6
     assert [" ".join(whole[2:]).replace(";", "").split().count(f"reason{number}") for number in range(12)] == [2] * 12
-    assert " 3 s " in whole[2], "numbers are never broken"
+    assert " 3 s " in whole[2], "numbers are not broken"
 
 
 def test_of_what_nothing_is_known_there_are_dashes() -> None:
@@ -417,6 +420,10 @@ def test_the_page_is_that_of_whatever_has_more_of_them() -> None:
         found = lines(screen(many, "", 100.0, Chosen(page=page), width=80, height=10), 80)
         assert said in found[-1]
     assert [line.split()[2] for line in found if line[0] in "✓▲"] == ["t", "g8"]
+    two = view(*(card(f"t{n}") for n in range(8)))
+    assert "page 1 of 2" in lines(screen(two, "", 100.0, Chosen(), width=80, height=10), 80)[-1]
+    narrow = lines(screen(two, "", 100.0, Chosen(words="serving t"), width=40, height=10), 40)
+    assert (len(narrow), narrow[-1][-1]) == (10, "…")
 
 
 def test_a_report_has_everything_at_once_with_whole_errors() -> None:

@@ -186,7 +186,7 @@ def _wanted(cards: Sequence[Card], chosen: Chosen) -> list[Card]:
     """The cards that fit the filter, in the order that was chosen; what is not known comes last."""
     words = chosen.words.lower().split()
     name = SORTS[chosen.sort]
-    known: list[tuple[tuple[float, str], Card]] = []
+    known: list[tuple[tuple[Any, ...], Card]] = []
     unknown: list[Card] = []
     for card in cards:
         if not all(word in _searched(card) for word in words):
@@ -207,16 +207,15 @@ def _searched(card: EngineCard | GpuCard) -> str:
     return " ".join((source.target, source.title, card.state.name, card.state.reason, *labels, *own)).lower()
 
 
-def _order(card: EngineCard | GpuCard, name: str) -> tuple[float, str] | None:
+def _order(card: EngineCard | GpuCard, name: str) -> tuple[Any, ...] | None:
     """What cards are sorted by; of GPUs only the state counts."""
     if name == "state" or isinstance(card, GpuCard):
-        level, rank = urgency(card.state)
-        return level + rank / 100, card.state.name
+        return (*urgency(card.state), card.state.name)
     match name:
         case "target":
-            return 0.0, card.source.target
+            return (card.source.target,)
         case "model":
-            return 0.0, card.model
+            return (card.model,)
         case "waiting":
             value = card.waiting if card.router is None else card.router.waiting
         case "first tokens":
@@ -225,7 +224,7 @@ def _order(card: EngineCard | GpuCard, name: str) -> tuple[float, str] | None:
             value = None if card.kv is None else card.kv.usage
         case _:
             value = card.saturation
-    return None if value is None else (value, "")
+    return None if value is None else (value,)
 
 
 def _page(cards: list[Card], lines: int, page: int) -> tuple[list[Card], int]:
@@ -280,10 +279,9 @@ def _table(columns: Sequence[Column], rows: Iterable[Sequence[Text | str]], widt
     shown = [index for index, column in enumerate(columns) if width >= column.room]
     for index in shown:
         name, number, _, narrowest = columns[index]
-        fixed = number or not whole
         flexible = 1 if name == "WHY" else None  # takes what the others leave
         justify: Literal["left", "right"] = "right" if number else "left"
-        table.add_column(name, justify=justify, no_wrap=fixed, min_width=narrowest, ratio=flexible)
+        table.add_column(name, justify=justify, no_wrap=not whole, min_width=narrowest, ratio=flexible)
     for row in rows:
         table.add_row(*(row[index] for index in shown))
     return table

@@ -182,10 +182,13 @@ class HostWatch:
         self._pending: asyncio.Future[dict[str, HostReading]] | None = None
         self._risks: dict[str, oom.Host | None] = {}
 
-    def may_see(self, targets: Iterable[Target]) -> bool:
-        """Whether any of all the targets may run on this host."""
+    def may_see(self, targets: Iterable[Target], *, gpus: bool = False) -> bool:
+        """Whether any of all the targets may run on this host, whose GPUs may be read.
+
+        Where they are, engines may run in containers of this host, with addresses of their own.
+        """
         self._here = {each: self._here[each] if each in self._here else runs_here(each) for each in targets}
-        return any(self._here.values())
+        return any(self._here.values()) or (gpus and bool(self._here))
 
     async def read(self, watched: Sequence[Watched]) -> dict[str, HostReading]:
         """What is found of each target; nothing if /proc or /sys does not answer in time.

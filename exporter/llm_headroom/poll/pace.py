@@ -6,7 +6,9 @@ import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from llm_headroom.host.engines import Watched
 
 BURSTS: Final = 4
 """Times in an interval at which sources are polled. Many at a time cost half as much CPU as one by one (measured at 50
@@ -41,6 +43,12 @@ def paces(count: int) -> Iterator[Pace]:
         yield Pace(START_SPACING * (index // MOST_AT_ONCE), index * bursts // count / bursts)
 
 
-def host_pause(interval: float) -> float:
-    """Seconds between two readings of host memory, where sources are polled at an interval."""
+def host_pause(interval: float, readings: Mapping[str, object] | None, watched: Iterable[Watched]) -> float:
+    """Seconds until host memory is read again, where sources are polled at an interval.
+
+    It costs about as much as a poll and changes slowly, so less often than that as soon as there were `readings`, and
+    each engine that is watched has been collected.
+    """
+    if readings is None or any(each.snapshot is None for each in watched):
+        return interval
     return max(interval, min(HOST_SECONDS, HOST_POLLS * interval))

@@ -285,22 +285,16 @@ class Poller:
         ]
 
     async def _watch_host(self) -> None:
-        """Read the processes and host memory of engines as long as any may run here.
-
-        Less often than engines are polled: it costs about as much as a poll, and it changes slowly.
-        """
+        """Read the processes and host memory of engines as long as any may run here."""
         host = HostWatch(self._finder, timeout=self.config.timeout)
         while True:
             found = await self._read_host(host)
-            settled = found is not None and all(each.snapshot is not None for each in self._watched())
-            interval = self.config.interval
-            await asyncio.sleep(host_pause(interval) if settled else interval)
+            await asyncio.sleep(host_pause(self.config.interval, found, self._watched()))
 
     async def _read_host(self, host: HostWatch) -> dict[str, HostReading] | None:
         """What this host shows of engines, by target; handed to their sources, too. None if none can be here."""
         sources = [source for source, _ in self._engine_slots()]
-        # Where GPUs are read, engines may run in containers of this host, with addresses of their own.
-        if not (host.may_see(source.target for source in sources) or (sources and GPU_TARGET in self.slots)):
+        if not host.may_see((source.target for source in sources), gpus=GPU_TARGET in self.slots):
             return None
         readings = await host.read(self._watched())
         for source in sources:
@@ -354,9 +348,7 @@ class Poller:
         slot.task.add_done_callback(self._ended)
 
     async def _drop(self, name: str) -> None:
-        slot = self.slots.pop(name, None)
-        if slot is None:
-            return
+        slot = self.slots.pop(name)
         if slot.task is not None:
             await _cancelled([slot.task])
         await slot.source.close()

@@ -1,0 +1,369 @@
+"""What the poller makes of its sources: which there are, what a reload leaves, and what reaches which of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+import bounded
+from engine_server import EngineServer, Reply
+from llm_headroom import schema
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Config, EngineSettings, GpuSettings, RuleSettings, Target
+from llm_headroom.gpu.device import DeviceProcesses
+from llm_headroom.gpu.reading import GpuError, Reading
+from llm_headroom.host.engines import Finder
+from llm_headroom.model import Cause, Failure, Health, Point, Series, Snapshot
+from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
+from llm_headroom.poll.poller import Poller
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from engine_server import Behaviour
+    from llm_headroom.config.kinds import Detail
+
+ALONE = Config(gpu=GpuSettings(enabled=False), host=False, discover=False, interval=0.05)
+RUNNING, MOVING = (
+    RuleSettings(metric=f"llm_requests_{name}", names=(f"one_{name}",)) for name in ("running", "in_kv_transfer")
+)
+ONE = replace(
+    ALONE, engines={"one": EngineSettings(name="one", prefixes=("one_",), model_label="model", rules=(RUNNING, MOVING))}
+)
+ROUTES: Mapping[str, Reply | Behaviour] = {
+    "/metrics": Reply(b'one_running{model="m"} 7\none_in_kv_transfer{model="m"} 0\n'),
+    "/bare/metrics": Reply(b"one_running 7\n"),
+}
+DEVICE = {"gpu": "0", "uuid": "GPU-0"}
+POINTS: Final = (schema.GPU_CLOCK, schema.REQUESTS_RUNNING)
+"""One that `detail: essential` leaves out, and one that it does not."""
+
+
+@dataclass
+class Card:
+    """A GPU that can be read, and may fail or hang."""
+
+    failure: Failure | None = None
+    hangs: threading.Event | None = None
+    reads: int = 0
+    closed: int = 0
+
+    def read(self) -> Reading:
+        """A clock and the memory."""
+        self.reads += 1
+        if self.hangs is not None:
+            self.hangs.wait(60.0)
+        if self.failure is not None:
+            raise GpuError(self.failure)
+        return Reading(
+            (
+                Point(Series(schema.GPU_CLOCK, {**DEVICE, "domain": "sm"}), 1e9, ""),
+                Point(Series(schema.GPU_MEMORY_TOTAL, DEVICE), 100.0, ""),
+                Point(Series(schema.GPU_MEMORY_USED, DEVICE), 40.0, ""),
+                Point(Series(schema.GPU_MEMORY_FREE, DEVICE), 60.0, ""),
+            ),
+            (),
+            "1.0",
+            (DeviceProcesses("0", "GPU-0", ()),),
+        )
+
+    def xids(self) -> list[Point]:
+        """One error."""
+        return [Point(Series(schema.GPU_XID_ERRORS, {**DEVICE, "xid": "79"}), 1.0, "")]
+
+    def close(self) -> None:
+        """Counted."""
+        self.closed += 1
+
+
+@dataclass
+class Beside:
+    """A source that no configuration names."""
+
+    name: str = "beside"
+    labels: Mapping[str, str] = field(default_factory=lambda: {"zone": "eu"})
+    retained: tuple[Point, ...] = ()
+    capped: Mapping[str, int] = field(default_factory=dict)
+    interval: float = 0.05
+    broken: bool = False
+    closed: int = 0
+
+    async def collect(self) -> Snapshot:
+        """Two points."""
+        if self.broken:
+            raise RuntimeError("out of paper")
+        points = tuple(Point(Series(metric, {"target": self.name}), 1.0, "") for metric in POINTS)
+        return Snapshot(target=self.name, engine="proxy", taken=1.0, points=points, health=Health(up=True))
+
+    async def estimate(self) -> None:
+        """There is nothing to estimate."""
+
+    async def close(self) -> None:
+        """Counted."""
+        self.closed += 1
+
+
+def polling(poller: Poller, test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """A test beside a poller that polls."""
+
+    async def run() -> None:
+        poller.start()
+        try:
+            await test()
+        finally:
+            await poller.stop()
+
+    bounded.run(run())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what the poller does in the background."""
+    while not condition():  # noqa: ASYNC110 - nobody tells of it
+        await asyncio.sleep(0.005)
+
+
+def target(server: EngineServer, name: str = "t", **fields: Any) -> Target:  # noqa: ANN401 - fields of the class
+    return Target(name=name, endpoint=Endpoint(url=server.url), **fields)
+
+
+def names(poller: Poller, slot: str) -> set[str]:
+    return {point.series.metric.name for point in poller.slots[slot].points()}
+
+
+# Sources -------------------------------------------------------------------------------------------------------------
+def test_a_source_that_raises_is_down_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    poller = Poller(ALONE, beside=[Beside(broken=True), Beside("other")])
+
+    async def test() -> None:
+        await until(lambda: len(poller.snapshots()) == 2)
+        found = {each.target: each for each in poller.snapshots()}
+        failure = Failure(Cause.INTERNAL, "RuntimeError in llm-headroom; see its log")
+        assert (found["beside"].health.up, found["beside"].health.error) == (False, failure)
+        assert found["other"].health.up
+        assert 0.0 <= found["beside"].health.duration_seconds < 60.0
+
+    polling(poller, test)
+    assert "collection failed: internal error (bug)" in caplog.text
+
+
+@pytest.mark.parametrize("detail", ["full", "essential"])
+def test_every_source_is_exported_in_the_detail_that_is_wanted(detail: Detail) -> None:
+    with EngineServer(ROUTES) as engine:
+        config = replace(ONE, gpu=GpuSettings(enabled=True), detail=detail, targets=(target(engine),))
+
+        def check(poller: Poller) -> None:
+            for name in poller.slots:
+                assert ({"llm_gpu_clock_hertz", "llm_requests_in_kv_transfer"} & names(poller, name) != set()) is (
+                    detail == "full"
+                ), name
+                assert "llm_up" in names(poller, name)
+
+        poller = Poller(config, gpus=Card(), beside=[Beside()])
+
+        async def polled() -> None:
+            await until(lambda: len(poller.snapshots()) == 3)
+            check(poller)
+
+        polling(poller, polled)
+
+        async def once() -> None:
+            await poller.once()
+            assert len(poller.slots) == 2
+            check(poller)
+            await poller.stop()
+            assert (poller.slots, poller.snapshots()) == ({}, [])
+
+        bounded.run(once())
+
+
+def test_it_is_ready_when_every_target_has_been_collected_once() -> None:
+    release = threading.Event()
+
+    def late(_server: EngineServer, connection: socket.socket) -> None:
+        release.wait(60.0)
+        connection.sendall(b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n")
+
+    with EngineServer(ROUTES) as engine, EngineServer({"*": late}) as other:
+        poller = Poller(replace(ONE, timeout=60.0, targets=(target(engine), target(other, "late"))))
+
+        async def test() -> None:
+            await until(poller.snapshots)
+            before = poller.ready
+            release.set()
+            await poller.first_round()
+            assert (before, poller.ready, len(poller.snapshots())) == (False, True, 2)
+
+        polling(poller, test)
+
+    nothing = Poller(ALONE)
+
+    async def ready() -> None:
+        assert nothing.ready
+
+    polling(nothing, ready)
+
+
+def test_what_has_changed_is_given_once() -> None:
+    poller = Poller(replace(ALONE, interval=60.0), beside=[Beside(interval=60.0), Beside("other", interval=60.0)])
+
+    async def test() -> None:
+        await until(lambda: len(poller.snapshots()) == 2)
+        assert [each.target for each in poller.fresh()] == ["beside", "other"]
+        assert [*poller.fresh()] == []
+
+    polling(poller, test)
+
+
+def test_the_models_of_a_target_are_known_once_it_was_asked() -> None:
+    with EngineServer(ROUTES) as engine, EngineServer() as gone:
+        other = Target(name="gone", endpoint=Endpoint(url=gone.url), engine="one")
+        bare = Target(name="bare", endpoint=Endpoint(url=f"{engine.url}/bare"), engine="one")
+        poller = Poller(replace(ONE, targets=(target(engine, engine="one"), other, bare)), beside=[Beside()])
+
+        async def test() -> None:
+            assert poller.models("t") is None
+            await poller.first_round()
+            await until(lambda: "beside" in {each.target for each in poller.snapshots()})
+            assert poller.models("t") == {"m"}
+            assert poller.models("gone") == ()
+            assert (poller.models("bare"), poller.models("beside"), poller.models("nobody")) == (None, None, None)
+
+        polling(poller, test)
+
+
+# GPUs ----------------------------------------------------------------------------------------------------------------
+ABSENT = Failure(Cause.LIBRARY, "no NVML")
+
+
+@pytest.mark.parametrize(
+    ("enabled", "failure", "slots", "absent"),
+    [
+        (None, None, 1, 0),
+        (None, ABSENT, 0, 1),
+        (True, ABSENT, 1, 0),
+        (True, None, 1, 0),
+        (False, None, 0, 0),
+    ],
+)
+def test_gpus_are_there_where_they_can_be_read_or_are_wanted(
+    enabled: bool | None,  # noqa: FBT001 - a case
+    failure: Failure | None,
+    slots: int,
+    absent: int,
+) -> None:
+    config = replace(ALONE, gpu=GpuSettings(enabled=enabled))
+
+    async def once() -> None:
+        card = Card(failure)
+        poller = Poller(config, gpus=card)
+        await poller.once()
+        assert (len(poller.slots), [str(what) for what in poller.absent]) == (slots, ["GPUs"] * absent)
+        assert card.closed == absent
+        await poller.stop()
+        assert card.closed == absent + slots
+
+    bounded.run(once())
+    card = Card(failure)
+    poller = Poller(config, gpus=card)
+
+    async def polled() -> None:
+        await until(lambda: card.reads or enabled is False)
+        await until(lambda: (len(poller.slots), len(poller.absent)) == (slots, absent))
+        await until(lambda: len(poller.snapshots()) == slots)
+        if slots:
+            assert (GPU_TARGET, poller.snapshots()[0].health.error) == (poller.snapshots()[0].target, failure)
+
+    polling(poller, polled)
+    assert card.closed == slots + absent
+
+
+async def answered(source: GpuSource) -> Snapshot:
+    """A collection that NVML has answered in time, on a busy machine, too."""
+    while True:
+        snapshot = await source.collect()
+        if snapshot.health.error is None or snapshot.health.error.cause is not Cause.TIMEOUT:
+            return snapshot
+
+
+def test_a_driver_that_hangs_costs_the_gpus_alone_and_is_not_asked_twice() -> None:
+    async def test() -> None:
+        card = Card()
+        config = replace(ALONE, interval=7.0, timeout=0.02)
+        source = GpuSource(config, tuple, Finder(), reader=card)
+        assert source.interval == 7.0
+        first = await answered(source)
+        reads = card.reads
+        assert (first.health.up, first.health.last_success, first.health.version) == (True, first.taken, "1.0")
+        card.hangs = threading.Event()
+        late, later = await source.collect(), await source.collect()
+        assert card.reads == reads + 1
+        for each in (late, later):
+            assert (each.target, each.engine, each.points) == ("nvml", "nvml", ())
+            assert (each.health.up, each.health.last_success) == (False, first.taken)
+            assert each.health.error is not None
+            assert each.health.error.cause is Cause.TIMEOUT
+            assert each.health.error.message.startswith("NVML has not answered for ")
+        await source.close()
+        assert card.closed == 0, "a call is on its way"
+        card.hangs.set()
+        card.hangs = None
+        again = await answered(source)
+        assert again.health.up
+        card.failure = ABSENT
+        failed = await answered(source)
+        assert (failed.health.error, failed.health.last_success) == (ABSENT, again.taken)
+        assert [point.series.metric for point in source.retained] == [schema.GPU_XID_ERRORS]
+        await source.close()
+        assert card.closed == 1
+
+    bounded.run(test())
+
+
+def test_gpus_have_an_interval_of_their_own_if_that_is_wanted() -> None:
+    config = replace(ALONE, gpu=GpuSettings(interval=3.0))
+    assert GpuSource(config, tuple, Finder(), reader=Card()).interval == 3.0
+
+
+def test_what_a_gpu_reading_is_made_of() -> None:
+    async def test() -> None:
+        snapshot = await GpuSource(ALONE, tuple, Finder(), reader=Card()).collect()
+        found = {point.series.metric.name: point.value for point in snapshot.points}
+        assert found["llm_gpu_memory_unattributed_bytes"] == 40.0
+        assert found["llm_gpu_memory_headroom_bytes"] == 60.0
+        assert [*snapshot.health.samples.values()] == [4]
+        assert 0.0 <= snapshot.health.duration_seconds < 60.0
+
+    bounded.run(test())
+
+
+def test_xid_errors_are_exported_while_gpus_cannot_be_read() -> None:
+    card = Card()
+    poller = Poller(replace(ALONE, gpu=GpuSettings(enabled=True)), gpus=card)
+
+    async def test() -> None:
+        await until(poller.snapshots)
+        assert "llm_gpu_xid_errors_total" not in names(poller, GPU_TARGET), "a reading has them itself"
+        card.failure = ABSENT
+        await until(lambda: not poller.snapshots()[0].health.up)
+        assert "llm_gpu_xid_errors_total" in names(poller, GPU_TARGET)
+
+    polling(poller, test)
+
+
+# Host ----------------------------------------------------------------------------------------------------------------
+def test_engines_may_be_seen_on_this_host_or_where_its_gpus_are_read() -> None:
+    here, elsewhere = (
+        Target(name=host, endpoint=Endpoint(url=f"http://{host}:1")) for host in ("127.0.0.1", "10.9.9.9")
+    )
+    for targets, gpus, seen in (
+        ([here, elsewhere], False, True),
+        ([elsewhere], False, False),
+        ([elsewhere], True, True),
+        ([], True, False),
+    ):
+        assert HostWatch(Finder(), timeout=1.0).may_see(targets, gpus=gpus) is seen
