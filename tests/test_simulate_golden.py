@@ -12,9 +12,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hand_clock import Hands
 from llm_headroom.simulate import ollama_api
 from llm_headroom.simulate.batching import Engine, EngineConfig
-from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.exposition import Exposition
 from llm_headroom.simulate.gpus import Holder, SimulatedGpus
 from llm_headroom.simulate.hardware import GIB, H100_SXM, L4, LLAMA_3_8B, QWEN_2_5_7B, TINY_LLAMA, Roofline, plan_memory
@@ -159,19 +159,9 @@ def ollama() -> Iterator[str]:
     yield from ended(ends)
 
 
-class Hands(Clock):
-    """A clock that stands until it is moved."""
-
-    moment = 0.0
-
-    def now(self) -> float:
-        """Return the time that it was moved to."""
-        return self.moment
-
-
 def gpus() -> Iterator[str]:
     """Two GPUs: one works at half of its time, gets hot and slow, and reports errors; one is nearly full."""
-    clock = Hands(1.0)
+    clock = Hands()
     slow = [1.0, 1.0]
     held = [10 * GIB, 2 * GIB]
     holders = [

@@ -62,9 +62,10 @@ class EngineServer:
         self._memory = memory
         self._listeners: Sequence[socket.socket] = ()
         self._http: HttpServer | None = None
-        self._leaked, self._leak_rate, self._leak_since = 0.0, 0.0, 0.0
+        self._leaked = self._leak_rate = 0.0
+        self._leak_since = live.clock.now()
         self._seeds = itertools.count(1)
-        self._back = 0.0
+        self._back: float
         self._down: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
 
