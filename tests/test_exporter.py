@@ -319,6 +319,19 @@ def test_sglang_without_metrics_is_read_from_its_loads() -> None:
     assert [*metrics["llm_waiting_tokens"].values()] == [2764]
     assert [*metrics["llm_kv_cache_capacity_tokens"].values()] == [16384]
     assert [*metrics["llm_requests_running_limit"].values()] == [8]
+    assert "--enable-metrics" in exporter.logged("source incomplete")["error"]
+
+
+def test_sglang_without_metrics_and_without_loads_names_the_option_that_turns_its_metrics_on() -> None:
+    """Until 0.5.8 there is no `/v1/loads`: its absence is no sign of a wrong port, nor of an engine that loads."""
+    models = Reply((SGLANG.directory / "models.json").read_bytes(), content_type="application/json")
+    with EngineServer({"/v1/models": models}) as server:
+        report = json.loads(check(f"--target={server.url}", "--format", "json", "--no-gpu").stdout)
+
+    (source,) = report["sources"]
+    assert (source["engine"], source["up"]) == ("sglang", True)
+    assert [state["state"] for state in source["states"]] == ["unknown"]
+    assert ["--enable-metrics" in warning["message"] for warning in source["warnings"]] == [True]
 
 
 def test_vllm_without_statistics_is_up_and_says_so() -> None:

@@ -22,6 +22,14 @@ MOST_VALUES: Final = 200_000
 """Values that a file may expand to by its aliases and merge keys."""
 
 _YAML: Final = "tag:yaml.org,2002:"
+_ADVICE: Final = {
+    r"'\t'": "indent with spaces, not with tabs",
+    "<block end>": "is this line indented as its neighbours are?",
+    "mapping values": "is this line indented as its neighbours are, and is a text with a colon in quotes?",
+    "expected ':'": "is a colon missing at the end of a key, here or in the line before?",
+    "quoted scalar": "is a closing quote missing?",
+}
+"""Part of a complaint of PyYAML → what people most probably did."""
 _KINDS: Final = {
     ("mapping", "map"): "a mapping",
     ("sequence", "seq"): "a list",
@@ -168,9 +176,13 @@ class Value:
 
     def _expect(self, expected: str, *others: str) -> None:
         if self.kind not in (expected, *others):
-            # What a scalar without quotes may be taken for, where a string was meant.
-            quotes = expected == "a string" and self.kind in {"a number", "true or false", "a date"}
-            raise ConfigError(f"expected {expected}, got {self.kind}{': put it in quotes' if quotes else ''}")
+            advice = ""
+            if expected == "a string" and self.kind in {"a number", "true or false", "a date"}:
+                advice = ": put it in quotes"  # what a scalar without quotes may be taken for
+            elif expected == "a list":
+                mapping = self.kind == "a mapping"
+                advice = ": begin each of its entries with a dash" if mapping else ": put it in brackets"
+            raise ConfigError(f"expected {expected}, got {self.kind}{advice}")
 
 
 def root(path: Path, document: Document) -> Value | None:
@@ -193,6 +205,7 @@ def root(path: Path, document: Document) -> Value | None:
         # The names of anchors and tags are cut off: a secret that starts with * or ! looks like one.
         problem = ", ".join(part for part in (error.context, error.problem) if part)
         problem = re.sub(r"(undefined alias|undefined tag handle|duplicate anchor) '.*", r"\1", problem)
+        problem += "".join(f"; {advice}" for part, advice in _ADVICE.items() if part in problem)
         raise malformed(problem, error.problem_mark.line + 1 if error.problem_mark else 1) from None
     except yaml.reader.ReaderError as error:
         raise malformed(error.reason, text.count("\n", 0, error.position) + 1) from None

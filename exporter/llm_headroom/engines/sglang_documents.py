@@ -78,7 +78,7 @@ _SERVER_INFO: Final = Document(
     form=_ServerInfo,
 )
 _GET_SERVER_INFO: Final = replace(_SERVER_INFO, key="get_server_info", path="/get_server_info")
-_LOADS: Final = Document(key="loads", path="/v1/loads?include=core", form=_Loads)
+_LOADS: Final = Document(key="loads", path="/v1/loads?include=core", tolerated=(404,), form=_Loads)  # since 0.5.8
 
 
 def documents(known: Mapping[str, Any]) -> Iterator[Document]:

@@ -304,7 +304,7 @@ class Collector:
         if not self._shown():
             url = self.target.endpoint.url
             raise FetchError(Failure(Cause.NOT_THIS_ENGINE, f"{url} serves none of {engine.title}'s metrics"))
-        if plans and engine.silent:
+        if engine.silent:
             self._remark(Failure(Cause.NOT_THIS_ENGINE, engine.silent))
 
     def _shown(self) -> bool:
