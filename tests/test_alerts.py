@@ -304,6 +304,33 @@ def test_queries_of_runbooks_read_series_that_exist() -> None:
         assert not {name for name in read if not known(name)}, (runbook, query)
 
 
+def test_what_a_runbook_is_to_be_filled_in_with_stands_on_the_alert_or_in_its_first_query() -> None:
+    labels: dict[str, set[str]] = {}
+    for timeline in timelines().values():
+        for case in (case for test in timeline["tests"] for case in test.get("alert_rule_test", ())):
+            for alert in case.get("exp_alerts") or ():
+                labels.setdefault(case["alertname"], set()).update(name.upper() for name in alert["exp_labels"])
+
+    for path in sorted((FOLDER / "runbooks").glob("*.md")):
+        text = path.read_text()
+        blocks = re.findall(r"```(?:sh|promql)\n(.*?)```", text, re.DOTALL)
+        wanted = {
+            name for block in blocks for name in re.findall(r"\b(?:INSTANCE|TARGET|ENGINE|MODEL|GPU|SLO)\b", block)
+        }
+        given = labels[path.stem]
+        if "INSTANCE and TARGET are those that the first query lists." in text:
+            assert not {"INSTANCE", "TARGET"} & {*re.findall(r"[A-Z]+", blocks[1])}, path.stem
+            given |= {"INSTANCE", "TARGET"}
+        assert wanted <= given, (path.stem, wanted - given)
+
+
+def test_only_of_what_has_ended_is_the_log_of_the_container_before_asked_for() -> None:
+    """`kubectl logs --previous` fails for a container that was never restarted."""
+    asked = {path.stem for path in (FOLDER / "runbooks").glob("*.md") if "--previous" in path.read_text()}
+
+    assert asked == {"LLMModelDown", "LLMEngineDown", "LLMEngineCrashLoop"}
+
+
 RUNBOOK: Final = (
     "Meaning",
     "Impact",

@@ -48,6 +48,7 @@ def source(target: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - fiel
         (2.0, "{request}", None, "2 requests"),
         (2.0, "{process}", None, "2 processes"),
         (12345.0, "{token}", None, "12,345 tokens"),
+        (441104.5, "{token}", None, "441,104 tokens"),
         (0.123456, "{token}/s", None, "0.1235 tokens/s"),
         (1.0, "{token}/s", None, "1 token/s"),
         (250.0, "W", None, "250 W"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -13,9 +14,11 @@ import captures
 import field_inputs
 from captures import Capture, value, values
 from engine_server import EngineServer, Reply, as_json, hang, replayed
+from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import parse_target
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.model import point
 from llm_headroom.scrape import coverage
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
@@ -228,6 +231,30 @@ def test_what_wants_credentials_beside_the_metrics_is_no_warning_and_a_reason() 
     assert snapshot.health.warnings == ()
     reasons = dict(coverage.missing(snapshot, BUILT_IN["vllm"]))
     assert "/v1/models wants credentials" in reasons["llm_model_context_tokens"]
+
+
+def test_what_an_engine_can_never_have_is_not_said_to_come_with_time() -> None:
+    """Nor is a metric that exists, and says nothing of this, said to be missing."""
+    snapshot = polled("vllm", replayed(Capture("vllm", "0.12.0", "saturated"))).snapshot
+    reasons = dict(coverage.missing(snapshot, BUILT_IN["vllm"]))
+
+    assert "load models on demand" in reasons["llm_model_loads_total"]
+    assert "load models on demand" in reasons["llm_spill_risk_ratio"]
+    assert "limit their queue" in reasons["llm_queue_overflow_risk_ratio"]
+    assert "`gpu_count`" in reasons["llm_engine_gpus"]
+    assert "several readings" in reasons["llm_pressure_ratio"]
+    assert reasons["llm_model_memory_bytes"].startswith("vllm:cache_config_info of the engine does not say it")
+    assert "the engine exposes no vllm:lora_requests_info" in reasons["llm_lora_slots"]
+    assert "run llm-headroom there" in reasons["llm_host_memory_limit_bytes"]
+
+
+def test_where_host_memory_is_read_a_missing_limit_is_no_wrong_host() -> None:
+    snapshot = polled("vllm", replayed(Capture("vllm", "0.32.0", "saturated"))).snapshot
+    used = point(schema.HOST_MEMORY_USED, 1.0, "cgroup", {"target": "a"})
+    reasons = dict(coverage.missing(replace(snapshot, points=(*snapshot.points, used)), BUILT_IN["vllm"]))
+
+    assert reasons["llm_host_memory_limit_bytes"] == "the engine's control group has no memory limit"
+    assert "version 2" in reasons["llm_host_memory_pressure_seconds_total"]
 
 
 def test_what_is_left_of_a_deadline_is_said_in_round_numbers() -> None:

@@ -182,7 +182,11 @@ def test_an_interval_of_zero_is_no_rate_limit(tmp_path: Path) -> None:
         (TLS + "  client_auth_type: RequireAnyClientCert\n", 4, "RequireAnyClientCert is not supported"),
         (TLS + "  client_ca_file: ca.crt\n", 4, "tls_server_config.client_ca_file: needs a client_auth_type"),
         (TLS + "  client_allowed_sans:\n    - a\n", 4, "client_allowed_sans: needs a client_auth_type that verifies"),
-        (TLS + "  client_allowed_sans: a\n", 4, "client_allowed_sans: expected a list, got a string: put it in brackets"),
+        (
+            TLS + "  client_allowed_sans: a\n",
+            4,
+            "client_allowed_sans: expected a list, got a string: put it in brackets",
+        ),
         (TLS + "  min_version: TLS14\n", 4, "expected one of TLS10, TLS11, TLS12, TLS13, got 'TLS14'"),
         (TLS + "  min_version: 1.2\n", 4, "min_version: expected a string, got a number"),
         (TLS + "  max_version: TLS11\n", 4, "max_version: TLS11 is below min_version, TLS12"),

@@ -20,6 +20,8 @@ NOTHING: Final = (
 )
 _EXACT: Final = 1e15
 """Beyond it a float's digits are noise."""
+_WHOLE: Final = 1000.0
+"""From here on fractions do not matter to a reader."""
 
 
 def text_report(reports: Iterable[Mapping[str, Any]], absent: Iterable[Mapping[str, Any]]) -> str:
@@ -145,7 +147,7 @@ def measured(number: float, unit: str, labels: Mapping[str, str] | None = None) 
 def _number(number: float) -> str:
     if abs(number) >= _EXACT:
         return f"{number:.0f}"
-    return f"{number:,.0f}" if number == int(number) else f"{number:,.4g}"
+    return f"{number:,.0f}" if number == int(number) or abs(number) >= _WHOLE else f"{number:,.4g}"
 
 
 def _date(seconds: float) -> str:

@@ -278,7 +278,8 @@ def url(text: str) -> str:
     if scheme not in {"http", "https"}:
         raise ConfigError(f"expected a URL with http:// or https://, got {shown(text)}")
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?(/[!-~]*)?", rest, re.ASCII)
-    if match is None or (match[1].startswith("[") and not _is_ipv6(match[1][1:-1])):
+    # A number alone is a port whose host was left out.
+    if match is None or match[1].isdigit() or (match[1].startswith("[") and not _is_ipv6(match[1][1:-1])):
         raise ConfigError(f"expected a URL such as http://127.0.0.1:8000 or http://[::1]:8000, got {shown(text)}")
     usual = 443 if scheme == "https" else 80
     port = int(match[2] or usual)

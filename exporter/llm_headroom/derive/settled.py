@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from llm_headroom.derive.words import span
 from llm_headroom.model import Judged, State
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
     """The state after a reading at `at` (monotonic) and `taken` (unix time): the worst of `order` that holds.
 
     A finding holds once it has lasted `rise` seconds, or once the state that held has been without a sign for so long;
-    where it must last, one reading is never enough. It holds until `clear` seconds after its last sign. The first
+    where it must last, one reading is never enough. It holds until `clear` seconds after its last sign, and its reason
+    says when that was. The first
     reading of all holds at once. Where none holds yet, the state stays.
     """
     found = dict(reversed([*findings]))  # of two findings of one state the first one speaks
@@ -77,7 +79,9 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
             if state in rise and (alone or waited < rise[state]):
                 continue
         began = taken if known is None or state is not known.state else known.since
-        return Settled(state=state, reason=sign.reason, since=began, seen=sign.last, signs=signs)
+        # What held on for `clear` was counted then, and is no reading of now.
+        reason = sign.reason if sign.last == at else f"{sign.reason}; ended {span(at - sign.last)} ago"
+        return Settled(state=state, reason=reason, since=began, seen=sign.last, signs=signs)
     if known is None:
         return Settled(state=State.UNKNOWN, reason="nothing was seen", since=taken, seen=at, signs=signs)
     return replace(known, signs=signs)

@@ -59,7 +59,8 @@ async def bind(address: str) -> list[socket.socket]:
         raise ListenError(f"cannot listen on {address}: the host name is unknown ({error.strerror})") from error
     except OSError as error:
         reason = errno.errorcode.get(error.errno or 0, "")
-        text = "the address is in use" if error.errno == errno.EADDRINUSE else f"{error.strerror} ({reason})"
+        in_use = "the address is in use; see who listens there: ss -ltnp"
+        text = in_use if error.errno == errno.EADDRINUSE else f"{error.strerror} ({reason})"
         raise ListenError(f"cannot listen on {address}: {text}") from error
 
 

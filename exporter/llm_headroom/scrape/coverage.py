@@ -28,6 +28,12 @@ _GIVEN_BY_OTHERS: Final = {
     Subject.ATTRIBUTION: "no engine is known to hold memory of these devices",
 }
 """Why a metric is missing that its source does not give alone, and what to do."""
+_OF_LOADS: Final = frozenset({schema.MODEL_LOADS, schema.MODEL_UNLOADS, schema.SPILL_RISK, schema.EVICTION_RISK})
+_WITHIN_HOST: Final = {
+    schema.HOST_MEMORY_LIMIT: "the engine's control group has no memory limit",
+    schema.HOST_MEMORY_PRESSURE: "the kernel reports it of control groups of version 2 only",
+}
+"""Why a metric of the host is missing where others are read there."""
 BY_PROXY: Final = frozenset(
     {
         schema.TIME_TO_FIRST_TOKEN,
@@ -55,6 +61,7 @@ _WANTING: Final = {
     **dict.fromkeys(
         (schema.ENGINE_ENERGY, schema.ENERGY_PER_TOKEN), "needs the engine's GPUs to be read on this host through NVML"
     ),
+    schema.ENGINE_GPUS: "needs the engine's GPUs to be read on this host through NVML, or `gpu_count` of its target",
     schema.GPU_PROCESS_MEMORY: "off, or no process is listed; set `processes: true` under `gpu` to get it",
     schema.GPU_PCIE_THROUGHPUT: "off, since it takes 40 ms for each GPU; set `pcie: true` under `gpu` to get it",
     schema.GPU_XID_ERRORS: "counted while the exporter runs; none seen since start",
@@ -83,7 +90,7 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, st
         if metric not in exposed:
             yield (
                 metric.name,
-                down or _load_headroom(metric, snapshot) or _reason(metric, engine, snapshot.health.withheld),
+                down or _load_headroom(metric, snapshot) or _reason(metric, engine, snapshot, exposed),
             )
 
 
@@ -111,9 +118,20 @@ def _proxy(engine: Engine | None) -> str:
     return f"{seen}; name one under `proxies` to get it"
 
 
-def _reason(metric: Metric, engine: Engine | None, withheld: Collection[str]) -> str:
-    if metric in _WANTING:
-        return _WANTING[metric]
+def _inapplicable(metric: Metric, engine: Engine | None, exposed: Collection[Metric]) -> str:
+    """Why a source like this never has a metric, whatever one waits for; empty if it may."""
+    if metric in _OF_LOADS and schema.MODELS_LOADED not in exposed:
+        return "only of engines that load models on demand, such as Ollama"
+    if metric is schema.QUEUE_OVERFLOW_RISK and engine is not None and engine.queue_limit is None:
+        return "only of engines that limit their queue by default, such as Ollama"
+    if metric in _WITHIN_HOST and any(other.subject is Subject.HOST for other in exposed):
+        return _WITHIN_HOST[metric]
+    return _WANTING.get(metric, "")
+
+
+def _reason(metric: Metric, engine: Engine | None, snapshot: Snapshot, exposed: Collection[Metric]) -> str:
+    if why := _inapplicable(metric, engine, exposed):
+        return why
     if metric.subject in _GIVEN_BY_OTHERS:
         return _GIVEN_BY_OTHERS[metric.subject]
     if metric.subject is Subject.PROXY or (metric in BY_PROXY and engine is not None and engine.name == "ollama"):
@@ -126,11 +144,14 @@ def _reason(metric: Metric, engine: Engine | None, withheld: Collection[str]) ->
         return _proxy(engine) if metric in BY_PROXY else f"{engine.title} does not expose this metric"
     parts = []
     if rules:
-        names = ", ".join(dict.fromkeys(name for rule in rules for name in rule.names))
+        names = " or ".join(dict.fromkeys(name for rule in rules for name in rule.names))
         needs = "; ".join(dict.fromkeys(rule.needs for rule in rules if rule.needs))
-        parts.append(f"the engine exposes no {names.replace(', ', ' or ')}{f' (needs: {needs})' if needs else ''}")
+        read = {origin for point in snapshot.points for origin in point.origin.split()}
+        there = next((name for rule in rules for name in rule.names if name in read), "")
+        lacking = f"{there} of the engine does not say it" if there else f"the engine exposes no {names}"
+        parts.append(f"{lacking}{f' (needs: {needs})' if needs else ''}")
     if where is not None:
         parts.append(f"not found in {where.replace('`', '')}")
-        if withheld:
+        if withheld := snapshot.health.withheld:
             parts.append(f"{', '.join(withheld)} wants credentials: give the target auth.bearer_token_file")
     return "; ".join(parts)
