@@ -36,7 +36,7 @@ from otlp_receiver import GrpcReceiver, HttpReceiver, Reply
 from otlp_translation import samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 VLLM = Capture("vllm", "0.32.0", "saturated")
@@ -404,6 +404,23 @@ def test_a_collector_that_speaks_no_http_is_told_apart_from_one_that_hangs_up(an
         server.shutdown()
         thread.join()
     assert told == {"dropped": 1.0, cause: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("receiver", "replies", "protocol"),
+    [
+        (HttpReceiver, (NOW, None), "http/protobuf"),
+        (GrpcReceiver, (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED), "grpc"),
+    ],
+    ids=["http", "grpc"],
+)
+def test_why_an_attempt_failed_is_not_hidden_by_the_next_one_that_the_deadline_cuts(
+    receiver: type[HttpReceiver | GrpcReceiver], replies: Sequence[Any], protocol: str
+) -> None:
+    with receiver(*replies) as collector:
+        push = Pushing(collector.url, protocol=protocol, timeout=2.0)
+        told, attempts = push.until(lambda: bool(push.told()), collector)
+    assert (told, attempts) == ({"dropped": 1.0, "unavailable": 1.0}, 2)
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("llm_headroom")
+_ATTEMPTS: Final = 16
+"""Lines of the SDK's log that are looked at after an export: one for each attempt, of which it makes six."""
 
 
 class _Log(logging.Handler):
@@ -36,19 +39,20 @@ class _Log(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.last: logging.LogRecord | None = None
+        self._lines = deque[logging.LogRecord](maxlen=_ATTEMPTS)
         logger = logging.getLogger("opentelemetry")
         logger.addHandler(self)
         logger.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hold it."""
-        self.last = record
+        self._lines.append(record)
 
-    def taken(self) -> logging.LogRecord | None:
-        """The last line since the call before."""
-        record, self.last = self.last, None
-        return record
+    def taken(self) -> list[logging.LogRecord]:
+        """The last lines since the call before."""
+        lines = list(self._lines)
+        self._lines.clear()
+        return lines
 
 
 _LOG: Final = _Log()
@@ -72,7 +76,7 @@ class Exporter:
         self._starts = Starts(began)
         self._headers: dict[str, str] = {}
         self._sdk: MetricExporter | None = None
-        self._why: Callable[[logging.LogRecord | None], Outcome]
+        self._why: Callable[[Sequence[logging.LogRecord]], Outcome]
         with suppress(OSError, _CredentialsError):  # reported at each export until the file exists
             self._opened(self._all_headers())
 
@@ -121,13 +125,13 @@ class Exporter:
             return Outcome(Drop.TLS, f"cannot read file {error.filename}: {error.strerror}"), len(readings)
         _LOG.taken()
         succeeded = sdk.export(metrics_data(readings, self._resource)) is MetricExportResult.SUCCESS
-        record = _LOG.taken()
-        outcome = self._why(record)
+        lines = _LOG.taken()
+        outcome = self._why(lines)
         if succeeded:
             return (outcome if outcome.cause is None else Outcome()), len(readings)
         self.interrupt()  # the next one connects at once, and reads renewed certificates
         if outcome.cause is None:
-            outcome = Outcome(Drop.OTHER, record.getMessage() if record else "")
+            outcome = Outcome(Drop.OTHER, lines[-1].getMessage() if lines else "")
         return outcome, len(readings)
 
     def interrupt(self) -> None:

@@ -16,7 +16,7 @@ from llm_headroom.otlp.outcome import Drop, Outcome
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from opentelemetry.sdk.metrics.export import MetricExporter
@@ -41,8 +41,8 @@ _NO_TLS: Final = ("handshake", "verification", "certificate", "ssl", "tls")
 
 def opened(
     options: Options, headers: Mapping[str, str]
-) -> tuple[MetricExporter, Callable[[logging.LogRecord | None], Outcome]]:
-    """An exporter, and the outcome of an export, from the exporter's last line of log.
+) -> tuple[MetricExporter, Callable[[Sequence[logging.LogRecord]], Outcome]]:
+    """An exporter, and the outcome of an export, from the exporter's lines of log, one for each attempt.
 
     Raises:
         OSError: a certificate's file cannot be read.
@@ -73,9 +73,16 @@ def _read(path: Path | None) -> bytes | None:
     return None if path is None else path.read_bytes()
 
 
-def _outcome(record: logging.LogRecord | None) -> Outcome:
-    if record is None:
-        return Outcome()
+def _outcome(lines: Sequence[logging.LogRecord]) -> Outcome:
+    """Why the newest attempt failed; if the deadline cut it, why an older one did, which had more time."""
+    failed = [_failed(line) for line in lines]
+    reasons = [each for each in failed if each.cause not in {Drop.TIMEOUT, Drop.OTHER}]
+    if failed and failed[-1].cause is Drop.TIMEOUT and reasons:
+        return reasons[-1]
+    return failed[-1] if failed else Outcome()
+
+
+def _failed(record: logging.LogRecord) -> Outcome:
     arguments = record.args if isinstance(record.args, tuple) else ()
     code = next((each for each in arguments if isinstance(each, grpc.StatusCode)), None)
     details = " ".join(str(arguments[-1]).split()) if arguments else record.getMessage()

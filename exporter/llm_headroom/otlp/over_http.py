@@ -47,7 +47,7 @@ _PROTOBUF: Final = "application/x-protobuf"
 
 
 class Session(requests.Session):
-    """`last` is the outcome of the newest request."""
+    """`last` is the outcome of the newest request, but for one that was cut short after others had failed."""
 
     def __init__(self, tls: Tls) -> None:
         super().__init__()
@@ -66,7 +66,10 @@ class Session(requests.Session):
             response = super().request(*args, **{**kwargs, "stream": True, "verify": verify})
             self.last = _judged(response, next(response.iter_content(_LARGEST_ANSWER), b""))
         except OSError as error:
-            self.last = _failed(error)
+            failed = _failed(error)
+            # The last of several attempts has only what the others left of the time.
+            if failed.cause is not Drop.TIMEOUT or self.last.cause is None:
+                self.last = failed
             raise
         if self.last.cause is Drop.PROTOCOL:
             raise requests.RequestException(self.last.message)
