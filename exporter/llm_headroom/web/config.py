@@ -106,8 +106,8 @@ class TlsServer:
     client_ca_file: PemFile = None
     client_auth: Annotated[ClientAuth, Form(key="client_auth_type", parse=_client_auth)] = ClientAuth.NONE
     client_allowed_sans: tuple[str, ...] = ()
-    min_version: Annotated[Version, Form(parse=lambda text: text or "TLS12")] = "TLS12"
-    max_version: Annotated[Version, Form(parse=lambda text: text or "TLS13")] = "TLS13"
+    min_version: Version = "TLS12"
+    max_version: Version = "TLS13"
     cipher_suites: tuple[Cipher, ...] = ()
     curves: Annotated[tuple[Curve, ...], Form(key="curve_preferences")] = ()
     prefer_server_ciphers: Annotated[bool, Form(key="prefer_server_cipher_suites")] = True
