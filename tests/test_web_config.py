@@ -295,3 +295,76 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "web.yml").write_bytes(b"# fine\n\xff\n")
     with pytest.raises(WebConfigError, match=r"web\.yml:2: is not UTF-8"):
         load(tmp_path / "web.yml")
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("1ns", 1e-9),
+        ("1us", 1e-6),
+        ("1µs", 1e-6),
+        ("1μs", 1e-6),
+        ("1ms", 1e-3),
+        ("1s", 1.0),
+        ("1m", 60.0),
+        ("1h", 3600.0),
+        ("1.s", 1.0),
+        ("1h1m1.5s", 3661.5),
+        ("0s", None),
+        ("''", None),
+        ("0", None),
+    ],
+)
+def test_an_interval_is_a_sum_of_units(tmp_path: Path, written: str, seconds: float | None) -> None:
+    (tmp_path / "web.yml").write_text(f"rate_limit: {{interval: {written}, burst: 999999999}}\n")
+    limit = parse(tmp_path / "web.yml").rate_limit
+    assert (None if limit is None else limit.interval) == pytest.approx(seconds)
+    assert limit is None or limit.burst == 999_999_999
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("rate_limit: {interval: 1sx, burst: 1}", "must be a duration"),
+        ("rate_limit: {interval: 1s, burst: 1000000000}", "must be a count"),
+        ("rate_limit: {interval: 1s}", "burst must be at least 1"),
+        (f"basic_auth_users: {{a: {HASH}x}}", "must be the bcrypt hash"),
+        (f"basic_auth_users: {{a: {HASH[:-1]}}}", "must be the bcrypt hash"),
+        (f"basic_auth_users: {{a: {HASH.replace('$10$', '$03$')}}}", "must be the bcrypt hash"),
+        (f"basic_auth_users: {{a: {HASH.replace('$10$', '$32$')}}}", "must be the bcrypt hash"),
+        (f"basic_auth_users: {{a: {HASH.replace('2y', '2x')}}}", "must be the bcrypt hash"),
+        ("http_server_config: {headers: {X-Content-Type-Options: sniff}}", "expected one of nosniff, got 'sniff'"),
+        ('http_server_config: {headers: {X-XSS-Protection: "ä"}}', "must be one line of printable ASCII"),
+    ],
+)
+def test_what_is_beyond_a_limit_is_an_error(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "web.yml").write_text(text + "\n")
+    with pytest.raises(WebConfigError, match=problem):
+        parse(tmp_path / "web.yml")
+
+
+@pytest.mark.parametrize("cost", ["04", "10", "29", "31"])
+@pytest.mark.parametrize("kind", ["2a", "2b", "2y"])
+def test_a_bcrypt_hash_is_of_every_kind_and_cost(tmp_path: Path, kind: str, cost: str) -> None:
+    hashed = HASH.replace("2y$10", f"{kind}${cost}")
+    (tmp_path / "web.yml").write_text(f"basic_auth_users: {{a: {hashed}}}\n")
+    assert parse(tmp_path / "web.yml").users == {"a": hashed}
+
+
+@pytest.mark.parametrize(
+    ("header", "written", "expected"),
+    [
+        ("X-Frame-Options", "sameorigin", "sameorigin"),
+        ("X-Content-Type-Options", "nosniff", "nosniff"),
+        ("X-XSS-Protection", "' 1; mode=block '", "1; mode=block"),
+        ("Content-Security-Policy", '"a\\tb"', "a\tb"),
+        ("X-Frame-Options", "' '", None),
+    ],
+)
+def test_a_header_has_its_text_without_blanks_around_it(
+    tmp_path: Path, header: str, written: str, expected: str | None
+) -> None:
+    (tmp_path / "web.yml").write_text(f"http_server_config: {{headers: {{{header}: {written}}}}}\n")
+    config = parse(tmp_path / "web.yml")
+    assert config.headers == (() if expected is None else ((header, expected),))
+    assert config.notes == ()

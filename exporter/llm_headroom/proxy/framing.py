@@ -12,7 +12,6 @@ from typing import Final, NamedTuple, Protocol
 
 MOST_HEAD_BYTES: Final = 64 * 1024
 MOST_LINE_BYTES: Final = 16 * 1024
-_LONGEST_SIZE: Final = 18
 NO_CONTENT: Final = 204
 NOT_MODIFIED: Final = 304
 SWITCHING: Final = 101
@@ -24,6 +23,7 @@ _FIELDS: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r?\n)*\r?
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _SIZE: Final = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
+_PLAIN_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 _HOST: Final = re.compile(rb"(?im)^host[ \t]*:[^\r\n]*")
 
 
@@ -78,7 +78,7 @@ class Length:
         """See `Body`."""
         end = min(len(data), start + self._left)
         if end > start:
-            payload.append(data if end - start == len(data) else data[start:end])
+            payload.append(data[start:end])
         self._left -= end - start
         return end, not self._left
 
@@ -155,15 +155,11 @@ class Chunked:
 
 def _whole_chunk(data: bytes, start: int) -> int:
     """Where a chunk ends that is whole within `data` and written plainly, as almost all are; else 0."""
-    line_end = data.find(b"\r\n", start, start + _LONGEST_SIZE)
-    digits = data[start:line_end]
-    if line_end < 0 or not digits.isalnum():
+    match = _PLAIN_SIZE.match(data, start)
+    if match is None:
         return 0
-    try:
-        end = line_end + 4 + int(digits, 16)
-    except ValueError:
-        return 0
-    return end if end > line_end + 4 and data[end - 2 : end] == b"\r\n" else 0
+    end = match.end() + int(match[1], 16) + 2
+    return end if end > match.end() + 2 and data[end - 2 : end] == b"\r\n" else 0
 
 
 @lru_cache(maxsize=1024)
