@@ -204,6 +204,7 @@ def test_a_body_until_the_connection_ends_never_does_by_itself() -> None:
         ([b"3\nabc\n"], [b"abc"], [True]),
         ([b"3\r\nabc", b"\r\n"], [b"abc"], [False, True]),
         ([b"3", b"\r\nabc\r\n"], [b"abc"], [False, True]),
+        ([b"1", b"3\r\nabc\r\n"], [b"abc\r\n"], [False, False]),
         ([b"3\r\na", b"bc\r\n3"], [b"a", b"bc"], [False, False]),
         ([b"0\r\n"], [], [False]),
         ([b"000000000000003\r\nabc\r\n"], [b"abc"], [True]),
@@ -238,9 +239,11 @@ def test_what_is_no_chunk_is_an_error(data: bytes) -> None:
 
 
 def test_what_follows_the_last_chunk_is_left() -> None:
-    found: list[bytes] = []
-    assert Chunked().take(b"..1\r\na\r\n0\r\nX: y\r\n\r\nrest", 2, found) == (19, True)
-    assert found == [b"a"]
+    for trailer in (b"X: y\r\n", b"3\r\nabc\r\n", b""):
+        found: list[bytes] = []
+        data = b"..1\r\na\r\n0\r\n" + trailer + b"\r\n"
+        assert Chunked().take(data + b"rest", 2, found) == (len(data), True)
+        assert found == [b"a"]
 
 
 def test_the_size_of_a_chunk_follows_from_the_whole() -> None:
