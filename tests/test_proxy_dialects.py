@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 from dataclasses import asdict
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from llm_headroom.proxy.dialects import Answer, Api, api_of
 from llm_headroom.proxy.documents import DONE
 from llm_headroom.proxy.parts import FORMS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 def read(api: Api, *documents: object) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def test_what_failed_before_it_was_aborted_failed_for_its_own_cause() -> None:
 
 
 # Ollama --------------------------------------------------------------------------------------------------------------
-BEARING: Final = {
+BEARING: Final[Mapping[Api, Sequence[object]]] = {
     Api.OLLAMA: [
         {"response": "a"},
         {"thinking": "a"},
@@ -146,7 +149,7 @@ BEARING: Final = {
     Api.LLAMACPP: [{"content": "a"}, {"choices": [{"text": "a"}], "content": ""}],
     Api.SGLANG: [],
 }
-SILENT: Final = {
+SILENT: Final[Mapping[Api, Sequence[object]]] = {
     Api.OLLAMA: [{}, {"response": "", "message": {"content": ""}}, {"message": "a"}, {"done": False}],
     Api.OPENAI: [{}, {"choices": None}, {"choices": []}, {"choices": [{"delta": {"role": "a"}}]}, {"choices": ["a"]}],
     Api.ANTHROPIC: [
