@@ -332,6 +332,29 @@ def test_a_half_closed_client_still_gets_its_answer() -> None:
     bounded.run(test())
 
 
+def test_a_client_that_has_its_answer_can_leave_whatever_the_engine_does() -> None:
+    async def test() -> None:
+        left = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await head(reader)
+            await reader.readexactly(len(ASK))
+            writer.write(STREAM + chunk(LINE) + chunk(LAST) + chunk(b""))
+            await left.wait()  # it keeps its own side open
+
+        async with place(serve) as here:
+            reader, writer = await here.connect()
+            writer.write(post())
+            await reader.readuntil(chunk(b""))
+            writer.write_eof()
+            await here.until("requests_finished_total{small:latest,stop}")
+            assert await reader.read() == b""
+            left.set()
+            writer.close()
+
+    bounded.run(test())
+
+
 def test_an_engine_that_dies_within_a_stream_ends_the_clients_too() -> None:
     async def test() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -123,9 +123,8 @@ class Client(asyncio.Protocol):
         self._left = True
         if self._over or (self._engine is None and self._connecting is None):
             return False
-        self.backlog.look()
-        if not (self._under_way or self.observer.blind or self._body or self._upgrade or self._tunnel):
-            return False  # nothing is owed to it
+        if not self._owed:
+            return False
         if self._engine is not None and self._upgrade is None:
             self._engine.end_of_requests()
         return True
@@ -313,9 +312,18 @@ class Client(asyncio.Protocol):
             self._loop.call_soon(self._decided)  # not from within the observer, which is looking at the answer
         self._rest()
 
+    @property
+    def _owed(self) -> bool:
+        """Whether something may be under way; nobody knows what a blind observer misses."""
+        return bool(self._under_way or self.observer.blind or self._body or self._upgrade or self._tunnel)
+
     def _rest(self) -> None:
-        """Lets the gate know of a client that has nothing under way; nobody knows what a blind observer misses."""
-        if not (self._under_way or self.observer.blind or self._body or self._deadline or self._over):
+        """Lets a client that has left go once nothing is under way, and the gate know of another one."""
+        if self._owed or self._deadline or self._over:
+            return
+        if self._left and self._transport is not None:
+            self._transport.close()
+        else:
             self._gate.idle(self)
 
     def _decided(self) -> None:
