@@ -154,6 +154,7 @@ def test_every_value_of_an_h100(gpus: Gpus) -> None:
         "pci_bus_id": "00000000:18:00.0",
     }
     assert count(reading) == 1.0
+    assert [value for series, value, _ in reading.points if series.metric is schema.GPU_INFO] == [1.0]
     assert reading.driver == "570.86.15"
     assert reading.warnings == ()
 
@@ -607,6 +608,7 @@ def test_an_nvml_that_cannot_start_says_why_and_what_to_do(
     for word in words:
         assert word in caught.value.failure.message
     assert str(caught.value) == caught.value.failure.message
+    assert str(caught.value.__cause__).startswith("nvmlInit: ")
 
 
 def test_a_library_that_does_not_exist(tmp_path: Path) -> None:

@@ -279,6 +279,7 @@ def test_a_text_that_is_no_text_is_that_device_s_failure(gpus: Gpus, machine: nv
         ("7 10 0 0 7 5 1 0", 15),
         ("7 10 0 0 7 0xFFFFFFFFFFFFFFFF 1 0", None),
         ("7 0xFFFFFFFFFFFFFFFF 0 0 7 10 1 0", None),
+        (f"7 {2**32 - 1} 0 0", None),
         (f"7 {2**63 - 14} 0 0", None),
         (f"7 {PEBIBYTE} 0 0", PEBIBYTE),
         (f"7 {PEBIBYTE + 1} 0 0", None),

@@ -18,7 +18,7 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.host import cgroup
-from llm_headroom.host.engines import LOOK_AGAIN, EngineProcess, Finder, How, Watched, runs_here
+from llm_headroom.host.engines import EngineProcess, Finder, How, Watched, runs_here
 from llm_headroom.host.proc import Listener, Proc, addresses_of, reaches
 from llm_headroom.host.reading import HostMemory
 from llm_headroom.model import Health, Snapshot
@@ -44,6 +44,11 @@ def watched(
 
 def pids(found: dict[str, EngineProcess]) -> dict[str, int]:
     return {name: process.stat.pid for name, process in found.items()}
+
+
+def own_address() -> str:
+    """An address of this machine that is no loopback's, if it has one."""
+    return next((str(each) for each in Proc().addresses() if each.version == 4 and not each.is_loopback), "127.0.0.1")
 
 
 # Where a target is ----------------------------------------------------------------------------------------------------
@@ -85,6 +90,8 @@ def test_what_a_connection_reaches(address: str, listens: str, *, reached: bool)
         ("http://127.0.0.1:8000", {}, True),
         (f"http://{socket.gethostname()}:8000", {}, True),
         ("http://[::1]:8000", {}, True),
+        ("http://127.8.9.10:8000", {}, True),
+        (f"http://{own_address()}:8000", {}, True),
         ("http://198.51.100.9:8000", {}, False),
         ("http://vllm.example:8000", {}, False),
         ("http://vllm.example:8000", {"pid": 7}, True),
@@ -94,6 +101,22 @@ def test_what_a_connection_reaches(address: str, listens: str, *, reached: bool)
 )
 def test_whether_a_target_may_be_on_this_host(url: str, settings: dict[str, Any], *, here: bool) -> None:
     assert runs_here(Target(name="a", endpoint=Endpoint(url=url), **settings)) is here
+
+
+def test_a_target_is_up_and_of_a_kind_as_far_as_it_was_read_or_configured() -> None:
+    endpoint = Endpoint(url="http://x:1")
+    kinds = [
+        (None, None, ""),
+        ("vllm", None, "vllm"),
+        (None, "sglang", "sglang"),
+        ("vllm", "sglang", "sglang"),
+        ("vllm", "", "vllm"),
+    ]
+    for configured, read_as, kind in kinds:
+        snapshot = None if read_as is None else Snapshot(target="a", engine=read_as, taken=0.0, health=Health(up=True))
+        found = Watched(Target(name="a", endpoint=endpoint, engine=configured, labels={"team": "b"}), snapshot)
+        assert (found.engine, found.up) == (kind, snapshot is not None)
+        assert found.labels == {"team": "b", "engine": kind, "target": "a"}
 
 
 # The process of a target ---------------------------------------------------------------------------------------------
@@ -106,11 +129,14 @@ def test_the_process_that_listens_where_the_url_points_to(tree: ProcTree) -> Non
     tree.process(101, sockets=(701,))
     tree.process(102, sockets=(702,))
     tree.process(103, sockets=(703,))
+    tree.listen(8005, 704, "::1")
+    tree.process(104, sockets=(704,))
     targets = [
         watched("http://127.0.0.1:8000", "loopback"),
         watched("http://192.0.2.2:8001", "own address"),
         watched("http://localhost:8002", "name"),
         watched("http://192.0.2.2:8003", "mapped"),
+        watched("http://[::1]:8005", "loopback of version 6"),
         watched("http://127.0.0.1:8004", "nobody"),
         watched("http://198.51.100.9:8000", "elsewhere"),
         watched("http://vllm.example:8000", "unresolved"),
@@ -118,7 +144,13 @@ def test_the_process_that_listens_where_the_url_points_to(tree: ProcTree) -> Non
 
     found = Finder(tree.proc).find(targets)
 
-    assert pids(found) == {"loopback": 100, "own address": 101, "name": 102, "mapped": 103}
+    assert pids(found) == {
+        "loopback": 100,
+        "own address": 101,
+        "name": 102,
+        "mapped": 103,
+        "loopback of version 6": 104,
+    }
     assert {process.how for process in found.values()} == {How.LISTENER}
 
 
@@ -173,8 +205,10 @@ def test_an_engine_that_was_not_found_is_looked_for_again_when_it_comes_back_or_
     tree.listen(8000, 700)
     tree.process(100, sockets=(700,))
 
+    assert [finder.find(engine) for _ in range(3)] == [{}] * 3
+    now[0] = 29.9
     assert finder.find(engine) == {}
-    now[0] = LOOK_AGAIN
+    now[0] = 30.0
     assert pids(finder.find(engine)) == {"a": 100}
 
     tree.end(100)
@@ -200,6 +234,36 @@ def test_a_configured_pid_goes_before_what_listens(tree: ProcTree) -> None:
 
     assert (process.stat.pid, process.how) == (200, How.CONFIGURED)
     assert finder.find([watched("http://127.0.0.1:8000", pid=201)]) == {}
+    finder.find([watched("http://127.0.0.1:8000", pid=200)])
+    assert pids(finder.find([watched("http://127.0.0.1:8000")])) == {"a": 100}
+
+
+def test_of_processes_without_a_common_ancestor_the_first_that_is_looked_at(tree: ProcTree) -> None:
+    tree.listen(8000, 700)
+    tree.listen(8001, 701)
+    for pid in (100, 101, 102):
+        tree.process(pid, sockets=(700,))
+    both = [watched("http://127.0.0.1:8000", "a"), watched("http://127.0.0.1:8001", "nobody's")]
+    assert pids(Finder(tree.proc).find(both, likely=[101])) == {"a": 101}
+
+
+def test_a_parent_that_is_beyond_a_long_line_of_processes_is_not_looked_for(tree: ProcTree) -> None:
+    for pid in range(1, 80):
+        tree.process(pid, pid - 1)
+    assert [stat.pid for stat in tree.proc.lineage(79)] == list(range(79, 15, -1))
+    assert [stat.pid for stat in tree.proc.lineage(3)] == [3, 2, 1]
+
+
+@pytest.mark.parametrize(("state", "there"), [("S", True), ("R", True), ("D", True), ("Z", False), ("X", False)])
+def test_a_process_that_has_ended_is_none(tree: ProcTree, state: str, *, there: bool) -> None:
+    tree.process(100, 7, group=9, start=4242)
+    path = tree.root / "100/stat"
+    path.write_text(path.read_text().replace(") S ", f") {state} "))
+    stat = tree.proc.stat(100)
+    assert (stat is not None) is there
+    assert stat is None or stat == (100, 7, 9, 4242)
+    path.write_text("100 (cut) S 7 9")
+    assert tree.proc.stat(100) is None
 
 
 def container(tree: ProcTree, group: str = "0::/docker/" + "ab" * 32) -> None:
@@ -497,13 +561,13 @@ def test_a_restart_shows_in_the_start_time_and_new_children_are_found_in_time(tr
     first = values(memory.read(engine, 0.0))
     tree.process(101, 100)
 
-    assert values(memory.read(engine, 5.0))["processes"] == 1.0
-    assert values(memory.read(engine, LOOK_AGAIN))["processes"] == 2.0
+    assert values(memory.read(engine, 29.9))["processes"] == 1.0
+    assert values(memory.read(engine, 30.0))["processes"] == 2.0
     tree.end(101)
-    assert values(memory.read(engine, LOOK_AGAIN + 5.0))["processes"] == 1.0
+    assert values(memory.read(engine, 35.0))["processes"] == 1.0
     tree.end(100)
     tree.process(100, start=ticks(70))
-    again = values(memory.read(engine, LOOK_AGAIN + 10.0))
+    again = values(memory.read(engine, 40.0))
     assert (first["process_start_time_seconds"], again["process_start_time_seconds"]) == (BOOT + 10.0, BOOT + 70.0)
 
 

@@ -180,8 +180,6 @@ class Device:
                 for place, origin in enumerate(way.origins):
                     if asked.series[place] and not hasattr(self._pynvml, origin):
                         asked.unsupported_field(place)
-                        if asked.ways[:1] != (way,):
-                            break
 
     def _read_call(self, asked: _Asked, points: list[Point], warnings: list[Failure]) -> None:
         while asked.ways and isinstance(way := asked.ways[0], nvml.Call):

@@ -123,8 +123,8 @@ class XidWatcher:
                 # A device that nobody registered cannot be named, but its error is still one.
                 key = (registered.devices.get(_address(event.device), ()), event.eventData)
                 with self._lock:
-                    before = self._seen.get(key, _Seen(0, 0.0))
-                    self._seen[key] = _Seen(before.times + 1, self._clock())
+                    times = self._seen[key].times if key in self._seen else 0
+                    self._seen[key] = _Seen(times + 1, self._clock())
         return 0
 
 

@@ -151,8 +151,6 @@ class Finder:
     def _holders(self, wanted: Mapping[int, str], likely: tuple[int, ...]) -> dict[str, Stat]:
         """The owner of the sockets: among processes that inherited one, their common ancestor."""
         found: dict[str, Stat] = {}
-        if not wanted:
-            return found
         names = set(wanted.values())
         near = [stat.pid for pid in likely for stat in self.proc.lineage(pid)]
         for pid in dict.fromkeys((*near, *self.proc.pids())):
