@@ -306,6 +306,27 @@ def test_docker_s_port_proxy_is_not_taken_for_the_engine_behind_it(tree: ProcTre
     assert pids(Finder(tree.proc).find([watched("http://127.0.0.1:18000")], likely=[312])) == {"a": 310}
     assert Finder(tree.proc).find([watched("http://127.0.0.1:18000")]) == {}
 
+    tree.listen(18001, 901)
+    tree.process(401, sockets=(901,), name="engine", command=words)
+    assert pids(Finder(tree.proc).find([watched("http://127.0.0.1:18001")], likely=[312])) == {"a": 401}
+
+
+@pytest.mark.parametrize("words", [(), ("-container-ip",), ("-container-ip", "x", "-container-port", "1")])
+def test_a_port_proxy_that_does_not_say_where_it_leads_is_none(tree: ProcTree, words: tuple[str, ...]) -> None:
+    tree.process(400, name="docker-proxy", command=words)
+    assert tree.proc.behind_docker_proxy(400) is None
+
+
+def test_control_groups_and_variables_are_read_as_far_as_they_are_whole(tree: ProcTree) -> None:
+    tree.process(100, cgroup="4:memory,cpu:/a:b\n1:cut\n0::/c", environment=("A=1", "B=2=3", "C"))
+    assert tree.proc.cgroups(100) == {"memory": "/a:b", "cpu": "/a:b", "": "/c"}
+    assert tree.proc.environment(100, ("B", "C", "D")) == {"B": "2=3", "C": ""}
+    tree.process(101, environment=())
+    assert tree.proc.environment(101, ("A",)) is None
+    assert tree.proc.resident(100) == {"anonymous": 1024 * 1024, "file": 512 * 1024, "shared": 256 * 1024}
+    (tree.root / "100/status").write_text("RssAnon: 7 kB\nRssFile:\n")
+    assert tree.proc.resident(100) == {}
+
 
 def test_a_proc_that_is_not_there_gives_nothing(tmp_path: Path) -> None:
     proc = Proc(tmp_path / "none")
@@ -445,13 +466,19 @@ def test_connections_to_a_port_are_those_of_others(tree: ProcTree) -> None:
             f"0 {inode} 1 0000000000000000 100 0 0 10 0\n"
         )
 
-    own, others = (40000, 8000, 901), ((8000, 40001, 2), (8000, 40002, 3), (40002, 8000, 4), (8000, 40003, 5))
-    rows = [row(8000, 0, 1, "0A"), row(*own), row(8000, 40000, 6), *(row(*each) for each in others)]
+    own = ((40000, 8000, 901), (40003, 9999, 902))
+    others = (
+        *((8000, 40001, 2), (40001, 8000, 10), (8000, 40002, 3), (40002, 8000, 4)),
+        *((8000, 40003, 5), (40003, 8000, 11)),
+    )
+    rows = [row(8000, 0, 1, "0A"), row(8000, 40000, 6), *(row(*each) for each in (*own, *others))]
     (tree.root / "self/net/tcp").write_text(head + "".join(rows) + row(8000, 40004, 7, "06") + row(9000, 40005, 8))
-    (tree.root / "self/net/tcp6").write_text(head + row(8000, 40006, 9) + "   1: cut\n")
+    (tree.root / "self/net/tcp6").write_text(head + row(8000, 40006, 9) + "   1: 2 3 01 4 5 6 7 8\n")
     folder = tree.root / f"{os.getpid()}/fd"
     folder.mkdir(parents=True)
     (folder / "3").symlink_to("socket:[901]")
+    (folder / "4").symlink_to("socket:[902]")
+    (folder / "5").symlink_to("pipe:[4]")
 
     assert tree.proc.clients(8000) == 4
     assert tree.proc.clients(9000) == 1

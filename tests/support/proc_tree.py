@@ -114,7 +114,7 @@ class ProcTree:
         path = self.root / folder
         (path / "fd").mkdir(parents=True)
         rest = "0 -1 4194304 101 0 0 0 0 0 0 0 20 0 1 0"
-        (path / "stat").write_text(f"{pid} ({name}) S {parent} {group} {group} {rest} {start} 3133440 382\n")
+        (path / "stat").write_text(f"{pid} ({name}) S {parent} {group} 1 {rest} {start} 3133440 382\n")
         (path / "comm").write_text(f"{name}\n")
         (path / "cgroup").write_text(f"{cgroup}\n")
 

@@ -78,7 +78,7 @@ class Proc:
     def lineage(self, pid: int) -> list[Stat]:
         """The process, its parent, and so on to the first process of the namespace; empty if there is none."""
         found: list[Stat] = []
-        while pid > 0 and len(found) < _DEEPEST and (stat := self.stat(pid)) is not None:
+        while len(found) < _DEEPEST and (stat := self.stat(pid)) is not None:
             found.append(stat)
             pid = stat.parent
         return found
