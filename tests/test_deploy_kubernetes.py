@@ -293,6 +293,44 @@ def test_relabelings_of_the_user_come_after_those_of_the_chart(chart: Path) -> N
     assert only(found, "ServiceMonitor")["spec"]["podTargetLabels"] == ["team"]
 
 
+def test_no_exporter_is_scraped_by_two_monitors(chart: Path) -> None:
+    """Its GPUs would be counted twice, and each of its alerts come twice."""
+    for mode in ("daemonset", "deployment"):
+        values = {"mode": mode, "monitors": {"exporter": {"enabled": True}, "sidecars": {"enabled": True}}}
+        found = rendered(chart, values=values)
+        labels = pod_labels(found)
+        (excluded,) = only(found, "PodMonitor")["spec"]["selector"]["matchExpressions"]
+
+        assert only(found, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items() <= labels.items()
+        assert excluded["operator"] == "NotIn"
+        assert labels[excluded["key"]] in excluded["values"]
+
+
+def pod_labels(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Labels of the workload's pods."""
+    (workload,) = (one for one in found if one["kind"] in {"Deployment", "DaemonSet"})
+    return dict(workload["spec"]["template"]["metadata"]["labels"])
+
+
+def test_an_object_s_own_label_goes_before_a_common_one_of_the_same_name(chart: Path) -> None:
+    values = {
+        "commonLabels": {"team": "common", "shift": "night"},
+        "podLabels": {"team": "pod"},
+        "service": {"labels": {"team": "service"}},
+        "monitors": {"labels": {"team": "monitor"}, "exporter": {"enabled": True}},
+    }
+    found = rendered(chart, values=values)
+
+    assert pod_labels(found).items() >= {"team": "pod", "shift": "night"}.items()
+    labels = {one["kind"]: one["metadata"]["labels"] for one in found}
+    assert {kind: labels[kind]["team"] for kind in ("Service", "ServiceMonitor", "Deployment")} == {
+        "Service": "service",
+        "ServiceMonitor": "monitor",
+        "Deployment": "common",
+    }
+    assert {each["shift"] for each in labels.values()} == {"night"}
+
+
 def test_a_variable_of_the_user_replaces_the_chart_s(chart: Path) -> None:
     values = {
         "extraEnv": [{"name": "LLM_HEADROOM_LISTEN", "value": "[::]:9836"}, {"name": "X", "value": "y"}],

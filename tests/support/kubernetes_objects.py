@@ -51,9 +51,19 @@ def ran(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
+class _Strict(yaml.SafeLoader):
+    """Refuses a key that stands twice, as API servers with strict validation do; PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's own signature
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = {key for key in keys if keys.count(key) > 1}
+        assert not twice, f"line {node.start_mark.line + 1}: {twice} twice"
+        return super().construct_mapping(node, deep=deep)
+
+
 def objects(text: str) -> list[dict[str, Any]]:
     """The objects of a stream of manifests."""
-    return [one for one in yaml.safe_load_all(text) if one is not None]
+    return [one for one in yaml.load_all(text, Loader=_Strict) if one is not None]
 
 
 def only(found: list[dict[str, Any]], kind: str) -> dict[str, Any]:

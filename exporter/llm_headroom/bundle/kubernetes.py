@@ -42,9 +42,12 @@ def _sidecars(settings: BundleSettings) -> dict[str, Any]:
             {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"},
         ],
     }
+    # The chart's deployment and daemonset have a port of this name as well, and a monitor of their own.
+    others = {"key": "app.kubernetes.io/name", "operator": "NotIn", "values": ["llm-headroom"]}
+    selector = {"matchExpressions": [others]}
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",
         "metadata": {"name": "llm-headroom-sidecars", "labels": dict(_LABELS)},
-        "spec": {"namespaceSelector": {"any": True}, "selector": {}, "podMetricsEndpoints": [endpoint]},
+        "spec": {"namespaceSelector": {"any": True}, "selector": selector, "podMetricsEndpoints": [endpoint]},
     }

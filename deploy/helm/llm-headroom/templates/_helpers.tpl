@@ -21,12 +21,15 @@ app.kubernetes.io/name: {{ include "llm-headroom.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
+{{- /* All labels of an object. Takes {root, labels}: its own, which go before `commonLabels`; a key may stand only once. */ -}}
 {{- define "llm-headroom.labels" -}}
+{{- with .root -}}
 {{ include "llm-headroom.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{- with .Values.commonLabels }}
+{{- end }}
+{{- with merge dict (default dict .labels) .root.Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -36,10 +39,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 name: {{ include "llm-headroom.fullname" .root }}{{ with .suffix }}-{{ . }}{{ end }}
 namespace: {{ default (include "llm-headroom.namespace" .root) .namespace }}
 labels:
-  {{- include "llm-headroom.labels" .root | nindent 2 }}
-  {{- with .labels }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- include "llm-headroom.labels" (pick . "root" "labels") | nindent 2 }}
 {{- with .annotations }}
 annotations:
   {{- toYaml . | nindent 2 }}

@@ -4,10 +4,7 @@
 {{- with $root.Values -}}
 metadata:
   labels:
-    {{- include "llm-headroom.labels" $root | nindent 4 }}
-    {{- with .podLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- include "llm-headroom.labels" (dict "root" $root "labels" .podLabels) | nindent 4 }}
   {{- with .podAnnotations }}
   annotations:
     {{- toYaml . | nindent 4 }}
