@@ -1,4 +1,7 @@
-"""As much of Kubernetes' API as Prometheus' service discovery reads: the list of pods, and a watch without news."""
+"""As much of Kubernetes' API as Prometheus' service discovery reads: the list of pods, and a watch without news.
+
+Newer clients ask for the list as the first events of a watch (kubernetes/enhancements, sig-api-machinery 3157).
+"""
 
 from __future__ import annotations
 
@@ -36,17 +39,23 @@ class PodsApi:
         listed = json.dumps(
             {"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "1"}, "items": list(pods)}
         ).encode()
+        begun = {"resourceVersion": "1", "annotations": {"k8s.io/initial-events-end": "true"}}
+        bookmark = {"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": "Pod", "metadata": begun}}
+        events = [*({"type": "ADDED", "object": each} for each in pods), bookmark]
+        streamed = "".join(json.dumps(event) + "\n" for event in events).encode()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 url = urlsplit(self.path)
-                watching = "watch" in parse_qs(url.query)
+                query = parse_qs(url.query)
+                watching = "watch" in query
                 self.send_response(200 if url.path == "/api/v1/pods" else 404)
                 self.send_header("Content-Type", "application/json")
                 if not watching:
                     self.send_header("Content-Length", str(len(listed)))
                 self.end_headers()
                 if watching:
+                    self.wfile.write(streamed if "sendInitialEvents" in query else b"")
                     self.wfile.flush()
                     ended.wait()
                 elif url.path == "/api/v1/pods":
