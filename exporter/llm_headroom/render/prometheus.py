@@ -147,14 +147,12 @@ def unit_word(metric: Metric) -> str:
 
 
 def _heading(metric: Metric, form: Format) -> str:
-    text = metric.help.replace("\\", r"\\").replace("\n", r"\n")
+    """The lines about a family; help texts hold nothing that would have to be escaped."""
     if form is Format.TEXT:
-        return f"# HELP {metric.name} {text}\n# TYPE {metric.name} {metric.kind}\n"
-    family = metric.name.removesuffix("_total") if metric.kind is Kind.COUNTER else metric.name
-    word = unit_word(metric)
+        return f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} {metric.kind}\n"
+    family, word = metric.name.removesuffix("_total"), unit_word(metric)
     unit = f"# UNIT {family} {word}\n" if word else ""
-    escaped = text.replace('"', r"\"")
-    return f"# TYPE {family} {metric.kind}\n{unit}# HELP {family} {escaped}\n"
+    return f"# TYPE {family} {metric.kind}\n{unit}# HELP {family} {metric.help}\n"
 
 
 _HEADINGS: Final = {form: {metric: _heading(metric, form).encode() for metric in schema.ALL} for form in Format}

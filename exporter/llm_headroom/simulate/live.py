@@ -11,6 +11,7 @@ import heapq
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from llm_headroom.simulate.batching import Engine, Outcome
@@ -69,7 +70,7 @@ class Feed:
 
     def __init__(self) -> None:
         self._heads: list[tuple[float, int, str, Request, float, Iterator[Request]]] = []
-        self._streams = 0
+        self._numbers = count()
 
     @property
     def next_arrival(self) -> float:
@@ -78,8 +79,7 @@ class Feed:
 
     def add(self, requests: Iterable[Request], begin: float, model: str = "") -> None:
         """Have requests arrive, their second 0 at ``begin``."""
-        self._streams += 1
-        self._push(self._streams, model, iter(requests), begin)
+        self._push(next(self._numbers), model, iter(requests), begin)
 
     def _push(self, number: int, model: str, rest: Iterator[Request], begin: float) -> None:
         request = next(rest, None)
