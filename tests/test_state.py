@@ -59,6 +59,7 @@ def busy(**changes: float) -> list[Point]:
         "usage": (schema.KV_CACHE_USAGE, {}),
         "room": (schema.KV_CACHE_HEADROOM_REQUESTS, {}),
         "asleep": (schema.MODEL_ASLEEP, {}),
+        "restarts": (schema.ENGINE_RESTARTS, {}),
     }
     points = [point(metrics[name][0], value, **metrics[name][1]) for name, value in amounts.items() if name != "first"]
     if "first" in amounts:
@@ -221,6 +222,25 @@ def test_requests_that_fail_and_clients_that_leave() -> None:
     judged = failing.polled(busy(finished=90, failed=10))
     assert (judged.state, judged.reason) == (State.FAILING, "10 of 100 requests of the last 5 min failed (10%)")
     assert left.polled(busy(finished=90, aborted=50)).state is State.OK
+
+
+def test_an_engine_that_restarts_again_and_again_fails_however_soon_it_is_back() -> None:
+    """Each time requests are lost, and the engine answers again before two polls have failed."""
+    watch = Watch()
+    judged = [watch.polled(busy(restarts=float(min(poll // 60, 4)))) for poll in range(720)]
+
+    assert {each.state for each in judged[:180]} == {State.OK}  # two restarts, after 5 and 10 minutes
+    assert {each.state for each in judged[180:480]} == {State.FAILING}  # until the second of four is half an hour ago
+    assert judged[252].reason == "it restarted 4 times within 30 min, the last time 60 s ago"
+    assert judged[-1].state is State.OK
+
+
+def test_restarts_from_before_are_no_crash_loop_of_now() -> None:
+    watch = Watch()
+    watch.polled(busy(running=1.0))
+
+    assert watch.polled(busy(restarts=7.0)).state is State.OK
+    assert watch.polled(busy(restarts=7.0)).state is State.OK
 
 
 def test_one_failed_request_of_three_decides_nothing() -> None:

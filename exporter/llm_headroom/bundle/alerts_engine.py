@@ -46,7 +46,7 @@ LATENCY: Final = (
             and target_model:llm_ttft_missed:increase2m > $ttft_slow_count - 0.5""",
         summary=f"First tokens of {_WHO} are slow",
         description="{{ $value | humanizePercentage }} of the first tokens of the last two minutes missed the TTFT "
-        "objective; $ttft_slow_share of them and at least $ttft_slow_count are worth a page.",
+        "objective; a share of $ttft_slow_share and at least $ttft_slow_count of them are worth a page.",
     ),
     Alert(
         name="LLMSaturationRisk",

@@ -52,6 +52,7 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
     schema.ROUTER_REQUESTS_WAITING: (Figure("waiting"),),
     schema.ROUTER_WORKER_HEALTHY: (Figure("healthy"),),
     schema.ENGINE_STALLED: (Figure("stalled", max),),
+    schema.ENGINE_RESTARTS: (Figure("restarts", max),),
     schema.KV_CACHE_USAGE: (Figure("usage", max),),
     schema.KV_CACHE_HEADROOM_REQUESTS: (Figure("room", min),),
     schema.MODEL_ASLEEP: (Figure("asleep", max),),

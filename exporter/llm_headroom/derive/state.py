@@ -6,6 +6,7 @@ thresholds; a contract test holds both together. No forecast takes part: what is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -29,6 +30,8 @@ RISE: Final[Mapping[State, float]] = {State.DOWN: 9.0, State.MISREAD: 9.0, State
 CLEAR: Final[Mapping[State, float]] = {State.FAILING: 60.0, State.BLOCKED: 15.0, State.SLOW: 60.0, State.TIGHT: 60.0}
 """Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""
 
+RESTARTS_SECONDS: Final = 1800.0
+"""The time within which restarts are a crash loop: that of the alert."""
 AT_WORK_SECONDS: Final = 30.0
 """An engine that ends within so much of its last request has not been drained: it ended unplanned."""
 _ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cause.STATUS, Cause.PROTOCOL})
@@ -58,13 +61,18 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is remembered of one model: its state, its recent counts, since when requests wait and none is taken in."""
+    """What is remembered of one model: its state, its recent counts, since when requests wait and none is taken in.
+
+    `restarts` is the counter as it was read last, `restarted` when it grew within `RESTARTS_SECONDS`.
+    """
 
     settled: Settled | None = None
     samples: tuple[Sample, ...] = ()
     progress: tuple[float | None, ...] = ()
     moved: float = 0.0
     unqueued: float = 0.0
+    restarts: float = math.inf
+    restarted: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +132,9 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
     progress = tuple(own.get(name) for name in PROGRESS)
     queued = own.get("waiting", 0.0) > 0
     counts = tuple(own.get(name) for name in COUNTED)
+    restarts = own.get("restarts", math.inf)
     if known is None:
-        return Known(samples=(Sample(at, counts),), progress=progress, moved=at, unqueued=at)
+        return Known(samples=(Sample(at, counts),), progress=progress, moved=at, unqueued=at, restarts=restarts)
     samples = known.samples
     if not samples or at - samples[-1].at >= SAMPLE_SECONDS:
         oldest = at - RATE_SECONDS - 2 * SAMPLE_SECONDS
@@ -136,6 +145,11 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
         progress=progress,
         moved=at if progress != known.progress else known.moved,
         unqueued=known.unqueued if queued else at,
+        restarts=restarts,
+        restarted=(
+            *(each for each in known.restarted if at - each < RESTARTS_SECONDS),
+            *([at] if known.restarts < restarts < math.inf else ()),
+        ),
     )
 
 
@@ -187,6 +201,10 @@ def _failures(known: Known, own: Mapping[str, float], at: float) -> Iterator[Fin
         if whole > DEFAULT.traffic_floor * RATE_SECONDS and part > DEFAULT.error_share_high * whole:
             share = f"{part:.0f} of {_requests(whole)} of the last {span(RATE_SECONDS)} failed"
             yield Finding(State.FAILING, f"{share} ({part / whole:.0%})")
+    times = known.restarted
+    if len(times) >= DEFAULT.restarts_high:
+        often = f"it restarted {len(times)} times within {span(RESTARTS_SECONDS)}"
+        yield Finding(State.FAILING, f"{often}, the last time {span(at - times[-1])} ago")
 
 
 def _workers(own: Mapping[str, float]) -> Iterator[Finding]:
