@@ -16,6 +16,7 @@ import pytest
 
 from llm_headroom.config.people import Links
 from llm_headroom.model import Level
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 from llm_headroom.view.day import Minute
 from llm_headroom.view.values import (
     Condition,
@@ -83,7 +84,7 @@ ENGINES: Final[Mapping[str, Mapping[str, Any]]] = {
     "down, read before": {"source": replace(DOWN, last_success=NOW - 50.0)},
     "down, as the state says": {"source": DOWN, "state": Condition("down", Level.BAD, "since it is <gone>")},
     "a warning": {"source": replace(SOURCE, warnings=("<odd>", "even"))},
-    "loads at their limits": {"load": loads(0.999, 1.0, 1.199, 1.2)},
+    "loads at their limits": {"load": loads(0.999, 1.0, LOAD_HEADROOM_LOW - 0.001, LOAD_HEADROOM_LOW)},
     "a load of an objective without a name of its own": {"load": (Load("<o>", 2.0, "compute", None, suspect=False),)},
     "a load with its requests, and suspect": {"load": (Load("request_duration", 20.0, "", 4.25, suspect=True),)},
     "running alone": {"running": 3.0},
