@@ -259,9 +259,9 @@ def test_where_host_memory_is_read_a_missing_limit_is_no_wrong_host() -> None:
 
 def test_what_is_left_of_a_deadline_is_said_in_round_numbers() -> None:
     routes = {**replayed(Capture("vllm", "0.32.0", "saturated")), "/version": hang}
-    (warning, *_) = polled("vllm", routes, timeout=0.7).snapshot.health.warnings
+    (warning, *_) = polled("vllm", routes, timeout=1.5).snapshot.health.warnings
 
-    assert re.search(r"/version: no answer within 0\.\d s", warning.message)
+    assert re.search(r"/version: no answer within [01]\.\d s", warning.message)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "http://127.0.0.1:8000/v1/metrics", "127.0.0.1:8000/v1/"])

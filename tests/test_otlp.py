@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import pytest
@@ -43,6 +43,8 @@ VLLM = Capture("vllm", "0.32.0", "saturated")
 RUNNING = Series(schema.REQUESTS_RUNNING, {"engine": "vllm", "target": "a"})
 TOKENS = Series(schema.PROMPT_TOKENS, {"engine": "vllm", "target": "a"})
 NOW = Reply(503, b"busy", {"Retry-After": "0"}, "text/plain")
+ONCE: Final = 0.75
+"""Seconds in which there is one attempt: the SDK's second one comes after 0.8 s at the soonest."""
 
 
 class Pushing:
@@ -252,7 +254,7 @@ def test_a_collector_of_an_unknown_authority_gets_nothing(
 ) -> None:
     protocol, collector = tls_collector
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.crt")
-    push = Pushing(collector.url, protocol=protocol, tls=Tls(ca_file=tmp_path / "other.crt"), interval=0.1, timeout=0.5)
+    push = Pushing(collector.url, protocol=protocol, tls=Tls(ca_file=tmp_path / "other.crt"), interval=0.1, timeout=2.0)
     told = push.until(lambda: bool(push.told()))
     assert told.keys() == {"dropped", "tls"}
     assert not collector.received
@@ -264,7 +266,7 @@ def test_a_certificate_may_be_wanted_of_another_name_than_the_address_has(
 ) -> None:
     protocol, collector = tls_collector
     tls = replace(certificates, server_name=server_name)
-    push = Pushing(f"https://127.0.0.1:{collector.port}", protocol=protocol, tls=tls, timeout=0.5)
+    push = Pushing(f"https://127.0.0.1:{collector.port}", protocol=protocol, tls=tls, timeout=2.0)
     told = push.until(lambda: bool(push.told()))
     assert told == ({"accepted": 1.0} if server_name else {"dropped": 1.0, "tls": 1.0})
 
@@ -290,9 +292,9 @@ def test_a_busy_collector_is_asked_again_and_gets_the_same_interval_once(caplog:
 @pytest.mark.parametrize("value", ["0", "Mon, 01 Jan 2024 00:00:00 GMT", "soon", "-1"])
 def test_a_collector_cannot_make_us_ask_again_at_once(value: str) -> None:
     with HttpReceiver(*[Reply(503, b"", {"Retry-After": value})] * 9) as collector:
-        push = Pushing(collector.url, timeout=1.5)
+        push = Pushing(collector.url, timeout=2.2)
         told, attempts = push.until(lambda: bool(push.told()), collector)
-    # A second attempt after about a second; the third would come after the timeout.
+    # A second attempt after about a second; the third would come after the timeout, at 2.4 s at the soonest.
     assert (told, attempts) == ({"dropped": 1.0, "unavailable": 1.0}, 2)
 
 
@@ -309,7 +311,7 @@ def test_points_of_every_source_are_dropped_while_a_collector_wants_to_be_left_a
 ) -> None:
     caplog.set_level(logging.INFO)
     with HttpReceiver(Reply(429, b"", {"Retry-After": "1"})) as collector:
-        push = Pushing(collector.url, interval=0.1, timeout=0.5)
+        push = Pushing(collector.url, interval=0.1, timeout=ONCE)
         push.beside = [Point(RUNNING, 1.0, ""), Point(TOKENS, 1.0, "")]
         told = push.until(lambda: bool(push.told().get("accepted")))
     (works,) = (each.__dict__ for each in caplog.records if each.getMessage() == "otlp export works")
@@ -359,7 +361,7 @@ def test_a_dead_collector_costs_its_intervals_and_is_told_of_once(caplog: pytest
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    push = Pushing(f"http://127.0.0.1:{port}", interval=0.1, timeout=0.3)
+    push = Pushing(f"http://127.0.0.1:{port}", interval=0.1, timeout=ONCE)
     receiver: list[HttpReceiver] = []
 
     def returns() -> bool:
@@ -485,7 +487,7 @@ def test_grpc_that_is_unavailable_is_tried_again() -> None:
 )
 def test_why_grpc_failed_is_counted(code: grpc.StatusCode, cause: str) -> None:
     with GrpcReceiver(code) as collector:
-        push = Pushing(collector.url, protocol="grpc", timeout=0.5)
+        push = Pushing(collector.url, protocol="grpc", timeout=ONCE)
         assert push.until(lambda: bool(push.told()), collector) == ({"dropped": 1.0, cause: 1.0}, 1)
 
 
@@ -629,7 +631,7 @@ def test_a_variable_that_cannot_be_used_is_said_and_costs_no_scrape(
 
 def test_a_certificate_that_is_missing_is_said_and_costs_no_scrape(tmp_path: Path) -> None:
     for protocol in ("http/protobuf", "grpc"):
-        push = Pushing("https://localhost:1", protocol=protocol, tls=Tls(ca_file=tmp_path / "gone"), timeout=0.3)
+        push = Pushing("https://localhost:1", protocol=protocol, tls=Tls(ca_file=tmp_path / "gone"), timeout=ONCE)
         assert push.until(lambda push=push: bool(push.told())).keys() == {"dropped", "tls"}  # type: ignore[misc]
 
 
