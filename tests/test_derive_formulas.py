@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,9 @@ from llm_headroom.derive.estimates import Estimates, Mean
 from llm_headroom.derive.observation import Observation
 from llm_headroom.derive.pressure import Levels, Mark
 from llm_headroom.model import Histogram
+
+if TYPE_CHECKING:
+    from llm_headroom.model import Labels, Metric
 
 
 def mean(value: float) -> Mean:
@@ -35,10 +38,11 @@ NOW = Observation(running=10.0, waiting=4.0, capacity=4000.0, used=1000.0)
 
 def known(**means: float | None) -> Estimates:
     """The estimates with other means; None for one that is not known."""
-    return replace(KNOWN, **{name: Mean(60.0) if each is None else mean(each) for name, each in means.items()})
+    others: dict[str, Any] = {name: Mean(60.0) if each is None else mean(each) for name, each in means.items()}
+    return replace(KNOWN, **others)
 
 
-def now(**gauges: float | None) -> Observation:
+def now(**gauges: Any) -> Observation:  # noqa: ANN401 - numbers, or None
     return replace(NOW, **gauges)
 
 
@@ -265,7 +269,7 @@ def test_the_fullest_replica_stands_for_the_target() -> None:
 
 def test_headroom_of_pools_leaves_out_those_of_no_size_and_of_no_use() -> None:
     metrics = (schema.KV_CACHE_CAPACITY, schema.KV_CACHE_USED, schema.REQUESTS_WAITING)
-    pools = {
+    pools: dict[Labels, dict[Metric, float]] = {
         (("model", name),): {metric: value for metric, value in zip(metrics, values, strict=True) if value is not None}
         for name, values in {
             "a": (1000.0, 400.0, 2.0), "b": (1000.0, 400.0, None), "c": (0.0, 0.0, 0.0), "d": (None, 4.0, 0.0),

@@ -40,14 +40,14 @@ def _sigmoid(x: float) -> float:
 def kv_distance(now: Observation, estimates: Estimates) -> float | None:
     """By how many standard deviations the expected KV demand misses the capacity (negative) at its worst moment."""
     demand, residence, held = steady_demand(estimates), estimates.residence.value, estimates.held.value
-    arrivals, capacity = estimates.arrivals.value, now.capacity
-    if not demand or not residence or not held or arrivals is None or not capacity or now.used is None:
+    capacity = now.capacity
+    if not demand or not residence or not held or not capacity or now.used is None:
         return None
     begin = demanded(now, estimates)
 
     def deviation(ahead: float) -> float:
         fading = math.exp(-2.0 * ahead / residence)
-        variance = 2.0 * held**2 * arrivals * residence * estimates.burstiness * (1.0 - fading)
+        variance = 2.0 * held * demand * estimates.burstiness * (1.0 - fading)
         return math.sqrt(variance + (_MEASUREMENT_ERROR * capacity) ** 2)
 
     distances = []
