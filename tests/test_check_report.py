@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_headroom.commands.check_report import fine, measured, rank, text_report, value
+from llm_headroom.commands.check_report import NOTHING, fine, measured, rank, text_report, value
 from llm_headroom.model import Cause
 
 
@@ -135,7 +135,18 @@ def test_everything_that_a_report_may_hold_the_worst_first() -> None:
         "Looked for on this host and not found",
         "  127.0.0.1:11434    Ollama: nothing listens there",
     ]
-    assert text_report([], []).startswith("Nothing was found: no engine and no GPU.")
+    assert text_report([], []) == NOTHING
+    assert text_report(iter([source("fine", states=[])]), []).splitlines() == ["fine  vllm 0.9  up  (read in 12.3 ms)"]
+
+
+def test_long_lists_are_wrapped() -> None:
+    lacking = [{"metric": f"llm_metric_{number}", "reason": "it has a long reason " * 9} for number in range(30)]
+    lines = text_report([source("a", unmapped=[f"vllm:{n}" for n in range(60)], missing=lacking)], []).splitlines()
+    widths = {
+        indent: max(len(line) for line in lines if len(line) - len(line.lstrip()) == indent) for indent in (4, 6, 8)
+    }
+    assert widths == {4: 110, 6: 91, 8: 109}
+    assert sum(line.startswith("    vllm:") for line in lines) == 6
 
 
 @pytest.mark.parametrize(

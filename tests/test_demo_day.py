@@ -97,9 +97,9 @@ def test_ollama_is_asked_most_in_the_middle_of_the_day() -> None:
         [one for one in takewhile(lambda one: one.arrival < DAY, chats(1)) if (300.0 <= one.arrival < 900.0) is middle]
         for middle in (False, True)
     )
-    assert (len(night), len(noon)) == (112, 237)
-    assert sorted(one.prompt_tokens for one in noon)[len(noon) // 2] == 188
-    assert sorted(one.output_tokens for one in noon)[len(noon) // 2] == 154
+    assert (len(night), len(noon)) == (110, 225)
+    assert sorted(one.prompt_tokens for one in noon)[len(noon) // 2] == 187
+    assert sorted(one.output_tokens for one in noon)[len(noon) // 2] == 160
     assert next(chats(2)) != next(chats(1))
 
 

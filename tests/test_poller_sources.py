@@ -276,6 +276,7 @@ def test_gpus_are_there_where_they_can_be_read_or_are_wanted(
         await until(lambda: (len(poller.slots), len(poller.absent)) == (slots, absent))
         await until(lambda: len(poller.snapshots()) == slots)
         if slots:
+            assert "llm_gpu_state" in names(poller, GPU_TARGET)
             assert (GPU_TARGET, poller.snapshots()[0].health.error) == (poller.snapshots()[0].target, failure)
 
     polling(poller, polled)
@@ -367,3 +368,49 @@ def test_engines_may_be_seen_on_this_host_or_where_its_gpus_are_read() -> None:
         ([], True, False),
     ):
         assert HostWatch(Finder(), timeout=1.0).may_see(targets, gpus=gpus) is seen
+
+
+# Reloads -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "gpus_go_on", "beside_goes_on"),
+    [
+        ({"listen": (":1",)}, True, True),
+        ({"interval": 0.06}, False, True),
+        ({"gpu": GpuSettings(enabled=True, pcie=True)}, False, True),
+        ({"label_limit": 100}, False, False),
+    ],
+)
+def test_a_reload_leaves_what_it_does_not_concern(
+    change: dict[str, Any], *, gpus_go_on: bool, beside_goes_on: bool
+) -> None:
+    config = replace(ALONE, gpu=GpuSettings(enabled=True))
+    poller = Poller(config, gpus=Card(), beside=[Beside()])
+
+    async def test() -> None:
+        await until(lambda: len(poller.snapshots()) == 2)
+        before = dict(poller.slots)
+        states = {name: slot.snapshot for name, slot in before.items()}
+        await poller.apply(replace(config, **change))
+        await until(lambda: len(poller.slots) == 2)
+        goes_on = {name: poller.slots[name] is slot for name, slot in before.items()}
+        assert goes_on == {GPU_TARGET: gpus_go_on, "beside": beside_goes_on}
+        for name, slot in poller.slots.items():
+            assert slot.snapshot is not None
+            was = states[name]
+            assert was is not None
+            assert [each.since for each in slot.snapshot.states] == [each.since for each in was.states]
+
+    polling(poller, test)
+
+
+def test_gpus_and_discovery_are_switched_off_by_a_reload() -> None:
+    config = replace(ALONE, gpu=GpuSettings(enabled=True))
+    card = Card()
+    poller = Poller(config, gpus=card)
+
+    async def test() -> None:
+        await until(poller.snapshots)
+        await poller.apply(replace(config, gpu=GpuSettings(enabled=False)))
+        assert (poller.slots, card.closed) == ({}, 1)
+
+    polling(poller, test)

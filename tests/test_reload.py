@@ -10,9 +10,9 @@ import pytest
 
 import bounded
 from captures import Capture
-from engine_server import EngineServer, replayed
+from engine_server import EngineServer, Reply, replayed
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Config, Cost, GpuSettings, Objectives, Target
+from llm_headroom.config.settings import Config, Cost, EngineSettings, GpuSettings, Objectives, RuleSettings, Target
 from llm_headroom.poll.poller import Poller
 
 if TYPE_CHECKING:
@@ -57,12 +57,22 @@ def reloaded(before: Config, after: Config) -> tuple[Snapshot, Snapshot, bool]:
     return results[0]
 
 
+NEW: Final = EngineSettings(
+    name="new", prefixes=("new_",), rules=(RuleSettings(metric="llm_requests_running", names=("new_running",)),)
+)
 CHANGES: Final[Mapping[str, tuple[Callable[[Config], Config], bool]]] = {
     "listen": (lambda config: replace(config, listen=(":1",)), True),
     "interval": (lambda config: replace(config, interval=0.2), True),
     "cost": (lambda config: replace(config, cost=Cost(gpu_hour=2.0)), True),
     "gpu": (lambda config: replace(config, gpu=GpuSettings(enabled=False, pcie=True)), True),
     "label_limit": (lambda config: replace(config, label_limit=100), False),
+    "timeout": (lambda config: replace(config, timeout=4.0), False),
+    "host": (lambda config: replace(config, host=True), False),
+    "engines": (lambda config: replace(config, engines={"new": NEW}), False),
+    "mappings": (
+        lambda config: replace(config, mappings={"vllm": (replace(NEW.rules[0], names=("vllm:new",)),)}),
+        False,
+    ),
     "objectives": (lambda config: replace(config, objectives=Objectives(ttft=3.0)), False),
     "detail": (lambda config: replace(config, detail="essential"), False),
 }
@@ -124,3 +134,58 @@ def test_another_engine_under_the_same_name_is_judged_anew() -> None:
                 await poller.stop()
 
         bounded.run(test())
+
+
+def test_an_engine_is_not_identified_anew_and_is_where_it_was_said_to_be_another() -> None:
+    async def test() -> None:
+        with EngineServer(replayed(Capture("vllm", "0.32.0", "saturated"))) as engine:
+            before = config(engine.url)
+            poller = Poller(before)
+            poller.start()
+            try:
+                first = await another(poller)
+                engine.routes = {}
+                await poller.apply(replace(before, label_limit=100))
+                second = first
+                while second.health.up:
+                    second = await another(poller, second)
+                assert (first.engine, second.engine) == ("vllm", "vllm")
+                named = replace(before.targets[0], engine="sglang")
+                await poller.apply(replace(before, targets=(named,)))
+                third = await another(poller, second)
+                assert (third.engine, third.states[0].since > first.states[0].since) == ("sglang", True)
+            finally:
+                await poller.stop()
+
+    bounded.run(test())
+
+
+def test_engines_that_were_found_go_on_for_as_long_as_any_are_looked_for() -> None:
+    async def test() -> None:
+        with EngineServer({"/metrics": Reply(b"new_running 1\n")}) as found, EngineServer() as named:
+            target = Target(name="named", endpoint=Endpoint(url=named.url), engine="vllm")
+            looking = Config(
+                gpu=GpuSettings(enabled=False),
+                host=False,
+                interval=0.05,
+                discover=True,
+                engines={"new": replace(NEW, port=found.port)},
+                targets=(target,),
+            )
+            poller = Poller(looking)
+            poller.start()
+            try:
+                while found.name not in poller.slots:  # noqa: ASYNC110 - nobody tells of what is found
+                    await asyncio.sleep(0.005)
+                source = poller.slots[found.name].source
+                await poller.apply(replace(looking, interval=0.06, targets=()))
+                assert poller.slots[found.name].source is source
+                assert "named" not in poller.slots
+                changed: list[bool] = []
+                poller.on_change(lambda: changed.append(True))
+                await poller.apply(replace(looking, discover=False))
+                assert ([*poller.slots], changed) == (["named"], [True])
+            finally:
+                await poller.stop()
+
+    bounded.run(test())

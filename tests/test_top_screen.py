@@ -269,9 +269,10 @@ def test_of_what_nothing_is_known_there_are_dashes() -> None:
     part = replace(GPU, free=None, profile="", name="L4", notes=("a note",), state=Condition("ok", Level.GOOD, "why"))
     (row,) = lines(screen(view(gpus=(part,)), "", 100.0, Chosen(), width=200, height=40), 200)[2:3]
     assert row == "✓ ok 0 L4 50% – – 310 W 84 °C a note"
-    bare = replace(card("y", state=Condition("down", Level.BAD)), source=source("y", version=""))
+    bare = card("y", state=Condition("down", Level.BAD), notes=("a note",))
+    bare = replace(bare, source=source("y", version=""))
     shown = lines(screen(view(bare), "", 100.0, Chosen(), width=200, height=40), 200)
-    assert shown[2] == "■ down y vLLM – – – – – – – – –"
+    assert shown[2] == "■ down y vLLM – – – – – – – – – a note"
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,9 @@ def engines(settings: Settings, clock: Clock) -> dict[str, EngineServer]:
             gpu=A100_80GB,
             utilisation=_SGLANG_SHARE,
             max_num_seqs=64,
-            seed=seed + 1,
+            seed=seed,
         ),
-        "ollama": ollama_server(OLLAMA, clock, seed=seed + 2),
+        "ollama": ollama_server(OLLAMA, clock, seed=seed),
     }
     for name, trace, rate in (("vllm", "azure_conv", 0.6), ("sglang", "azure_code", 0.7)):
         again = repeated(scaled(bundled_trace(trace), rate), _TRACE_SECONDS[trace] / rate)
@@ -147,7 +147,7 @@ def engines(settings: Settings, clock: Clock) -> dict[str, EngineServer]:
 
 def chats(seed: int) -> Iterator[Request]:
     """Return what Ollama's clients ask for; they come through the proxy, as Ollama has no metrics of its own."""
-    return Synthetic(0.3, Lengths(200, 0.6), Lengths(150, 0.6), day_swing=_SWING, day_seconds=DAY).requests(seed + 3)
+    return Synthetic(0.3, Lengths(200, 0.6), Lengths(150, 0.6), day_swing=_SWING, day_seconds=DAY).requests(seed)
 
 
 def targets(servers: dict[str, EngineServer]) -> tuple[Target, ...]:

@@ -294,7 +294,7 @@ def _state(card: EngineCard | GpuCard) -> Text:
 def _why(card: EngineCard | GpuCard) -> Text:
     said = [card.state.reason] if card.level is not Level.GOOD and card.state.reason else []
     said += card.notes
-    return Text(plain("; ".join(said)), STYLES[card.level] if said else "")
+    return Text(plain("; ".join(said)), STYLES[card.level])
 
 
 def _engine_row(card: EngineCard) -> tuple[Text | str, ...]:
@@ -322,7 +322,7 @@ def _gpu_row(card: GpuCard) -> tuple[Text | str, ...]:
     return (
         _state(card),
         plain(card.gpu or card.source.target),
-        Text(plain(" ".join(part for part in (card.name, card.profile) if part)), "dim"),
+        Text(plain(f"{card.name} {card.profile}".strip()), "dim"),
         text.percent(card.utilization),
         _bar(None if not card.total or card.free is None else 1 - card.free / card.total),
         text.size(card.free),
