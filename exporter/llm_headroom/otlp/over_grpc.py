@@ -66,14 +66,14 @@ def opened(
         compression=grpc.Compression.Gzip if options.gzip else grpc.Compression.NoCompression,
         channel_options=(("grpc.ssl_target_name_override", tls.server_name),) if tls.server_name else None,
     )
-    return exporter, _outcome
+    return exporter, outcome_of
 
 
 def _read(path: Path | None) -> bytes | None:
     return None if path is None else path.read_bytes()
 
 
-def _outcome(lines: Sequence[logging.LogRecord]) -> Outcome:
+def outcome_of(lines: Sequence[logging.LogRecord]) -> Outcome:
     """Why the newest attempt failed; if the deadline cut it, why an older one did, which had more time."""
     failed = [_failed(line) for line in lines]
     reasons = [each for each in failed if each.cause not in {Drop.TIMEOUT, Drop.OTHER}]

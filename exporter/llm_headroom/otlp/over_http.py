@@ -64,12 +64,12 @@ class Session(requests.Session):
             # For each request, since requests prefers REQUESTS_CA_BUNDLE to the session's own.
             verify = False if self._tls.insecure_skip_verify else self.verify
             response = super().request(*args, **{**kwargs, "stream": True, "verify": verify})
-            self.last = _judged(response, next(response.iter_content(_LARGEST_ANSWER), b""))
+            self.last = judged(response, next(response.iter_content(_LARGEST_ANSWER), b""))
         except OSError as error:
-            failed = _failed(error)
+            why = failed(error)
             # The last of several attempts has only what the others left of the time.
-            if failed.cause is not Drop.TIMEOUT or self.last.cause is None:
-                self.last = failed
+            if why.cause is not Drop.TIMEOUT or self.last.cause is None:
+                self.last = why
             raise
         if self.last.cause is Drop.PROTOCOL:
             raise requests.RequestException(self.last.message)
@@ -111,7 +111,8 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _judged(response: requests.Response, body: bytes) -> Outcome:
+def judged(response: requests.Response, body: bytes) -> Outcome:
+    """The outcome by the response and the beginning of its body."""
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     status = response.status_code
     if status in _REDIRECT or (status in _OK and kind == "text/html"):
@@ -136,7 +137,8 @@ def _message(kind: str, body: bytes) -> str:
     return ""
 
 
-def _failed(error: OSError) -> Outcome:
+def failed(error: OSError) -> Outcome:
+    """The outcome of a request that had no response."""
     inner = error.args[0] if error.args else error
     text = re.sub(r"^.*object at 0x\w+>: ", "", str(getattr(inner, "reason", inner)))
     if isinstance(error, requests.exceptions.SSLError) or not isinstance(error, requests.RequestException):
