@@ -9,12 +9,15 @@ import bcrypt
 import pytest
 import trustme
 
-from engine_server import EngineServer, Reply, hang
+from engine_server import EngineServer, Reply, garbage, hang
 from exporter_process import COMMAND, Exporter, environment
 from llm_headroom.commands import health
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
+
+    from engine_server import Behaviour
 
 WITHOUT = ("--no-gpu", "--no-discover")
 
@@ -77,6 +80,41 @@ def test_an_exporter_that_hangs_or_fails_is_not_well() -> None:
         assert ask("--url", server.url, "--timeout", "0.2") == (1, expected)
     with EngineServer({"/-/healthy": Reply(b"no", 503)}) as server:
         assert ask("--url", server.url) == (1, "llm-headroom: /-/healthy returned 503\n")
+
+
+def hang_up(_server: EngineServer, _connection: socket.socket) -> None:
+    """Close without a word."""
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        (Reply(b"llm-headroom is healthy"), None),
+        (Reply(b"", 401), None),
+        (Reply(b"", 429), None),
+        (Reply(b"", 204), "/-/healthy returned 204"),
+        (Reply(b"", 302), "/-/healthy returned 302"),
+        (Reply(b"", 404), "/-/healthy returned 404"),
+        (garbage, "the response is not valid HTTP/1.1: illegal request line"),
+        (garbage, "; does it speak TLS (https://)?"),
+        (hang_up, "/under/-/healthy: the response is not valid HTTP/1.1: Server disconnected"),
+    ],
+)
+def test_what_an_exporter_answers(reply: Reply | Behaviour, problem: str | None) -> None:
+    with EngineServer({"/under/-/healthy": reply}) as server:
+        found = health.problem(f"{server.url}/under", 60.0)
+    assert (found is None) is (problem is None)
+    assert (problem or "") in (found or "")
+
+
+def test_what_speaks_no_tls_is_not_asked_whether_it_does(tmp_path: Path) -> None:
+    with EngineServer({"*": Reply(b"")}) as server:
+        found = health.problem(server.url.replace("http:", "https:"), 60.0)
+        assert found is not None
+        assert "does it speak TLS" not in found
+        missing = health.problem(server.url.replace("http:", "https:"), 60.0, cert_file=tmp_path / "none.crt")
+    assert missing is not None
+    assert "cannot read file" in missing
 
 
 def test_what_is_no_url_is_a_usage_error() -> None:

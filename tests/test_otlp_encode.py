@@ -197,6 +197,26 @@ def test_a_start_is_never_in_the_future_and_a_jittering_one_moves_nothing() -> N
     assert starts(memory, 1010.0, (TOKENS, 9.0), (START, 1000.2))["llm_prompt_tokens_total"] == 1000.0
 
 
+def test_a_restart_moves_the_start_though_the_one_before_was_not_always_known() -> None:
+    memory = Starts(500.0)
+    looks = [((START, 400.0),), (), ((START, 1030.0),), ((START, 1032.0),), ((START, 1090.0),)]
+    seen = [
+        starts(memory, at, (TOKENS, at), *more)["llm_prompt_tokens_total"]
+        for at, more in zip((1000.0, 1020.0, 1060.0, 1120.0, 1180.0), looks, strict=True)
+    ]
+    assert seen == [400.0, 400.0, 1030.0, 1060.0, 1120.0], "intervals never overlap"
+
+
+@pytest.mark.parametrize("started", [0.0, -5.0, 1001.0])
+def test_a_start_that_cannot_be_is_none(started: float) -> None:
+    assert starts(Starts(500.0), 1000.0, (TOKENS, 9.0), (START, started))["llm_prompt_tokens_total"] == 1000.0
+
+
+def test_what_the_kernel_counts_starts_with_the_first_look() -> None:
+    killed = Series(schema.HOST_OOM_KILLS, {"target": "a"})
+    assert starts(Starts(500.0), 1000.0, (killed, 1.0), (START, 400.0))["llm_host_memory_oom_kills_total"] == 1000.0
+
+
 def test_processes_of_one_engine_that_started_at_different_times_tell_no_start() -> None:
     other = Series(schema.ENGINE_START, {"target": "a", "replica": "1"})
     known = starts(Starts(500.0), 1000.0, (TOKENS, 9.0), (START, 400.0), (other, 600.0))
