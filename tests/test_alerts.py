@@ -300,7 +300,7 @@ def test_queries_of_runbooks_read_series_that_exist() -> None:
     for runbook, query in queries():
         read = metrics(query)
 
-        assert read, (runbook, query)
+        assert read or "ALERTS{" in query, (runbook, query)  # Prometheus' own, of what fires
         assert not {name for name in read if not known(name)}, (runbook, query)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import socket
 import struct
 import subprocess
 import termios
@@ -143,6 +144,23 @@ def test_without_an_exporter_it_polls_by_itself(vllm: EngineServer) -> None:
     assert "1 of 1 sources up" in printed.stdout
     assert "tiny-llama" in printed.stdout
     assert "no traffic" in printed.stdout, "two polls were made"
+
+
+def test_without_an_exporter_and_without_a_choice_it_says_that_it_looks_by_itself() -> None:
+    """An exporter that has died watched more: what is left must not look as if all of it were fine."""
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", 9836))  # and does not listen
+        except OSError:
+            pytest.skip("an exporter runs at the usual address of this host")
+        printed = top("--once", "--no-gpu", "--no-discover")
+        with Terminal("--no-gpu", "--no-discover", columns=180) as terminal:
+            terminal.until("No exporter answers at http://localhost:9836")
+            terminal.press("q")
+            assert terminal.ended() == 0
+
+    assert "No exporter answers at http://localhost:9836" in printed.stderr
+    assert "--url" in printed.stderr
 
 
 def test_an_exporter_that_is_not_there_is_an_error_that_names_it_without_its_password() -> None:

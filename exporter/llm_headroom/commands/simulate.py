@@ -174,5 +174,7 @@ def command(**flags: Any) -> None:  # noqa: ANN401 - click's values
     """Run one simulated engine: its metrics, its API at simulated speed, and POST /-/misbehave for faults."""
     try:
         asyncio.run(run(Settings(**flags), click.echo))
-    except (ValueError, OSError, ListenError) as error:
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (ValueError, ListenError) as error:
         fail(str(error))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import click
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -49,6 +49,11 @@ if TYPE_CHECKING:
     from llm_headroom.view.values import EngineCard, GpuCard, View
 
 USUAL: Final = "http://localhost:9836"
+ALONE: Final = (
+    f"No exporter answers at {USUAL}: these are polls of top itself, of what it detects on this host. An exporter may "
+    "watch more; name it with --url."
+)
+"""Said where nobody chose so: an exporter that has died would otherwise look as if all were fine."""
 INTERVAL: Final = 1.0
 """Seconds between polls of our own at most, so that a rate is there after the second one."""
 SETTLING: Final = 2.5
@@ -195,15 +200,15 @@ def show_once(listen: Callable[[Latest], None], form: str) -> bool:
     return bool(cards) and all(card.level in {Level.GOOD, Level.UNKNOWN} and card.source.up for card in cards)
 
 
-def live(listen: Callable[[Latest], None]) -> None:
-    """Show what `listen` hears until `q` or Ctrl-C."""
+def live(listen: Callable[[Latest], None], note: str = "") -> None:
+    """Show what `listen` hears until `q` or Ctrl-C, under a note if there is one."""
     latest = Latest()
     thread = threading.Thread(target=listen, args=(latest,), daemon=True)
     logging.disable(logging.CRITICAL)  # it would be written across the screen; troubles are shown in the tables
     thread.start()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have had it ignored, as `nohup` and `&` do
     try:
-        _live(Console(), latest)
+        _live(Console(), latest, note)
     except KeyboardInterrupt:
         pass
     finally:
@@ -211,15 +216,16 @@ def live(listen: Callable[[Latest], None]) -> None:
         thread.join(1.0)
 
 
-def _live(console: Console, latest: Latest) -> None:
+def _live(console: Console, latest: Latest, note: str) -> None:
     chosen = Chosen()
+    above = [Text(note, style="yellow", no_wrap=True, overflow="ellipsis")] if note else []
     with _keys() as wait, Live(console=console, screen=True, auto_refresh=False) as shown:
         while True:
             drawn: RenderableType = Text(plain(latest.problem) or "Waiting for the first collection …", style="dim")
             if latest.view is not None:
-                size = {"width": console.width, "height": console.height}
+                size = {"width": console.width, "height": console.height - len(above)}
                 drawn = screen(latest.view, latest.problem, time.time(), chosen, **size)
-            shown.update(drawn, refresh=True)
+            shown.update(Group(*above, drawn), refresh=True)
             keys = wait(REDRAW)
             after = pressed(chosen, keys) if keys else chosen
             if after is None:
@@ -296,8 +302,9 @@ def command(  # noqa: PLR0913 - the options
     tls = Tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file, insecure_skip_verify=insecure)
     if key_file is not None and cert_file is None:
         fail("--key-file needs --cert-file")
-    if url is None and path is None and not flags["targets"] and running(Exporter(USUAL, tls)):
-        url = USUAL
+    note = ""
+    if url is None and path is None and not flags["targets"]:
+        url, note = (USUAL, "") if running(Exporter(USUAL, tls)) else (None, ALONE)
     try:
         config = None if url is not None else loaded(path, **flags)
     except ConfigError as error:
@@ -312,8 +319,12 @@ def command(  # noqa: PLR0913 - the options
 
     try:
         if not once and form == "text" and Console().is_terminal:
-            live(listen)
-        elif not show_once(listen, form):
+            live(listen, note)
+        else:
+            if note:
+                click.echo(f"llm-headroom: {note}", err=True)
+            if show_once(listen, form):
+                return
             sys.exit(SOME_SOURCE_FAILED)
     except Unusable as error:
         click.echo(f"llm-headroom: {plain(str(error))}", err=True)
