@@ -300,7 +300,7 @@ class OllamaServer:
         while (moment := self._next()) <= until:
             self._move(moment)
             if self._loading and self._loading[1] <= moment:
-                self._finish_load()
+                self._finish_load(*self._loading)
             for runner in tuple(self._runners.values()):
                 if not runner.active and runner.expires_at <= moment:
                     del self._runners[runner.name]
@@ -333,10 +333,7 @@ class OllamaServer:
         seconds = config.host.load_overhead + config.models[name].weights_bytes / config.host.disk
         self._loading = (name, max(self.now, self._not_before) + seconds, min(size, self._free_vram()))
 
-    def _finish_load(self) -> None:
-        if self._loading is None:
-            return
-        name, ready, vram = self._loading
+    def _finish_load(self, name: str, ready: float, vram: int) -> None:
         config, model = self.config, self.config.models[name]
         size = config.size(model)
         cells = config.cells * config.num_parallel
