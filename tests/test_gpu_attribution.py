@@ -6,16 +6,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llm_headroom.gpu.attribution import Device, Method, Owner, attribute, may_eliminate, unexplained
-from llm_headroom.gpu.device import GpuProcess
+from llm_headroom.gpu.attribution import (
+    Device,
+    Holding,
+    Method,
+    Owner,
+    attribute,
+    devices,
+    may_eliminate,
+    unexplained,
+)
+from llm_headroom.gpu.device import DeviceProcesses, GpuProcess
 from llm_headroom.host.engines import EngineProcess, How
 from proc_tree import ProcTree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from llm_headroom.gpu.attribution import Holding
 
 GIB = 2**30
 DOCKER = "0::/system.slice/docker-" + "ab" * 32 + ".scope"
@@ -158,6 +165,67 @@ def test_memory_that_is_not_told_by_process_is_nobody_s_if_others_may_have_it(tr
     assert holdings == []
 
 
+def test_what_is_reported_of_an_engine_s_processes_and_what_is_not_add_up(tree: ProcTree) -> None:
+    for pid, parent in ((100, 1), (101, 100), (102, 100)):
+        tree.process(pid, parent)
+    owners = [owner(tree, "a", 100)]
+    reported = attribute([device((100, 40), (101, 5), used=60)], owners, tree.proc, sidecar=False)
+    partly = attribute([device((100, 40), (101, 5), (102, None), used=60)], owners, tree.proc, sidecar=False)
+    too_much = attribute([device((100, 40), (101, None), used=30)], owners, tree.proc, sidecar=False)
+    assert found(reported) == {("0", "a"): (45, Method.PID)}
+    assert found(partly) == {("0", "a"): (60, Method.PID)}
+    assert found(too_much) == {("0", "a"): (40, Method.PID)}
+
+
+def test_what_two_engines_do_not_report_is_neither_s(tree: ProcTree) -> None:
+    for pid in (100, 200):
+        tree.process(pid)
+    both = [owner(tree, "a", 100), owner(tree, "b", 200)]
+    assert attribute([device((100, None), (200, None), used=60)], both, tree.proc, sidecar=False) == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "known", "held"),
+    [
+        (((4711, None), (900, None)), False, 60),  # a stranger's too, where the engine's own process is not known
+        (((4711, None), (900, None)), True, None),
+        (((4711, 20), (900, 10)), False, 30),  # every process reports its memory: the rest is the driver's
+        (((4711, 20), (900, 10)), True, 20),
+        (((4711, 20), (4712, None)), True, 60),
+    ],
+)
+def test_configured_gpus_and_processes_that_report_no_memory(
+    sidecar: ProcTree, processes: tuple[tuple[int, int | None], ...], *, known: bool, held: int | None
+) -> None:
+    sidecar.process(100)
+    sidecar.process(900)
+    owners = [owner(sidecar, "a", 100 if known else None, gpus="0")]
+    holdings = attribute([device(*processes, used=60)], owners, sidecar.proc, sidecar=False)
+    assert found(holdings) == ({} if held is None else {("0", "a"): (held, Method.GPUS)})
+
+
+def test_an_exporter_that_does_not_see_itself_knows_engines_all_the_same(tree: ProcTree) -> None:
+    tree.process(100, group=95, cgroup=DOCKER)
+    tree.process(120, 1, group=95)
+    tree.process(121, 1, cgroup=DOCKER)
+    (tree.root / "self/stat").unlink()
+    (tree.root / "self/cgroup").unlink()
+    owners = [owner(tree, "a", 100)]
+    devices = [device((120, 7), gpu="0"), device((121, 8), gpu="1")]
+    assert found(attribute(devices, owners, tree.proc, sidecar=False)) == {
+        ("0", "a"): (7, Method.PROCESS_GROUP),
+        ("1", "a"): (8, Method.CGROUP),
+    }
+
+
+def test_devices_are_those_with_memory_with_the_processes_of_each() -> None:
+    listed = [DeviceProcesses("1", "GPU-1", (GpuProcess(7, 5),)), DeviceProcesses("2", "GPU-2", ())]
+    assert devices({("0", "GPU-0"): 1.0, ("1", "GPU-1"): 2.0}, listed) == [
+        Device("0", "GPU-0", 1.0, None),
+        Device("1", "GPU-1", 2.0, (GpuProcess(7, 5),)),
+    ]
+
+
 # By configuration ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("gpus", ["0 1", "GPU-0 GPU-1"])
 def test_configured_gpus_hold_the_engine_where_processes_are_hidden(sidecar: ProcTree, gpus: str) -> None:
@@ -282,6 +350,25 @@ def test_what_is_attributed_or_little_or_without_engines_needs_no_words(tree: Pr
     tree.process(100)
     assert why(tree, [device((100, 70), used=71)], [owner(tree, "a", 100)]) == []
     assert why(tree, [device(used=70)], []) == []
+    more = device((100, 70))._replace(used=71.0 * GIB + 1)
+    assert len(why(tree, [more], [owner(tree, "a", 100)])) == 1
+
+
+def test_what_is_held_in_several_ways_is_attributed(tree: ProcTree) -> None:
+    tree.process(100)
+    holdings = [Holding("0", "GPU-0", "a", 30.0 * GIB, Method.PID), Holding("0", "GPU-0", "b", 39.5 * GIB, Method.GPUS)]
+    owners = [owner(tree, "a", 100)]
+    assert unexplained([device(used=70)], holdings, owners, tree.proc) == []
+    assert len(unexplained([device(used=70, gpu="1")], holdings, owners, tree.proc)) == 1
+
+
+def test_processes_that_are_named_are_those_that_are_not_seen(tree: ProcTree) -> None:
+    tree.process(900)
+    (said,) = why(tree, [device((900, 30), (4711, 40))], [owner(tree, "a", None), owner(tree, "b", None)])
+    assert "processes 4711 are not visible here" in said
+    tree.process(901)
+    (said,) = why(tree, [device((900, 30), (901, 40))], [owner(tree, "a", None), owner(tree, "b", None)])
+    assert "of a, b no process was found to match with 900, 901" in said
 
 
 @pytest.mark.parametrize("told", [((100, None),), ()])
