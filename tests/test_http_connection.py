@@ -16,7 +16,7 @@ from llm_headroom.net.bodies import Bodies
 from llm_headroom.net.http_connection import Connection, Limits, Request, Response
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from llm_headroom.net.http_connection import Handler
 
@@ -258,6 +258,12 @@ def test_while_a_request_is_answered_the_connection_waits_for_none() -> None:
     assert states == [answering, streaming, streaming, answering]
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what nobody says."""
+    while not holds():  # noqa: ASYNC110 - the connection has no event for it
+        await asyncio.sleep(0)
+
+
 def test_a_stream_is_one_while_it_is_sent_and_a_client_is_stuck_until_it_reads() -> None:
     async def test() -> None:
         here, there = socket.socketpair()
@@ -281,18 +287,14 @@ def test_a_stream_is_one_while_it_is_sent_and_a_client_is_stuck_until_it_reads()
         assert connection.waiting_since is not None
         assert connection.waiting_since >= began
         other_writer.write(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
-        while not connection.streaming:  # noqa: ASYNC110 - nobody says when
-            await asyncio.sleep(0)
+        await until(lambda: connection.streaming)
         assert connection.stuck_since is None
         go_on.set()
-        while connection.stuck_since is None:  # noqa: ASYNC110 - the same
-            await asyncio.sleep(0)
-        assert connection.stuck_since >= began
+        await until(lambda: connection.stuck_since is not None and connection.stuck_since >= began)
         await other.readuntil(b"\r\n\r\n")
         assert len(await other.readexactly(len(b"800000\r\n") + 8 * KB * KB)) > 8 * KB * KB
         assert await other.readuntil(b"0\r\n\r\n") == b"\r\n0\r\n\r\n"
-        while connection.waiting_since is None:  # noqa: ASYNC110 - the same
-            await asyncio.sleep(0)
+        await until(lambda: connection.waiting_since is not None)
         assert (connection.streaming, connection.stuck_since) == (False, None)
         other_writer.write(HEAD + b"Connection: close\r\n\r\n")
         assert (await other.readuntil(b"whole")).startswith(b"HTTP/1.1 200")
