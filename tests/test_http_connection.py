@@ -117,6 +117,7 @@ def test_headers_may_be_so_large_and_no_larger(more: int, status: int) -> None:
     value = b"v" * (100 - len("host" + "h") - 4 - len("a") - 4 + more)
     talk = talked(b"GET / HTTP/1.1\r\nHost: h\r\nA: " + value + b"\r\n\r\n", limits=Limits(head_bytes=100))
     assert talk.statuses == [status]
+    assert talk.answer.endswith(b"\r\n\r\nThe request's headers are too large.\n") == bool(more)
 
 
 @pytest.mark.parametrize(
