@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -425,6 +426,34 @@ def test_an_engine_that_refuses_is_a_502_that_says_so(path: str, shape: str, nam
         assert error.startswith(f"llm-headroom proxy: cannot connect to {url.removeprefix('http://')}: ")
         found = here.told()
         assert (found["requests_failed_total{upstream_unreachable}"], found["http_responses_total{5xx}"]) == (1, 1)
+
+    bounded.run(test())
+
+
+def test_an_engine_that_does_not_answer_is_a_502_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_headroom.proxy.relay.CONNECT_SECONDS", 0.1)
+
+    async def test() -> None:
+        with socket.socket() as full, ExitStack() as before:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for _ in range(3):  # as many as it takes at all
+                waiting = before.enter_context(socket.socket())
+                waiting.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+                waiting.connect_ex(full.getsockname())
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            target = Target(name="engine", endpoint=Endpoint(url=url), engine="ollama")
+            door = ProxySettings(listen="127.0.0.1:0", target="engine")
+            proxies = Proxies(Config(targets=(target,), proxies=(door,)))
+            await proxies.start()
+            here = Place(proxies, 0)
+            reader, writer = await here.connect()
+            writer.write(post())
+            assert (await head(reader)).startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+            assert json.loads(await reader.read())["error"].endswith(": no answer")
+            await here.until("requests_failed_total{upstream_unreachable}")
+            writer.close()
+            await proxies.close()
 
     bounded.run(test())
 

@@ -235,18 +235,27 @@ class Client(asyncio.Protocol):
                 self.stop_reading("connecting")
 
     async def _connect(self, target: str) -> None:
+        deadline = self._loop.call_later(CONNECT_SECONDS, self._no_answer, target)
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await self._upstream.connect(lambda: _Engine(self))
+            await self._upstream.connect(lambda: _Engine(self))
         except OSError as error:
-            timed_out = isinstance(error, TimeoutError)
-            reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
-            where = f"cannot connect to {self._upstream.authority}: {reason}"
-            if not self._over:
-                self.backlog.add(partial(self.observer.broken, "upstream_unreachable", monotonic(), _BAD_GATEWAY))
-                self._refuse(_BAD_GATEWAY, where, target)
+            self._unreachable(error, target)
         finally:
+            deadline.cancel()
             self._connecting = None
+
+    def _no_answer(self, target: str) -> None:
+        if self._connecting is not None and self._engine is None:
+            self._connecting.cancel()
+            self._unreachable(TimeoutError(), target)
+
+    def _unreachable(self, error: OSError, target: str) -> None:
+        if self._over:
+            return
+        timed_out = isinstance(error, TimeoutError)
+        reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
+        self.backlog.add(partial(self.observer.broken, "upstream_unreachable", monotonic(), _BAD_GATEWAY))
+        self._refuse(_BAD_GATEWAY, f"cannot connect to {self._upstream.authority}: {reason}", target)
 
     def connected(self, engine: _Engine) -> None:
         """There is a connection to the engine: what was held for it can go."""
