@@ -153,7 +153,7 @@ def engines(clock: Clock) -> dict[str, EngineServer]:
         "stalled": vllm(0.3, 7),
         "quiet": vllm(0.3, 8),
         "ollama": ollama_server(
-            OllamaConfig(models={LARGE: large}, gpu=A100_80GB, gpu_reserved=50 * GIB, keep_alive=30.0), clock, seed=6
+            OllamaConfig(models={LARGE: large}, gpu=A100_80GB, gpu_reserved=50 * GIB, keep_alive=30.0), clock
         ),
     }
     for number, (name, server) in enumerate(found.items()):

@@ -121,7 +121,7 @@ def ollama() -> Iterator[str]:
         models=models, gpu=L4, gpu_reserved=8 * GIB, num_parallel=2, max_loaded=2, max_queue=6, keep_alive=40.0,
         context_length=2000,
     )  # fmt: skip
-    server = OllamaServer(config, seed=2, start=10.0)
+    server = OllamaServer(config, start=10.0)
     ends: list[Outcome] = []
     asked: dict[float, tuple[tuple[str, int, int], ...]] = {
         10.0: (("small:latest", 300, 200), ("small:latest", 50, 400), ("small:latest", 3000, 20)),

@@ -191,7 +191,7 @@ def story() -> Iterator[str]:
     clock = Jumps()
     models = {"small:latest": TINY_LLAMA, "other:7b": QWEN_2_5_7B}
     config = OllamaConfig(models=models, gpu=L4, gpu_reserved=GIB, context_length=2000, keep_alive=-1.0)
-    server = ollama_server(config, clock, seed=3)
+    server = ollama_server(config, clock)
     yield server.name
     yield from asyncio.run(dialogue(server, clock, OLLAMA, OLLAMA_AFTER))
 

@@ -32,7 +32,7 @@ class OneSecond:
 
 
 def engine(clock: Clock, *, seqs: int = 8, queue: int | None = None) -> LiveEngine:
-    return LiveEngine(EngineConfig(OneSecond(), "vllm", 101, 4, seqs, 64, max_queue=queue), clock)
+    return LiveEngine(EngineConfig(OneSecond(), "vllm", 101, 4, seqs, 64, max_queue=queue), clock, 0)
 
 
 # The clock -----------------------------------------------------------------------------------------------------------
@@ -199,10 +199,11 @@ def test_a_client_that_leaves_drops_its_request() -> None:
         clock.moment = 1.0
         live.catch_up()
         await waiting
+        clock.moment = 4.0
         await events.aclose()
         clock.moment = 9.0
-        seen = live.read()
-        assert (seen.running, seen.counters.finished.get("abort")) == (0, 1)
+        seen = live.read().counters
+        assert (live.read().running, seen.finished.get("abort"), seen.generated_tokens) == (0, 1, 5)
 
     asyncio.run(run())
 

@@ -22,7 +22,7 @@ OLLAMA = OllamaConfig(models={SMALL: TINY_LLAMA}, gpu=L4, gpu_reserved=GIB)
 def test_a_server_holds_what_its_plan_says_and_what_it_leaks() -> None:
     clock = Hands()
     clock.moment = 50.0
-    server = batching_server("vllm", clock, version="0.32.0", model=LLAMA_3_8B, gpu=A100_80GB, utilisation=0.5)
+    server = batching_server("vllm", clock, version="0.32.0", model=LLAMA_3_8B, gpu=A100_80GB, seed=1, utilisation=0.5)
     plan = plan_memory(LLAMA_3_8B, A100_80GB, utilisation=0.5)
     held = plan.weights + plan.activations + plan.graphs + plan.kv_pool
     assert server.gpu_memory() == held
@@ -45,7 +45,7 @@ def test_a_server_holds_what_its_plan_says_and_what_it_leaks() -> None:
 
 def test_a_server_misbehaves_in_several_ways_at_once() -> None:
     clock = Hands()
-    server = batching_server("sglang", clock, version="0.5.23", model=LLAMA_3_8B, gpu=A100_80GB)
+    server = batching_server("sglang", clock, version="0.5.23", model=LLAMA_3_8B, gpu=A100_80GB, seed=1)
     live = server.live
     assert isinstance(live, LiveEngine)
     assert (server.name, live.engine.config.block_tokens, live.engine.config.max_num_seqs) == ("sglang", 1, 256)
@@ -68,7 +68,7 @@ def test_a_server_of_a_model_that_fits_has_as_many_blocks_as_its_pool_holds() ->
     clock = Hands()
     for scheduler, version, block in (("vllm", "0.12.0", 16), ("sglang", "0.5.10", 1)):
         server = batching_server(
-            "vllm" if scheduler == "vllm" else "sglang", clock, version=version, model=LLAMA_3_8B, gpu=RTX_4090,
+            "vllm" if scheduler == "vllm" else "sglang", clock, version=version, model=LLAMA_3_8B, gpu=RTX_4090, seed=1,
             utilisation=0.95, max_num_seqs=7,
         )  # fmt: skip
         assert isinstance(server.live, LiveEngine)
@@ -77,7 +77,7 @@ def test_a_server_of_a_model_that_fits_has_as_many_blocks_as_its_pool_holds() ->
         assert (config.total_blocks, config.block_tokens, config.max_num_seqs) == (tokens // block, block, 7)
         assert (config.max_step_tokens, config.step_jitter) == (8192, 0.05)
     with pytest.raises(ValueError, match="has 2 replicas"):
-        batching_server("vllm", clock, version="0.32.0-dp2", model=LLAMA_3_8B, gpu=A100_80GB)
+        batching_server("vllm", clock, version="0.32.0-dp2", model=LLAMA_3_8B, gpu=A100_80GB, seed=1)
 
 
 def test_an_ollama_server_holds_its_models_and_what_it_leaks() -> None:
@@ -94,7 +94,7 @@ def test_an_ollama_server_holds_its_models_and_what_it_leaks() -> None:
 def test_a_server_that_refuses_is_back_at_its_address_and_a_crash_while_down_makes_it_longer() -> None:
     async def run() -> None:
         clock = Hands(wait=0.001)
-        server = batching_server("vllm", clock, version="0.32.0", model=LLAMA_3_8B, gpu=A100_80GB)
+        server = batching_server("vllm", clock, version="0.32.0", model=LLAMA_3_8B, gpu=A100_80GB, seed=1)
         await server.start("127.0.0.1:0")
         host, _, port = server.address.rpartition(":")
 

@@ -139,7 +139,7 @@ def engines(stage: Stage, clock: Clock, seed: int) -> dict[str, EngineServer]:
         num_parallel=4,
         max_queue=3,
     )
-    found["ollama"] = ollama_server(config, clock, seed=seed + 20)
+    found["ollama"] = ollama_server(config, clock)
     return found
 
 

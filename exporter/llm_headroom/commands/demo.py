@@ -137,7 +137,7 @@ def engines(settings: Settings, clock: Clock) -> dict[str, EngineServer]:
             max_num_seqs=64,
             seed=seed,
         ),
-        "ollama": ollama_server(OLLAMA, clock, seed=seed),
+        "ollama": ollama_server(OLLAMA, clock),
     }
     for name, trace, rate in (("vllm", "azure_conv", 0.6), ("sglang", "azure_code", 0.7)):
         again = repeated(scaled(bundled_trace(trace), rate), _TRACE_SECONDS[trace] / rate)

@@ -87,7 +87,7 @@ def make(settings: Settings, clock: Clock) -> EngineServer:
     gpu = _one_of("GPU", settings.gpu, GPUS)
     if settings.engine == "ollama":
         name = f"{settings.model}:latest"
-        server = ollama_server(OllamaConfig(models={name: model}, gpu=gpu), clock, seed=settings.seed)
+        server = ollama_server(OllamaConfig(models={name: model}, gpu=gpu), clock)
     else:
         version = settings.version or VERSIONS[settings.engine]
         kind: Scheduler = "vllm" if settings.engine == "vllm" else "sglang"

@@ -165,7 +165,7 @@ class LiveEngine:
         back_at: virtual second at which it is back after its last crash.
     """
 
-    def __init__(self, config: EngineConfig, clock: Clock, seed: int = 0) -> None:
+    def __init__(self, config: EngineConfig, clock: Clock, seed: int) -> None:
         self.clock = clock
         self.engine = Engine(config, seed, clock.now())
         self.feed = Feed()
@@ -263,11 +263,10 @@ class LiveOllama:
         feed: requests of simulated clients.
     """
 
-    def __init__(self, config: OllamaConfig, clock: Clock, seed: int = 0) -> None:
+    def __init__(self, config: OllamaConfig, clock: Clock) -> None:
         self.clock = clock
         self.feed = Feed()
-        self.server = OllamaServer(config, seed, clock.now())
-        self._seed = seed
+        self.server = OllamaServer(config, clock.now())
         self._alarm = _Alarm(clock, self.catch_up, self._next_event)
         self._clients: set[asyncio.Queue[Event]] = set()
         self._down_until = -math.inf
@@ -355,7 +354,7 @@ class LiveOllama:
         self._busy_before, self._busy = self.busy_seconds, {}
         now = self.server.now
         self._down_until = now + seconds
-        self.server = OllamaServer(self.server.config, self._seed, now)
+        self.server = OllamaServer(self.server.config, now)
         for events in self._clients:
             events.put_nowait(_crashed(now))
 

@@ -185,11 +185,10 @@ class OllamaServer:
         slowdown: factor on the duration of every step that begins from now on; 1.0 is healthy.
     """
 
-    def __init__(self, config: OllamaConfig, seed: int = 0, start: float = 0.0) -> None:
+    def __init__(self, config: OllamaConfig, start: float = 0.0) -> None:
         self.config = config
         self.now = start
         self.slowdown = 1.0
-        self._seed = seed
         self._numbers = 0
         self._running: dict[int, tuple[Engine, int]] = {}  # the engine's own number of each request that a model has
         self._not_before = start  # the end of a stall
@@ -347,7 +346,7 @@ class OllamaServer:
         )
         self._loading = None
         self._loads += 1
-        runner = _Runner(name, size, vram, Engine(engine, self._seed, ready), ready, ready)
+        runner = _Runner(name, size, vram, Engine(engine, start=ready), ready, ready)
         self._runners[name] = runner
         waiting, self._pending = self._pending, deque()
         for one in waiting:

@@ -200,7 +200,7 @@ def batching_server(  # noqa: PLR0913 - what an engine is started with
     gpu: Gpu,
     utilisation: float = 0.9,
     max_num_seqs: int = 256,
-    seed: int = 0,
+    seed: int,
 ) -> EngineServer:
     """Return a vLLM or SGLang server, as started with default flags.
 
@@ -243,7 +243,7 @@ def batching_server(  # noqa: PLR0913 - what an engine is started with
     return EngineServer(scheduler, live, OpenAiApi(live, exposition, model.name), memory)
 
 
-def ollama_server(config: OllamaConfig, clock: Clock, *, seed: int = 0) -> EngineServer:
+def ollama_server(config: OllamaConfig, clock: Clock) -> EngineServer:
     """Return an Ollama server."""
-    live = LiveOllama(config, clock, seed)
+    live = LiveOllama(config, clock)
     return EngineServer("ollama", live, OllamaApi(live))
