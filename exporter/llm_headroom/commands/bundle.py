@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -21,11 +20,7 @@ from llm_headroom.thresholds import Thresholds, problem
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-PARTS: Final = tuple(
-    part
-    for part in ("alerts", "runbooks", "dashboards", "kubernetes", "sidecars")
-    if importlib.util.find_spec(f"llm_headroom.bundle.{part}") is not None
-)
+PARTS: Final = ("alerts", "runbooks", "dashboards", "kubernetes", "sidecars")
 """Modules of the bundle; each has `files(settings)`."""
 WRITTEN: Final = "llm-headroom-bundle.sha256"
 """The list of what was written, by which edited files are recognised."""
