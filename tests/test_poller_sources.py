@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,8 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, EngineSettings, GpuSettings, RuleSettings, Target
 from llm_headroom.gpu.device import DeviceProcesses
 from llm_headroom.gpu.reading import GpuError, Reading
-from llm_headroom.host.engines import Finder
+from llm_headroom.host.engines import Finder, Watched
+from llm_headroom.host.proc import Proc
 from llm_headroom.model import Cause, Failure, Health, Point, Series, Snapshot
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.poller import Poller
@@ -24,6 +26,7 @@ from llm_headroom.poll.poller import Poller
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine, Mapping
+    from pathlib import Path
 
     from engine_server import Behaviour
     from llm_headroom.config.kinds import Detail
@@ -283,6 +286,10 @@ def test_gpus_are_there_where_they_can_be_read_or_are_wanted(
     assert card.closed == slots + absent
 
 
+def gpu_source(config: Config, card: Card) -> GpuSource:
+    return GpuSource(config, tuple, Finder(), explain=False, events=False, reader=card)
+
+
 async def answered(source: GpuSource) -> Snapshot:
     """A collection that NVML has answered in time, on a busy machine, too."""
     while True:
@@ -295,7 +302,7 @@ def test_a_driver_that_hangs_costs_the_gpus_alone_and_is_not_asked_twice() -> No
     async def test() -> None:
         card = Card()
         config = replace(ALONE, interval=7.0, timeout=0.02)
-        source = GpuSource(config, tuple, Finder(), reader=card)
+        source = gpu_source(config, card)
         assert source.interval == 7.0
         first = await answered(source)
         reads = card.reads
@@ -327,12 +334,12 @@ def test_a_driver_that_hangs_costs_the_gpus_alone_and_is_not_asked_twice() -> No
 
 def test_gpus_have_an_interval_of_their_own_if_that_is_wanted() -> None:
     config = replace(ALONE, gpu=GpuSettings(interval=3.0))
-    assert GpuSource(config, tuple, Finder(), reader=Card()).interval == 3.0
+    assert gpu_source(config, Card()).interval == 3.0
 
 
 def test_what_a_gpu_reading_is_made_of() -> None:
     async def test() -> None:
-        snapshot = await GpuSource(ALONE, tuple, Finder(), reader=Card()).collect()
+        snapshot = await gpu_source(ALONE, Card()).collect()
         found = {point.series.metric.name: point.value for point in snapshot.points}
         assert found["llm_gpu_memory_unattributed_bytes"] == 40.0
         assert found["llm_gpu_memory_headroom_bytes"] == 60.0
@@ -368,6 +375,29 @@ def test_engines_may_be_seen_on_this_host_or_where_its_gpus_are_read() -> None:
         ([], True, False),
     ):
         assert HostWatch(Finder(), timeout=1.0).may_see(targets, gpus=gpus) is seen
+
+
+def test_why_an_engine_is_not_seen_is_said_once_and_not_of_one_that_runs_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    targets = [Target(name=host, endpoint=Endpoint(url=f"http://{host}:1")) for host in ("127.0.0.1", "10.9.9.9")]
+    up = [
+        Watched(each, Snapshot(target=each.name, engine="one", taken=1.0, health=Health(up=True))) for each in targets
+    ]
+
+    async def test() -> None:
+        host = HostWatch(Finder(Proc(tmp_path)), timeout=60.0)
+        assert host.may_see(targets, gpus=False)
+        for _ in range(2):
+            found = await host.read(up)
+            assert [name for name, each in found.items() if each.hidden] == ["127.0.0.1"]
+        assert [vars(each)["target"] for each in caplog.records if each.msg == "not seen"] == ["127.0.0.1"]
+        assert await host.read([]) == {}
+        await host.read(up)
+        assert len([each for each in caplog.records if each.msg == "not seen"]) == 2
+
+    bounded.run(test())
 
 
 # Reloads -------------------------------------------------------------------------------------------------------------

@@ -69,9 +69,9 @@ class GpuSource:
         engines: Callable[[], Sequence[Watched]],
         finder: Finder,
         *,
-        explain: bool = False,
-        events: bool = False,
-        reader: GpuReader | None = None,
+        explain: bool,
+        events: bool,
+        reader: GpuReader | None,
     ) -> None:
         from llm_headroom.gpu import Gpus  # noqa: PLC0415 - NVML's bindings are loaded only where GPUs are read
 
@@ -182,7 +182,7 @@ class HostWatch:
         self._pending: asyncio.Future[dict[str, HostReading]] | None = None
         self._risks: dict[str, oom.Host | None] = {}
 
-    def may_see(self, targets: Iterable[Target], *, gpus: bool = False) -> bool:
+    def may_see(self, targets: Iterable[Target], *, gpus: bool) -> bool:
         """Whether any of all the targets may run on this host, whose GPUs may be read.
 
         Where they are, engines may run in containers of this host, with addresses of their own.
