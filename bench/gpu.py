@@ -115,7 +115,7 @@ async def whole(library: Path, seconds: float) -> tuple[Cost, int]:
     """A collection as the exporter makes it: NVML, attribution, decomposition, in a thread; and its points."""
     watched, finder = [engine()], Finder()
     os.environ["LD_LIBRARY_PATH"] = str(library.parent)
-    source = GpuSource(Config(), lambda: watched, finder, events=True)
+    source = GpuSource(Config(), lambda: watched, finder, explain=False, events=True, reader=None)
     points = len((await source.collect()).points)
     durations = []
     before, end = _cpu(), time.monotonic() + seconds
