@@ -513,6 +513,25 @@ def test_a_reader_that_stops_reading_is_cut_off_and_its_place_is_free_again() ->
     run(test())
 
 
+def test_a_reader_that_stops_reading_gives_its_place_to_another_one_after_a_moment() -> None:
+    async def test() -> None:
+        large = bytes(LARGE)
+
+        async def handler(request: Request) -> Response:
+            return Response(large if request.path == "/large" else b"small")
+
+        async with serving(handler, limits=Limits(connections=2, write_seconds=1000.0)) as server:
+            slow = [await asyncio.to_thread(begin_large, server) for _ in range(2)]
+            body = b""
+            while not body:
+                with contextlib.suppress(ConnectionError, http.client.BadStatusLine):
+                    _, _, body = await ask(server, "/small")
+            received = [await asyncio.to_thread(read_rest, each) for each in slow]
+            assert [each < LARGE for each in received] == [True, False], "the one that has not read for longest"
+
+    run(test())
+
+
 def test_a_large_response_arrives_whole() -> None:
     async def test() -> None:
         body = bytes(range(256)) * 32768  # 8 MiB
