@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -191,6 +192,111 @@ def test_an_engine_that_is_asked_for_goes_before_the_module_s(vllm: EngineServer
             assert (found.status, found.body[: len(expected)]) == (400, expected.encode())
         else:
             assert {series.label("engine") for series, _, _ in found} - {""} == {expected}
+
+    bounded.run(test())
+
+
+class KnownNames(Workers):
+    """A name server that knows some names, and notes what it is asked."""
+
+    def __init__(self, **names: tuple[str, ...]) -> None:
+        super().__init__("names", 1)
+        self.names = names
+        self.asked: list[str] = []
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN003, ANN201
+        """The addresses of a name."""
+        if fn is not socket.getaddrinfo or not args[0].endswith(".example"):
+            return super().submit(fn, *args, **kwargs)
+        self.asked.append(args[0])
+        future: Future[object] = Future()
+        found = self.names.get(args[0].partition(".")[0])
+        if found is None:
+            future.set_exception(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+        else:
+            family = {True: socket.AF_INET6, False: socket.AF_INET}
+            future.set_result([(family[":" in each], socket.SOCK_STREAM, 6, "", (each, args[1])) for each in found])
+        return future
+
+
+@pytest.mark.parametrize(
+    ("allow", "query", "status", "said", "asked"),
+    [
+        ((), {"target": "127.0.0.1:1"}, 403, "/probe is off", []),
+        (("127.0.0.1",), {}, 400, "Parameter target is missing", []),
+        (("127.0.0.1",), {"target": ""}, 400, "Parameter target is missing", []),
+        (("127.0.0.1",), {"target": "h:1", "module": "x"}, 400, "Unknown module 'x'; known: m.", []),
+        (("127.0.0.1",), {"target": "vllm=ftp://h"}, 400, "", []),
+        (("127.0.0.1",), {"target": "nosuch=h:1"}, 400, "Unknown engine 'nosuch'.", []),
+        (("127.0.0.1:2",), {"target": "vllm=127.0.0.1:1"}, 403, "127.0.0.1:1 is not among probe.allow.", []),
+        (("127.0.0.2",), {"target": "vllm=127.0.0.1:1"}, 403, "127.0.0.1:1 is not among probe.allow.", []),
+        (("b.example",), {"target": "vllm=127.0.0.1:1"}, 403, "is not among probe.allow.", []),
+        (("b.example",), {"target": "vllm=a.example:1"}, 403, "a.example:1 is not among probe.allow.", []),
+        (("127.0.0.0/8:2",), {"target": "vllm=a.example:1"}, 403, "is not among probe.allow.", []),
+        (("127.0.0.0/8",), {"target": "vllm=none.example:1"}, 502, "none.example cannot be resolved", ["none.example"]),
+        (("none.example",), {"target": "vllm=none.example:1"}, 502, "cannot be resolved", ["none.example"]),
+        (("10.0.0.0/8",), {"target": "vllm=a.example:1"}, 403, "a.example:1 is not among", ["a.example"]),
+        (("a.example", "10.0.0.0/8"), {"target": "vllm=empty.example:1"}, 403, "is not among", ["empty.example"]),
+        (("127.0.0.1",), {"target": "vllm=127.0.0.1:1"}, 200, "", []),
+        (("127.0.0.1:1",), {"target": "127.0.0.1:1", "module": "m"}, 200, "", []),
+        (("a.example",), {"target": "vllm=a.example:1"}, 200, "", ["a.example"]),
+        (("127.0.0.0/8",), {"target": "vllm=a.example:1"}, 200, "", ["a.example"]),
+        (("127.0.0.0/8",), {"target": "vllm=two.example:1"}, 200, "", ["two.example"]),
+    ],
+)
+def test_what_may_not_be_probed_is_refused_with_its_reason(
+    allow: tuple[str, ...], query: dict[str, str], status: int, said: str, asked: list[str]
+) -> None:
+    async def test() -> None:
+        names = KnownNames(a=("127.0.0.1",), two=("10.0.0.1", "127.0.0.1"), empty=())
+        asyncio.get_running_loop().set_default_executor(names)
+        settings = ProbeSettings(allow=allow, modules={"m": Module(name="m", engine="vllm")})
+        probes = Probes(Poller(Config(probe=settings, discover=False)))
+        found = await probes.points(Request("GET", "/probe", query, {}))
+        await probes.close()
+        assert names.asked == asked
+        if status == 200:
+            assert not isinstance(found, Response)
+            (up,) = [value for series, value, _ in found if series.metric.name == "llm_up"]
+            assert up == 0.0
+        else:
+            assert isinstance(found, Response)
+            assert (found.status, said in found.body.decode()) == (status, True)
+
+    bounded.run(test())
+
+
+@pytest.mark.parametrize("addresses", [("::1", "127.0.0.1"), ("127.0.0.1", "::1")])
+def test_of_a_name_with_both_kinds_of_addresses_the_older_one_is_probed(
+    vllm: EngineServer, addresses: tuple[str, ...]
+) -> None:
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(KnownNames(a=addresses))
+        probes = Probes(Poller(Config(probe=ProbeSettings(allow=("a.example",)), discover=False)))
+        query = {"target": f"vllm=a.example:{vllm.port}"}
+        found = [await probes.points(Request("GET", "/probe", query, {})) for _ in range(2)]
+        await probes.close()
+        for points in found:
+            assert not isinstance(points, Response)
+            values = {series.metric.name: value for series, value, _ in points}
+            assert values["llm_up"] == 1.0
+            assert "llm_requests_running" in values
+
+    bounded.run(test())
+
+
+def test_a_probe_has_as_much_detail_as_the_exporter(vllm: EngineServer) -> None:
+    async def test() -> None:
+        config = Config(probe=ProbeSettings(allow=("127.0.0.1",)), discover=False)
+        names = []
+        for each in (config, replace(config, detail="essential")):
+            probes = Probes(Poller(each))
+            found = await probes.points(Request("GET", "/probe", {"target": f"vllm={vllm.url}"}, {}))
+            await probes.close()
+            assert not isinstance(found, Response)
+            names.append({series.metric.name for series, _, _ in found})
+        full, essential = names
+        assert "llm_up" in essential < full
 
     bounded.run(test())
 
