@@ -211,6 +211,20 @@ def test_inhibitions_name_alerts_and_never_the_source_itself() -> None:
             assert any(re.fullmatch(part, name) for name in NAMES), part
 
 
+def test_no_ticket_silences_a_page_about_what_clients_get_now() -> None:
+    """A proxy counts the errors of an engine that is down. Of such an engine the pages that are left are of before."""
+    severity = {rule.name: rule.severity for rule in alerts.ALERTS}
+    silenced = {
+        (source, name)
+        for source, targets, _ in alerts.INHIBITIONS
+        for name in NAMES
+        if re.fullmatch(targets, name) and severity[name] == "page" and severity[source] != "page"
+    }
+    of_before = ("LLMEngineStalled", "LLMFirstTokensSlow", "LLMQueueStarved")
+
+    assert silenced == {("LLMEngineDown", name) for name in of_before}
+
+
 def test_a_selector_reaches_every_metric_and_no_recorded_series() -> None:
     settings = BundleSettings(selector='cluster="x"')
 

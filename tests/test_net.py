@@ -16,7 +16,7 @@ from llm_headroom.net import loop
 from llm_headroom.net.accept import Accepting
 from llm_headroom.net.descriptors import Shares, shares, usable
 from llm_headroom.net.files import stamp
-from llm_headroom.net.listen import hold
+from llm_headroom.net.listen import hold, visited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,3 +138,16 @@ def test_where_no_connection_can_be_had_that_is_said_once_and_tried_again(caplog
     bounded.run(service())
     (record,) = caplog.records
     assert record.getMessage() == "connections cannot be accepted"
+
+
+@pytest.mark.parametrize(
+    ("bound", "shown"),
+    [
+        ("[::]:9836", "localhost:9836"),
+        ("0.0.0.0:9836", "localhost:9836"),
+        ("127.0.0.1:9836", "127.0.0.1:9836"),
+        ("[fe80::1%eth0]:80", "[fe80::1%eth0]:80"),
+    ],
+)
+def test_an_address_that_is_printed_can_be_visited(bound: str, shown: str) -> None:
+    assert visited(bound) == shown

@@ -459,7 +459,7 @@ def test_a_trace_and_clients_make_traffic() -> None:
         (("--gpu", "abacus"), "unknown GPU 'abacus'"),
         (("--version", "0.0.1"), "0.0.1"),
         (("--speed", "0"), "speed"),
-        (("--trace", "nothing.csv"), "nothing.csv"),
+        (("--trace", "nothing.csv"), "llm-headroom: nothing.csv: No such file or directory"),
         (("--engine", "ollama", "--clients", "3"), "--clients"),
         (("--model", "llama-2-70b"), "leaves no memory"),
         (("--listen", "nowhere"), "nowhere"),

@@ -47,7 +47,7 @@ INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("LLMEngineCrashLoop", "LLMEngine(Down|LoadingLong)|LLMSourceStale", ("instance", "target")),
     (
         "LLMEngineDown",
-        "LLM(EngineStalled|Source|Signal|Saturation|GpuIdle|Queue|KV|FirstTokens|ErrorRatio|Model[ST]).*",
+        "LLM(EngineStalled|Source|Signal|Saturation|GpuIdle|Queue|KV|FirstTokens|Model[ST]).*|LLMErrorRatio",
         ("instance", "target"),
     ),
     ("LLMEngineLoadingLong", "LLMSourceStale", ("instance", "target")),

@@ -22,7 +22,7 @@ from llm_headroom.commands.exits import fail
 from llm_headroom.commands.simulate import VERSIONS
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, Cost, GpuSettings, ModelMemory, ProxySettings, Target
-from llm_headroom.net.listen import ListenError
+from llm_headroom.net.listen import ListenError, visited
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
 from llm_headroom.proxy.service import Proxies
@@ -206,7 +206,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
         for name, server in servers.items():
             say(f"{name:<12} http://{server.address}/   (simulated)")
         say(f"proxy        http://{proxy}/   measures what Ollama does not expose")
-        say(f"llm-headroom http://{address}/   status page; metrics at /metrics")
+        say(f"llm-headroom http://{visited(address)}/   status page; metrics at /metrics")
         if settings.stack:
             for line in await demo_stack.start(address, stack, settings.speed):
                 say(line)

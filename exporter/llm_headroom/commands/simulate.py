@@ -13,7 +13,7 @@ import click
 
 from llm_headroom.commands.exits import fail
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.net.listen import ListenError
+from llm_headroom.net.listen import ListenError, visited
 from llm_headroom.simulate import scenario
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.hardware import GPUS, MODELS
@@ -141,7 +141,7 @@ async def run(settings: Settings, say: Callable[[str], None]) -> None:
     async with AsyncExitStack() as stack:
         await server.start(settings.listen or f"127.0.0.1:{BUILT_IN[settings.engine].port}")
         stack.push_async_callback(server.close)
-        say(f"{settings.engine} http://{server.address}/  faults: POST {MISBEHAVE}")
+        say(f"{settings.engine} http://{visited(server.address)}/  faults: POST {MISBEHAVE}")
 
         def begin(incident: Incident) -> None:
             say(f"incident: {incident.what or incident.how}")

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import re
 import socket
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -68,6 +69,12 @@ def bound_address(listener: socket.socket) -> str:
     """`host:port` of a bound socket, an IPv6 host in brackets."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def visited(address: str) -> str:
+    """A bound address as one on this host visits it: every address is `localhost` then."""
+    host, _, port = address.rpartition(":")
+    return f"localhost:{port}" if ip_address(host.strip("[]")).is_unspecified else address
 
 
 def _every_address(port: int) -> socket.socket:
