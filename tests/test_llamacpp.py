@@ -221,6 +221,10 @@ def test_used_tokens_are_within_a_capacity_and_none_is_zero(context: int, capaci
         (("--no-kv-unified",), (), False),
         ((), ("LLAMA_ARG_N_PARALLEL=4",), False),
         (("-np", "4"), ("LLAMA_ARG_KV_UNIFIED=true",), True),
+        *((("-np", "4"), (f"LLAMA_ARG_KV_UNIFIED={word}",), True) for word in ("1", "ON", "enabled")),
+        ((), ("LLAMA_ARG_KV_UNIFIED=0",), False),
+        (("-kvu",), ("LLAMA_ARG_KV_UNIFIED=0",), True),
+        (("-np", "0"), ("LLAMA_ARG_N_PARALLEL=4",), True),
     ],
 )
 def test_slots_share_one_cache_unless_their_number_is_given(

@@ -72,7 +72,11 @@ def test_a_runner_of_before_0_30_has_nothing_to_ask() -> None:
         "llama-server --port 9000",
         "llama-server --model /x --port",
         "llama-server --model /x --port 0",
-        "llama-server --model /x --port 70000",
+        "llama-server --model /x --port 65536",
+        "llama-server --model /x --port 0000000080",
+        "llama-server --port 80 --model=",
+        "ollama runner --model /x",
+        "ollama --model /x --port 80 runner",
         "llama-server --model /x --port -1",
         "llama-server --model /x --port ²",
         "ollama serve --model /x --port 9000",
@@ -80,6 +84,21 @@ def test_a_runner_of_before_0_30_has_nothing_to_ask() -> None:
 )
 def test_other_processes_are_no_runners(line: str) -> None:
     assert command(line.split()) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "runner"),
+    [
+        ("llama-server --model /x --port 65535", Runner("/x", 65535, "", keys="f16", values="f16")),
+        ("llama-server --model /x --port 000000001", Runner("/x", 1, "", keys="f16", values="f16")),
+        ("llama-server -np x -m /x --port 80 -ctv q4_0", Runner("/x", 80, "", keys="f16", values="q4_0")),
+        ("llama-server --model /y -m /x --port 80 -np", Runner("/x", 80, "", keys="f16", values="f16")),
+        ("ollama runner -m /x --port 80 -np 2 -ctk q8_0", Runner("/x", 80, "", parallel=2, bare=True)),
+        ("x --model=/x --port=80 -kvu -np=3", Runner("/x", 80, "", parallel=3, keys="f16", values="f16")),
+    ],
+)
+def test_what_is_read_of_a_command_line(line: str, runner: Runner) -> None:
+    assert command(line.split()) == runner
 
 
 @given(
@@ -151,6 +170,18 @@ def test_those_in_a_network_of_their_own_are_counted_but_not_asked(tree: ProcTre
     tree.process(RUNNER, SERVER, name="llama-server", command=words(41609))
 
     assert runners.find(tree.proc, 11434) == ((), 1)
+
+
+def test_a_number_of_runners_is_looked_at_and_no_more(tree: ProcTree) -> None:
+    for number in range(17):
+        run(tree, 41600 + number, pid=RUNNER + number)
+    assert len(runners.find(tree.proc, 11434).runners) == 16
+
+
+def test_a_runner_may_listen_on_any_port_of_the_loopback_but_the_server_s(tree: ProcTree) -> None:
+    for port, address in ((1023, "127.0.0.1"), (1024, "127.0.0.1"), (65535, "::1"), (2000, "0.0.0.0"), (11434, "::1")):
+        tree.listen(port, port + 1, address)
+    assert runners.candidates(tree.proc, 11434) == {1024: 1025, 65535: 65536}
 
 
 # Asked ---------------------------------------------------------------------------------------------------------------

@@ -467,6 +467,8 @@ def test_of_a_body_with_another_series_in_place_of_one_its_family_is_read() -> N
     ("before", "after"),
     [
         (b"# TYPE a gauge\na 1\n", b"# TYPE a gaugehistogram\na 1\n"),
+        (b"# TYPE a gauge\na 1\n", b"# TYPE a gauge\na 1_0\n"),
+        (b"# TYPE a gauge\na 1\n", b"# TYPE a gauge\n1\n"),
         (b"# TYPE a gauge\na 1\n\n", b"# TYPE a gauge\na 1\nb 2\n"),
         (b"# TYPE a gauge\na 1\n#\nb 2\n", b"# TYPE a gauge\na 1\n# TYPE b counter\nb 2\n"),
         (b"# TYPE a gauge\na 1\n1\n", b"# TYPE a gauge\na 1\n1 2 3 4\n"),
