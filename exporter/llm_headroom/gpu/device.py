@@ -178,7 +178,7 @@ class Device:
         for asked in self._asked:
             if asked.ways and isinstance(way := asked.ways[0], nvml.Fields):
                 for place, origin in enumerate(way.origins):
-                    if asked.series[place] and not hasattr(self._pynvml, origin):
+                    if not hasattr(self._pynvml, origin):
                         asked.unsupported_field(place)
 
     def _read_call(self, asked: _Asked, points: list[Point], warnings: list[Failure]) -> None:

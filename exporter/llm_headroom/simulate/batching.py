@@ -73,11 +73,11 @@ class Engine:
         self._decode_steps = 0
         self._due: dict[int, list[Sequence]] = {}  # decode step -> sequences that may end with it
         self._block_phases = [0] * config.block_tokens  # decode step modulo block -> sequences that need a block
-        self._last_decode = start
+        self._last_decode: float
         self._entered: list[float] = []  # times at which sequences began to decode since the last decode step
         self._step_end = math.inf
-        self._chunks: list[tuple[Sequence, int]] = []
-        self._decodes = False  # whether the step in flight advances the decoding sequences
+        self._chunks: list[tuple[Sequence, int]]  # prompts, or parts of them, of the step in flight
+        self._decodes: bool  # whether the step in flight advances the decoding sequences
         self._aborting: list[Sequence] = []
         self._ratio = self._first_ratio = min(_INITIAL_RATIO * config.schedule_conservativeness, 1.0)
         self._full = False  # SGLang's batch_is_full: no admission is tried until a request leaves
@@ -353,7 +353,6 @@ class Engine:
                 measures.recomputed_tokens += tokens
             if sequence.computed == sequence.target:
                 booked += self._complete_prefill(sequence)
-        self._chunks = []
         measures.h_step_tokens.observe(booked)
         measures.evicted_tokens = self._pool.evicted * self.config.block_tokens
         for sequence in self._aborting:

@@ -64,14 +64,20 @@ class Sequence:
         self._on_end = on_end
         self.allowed = request.output_tokens if request.max_tokens is None else request.max_tokens
         self.state = State.WAITING
-        self.target = self.computed = self.generated = 0
-        self.shared: list[tuple[int, ...]] = []
-        self.shared_blocks = self.own_blocks = 0
-        self.entry_step = self.due = self.phase = 0
+        self.generated = self.cached = self.preemptions = 0
         self.admitted: float | None = None
         self.first_token: float | None = None
-        self.last_token = 0.0
-        self.cached = self.preemptions = 0
+        # From its admission on:
+        self.target: int
+        self.computed: int
+        self.shared: list[tuple[int, ...]]
+        self.shared_blocks: int
+        self.own_blocks: int
+        # From its first token on:
+        self.entry_step: int
+        self.due: int
+        self.phase: int
+        self.last_token: float
 
     @property
     def private_key(self) -> tuple[int, ...]:
