@@ -124,6 +124,10 @@ def test_what_an_interval_does_not_show_moves_no_mean_of_it() -> None:
     for name in ("prompt", "output", "inter_token", "held", "prefill", "served", "computed"):
         assert getattr(found, name) == getattr(first, name)
     assert found.arrivals.above == pytest.approx(8.0 * math.exp(-10.0 / 90.0)), "fewer than none never come"
+    first_gauges = Estimates().after(Observation(), Observation(running=3.0, waiting=2.0, used=50.0), 10.0)
+    assert (first_gauges.arrivals.above, first_gauges.growth.above, first_gauges.wait.above) == (5.0, 50.0, 0.0)
+    last_gauges = Estimates().after(replace(BEFORE, finished=0.0), Observation(finished=25.0), 10.0)
+    assert (last_gauges.arrivals.above, last_gauges.growth.above) == (15.0, -900.0)
     nothing = Estimates().after(Observation(), Observation(), 10.0)
     assert {name for name, (above, _) in means(nothing).items() if above} == set()
     assert nothing.dispersion == Estimates().dispersion
@@ -373,6 +377,7 @@ def test_marks_that_are_close_are_one_and_old_ones_go() -> None:
 def test_levels_are_smoothed_over_half_a_minute() -> None:
     levels = Levels().after({"a": 0.2, "b": 1.0}, None, 0.0, 5.0).after({"a": 0.8}, None, 10.0, 10.0)
     fade = math.exp(-10.0 / 30.0)
+    assert Levels({"a": Mean(30.0)}).by_resource() == {}
     assert levels.by_resource() == {"a": pytest.approx((0.2 * 5.0 * fade + 0.8 * 10.0) / (5.0 * fade + 10.0))}
 
 
