@@ -186,6 +186,7 @@ def test_one_replica_has_its_part_of_the_rates() -> None:
         ({}, {"output": None}, None),
         ({}, {"computed": 0.0}, 30.0),
         ({}, {"computed": 0.0, "output": 0.0}, None),
+        ({}, {"computed": 0.0, "output": 0.5}, 6000.0),
     ],
 )
 def test_how_many_more_requests_fit(
@@ -222,6 +223,7 @@ def test_steady_demand_is_rate_by_time_by_size(missing: str) -> None:
         ({"waiting": 0.0}, {}, 5.0 * math.log(4.0)),
         ({}, {}, 5.0 * math.log(2.4)),
         ({"used": 2400.0}, {}, 0.0),  # with what waits exactly the capacity
+        ({"used": 2500.0}, {}, 0.0),
         ({"used": 2399.0}, {}, 5.0 * math.log(1001.0 / 1000.0)),
         ({"capacity": 5000.0}, {}, None),  # demand fits
         ({"limit": 10.0}, {}, None),  # no more may run
