@@ -56,12 +56,11 @@ class Form:
 
 
 class Kind(NamedTuple):
-    """A kind taken apart: the plain type, bounds, description, default in words, and form."""
+    """A kind taken apart: the plain type, bounds, and form."""
 
     base: Any
     meta: Meta
     form: Form
-    optional: bool
 
     @property
     def bounds(self) -> tuple[str, str] | None:
@@ -74,13 +73,11 @@ class Kind(NamedTuple):
 def kind_of(hint: Any) -> Kind:  # noqa: ANN401 - a type of any form
     """Takes an annotation apart; outer annotations override inner ones."""
     given: list[Any] = []
-    optional = False
     while True:
         if get_origin(hint) is Annotated:
             given[:0] = hint.__metadata__
             hint = hint.__origin__
         elif get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint):
-            optional = True
             hint = Union[tuple(each for each in get_args(hint) if each is not NoneType)]  # noqa: UP007 - of a tuple
         else:
             break
@@ -89,7 +86,7 @@ def kind_of(hint: Any) -> Kind:  # noqa: ANN401 - a type of any form
         if isinstance(each, Meta):
             metas |= {key: each for key, each in ((key, getattr(each, key)) for key in _META) if each is not None}
     forms = [each for each in given if isinstance(each, Form)]
-    return Kind(hint, Meta(**metas), forms[-1] if forms else Form(), optional)
+    return Kind(hint, Meta(**metas), forms[-1] if forms else Form())
 
 
 _META: Final = ("ge", "le", "pattern", "min_length")

@@ -94,8 +94,6 @@ def _value(value: Value, kind: Kind) -> Any:  # noqa: ANN401 - whatever the kind
     if form.read is not None:
         return form.read(value)
     if is_dataclass(section := form.section or kind.base):
-        if kind.optional and form.section is None and not value.entries():
-            return None
         built = _section(value, section)
         return built if form.finish is None or built is None else form.finish(built)
     origin = get_origin(kind.base)
