@@ -245,6 +245,10 @@ def test_what_an_engine_can_never_have_is_not_said_to_come_with_time() -> None:
     assert "several readings" in reasons["llm_pressure_ratio"]
     assert reasons["llm_model_memory_bytes"].startswith("vllm:cache_config_info of the engine does not say it")
     assert "the engine exposes no vllm:lora_requests_info" in reasons["llm_lora_slots"]
+    assert "vllm:hf3fs_save_duration_seconds_count" not in reasons["llm_kv_transfers_total"], (
+        "the first of many will do"
+    )
+    assert " or 5 more (needs: NixlConnector; " in reasons["llm_kv_transfers_total"]
     assert "run llm-headroom there" in reasons["llm_host_memory_limit_bytes"]
 
 

@@ -10,7 +10,7 @@ from llm_headroom.derive.observation import observe
 from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from llm_headroom.engines.rules import Engine
     from llm_headroom.model import Metric, Snapshot
@@ -29,6 +29,7 @@ _GIVEN_BY_OTHERS: Final = {
 }
 """Why a metric is missing that its source does not give alone, and what to do."""
 _OF_LOADS: Final = frozenset({schema.MODEL_LOADS, schema.MODEL_UNLOADS, schema.SPILL_RISK, schema.EVICTION_RISK})
+_MOST_WORDS: Final = 3
 _WITHIN_HOST: Final = {
     schema.HOST_MEMORY_LIMIT: "the engine's control group has no memory limit",
     schema.HOST_MEMORY_PRESSURE: "the kernel reports it of control groups of version 2 only",
@@ -118,6 +119,12 @@ def _proxy(engine: Engine | None) -> str:
     return f"{seen}; name one under `proxies` to get it"
 
 
+def _few(words: Sequence[str], between: str) -> str:
+    """The first of many, and how many more there are: METRICS.md lists them all."""
+    more = len(words) - _MOST_WORDS
+    return between.join([*words[:_MOST_WORDS], *([f"{more} more"] if more > 0 else [])])
+
+
 def _inapplicable(metric: Metric, engine: Engine | None, exposed: Collection[Metric]) -> str:
     """Why a source like this never has a metric, whatever one waits for; empty if it may."""
     if metric in _OF_LOADS and schema.MODELS_LOADED not in exposed:
@@ -144,8 +151,8 @@ def _reason(metric: Metric, engine: Engine | None, snapshot: Snapshot, exposed: 
         return _proxy(engine) if metric in BY_PROXY else f"{engine.title} does not expose this metric"
     parts = []
     if rules:
-        names = " or ".join(dict.fromkeys(name for rule in rules for name in rule.names))
-        needs = "; ".join(dict.fromkeys(rule.needs for rule in rules if rule.needs))
+        names = _few([*dict.fromkeys(name for rule in rules for name in rule.names)], " or ")
+        needs = _few([*dict.fromkeys(rule.needs for rule in rules if rule.needs)], "; ")
         read = {origin for point in snapshot.points for origin in point.origin.split()}
         there = next((name for rule in rules for name in rule.names if name in read), "")
         lacking = f"{there} of the engine does not say it" if there else f"the engine exposes no {names}"
