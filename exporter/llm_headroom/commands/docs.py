@@ -139,7 +139,6 @@ def _rule(rule: Rule) -> str:
     fixed = ", ".join(f'{label}="{value}"' for label, value in rule.fixed.items())
     metric = f"`{rule.metric.name}{{{fixed}}}`" if fixed else f"`{rule.metric.name}`"
     names += "".join(f" - `{name}`" for name in rule.less)
-    names += " × " * bool(rule.times) + ", ".join(f"`{name}`" for name in rule.times)
     scale = f" × {rule.scale:g}" if rule.scale != 1.0 else ""
     notes = "; ".join(text for text in (rule.needs and f"needs {rule.needs}", rule.note) if text)
     return f"| {metric} | {_cell(names + where + scale)} | {_cell(notes)} |"

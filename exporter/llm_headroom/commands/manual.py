@@ -34,11 +34,11 @@ def page() -> str:
         "Without configuration it detects engines on their default ports on this host, and NVIDIA GPUs.",
         ".SH COMMANDS",
     ]
-    context = click.Context(main, info_name="llm-headroom")
+    context = click.Context(main)
     for name in COMMANDS:
         command = main.get_command(context, name)
         assert command is not None  # noqa: S101 - the table names what there is
-        lines += _command(command, click.Context(command, info_name=name, parent=context), f"llm-headroom {name}")
+        lines += _command(command, click.Context(command), f"llm-headroom {name}")
     lines.append(".SH ENVIRONMENT")
     for name, meaning in (_read() | _VARIABLES).items():
         lines += [".TP", rf".B {_plain(name)}", _plain(meaning)]
@@ -63,7 +63,7 @@ def _command(command: click.Command, context: click.Context, title: str) -> Iter
             yield from (".TP", rf".B {_plain(record[0])}", _plain(record[1]))
     if isinstance(command, click.Group):
         for name, inner in command.commands.items():
-            yield from _command(inner, click.Context(inner, info_name=name, parent=context), f"{title} {name}")
+            yield from _command(inner, click.Context(inner), f"{title} {name}")
 
 
 def _read() -> dict[str, str]:
@@ -79,7 +79,6 @@ def _read() -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    """Text in which nothing is a request or an escape of roff's."""
+    """Text in which nothing is an escape of roff's."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-")
-    escaped = re.sub(r"[^\x00-\x7f]", lambda found: rf"\[u{ord(found[0]):04X}]", escaped)
-    return rf"\&{escaped}" if escaped[:1] in {".", "'"} else escaped
+    return re.sub(r"[^\x00-\x7f]", lambda found: rf"\[u{ord(found[0]):04X}]", escaped)

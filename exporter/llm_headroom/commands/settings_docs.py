@@ -118,8 +118,7 @@ def _schema(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
 def _long(kind: Kind, definitions: dict[str, Any]) -> dict[str, Any]:
     section, origin = _section(kind), get_origin(kind.base)
     if section is not None:
-        if section.__name__ not in definitions:
-            _define(section, definitions)
+        _define(section, definitions)
         return {"$ref": f"#/definitions/{section.__name__}"}
     if origin is tuple:
         least = {"minItems": kind.meta.min_length} if kind.meta.min_length else {}
@@ -149,8 +148,8 @@ def _plain(key: Key) -> str:
 def _kind(kind: Kind) -> str:
     """What may be written, for a table."""
     origin, short = get_origin(kind.base), kind.form.short
-    if short is not None and short[0] == "true or false":
-        return "boolean or mapping"
+    if short is not None:
+        return f"{_SHORT[short[0]]} or mapping"
     if origin is tuple:
         inner = kind_of(get_args(kind.base)[0])
         return (
@@ -160,8 +159,6 @@ def _kind(kind: Kind) -> str:
         return "mapping"
     if origin is Literal:
         return " or ".join(", ".join(f"`{each}`" for each in get_args(kind.base)).rsplit(", ", 1))
-    if kind.base is NoneType:
-        return ""
     name = "boolean" if kind.base is bool else kind.form.name
     return f"{name}, {kind.bounds[0]} to {kind.bounds[1]}" if kind.bounds else name
 
@@ -181,7 +178,7 @@ def table(section: type) -> str:
 
 def page(text: str) -> str:
     """The configuration page with its tables written again; each follows a comment that names its structure."""
-    sections = {each.__name__: each for each in _sections(Config, set())}
+    sections = {each.__name__: each for each in _sections(Config)}
 
     def made(match: re.Match[str]) -> str:
         return f"{match[1]}{table(sections[match[2]])}"
@@ -189,17 +186,14 @@ def page(text: str) -> str:
     return re.sub(r"(<!-- keys of (\w+) -->\n\n)(?:\|.*\n)*", made, text)
 
 
-def _sections(section: type, seen: set[type]) -> Iterator[type]:
-    if section in seen:
-        return
-    seen.add(section)
+def _sections(section: type) -> Iterator[type]:
     yield section
     for key in shape(section).keys.values():
         kind = key.kind
         while get_origin(kind.base) in (tuple, Mapping):
             kind = kind_of([each for each in get_args(kind.base) if each is not Ellipsis][-1])
         if (inner := _section(kind)) is not None:
-            yield from _sections(inner, seen)
+            yield from _sections(inner)
 
 
 # The example ---------------------------------------------------------------------------------------------------------
@@ -225,8 +219,6 @@ def _example(section: type, indent: str) -> Iterator[str]:
             120,
             initial_indent=f"{indent}# ",
             subsequent_indent=f"{indent}# ",
-            break_on_hyphens=False,
-            break_long_words=False,
         )
         yield from _entry(name, key.kind, notes.example, key, indent)
 
@@ -244,7 +236,7 @@ def _entry(name: str, kind: Kind, sample: str, key: Key, indent: str) -> Iterato
         yield from _example(section, indent)
     elif sample:
         yield f"{indent}{name}: {sample}"
-    elif key.default in _UNSET or key.required:
+    elif key.default in _UNSET:
         yield f"{indent}# {name}:"
     else:
         yield f"{indent}{name}: {_plain(key)}"
