@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -57,10 +58,17 @@ def test_nothing_is_known_of_what_was_not_identified() -> None:
     bounded.run(unused())
 
 
+def test_who_was_identified_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    collected(replace(NOWHERE, engine=None), CONFIG)
+    logged = [(vars(each)["target"], vars(each)["engine"]) for each in caplog.records if each.msg == "identified"]
+    assert logged == [("t", "vllm")]
+
+
 @pytest.mark.parametrize("own", [None, 0.05])
 def test_whoever_does_not_answer_is_waited_for_as_long_as_is_wanted(own: float | None) -> None:
     with EngineServer({"*": hang}) as server:
-        config = replace(CONFIG, timeout=0.05 if own is None else 50.0)
+        config = replace(CONFIG, timeout=0.05 if own is None else 3600.0)
         target = replace(NOWHERE, endpoint=Endpoint(url=server.url), engine=None, timeout=own)
 
         async def test() -> None:
