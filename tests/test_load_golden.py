@@ -209,7 +209,7 @@ NAMES: Final = ("ttft", "inter_token_latency", "request_duration")
 def estimates() -> Iterator[str]:
     """The headroom of two minutes' traffic: as first tokens were, and with so large a share of slow ones."""
     objectives = targets(slo.objectives(ttft=1.0, inter_token_latency=0.05), dict.fromkeys(NAMES, slo.Tally()))
-    for engine, shares in (("vllm", (None, 0.0, 0.02, 0.2)), ("sglang", (0.03,)), ("llamacpp", (0.01,))):
+    for engine, shares in (("vllm", (None, 0.0, 0.02, 0.5)), ("sglang", (0.2,)), ("llamacpp", (0.01,))):
         (known,) = known_of(engine, 20)
         waited = known.traffic.waited
         for slow in shares:
