@@ -39,16 +39,15 @@ class Observer:
     """Looks at requests and answers. Times are seconds of one monotonic clock.
 
     `pending` are the requests that have started to arrive and are not answered yet, in order, `answered` how many are
-    no longer. `switched`: whether
-    both ends have switched to another protocol (RFC 9110, section 15.2.2). `blind`: nothing is observed any more;
+    no longer. `blind`: nothing is observed any more, as after a switch to another protocol (RFC 9110, section 15.2.2);
     pending requests are then dropped uncounted. `progressed` is called when a response has started or ended, and when
-    `switched` or `blind` has become true.
+    `blind` has become true.
     """
 
     def __init__(self, measures: Measures, progressed: Callable[[], None]) -> None:
         self.pending: deque[Exchange] = deque()
         self.answered = 0
-        self.switched = self.blind = False
+        self.blind = False
         self._measures = measures
         self._progressed = progressed
         self._asking: Exchange | None = None
@@ -109,7 +108,6 @@ class Observer:
                     return
                 head = framing.response_head(raw)
                 if head.status == framing.SWITCHING:
-                    self.switched = True
                     self._drop()
                     return
                 if head.status >= framing.FIRST_FINAL:
