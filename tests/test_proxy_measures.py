@@ -81,6 +81,7 @@ def test_of_a_request_so_many_bytes_are_looked_at(more: int, model: str) -> None
     made = Exchange(measures, framing.request_head(b"POST /api/chat HTTP/1.1\r\n\r\n"))
     for start in (0, 1000):
         made.asks(body[start : 1000 if start == 0 else None])
+    made.asks(b"")
     made.sent(SENT)
     assert told(measures)[f"requests_running{{{model}}}"] == (1 if model else 2)
 
@@ -288,6 +289,25 @@ def test_only_a_whole_part_of_a_stream_is_read_by_its_form(kind: str, part: byte
     assert not made.part(part, 0, len(part), 1.5)
     made.answers(answer(kind=kind), 2.0)
     assert made.part(part, 0, len(part), 2.5) is expected
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/json", NDJSON])
+def test_every_piece_of_an_answer_breaks_the_silence(kind: str) -> None:
+    measures = Measures(limit=1, clock=Clock(9.0))
+    made = asking(measures)
+    made.answers(answer(kind=kind), 2.0)
+    made.received(b"{", 5.0)
+    assert values(measures, schema.PROXY_SILENCE) == [4.0]
+
+
+@pytest.mark.parametrize(("kind", "label"), [("application/json", "m"), (NDJSON, "other")])
+def test_numbers_of_an_embedding_are_not_read_but_where_they_are_lines(kind: str, label: str) -> None:
+    measures = Measures(limit=2)
+    made = asking(measures, "/api/embed", b'{"model":"m"}')
+    made.answers(answer(kind=kind), 2.0)
+    made.received(b'{"model":"other"}\n', 2.0)
+    made.ended(3.0)
+    assert counted(measures, "requests_finished") == {f"requests_finished_total{{{label},embedding}}": 1}
 
 
 def test_a_part_that_bears_nothing_is_no_output_and_breaks_the_silence() -> None:

@@ -68,7 +68,6 @@ class Exchange:
         self._streamed = False
         self._request: UnderWay | None = None
         self._over = self._api is None
-        self._model = self._wanted = ""
         self._first_exposed = False
         self._unread = ""
         self._outputs: list[float] = []
@@ -109,7 +108,7 @@ class Exchange:
             return
         self._reader = reader_of(head.headers.get("content-type", ""))
         self._streamed = head.status == _OK and isinstance(self._reader, Lines | Events)
-        self._form = FORMS.get(self._api) if self._streamed and self._api is not None else None
+        self._form = FORMS.get(self._api) if self._streamed else None
         if self._reader is None:
             self._unread = "format"
         elif self._api is Api.EMBEDDING and head.status == _OK and isinstance(self._reader, Whole):

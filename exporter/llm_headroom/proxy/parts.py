@@ -124,7 +124,7 @@ class _LlamaCpp(msgspec.Struct, frozen=True, gc=False):
         return None if self.stop else bool(self.content)
 
 
-FORMS: Final[Mapping[Api, Callable[[bytes], Part]]] = {
+FORMS: Final[Mapping[Api | None, Callable[[bytes], Part]]] = {
     Api.OLLAMA: msgspec.json.Decoder(_Ollama).decode,
     Api.OPENAI: msgspec.json.Decoder(_OpenAi).decode,
     Api.ANTHROPIC: msgspec.json.Decoder(_Anthropic).decode,
