@@ -41,6 +41,8 @@ def test_a_body_is_read_up_to_a_number_of_bytes_and_of_values() -> None:
     assert decode(MODELS, values) == []
     with pytest.raises(NotUnderstood, match=f"{MOST_VALUES + 1} values"):
         decode(MODELS, values.replace(b"[0,", b"[0,0,"))
+    with pytest.raises(NotUnderstood, match="nested too deeply"):
+        decode(MODELS, b'{"x": ' + b"[" * 100_000)
 
 
 # SGLang --------------------------------------------------------------------------------------------------------------

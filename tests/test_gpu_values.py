@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pynvml
@@ -11,6 +12,7 @@ import nvml_library
 from llm_headroom import schema
 from llm_headroom.gpu import GpuError, Gpus
 from llm_headroom.gpu.device import GpuProcess
+from llm_headroom.model import Cause
 from nvml_library import values
 
 if TYPE_CHECKING:
@@ -384,3 +386,10 @@ def test_a_driver_that_cannot_be_shut_down_is_begun_anew(gpus: Gpus) -> None:
     pynvml.nvmlShutdown()
     gpus.close()
     assert gpus.read().points == first.points
+
+
+def test_without_its_package_nvml_is_not_read_and_the_package_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(GpuError, match="package nvidia-ml-py cannot be imported") as caught:
+        Gpus().read()
+    assert caught.value.failure.cause is Cause.LIBRARY

@@ -510,6 +510,20 @@ def test_the_root_of_version_1_is_not_taken_for_a_container_s_group(tree: ProcTr
     assert values(read(tree, [watched("http://127.0.0.1:8000", pid=100)]))["memory_used_bytes"] == 700.0
 
 
+def test_where_a_process_s_group_may_be_visible(tree: ProcTree) -> None:
+    groups = {
+        101: ("9:name=systemd:/", []),
+        102: ("0::/a", ["{sys}/fs/cgroup/a", "{own}/a", "{own}"]),
+        103: ("0::/../a", ["{own}"]),
+        104: ("4:memory:/a\n0::/b", ["{sys}/fs/cgroup/memory/a", "{own}/memory/a"]),
+    }
+    for pid, (lines, places) in groups.items():
+        tree.process(pid, cgroup=lines)
+        own = tree.root / f"{pid}/root/sys/fs/cgroup"
+        found = [str(each) for each in cgroup.directories(tree.proc, tree.sys, pid)]
+        assert found == [place.format(sys=tree.sys, own=own) for place in places]
+
+
 def test_a_configured_group(tree: ProcTree, tmp_path: Path) -> None:
     folder = tree.memory_group("somewhere", memory_current="300\n")
 

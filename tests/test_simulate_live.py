@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.exposition import Exposition
 from llm_headroom.simulate.hardware import GIB, L4, QWEN_2_5_7B, TINY_LLAMA
 from llm_headroom.simulate.live import LiveEngine, LiveOllama, QueueFullError, keep_busy
+from llm_headroom.simulate.ollama_http import OllamaApi
 from llm_headroom.simulate.ollama_model import OllamaConfig
 from llm_headroom.simulate.openai_http import OpenAiApi
 from llm_headroom.simulate.traffic import Request
@@ -228,6 +230,41 @@ def test_what_an_engine_cannot_take_is_refused_or_cut_off() -> None:
                 await one
         with pytest.raises(CutError):
             await api.handle(request)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_has_begun_is_cut_off_by_a_crash(*, stream: bool) -> None:
+    async def run() -> None:
+        clock = Hands()
+        live, ollama = engine(clock), LiveOllama(OLLAMA, clock)
+        exposition = Exposition("vllm/0.32.0", model="m", config=live.engine.config, start=0.0)
+        asked = {"prompt": "a", "max_tokens": 9, "model": SMALL, "stream": stream, "options": {"num_predict": 2000}}
+        body = json.dumps(asked).encode()
+        questions = (
+            (OpenAiApi(live, exposition, "m").handle(HttpRequest("POST", "/v1/completions", {}, {}, body)), live, 3.0),
+            (OllamaApi(ollama).handle(HttpRequest("POST", "/api/generate", {}, {}, body)), ollama, 1.1),
+        )
+        for question, source, seconds in questions:
+            answer = asyncio.ensure_future(question)
+            await asyncio.sleep(0)
+            clock.moment += seconds
+            source.catch_up()
+            if not stream:
+                await asyncio.sleep(0)
+                source.crash(1.0)
+                with pytest.raises(CutError):
+                    await answer
+                continue
+            parts = (await answer).stream
+            assert parts is not None
+            assert "token" in (await anext(aiter(parts))).decode()
+            source.crash(1.0)
+            with pytest.raises(CutError):
+                async for _ in parts:
+                    pass
+            await parts.aclose()
 
     asyncio.run(run())
 
