@@ -114,6 +114,19 @@ def test_the_gpus_of_an_engine_are_those_it_was_seen_on_or_as_many_as_were_said(
     assert value(points, "llm_host_processes") == 5.0
 
 
+def test_of_an_engine_that_holds_no_gpu_any_more_nothing_is_said_of_its_gpus() -> None:
+    async def test() -> None:
+        with EngineServer(replayed(SATURATED)) as server:
+            source = EngineSource(replace(NOWHERE, endpoint=Endpoint(url=server.url)), BUILT_IN, CONFIG)
+            for gpus, exported in ((DEVICES, False), (DEVICES, True), (None, False)):
+                source.gpus = gpus
+                names = {point.series.metric.name for point in (await source.collect()).points}
+                assert ("llm_engine_energy_joules_total" in names) is exported
+            await source.close()
+
+    bounded.run(test())
+
+
 @pytest.mark.parametrize(
     ("whole", "own", "dearer"), [(None, 3.6, False), (3.6, None, False), (3.6, 7200.0, True), (7200.0, 0.0, False)]
 )
