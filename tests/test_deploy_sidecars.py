@@ -98,6 +98,8 @@ def test_a_group_of_nodes_is_a_leader_and_one_worker() -> None:
     assert example("lws")["spec"]["replicas"] == 1
     assert example("lws")["spec"]["leaderWorkerTemplate"]["size"] == 2, "the leader is counted, too"
     assert example("ome")["spec"]["engine"]["worker"]["size"] == 1
+    (workers,) = example("ray-serve")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert workers["replicas"] == 1
 
 
 def test_no_restart_of_a_sidecar_is_asked_for_and_it_is_never_killed_for_memory() -> None:
