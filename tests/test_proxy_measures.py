@@ -256,6 +256,8 @@ def test_what_is_dropped_is_counted_as_nothing() -> None:
     made.ended(3.0)
     made.broken("aborted", 3.0)
     assert told(measures) == {}
+    Exchange(measures, framing.request_head(b"POST /api/chat HTTP/1.1\r\n\r\n")).drop()
+    assert told(measures) == {}
 
 
 @pytest.mark.parametrize(
@@ -439,7 +441,37 @@ def test_an_embedding_is_of_the_model_that_was_asked_for_once_the_engine_has_tak
     made.answers(answer(status), 2.0)
     made.received(b"{}", 2.0)
     made.ended(3.0)
-    assert counted(measures, "requests_f") == {expected: 1}
+    assert counted(measures, "requests_f", "proxy_requests_unmeasured") == {expected: 1}
+
+
+def test_many_outputs_of_an_answer_that_names_no_model_do_not_wait_for_it() -> None:
+    measures = Measures(limit=1)
+    made = asking(measures)
+    made.answers(answer(kind=NDJSON), 2.0)
+    for number in range(64):
+        made.received(b'{"message":{"content":"a"}}\n', 2.0 + number)
+    assert not counted(measures, "time_to_first_token", "inter_token")
+    made.received(b'{"message":{"content":"a"}}\n', 66.0)
+    assert counted(measures, "time_to_first_token", "inter_token") == {
+        "time_to_first_token_seconds{}": 1,
+        "inter_token_latency_seconds{}": 64,
+    }
+
+
+def test_an_answer_that_names_no_model_is_of_the_one_asked_for_if_the_engine_has_named_that_before() -> None:
+    measures = Measures(limit=1)
+    measures.label("m")
+    asking(measures, body=b'{"model":"m"}').broken("aborted", 2.0)
+    assert counted(measures, "requests_failed") == {"requests_failed_total{m,aborted}": 1}
+
+
+def test_where_nothing_was_streamed_there_are_no_gaps() -> None:
+    measures = Measures(limit=1)
+    made = asking(measures)
+    made.answers(answer(), 2.0)
+    made.received(LAST, 2.0)
+    made.ended(3.0)
+    assert total(measures, schema.INTER_TOKEN_LATENCY) is None
 
 
 # What is retained ----------------------------------------------------------------------------------------------------

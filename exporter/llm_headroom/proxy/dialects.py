@@ -103,7 +103,7 @@ class Answer:
     prefill: float | None = None
     decode: float | None = None
 
-    def read(self, api: Api, document: Any) -> None:  # noqa: ANN401 - JSON
+    def read(self, api: Api | None, document: Any) -> None:  # noqa: ANN401 - JSON
         """Take in the next document. What has another form than the API's is passed over."""
         self.output = False
         if document is DONE:
@@ -299,7 +299,7 @@ def _embedding(answer: Answer, document: dict[str, Any]) -> None:
     answer.ended = True
 
 
-_READ: Final[Mapping[Api, Callable[[Answer, dict[str, Any]], None]]] = {
+_READ: Final[Mapping[Api | None, Callable[[Answer, dict[str, Any]], None]]] = {
     Api.OLLAMA: _ollama,
     Api.OPENAI: _openai,
     Api.RESPONSES: _responses,

@@ -116,13 +116,15 @@ class Exchange:
 
     def received(self, payload: bytes, now: float) -> None:
         """A piece of the answer's body."""
-        if self._request is not None:
-            self._request.traffic.heard = now
+        request = self._request
+        if request is None:
+            return
+        request.traffic.heard = now
         if self._reader is None:
             return
         try:
             for document in self._reader.feed(payload):
-                self._read(document, now)
+                self._read(request, document, now)
         except UnreadableError as error:
             self._give_up(str(error))
 
@@ -161,7 +163,7 @@ class Exchange:
         if self._reader is not None:
             try:
                 for document in self._reader.end():
-                    self._read(document, now)
+                    self._read(request, document, now)
             except UnreadableError as error:
                 self._give_up(str(error))
         if self.status >= _CLIENT_ERROR:
@@ -191,20 +193,15 @@ class Exchange:
         if self._request is not None:
             self._measures.end(self._request)
 
-    def _read(self, document: object, now: float) -> None:
-        answer, request = self._answer, self._request
-        if self._api is None or request is None:
-            return
-        answer.read(self._api, document)
-        if answer.output and self._streamed:
+    def _read(self, request: UnderWay, document: object, now: float) -> None:
+        self._answer.read(self._api, document)
+        if self._answer.output and self._streamed:
             self._output(request, now)
 
     def _output(self, request: UnderWay, now: float) -> None:
         self._outputs.append(now)
         if request.first is None:
             request.first = now
-            if self._answer.model:  # else it may be named at the end
-                self._expose_first(request)
         elif len(self._outputs) > 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
             self._expose_latest(request)
 
@@ -237,7 +234,6 @@ class Exchange:
     def _close(self, request: UnderWay, now: float, failure: str = "") -> str:
         """End the exchange; the label of its model."""
         self._over = True
-        self._reader = None
         self._measures.end(request, now)
         model = self._label()
         if self.status:
