@@ -1,37 +1,22 @@
-"""What one request adds to what a proxy has measured, and how that is reported."""
+"""What one request adds to what a proxy has measured, by its answer."""
 
 from __future__ import annotations
 
 import json
-from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from llm_headroom import schema
-from llm_headroom.derive.slo import Objective
-from llm_headroom.model import Histogram
 from llm_headroom.proxy import framing
 from llm_headroom.proxy.exchange import MOST_REQUEST_BYTES, Exchange
-from llm_headroom.proxy.framing import FramingError
-from llm_headroom.proxy.measures import BOUNDS, RETRY_SECONDS, Measures
-from measured_values import told
+from llm_headroom.proxy.measures import Measures
+from measured_values import Clock, counted, told, total, values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SENT: Final = 1.0
-
-
-class Clock:
-    """A time that a test sets, in seconds."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        """The time."""
-        return self.now
 
 
 def asking(measures: Measures, path: str = "/api/chat", body: bytes = b"{}") -> Exchange:
@@ -51,23 +36,6 @@ NDJSON: Final = "application/x-ndjson"
 EVENTS: Final = "text/event-stream"
 PART: Final = b'{"model":"m","message":{"content":"a"}}\n'
 LAST: Final = b'{"model":"m","done":true,"done_reason":"stop","prompt_eval_count":5,"eval_count":3}\n'
-
-
-def counted(measures: Measures, *names: str) -> dict[str, float]:
-    """What was counted under these metrics."""
-    found = told(measures)
-    return {key: found[key] for key in found if key.startswith(names)}
-
-
-def values(measures: Measures, metric: Any) -> list[float]:  # noqa: ANN401 - the schema's own type is not exported
-    """Of a metric's series, in their order."""
-    return [value for series, value, _ in measures.points({}) if series.metric is metric and isinstance(value, float)]
-
-
-def total(measures: Measures, metric: Any) -> float | None:  # noqa: ANN401 - as above
-    """The sum of a histogram."""
-    found = [value for series, value, _ in measures.points({}) if series.metric is metric]
-    return found[0].sum if found and isinstance(found[0], Histogram) else None
 
 
 # The request ---------------------------------------------------------------------------------------------------------
@@ -472,150 +440,3 @@ def test_where_nothing_was_streamed_there_are_no_gaps() -> None:
     made.received(LAST, 2.0)
     made.ended(3.0)
     assert total(measures, schema.INTER_TOKEN_LATENCY) is None
-
-
-# What is retained ----------------------------------------------------------------------------------------------------
-def test_an_observation_at_a_bound_lies_below_it() -> None:
-    measures = Measures(limit=1)
-    measures.observe(schema.REQUEST_PROMPT_TOKENS, "m", 1.0, 1.5, 2.0, 1e9)
-    (found,) = [value for _, value, _ in measures.points({}) if isinstance(value, Histogram)]
-    assert (found.counts[:3], found.counts[-2:], found.sum) == ((1.0, 3.0, 3.0), (3.0, 4.0), 1e9 + 4.5)
-
-
-def test_tokens_are_counted_in_ones_twos_and_fives() -> None:
-    steps = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000)
-    for metric in (schema.REQUEST_PROMPT_TOKENS, schema.REQUEST_GENERATION_TOKENS):
-        assert BOUNDS[metric] == (*map(float, steps), inf)
-
-
-@pytest.mark.parametrize(
-    ("untagged", "model", "label"),
-    [("latest", "m", "m:latest"), ("latest", "m:1b", "m:1b"), ("", "m", "m"), ("latest", "", "")],
-)
-def test_a_model_without_a_tag_has_the_engine_s(untagged: str, model: str, label: str) -> None:
-    measures = Measures(limit=1, untagged=untagged)
-    assert measures.asked(model) == ""
-    assert measures.label(model) == label
-    assert measures.asked(model) == label
-
-
-def test_a_model_that_the_engine_does_not_serve_is_another_one() -> None:
-    measures = Measures(limit=1)
-    measures.serves = lambda model: model == "m"
-    assert [measures.label(each) for each in ("x", "m", "")] == ["other", "m", ""]
-    assert measures.cap.capped() == {}
-
-
-@pytest.mark.parametrize("reason", ["aborted", "client_error", "proxy_stopped", "overloaded", "upstream_refused"])
-def test_availability_is_of_what_the_engine_can_do_something_about(reason: str) -> None:
-    measures = Measures(limit=1)
-    measures.failed("m", reason)
-    measures.finished("m", "stop")
-    found = counted(measures, "slo_requests")
-    engines = reason in {"overloaded", "upstream_refused"}
-    assert found["slo_requests_total{m,availability}"] == (2 if engines else 1)
-    assert found["slo_requests_good_total{m,availability}"] == 1
-
-
-def test_why_answers_cannot_be_read_is_logged_once_for_each_cause(caplog: pytest.LogCaptureFixture) -> None:
-    measures = Measures(limit=1)
-    errors = (FramingError("one"), FramingError("two"), FramingError("one"), KeyError("a"), KeyError("b"))
-    for error in errors:
-        measures.unseen(error)
-    logged = [(vars(record)["reason"], bool(record.exc_info)) for record in caplog.records]
-    assert logged == [("one", False), ("two", False), ("KeyError", True)]
-
-
-def objective(name: str, field: str, seconds: float, ratio: float) -> Objective:
-    return Objective(name=name, field=field, seconds=seconds, ratio=ratio)
-
-
-@pytest.mark.parametrize(("age", "late"), [(2.0, 0.0), (2.5, 1.0)])
-def test_a_request_is_overdue_beyond_its_objective(age: float, late: float) -> None:
-    clock = Clock(SENT + age)
-    objectives = (objective("first", "ttft", 2.0, 0.9), objective("whole", "duration", 2.0, 0.95))
-    measures = Measures(limit=1, clock=clock, objectives=objectives)
-    first = measures.begin("m", SENT, streams=True)
-    assert values(measures, schema.PROXY_OVERDUE) == [late, late]
-    first.first = SENT
-    measures.begin("m", SENT, streams=False)
-    assert values(measures, schema.PROXY_OVERDUE) == [0.0, 2 * late]
-
-
-def test_the_objective_of_availability_is_the_strictest() -> None:
-    objectives = (objective("first", "ttft", 2.0, 0.99), objective("whole", "duration", 2.0, 0.9))
-    for given, expected in (((), []), (objectives, [0.99])):
-        measures = Measures(limit=1, objectives=given)
-        measures.finished("m", "stop")
-        assert values(measures, schema.SLO_OBJECTIVE) == expected
-
-
-@pytest.mark.parametrize(
-    ("left", "answered", "again", "silence"),
-    [
-        (5.0, False, 5.0 + RETRY_SECONDS, 29.0),
-        (5.0, False, 5.1 + RETRY_SECONDS, 14.9),
-        (5.0, True, 6.0, 24.0),
-        (None, False, 6.0, 24.0),
-    ],
-)
-def test_who_asks_again_soon_has_been_waiting_all_the_while(
-    left: float | None, again: float, silence: float, *, answered: bool
-) -> None:
-    clock = Clock(30.0)
-    measures = Measures(limit=1, clock=clock)
-    first = measures.begin("m", SENT, streams=True)
-    first.first = 2.0 if answered else None
-    if left is None:
-        measures.end(first)
-    else:
-        measures.end(first, left)
-    assert values(measures, schema.PROXY_SILENCE) == [0.0]
-    measures.begin("m", again, streams=True)
-    assert values(measures, schema.PROXY_SILENCE) == [pytest.approx(silence)]
-
-
-def test_a_silence_begins_with_the_first_of_the_streams_under_way_and_is_never_negative() -> None:
-    clock = Clock(9.0)
-    measures = Measures(limit=1, clock=clock)
-    first, second = (measures.begin("m", at, streams=True) for at in (1.0, 4.0))
-    assert values(measures, schema.PROXY_SILENCE) == [8.0]
-    measures.end(first, 5.0)
-    measures.end(first, 5.0)
-    assert values(measures, schema.PROXY_SILENCE) == [8.0]
-    second.traffic.heard = 10.0
-    assert values(measures, schema.PROXY_SILENCE) == [0.0]
-    measures.end(second, 5.0)
-    measures.begin("m", 20.0, streams=True)
-    clock.now = 21.0
-    assert values(measures, schema.PROXY_SILENCE) == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("limit", "running", "expected"),
-    [(None, 3, [3.0]), (2, 1, [1.0, 0.0]), (2, 2, [2.0, 0.0]), (2, 3, [2.0, 1.0])],
-)
-def test_beyond_what_an_engine_runs_at_once_requests_wait(
-    limit: int | None, running: int, expected: list[float]
-) -> None:
-    measures = Measures(limit=1, running_limit=limit)
-    for _ in range(running):
-        measures.begin("m", SENT, streams=False)
-    assert values(measures, schema.REQUESTS_RUNNING) + values(measures, schema.REQUESTS_WAITING) == expected
-
-
-def test_requests_without_a_model_are_shown_until_the_engine_has_named_one() -> None:
-    measures = Measures(limit=1)
-
-    def models() -> dict[str, float]:
-        found = [each for each in measures.points({}) if each.series.metric is schema.REQUESTS_RUNNING]
-        return {series.label("model"): value for series, value, _ in found if isinstance(value, float)}
-
-    nameless = measures.begin("", SENT, streams=False)
-    assert models() == {"": 1.0}
-    measures.end(nameless)
-    assert models() == {"": 0.0}
-    measures.begin("m", SENT, streams=False)
-    assert models() == {"m": 1.0}
-    measures.begin("", SENT, streams=False)
-    assert models() == {"": 1.0, "m": 1.0}
