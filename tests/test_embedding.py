@@ -127,6 +127,15 @@ def test_names_clash_when_the_second_is_registered_and_not_at_a_scrape(registry:
         registry.register(HeadroomCollector(discover=False))
 
 
+def test_a_registry_is_told_of_every_family_that_may_come_and_of_no_other() -> None:
+    own = {metric for metric in schema.ALL if metric.subject in {Subject.EXPORTER, Subject.PROCESS}}
+    expected = {metric.name.removesuffix("_total") for metric in schema.ALL if metric not in own - {schema.BUILD_INFO}}
+    told = HeadroomCollector(discover=False).describe()
+    assert {family.name for family in told} == expected
+    assert [family for family in told if family.samples] == []
+    assert len(told) == len(expected)
+
+
 def test_the_process_is_the_services_own() -> None:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,11 @@ def errors(points: Iterable[Point]) -> dict[tuple[str, str], object]:
 
 def watched(points: Iterable[Point]) -> dict[str, object]:
     return {series.label("gpu"): value for series, value, _ in points if series.metric is schema.GPU_XID_WATCHED}
+
+
+def waiting() -> int:
+    """How many threads wait for events."""
+    return [thread.name for thread in threading.enumerate()].count("nvml-events")
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -120,7 +126,6 @@ def test_a_lost_gpu_leaves_the_others_watched(gpus: Gpus, machine: nvml_library.
 
     def counted() -> bool:
         nonlocal added
-        gpus.read()
         added += " 45"  # those that come while the driver ends the waiting for all are lost
         machine.say("gpu 5", "events", added)
         return ("5", "45") in errors(gpus.xids())
@@ -143,6 +148,24 @@ def test_a_waiting_that_fails_is_begun_anew_by_the_next_reading(gpus: Gpus, mach
         return errors(gpus.xids()) != {}
 
     until(counted)
+
+
+def test_a_waiting_that_fails_ends_until_the_next_reading(gpus: Gpus, machine: nvml_library.Description) -> None:
+    gpus.read()
+    assert waiting() == 1
+    machine.fail("system", "nvmlEventSetWait_v2", UNKNOWN)
+    until(lambda: waiting() == 0)
+    machine.restore("system", "nvmlEventSetWait_v2")
+    gpus.read()
+    assert waiting() == 1
+    gpus.read()
+    assert waiting() == 1
+
+
+def test_of_gpus_without_events_each_says_so(gpus: Gpus, machine: nvml_library.Description) -> None:
+    machine.become(nvml_library.fixture("h200x8"))
+    machine.fail("gpu 3", "nvmlDeviceRegisterEvents", NOT_SUPPORTED)
+    assert watched(gpus.read().points) == {str(index): float(index != 3) for index in range(8)}
 
 
 @pytest.mark.parametrize(("section", "key"), [("gpu 0", "nvmlDeviceRegisterEvents"), ("system", "nvmlEventSetCreate")])
@@ -185,12 +208,20 @@ def test_nothing_waits_for_events_unless_asked_to(
     assert "RegisterEvents" not in log.read_text(encoding="utf-8")
 
 
-def test_closing_ends_the_waiting_before_nvml(gpus: Gpus) -> None:
+def test_closing_ends_the_waiting_before_nvml(
+    gpus: Gpus, machine: nvml_library.Description, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stub ends the program if NVML is shut down under a waiting thread."""
+    log = tmp_path / "calls"
+    monkeypatch.setenv("NVML_STUB_LOG", str(log))
     for _ in range(3):
         gpus.read()
         gpus.close()
     assert watched(gpus.xids()) == {}
+    machine.fail("gpu 0", "nvmlDeviceRegisterEvents", NOT_SUPPORTED)
+    gpus.read()
+    calls = log.read_text(encoding="utf-8")
+    assert calls.count("nvmlEventSetCreate") == calls.count("nvmlEventSetFree") == 4
 
 
 # What is off by default ----------------------------------------------------------------------------------------------

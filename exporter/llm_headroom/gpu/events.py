@@ -119,12 +119,11 @@ class XidWatcher:
                 if error.value == Code.TIMEOUT:
                     continue
                 return int(error.value)
-            if event.eventType & _XID:
-                # A device that nobody registered cannot be named, but its error is still one.
-                key = (registered.devices.get(_address(event.device), ()), event.eventData)
-                with self._lock:
-                    times = self._seen[key].times if key in self._seen else 0
-                    self._seen[key] = _Seen(times + 1, self._clock())
+            # A device that nobody registered cannot be named, but its error is still one.
+            key = (registered.devices.get(_address(event.device), ()), event.eventData)
+            with self._lock:
+                times = self._seen[key].times if key in self._seen else 0
+                self._seen[key] = _Seen(times + 1, self._clock())
         return 0
 
 
