@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import defaultdict
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import captures
 from captures import CAPTURES, parsed
 from llm_headroom import schema
+from llm_headroom.bundle import chart as of_chart
 from llm_headroom.bundle.alerts import ALERTS
 from llm_headroom.commands import docs, generated
 from llm_headroom.engines.built_in import BUILT_IN
@@ -282,10 +285,38 @@ def test_a_plan_is_compiled_once_for_a_layout() -> None:
 
 
 # Documents -----------------------------------------------------------------------------------------------------------
-def test_generated_files_and_parts_are_fresh() -> None:
-    old = [path for path, text in generated.files(ROOT).items() if (ROOT / path).read_text(encoding="utf-8") != text]
+def emptied(root: Path) -> Path:
+    """A checkout in which nothing is in the place of what is generated."""
+    for path in (path for pattern in (*generated.MARKED, generated.CHART_SCHEMA) for path in ROOT.glob(pattern)):
+        text = generated.filled(path.read_text(encoding="utf-8"), defaultdict(str))
+        if path.name == "values.schema.json":
+            chart = json.loads(text)
+            chart["definitions"], chart["properties"]["config"] = {}, {}
+            chart["properties"]["sidecar"]["properties"]["engine"]["enum"] = []
+            text = json.dumps(chart)
+        copy = root / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(re.sub(r"(<!-- keys of \w+ -->\n\n)(?:\|.*\n)*", r"\1", text), encoding="utf-8")
+    return root
+
+
+def test_generated_files_and_parts_are_fresh(tmp_path: Path) -> None:
+    made = generated.files(emptied(tmp_path))
+    old = [path for path, text in made.items() if (ROOT / path).read_text(encoding="utf-8") != text]
 
     assert old == [], "run: make docs"
+    assert made.keys() >= {
+        "METRICS.md",
+        "README.md",
+        "docs/config.example.yaml",
+        "docs/config.schema.json",
+        *generated.COMPLETIONS.values(),
+        generated.MANUAL,
+        generated.CONFIGURATION,
+        generated.CHART_SCHEMA,
+        of_chart.RULES,
+    }
+    assert {path.split("/")[0] for path in made} >= {"alerts", "dashboards", "deploy"}
 
 
 def test_every_generated_part_stands_somewhere() -> None:
