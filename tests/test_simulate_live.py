@@ -22,6 +22,7 @@ from llm_headroom.simulate.openai_http import OpenAiApi
 from llm_headroom.simulate.traffic import Request
 
 SMALL = "small:latest"
+HOUR = 3600.0
 OLLAMA = OllamaConfig(models={SMALL: TINY_LLAMA, "other:7b": QWEN_2_5_7B}, gpu=L4, gpu_reserved=GIB)
 
 
@@ -40,10 +41,10 @@ def engine(clock: Clock, *, seqs: int = 8, queue: int | None = None) -> LiveEngi
 # The clock -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("speed", [0.5, 1.0, 250.0])
 def test_virtual_seconds_are_real_ones_times_the_speed(speed: float) -> None:
-    before, unix = time.monotonic(), time.time()
+    before = time.monotonic()
     clock = Clock(speed)
     made = time.monotonic()
-    assert unix <= clock.started <= time.time()
+    assert abs(clock.started - time.time()) < HOUR  # the machine's clock may be set meanwhile
 
     asked = time.monotonic()
     now = clock.now()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from llm_headroom.simulate.engine_state import Scheduler
     from llm_headroom.simulate.ollama_model import OllamaReading
 
+HOUR = 3600.0
 SMALL, OTHER = "small:latest", "other:7b"
 
 
@@ -303,17 +304,16 @@ def test_gpus_are_sampled_and_report_errors() -> None:
     clock = Hands()
     held = [5 * GIB]
     gpus = SimulatedGpus(clock, [(L4, [Holder(lambda: held[0], 7), Holder(lambda: 0, 8)]), (L4, [])])
-    before = time.time()
     gpus.fail(1, 79)
     gpus.fail(1, 79)
     gpus.fail(1, 13)
-    after = time.time()
     errors = {(one.series.label("gpu"), one.series.label("xid")): one.value for one in gpus.xids()}
     assert errors.keys() == {("1", "79"), ("1", "13")}
     counts = [one.value for one in gpus.xids() if one.series.metric is schema.GPU_XID_ERRORS]
     times = [one.value for one in gpus.xids() if one.series.metric is schema.GPU_XID_LAST]
     assert counts == [2.0, 1.0]
-    assert all(isinstance(one, float) and before <= one <= after for one in times)
+    assert len(times) == 2
+    assert all(isinstance(one, float) and abs(one - time.time()) < HOUR for one in times)  # the clock may be set
     assert [device.processes for device in gpus.read().processes] == [((7, 5 * GIB),), ()]
     held[0] = 99 * GIB
     assert gpus.read().processes[0].processes == ((7, 5 * GIB),)
