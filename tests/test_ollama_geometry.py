@@ -42,6 +42,21 @@ def info(architecture: str = "a", **fields: Any) -> dict[str, Any]:  # noqa: ANN
         (info(), 4 * 8 * 64, 4 * 8 * 64),
         (info(attention__head_count_kv=2), 4 * 2 * 64, 4 * 2 * 64),
         (info(attention__head_count_kv=[2, 0, 2, 4]), 8 * 64, 8 * 64),
+        (info(block_count=1024), 1024 * 8 * 64, 1024 * 8 * 64),
+        (info(block_count=1, attention__head_count=1, embedding_length=2**31 - 1), 2**31 - 1, 2**31 - 1),
+        (info(attention__causal=True, attention__kv_lora_rank=None), 4 * 8 * 64, 4 * 8 * 64),
+        (info(attention__head_count_kv=0), 0, 0),
+        (info(attention__sliding_window=-5), 4 * 8 * 64, 4 * 8 * 64),
+        (
+            info(
+                attention__head_count=None,
+                attention__head_count_kv=2,
+                attention__key_length=3,
+                attention__value_length=5,
+            ),
+            4 * 2 * 3,
+            4 * 2 * 5,
+        ),
         (info(attention__head_count_kv=1, attention__key_length=192, attention__value_length=128), 4 * 192, 4 * 128),
     ],
 )
@@ -56,7 +71,15 @@ def test_lengths_that_are_not_told_follow_from_the_width(told: dict[str, Any], k
         {"general.architecture": None},
         info(block_count=0),
         info(block_count=True),
-        info(block_count=10**9),
+        info(block_count=1025),
+        info(block_count=1, attention__head_count=1, embedding_length=2**31),
+        info(attention__key_length=0),
+        info(attention__value_length=0),
+        info(attention__head_count=0, attention__head_count_kv=2),
+        info(embedding_length=0),
+        info(embedding_length=None),
+        info(attention__head_count_kv=None, attention__head_count=8),
+        info(attention__head_count_kv=[2, 2, 2, 2, 2]),
         info(attention__head_count=None, attention__head_count_kv=2),
         info(attention__head_count_kv=None, embedding_length="512"),
         info(attention__head_count_kv=[2, 2, 2]),
@@ -84,6 +107,9 @@ def test_a_window_counts_where_the_context_is_longer() -> None:
     assert found.token_bytes(1024, "f16", "f16") == 2 * 2 * 4 * 8 * 64
     assert found.token_bytes(2048, "f16", "f16") is None
     assert found.token_bytes(1024, "turbo3", "f16") is None
+    assert found.token_bytes(1024, "f16", "turbo3") is None
+    assert found.token_bytes(1025, "f16", "f16") is None
+    assert Geometry(3, 5).token_bytes(10**6, "f32", "q4_0") == 3 * 4 + 5 * 18 / 32
 
 
 @pytest.mark.parametrize(("context", "rounded"), [(1, 256), (256, 256), (257, 512), (4096, 4096)])
