@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import gc
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 import pytest
@@ -82,18 +84,40 @@ def test_what_a_call_raises_is_for_whoever_waits_for_it() -> None:
 
 def test_calls_beyond_those_that_may_wait_are_refused() -> None:
     workers = Workers("test", 1)
-    gate = threading.Event()
-    workers.submit(gate.wait, 20)
-    futures: list[Future[int]] = []
+    begun, gate = threading.Event(), threading.Event()
 
-    def fill() -> None:
-        while len(futures) < MOST_WAITING + 2:
-            futures.append(workers.submit(int, 1))
+    def first() -> bool:
+        begun.set()
+        return gate.wait(60)
 
-    with pytest.raises(OSError, match="too many calls wait"):
-        fill()
+    workers.submit(first)
+    assert begun.wait(60)
+    futures = [workers.submit(int, 1) for _ in range(MOST_WAITING)]
+    with pytest.raises(OSError, match=r"too many calls wait \(test\)") as raised:
+        workers.submit(int, 1)
+    assert raised.value.errno == errno.EAGAIN
     gate.set()
     assert futures[-1].result(20) == 1
+    assert workers.submit(int, 2).result(20) == 2
+
+
+@pytest.mark.parametrize(("shared", "calls"), [(False, 4), (True, 3)])
+def test_a_call_is_the_same_if_all_that_it_is_made_with_is(*, shared: bool, calls: int) -> None:
+    workers = Workers("test", 4, shared=shared)
+    gate, made = threading.Event(), list[tuple[int, int]]()
+
+    def call(one: int, *, other: int) -> tuple[int, int]:
+        made.append((one, other))
+        assert gate.wait(60)
+        return one, other
+
+    asked = [(1, 1), (1, 2), (2, 1), (1, 1)]
+    futures = [workers.submit(call, one, other=other) for one, other in asked]
+    gate.set()
+    assert [future.result(60) for future in futures] == asked
+    assert len(made) == calls
+    assert workers.submit(call, 1, other=1).result(60) == (1, 1)
+    assert len(made) == calls + 1, "it is over, and so it is made again"
 
 
 def test_a_call_that_never_returns_does_not_keep_the_process() -> None:
@@ -130,6 +154,59 @@ def test_work_that_is_late_goes_on_and_the_next_piece_of_its_owner_waits_for_it(
     asyncio.run(worked())
 
     assert order == ["late", "next"]
+
+
+def test_an_owner_is_busy_while_a_piece_of_its_own_is_under_way() -> None:
+    async def worked() -> None:
+        heavy, other, loop, gate = Heavy(), Heavy(), asyncio.get_running_loop(), threading.Event()
+        assert not heavy.busy
+        work = asyncio.create_task(heavy.do(lambda: gate.wait(60), loop.time() + 60.0))
+        await asyncio.sleep(0)
+        assert (heavy.busy, other.busy) == (True, False)
+        gate.set()
+        assert await work
+        assert not heavy.busy
+
+    asyncio.run(worked())
+
+
+def test_two_pieces_of_heavy_work_go_on_at_once_and_no_third() -> None:
+    async def worked() -> None:
+        loop, gate = asyncio.get_running_loop(), threading.Event()
+        running = threading.Semaphore(0)
+
+        def work() -> None:
+            running.release()
+            assert gate.wait(60)
+
+        pieces = [asyncio.create_task(Heavy().do(work, loop.time() + 60.0)) for _ in range(3)]
+        for _ in range(2):
+            assert await asyncio.to_thread(running.acquire, timeout=60)
+        assert not running.acquire(blocking=False)
+        gate.set()
+        await asyncio.gather(*pieces)
+
+    asyncio.run(worked())
+
+
+def test_an_error_of_work_that_was_given_up_is_nobody_s(caplog: pytest.LogCaptureFixture) -> None:
+    async def worked() -> None:
+        heavy, loop, gate = Heavy(), asyncio.get_running_loop(), threading.Event()
+
+        def broken() -> None:
+            assert gate.wait(60)
+            raise LookupError
+
+        with pytest.raises(TimeoutError):
+            await heavy.do(broken, loop.time())
+        gate.set()
+        while heavy.busy:  # noqa: ASYNC110 - nobody says when
+            await asyncio.sleep(0.001)
+        del heavy
+        gc.collect()
+
+    asyncio.run(worked())
+    assert caplog.records == []
 
 
 def test_an_error_of_heavy_work_is_its_owners() -> None:
