@@ -10,6 +10,7 @@ from llm_headroom.proxy import framing
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.observer import Observer
 from measured_values import told
+from proxied import chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,6 +120,32 @@ def test_pieces_of_a_body_are_of_the_request_that_is_arriving() -> None:
     seen.observer.request_body([b"of no request"])
     seen.observer.request_sent(9.0)
     assert told(seen.measures)["requests_running{m}"] == 1
+
+
+def test_an_answer_to_no_request_is_said_to_be_one(caplog: pytest.LogCaptureFixture) -> None:
+    seen = Seen("/api/chat")
+    seen.observer.answer(SHORT + SHORT, 2.0)
+    assert [vars(record)["reason"] for record in caplog.records] == ["an answer to no request"]
+
+
+PART = b'{"model":"m","message":{"content":"a"}}      \n'
+"""46 bytes, since 2e is no number in JSON."""
+
+
+@pytest.mark.parametrize(
+    ("head", "outputs"),
+    [
+        (b"Transfer-Encoding: chunked\r\n\r\n" + chunk(PART), 2),
+        (b"Transfer-Encoding: chunked\r\n\r\n" + chunk(PART) + b"%x\r\n" % len(chunk(PART)), 1),
+        (b"Content-Length: 999\r\n\r\n" + PART, 1),
+        (b"\r\n" + PART, 1),
+    ],
+)
+def test_what_looks_like_a_chunk_is_one_only_where_one_may_begin(head: bytes, outputs: int) -> None:
+    seen = Seen("/api/chat")
+    seen.observer.answer(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n" + head, 2.0)
+    seen.observer.answer(chunk(PART), 3.0)
+    assert told(seen.measures).get("inter_token_latency_seconds{m}", 0) == outputs - 1
 
 
 def test_whatever_the_looking_raises_ends_the_looking_alone(caplog: pytest.LogCaptureFixture) -> None:
