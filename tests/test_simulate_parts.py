@@ -326,6 +326,21 @@ def test_gpus_are_sampled_and_report_errors() -> None:
     assert [one.value for one in gpus.read().points if one.series.metric is schema.GPUS] == [2.0]
 
 
+def test_a_gpu_that_nobody_uses_idles_at_its_clock() -> None:
+    clock = Hands()
+    gpus = SimulatedGpus(clock, [(GPU, [])])
+    clock.moment = 50.0
+    gpus.sample()
+    clock.moment = 49.0
+    gpus.sample()
+    found = {one.series.metric: one.value for one in gpus.read().points}
+    assert (found[schema.GPU_POWER_LIMIT], found[schema.GPU_POWER]) == (300.0, 45.0)
+    assert found[schema.GPU_ENERGY] == 45.0 * 50.0
+    assert (found[schema.GPU_CLOCK], found[schema.GPU_CLOCK_MAX]) == (1.41e9, 1.41e9)
+    assert (found[schema.GPU_UTILIZATION], found[schema.GPU_THROTTLE], found[schema.GPU_THROTTLE_TIME]) == (0, 0, 0)
+    assert found[schema.GPU_MEMORY_FREE] == 10 * GIB - GIB / 2
+
+
 # Ollama --------------------------------------------------------------------------------------------------------------
 def ollama(**changes: Any) -> OllamaServer:  # noqa: ANN401 - fields of the configuration
     settings: dict[str, Any] = {"models": {SMALL: TINY_LLAMA, OTHER: QWEN_2_5_7B}, "gpu": L4, "context_length": 1000}

@@ -185,6 +185,14 @@ def test_a_well_formed_line_is_read(line: bytes, row: tuple[str, object, str], *
         assert got.layout.invalid == 0
 
 
+def test_a_family_s_name_in_quotes_may_hold_blanks_and_escapes() -> None:
+    body = b'# HELP "a b \\" c" of two words\n# TYPE "a b \\" c" gauge\n{"a b \\" c"} 1\n# TYPE "d" counter\nd 2\n'
+    got = parse(body)
+    assert rows(got) == [('a b " c', (), "gauge", "1.0"), ("d", (), "counter", "2.0")]
+    assert dict(got.layout.families) == {'a b " c': "gauge", "d": "counter"}
+    assert got.layout.invalid == 0
+
+
 MALFORMED = [
     b"a",
     b"a ",
