@@ -1,0 +1,200 @@
+"""What is remembered from poll to poll, and for how long: both sides of each bound, on timelines made of literals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from captures import value, values
+from llm_headroom import schema
+from llm_headroom.derive import restart, slo
+from llm_headroom.derive.capacity import Estimate, Headroom
+from llm_headroom.derive.memory import MOST_MODELS, Memory, advance, with_estimate, with_kin
+from llm_headroom.derive.step_cost import Learner, StepCost
+from llm_headroom.derive.traffic import Traffic
+from llm_headroom.model import Common, Histogram, Point
+from timelines import BASE, point, polls, ttft
+
+if TYPE_CHECKING:
+    from llm_headroom.model import Metric
+
+Poll = tuple[float, list[Point]]
+
+
+def number(timeline: list[Poll], name: str) -> float | Histogram | None:
+    return value(polls(timeline)[1], name)
+
+
+# Usage ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("usage", "peak"),
+    [
+        ([(0.0, 0.9), (59.0, 0.1)], 0.9),
+        ([(0.0, 0.9), (60.0, 0.1)], 0.1),
+        ([(0.0, 0.9), (0.5, 0.1), (60.2, 0.2)], 0.2),  # two polls within a second are one
+        ([(0.0, 0.1), (0.5, 0.9), (60.2, 0.2)], 0.9),
+        ([(0.0, 0.9), (1.0, 0.1), (60.2, 0.2)], 0.2),
+        ([(0.0, 0.9), (0.5, 0.9), (60.2, 0.2)], 0.9),  # of equal ones the later
+        ([(0.0, 0.3), (0.0, 0.9)], 0.9),
+    ],
+)
+def test_the_peak_of_a_minute(usage: list[tuple[float, float]], peak: float) -> None:
+    timeline = [(at, [point(schema.KV_CACHE_USAGE, each)]) for at, each in usage]
+    assert number(timeline, "llm_kv_cache_usage_peak_ratio") == peak
+
+
+# Stalls --------------------------------------------------------------------------------------------------------------
+def work(steps: float | None = None, running: float = 1.0, waiting: float = 0.0, **counters: float) -> list[Point]:
+    metrics: dict[str, Metric] = {
+        "generated": schema.GENERATION_TOKENS, "prompts": schema.PROMPT_TOKENS, "silence": schema.PROXY_SILENCE,
+        "preemptions": schema.PREEMPTIONS,
+    }  # fmt: skip
+    points = [point(schema.REQUESTS_RUNNING, running), point(schema.REQUESTS_WAITING, waiting)]
+    points += [] if steps is None else [point(schema.ENGINE_STEPS, steps)]
+    return points + [point(metrics[name], amount) for name, amount in counters.items()]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "stalled"),
+    [
+        ([(0.0, work(5.0)), (59.0, work(5.0))], 0.0),
+        ([(0.0, work(5.0)), (60.0, work(5.0))], 1.0),
+        ([(0.0, work(5.0)), (30.0, work(6.0)), (89.0, work(6.0))], 0.0),
+        ([(0.0, work(5.0)), (30.0, work(6.0)), (90.0, work(6.0))], 1.0),
+        ([(0.0, work(5.0, generated=1.0)), (60.0, work(5.0, generated=2.0))], 0.0),
+        ([(0.0, work(5.0, prompts=1.0)), (60.0, work(5.0, prompts=2.0))], 0.0),
+        ([(0.0, work(5.0, running=0.0)), (60.0, work(5.0, running=0.0))], 0.0),
+        ([(0.0, work(5.0, running=0.0)), (60.0, work(5.0, running=0.0)), (61.0, work(5.0))], 0.0),
+        ([(0.0, work(5.0, running=0.0, waiting=1.0)), (60.0, work(5.0, running=0.0, waiting=1.0))], 1.0),
+        ([(0.0, work(generated=1.0, waiting=1.0)), (60.0, work(generated=1.0, waiting=1.0))], 1.0),
+        ([(0.0, work(generated=1.0)), (60.0, work(generated=1.0))], 0.0),  # a gauge alone may be stale
+        ([(0.0, work()), (60.0, work())], None),
+        ([(0.0, work(silence=59.0))], 0.0),
+        ([(0.0, work(silence=60.0))], 1.0),
+    ],
+)
+def test_an_engine_stalls_after_a_minute_without_a_step(timeline: list[Poll], stalled: float | None) -> None:
+    assert number(timeline, "llm_engine_stalled") == stalled
+
+
+# First tokens --------------------------------------------------------------------------------------------------------
+def firsts(at: float, good: float, total: float) -> Poll:
+    return at, [ttft(good, good, good, good, total)]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "counted"),
+    [
+        ([firsts(0.0, 0, 0), firsts(30.0, 0, 4)], {"60s": 4.0, "300s": 4.0}),
+        ([firsts(0.0, 0, 0), firsts(31.0, 0, 4)], {}),  # of a long gap nobody knows when they came
+        ([firsts(0.0, 0, 0), firsts(5.0, 0, 4), firsts(64.0, 0, 4)], {"60s": 4.0, "300s": 4.0}),
+        ([firsts(0.0, 0, 0), firsts(5.0, 0, 4), firsts(65.0, 0, 4)], {"300s": 4.0}),
+        ([firsts(0.0, 0, 0), firsts(5.0, 0, 4), firsts(304.0, 0, 4)], {"300s": 4.0}),
+        ([firsts(0.0, 0, 0), firsts(5.0, 0, 4), firsts(305.0, 0, 4)], {}),
+        # within a second they are remembered as of the first moment, and together
+        ([firsts(0.0, 0, 0), firsts(5.0, 0, 4), firsts(5.9, 0, 6), firsts(64.5, 0, 6)], {"60s": 6.0, "300s": 6.0}),
+        ([firsts(0.0, 0, 0), firsts(5.0, 0, 4), firsts(5.9, 0, 6), firsts(65.5, 0, 6)], {"300s": 6.0}),
+        ([firsts(0.0, 0, 0), firsts(5.0, 0, 4), firsts(6.0, 0, 6), firsts(65.5, 0, 6)], {"60s": 2.0, "300s": 6.0}),
+    ],
+)
+def test_first_tokens_are_remembered_for_their_windows(timeline: list[Poll], counted: dict[str, float]) -> None:
+    assert values(polls(timeline)[1], "llm_ttft_window_requests", "window") == counted
+
+
+@pytest.mark.parametrize(
+    ("good", "total", "late"),
+    [(57.0, 60.0, True), (58.0, 61.0, False), (0.0, 3.0, True), (0.0, 2.0, False), (38.0, 40.0, False)],
+)
+def test_three_late_first_tokens_that_are_a_twentieth_are_trouble_now(good: float, total: float, *, late: bool) -> None:
+    _, derived = polls([firsts(0.0, 0, 0), firsts(5.0, good, total)])
+    assert (value(derived, "llm_saturation_high_water_ratio") == 0.95) is late
+    _, batch = advance(polls([firsts(0.0, 0, 0)])[0], firsts(5.0, good, total)[1], 5.0, base=BASE, objectives=())
+    assert value(batch, "llm_saturation_high_water_ratio") is None
+    assert values(batch, "llm_ttft_slow_ratio", "window") == {}
+
+
+@pytest.mark.parametrize(("seconds", "risk"), [(59.0, 0.95), (60.0, None)])
+def test_a_preemption_counts_for_a_minute(seconds: float, risk: float | None) -> None:
+    timeline = [(0.0, work(preemptions=1.0)), (5.0, work(preemptions=2.0)), (5.0 + seconds, work(preemptions=2.0))]
+    assert number(timeline, "llm_kv_saturation_risk_ratio") == risk
+    assert number(timeline[:1], "llm_kv_saturation_risk_ratio") is None
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("away", "total"), [(599.0, 6.0), (600.0, 0.0)])
+def test_a_model_that_was_away_for_ten_minutes_starts_again(away: float, total: float) -> None:
+    timeline = [firsts(0.0, 4, 4), (5.0, []), firsts(away, 10, 10)]
+    assert values(polls(timeline)[1], "llm_slo_requests_total", "slo") == {"ttft": total}
+
+
+def test_of_models_that_are_away_those_seen_last_are_remembered() -> None:
+    memory = Memory()
+    for at in range(MOST_MODELS + 2):
+        memory, _ = advance(memory, [point(schema.REQUESTS_RUNNING, 1.0, model=f"m{at}")], float(at), base=BASE)
+    assert len(memory.models) == MOST_MODELS + 1
+    assert "m0" not in memory.models
+    assert "m1" in memory.models
+
+
+@pytest.mark.parametrize("base", [BASE, Common(BASE)])
+def test_labels_of_the_target_are_those_of_what_is_derived(base: dict[str, str]) -> None:
+    _, derived = advance(Memory(), [point(schema.REQUESTS_RUNNING, 1.0)], 0.0, base=base)
+    assert {(each.series.label("target"), each.series.label("model")) for each in derived} == {("t", "m")}
+
+
+def test_a_poll_that_is_not_later_changes_nothing() -> None:
+    memory, _ = polls([firsts(0.0, 0, 0), firsts(5.0, 3, 3)])
+    for at in (5.0, 4.0, -1.0):
+        again, derived = advance(memory, firsts(at, 9, 9)[1], at, base=BASE)
+        assert again.models == memory.models
+        assert values(derived, "llm_slo_requests_total", "slo") == {"ttft": 3.0}
+
+
+def test_a_model_that_appears_has_begun_unless_another_one_went() -> None:
+    reading = restart.Reading(sources=frozenset({"metrics"}))
+
+    def named(model: str, count: float) -> list[Point]:
+        return [point(schema.TIME_TO_FIRST_TOKEN, Histogram((2.5, math.inf), (count, count), 1.0), model=model)]
+
+    def counted(*timeline: list[Point]) -> dict[str, float]:
+        memory, derived = Memory(), list[Point]()
+        for at, points in enumerate(timeline):
+            memory, derived = advance(
+                memory, points, 5.0 * at, base=BASE, objectives=slo.OBJECTIVES[:1], reading=reading
+            )
+        return {
+            each.series.label("model"): float(each.value)  # type: ignore[arg-type]
+            for each in derived
+            if each.series.metric is schema.SLO_REQUESTS
+        }
+
+    assert counted(named("a", 4.0), [*named("a", 4.0), *named("b", 3.0)]) == {"a": 0.0, "b": 3.0}
+    assert counted(named("a", 4.0), named("b", 7.0)) == {"b": 0.0}
+    assert counted(named("a", 4.0), [], named("b", 7.0)) == {"b": 0.0}
+    both = [*named("a", 4.0), *named("b", 3.0)]
+    assert counted(named("x", 1.0), both, [*both, *named("c", 2.0)])["c"] == 2.0, "x went a poll earlier"
+
+
+# Load headroom -------------------------------------------------------------------------------------------------------
+def test_an_estimate_is_of_the_life_in_which_it_began() -> None:
+    memory, _ = polls([(10.0, work()), (15.0, work())])
+    estimate = Estimate(at=10.0, headroom={"ttft": Headroom(2.0, "compute")}, rate=1.0)
+    assert with_estimate(memory, "m", estimate).models["m"].load.estimate == estimate
+    assert with_estimate(memory, "m", replace(estimate, at=9.9)) is memory
+    assert with_estimate(memory, "other", estimate) is memory
+
+
+def test_new_models_inherit_from_the_same_model_elsewhere() -> None:
+    capacity = point(schema.KV_CACHE_CAPACITY, 1000.0)
+    young, _ = polls([(0.0, [capacity])])
+    learner = Learner(cost=StepCost(0.02, 1e-4, 1e-4, 0.0, 0.0))
+    (name, known), *_ = young.models.items()
+    elder = replace(known, load=replace(known.load, learner=learner, traffic=Traffic(busy=700.0)))
+    assert with_kin(young, [Memory({name: elder})]).models[name].load.learner.cost == learner.cost
+    assert with_kin(young, [Memory({"other": elder})]).models[name].load.learner == Learner()
+    grown = Memory({name: elder})
+    assert with_kin(grown, [Memory({name: elder})]) is grown
+    assert with_kin(Memory(), [grown]) == Memory()
