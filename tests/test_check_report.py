@@ -163,3 +163,24 @@ def test_long_lists_are_wrapped() -> None:
 )
 def test_how_bad_a_source_is(fields: dict[str, Any], place: int, *, good: bool) -> None:
     assert (rank(source("a", **fields)), fine(source("a", **fields))) == (place, good)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "line"),
+    [
+        (
+            "loading",
+            "no response since llm-headroom started 0 s ago: refused",
+            "no response since llm-headroom started 0 s ago",
+        ),
+        ("misread", "refused", ""),
+    ],
+)
+def test_an_error_is_written_once(state: str, reason: str, line: str) -> None:
+    states = [{"model": "", "level": "warn", "state": state, "reason": reason}]
+    report = source("a", up=False, states=states, error={"cause": "refused", "message": "refused"})
+
+    assert text_report([report], []).splitlines()[1:] == [
+        f"  ▲ {state}: {line}" if line else f"  ▲ {state}",
+        "  error (refused): refused",
+    ]

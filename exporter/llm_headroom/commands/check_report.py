@@ -63,13 +63,15 @@ def _source(report: Mapping[str, Any]) -> Iterator[str]:
     engine = " ".join(part for part in (report["engine"] or "unknown engine", report["version"]) if part)
     state = "up" if report["up"] else "DOWN"
     yield f"{report['target']}  {engine}  {state}  (read in {report['duration_seconds'] * 1000:.1f} ms)"
+    message = report["error"]["message"] if report["error"] else ""
     for each in report["states"]:
         who = each.get("model") or (f"GPU {each['gpu']}" if each.get("gpu") else "")
         mark = text.STATE_MARKS[each["level"]]
-        why = f": {each['reason']}" if each["reason"] else ""
+        reason = each["reason"].removesuffix(message).removesuffix(": ")  # the error has a line of its own
+        why = f": {reason}" if reason else ""
         yield f"  {mark} {f'{who} is ' if who else ''}{each['state']}{why}"
     if report["error"]:
-        yield f"  error ({report['error']['cause']}): {report['error']['message']}"
+        yield f"  error ({report['error']['cause']}): {message}"
     for warning in report["warnings"]:
         yield f"  warning ({warning['cause']}): {warning['message']}"
     yield from _metrics(report["points"])
