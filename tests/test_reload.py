@@ -184,7 +184,7 @@ def test_engines_that_were_found_go_on_for_as_long_as_any_are_looked_for() -> No
                 changed: list[bool] = []
                 poller.on_change(lambda: changed.append(True))
                 await poller.apply(replace(looking, discover=False))
-                assert ([*poller.slots], changed) == (["named"], [True])
+                assert ([*poller.slots], changed[:1]) == (["named"], [True])  # polls go on, and change things, too
             finally:
                 await poller.stop()
 
