@@ -283,8 +283,6 @@ class Mapper:
 
     def _scalars(self, sources: Sources, rule: Rule, where: Mapping[str, re.Pattern[str]], model: str) -> list[Read]:
         origin, indices = self._present(sources, rule, where)
-        if not indices:
-            return []
         groups = self._groups(sources, rule, indices, model)
         for name in rule.plus:
             added, indices = self._present_as((name,), sources, where)
@@ -364,8 +362,6 @@ class Mapper:
         problems: list[str],
     ) -> list[Read]:
         origin, buckets = self._present(sources, rule, where, "_bucket")
-        if not buckets:
-            return []
         sums = self._groups(sources, rule, sources.matching(origin + "_sum", where), model)
         found = []
         for series, indices in self._groups(sources, rule, buckets, model).items():
