@@ -395,6 +395,24 @@ def test_only_a_name_with_a_number_is_read(tree: ProcTree, line: str, kills: flo
     assert said.oom_kills == kills
 
 
+def test_a_working_set_is_not_below_zero_and_nothing_else_is_made_up(tree: ProcTree) -> None:
+    said = cgroup.memory(tree.memory_group("a", memory_current="5\n", memory_stat="anon 1\ninactive_file 9\n"))
+    assert said == cgroup.Memory(version=2, limit=None, used=0.0, pressure={}, oom_kills=None)
+    said = cgroup.memory(tree.memory_group("memory/b", memory_usage_in_bytes="7\n"))
+    assert said == cgroup.Memory(version=1, limit=None, used=7.0, pressure={}, oom_kills=None)
+    assert cgroup.memory(tree.memory_group("c", memory_max="5\n")) is None
+
+
+def test_limits_above_a_group_count_as_far_as_they_can_be_seen(tree: ProcTree) -> None:
+    tree.memory_group("a", memory_max="max\n")
+    tree.memory_group("a/b")
+    tree.memory_group("a/b/c", memory_current="9\n", memory_max="4000\n")
+    tree.memory_group("a/b/c/d", memory_current="9\n", memory_max="7000\n")
+    said = cgroup.memory(tree.sys / "fs/cgroup/a/b/c/d")
+    assert said is not None
+    assert said.limit == 4000.0
+
+
 def test_a_group_of_version_1_as_recorded(tree: ProcTree) -> None:
     shutil.copytree(FIXTURES / "cgroup/v1", tree.memory_group("memory/engines/a"), dirs_exist_ok=True)
     tree.process(100, cgroup="9:name=systemd:/\n4:memory,hugetlb:/engines/a\n0::/")
