@@ -68,10 +68,10 @@ class Compiled(NamedTuple):
 
 
 def written(value: float) -> str:
-    """Return a number as prometheus_client writes it."""
+    """Return a number, which is not negative, as prometheus_client writes it."""
     text = repr(float(value))
     point = text.find(".")
-    if point > _POINT_AT_MOST and value > 0:
+    if point > _POINT_AT_MOST:
         digits = f"{text[0]}.{text[1:point]}{text[point + 1 :]}".rstrip("0.")
         return f"{digits}e+{point - 1:02d}"
     return text
