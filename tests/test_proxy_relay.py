@@ -15,7 +15,7 @@ import pytest
 import bounded
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
-from llm_headroom.proxy.relay import Client
+from llm_headroom.proxy.relay import MOST_PIPELINED, Client
 from measured_values import told
 from proxied import ASK, STREAM, chunk, head, place, post
 
@@ -86,8 +86,11 @@ async def relaying(
         gate.enter(made)
         return made
 
+    serving: list[asyncio.Task[object] | None] = []
+
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert serve is not None
+        serving.append(asyncio.current_task())
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the relay has left
             await serve(reader, writer)
         writer.close()
@@ -101,6 +104,7 @@ async def relaying(
         yield Door(servers[-1].sockets[0].getsockname()[1], measures)
     finally:
         gate.close()
+        await asyncio.gather(*filter(None, serving))
         for server in servers:
             server.close()
             await server.wait_closed()
@@ -234,6 +238,36 @@ def test_a_client_that_says_no_more_is_let_go_once_nothing_is_under_way(asks: in
             writer.write_eof()
             assert await reader.read() == b""
             writer.close()
+
+    bounded.run(test())
+
+
+def test_a_client_with_many_requests_under_way_is_not_read_from() -> None:
+    async def test() -> None:
+        begun = asyncio.Semaphore(0)
+        body = bytes(2**18)
+        large = f"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+        async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            while lines := await head(reader):  # it never answers
+                await reader.readexactly(len(body) if b"/x" in lines else len(ASK))
+                begun.release()
+
+        engine = Engine()
+        engine.go_on.set()
+        async with relaying(engine, serve) as door:
+            _, writer = await door.connect()
+            for _ in range(MOST_PIPELINED):
+                writer.write(post())
+                await begun.acquire()
+            sent = 0
+            while sent < 200 and writer.transport.get_write_buffer_size() < 2**20:
+                writer.write(large)
+                sent += 1
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            assert sent < 200, "what fits into the sockets' buffers, and little more"
+            writer.transport.abort()
 
     bounded.run(test())
 

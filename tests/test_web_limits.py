@@ -206,20 +206,29 @@ def test_who_leaves_just_as_the_turn_comes_gives_it_to_the_next() -> None:
         leaving: list[asyncio.Task[bool]] = []
 
         class Watched(Proved):
-            """Has somebody leave while the check before theirs is noted."""
+            """Has somebody leave once the password before theirs is found among those proved: their turn is next."""
+
+            proved = False
 
             def add(self, digest: bytes) -> None:
                 super().add(digest)
-                asyncio.get_running_loop().call_soon(leaving[0].cancel)
+                self.proved = True
+
+            def __contains__(self, digest: bytes) -> bool:
+                if self.proved:
+                    asyncio.get_running_loop().call_soon(leaving[0].cancel)
+                return super().__contains__(digest)
 
         admitting = users(Watched())
-        first = asyncio.create_task(admitting.admit(basic("right")))
-        last = asyncio.create_task(admitting.admit(basic("wrong 1")))
-        await asyncio.sleep(0)
-        leaving.append(asyncio.create_task(admitting.admit(basic("wrong 2"))))  # the newest, whose turn comes first
+        first, last, left, newest = (
+            asyncio.create_task(admitting.admit(basic(password)))
+            for password in ("right", "wrong 1", "wrong 2", "right")
+        )
+        leaving.append(left)
         assert await first
+        assert await newest
         assert not await last
-        assert leaving[0].cancelled()
+        assert left.cancelled()
 
     run(test())
 
