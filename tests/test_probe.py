@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from concurrent.futures import Future
 from dataclasses import replace
@@ -297,6 +298,73 @@ def test_a_probe_has_as_much_detail_as_the_exporter(vllm: EngineServer) -> None:
             names.append({series.metric.name for series, _, _ in found})
         full, essential = names
         assert "llm_up" in essential < full
+
+    bounded.run(test())
+
+
+@pytest.mark.parametrize(
+    ("order", "connections", "closed"),
+    [("ab", 1, False), ("aba", 1, False), ("abc", 1, True), ("abaca", 1, False), ("abca", 2, True)],
+)
+def test_connections_of_the_targets_that_were_probed_last_are_retained(
+    monkeypatch: pytest.MonkeyPatch, order: str, connections: int, *, closed: bool
+) -> None:
+    monkeypatch.setattr("llm_headroom.web.probe.MOST_PROBED", 2)
+
+    async def test() -> None:
+        opened, ended = 0, asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal opened
+            opened += 1
+            with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+                while True:
+                    await reader.readuntil(b"\r\n\r\n")
+                    body = b"vllm:num_requests_running 1\n"
+                    writer.write(
+                        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                    )
+            ended.set()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        targets = {"a": f"http://127.0.0.1:{port}", "b": "http://127.0.0.1:1", "c": "http://127.0.0.1:2"}
+        probes = Probes(Poller(Config(probe=ProbeSettings(allow=("127.0.0.1",)), discover=False)))
+        for name in order:
+            found = await probes.points(Request("GET", "/probe", {"target": f"vllm={targets[name]}"}, {}))
+            assert not isinstance(found, Response)
+        if closed:
+            await ended.wait()
+        assert (opened, ended.is_set()) == (connections, closed)
+        await probes.close()
+        await ended.wait()
+        server.close()
+
+    bounded.run(test())
+
+
+def test_a_probe_that_takes_too_long_says_so_and_ends_with_the_exporter() -> None:
+    async def test() -> None:
+        left = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            left.set()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        probes = Probes(Poller(Config(probe=ProbeSettings(allow=("127.0.0.1",)), discover=False, timeout=50.0)))
+        headers = {"x-prometheus-scrape-timeout-seconds": "0.1"}
+        for _ in range(2):
+            found = await probes.points(Request("GET", "/probe", {"target": f"vllm={url}"}, headers))
+            assert isinstance(found, Response)
+            assert (found.status, found.body.endswith(b" has not answered within 0.05 s.\n")) == (504, True)
+        assert not left.is_set(), "the collection goes on"
+        await probes.close()
+        await left.wait()
+        server.close()
 
     bounded.run(test())
 
