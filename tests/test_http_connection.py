@@ -339,16 +339,3 @@ def test_a_stream_without_parts_ends_at_once_and_is_closed(method: str) -> None:
 
     run(test())
     assert closed == [True]
-
-
-@pytest.mark.parametrize(
-    ("limit", "least", "most"),
-    [
-        (http_connection.READ_BYTES, KB, 64 * KB),
-        (http_connection.WRITE_BYTES, 16 * KB, 256 * KB),
-        (http_connection.LINGER_BYTES, 64 * KB, 4 * KB * KB),
-        (http_connection.CLOSE_SECONDS, 0.5, 2.0),
-    ],
-)
-def test_what_a_connection_holds_is_of_the_order_that_it_should_be(limit: float, least: float, most: float) -> None:
-    assert least <= limit <= most

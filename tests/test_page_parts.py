@@ -417,17 +417,3 @@ def test_a_quiet_stream_beats_and_ends_after_its_time() -> None:
         await response.stream.aclose()
 
     run(test())
-
-
-@pytest.mark.parametrize(
-    ("name", "least", "most"),
-    [
-        ("spacing", 0.5, 2.0),
-        ("heartbeat", 5.0, 30.0),
-        ("lifetime", 60.0, 3600.0),
-        ("retry", 1.0, 5.0),
-        ("streams", 10, 200),
-    ],
-)
-def test_a_stream_has_a_pace_that_readers_and_proxies_live_with(name: str, least: float, most: float) -> None:
-    assert least <= getattr(Pace(), name) <= most

@@ -13,9 +13,7 @@ import pytest
 import trustme
 
 from bounded import run
-from llm_headroom.net import bodies, http_server, workers
 from llm_headroom.net.http_connection import Limits, Request, Response
-from llm_headroom.web import app, probe
 from llm_headroom.web.access import Access, Proved, TokenBucket, TooManyChecksError, Users
 from llm_headroom.web.app import accepts_gzip
 from llm_headroom.web.config import RateLimit, WebConfig, WebConfigError, parse
@@ -474,22 +472,3 @@ def test_files_are_watched_where_they_are_given(configured: Callable[[str], WebC
     assert names(mutual + "  client_ca_file: ca.crt\n") == ["server.crt", "server.key", "ca.crt"]
     assert names(mutual + "  client_ca: x\n") == ["server.crt", "server.key"]
     assert WebConfig().pem_files == ()
-
-
-@pytest.mark.parametrize(
-    ("limit", "least", "most"),
-    [
-        (app.REUSED, 0.5, 5.0),
-        (probe.MOST_PROBED, 64, 1024),
-        (probe.MOST_AT_ONCE, 10, 100),
-        (probe.TIMEOUT_MARGIN, 0.1, 1.0),
-        (probe.SLACK, 0.5, 5.0),
-        (probe.LONGEST, 60.0, 600.0),
-        (bodies.LARGE, 64 * 1024, 1024 * 1024),
-        (bodies.MOST_BYTES, 8 * 1024 * 1024, 128 * 1024 * 1024),
-        (http_server.STUCK_SECONDS, 0.5, 5.0),
-        (workers.MOST_WAITING, 100, 10_000),
-    ],
-)
-def test_limits_are_of_an_order_that_honest_clients_never_meet(limit: float, least: float, most: float) -> None:
-    assert least <= limit <= most

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 4096
 CLOSE_SECONDS: Final = 1.0
-WRITE_BYTES: Final = 64 * 1024
+_WRITE_BYTES: Final = 64 * 1024
 """Of a body, at once: what a client that does not read holds of its own; the body itself is shared."""
 LINGER_BYTES: Final = 1024 * 1024
 _QUERY_FIELDS: Final = 100
@@ -298,7 +298,7 @@ class Connection:
         body = b"" if bodiless or self._head_only else response.body
         http.send_with_data_passthrough(h11.Data(data=body))
         http.send(h11.EndOfMessage())
-        if len(body) <= WRITE_BYTES:
+        if len(body) <= _WRITE_BYTES:
             # Never an empty part: Python 3.12 and later keep it in the buffer, and the connection never closes.
             writer.writelines((head, body) if body else (head,))
             await self._flush(writer)
@@ -306,8 +306,8 @@ class Connection:
         writer.write(head)
         rest = memoryview(body)
         with self._bodies.sending(body, asyncio.current_task()):
-            for start in range(0, len(body), WRITE_BYTES):
-                writer.write(rest[start : start + WRITE_BYTES])
+            for start in range(0, len(body), _WRITE_BYTES):
+                writer.write(rest[start : start + _WRITE_BYTES])
                 await self._flush(writer)
 
     async def _flush(self, writer: asyncio.StreamWriter) -> None:

@@ -39,7 +39,7 @@ JOINED: Final = frozenset({"ollama"})
 """Engines without metrics of their own: what is measured of their traffic stands among their other series. That of
 others has a target of its own, since one series must not mix two rulers."""
 SUFFIX: Final = "/proxy"
-HAPPY_EYEBALLS_SECONDS: Final = 0.25
+_HAPPY_EYEBALLS_SECONDS: Final = 0.25
 
 
 class _Address:
@@ -77,7 +77,7 @@ class _Address:
             transport, _ = await loop.create_connection(made, self._host, port, **secured)
         else:
             found = await loop.getaddrinfo(self._host, port, type=socket.SOCK_STREAM)
-            connected = await start_connection(found, happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS)
+            connected = await start_connection(found, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
             transport, _ = await loop.create_connection(made, sock=connected, **secured)
         return transport
 
