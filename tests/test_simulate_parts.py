@@ -364,6 +364,17 @@ def test_ollama_fits_a_request_into_the_context(prompt: int, output: int, kept: 
     assert seen.loaded[0].context_length == 1024
 
 
+def test_ollama_has_a_cache_of_the_whole_context_for_each_slot() -> None:
+    server = ollama(context_length=1024, num_parallel=2)
+    ends: list[Outcome] = []
+    for _ in range(2):
+        server.submit(SMALL, Request(0.0, 1000, 24), on_end=ends.append)
+    server.advance(100.0)
+    assert [(one.reason, one.generated, one.preemptions) for one in ends] == [("length", 24, 0)] * 2
+    pool = server.read().loaded[0].engine
+    assert (pool.total_tokens, pool.running) == (2048, 0)
+
+
 def test_ollama_keeps_a_model_as_long_as_it_is_told() -> None:
     end, seen = served(ollama(keep_alive=0.0), 10, 5)
     assert (seen.loaded, seen.expirations) == ((), 1)
