@@ -142,7 +142,22 @@ def test_an_expiry_is_right_with_any_number_of_fraction_digits_and_any_offset() 
             "or `username` and `password_file`",
         ),
         (field_inputs.routes("16"), "OLLAMA_HOST"),
-        ({"*": Reply(b"<html><title>Sign In</title>", 403)}, "a login page (Sign In)"),
+        (
+            {"*": Reply(b"<html><title>Sign In</title>", 403)},
+            "answered 403 to every path; this looks like a login page",
+        ),
+        (
+            {"*": Reply(b"<html><title>Sign In</title>", 403), "/": Reply(b"no", 404)},
+            "(/metrics with 403), but could not",
+        ),
+        ({"/": Reply(b"<html><title>" + b"x" * 61 + b"</title>")}, f"this looks like a web page ({'x' * 60});"),
+        ({"/": Reply(b"<html>" + b" " * 19_977 + b"<title>It</title")}, "this looks like a web page (It);"),
+        ({"/": Reply(b"<html>" + b" " * 20_000 + b"<title>It</title")}, "this looks like a web page;"),
+        ({"/": Reply(b"It <html>")}, "SGLang/vLLM router, vLLM; check the port"),
+        ({"/": Reply(b" " * 190 + b"Ollama is running")}, "(/metrics with 404), but could not be identified"),
+        ({"/metrics": Reply(b"node_load1 0.5\n", 503)}, "(/metrics with 503), but could not be identified"),
+        ({"/metrics": Reply(b"<html>A page"), "/": Reply(b"<html>sign in")}, "this looks like a web page;"),
+        ({"/metrics": Reply(b"envoy_x 1\nlitellm_x 1\n")}, "this looks like LiteLLM's proxy;"),
     ],
 )
 def test_what_is_no_engine_is_described(routes: Mapping[str, Reply | Behaviour], said: str) -> None:
