@@ -77,9 +77,10 @@ def judged(known: Known | None, **amounts: float) -> tuple[str, str]:
         ({"running": 0.0}, ("idle", "no requests")),
         ({"running": 0.0, "waiting": 1.0}, ("ok", "0 running, 1 waiting")),
         ({"waiting": 0.0}, ("ok", "0 waiting")),
-        ({"finished": 3.0}, ("ok", "no problem found")),
+        ({"firsts": 3.0}, ("ok", "no problem found")),
         ({"running": 4.0, "asleep": 1.0}, ("asleep", "it is in sleep mode and holds no GPU memory")),
-        ({"asleep": 0.0}, ("ok", "no problem found")),
+        ({"running": 4.0, "asleep": 0.0}, ("ok", "4 running")),
+        ({"asleep": 1.0}, ("asleep", "it is in sleep mode and holds no GPU memory")),
         ({"models": 0.0}, ("idle", "no model is in memory; one is loaded by the next request")),
         ({"models": 0.0, "running": 0.0}, ("idle", "no model is in memory; one is loaded by the next request")),
         ({"models": 0.0, "running": 1.0}, ("ok", "1 running")),
@@ -97,12 +98,17 @@ def test_what_one_collection_shows(amounts: dict[str, float], expected: tuple[st
     assert judged(None, **amounts) == expected
 
 
-@pytest.mark.parametrize(
-    "name", ["running", "waiting", "firsts", "first", "finished", "generated", "asleep", "healthy"]
-)
-def test_any_of_these_says_something_of_requests(name: str) -> None:
+@pytest.mark.parametrize("name", ["running", "waiting", "firsts", "first", "healthy"])
+def test_any_of_these_says_whether_requests_wait(name: str) -> None:
     assert judged(None, usage=0.1)[0] == "unknown"
     assert judged(None, usage=0.1, **{name: 1.0})[0] != "unknown"
+
+
+def test_an_engine_of_which_only_ends_are_seen_does_not_look_fine() -> None:
+    """So a version looks that has renamed what says whether requests wait."""
+    ends = {"usage": 0.1, "finished": 3.0, "generated": 9.0, "prompts": 9.0, "asleep": 0.0, "stalled": 0.0}
+    assert judged(None, **ends)[0] == "unknown"
+    assert judged(None, **ends, running=1.0)[0] == "ok"
 
 
 @pytest.mark.parametrize(

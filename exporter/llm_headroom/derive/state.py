@@ -43,8 +43,8 @@ COUNTED: Final = ("firsts", "good", "finished", "failed", "responses", "wrong", 
 """The counters of which the last minutes are judged."""
 PROGRESS: Final = ("first", "prompts", "finished")
 """Counters that move when a request is admitted: first tokens, prompt tokens; without these, finished requests."""
-_REQUESTS: Final = ("running", "waiting", "firsts", "first", "finished", "generated")
-"""Any of these says something of requests."""
+_SEEN_BY: Final = ("running", "waiting", "firsts", "first", "workers")
+"""Without any of these nobody knows whether requests wait: those that end say nothing of it."""
 
 
 _REMEDY: Final = "a measuring proxy in front of it, named under `proxies`, would see them"
@@ -170,7 +170,7 @@ def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) ->
         found.append(Finding(State.IDLE, "no model is in memory; one is loaded by the next request"))
     elif running == 0.0 and not waiting:
         found.append(Finding(State.IDLE, "no requests"))
-    if not any(name in own for name in (*_REQUESTS, "workers", "asleep")):
+    if not any(name in own for name in _SEEN_BY):
         if not found:
             found.append(Finding(State.UNKNOWN, f"it responds, but its requests cannot be seen; {remedy}"))
         return found
