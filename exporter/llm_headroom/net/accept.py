@@ -20,7 +20,8 @@ _WAIT_SECONDS: Final = 1.0
 class Accepting:
     """Accepts the connections to a listener until it is closed.
 
-    Where none can be had, since no descriptors are left, that is logged once and tried again each second.
+    Where none can be had, since no descriptors are left, that is logged once and tried again each second. Of the loops'
+    own servers asyncio's logs it thousands of times, and uvloop's closes the connection and says nothing.
     """
 
     def __init__(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:

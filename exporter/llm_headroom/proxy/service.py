@@ -10,7 +10,7 @@ import socket
 import time
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohappyeyeballs import start_connection
 
@@ -18,7 +18,8 @@ from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.model import Health, Snapshot
-from llm_headroom.net.listen import BACKLOG, bind, bound_address
+from llm_headroom.net.accept import Accepting
+from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.net.tls import client_context
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
@@ -144,7 +145,8 @@ class Proxies:
         self.addresses: tuple[str, ...] = ()
         self._gate = Gate(connections)
         self._listeners: list[socket.socket] = []
-        self._servers: list[asyncio.Server] = []
+        self._accepting: list[Accepting] = []
+        self._beginning: set[asyncio.Task[None]] = set()
         self._doors = [(proxy, targets[proxy.target]) for proxy in config.proxies]
         self._measures: dict[str, Measures] = {}
         for _, target in self._doors:
@@ -190,39 +192,41 @@ class Proxies:
                 upstream = _Address(there, {host.lower(), *map(str.lower, proxy.hosts), *_names_here()})
                 for listener in await bind(f"{host or 'localhost'}:{port}"):
                     self._listeners.append(listener)
-                    client = partial(self._client, upstream, self._measures[target.name])
-                    server = await asyncio.get_running_loop().create_server(client, sock=listener, backlog=BACKLOG)
-                    self._servers.append(server)
+                    take = partial(self._accept, upstream, self._measures[target.name])
+                    self._accepting.append(Accepting(listener, take))
                     log.info("proxying", extra={"address": bound_address(listener), "target": target.name})
             on_failure.pop_all()
         self.addresses = tuple(map(bound_address, self._listeners))
 
-    def _client(self, upstream: _Address, measures: Measures) -> asyncio.Protocol:
+    def _accept(self, upstream: _Address, measures: Measures, connection: socket.socket) -> None:
         if not self._gate.admits():
             for each in self._measures.values():
                 each.backlog.look()  # an answer that has ended makes its client idle
             if not self._gate.admits():
-                return _TurnedAway()
+                connection.close()
+                return
         client = Client(upstream, measures, self._gate)
         self._gate.enter(client)
-        return client
+        task = asyncio.get_running_loop().create_task(self._begin(client, connection))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, client: Client, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: client, connection)
+        except OSError:
+            self._gate.gone(client)
 
     async def close(self) -> None:
         """Stop listening, and cut requests in progress: an engine's response may never end."""
-        for server in self._servers:
-            server.close()
+        for accepting in self._accepting:
+            accepting.close()
         for listener in self._listeners:
             listener.close()
-        self._servers.clear()
+        self._accepting.clear()
         self._listeners.clear()
+        await asyncio.gather(*self._beginning, return_exceptions=True)
         self._gate.close()
-
-
-class _TurnedAway(asyncio.Protocol):
-    """A client for which there is no room."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast("asyncio.Transport", transport).abort()
 
 
 def _names_here() -> set[str]:
