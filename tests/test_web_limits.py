@@ -300,7 +300,7 @@ def agreed(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
 
 
 def client(authority: trustme.CA, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(context)
     context.set_alpn_protocols(["h2", "http/1.1"])
     if version is not None:
