@@ -339,3 +339,27 @@ def test_a_stream_without_parts_ends_at_once_and_is_closed(method: str) -> None:
 
     run(test())
     assert closed == [True]
+
+
+@pytest.mark.parametrize("size", [0, 300 * KB])
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_is_sent_to_a_client_that_is_gone(size: int, *, stream: bool) -> None:
+    async def parts() -> AsyncGenerator[bytes, None]:
+        yield b"never sent"
+        raise AssertionError("the client is gone")
+
+    async def test() -> None:
+        here, there = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=here)
+        _, other_writer = await asyncio.open_connection(sock=there)
+
+        async def handler(_: Request) -> Response:
+            writer.transport.abort()
+            return Response(b"", stream=parts()) if stream else Response(bytes(size))
+
+        other_writer.write(HEAD + b"\r\n")
+        with pytest.raises(ConnectionResetError):
+            await Connection(Limits(), handler, Bodies()).converse(reader, writer)
+        other_writer.close()
+
+    run(test())

@@ -223,6 +223,12 @@ def test_each_path_has_its_answer() -> None:
         assert found["/"].content_type == "text/html; charset=utf-8"
         assert found["/api/v1/snapshot"].content_type == "application/json; charset=utf-8"
         assert (await exporter.get("/probe")).status == 403
+        for encoding in ("", "gzip"):
+            stream = await exporter.get("/api/v1/stream", encoding=encoding)
+            assert stream.content_type == "text/event-stream; charset=utf-8"
+            assert (("Content-Encoding", "gzip") in stream.headers) == bool(encoding)
+            assert stream.stream is not None
+            await stream.stream.aclose()
         await exporter.app.close()
 
     run(test())
@@ -401,6 +407,20 @@ def test_a_view_is_made_once_for_all_streams() -> None:
         assert made[0][1] is made[1][1]
         feed.changed()
         assert (await taken(feed.subscribe({}), 2))[1] is not made[0][1]
+
+    run(test())
+
+
+def test_a_compressed_stream_that_ends_is_whole() -> None:
+    async def test() -> None:
+        feed = Feed(Poller(Config(discover=False)), Pace(lifetime=0.05))
+        response = feed.subscribe({}, gzip=True)
+        assert response.stream is not None
+        unpacker = zlib.decompressobj(wbits=31)
+        body = b"".join([unpacker.decompress(part) async for part in response.stream])
+        assert (unpacker.eof, unpacker.unused_data) == (True, b"")
+        assert len(events(body)) == 1
+        await response.stream.aclose()
 
     run(test())
 
