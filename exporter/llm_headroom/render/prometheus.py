@@ -38,6 +38,8 @@ UNIT_WORDS: Final[Mapping[str, str]] = {
 }
 """UCUM code → its word in metric names."""
 
+_LAYOUTS: Final = 256
+"""Lists of metrics, in the order of their points, that are remembered for all targets."""
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
@@ -104,7 +106,7 @@ class Renderer:
         return Lines(points, self._labels, self._places)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(_LAYOUTS)
 def _places(metrics: tuple[Metric, ...]) -> Mapping[Metric, Sequence[int]]:
     """Where each metric's points are: the same for all targets that expose the same, once in memory."""
     places: dict[Metric, list[int]] = {}
@@ -130,7 +132,7 @@ def _buckets(name: str, labels: str, value: float | Histogram) -> str:
     return (f"{form}%r\n{name}_count{closed} %r\n{name}_sum{closed} %r\n") % (*value.counts, value.count, value.sum)
 
 
-@lru_cache(maxsize=256)
+@lru_cache
 def _bound_texts(bounds: tuple[float, ...]) -> tuple[str, ...]:
     """What ends the labels of each bucket."""
     return tuple([f'{bound_text(bound)}"}} ' for bound in bounds])

@@ -192,7 +192,7 @@ def renamed(body: bytes, names: Mapping[str, str]) -> bytes:
     return pattern.sub(exchanged, body)
 
 
-@lru_cache(maxsize=64)
+@lru_cache
 def _renaming(names: tuple[tuple[str, str], ...]) -> tuple[re.Pattern[bytes], Mapping[bytes, bytes]]:
     new = dict(names)
     for old, name in names:

@@ -89,7 +89,7 @@ def bounds_of(version: str) -> HistogramBounds:
     return replace(VLLM_BOUNDS, **found)
 
 
-@lru_cache(maxsize=64)
+@lru_cache
 def compiled(setting: Setting) -> Compiled:
     """Return the lines of an engine."""
     source = template(setting.version)
