@@ -204,11 +204,15 @@ def test_it_is_ready_when_every_target_has_been_collected_once() -> None:
         polling(poller, test)
 
     nothing = Poller(ALONE)
+    changed: list[bool] = []
 
     async def ready() -> None:
         assert nothing.ready
+        nothing.on_change(lambda: changed.append(True))
+        await nothing.apply(replace(ALONE, interval=1.0))
 
     polling(nothing, ready)
+    assert changed == [True], "what was rendered is thrown away after a reload"
 
 
 def test_what_has_changed_is_given_once() -> None:
@@ -237,6 +241,42 @@ def test_the_models_of_a_target_are_known_once_it_was_asked() -> None:
             assert (poller.models("bare"), poller.models("beside"), poller.models("nobody")) == (None, None, None)
 
         polling(poller, test)
+
+
+@pytest.mark.parametrize(
+    ("host", "found"), [("localhost", False), ("127.0.0.1", False), ("[::1]", False), ("127.0.0.2", True)]
+)
+def test_a_usual_port_is_looked_at_where_no_target_of_this_host_has_it(host: str, *, found: bool) -> None:
+    with EngineServer(ROUTES) as engine:
+        looking = replace(ONE, engines={"one": replace(ONE.engines["one"], port=engine.port)}, discover=True)
+        mine = Target(name="mine", endpoint=Endpoint(url=f"http://{host}:{engine.port}"), engine="one")
+        poller = Poller(replace(looking, targets=(mine,)))
+
+        async def once() -> None:
+            await poller.once()
+            assert (engine.name in poller.slots) is found
+            await poller.stop()
+
+        bounded.run(once())
+
+
+def test_once_a_target_that_is_up_is_joined_with_what_this_host_shows_or_why_it_does_not() -> None:
+    nobody = 4_194_303  # a process that is very likely not there
+    with EngineServer(ROUTES) as engine, EngineServer() as gone:
+        targets = (target(engine), target(engine, "other", pid=nobody), target(gone, "gone", engine="one", pid=nobody))
+        poller = Poller(replace(ONE, host=True, targets=targets))
+
+        async def once() -> None:
+            await poller.once()
+            found = {each.target: each for each in poller.snapshots()}
+            shown = {point.series.metric.name for point in found["t"].points}
+            assert "llm_host_processes" in shown
+            assert found["t"].health.warnings == ()
+            assert [each.message for each in found["other"].health.warnings] != []
+            assert (found["gone"].points, found["gone"].health.warnings) == ((), ())
+            await poller.stop()
+
+        bounded.run(once())
 
 
 # GPUs ----------------------------------------------------------------------------------------------------------------
