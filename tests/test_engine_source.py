@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 import bounded
-from captures import Capture, value
+from captures import CAPTURES, Capture, value
 from engine_server import EngineServer, Reply, hang, replayed
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
@@ -169,5 +169,32 @@ def test_label_values_that_were_capped_are_those_of_the_engine_and_of_the_proxy(
         for number in range(6):
             measures.count(schema.GENERATION_TOKENS, measures.label(f"p{number}"), by=1)
         assert EngineSource(target, BUILT_IN, config, measures).capped == {"model": 4}
+
+    bounded.run(test())
+
+
+OLLAMA: Final = {
+    f"/api/{path}": Reply((CAPTURES / "ollama/0.33.0-rc2" / name).read_bytes(), 200, "application/json")
+    for path, name in (
+        ("ps", "ps_loaded.json"),
+        ("tags", "tags.json"),
+        ("show", "show.json"),
+        ("version", "version.json"),
+    )
+}
+
+
+@pytest.mark.parametrize(("host", "explain", "said"), [(True, True, True), (False, True, False), (True, False, False)])
+def test_the_runners_of_ollama_are_looked_for_where_this_host_is_looked_at(
+    *, host: bool, explain: bool, said: bool
+) -> None:
+    async def test() -> None:
+        with EngineServer(OLLAMA) as server:
+            target = replace(NOWHERE, endpoint=Endpoint(url=server.url), engine="ollama")
+            source = EngineSource(target, BUILT_IN, replace(CONFIG, host=host), explain=explain)
+            snapshot = await source.collect()
+            await source.close()
+        assert snapshot.health.up
+        assert any("runner" in warning.message for warning in snapshot.health.warnings) is said
 
     bounded.run(test())
