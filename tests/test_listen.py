@@ -9,8 +9,9 @@ import ssl
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -21,7 +22,7 @@ from llm_headroom.net.threads import in_thread
 from llm_headroom.net.tls import TlsFileError, client_context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 
@@ -116,6 +117,78 @@ def test_where_one_address_cannot_be_had_none_stays_bound() -> None:
             closed(await bind_all([address]))
             with pytest.raises(ListenError, match="no address"):
                 await bind_all([])
+
+    run(test())
+
+
+class Names(ThreadPoolExecutor):
+    """A name server that knows `host.example` by these addresses."""
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__(1)
+        self.addresses = addresses
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:  # noqa: ANN401 - the base's
+        """Answer for the one name."""
+        if fn is not socket.getaddrinfo or args[0] != "host.example":
+            return super().submit(fn, *args, **kwargs)
+        future: Future[object] = Future()
+        future.set_result([(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, args[1])) for each in self.addresses])
+        return future
+
+
+NOT_HERE = "192.0.2.1"
+"""An address of documents, which no host has."""
+
+
+@pytest.mark.parametrize(
+    ("addresses", "bound"),
+    [
+        (("127.0.0.1", "127.0.0.2"), ["127.0.0.1", "127.0.0.2"]),
+        (("127.0.0.1", "127.0.0.1"), ["127.0.0.1"]),
+        ((NOT_HERE, "127.0.0.1"), ["127.0.0.1"]),
+        (("127.0.0.1", NOT_HERE), ["127.0.0.1"]),
+        ((NOT_HERE,), None),
+    ],
+)
+def test_a_name_is_listened_on_at_each_of_its_addresses_that_there_is(
+    addresses: tuple[str, ...], bound: list[str] | None
+) -> None:
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(Names(*addresses))
+        if bound is None:
+            with pytest.raises(ListenError, match="EADDRNOTAVAIL"):
+                await bind("host.example:0")
+            return
+        listeners = await bind("host.example:0")
+        assert [bound_address(each).rpartition(":")[0] for each in listeners] == bound
+        closed(listeners)
+
+    run(test())
+
+
+def test_a_name_whose_addresses_are_not_all_free_is_not_listened_on() -> None:
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(Names("127.0.0.2", "127.0.0.1"))
+        with hold(socket.AF_INET, ("127.0.0.1", 0)) as taken:
+            taken.listen()
+            port = taken.getsockname()[1]
+            with pytest.raises(ListenError, match=f"cannot listen on host.example:{port}: the address is in use"):
+                await bind(f"host.example:{port}")
+            closed(await bind(f"127.0.0.2:{port}"))
+
+    run(test())
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+def test_a_port_that_one_family_has_taken_is_not_listened_on_by_the_other_alone() -> None:
+    async def test() -> None:
+        with socket.socket(socket.AF_INET6) as taken:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken.bind(("::", 0))
+            taken.listen()
+            with pytest.raises(ListenError, match="the address is in use"):
+                await bind(f":{taken.getsockname()[1]}")
 
     run(test())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import pytest
 
@@ -146,6 +147,12 @@ def test_a_request_that_follows_a_refused_upgrade_is_a_request() -> None:
         ("[::1]:11435", True),
         ("192.0.2.7", True),
         ("localhost", True),
+        ("LocalHost.:80", True),
+        ("[::1]", True),
+        (socket.gethostname().upper(), True),
+        (socket.gethostname().partition(".")[0] + ":80", True),
+        ("localhost:x", False),
+        ("", False),
         ("evil.example", False),
         ("evil.example:11435", False),
         ("127.0.0.1.evil.example", False),
