@@ -15,13 +15,12 @@ from engine_server import EngineServer, Reply
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, EngineSettings, GpuSettings, RuleSettings, Target
-from llm_headroom.gpu.device import DeviceProcesses
-from llm_headroom.gpu.reading import GpuError, Reading
 from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.host.proc import Proc
 from llm_headroom.model import Cause, Failure, Health, Point, Series, Snapshot
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.poller import Poller
+from one_card import Card
 
 if TYPE_CHECKING:
     import socket
@@ -42,46 +41,8 @@ ROUTES: Mapping[str, Reply | Behaviour] = {
     "/metrics": Reply(b'one_running{model="m"} 7\none_in_kv_transfer{model="m"} 0\n'),
     "/bare/metrics": Reply(b"one_running 7\n"),
 }
-DEVICE = {"gpu": "0", "uuid": "GPU-0"}
 POINTS: Final = (schema.GPU_CLOCK, schema.REQUESTS_RUNNING)
 """One that `detail: essential` leaves out, and one that it does not."""
-
-
-@dataclass
-class Card:
-    """A GPU that can be read, and may fail or hang."""
-
-    failure: Failure | None = None
-    hangs: threading.Event | None = None
-    reads: int = 0
-    closed: int = 0
-
-    def read(self) -> Reading:
-        """A clock and the memory."""
-        self.reads += 1
-        if self.hangs is not None:
-            self.hangs.wait(60.0)
-        if self.failure is not None:
-            raise GpuError(self.failure)
-        return Reading(
-            (
-                Point(Series(schema.GPU_CLOCK, {**DEVICE, "domain": "sm"}), 1e9, ""),
-                Point(Series(schema.GPU_MEMORY_TOTAL, DEVICE), 100.0, ""),
-                Point(Series(schema.GPU_MEMORY_USED, DEVICE), 40.0, ""),
-                Point(Series(schema.GPU_MEMORY_FREE, DEVICE), 60.0, ""),
-            ),
-            (),
-            "1.0",
-            (DeviceProcesses("0", "GPU-0", ()),),
-        )
-
-    def xids(self) -> list[Point]:
-        """One error."""
-        return [Point(Series(schema.GPU_XID_ERRORS, {**DEVICE, "xid": "79"}), 1.0, "")]
-
-    def close(self) -> None:
-        """Counted."""
-        self.closed += 1
 
 
 @dataclass
