@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from exporter_process import COMMAND, environment
+from llm_headroom.bundle import pushed
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.bundle.text import as_yaml
 
 if TYPE_CHECKING:
@@ -115,7 +117,10 @@ def test_grafana_groups_and_routes_as_alertmanager_does(tmp_path: Path) -> None:
     assert bundle("--output", str(tmp_path), "--only", "alerts").returncode == 0
 
     ours = yaml.safe_load((tmp_path / "alerts" / "alertmanager.yml").read_text())["route"]
-    (grafana,) = yaml.safe_load((tmp_path / "alerts" / "grafana-notifications.yaml").read_text())["policies"]
+    parts = yaml.safe_load((tmp_path / "alerts" / "grafana-notifications.yaml").read_text())
+    (grafana,) = parts["policies"]
+    organisations = [each["orgId"] for name in ("contactPoints", "muteTimes", "policies") for each in parts[name]]
+    assert organisations == [1, 1, 1, 1], "the first one, which every Grafana has"
     assert grafana["group_by"] == ["cluster", "engine", "model", "severity"]
     timing = ("group_by", "group_wait", "group_interval", "repeat_interval")
     assert {name: grafana[name] for name in timing} == {name: ours[name] for name in timing}
@@ -129,6 +134,13 @@ def routed(route: dict[str, Any]) -> list[Any]:
         ours = each.get("matchers") or [f'{name} {how} "{value}"' for name, how, value in each["object_matchers"]]
         found.append((ours, each.get("group_wait"), each.get("repeat_interval"), routed(each)))
     return found
+
+
+def test_an_exporter_that_has_pushed_is_down_for_an_hour_after_its_last_push() -> None:
+    (group,) = pushed.groups(BundleSettings(exporter_job="ours"))["groups"]
+    by = "max by (cluster, namespace, job, instance)"
+    now, before = 'llm_build_info{job="ours"}', 'last_over_time(llm_build_info{job="ours"}[1h])'
+    assert group["rules"] == [{"record": "up", "expr": f"{by} ({now}) or {by} ({before}) * 0"}]
 
 
 def test_yaml_is_in_the_order_that_it_was_made_in_for_people_to_read() -> None:
