@@ -151,6 +151,11 @@ def test_the_command_needs_nothing_but_two_addresses() -> None:
             proxy = exporter.logged("proxying")["address"]
             post(proxy, "/api/generate", {"model": "llama-3-8b", "prompt": "hi", "stream": False})
             exporter.until(lambda: counted(exporter, "llm_requests_finished_total", target=engine) == 1)
+            metrics = exporter.metrics()
+            said = {line["msg"] for line in exporter.log}
+    assert not [name for name in metrics if name.startswith(("llm_gpu_", "llm_host_"))], "nothing else is looked at"
+    assert {dict(labels)["target"] for labels in metrics["llm_up"]} <= {engine, "proxy"}
+    assert "not found" not in said
 
 
 def test_an_address_that_is_taken_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import deb
 from exporter_process import COMMAND, environment
 from llm_headroom import __version__
+from llm_headroom.commands import hash_password
 from llm_headroom.commands.cli import COMMANDS, main
 from llm_headroom.web import config as web_config
 from programs import program
@@ -51,6 +53,15 @@ def test_what_bcrypt_would_cut_off_is_refused(stdin: str, said: str) -> None:
 
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
+
+
+def test_all_that_bcrypt_looks_at_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, cost in ((["--cost", "5"], "05"), ([], "10")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("é" * 36 + "\r\n"))
+        hash_password.command.main(arguments, standalone_mode=False)
+        hashed = capsys.readouterr().out.strip()
+        assert hashed.startswith(f"$2b${cost}$")
+        assert bcrypt.checkpw(("é" * 36).encode(), hashed.encode())
 
 
 # Completion ----------------------------------------------------------------------------------------------------------
