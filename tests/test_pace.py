@@ -108,8 +108,8 @@ def polled(count: int, interval: float, rounds: int) -> tuple[Counter[str], dict
 
 def test_more_than_fifty_targets_do_not_start_at_once() -> None:
     _, first, _ = polled(51, 60.0, 1)
-    assert first["t50"] == max(first.values())
     assert first["t50"] >= START_SPACING
+    assert min(first.values()) < first["t50"]
 
 
 def test_a_target_is_polled_again_at_its_interval_and_no_faster() -> None:
