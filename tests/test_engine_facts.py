@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from documents_read import asked, read, told
+from engine_server import Reply, as_json
 from llm_headroom import schema
 from llm_headroom.engines.answers import MOST_BYTES, MOST_VALUES, NotUnderstood, decode
 from llm_headroom.engines.built_in import BUILT_IN
@@ -14,6 +15,7 @@ from llm_headroom.engines.built_in.llamacpp import PROCESS, runner
 from llm_headroom.engines.openai_api import MODELS, status_class, whole
 from llm_headroom.engines.rules import Absent
 from llm_headroom.exposition.text import Parser
+from one_target import polled
 
 if TYPE_CHECKING:
     from llm_headroom.model import Metric
@@ -43,6 +45,60 @@ def test_a_body_is_read_up_to_a_number_of_bytes_and_of_values() -> None:
         decode(MODELS, values.replace(b"[0,", b"[0,0,"))
     with pytest.raises(NotUnderstood, match="nested too deeply"):
         decode(MODELS, b'{"x": ' + b"[" * 100_000)
+
+
+MODELS_REPLY = as_json({"data": [{"id": "m"}]})
+WHOLE: dict[str, dict[str, Reply]] = {
+    "vllm": {
+        "/metrics": Reply(b"# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 1\n"),
+        "/v1/models": MODELS_REPLY,
+        "/version": as_json({"version": "0.12.0"}),
+        "/server_info": as_json({"vllm_config": {}}),
+    },
+    "sglang": {
+        "/metrics": Reply(b"# TYPE sglang:num_running_reqs gauge\nsglang:num_running_reqs 1\n"),
+        "/v1/models": MODELS_REPLY,
+        "/server_info": as_json({}),
+    },
+    "llamacpp": {
+        "/props": as_json({}),
+        "/slots": as_json([{"n_ctx": 1, "is_processing": False}]),
+        "/metrics": Reply(b"# TYPE llamacpp:requests_processing gauge\nllamacpp:requests_processing 1\n"),
+        "/v1/models": MODELS_REPLY,
+    },
+    "ollama": {
+        "/api/ps": as_json({"models": [{"name": "m", "digest": "d"}]}),
+        "/api/tags": as_json({"models": []}),
+        "/api/version": as_json({"version": "1"}),
+        "/api/show": as_json({}),
+        "/metrics": Reply(b"", 404),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "path", "statuses"),
+    [
+        ("vllm", "/v1/models", (401, 403, 404, 501)),
+        ("vllm", "/version", (401, 403, 404)),
+        ("vllm", "/server_info", (400, 401, 403, 404, 422)),
+        ("sglang", "/server_info", (401, 403, 404, 405)),
+        ("llamacpp", "/props", (401, 403, 404, 501)),
+        ("llamacpp", "/slots", (404, 501)),
+        ("llamacpp", "/metrics", (404, 501)),
+        ("llamacpp", "/v1/models", (401, 403, 404, 501)),
+        ("ollama", "/api/tags", (401, 403, 404)),
+        ("ollama", "/api/version", (401, 403, 404)),
+        ("ollama", "/api/show", (400, 401, 403, 404)),
+        ("ollama", "/metrics", (401, 403, 404, 405)),
+    ],
+)
+def test_which_refusals_are_an_answer_and_no_trouble(engine: str, path: str, statuses: tuple[int, ...]) -> None:
+    for status in (*statuses, 500):
+        snapshot, asks = polled(engine, WHOLE[engine] | {path: Reply(b"", status)})
+        assert any(each.partition("?")[0] == path for each in asks)
+        fine = snapshot.health.up and not snapshot.health.warnings
+        assert fine is (status != 500), (status, snapshot.health)
 
 
 # SGLang --------------------------------------------------------------------------------------------------------------
