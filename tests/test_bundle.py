@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from exporter_process import COMMAND, environment
-from llm_headroom.bundle import pushed
+from llm_headroom.bundle import kubernetes, pushed, sidecars
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.bundle.text import as_yaml
 
@@ -141,6 +141,15 @@ def test_an_exporter_that_has_pushed_is_down_for_an_hour_after_its_last_push() -
     by = "max by (cluster, namespace, job, instance)"
     now, before = 'llm_build_info{job="ours"}', 'last_over_time(llm_build_info{job="ours"}[1h])'
     assert group["rules"] == [{"record": "up", "expr": f"{by} ({now}) or {by} ({before}) * 0"}]
+
+
+def test_sidecars_are_scraped_in_every_namespace_by_their_port() -> None:
+    text = kubernetes.files(BundleSettings(exporter_job="ours"))["deploy/kustomize/monitor/podmonitor.yaml"]
+    spec = yaml.safe_load(text)["spec"]
+    assert spec["namespaceSelector"] == {"any": True}
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["path"], endpoint["interval"]) == (sidecars.PORT, "/metrics", "15s")
+    assert endpoint["relabelings"][0] == {"targetLabel": "job", "replacement": "ours"}
 
 
 def test_yaml_is_in_the_order_that_it_was_made_in_for_people_to_read() -> None:
