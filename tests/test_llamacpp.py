@@ -122,6 +122,20 @@ def test_an_awake_server_and_a_build_that_cannot_sleep_are_read_at_each_poll() -
         assert values(snapshot.points, "llm_model_loaded", "model") == {"m": 1.0}
 
 
+def test_an_awake_server_on_another_host_gives_its_figures_while_it_is_asked() -> None:
+    async def running() -> list[object]:
+        routes = {"/props": properties(asleep=False), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
+        with EngineServer(routes) as server:
+            url = f"http://192.0.2.9:{Endpoint(url=server.url).port}"
+            target = Target(name="t", endpoint=Endpoint(url=url, address="127.0.0.1"))
+            collector = Collector(target, BUILT_IN["llamacpp"], timeout=30, label_limit=200)
+            found = [value((await collector.collect()).points, "llm_generation_tokens_total") for _ in range(2)]
+            await collector.close()
+            return list(found)
+
+    assert asyncio.run(running()) == [20.0, 20.0]
+
+
 def test_the_quieter_an_engine_the_longer_it_is_left_alone(tmp_path: Path) -> None:
     tree = ProcTree(tmp_path)
     elsewhere = Visitors(Endpoint(url="http://192.0.2.9:8080"), tree.proc)
