@@ -23,7 +23,8 @@ def shown(panel: Any) -> str:  # noqa: ANN401 - JSON
     colours = " ".join(f"{step['color']}@{step['value']}" for step in steps)
     place = panel["gridPos"]
     known = {name: fields[name] for name in ("unit", "decimals", "min", "max", "noValue") if name in fields}
-    return f"{panel['title']} | {panel['type']} {place['w']}x{place['h']} | {json.dumps(known, ensure_ascii=False)} | {colours}"
+    size = f"{panel['type']} {place['w']}x{place['h']}"
+    return f"{panel['title']} | {size} | {json.dumps(known, ensure_ascii=False)} | {colours}"
 
 
 def test_every_panel_is_shown_as_it_is_written_down() -> None:
