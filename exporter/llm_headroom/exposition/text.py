@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _PROBLEMS_KEPT: Final = 5
 _PROBLEM_TEXT: Final = 80
-_INVERTED: Final = bytes([1, 0]) + bytes(254)
+_INVERTED: Final = b"\x01" + bytes(255)
 _NOT_TYPED: Final = ""
 _PARTS_OF_TYPE: Final = 4
 _PARTS_OF_HELP: Final = 3
