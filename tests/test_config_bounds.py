@@ -14,6 +14,7 @@ from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Origin, Secret
 from llm_headroom.config.errors import MOST_PROBLEMS, ConfigError, Place, Problems, near, shown
 from llm_headroom.config.identity import attributes, placed, pod
 from llm_headroom.config.kinds import kind_of, parsed, url, written
+from llm_headroom.config.load import load
 from llm_headroom.config.otlp import settled
 from llm_headroom.config.people import Receiver
 from llm_headroom.config.reach import Reach, literal, reach
@@ -27,7 +28,7 @@ from llm_headroom.config.settings import (
     RuleSettings,
     Target,
 )
-from llm_headroom.config.yaml_nodes import MOST_VALUES, Document, OversizeError
+from llm_headroom.config.yaml_nodes import MOST_VALUES, Document, OversizeError, root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,12 +159,30 @@ def test_what_is_no_host(text: str) -> None:
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
-def test_a_file_has_so_many_values_and_no_more() -> None:
+@pytest.mark.parametrize(
+    ("begin", "again", "end"),
+    [
+        ("[&a [" + "1, " * 199 + "]", ", *a", "]"),
+        ("{0: &a {" + "".join(f"{n}: 1, " for n in range(199)) + "}", ", {}: *a", "}"),
+    ],
+    ids=["list", "mapping"],
+)
+def test_a_file_expands_to_so_many_values_and_no_more(tmp_path: Path, begin: str, again: str, end: str) -> None:
     document = Document(Problems(), lambda _role, _name: None, lambda _value, _place: None)
-    for _ in range(MOST_VALUES):
-        document.count()
+    path = tmp_path / "headroom.yml"
+    most = begin + "".join(again.format(number) for number in range(1, MOST_VALUES // 200))
+    path.write_text(most + end)
+    assert root(path, document) is not None
+    path.write_text(most + ", 1" * (begin[0] == "[") + ", x: 1" * (begin[0] == "{") + end)
     with pytest.raises(OversizeError):
-        document.count()
+        root(path, document)
+
+
+def test_a_list_that_contains_itself_has_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "headroom.yml"
+    path.write_text("targets: &all [*all, *all]\n")
+    with pytest.raises(ConfigError, match=r"targets\[0\]: expected a mapping, got a list"):
+        load(path, engine_names=())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
@@ -70,6 +71,7 @@ class Kind(NamedTuple):
         return written(self.meta.ge, self.form.units), written(self.meta.le, self.form.units)
 
 
+@lru_cache(maxsize=1024)
 def kind_of(hint: Any) -> Kind:  # noqa: ANN401 - a type of any form
     """Takes an annotation apart; outer annotations override inner ones."""
     given: list[Any] = []

@@ -63,13 +63,6 @@ class Document:
         self.problems = problems
         self.check = check
         self.accept = accept
-        self._values = 0
-
-    def count(self) -> None:
-        """Counts a value, so that a small file cannot cost unlimited time."""
-        self._values += 1
-        if self._values > MOST_VALUES:
-            raise OversizeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +125,6 @@ class Value:
         self._expect("a list")
         values = []
         for index, node in enumerate(self.node.value):
-            self.document.count()
             place = Place(self.place.file, node.start_mark.line + 1, f"{self.place.key}[{index}]")
             values.append(Value(self.document, node, place))
         return values
@@ -153,7 +145,6 @@ class Value:
         own: dict[str, Value] = {}
         merged: dict[str, Value] = {}
         for name, node in self.node.value:
-            self.document.count()
             there = replace(self, node=name, place=replace(self.place, line=name.start_mark.line + 1))
             if name.tag == f"{_YAML}merge":
                 source = replace(there, node=node)
@@ -188,7 +179,8 @@ class Value:
 def root(path: Path, document: Document) -> Value | None:
     """The top of a file, None if it is empty.
 
-    Raises ConfigError if there is nothing to look at: the file cannot be read, is too large, or is not YAML.
+    Raises ConfigError if there is nothing to look at: the file cannot be read, is too large, or is not YAML; and
+    OversizeError if its aliases make a small file cost much time.
     """
     import yaml  # noqa: PLC0415 - a run without a configuration file is spared its memory
 
@@ -211,7 +203,24 @@ def root(path: Path, document: Document) -> Value | None:
         raise malformed(error.reason, text.count("\n", 0, error.position) + 1) from None
     except (ValueError, OverflowError):  # what PyYAML makes of an escape beyond Unicode
         raise malformed("invalid escape in a string") from None
-    return None if node is None else Value(document, node, Place(path, 1))
+    if node is None:
+        return None
+    if _expanded(node, {}) > MOST_VALUES:
+        raise OversizeError
+    return Value(document, node, Place(path, 1))
+
+
+def _expanded(node: Node, known: dict[int, int]) -> int:
+    """Values within a node, each as often as aliases repeat it; `known` has those of nodes by their identity.
+
+    Where a node contains itself, that is not followed: whoever reads it ends by its depth.
+    """
+    if id(node) not in known:
+        known[id(node)] = 0
+        kind = getattr(node, "id", "")
+        within = node.value if kind == "sequence" else [value for _, value in node.value] if kind == "mapping" else ()
+        known[id(node)] = sum(1 + _expanded(value, known) for value in within)
+    return known[id(node)]
 
 
 def _data(path: Path) -> bytes:
