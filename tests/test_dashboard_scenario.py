@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from llm_headroom.bundle.dashboards.panel import Panel
 
-pytestmark = pytest.mark.works(5)
+pytestmark = pytest.mark.works(6)
 ROOT: Final = Path(__file__).parents[1]
 END: Final = 1_767_225_600 + 945
 CHOSEN: Final = {"baseline": "vllm"}

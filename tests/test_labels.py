@@ -102,7 +102,7 @@ def test_the_figures_of_captures_hold(capture: Capture) -> None:
     assert SampleState.UNKNOWN_LABEL not in states
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     capture=st.deferred(lambda: st.sampled_from(gauged())),
     label=st.sampled_from(STRANGE),
@@ -124,7 +124,7 @@ def test_series_under_an_unknown_label_are_kept_apart_and_it_is_said(
     assert usage == pytest.approx(values(replicas.combined(before), "llm_kv_cache_usage_ratio", "model"))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(capture=st.sampled_from(ENGINES), label=st.sampled_from(RANKS), ranks=st.integers(2, 5))
 def test_what_an_unknown_rank_repeats_counts_once(capture: Capture, label: str, ranks: int) -> None:
     text = capture.exposition.read_bytes()

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+pytestmark = pytest.mark.waits(0.8)
 VLLM = Capture("vllm", "0.32.0", "saturated")
 RUNNING = Series(schema.REQUESTS_RUNNING, {"engine": "vllm", "target": "a"})
 TOKENS = Series(schema.PROMPT_TOKENS, {"engine": "vllm", "target": "a"})

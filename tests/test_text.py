@@ -556,7 +556,7 @@ def text_bodies(draw: st.DrawFn) -> bytes:
 
 
 @given(text_bodies())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_valid_text_gives_what_prometheus_client_gives(body: bytes) -> None:
     got = parse(body)
     assert got.layout.invalid == 0, got.layout.problems
@@ -598,7 +598,7 @@ def openmetrics_bodies(draw: st.DrawFn) -> bytes:
 
 
 @given(openmetrics_bodies())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_valid_openmetrics_gives_what_prometheus_client_gives(body: bytes) -> None:
     got = parse(body)
     assert got.layout.invalid == 0, got.layout.problems
@@ -664,7 +664,7 @@ def changes(draw: st.DrawFn, lines: list[bytes]) -> list[bytes]:
 
 
 @given(st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_a_parser_that_saw_other_scrapes_reads_as_a_new_one(data: st.DataObject) -> None:
     body = data.draw(st.sampled_from(BASES))
     openmetrics = is_openmetrics(body)
@@ -719,7 +719,7 @@ fragments = st.sampled_from(
 
 
 @given(st.lists(st.binary() | st.lists(fragments, max_size=40).map(b"".join), max_size=4), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_bytes_raise(bodies: list[bytes], openmetrics: bool) -> None:  # noqa: FBT001 - drawn, never passed by hand
     parser = Parser()
     for body in bodies:
