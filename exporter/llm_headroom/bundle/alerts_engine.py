@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.rule import Alert, Dashboard, Severity
+from llm_headroom.thresholds import RESTARTS_SECONDS
 
 _WHO: Final = "{{ $labels.engine }} {{ $labels.target }} ({{ $labels.model }})"
 _SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
@@ -13,6 +14,7 @@ _FLEET: Final = "{{ $labels.model }} on {{ $labels.engine }}"
 _MISSED: Final = "engine_model:llm_slo_missed:ratio_rate"
 _BUDGET: Final = "(1 - engine_model:llm_slo_objective_ratio:max)"
 _BUSY: Final = "engine_model:llm_slo_requests:rate1h > $traffic_floor"
+_RESTARTS: Final = f"{RESTARTS_SECONDS / 60:.0f}m"
 
 
 def _burn(rate: str, long: str, short: str) -> str:
@@ -149,8 +151,8 @@ AVAILABILITY: Final = (
         name="LLMEngineCrashLoop",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr="""max without (model, replica) (increase(llm_engine_restarts_total[30m])) > $restarts_high - 0.5
-            or changes(llm_up{engine!="nvml"}[30m]) / 2 > $restarts_high - 0.5""",
+        expr=f"""max without (model, replica) (increase(llm_engine_restarts_total[{_RESTARTS}])) > $restarts_high - 0.5
+            or changes(llm_up{{engine!="nvml"}}[{_RESTARTS}]) / 2 > $restarts_high - 0.5""",
         summary=f"{_SOURCE} restarts again and again",
         description="{{ $value | humanize }} restarts within 30 minutes; $restarts_high are worth a page.",
     ),

@@ -59,8 +59,7 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
 
     A finding holds once it has lasted `rise` seconds, or once the state that held has been without a sign for so long;
     where it must last, one reading is never enough. It holds until `clear` seconds after its last sign, and its reason
-    says when that was. The first
-    reading of all holds at once. Where none holds yet, the state stays.
+    says when that was. The first reading of all holds at once. Where none holds yet, the state stays.
     """
     found = dict(reversed([*findings]))  # of two findings of one state the first one speaks
     before = {} if known is None else known.signs

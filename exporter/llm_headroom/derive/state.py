@@ -16,7 +16,7 @@ from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
 from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State
-from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, SLOW_SECONDS
+from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, RESTARTS_SECONDS, SLOW_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,8 +30,6 @@ RISE: Final[Mapping[State, float]] = {State.DOWN: 9.0, State.MISREAD: 9.0, State
 CLEAR: Final[Mapping[State, float]] = {State.FAILING: 60.0, State.BLOCKED: 15.0, State.SLOW: 60.0, State.TIGHT: 60.0}
 """Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""
 
-RESTARTS_SECONDS: Final = 1800.0
-"""The time within which restarts are a crash loop: that of the alert."""
 AT_WORK_SECONDS: Final = 30.0
 """An engine that ends within so much of its last request has not been drained: it ended unplanned."""
 _ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cause.STATUS, Cause.PROTOCOL})

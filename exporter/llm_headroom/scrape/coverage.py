@@ -87,11 +87,14 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, st
     if not snapshot.health.up:
         down = snapshot.health.error.message if snapshot.health.error else "the source is down"
     exposed = {point.series.metric for point in snapshot.points}
+    read = {origin for point in snapshot.points for origin in point.origin.split()}
     for metric in expected(snapshot, engine):
         if metric not in exposed:
             yield (
                 metric.name,
-                down or _load_headroom(metric, snapshot) or _reason(metric, engine, snapshot, exposed),
+                down
+                or _load_headroom(metric, snapshot)
+                or _reason(metric, engine, exposed, read, snapshot.health.withheld),
             )
 
 
@@ -136,7 +139,13 @@ def _inapplicable(metric: Metric, engine: Engine | None, exposed: Collection[Met
     return _WANTING.get(metric, "")
 
 
-def _reason(metric: Metric, engine: Engine | None, snapshot: Snapshot, exposed: Collection[Metric]) -> str:
+def _reason(
+    metric: Metric,
+    engine: Engine | None,
+    exposed: Collection[Metric],
+    read: Collection[str],
+    withheld: Collection[str],
+) -> str:
     if why := _inapplicable(metric, engine, exposed):
         return why
     if metric.subject in _GIVEN_BY_OTHERS:
@@ -153,12 +162,11 @@ def _reason(metric: Metric, engine: Engine | None, snapshot: Snapshot, exposed: 
     if rules:
         names = _few([*dict.fromkeys(name for rule in rules for name in rule.names)], " or ")
         needs = _few([*dict.fromkeys(rule.needs for rule in rules if rule.needs)], "; ")
-        read = {origin for point in snapshot.points for origin in point.origin.split()}
         there = next((name for rule in rules for name in rule.names if name in read), "")
         lacking = f"{there} of the engine does not say it" if there else f"the engine exposes no {names}"
         parts.append(f"{lacking}{f' (needs: {needs})' if needs else ''}")
     if where is not None:
         parts.append(f"not found in {where.replace('`', '')}")
-        if withheld := snapshot.health.withheld:
+        if withheld:
             parts.append(f"{', '.join(withheld)} wants credentials: give the target auth.bearer_token_file")
     return "; ".join(parts)
