@@ -9,7 +9,6 @@ import http.client
 import json
 import signal
 import zlib
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,9 +27,10 @@ from llm_headroom.schema import REQUESTS_RUNNING, REQUESTS_WAITING
 from llm_headroom.view.values import from_json
 from llm_headroom.web.server import serve
 from llm_headroom.web.stream import Feed, Pace
+from silent_source import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     from engine_server import Behaviour
@@ -336,7 +336,7 @@ class Engine:
         config = Config()
         self.poller = Poller(config)
         self.feed = Feed(self.poller, pace)
-        self._slot = Slot("t", _Silent(), {})
+        self._slot = Slot("t", Silent(), {})
         self.poller.slots["t"] = self._slot
 
     def publish(self, running: float) -> None:
@@ -349,30 +349,13 @@ class Engine:
 
     def add(self, name: str) -> None:
         """Another engine, that says something once."""
-        slot = self.poller.slots[name] = Slot(name, _Silent(), {})
+        slot = self.poller.slots[name] = Slot(name, Silent(), {})
         slot.publish(Snapshot(target=name, engine="vllm", taken=1.0, health=Health(up=True)))
         self.feed.changed()
 
     async def handle(self, request: Request) -> Response:
         """What the exporter does with its stream's path."""
         return self.feed.subscribe(request.query, gzip="gzip" in request.headers.get("accept-encoding", ""))
-
-
-class _Silent:
-    """A source that is never asked."""
-
-    capped: Mapping[str, int] = MappingProxyType({})
-    interval = 1.0
-    retained: tuple[Point, ...] = ()
-
-    async def collect(self) -> Snapshot:
-        raise AssertionError("nobody starts the poller")
-
-    async def estimate(self) -> None:
-        raise AssertionError("nobody starts the poller")
-
-    async def close(self) -> None:
-        pass
 
 
 class Client:

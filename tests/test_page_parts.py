@@ -24,6 +24,7 @@ from llm_headroom.web.app import WORTH_PACKING, App
 from llm_headroom.web.look import Look, key
 from llm_headroom.web.page import Painter, Parts
 from llm_headroom.web.stream import Feed, Pace
+from silent_source import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -161,25 +162,6 @@ def test_the_files_of_the_page_are_those_and_no_others() -> None:
 
 
 # Paths ---------------------------------------------------------------------------------------------------------------
-class Quiet:
-    """A source that a test publishes for."""
-
-    capped: Mapping[str, int] = {}
-    interval = 1.0
-    retained: tuple[Point, ...] = ()
-
-    async def collect(self) -> Snapshot:
-        """Nobody asks."""
-        raise AssertionError("nobody starts the poller")
-
-    async def estimate(self) -> None:
-        """Nobody asks."""
-        raise AssertionError("nobody starts the poller")
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
 def running(number: float, name: str = "t") -> Snapshot:
     """An engine that runs so many requests."""
     points = (Point(Series(schema.REQUESTS_RUNNING, {"model": "m", "target": name}), number, ""),)
@@ -197,7 +179,7 @@ class Exporter:
 
     def publish(self, snapshot: Snapshot | None, name: str = "t") -> None:
         """A source has been added, and has published something if it is not None."""
-        slot = self.poller.slots.setdefault(name, Slot(name, Quiet(), {}))
+        slot = self.poller.slots.setdefault(name, Slot(name, Silent(), {}))
         if snapshot is not None:
             slot.publish(snapshot)
 

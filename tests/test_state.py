@@ -26,6 +26,7 @@ from llm_headroom.model import (
     Snapshot,
     State,
 )
+from state_metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,25 +44,7 @@ def point(metric: Metric, value: float | Histogram, **labels: str) -> Point:
 def busy(**changes: float) -> list[Point]:
     """A collection of an engine at work; counters by name: finished, failed, firsts, good, prompts."""
     amounts = {"running": 4.0, "waiting": 0.0, **changes}
-    metrics = {
-        "running": (schema.REQUESTS_RUNNING, {}),
-        "waiting": (schema.REQUESTS_WAITING, {}),
-        "limit": (schema.REQUESTS_RUNNING_LIMIT, {}),
-        "finished": (schema.REQUESTS_FINISHED, {"reason": "stop"}),
-        "failed": (schema.REQUESTS_FAILED, {"reason": "error"}),
-        "aborted": (schema.REQUESTS_FAILED, {"reason": "abort"}),
-        "firsts": (schema.SLO_REQUESTS, {"slo": "ttft"}),
-        "good": (schema.SLO_REQUESTS_GOOD, {"slo": "ttft"}),
-        "objective": (schema.SLO_THRESHOLD, {"slo": "ttft"}),
-        "prompts": (schema.PROMPT_TOKENS, {}),
-        "generated": (schema.GENERATION_TOKENS, {}),
-        "stalled": (schema.ENGINE_STALLED, {}),
-        "usage": (schema.KV_CACHE_USAGE, {}),
-        "room": (schema.KV_CACHE_HEADROOM_REQUESTS, {}),
-        "asleep": (schema.MODEL_ASLEEP, {}),
-        "restarts": (schema.ENGINE_RESTARTS, {}),
-    }
-    points = [point(metrics[name][0], value, **metrics[name][1]) for name, value in amounts.items() if name != "first"]
+    points = [point(METRICS[name][0], value, **METRICS[name][1]) for name, value in amounts.items() if name != "first"]
     if "first" in amounts:
         points.append(point(schema.TIME_TO_FIRST_TOKEN, Histogram((math.inf,), (amounts["first"],), 1.0)))
     return points

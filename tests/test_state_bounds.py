@@ -12,6 +12,7 @@ from llm_headroom.derive import gpu_state, state
 from llm_headroom.derive.settled import Finding, Settled, Sign, settle
 from llm_headroom.derive.state import Known, Memory, Sample
 from llm_headroom.model import Cause, Failure, Health, Histogram, Judged, Point, Series, Snapshot, State
+from state_metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,30 +21,6 @@ if TYPE_CHECKING:
 
 NOW = 1000.0
 EPOCH = 1_800_000_000.0
-METRICS: dict[str, tuple[Metric, dict[str, str]]] = {
-    "running": (schema.REQUESTS_RUNNING, {}),
-    "waiting": (schema.REQUESTS_WAITING, {}),
-    "limit": (schema.REQUESTS_RUNNING_LIMIT, {}),
-    "finished": (schema.REQUESTS_FINISHED, {"reason": "stop"}),
-    "failed": (schema.REQUESTS_FAILED, {"reason": "error"}),
-    "responses": (schema.HTTP_RESPONSES, {"code": "2xx"}),
-    "wrong": (schema.HTTP_RESPONSES, {"code": "5xx"}),
-    "routed": (schema.ROUTER_REQUESTS, {}),
-    "lost": (schema.ROUTER_ERRORS, {}),
-    "firsts": (schema.SLO_REQUESTS, {"slo": "ttft"}),
-    "good": (schema.SLO_REQUESTS_GOOD, {"slo": "ttft"}),
-    "objective": (schema.SLO_THRESHOLD, {"slo": "ttft"}),
-    "prompts": (schema.PROMPT_TOKENS, {}),
-    "generated": (schema.GENERATION_TOKENS, {}),
-    "usage": (schema.KV_CACHE_USAGE, {}),
-    "room": (schema.KV_CACHE_HEADROOM_REQUESTS, {}),
-    "asleep": (schema.MODEL_ASLEEP, {}),
-    "stalled": (schema.ENGINE_STALLED, {}),
-    "models": (schema.MODELS_LOADED, {}),
-    "healthy": (schema.ROUTER_WORKER_HEALTHY, {"worker": "a"}),
-    "sick": (schema.ROUTER_WORKER_HEALTHY, {"worker": "b"}),
-    "loaded": (schema.MODEL_LOADED, {}),
-}
 
 
 def snapshot(**amounts: float) -> Snapshot:
