@@ -275,6 +275,7 @@ def test_a_phone_need_not_scroll_sideways(width: int, vllm: EngineServer, browse
         browser.size(width, 800)
         browser.open(f"{exporter.url}/")
         browser.until(f"{LIVE} && document.body.innerText.includes('NVIDIA H100')")
+        browser.until("document.querySelectorAll('.card').length >= 4")  # the GPU may be read before the engines
         browser.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
         found = browser.evaluate("[document.documentElement.scrollWidth, document.querySelectorAll('.card').length]")
         columns = browser.evaluate("new Set([...document.querySelectorAll('.card')].map(c => c.offsetLeft)).size")
