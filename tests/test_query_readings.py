@@ -65,8 +65,8 @@ def summary(address: str, expr: str) -> str:
 
 
 def unbounded(expr: str) -> str:
-    """An alert's expression without its comparisons with numbers: what is compared, also where nothing is wrong."""
-    return re.sub(r"\s*(?:[<>]=?|[=!]=) -?[\d.]+(?:e[+-]?\d+)?(?![\w.])", "", expr)
+    """An alert's expression without its comparisons with bounds: what is compared, also where nothing is wrong."""
+    return re.sub(r"\s*(?:[<>]=?|[=!]=) (?:-?[\d.]+(?:e[+-]?\d+)?(?![\w.])|clamp_min\([^()]*\))", "", expr)
 
 
 def judgement(panel: Panel, place: int) -> str:

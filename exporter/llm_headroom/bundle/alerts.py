@@ -18,7 +18,7 @@ GROUPS: Final[dict[str, Group]] = {
     "llm-headroom.buckets": Group("1m", recording.BUCKETS),
     "llm-headroom.slo": Group("30s", recording.SLO),
     "llm-headroom.slo-days": Group("2m", recording.SLO_DAYS),
-    "llm-headroom.signals": Group("15m", recording.SIGNALS),
+    "llm-headroom.signals": Group("30m", recording.SIGNALS),
     "llm-headroom.latency": Group("30s", alerts_engine.LATENCY),
     "llm-headroom.tokens": Group("1m", alerts_engine.TOKENS),
     "llm-headroom.availability": Group("30s", alerts_engine.AVAILABILITY),

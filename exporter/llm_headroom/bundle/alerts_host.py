@@ -37,8 +37,8 @@ GPU_MEMORY: Final = (
         name="LLMGpuMemoryHeadroomLow",
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
-        expr="""llm_gpu_memory_headroom_bytes < $gpu_headroom_low_bytes
-            or llm_gpu_memory_headroom_bytes < $gpu_headroom_low * llm_gpu_memory_total_bytes""",
+        expr="""llm_gpu_memory_headroom_bytes
+            < clamp_min($gpu_headroom_low * llm_gpu_memory_total_bytes, $gpu_headroom_low_bytes)""",
         wait="5m",
         summary=f"{_GPU} has little free memory",
         description="{{ $value | humanize1024 }}B can still be allocated; engines reserve less than all of it, so "
@@ -48,8 +48,8 @@ GPU_MEMORY: Final = (
         name="LLMGpuMemoryExhausted",
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
-        expr="""llm_gpu_memory_headroom_bytes < $gpu_headroom_critical_bytes
-            or llm_gpu_memory_headroom_bytes < $gpu_headroom_critical * llm_gpu_memory_total_bytes""",
+        expr="""llm_gpu_memory_headroom_bytes
+            < clamp_min($gpu_headroom_critical * llm_gpu_memory_total_bytes, $gpu_headroom_critical_bytes)""",
         wait="2m",
         summary=f"{_GPU} has no free memory",
         description="{{ $value | humanize1024 }}B can still be allocated; the next allocation may fail.",
@@ -201,7 +201,7 @@ GPU_DAYS: Final = (
         severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
         expr="""increase(gpu:llm_gpu_ecc_errors_uncorrected:max[1d]) > 0
-            or max without (severity) (increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[20m])) > 0""",
+            or max without (severity) (increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[35m])) > 0""",
         summary=f"{_GPU} has uncorrectable memory errors",
         description="{{ $value | humanize }} within a day.",
     ),

@@ -82,7 +82,6 @@ FLEET: Final = (
     _summed("llm_requests_waiting"),
     _summed("llm_kv_cache_used_tokens"),
     _summed("llm_kv_cache_capacity_tokens"),
-    _summed("llm_kv_cache_headroom_tokens"),
     Recording("engine_model:llm_kv_cache_usage_ratio:max", f"max {_BY} (llm_kv_cache_usage_ratio)"),
     Recording("engine_model:llm_kv_cache_headroom_ratio:min", f"min {_BY} (llm_kv_cache_headroom_ratio)"),
     Recording("engine_model:llm_kv_cache_headroom_requests:min", f"min {_BY} (llm_kv_cache_headroom_requests)"),
@@ -93,13 +92,12 @@ FLEET: Final = (
     ),
     _FINISHED,
     Recording("engine_model:llm_requests_finished:rate5m", f"sum {_BY} ({_FINISHED.name})"),
-    _rate("llm_requests_failed_total", "reason"),
     _rate("llm_preemptions_total"),
     _rate("llm_prompt_tokens_total"),
     _rate("llm_prompt_tokens_cached_total"),
     _rate("llm_generation_tokens_total"),
-    _rate("llm_engine_restarts_total"),
     _FAILED,
+    Recording("engine_model:llm_requests_failed:rate5m", f"sum {_BY} ({_FAILED.name})"),
     Recording("target_model:llm_failed:ratio_rate5m", _failed()),
 )
 """Of a fleet, by model and engine, and what is a share of what is read again.
