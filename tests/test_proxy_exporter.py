@@ -57,10 +57,13 @@ def test_ollama_gets_the_metrics_that_it_has_not(tmp_path: Path) -> None:
             assert exporter.value("llm_generation_tokens_total", **labels) == 25
             prompts = last["prompt_eval_count"] + whole["prompt_eval_count"]
             assert exporter.value("llm_prompt_tokens_total", **labels) == prompts
-            assert exporter.value("llm_time_to_first_token_seconds_count", **labels) == 2
+            # the first request waited for the model, which the other one found in memory
+            assert exporter.value("llm_proxy_first_token_after_load_seconds_count", **labels) == 1
+            assert exporter.value("llm_time_to_first_token_seconds_count", **labels) == 1
+            assert exporter.value("llm_slo_requests_total", **labels, slo="ttft") == 1
             assert exporter.value("llm_inter_token_latency_seconds_count", **labels) == 19
             assert exporter.value("llm_request_decode_seconds_count", **labels) == 2
-            assert exporter.value("llm_request_duration_seconds_count", **labels) == 2
+            assert exporter.value("llm_request_duration_seconds_count", **labels) == 1
             assert exporter.value("llm_requests_running", **labels) == 0
             assert exporter.value("llm_requests_waiting", **labels) == 0
             # what is polled and what is derived stand beside it, under the same labels

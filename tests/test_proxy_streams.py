@@ -63,7 +63,7 @@ def summary(name: str) -> tuple[str, float, float, float | None, float | None, f
 
     return (
         model,
-        count("time_to_first_token_seconds") or 0.0,
+        count("time_to_first_token_seconds") or count("proxy_first_token_after_load_seconds") or 0.0,
         count("inter_token_latency_seconds") or 0.0,
         count("prompt_tokens_total"),
         count("generation_tokens_total"),
@@ -136,7 +136,7 @@ def test_ollamas_own_durations_are_told_in_seconds_and_its_queue_is_what_is_left
     # it waited for a slot behind four others
     assert sums["llm_request_prefill_seconds"] == pytest.approx(0.856076)
     assert sums["llm_request_decode_seconds"] == pytest.approx(2.486761)
-    assert sums["llm_request_queue_seconds"] == pytest.approx(5.805675, abs=1e-5)
+    assert sums["llm_request_queue_seconds"] == pytest.approx(5.799609, abs=1e-5)
 
 
 def test_first_token_and_time_per_token_of_an_answer_that_is_not_streamed_come_from_ollamas_durations() -> None:
@@ -585,3 +585,18 @@ def test_an_engine_that_loads_models_owes_no_byte_before_its_first(
     for request in requests:
         measures.end(request, 25.0)
     assert waits() == (0.0, 0.0)
+
+
+def test_no_load_explains_that_streams_alone_are_under_way_for_five_minutes_without_a_byte() -> None:
+    now = [309.0]
+    measures = Measures(limit=1, loads=True, clock=lambda: now[0])
+    measures.begin("m", 10.0, streams=True)
+
+    def silence() -> list[object]:
+        return [value for series, value, _ in measures.points({}) if series.metric is schema.PROXY_SILENCE]
+
+    assert silence() == [0.0]
+    now[0] = 310.0
+    assert silence() == [300.0]
+    measures.begin("m", 20.0, streams=False)  # it may be this one's whole answer that is being computed
+    assert silence() == [0.0]

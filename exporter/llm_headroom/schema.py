@@ -139,6 +139,13 @@ PROXY_FIRST_TOKEN_WAIT: Final = _gauge(
     across=Across.MAX,
     subject=Subject.PROXY,
 )
+PROXY_FIRST_TOKEN_AFTER_LOAD: Final = _histogram(
+    "proxy_first_token_after_load_seconds",
+    "s",
+    "Time to first token of requests through the measuring proxy for which the engine had to load the model. Neither "
+    "this time nor their duration is among those of other requests, or counts towards their objectives.",
+    Subject.PROXY,
+)
 PROXY_SILENCE: Final = _gauge(
     "proxy_silence_seconds",
     "s",

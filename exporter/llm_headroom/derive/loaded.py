@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
 from llm_headroom.model import numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from llm_headroom.model import Metric, Point
 
@@ -67,3 +68,27 @@ def loaded(points: Iterable[Point]) -> Loaded:
     awake = [model for model, state in states.items() if state == 1.0]
     models = {model: Instance(*map(parts.get(model, {}).get, _PARTS)) for model in awake}
     return Loaded(models, tuple(states), by_itself)
+
+
+class Ready(NamedTuple):
+    """Since when a model has been in memory, in seconds of the polls' clock: infinity while it is not."""
+
+    since: float
+    instance: Instance = Instance()
+
+
+def ready(known: Mapping[str, Ready], polled: Loaded, at: float) -> dict[str, Ready]:
+    """Since when each listed model has been in memory, after a poll at `at` seconds.
+
+    What is there at the first poll has always been. Of a load nothing is known but the first poll that shows it.
+    """
+    after = {}
+    for model in polled.listed:
+        now, before = polled.models.get(model), known.get(model, Ready(math.inf if known else -math.inf))
+        if now is None:
+            after[model] = Ready(math.inf)
+        elif before.since > at or now.differs(before.instance):
+            after[model] = Ready(at, now)
+        else:
+            after[model] = Ready(before.since, now.known(before.instance))
+    return after

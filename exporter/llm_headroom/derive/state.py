@@ -152,9 +152,15 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
 
 
 def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, window: float) -> dict[str, float]:
-    """What each counter has grown by within a window's seconds, as far back as is remembered; never negative."""
-    base = next((each for each in reversed(samples) if each.at <= at - window), samples[0])
-    return {name: growth(before, own.get(name)) for name, before in zip(COUNTED, base.counts, strict=True)}
+    """What each counter has grown by within a window's seconds, as far back as is remembered; never negative.
+
+    One that began within the window has grown from its first sample on, as Prometheus sees it.
+    """
+    base = next((number for number in reversed(range(len(samples))) if samples[number].at <= at - window), 0)
+    found = {}
+    for name, counts in zip(COUNTED, zip(*(each.counts for each in samples[base:]), strict=True), strict=True):
+        found[name] = growth(next((count for count in counts if count is not None), None), own.get(name))
+    return found
 
 
 def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) -> list[Finding]:

@@ -67,8 +67,8 @@ class Measured(Protocol):
         """The label values that it has let through."""
         ...
 
-    def points(self, base: Mapping[str, str]) -> Iterable[Point]:
-        """Everything so far; `base` are the labels that every series of the target has."""
+    def points(self, base: Mapping[str, str], own: Sequence[Point] = ()) -> Iterable[Point]:
+        """Everything so far; `base` are the labels that every series of the target has, `own` what it exposes."""
         ...
 
 

@@ -88,7 +88,7 @@ class Answer:
 
     `output`: whether the latest document bears output (text, reasoning, a tool call). `failure`: why there is no whole
     answer, as a value of the label `reason`. Token counts are of the whole request. `total`, `prefill` and `decode` are
-    the engine's own durations in seconds.
+    the engine's own durations in seconds, `load` what passed before the model was there.
     """
 
     output: bool = False
@@ -100,6 +100,7 @@ class Answer:
     generated: int | None = None
     cached: int | None = None
     total: float | None = None
+    load: float | None = None
     prefill: float | None = None
     decode: float | None = None
 
@@ -180,6 +181,7 @@ def _ollama(answer: Answer, document: dict[str, Any]) -> None:
         answer.generated = _count(document.get("eval_count", 0))
         answer.cached = _count(document.get("prompt_eval_cached_count"))
         answer.total = _seconds(document.get("total_duration"), _NANOSECOND)
+        answer.load = _seconds(document.get("load_duration"), _NANOSECOND)
         answer.prefill = _seconds(document.get("prompt_eval_duration"), _NANOSECOND)
         answer.decode = _seconds(document.get("eval_duration"), _NANOSECOND)
 

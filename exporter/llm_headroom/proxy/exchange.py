@@ -27,6 +27,8 @@ _MOST_FORM_BYTES: Final = 4096
 """Beyond which a document may hold numbers that are none to `documents`, in what its form does not name."""
 _STREAMED: Final = frozenset({Api.OLLAMA})
 """Paths that stream unless the request turns it off (ollama/ollama docs/api.md)."""
+_LOADED: Final = 0.1
+"""Seconds of Ollama's `load_duration` beyond which the model was not in memory; 1 to 8 ms if it was."""
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
@@ -37,6 +39,7 @@ class Exchange:
     """A request of one connection and its answer. Times are seconds of one monotonic clock."""
 
     __slots__ = (
+        "_after_load",
         "_answer",
         "_api",
         "_body",
@@ -69,6 +72,7 @@ class Exchange:
         self._request: UnderWay | None = None
         self._over = self._api is None
         self._first_exposed = False
+        self._after_load: bool | None = None
         self._unread = ""
         self._outputs: list[float] = []
         """When output came: the last one of those whose gaps are exposed, and the ones since."""
@@ -208,7 +212,25 @@ class Exchange:
     def _expose_first(self, request: UnderWay) -> None:
         if request.first is not None and not self._first_exposed:
             self._first_exposed = True
-            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, self._label(), request.first - request.sent_at)
+            self._observe_first(request, request.first - request.sent_at)
+
+    def _observe_first(self, request: UnderWay, seconds: float) -> None:
+        model = self._label()
+        if self._waited(request):
+            self._measures.observe(schema.PROXY_FIRST_TOKEN_AFTER_LOAD, model, seconds)
+            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, model)  # of none yet: the next one is growth
+        else:
+            self._measures.observe(schema.TIME_TO_FIRST_TOKEN, model, seconds)
+
+    def _waited(self, request: UnderWay) -> bool:
+        """Whether the engine had to load the model first: by its own words, else by what was seen in its memory.
+
+        It is decided once, so that a request is measured as one or the other.
+        """
+        if self._after_load is None:
+            load, model = self._answer.load, self._answer.model or self._wanted
+            self._after_load = self._measures.awaited(model, request.sent_at) if load is None else load > _LOADED
+        return self._after_load
 
     def _settle(self) -> None:
         if self._request is not None and self._answer.model:  # else it may be named at the end
@@ -249,10 +271,10 @@ class Exchange:
         if answer.reason in NO_INFERENCE:
             return
         measures.finished(model, "embedding" if self._api is Api.EMBEDDING else answer.reason or "unknown")
-        measures.observe(schema.REQUEST_DURATION, model, now - request.sent_at)
+        measures.observe(schema.REQUEST_DURATION, model, *(() if self._waited(request) else (now - request.sent_at,)))
         if self._api is Api.EMBEDDING:
             return
-        self._durations(model)
+        self._durations(request, model)
         if answer.generated is None or answer.prompt is None:
             measures.count(schema.PROXY_UNMEASURED, model, self._unread or "usage_missing")
         for count, total, sizes in (
@@ -281,7 +303,7 @@ class Exchange:
         if seconds is not None:
             self._measures.observe(schema.TIME_PER_OUTPUT_TOKEN, model, seconds / (generated - 1))
 
-    def _durations(self, model: str) -> None:
+    def _durations(self, request: UnderWay, model: str) -> None:
         """The engine's own words: Ollama's total includes the wait for a slot and the loading of the model."""
         answer, measures = self._answer, self._measures
         if answer.prefill is not None:
@@ -292,9 +314,9 @@ class Exchange:
             return
         before = answer.total - answer.decode
         if not self._streamed and before >= 0.0:
-            measures.observe(schema.TIME_TO_FIRST_TOKEN, model, before)
+            self._observe_first(request, before)
         if answer.prefill is not None:
-            measures.observe(schema.REQUEST_QUEUE, model, max(0.0, before - answer.prefill))
+            measures.observe(schema.REQUEST_QUEUE, model, max(0.0, before - answer.prefill - (answer.load or 0.0)))
 
 
 class _Asking(msgspec.Struct, frozen=True, gc=False):

@@ -10,13 +10,14 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.derive.loaded import Ready, loaded, ready
 from llm_headroom.model import Histogram, Kind, Metric, point
 from llm_headroom.proxy.backlog import Backlog
 from llm_headroom.proxy.framing import FramingError
 from llm_headroom.scrape.label_cap import OVERFLOW, LabelCap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.derive.slo import Objective
     from llm_headroom.model import Point
@@ -31,6 +32,7 @@ _LONG: Final = (120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0)
 _COUNT: Final = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
 BOUNDS: Final[Mapping[Metric, tuple[float, ...]]] = {
     schema.TIME_TO_FIRST_TOKEN: (*_LATENCY, 40.0, 80.0, 160.0, 640.0, 2560.0, math.inf),
+    schema.PROXY_FIRST_TOKEN_AFTER_LOAD: (*_REQUEST, *_LONG, math.inf),
     schema.INTER_TOKEN_LATENCY: (*_TOKEN, 7.5, 10.0, 20.0, 40.0, 80.0, math.inf),
     schema.TIME_PER_OUTPUT_TOKEN: (*_TOKEN, 7.5, 10.0, 20.0, 40.0, 80.0, math.inf),
     schema.REQUEST_DURATION: (*_REQUEST, *_LONG, math.inf),
@@ -100,6 +102,8 @@ def _settled() -> None:
 
 AVAILABILITY: Final = "availability"
 """The objective that requests are answered at all."""
+LOAD_SECONDS: Final = 300.0
+"""For how long loading a model may explain silence: Ollama's default OLLAMA_LOAD_TIMEOUT (envconfig/config.go)."""
 RETRY_SECONDS: Final = 10.0
 """A client that gives up and asks again within this time has been waiting all the while."""
 _NOT_THE_ENGINES: Final = frozenset({"aborted", "client_error", "proxy_stopped"})
@@ -142,6 +146,7 @@ class Measures:
         self._traffic: dict[str, Traffic] = {}
         self._unseen: set[str] = set()
         self._totals: dict[str, float] = {}
+        self._ready: Mapping[str, Ready] = {}
 
     def label(self, model: str) -> str:
         """The label of a model that the engine's answer has named; `other` if the engine has no such model."""
@@ -157,6 +162,11 @@ class Measures:
 
     def _tagged(self, model: str) -> str:
         return f"{model}:{self._untagged}" if self._untagged and model and ":" not in model else model
+
+    def awaited(self, model: str, sent_at: float) -> bool:
+        """Whether the engine had to load a model for a request of then, as far as polls have shown it."""
+        found = self._ready.get(self._tagged(model))
+        return found is not None and sent_at < found.since
 
     def unseen(self, error: Exception) -> None:
         """A connection's answers can no longer be read; logged once for each cause."""
@@ -216,16 +226,19 @@ class Measures:
         key = (metric, model, label)
         self._counters[key] = self._counters.get(key, 0.0) + by
 
-    def points(self, base: Mapping[str, str]) -> list[Point]:
+    def points(self, base: Mapping[str, str], own: Sequence[Point] = ()) -> list[Point]:
         """Everything so far; `base` are the labels that every series of the target has.
 
+        `own` is what the engine exposes itself at this poll: of one that loads models, which of them are in memory.
         A model that nobody has asked for in `label_cap.AGE` seconds is forgotten, where another wants its place.
         """
+        now = self._clock()
+        if self._loads and own:
+            self._ready = ready(self._ready, loaded(own), now)
         self.backlog.look()
         for traffic in self._traffic.values():
             for request in traffic.open:
                 request.settle()
-        now = self._clock()
         if self.cap.overflow:
             self._forget_idle(now)
         return list(self._points(base, now))
@@ -270,15 +283,18 @@ class Measures:
         origin = f"{ORIGIN}: requests in progress"
         streams = [each for each in traffic.open if each.streams]
         unanswered = [now - each.sent_at for each in streams if each.first is None]
-        # an engine that loads models on demand may do just that before a first byte
-        owed = bool(streams) and not (self._loads and len(unanswered) == len(streams))
         silence = now - max(traffic.heard, traffic.since)
+        # an engine that loads models on demand may do just that before a first byte, or answer somebody else in one go
+        loading = self._loads and len(unanswered) == len(streams)
+        owed = bool(streams) and not (loading and (silence < LOAD_SECONDS or len(streams) < len(traffic.open)))
         yield point(schema.PROXY_FIRST_TOKEN_WAIT, max(unanswered, default=0.0), origin, labels)
         yield point(schema.PROXY_SILENCE, max(0.0, silence) if owed else 0.0, origin, labels)
-        for field, ages in (("ttft", unanswered), ("duration", [now - each.sent_at for each in traffic.open])):
+        judged = [each for each in traffic.open if not self.awaited(labels["model"], each.sent_at)]
+        owing = [each for each in judged if each.streams and each.first is None]
+        for field, requests in (("ttft", owing), ("duration", judged)):
             objective = self._objectives.get(field)
             if objective is not None:
-                late = sum(age > objective.seconds for age in ages)
+                late = sum(now - each.sent_at > objective.seconds for each in requests)
                 yield point(schema.PROXY_OVERDUE, float(late), origin, labels, slo=objective.name)
 
 

@@ -66,7 +66,7 @@ class Collector:
 
     `timeout` is the deadline in seconds of one collection, all of its requests together. `layers` are other places that
     describe the target, the richest first; its own API is the last. `measured` gives what a proxy has measured, with
-    the target's labels. `kin` gives what is remembered of other targets.
+    the target's labels, and gets what the engine itself exposes. `kin` gives what is remembered of other targets.
     """
 
     def __init__(  # noqa: PLR0913 - what it is made of
@@ -77,7 +77,7 @@ class Collector:
         timeout: float,
         label_limit: int,
         objectives: Sequence[Objective] = OBJECTIVES,
-        measured: Callable[[Mapping[str, str]], Iterable[Point]] | None = None,
+        measured: Callable[[Mapping[str, str], Sequence[Point]], Iterable[Point]] | None = None,
         layers: Sequence[Layer] = (),
         kin: Callable[[], Iterable[Memory]] = tuple,
     ) -> None:
@@ -183,9 +183,9 @@ class Collector:
         listed = present(self._documents.held, MODELS.key) or ()
         return frozenset({*self.memory.models, *(model.id for model in listed)}) - {""}
 
-    def measured(self) -> list[Point]:
+    def measured(self, own: Sequence[Point] = ()) -> list[Point]:
         """What a proxy has measured, without the metrics that the engine itself exposes: never two in one."""
-        points = () if self._measured is None else self._measured(self._base)
+        points = () if self._measured is None else self._measured(self._base, own)
         return [point for point in points if point.series.metric.name not in self._own]
 
     async def _work(self, work: Callable[[], T], deadline: float) -> T:
@@ -206,7 +206,7 @@ class Collector:
         own = self._own.union(point.series.metric.name for point in reading.points)
         if own != self._own:
             self._own = _same(own)
-        reading.points.extend(self.measured())
+        reading.points.extend(self.measured(reading.points))
         self.memory, derived = advance(
             self.memory,
             reading.points,

@@ -235,11 +235,13 @@ def _measured(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "Time to first token, p95",
-            "From arrival at the proxy, the load of the model included, and the objective.",
+            "From arrival at the proxy, and the objective. Requests that waited for a load do not count: of them the "
+            "mean is shown, dashed.",
             Query(scope.quantile(0.95, schema.TIME_TO_FIRST_TOKEN, _BY_MODEL, _OURS), "{{model}}"),
+            Query(scope.mean(schema.PROXY_FIRST_TOKEN_AFTER_LOAD, _BY_MODEL, _OURS), "{{model}} after a load, mean"),
             objective(scope, "ttft"),
             unit="s",
-            styles=(OBJECTIVE,),
+            styles=(OBJECTIVE, (" after a load, mean$", quiet())),
             no_value=_PROXY,
             empty=_NO_PROXY,
             alert="LLMFirstTokensSlow",
