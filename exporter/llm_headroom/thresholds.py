@@ -137,6 +137,8 @@ RATE_SECONDS: Final = 300.0
 """Window within which failed requests are counted, by the state and by the alerts [s]."""
 RESTARTS_SECONDS: Final = 1800.0
 """Window within which restarts of an engine are counted, by the state and by the alert [s]."""
+SETTLED_SECONDS: Final = 900.0
+"""Time without another restart after which a crash loop is over: three within the window are no further apart [s]."""
 XID_SECONDS: Final = 600.0
 """Time after a fatal Xid error for which it is the GPU's state and an alert [s]."""
 FATAL_XIDS: Final = (48, 62, 64, 74, 79, 95, 119, 120)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.rule import Alert, Dashboard, Severity
-from llm_headroom.thresholds import RESTARTS_SECONDS
+from llm_headroom.thresholds import RESTARTS_SECONDS, SETTLED_SECONDS
 
 _WHO: Final = "{{ $labels.engine }} {{ $labels.target }} ({{ $labels.model }})"
 _SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
@@ -15,10 +15,15 @@ _MISSED: Final = "engine_model:llm_slo_missed:ratio_rate"
 _BUDGET: Final = "(1 - engine_model:llm_slo_objective_ratio:max)"
 _BUSY: Final = "engine_model:llm_slo_requests:rate1h > $traffic_floor"
 _RESTARTS: Final = f"{RESTARTS_SECONDS / 60:.0f}m"
+_SETTLED: Final = f"{SETTLED_SECONDS / 60:.0f}m"
 
 
 def _burn(rate: str, long: str, short: str) -> str:
     return f"({_MISSED}{long} > {rate} * {_BUDGET} and {_MISSED}{short} > {rate} * {_BUDGET} and {_BUSY})"
+
+
+_BURNING: Final = f"{_MISSED}5m > {_BUDGET}"
+"""Whether any budget is lost now: what no longer happens pages nobody, however much of the last half hour it was."""
 
 
 def _errors(share: str) -> str:
@@ -64,7 +69,7 @@ LATENCY: Final = (
         name="LLMLatencyBudgetBurnFast",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
-        expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')}",
+        expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')} and {_BURNING}",
         wait="2m",
         summary=f"{_FLEET} burns its {{{{ $labels.slo }}}} error budget fast",
         description="{{ $value | humanizePercentage }} of the requests of the objective {{ $labels.slo }} missed its "
@@ -152,7 +157,10 @@ AVAILABILITY: Final = (
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
         expr=f"""max without (model, replica) (increase(llm_engine_restarts_total[{_RESTARTS}])) > $restarts_high - 0.5
-            or changes(llm_up{{engine!="nvml"}}[{_RESTARTS}]) / 2 > $restarts_high - 0.5""",
+                and max without (model, replica) (increase(llm_engine_restarts_total[{_SETTLED}])) > 0
+            or (changes(llm_up{{engine!="nvml"}}[{_RESTARTS}]) / 2 > $restarts_high - 0.5
+                and changes(llm_up{{engine!="nvml"}}[{_SETTLED}]) > 0
+                unless on (job, instance, target) last_over_time(llm_generation_tokens_total[{_SETTLED}]) > 0)""",
         summary=f"{_SOURCE} restarts again and again",
         description="{{ $value | humanize }} restarts within 30 minutes; $restarts_high are worth a page.",
     ),

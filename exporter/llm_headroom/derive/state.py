@@ -16,7 +16,7 @@ from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
 from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State
-from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, RESTARTS_SECONDS, SLOW_SECONDS
+from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, RESTARTS_SECONDS, SETTLED_SECONDS, SLOW_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -206,7 +206,7 @@ def _failures(known: Known, own: Mapping[str, float], at: float) -> Iterator[Fin
             share = f"{part:.0f} of {_requests(whole)} of the last {span(RATE_SECONDS)} failed"
             yield Finding(State.FAILING, f"{share} ({part / whole:.0%})")
     times = known.restarted
-    if len(times) >= DEFAULT.restarts_high:
+    if len(times) >= DEFAULT.restarts_high and at - times[-1] < SETTLED_SECONDS:
         often = f"it restarted {len(times)} times within {span(RESTARTS_SECONDS)}"
         yield Finding(State.FAILING, f"{often}, the last time {span(at - times[-1])} ago")
 
