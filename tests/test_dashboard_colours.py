@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import combinations, pairwise
 from typing import Final, TypeAlias
 
@@ -17,6 +18,7 @@ from llm_headroom.bundle.dashboards.colours import (
     QUEUE,
     UNKNOWN,
     WARN,
+    shade,
     shades,
 )
 from llm_headroom.bundle.dashboards.fleet import DASHBOARD as FLEET
@@ -103,8 +105,14 @@ def test_kinds_of_memory_differ_in_lightness(sight: str) -> None:
         by_engine.setdefault(pattern.split()[0], []).append(seen(colour, sight)[0])
     assert len(by_engine) > 3
     for engine, own in by_engine.items():
-        light = sorted(own)
-        assert all(after - before > 4 for before, after in pairwise(light)), (engine, light)
+        assert all(after - before > 4 for before, after in pairwise(own)), (engine, own)
+
+
+def test_shades_lie_between_a_colour_and_white_or_black() -> None:
+    found = [shade("#204080", lighter) for lighter in (-1.0, -0.25, 0.0, 0.25, 1.0)]
+    assert found == ["#000000", "#183060", "#204080", "#5870A0", "#FFFFFF"]
+    assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in shades().values())
+    assert not [pattern for pattern in shades() if "router" in pattern]
 
 
 def test_red_and_green_of_old_would_fail() -> None:

@@ -61,6 +61,12 @@ def test_the_committed_files_are_what_the_generator_writes() -> None:
     assert {document["uid"] for document in DOCUMENTS} == UIDS
 
 
+def test_the_files_can_be_read_and_compared() -> None:
+    for text in FILES.values():
+        assert text.startswith('{\n  "__inputs"'), "two spaces for each level"
+        assert "·" in text, "and every sign as itself"
+
+
 @pytest.fixture(name="document", params=DOCUMENTS, ids=[document["uid"] for document in DOCUMENTS])
 def _document(request: pytest.FixtureRequest) -> Json:
     """Each dashboard, for what the dashboard linter of Grafana asks for, and more."""
@@ -89,6 +95,7 @@ def test_conventions_of_variables(document: Json) -> None:
     source, *others = document["templating"]["list"]
     assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
     others = [one for one in others if one["type"] == "query"]
+    assert ("baseline" in {one["name"] for one in others}) == (document["uid"] == "llm-headroom-compare")
     assert tuple(one["name"] for one in others)[: len(VARIABLES)] == VARIABLES
     for one in others:
         assert one["refresh"] == 2, "on a change of the time range"

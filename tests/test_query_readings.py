@@ -136,3 +136,17 @@ def test_compare_reads_what_is_recorded_of_all_and_the_own_buckets_of_some(
 
     own = "llm_time_to_first_token_seconds_bucket"
     assert {each["metric"]["__name__"] for each in found} == {own if chosen else f"engine_model:{own}:rate5m"}
+
+
+def test_parts_of_a_request_without_a_histogram_follow_from_the_others(address: str) -> None:
+    """Every histogram's mean is 0.7 s here, so that what is left between two of them is nothing."""
+    _, prefill, decode, _ = next(panel.queries for uid, panel in PANELS if panel.title.startswith("Mean request"))
+
+    def left(expr: str, *without: str) -> list[float]:
+        for name in without:
+            expr = expr.replace(f"llm_request_{name}_seconds", "llm_not_exposed")
+        return [round(value, 6) for value in readings(address, expr, every_series.END)]
+
+    assert left(prefill.expr) == left(decode.expr) == [0.7]
+    assert left(prefill.expr, "prefill") == left(decode.expr, "decode") == [0.0]
+    assert left(prefill.expr, "prefill", "queue") == [0.7]

@@ -322,6 +322,16 @@ def test_each_replica_has_series_of_its_own(version: str) -> None:
         assert decoded == {str(rank): one.used_tokens for rank, one in enumerate(readings)}
 
 
+def test_the_first_event_of_one_replica_shows_the_counters_of_all() -> None:
+    run = Run("sglang/0.5.23-dp2")
+    (idle, _), _ = run.at(0.0)
+    (_, busy), _ = run.at(6.0)
+    assert busy.counters.preemptions > 0
+    body = run.exposition.render([idle, busy], now=START + 6.0)
+    retracted = [value for (name, _), value in samples(body).items() if name == "sglang:num_retracted_requests_total"]
+    assert retracted == [0.0, busy.counters.preemptions]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_counters_only_grow_over_a_run_and_histograms_stay_cumulative(version: str) -> None:
     run = Run(version)

@@ -10,7 +10,7 @@ from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, below
 from llm_headroom.bundle.dashboards.parts import OBJECTIVE, bars, lines, objective, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
-from llm_headroom.bundle.dashboards.scope import BY_MODEL, ENGINES, MODEL, Scope
+from llm_headroom.bundle.dashboards.scope import BY_MODEL, ENGINES, MODEL, SOURCE, Scope
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
@@ -60,10 +60,7 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
     target = f"max by (slo) ({scope.of(schema.SLO_OBJECTIVE)})"
     spent = scope.rate(schema.ENGINE_COST, window=_RANGE)
     joules = f"sum({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
-    # A target that counts no tokens must not lend its price to one that does.
-    place = "cluster, instance, engine, target"
-    counted = f"sum by ({place}) ({_tokens(scope)})"
-    priced = f"sum by (currency) (sum by ({place}, currency) ({spent}) and on ({place}) {counted} > 0)"
+    priced = f"sum by (currency) ({_priced(scope)})"
     fits = f"sum({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})"
     room = scope.of(schema.LOAD_HEADROOM, objective="ttft")
     return (
@@ -183,7 +180,7 @@ def _summary(scope: Scope) -> Panel:
                 Column(title="TTFT SLO", unit="percentunit", decimals=1, width=90),
             ),
             (
-                _exposed(scope, f"sum by (engine) ({_price(scope)})"),
+                _exposed(scope, _price(scope)),
                 Column(title="Price", decimals=2, width=80),
             ),
             (_exposed(scope, f"{generated} / {joules}"), Column(title="Tokens/J", unit="none", decimals=2, width=85)),
@@ -193,13 +190,14 @@ def _summary(scope: Scope) -> Panel:
     )
 
 
+def _priced(scope: Scope) -> str:
+    """Return what targets cost per second: one that counts no tokens must not lend its price to one that does."""
+    return f"{scope.rate(schema.ENGINE_COST, window=_RANGE)} and on ({SOURCE}) {_tokens(scope)} > 0"
+
+
 def _price(scope: Scope) -> str:
-    """Return the cost per million tokens by engine, of the targets that count their tokens."""
-    place = "cluster, instance, engine, target"
-    spent = f"sum by ({place}, currency) ({scope.rate(schema.ENGINE_COST, window=_RANGE)})"
-    counted = f"sum by ({place}) ({_tokens(scope)})"
-    priced = f"sum by (engine, currency) ({spent} and on ({place}) {counted} > 0)"
-    return f"{priced} / on (engine) group_left () sum by (engine) ({_tokens(scope)}) * 1e6"
+    """Return the cost per million tokens by engine."""
+    return f"sum by (engine) ({_priced(scope)}) / sum by (engine) ({_tokens(scope)}) * 1e6"
 
 
 def _bars(scope: Scope) -> tuple[Panel, ...]:
@@ -214,7 +212,7 @@ def _bars(scope: Scope) -> tuple[Panel, ...]:
         bars(
             "Price of 1 M tokens",
             f"{_SHOWN} Less is better.",
-            Query(f"sum by (engine) ({_price(scope)})", _ENGINE),
+            Query(_price(scope), _ENGINE),
             decimals=2,
             empty=_NO_PRICE,
             **shown,

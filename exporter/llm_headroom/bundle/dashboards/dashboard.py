@@ -224,7 +224,7 @@ class Dashboard:
             }
             if row.repeat:
                 head["repeat"] = row.repeat
-            number, top, left, height = number + 1, top + 1, 0, 0
+            number, top, left, height = number + 1, top + 1, 0, row.panels[0].height
             placed = []
             for panel in row.panels:
                 if left + panel.width > _GRID:
