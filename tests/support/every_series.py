@@ -41,6 +41,8 @@ STEPS: Final = 60
 DEAD: Final = 20
 """Steps from the end at which the third exporter has its last sample."""
 HOSTS: Final = {"a": STEPS, "b": STEPS, "dead": STEPS - DEAD}
+TWICE: Final = ("b", "dead")
+"""Hosts whose exporter is scraped twice, by jobs of two namespaces: what it exposes is there twice, and differs."""
 TARGETS: Final = (("vllm", "m", "one:8000", ("0", "1")), ("ollama", "n", "two:11434", ("",)))
 NONE: Final = ("", "", "", ("",))
 BOUNDS: Final = {"0.1": 0.3, "0.5": 0.6, "1.0": 0.9, "5.0": 0.99, "+Inf": 1.0}
@@ -122,7 +124,8 @@ def _schema(host: str, place: dict[str, str], steps: int) -> Iterator[tuple[str,
                 yield f"{metric.name}{{{labels}}}", [float(own["state"] == chosen)] * steps
                 continue
             if metric.name.endswith("_info") or metric in FLAGS:
-                yield f"{metric.name}{{{labels}}}", [float(own.get("engine") == "vllm" or host == "a")] * steps
+                first = place["namespace"] == "n"
+                yield f"{metric.name}{{{labels}}}", [float((own.get("engine") == "vllm") == first or host == "a")] * steps
                 continue
             yield f"{metric.name}{{{labels}}}", [_value(metric, drawn, step) for step in range(steps)]
 
@@ -157,8 +160,9 @@ def _recorded() -> Iterator[tuple[str, list[float]]]:
 
 def series() -> Iterator[tuple[str, list[float]]]:
     """Each series with its values, from the first step on."""
-    for host, steps in HOSTS.items():
-        place = {"cluster": "c", "namespace": "n", "job": "llm-headroom", "instance": f"{host}:9836"}
+    for host, namespace in (*((host, "n") for host in HOSTS), *((host, "o") for host in TWICE)):
+        steps = HOSTS[host]
+        place = {"cluster": "c", "namespace": namespace, "job": "llm-headroom", "instance": f"{host}:9836"}
         yield from _schema(host, place, steps)
         yield from _prometheus(place, steps)
     yield from _recorded()
