@@ -16,11 +16,21 @@ from llm_headroom.bundle.settings import BundleSettings
 WRITTEN: Final = Path(__file__).parent / "fixtures" / "dashboard_panels.txt"
 
 
+def steps_of(fields: Any) -> str:  # noqa: ANN401 - JSON
+    """From which value on there is which colour."""
+    return " ".join(f"{step['color']}@{step['value']}" for step in fields.get("thresholds", {}).get("steps", ()))
+
+
 def shown(panel: Any) -> str:  # noqa: ANN401 - JSON
-    """A panel in a line: title, kind, width and height, unit, decimals, scale, colours from which value on."""
+    """A panel in a line: title, kind, width and height, unit, decimals, scale, colours from which value on.
+
+    One of several readings in a tile may have colours of its own.
+    """
     fields = panel["fieldConfig"]["defaults"]
-    steps = fields.get("thresholds", {}).get("steps", ())
-    colours = " ".join(f"{step['color']}@{step['value']}" for step in steps)
+    colours = steps_of(fields)
+    for each in panel["fieldConfig"]["overrides"]:
+        if panel["type"] == "stat" and (own := steps_of({one["id"]: one["value"] for one in each["properties"]})):
+            colours += f" | {each['matcher']['options']} {own}"
     place = panel["gridPos"]
     known = {name: fields[name] for name in ("unit", "decimals", "min", "max", "noValue") if name in fields}
     size = f"{panel['type']} {place['w']}x{place['h']}"

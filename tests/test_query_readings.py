@@ -150,3 +150,9 @@ def test_parts_of_a_request_without_a_histogram_follow_from_the_others(address: 
     assert left(prefill.expr) == left(decode.expr) == [0.7]
     assert left(prefill.expr, "prefill") == left(decode.expr, "decode") == [0.0]
     assert left(prefill.expr, "prefill", "queue") == [0.7]
+
+
+def test_no_alert_fires_where_rules_are_evaluated_and_none_does(address: str) -> None:
+    (query,) = next(panel.queries for _, panel in PANELS if panel.title == "Pages firing")
+    assert readings(address, query.expr.replace("ALERTS", "NOTHING"), every_series.END) == [0.0]
+    assert readings(address, query.expr.replace("ALERTS", "NOTHING"), every_series.ALONE) == []

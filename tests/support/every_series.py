@@ -124,8 +124,8 @@ def _schema(host: str, place: dict[str, str], steps: int) -> Iterator[tuple[str,
                 yield f"{metric.name}{{{labels}}}", [float(own["state"] == chosen)] * steps
                 continue
             if metric.name.endswith("_info") or metric in FLAGS:
-                first = place["namespace"] == "n"
-                yield f"{metric.name}{{{labels}}}", [float((own.get("engine") == "vllm") == first or host == "a")] * steps
+                again = place["namespace"] == "o"
+                yield f"{metric.name}{{{labels}}}", [float(own.get("engine") == "vllm" or host == "a" or again)] * steps
                 continue
             yield f"{metric.name}{{{labels}}}", [_value(metric, drawn, step) for step in range(steps)]
 

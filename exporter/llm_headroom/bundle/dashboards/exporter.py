@@ -111,7 +111,7 @@ def _exporters(scope: Scope) -> Panel:
         return f"max by ({EXPORTER}) ({expr})"
 
     up = scope.of(schema.UP)
-    version = f"max by ({EXPORTER}, version) (last_over_time({scope.of(schema.BUILD_INFO)}[1h])) * 0"
+    version = f"group by ({EXPORTER}, version) (last_over_time({scope.of(schema.BUILD_INFO)}[1h])) * 0"
     state = f"({version} + on ({EXPORTER}) group_left () {of(scope.exporters())})"
     read = f"last_over_time({scope.of(schema.SOURCE_LAST_SUCCESS)}[1h])"
     return table(
@@ -149,7 +149,7 @@ def _sources(scope: Scope, limits: Thresholds) -> Panel:
         chosen = scope.of(schema.SOURCE_SAMPLES, f'state="{state}"')
         return f"sum by ({SOURCE}) ({chosen})"
 
-    version = f"count by ({SOURCE}, version) ({scope.of(schema.ENGINE_INFO)}) * 0"
+    version = f"group by ({SOURCE}, version) ({scope.of(schema.ENGINE_INFO)}) * 0"
     up = scope.of(schema.UP)
     known = f"(min by ({SOURCE}) ({up}) or min by ({SOURCE}) ({scope.behind(up)}) * 0 + 2)"
     state = f"({version} + on ({SOURCE}) group_left () {known})"

@@ -184,7 +184,7 @@ def _firing(title: str, severity: str, alerts: str, steps: Steps) -> Panel:
     return stat(
         title,
         "Firing alerts of the selected clusters. Needs llm-headroom's rules in this Prometheus.",
-        f"{fires} or max(last_over_time(engine_model:llm_up:count[1h])) * 0",
+        f"{fires} or group(last_over_time(engine_model:llm_up:count[1h])) * 0",
         steps=steps,
         no_value="No rules",
         empty="where the rules are not loaded",
@@ -259,7 +259,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
 
 def _history(scope: Scope) -> Panel:
     others = scope.of(schema.ENGINE_STATE, 'state!~"ok|idle|asleep"')
-    troubled = f"topk(12, max by ({TARGET}) (max_over_time({others}[$__range] @ end()) > 0))"
+    troubled = f"topk(12, group by ({TARGET}) (max_over_time({others}[$__range] @ end()) > 0))"
     return Panel(
         kind=Kind.STATES,
         title="Since when",
