@@ -189,7 +189,8 @@ AVAILABILITY: Final = (
         name="LLMEngineStalled",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr="max without (replica) (llm_engine_stalled == 1)",
+        expr="""max without (replica) (llm_engine_stalled == 1
+            or last_over_time(llm_engine_stalled[10m]) == 1 and on (job, instance) up{job="$exporter_job"} == 0)""",
         wait="1m",
         summary=f"{_WHO} is stalled",
         description="There are requests, but neither steps nor tokens have increased for over a minute; "

@@ -229,6 +229,19 @@ SOURCES: Final = (
         "unknown; what was down before stays so for an hour.",
     ),
     Alert(
+        name="LLMModelGone",
+        severity=Severity.PAGE,
+        dashboard=Dashboard.FLEET,
+        expr="""last_over_time(engine_model:llm_requests_running:sum[1h]) > 0
+            unless engine_model:llm_requests_running:sum
+            and on (job) (last_over_time(up{job="$exporter_job"}[1h]) unless up{job="$exporter_job"})
+            unless on (cluster, namespace, job, engine) llm_engine_state{state="loading"} == 1""",
+        wait="5m",
+        summary="{{ $labels.model }} on {{ $labels.engine }} is gone from monitoring",
+        description="Its last engine and that engine's llm-headroom are no longer among the targets of Prometheus, as "
+        "when a node is lost, and no other engine is starting. When last seen it had {{ $value }} running requests.",
+    ),
+    Alert(
         name="LLMGpuSourceDown",
         severity=Severity.TICKET,
         dashboard=Dashboard.EXPORTER,
