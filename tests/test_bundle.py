@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from exporter_process import COMMAND, environment
+from exporter_process import ran
 from llm_headroom.bundle import kubernetes, pushed, sidecars
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.bundle.text import as_yaml
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 RULES = "alerts/llm-headroom.rules.yml"
@@ -21,9 +21,7 @@ RULES = "alerts/llm-headroom.rules.yml"
 
 def bundle(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command's outcome."""
-    return subprocess.run(
-        [*COMMAND, "bundle", *arguments], env=environment(), capture_output=True, text=True, check=False, timeout=60
-    )
+    return ran("bundle", *arguments)
 
 
 def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:

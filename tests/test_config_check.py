@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import click
 import pytest
 
-from exporter_process import COMMAND, Exporter, check, environment
+from exporter_process import Exporter, check, ran
 from llm_headroom.commands import variables
 from llm_headroom.commands.cli import COMMANDS, main
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 
 def config_check(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "config", "check", *arguments]
-    return subprocess.run(command, env=environment(extra), capture_output=True, text=True, check=False, timeout=60)
+    return ran("config", "check", *arguments, extra=extra)
 
 
 def written(directory: Path, text: str) -> str:

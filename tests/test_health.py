@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import TYPE_CHECKING
 
 import bcrypt
@@ -10,7 +9,7 @@ import pytest
 import trustme
 
 from engine_server import EngineServer, Reply, garbage, hang
-from exporter_process import COMMAND, Exporter, environment
+from exporter_process import Exporter, ran
 from llm_headroom.commands import health
 
 if TYPE_CHECKING:
@@ -24,14 +23,7 @@ WITHOUT = ("--no-gpu", "--no-discover")
 
 def ask(*arguments: str, **variables: str) -> tuple[int, str]:
     """Exit status and what it complained of."""
-    done = subprocess.run(
-        [*COMMAND, "health", *arguments],
-        env=environment(variables),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = ran("health", *arguments, extra=variables)
     assert not done.stdout
     return done.returncode, done.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import time
@@ -163,5 +164,5 @@ def test_two_pods_that_push_are_as_two_pods_that_are_scraped(tmp_path: Path) -> 
         engine.end()
         down = awaited(victoria.address, 'ALERTS{alertname="LLMEngineDown", alertstate="firing"}', 2, end)
         assert {one["metric"]["namespace"] for one in down} == {"llm"}
-        pushing[0].process.kill()
+        pushing[0].process.send_signal(signal.SIGKILL)
         awaited(victoria.address, f'up{{instance="{PODS[0]}.llm:0"}} == 0', 1, end)

@@ -588,6 +588,6 @@ def test_the_exporter_streams_what_it_polls_and_ends_at_once(vllm: EngineServer)
             if line.startswith(b"data: "):
                 engines = from_json(json.loads(line[6:])).engines
                 model = engines[0].model if engines else ""
-    assert exporter.process.returncode == 0
+    assert exporter.process.poll() == 0
     response.close()
     connection.close()

@@ -6,12 +6,11 @@ import contextlib
 import http.client
 import json
 import socket
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import captures
 from engine_server import EngineServer, replayed
-from exporter_process import COMMAND, DEADLINE, Exporter, environment
+from exporter_process import DEADLINE, Exporter, ran
 from simulator_process import Simulator, events, post
 
 if TYPE_CHECKING:
@@ -164,14 +163,7 @@ def test_the_command_needs_nothing_but_two_addresses() -> None:
 def test_an_address_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = subprocess.run(
-            [*COMMAND, "run", "--listen", "127.0.0.1:0", "--no-gpu", "--ollama-proxy", f"127.0.0.1:{port}"],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        ended = ran("run", "--listen", "127.0.0.1:0", "--no-gpu", "--ollama-proxy", f"127.0.0.1:{port}")
 
     assert ended.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}: the address is in use" in ended.stderr

@@ -32,6 +32,15 @@ def own(*arguments: str, stdin: str = "", extra: dict[str, str] | None = None) -
     )
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_starts_from_nothing_without_a_warning(name: str) -> None:
+    """Most tests fork the program from one that has imported it (`forked.py`)."""
+    done = own(name, "--help")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: llm-headroom {name}")
+
+
 # hash-password -------------------------------------------------------------------------------------------------------
 def test_a_hash_is_one_that_the_web_configuration_takes(tmp_path: Path) -> None:
     done = own("hash-password", "--cost", "4", stdin="päss wörd\n")

@@ -8,7 +8,6 @@ import http.client
 import json
 import signal
 import socket
-import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter_process import COMMAND, DEADLINE, Exporter
+from exporter_process import DEADLINE, Exporter, ran
 from llm_headroom.simulate import scenario
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.hardware import A100_80GB, LLAMA_3_8B
@@ -466,9 +465,7 @@ def test_a_trace_and_clients_make_traffic() -> None:
     ],
 )
 def test_a_wrong_option_ends_with_a_reason(arguments: tuple[str, ...], complaint: str) -> None:
-    run = subprocess.run(
-        [*COMMAND, "simulate", *arguments], capture_output=True, text=True, check=False, timeout=DEADLINE
-    )
+    run = ran("simulate", *arguments)
     assert run.returncode == 2
     assert complaint in run.stderr
 

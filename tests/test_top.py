@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from captures import Capture
 from engine_server import EngineServer, Reply, replayed
-from exporter_process import COMMAND, DEADLINE, Exporter, environment
+from exporter_process import COMMAND, DEADLINE, Exporter, environment, ran
 from llm_headroom.commands.top_screen import Chosen, screen
 from llm_headroom.model import Level
 from llm_headroom.view.values import Condition, EngineCard, GpuCard, Source, View, from_json
@@ -43,9 +44,7 @@ def vllm() -> Iterator[EngineServer]:
 
 def top(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`llm-headroom top` in a pipe."""
-    return subprocess.run(
-        [*COMMAND, "top", *arguments], env=environment(), capture_output=True, text=True, check=False, timeout=DEADLINE
-    )
+    return ran("top", *arguments)
 
 
 class Terminal:
@@ -268,14 +267,7 @@ def test_what_engines_make_up_cannot_colour_or_move_the_terminal() -> None:
     with EngineServer({"/metrics": Reply(metric.encode())}) as hostile:
         for command in ("check", "top"):
             once = ["--once"] if command == "top" else []
-            printed = subprocess.run(
-                [*COMMAND, command, *once, f"--target=vllm={hostile.url}", "--no-gpu", "--no-discover"],
-                env=environment(),
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=DEADLINE,
-            )
+            printed = ran(command, *once, f"--target=vllm={hostile.url}", "--no-gpu", "--no-discover")
             assert "red" in printed.stdout
             assert not set("\x1b\x07\u202e") & set(printed.stdout + printed.stderr), command
 
@@ -314,7 +306,7 @@ def test_a_terminal_says_first_that_the_exporter_is_gone(vllm: EngineServer) -> 
     exporting = Exporter(f"--target=vllm={vllm.url}", *FAST)
     with exporting as exporter, Terminal("--url", exporter.url, columns=80) as terminal:
         terminal.until("1 fine")
-        exporter.process.terminate()
+        exporter.process.send_signal(signal.SIGTERM)
         terminal.until("cannot be reached: Connection refused")
         terminal.press("q")
         assert terminal.ended() == 0

@@ -20,7 +20,6 @@ from exporter_process import Exporter
 from torture.figures import Figure
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator
 
 _VLLM = Capture("vllm", "0.32.0", "saturated")
@@ -28,8 +27,8 @@ _SECONDS = 2.0
 """In which an honest client must be answered."""
 
 
-def _resident(process: subprocess.Popen[str]) -> int:
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+def _resident(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) // 1024
 
 
@@ -80,7 +79,7 @@ def hanging_probes(many: int) -> Figure:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = stack.enter_context(EngineServer({"/metrics": hang}))
         (folder / "headroom.yml").write_text("gpu: false\nhost: false\ndiscover: false\nprobe: {allow: [127.0.0.1]}\n")
-        exporter = stack.enter_context(Exporter("--config", str(folder / "headroom.yml")))
+        exporter = stack.enter_context(Exporter("--config", str(folder / "headroom.yml"), strict=False))
         address = exporter.url.removeprefix("http://")
         for number in range(many):
             target = f"/probe?target=vllm={engine.url}/{number}"
@@ -96,7 +95,9 @@ def guesses(clients: int) -> Figure:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode()
         (folder / "web.yml").write_text(f"basic_auth_users:\n  alice: {hashed}\n")
-        exporter = stack.enter_context(Exporter("--no-gpu", "--no-discover", "--web-config", str(folder / "web.yml")))
+        exporter = stack.enter_context(
+            Exporter("--no-gpu", "--no-discover", "--web-config", str(folder / "web.yml"), strict=False)
+        )
         address = exporter.url.removeprefix("http://")
         for number in range(clients):
             guess = base64.b64encode(b"alice:wrong-%d" % number).decode()
@@ -113,15 +114,17 @@ def non_readers(many: int) -> Figure:
     with ExitStack() as stack:
         routes = {**replayed(_VLLM), "/metrics": Reply(("\n".join(models) + "\n").encode())}
         engine = stack.enter_context(EngineServer(routes))
-        exporter = stack.enter_context(Exporter("--no-gpu", "--no-discover", "--target", f"vllm={engine.url}"))
+        exporter = stack.enter_context(
+            Exporter("--no-gpu", "--no-discover", "--target", f"vllm={engine.url}", strict=False)
+        )
         exporter.until(lambda: exporter.value("llm_up") == 1)
-        before = _resident(exporter.process)
+        before = _resident(exporter.process.pid)
         data = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
         _connected(stack, exporter.url.removeprefix("http://"), many, data, buffer=2048)
         time.sleep(10)
         size = len(exporter.get("/metrics")[2])
         waits = list(_waits(lambda: exporter.get("/metrics"), 3))
-        more = f"; body of {size / 1e6:.1f} MB; {before} → {_resident(exporter.process)} MiB resident"
+        more = f"; body of {size / 1e6:.1f} MB; {before} → {_resident(exporter.process.pid)} MiB resident"
         return _judged("clients that do not read", f"{many}", waits, more)
 
 
@@ -129,7 +132,9 @@ def ends(seconds: float = 5.5) -> Figure:
     """SIGTERM while an engine hangs and a client waits."""
     with ExitStack() as stack:
         engine = stack.enter_context(EngineServer({"/metrics": hang}))
-        exporter = stack.enter_context(Exporter("--no-gpu", "--no-discover", "--target", f"vllm={engine.url}"))
+        exporter = stack.enter_context(
+            Exporter("--no-gpu", "--no-discover", "--target", f"vllm={engine.url}", strict=False)
+        )
         urllib.request.urlopen(f"{exporter.url}/-/healthy", timeout=5).close()  # noqa: S310 - our own server
         begun = time.monotonic()
         exporter.process.send_signal(signal.SIGTERM)

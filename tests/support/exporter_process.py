@@ -11,13 +11,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from forked import Forked
+
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 DEADLINE = 90.0
@@ -34,18 +37,46 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return kept | dict(extra or {})
 
 
+def started(
+    arguments: Sequence[str],
+    extra: Mapping[str, str] | None,
+    outputs: Mapping[int, int],
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes] | Forked:
+    """`llm-headroom` with some arguments, running; `outputs` are descriptors for its standard output (1) and error (2).
+
+    It is forked unless a variable is for Python or what loads it: they read these only when they start.
+    """
+    variables = environment(extra)
+    if any(name.startswith(("LD_", "PYTHON")) for name in extra or {}):
+        return subprocess.Popen(
+            [*COMMAND, *arguments], env=variables, cwd=cwd, stdout=outputs.get(1), stderr=outputs.get(2)
+        )
+    return Forked(arguments, variables, cwd, outputs)
+
+
+def ran(
+    *arguments: str, extra: Mapping[str, str] | None = None, seconds: float = DEADLINE
+) -> subprocess.CompletedProcess[str]:
+    """`llm-headroom` with some arguments, to its end."""
+    with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+        process = started(arguments, extra, {1: output.fileno(), 2: errors.fileno()})
+        status = process.wait(seconds)
+        output.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(arguments, status, output.read(), errors.read())
+
+
 def check(*arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`llm-headroom check` with some arguments."""
-    return subprocess.run(
-        [*COMMAND, "check", *arguments], env=environment(extra), capture_output=True, text=True, check=False, timeout=60
-    )
+    return ran("check", *arguments, extra=extra)
 
 
 class Exporter:
     """`llm-headroom run` (or `proxy`) with some arguments, on ports of its own. Its log is JSON, read by `logged`.
 
-    `descriptors` are the most that it may have. `strict`: a warning of Python's is an error. `tls`: how to ask one that
-    serves with TLS.
+    `descriptors` are the most that it may have. `strict`: a warning of Python's is an error; otherwise it is started as
+    users start it, never forked. `tls`: how to ask one that serves with TLS.
     """
 
     def __init__(  # noqa: PLR0913 - a process has many sides
@@ -59,8 +90,11 @@ class Exporter:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._tls = tls
-        self._command = COMMAND if strict else tuple(word for word in COMMAND if word not in {"-W", "error"})
-        self._prefix = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh")
+        self._prefix: tuple[str, ...] | None = None
+        if descriptors is not None:
+            self._prefix = ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *COMMAND)
+        elif not strict:
+            self._prefix = (sys.executable, "-m", "llm_headroom")
         self.arguments = (command, "--listen", "127.0.0.1:0", "--log-format", "json", *arguments)
         self.extra = extra
         self.cwd = cwd
@@ -68,14 +102,16 @@ class Exporter:
         self._news = threading.Condition()
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(
-            [*self._prefix, *self._command, *self.arguments],
-            env=environment(self.extra),
-            cwd=self.cwd,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        log, write = os.pipe()
+        try:
+            if self._prefix is None:
+                self.process = started(self.arguments, self.extra, {2: write}, self.cwd)
+            else:
+                command = [*self._prefix, *self.arguments]
+                self.process = subprocess.Popen(command, env=environment(self.extra), cwd=self.cwd, stderr=write)
+        finally:
+            os.close(write)
+        self._reader = threading.Thread(target=self._read, args=(log,), daemon=True)
         self._reader.start()
         self.url = f"{'https' if self._tls else 'http'}://{self.logged('listening')['addresses']}"
         return self
@@ -85,15 +121,13 @@ class Exporter:
             self.process.send_signal(signal.SIGTERM)
         self.process.wait(DEADLINE)
         self._reader.join()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._news:
-                self.log.append(json.loads(line) if line.startswith("{") else {"msg": line})
-                self._news.notify_all()
+    def _read(self, log: int) -> None:
+        with open(log, encoding="utf-8") as lines:
+            for line in lines:
+                with self._news:
+                    self.log.append(json.loads(line) if line.startswith("{") else {"msg": line})
+                    self._news.notify_all()
 
     def logged(self, message: str, **fields: object) -> dict[str, Any]:
         """The first line of the log with this message and these fields; waits for it."""

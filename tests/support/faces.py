@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from exporter_process import COMMAND, environment
+from exporter_process import ran
 from prometheus_server import asked
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ class Faces(NamedTuple):
             found = asked(self.prometheus, "query", query=expression)["result"]
             shown = ((each["metric"].get("target", ""), names[each["value"][1]]) for each in found)
             yield f"dashboard {title}", _gathered(shown)
-        command = [*COMMAND, "top", "--once", "--format", "json", "--url", f"http://{self.exporter}"]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=DEADLINE)
+        done = ran("top", "--once", "--format", "json", "--url", f"http://{self.exporter}")
         cards = json.loads(done.stdout)["engines"]
         yield "top", _gathered((card["source"]["target"], card["state"]["name"]) for card in cards)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
-import subprocess
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from exporter_process import COMMAND, DEADLINE, environment
+from exporter_process import DEADLINE, started
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,22 +27,24 @@ class Simulator:
         self._news = threading.Condition()
 
     def __enter__(self) -> Self:
-        self.process = subprocess.Popen(
-            [*COMMAND, *self.arguments], env=environment(self._extra), stdout=subprocess.PIPE, text=True
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        output, write = os.pipe()
+        try:
+            self.process = started(self.arguments, self._extra, {1: write})
+        finally:
+            os.close(write)
+        self._reader = threading.Thread(target=self._read, args=(output,), daemon=True)
         self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._news:
-                self.lines.append(line.strip())
-                self._news.notify_all()
+    def _read(self, output: int) -> None:
+        with open(output, encoding="utf-8") as lines:
+            for line in lines:
+                with self._news:
+                    self.lines.append(line.strip())
+                    self._news.notify_all()
         with self._news:
             self._ended = True
             self._news.notify_all()
@@ -53,8 +55,6 @@ class Simulator:
             self.process.send_signal(number)
         status = self.process.wait(DEADLINE)
         self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
         return status
 
     def said(self, pattern: str) -> re.Match[str]:
