@@ -12,7 +12,7 @@ from msgspec import Meta
 from llm_headroom.config import kinds, reader
 from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Origin, Secret, Tls, check, parse_target, parse_url
 from llm_headroom.config.errors import MOST_PROBLEMS, ConfigError, Place, Problems, near, shown
-from llm_headroom.config.identity import attributes, placed, pod
+from llm_headroom.config.identity import VARIABLES, attributes, placed, pod
 from llm_headroom.config.kinds import kind_of, parsed, url, written
 from llm_headroom.config.load import load
 from llm_headroom.config.otlp import settled
@@ -430,6 +430,18 @@ def test_a_pod_by_its_variables() -> None:
     assert attributes({}) == {}
     assert attributes({"POD_NAME": "p", "K8S_POD_NAME": "q", "NODE_NAME": "", "POD_NAMESPACE": "n"}) == {
         "k8s.pod.name": "q", "k8s.namespace.name": "n",
+    }  # fmt: skip
+    alone = {name: attributes({name: "x"}) for names in VARIABLES.values() for name in names}
+    assert {name: list(found) for name, found in alone.items()} == {
+        "K8S_POD_NAME": ["k8s.pod.name"], "POD_NAME": ["k8s.pod.name"],
+        "OTEL_RESOURCE_ATTRIBUTES_POD_NAME": ["k8s.pod.name"],
+        "K8S_POD_UID": ["k8s.pod.uid"], "POD_UID": ["k8s.pod.uid"], "OTEL_RESOURCE_ATTRIBUTES_POD_UID": ["k8s.pod.uid"],
+        "K8S_POD_IP": ["k8s.pod.ip"], "POD_IP": ["k8s.pod.ip"],
+        "K8S_NAMESPACE_NAME": ["k8s.namespace.name"], "K8S_NAMESPACE": ["k8s.namespace.name"],
+        "POD_NAMESPACE": ["k8s.namespace.name"],
+        "K8S_NODE_NAME": ["k8s.node.name"], "NODE_NAME": ["k8s.node.name"],
+        "OTEL_RESOURCE_ATTRIBUTES_NODE_NAME": ["k8s.node.name"],
+        "K8S_CONTAINER_NAME": ["k8s.container.name"], "K8S_CLUSTER_NAME": ["k8s.cluster.name"],
     }  # fmt: skip
     assert pod({"POD_NAME": "p", "POD_NAMESPACE": "n"}) == "p.n"
     assert pod({"POD_NAME": "p"}) == "p"

@@ -275,6 +275,7 @@ def outcome(receiver: Receiver, pauses: Sequence[float] = (0.0,), settings: Sett
         async with asyncio.timeout(DEADLINE):
             while not any(_counts(notifier).values()):  # noqa: ASYNC110 - the receiver has threads of its own
                 await asyncio.sleep(0.01)
+        assert bool([*notifier.problems()]) is bool(_counts(notifier)["failed"]), "what has passed is no problem"
         await notifier.close()
         return {result: count for result, count in _counts(notifier).items() if count}
 
@@ -360,10 +361,11 @@ def test_why_a_message_was_not_sent_is_said(
     assert (tries, error[: len(expected[1])]) == expected
 
 
-def test_of_a_long_answer_the_beginning_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    with Receiver(404, words="é" * 5000) as receiver:
+@pytest.mark.parametrize(("words", "said"), [("é" * 5000, f"status 404: {'é' * 150}"), ("", "status 404")])
+def test_of_a_long_answer_the_beginning_is_said(words: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Receiver(404, words=words) as receiver:
         assert outcome(receiver) == {"failed": 1.0}
-    assert given_up(caplog) == (1, f"status 404: {'é' * 150}")
+    assert given_up(caplog) == (1, said)
 
 
 def test_a_receiver_is_reached_through_the_host_s_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,71 @@ def test_variables_have_the_specification_s_meaning() -> None:
     assert found.shown == "https://c/otlp"
 
 
+ALL, METRICS = "OTEL_EXPORTER_OTLP_", "OTEL_EXPORTER_OTLP_METRICS_"
+C = {f"{ALL}ENDPOINT": "http://c"}
+PAIRS = "expected name=value, separated by commas"
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "found"),
+    [
+        ({}, C, {"protocol": "http/protobuf", "gzip": True, "timeout": 10.0, "interval": 15.0, "shown": "http://c"}),
+        ({}, {**C, f"{METRICS}ENDPOINT": " "}, {"shown": "http://c"}),
+        ({}, {**C, f"{METRICS}ENDPOINT": "https://m"}, {"shown": "https://m", "endpoint": None}),
+        ({"endpoint": "f"}, C, {"shown": "f", "endpoint": "http://f/v1/metrics"}),
+        ({"endpoint": "https://f"}, C, {"shown": "https://f", "endpoint": "https://f/v1/metrics"}),
+        ({"endpoint": "f", "protocol": "grpc"}, C, {"protocol": "grpc", "endpoint": "f"}),
+        ({"endpoint": "f"}, {f"{ALL}PROTOCOL": "GRPC"}, {"protocol": "grpc", "endpoint": "f"}),
+        ({"protocol": "http/protobuf"}, {**C, f"{ALL}PROTOCOL": "grpc"}, {"protocol": "http/protobuf"}),
+        ({}, {f"{ALL}PROTOCOL": "grpc", f"{ALL}ENDPOINT": "c:4317"}, {"shown": "c:4317", "usable": True}),
+        ({"endpoint": "f", "compression": "gzip"}, {f"{ALL}COMPRESSION": "none"}, {"gzip": True}),
+        ({"endpoint": "f", "compression": "none"}, {f"{ALL}COMPRESSION": "gzip"}, {"gzip": False}),
+        ({"endpoint": "f"}, {f"{ALL}COMPRESSION": "gzip", f"{METRICS}COMPRESSION": "none"}, {"gzip": False}),
+        ({"endpoint": "f"}, {f"{ALL}TIMEOUT": "3000", f"{METRICS}TIMEOUT": "2000"}, {"timeout": 2.0}),
+        ({"endpoint": "f", "timeout": 7.0}, {f"{ALL}TIMEOUT": "2000"}, {"timeout": 7.0}),
+        ({"endpoint": "f", "interval": 3.0}, {"OTEL_METRIC_EXPORT_INTERVAL": "2000"}, {"interval": 3.0}),
+        ({"endpoint": "f", "timeout": 7.0}, {"OTEL_METRIC_EXPORT_TIMEOUT": "6000"}, {"timeout": 6.0}),
+        ({"endpoint": "f"}, {"OTEL_METRIC_EXPORT_TIMEOUT": "20000"}, {"timeout": 10.0}),
+        ({"endpoint": "f"}, {f"{ALL}TIMEOUT": "7200000"}, {"timeout": 3600.0}),
+        ({"endpoint": "f"}, {f"{ALL}TIMEOUT": "100", "OTEL_METRIC_EXPORT_INTERVAL": "999999999"},
+         {"timeout": 0.1, "interval": 999_999.999}),
+    ],
+)  # fmt: skip
+def test_how_metrics_are_pushed(settings: dict[str, Any], variables: dict[str, str], found: dict[str, Any]) -> None:
+    made = options(OtlpSettings(**settings), variables)
+    assert {name: getattr(made, name) for name in found} == found
+    assert not made.problems
+
+
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({f"{ALL}ENDPOINT": "c:4318"}, (f"{ALL}ENDPOINT", "off", "expected a URL with http:// or https://")),
+        ({**C, f"{METRICS}ENDPOINT": "c:1"}, (f"{METRICS}ENDPOINT", "off", "expected a URL with http:// or https://")),
+        ({**C, f"{ALL}PROTOCOL": "http/json"}, (f"{ALL}PROTOCOL", "off", "expected http/protobuf or grpc")),
+        ({**C, f"{METRICS}PROTOCOL": "\x01x"}, (f"{METRICS}PROTOCOL", "off", "expected http/protobuf or grpc")),
+        ({**C, f"{METRICS}COMPRESSION": "zstd"}, (f"{METRICS}COMPRESSION", "ignored", "expected gzip or none")),
+        *(
+            ({**C, name: text}, (name, "ignored", "expected milliseconds, 100 or more"))
+            for name in (f"{ALL}TIMEOUT", "OTEL_METRIC_EXPORT_TIMEOUT", "OTEL_METRIC_EXPORT_INTERVAL")
+            for text in ("99", "1000000000", "1s")
+        ),
+        ({**C, f"{ALL}HEADERS": "a"}, (f"{ALL}HEADERS", "ignored", PAIRS)),
+        ({**C, f"{METRICS}HEADERS": "a=b,=c"}, (f"{METRICS}HEADERS", "ignored", PAIRS)),
+        ({**C, "OTEL_RESOURCE_ATTRIBUTES": "a=b, c"}, ("OTEL_RESOURCE_ATTRIBUTES", "ignored", PAIRS)),
+        ({**C, f"{METRICS}TEMPORALITY_PREFERENCE": "delta"},
+         (f"{METRICS}TEMPORALITY_PREFERENCE", "ignored", "expected cumulative, which is all that is sent")),
+        ({**C, f"{METRICS}DEFAULT_HISTOGRAM_AGGREGATION": "x"},
+         (f"{METRICS}DEFAULT_HISTOGRAM_AGGREGATION", "ignored",
+          "expected explicit_bucket_histogram, since the buckets are the engines' own")),
+    ],
+)  # fmt: skip
+def test_a_variable_that_cannot_be_used(variables: dict[str, str], problem: tuple[str, str, str]) -> None:
+    made = options(OtlpSettings(), variables)
+    assert [tuple(each) for each in made.problems] == [problem]
+    assert made.usable is (problem[1] != "off")
+
+
 def test_what_is_given_replaces_a_variable_that_is_wrong() -> None:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}
     assert not options(OtlpSettings(), environment).usable

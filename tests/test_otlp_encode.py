@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.sdk.resources import Resource
 
 from llm_headroom import schema
-from llm_headroom.model import Histogram, Kind, Metric, Point, Series
+from llm_headroom.model import Histogram, Kind, Metric, Point, Series, Subject
 from llm_headroom.otlp.conventions import CONVENTIONS, conventional
 from llm_headroom.otlp.cumulative import PROXY, Started, Starts
 from llm_headroom.otlp.data import Reading, metrics_data, reading
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 INF = float("inf")
 SECOND = 1_000_000_000
 TTFT = Histogram((0.1, 1.0, INF), (2.0, 5.0, 6.0), 4.5)
+GPU = {"gpu": "0", "uuid": "GPU-1"}
 
 
 def decoded(*readings: Reading, **attributes: str) -> Any:  # noqa: ANN401 - a generated message
@@ -114,8 +115,12 @@ def test_a_label_that_is_no_unicode_does_not_break_the_rest() -> None:
 # Answers --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [("7", 7.0), ("", 0.0), ("soon", 0.0), ("-1", 0.0), ("Thu, 01 Jan 1970 00:16:50 GMT", 10.0)],
-)
+    [
+        ("7", 7.0), (" 7 ", 7.0), ("0", 0.0), ("", 0.0), ("soon", 0.0), ("-1", 0.0), ("²", 0.0),
+        ("Thu, 01 Jan 1970 00:16:50 GMT", 10.0), ("Thu, 01 Jan 1970 00:16:50 -0000", 10.0),
+        ("Thu, 01 Jan 1970 01:16:50 +0100", 10.0), ("Thu, 01 Jan 1970 00:16:30 GMT", 0.0),
+    ],
+)  # fmt: skip
 def test_retry_after_is_a_number_or_a_date(value: str, seconds: float) -> None:
     assert retry_after(value, 1000.0) == seconds
 
@@ -207,6 +212,13 @@ def test_a_restart_moves_the_start_though_the_one_before_was_not_always_known() 
     assert seen == [400.0, 400.0, 1030.0, 1060.0, 1120.0], "intervals never overlap"
 
 
+@pytest.mark.parametrize(("later", "start"), [(401.0, 400.0), (399.0, 400.0), (402.0, 1000.0), (398.0, 1000.0)])
+def test_a_start_that_moves_by_more_than_a_second_is_a_restart(later: float, start: float) -> None:
+    memory = Starts(500.0)
+    starts(memory, 1000.0, (TOKENS, 9.0), (START, 400.0))
+    assert starts(memory, 1010.0, (TOKENS, 9.0), (START, later))["llm_prompt_tokens_total"] == start
+
+
 @pytest.mark.parametrize("started", [0.0, -5.0, 1001.0])
 def test_a_start_that_cannot_be_is_none(started: float) -> None:
     assert starts(Starts(500.0), 1000.0, (TOKENS, 9.0), (START, started))["llm_prompt_tokens_total"] == 1000.0
@@ -255,11 +267,10 @@ def test_no_name_of_the_conventions_is_a_name_of_ours() -> None:
 
 def test_what_the_conventions_call_it() -> None:
     engine = {"engine": "vllm", "model": "llama", "target": "a", "replica": "0"}
-    gpu = {"gpu": "0", "uuid": "GPU-1"}
     points = [
         Started(Point(Series(schema.TIME_TO_FIRST_TOKEN, engine), TTFT, ""), 1, 2),
-        Started(Point(Series(schema.GPU_MEMORY_USED, gpu), 7.0, ""), 0, 2),
-        Started(Point(Series(schema.GPU_TEMPERATURE, {**gpu, "sensor": "memory"}), 60.0, ""), 0, 2),
+        Started(Point(Series(schema.GPU_MEMORY_USED, GPU), 7.0, ""), 0, 2),
+        Started(Point(Series(schema.GPU_TEMPERATURE, {**GPU, "sensor": "memory"}), 60.0, ""), 0, 2),
         Started(Point(Series(schema.GPU_UTILIZATION, {"engine": "sglang", "target": "a"}), 0.5, ""), 0, 2),
         Started(Point(Series(schema.REQUESTS_RUNNING, engine), 7.0, ""), 0, 2),
     ]
@@ -274,6 +285,38 @@ def test_what_the_conventions_call_it() -> None:
     }
     usage = found["hw.gpu.memory.usage"]
     assert (usage.unit, usage.sum.is_monotonic, usage.sum.aggregation_temporality) == ("By", False, 2)
+
+
+@pytest.mark.parametrize(
+    ("series", "stream", "attributes"),
+    [
+        (Series(schema.TIME_PER_OUTPUT_TOKEN, {"engine": "vllm"}),
+         ("gen_ai.server.time_per_output_token", "histogram", "s"), {"gen_ai.provider.name": "vllm"}),
+        (Series(schema.REQUEST_DURATION, {"finished_reason": "stop", "target": "a"}),
+         ("gen_ai.server.request.duration", "histogram", "s"), {"target": "a"}),
+        (Series(schema.GPU_MEMORY_TOTAL, GPU), ("hw.gpu.memory.limit", "sum", "By"), {}),
+        (Series(schema.GPU_UTILIZATION, GPU), ("hw.gpu.utilization", "gauge", "1"), {"hw.gpu.task": "general"}),
+        (Series(schema.GPU_ENERGY, GPU), ("hw.energy", "sum", "J"), {}),
+        (Series(schema.GPU_POWER, GPU), ("hw.power", "gauge", "W"), {}),
+        (Series(schema.GPU_TEMPERATURE, {**GPU, "sensor": "gpu"}), ("hw.temperature", "gauge", "Cel"),
+         {"hw.sensor_location": "gpu"}),
+        (Series(schema.GPU_FAN, {**GPU, "fan": "1"}), ("hw.fan.speed_ratio", "gauge", "1"),
+         {"hw.sensor_location": "1"}),
+        (Series(schema.GPU_XID_ERRORS, {**GPU, "xid": "79"}), ("hw.errors", "sum", "{error}"),
+         {"error.type": "xid", "xid": "79"}),
+    ],
+)  # fmt: skip
+def test_what_the_conventions_say_of_a_metric(
+    series: Series, stream: tuple[str, str, str], attributes: dict[str, str]
+) -> None:
+    value = TTFT if series.metric.kind is Kind.HISTOGRAM else 1.0
+    request = decoded(*conventional([Started(Point(series, value, ""), 1, 2)]))
+    (metric,) = request.resource_metrics[0].scope_metrics[0].metrics
+    assert (metric.name, metric.WhichOneof("data"), metric.unit) == stream
+    ((labels, _),) = points_of(metric)
+    gpu = {"hw.id": "GPU-1", "hw.type": "gpu"} if series.metric.subject is Subject.GPU else {}
+    assert dict(labels) == gpu | attributes
+    assert metric.sum.is_monotonic is (series.metric.kind is Kind.COUNTER)
 
 
 def test_the_page_lists_every_name_of_the_conventions() -> None:

@@ -13,9 +13,11 @@ import urllib3
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
+from llm_headroom.otlp.options import Problem
 from llm_headroom.otlp.outcome import Drop, Outcome
 from llm_headroom.otlp.over_grpc import outcome_of
 from llm_headroom.otlp.over_http import failed, judged
+from llm_headroom.otlp.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,3 +181,29 @@ def test_of_several_attempts_the_last_that_had_time_says_why(
     lines: list[logging.LogRecord], cause: Drop | None
 ) -> None:
     assert outcome_of(lines).cause is cause
+
+
+def test_how_the_push_went_in_numbers() -> None:
+    tally = Tally()
+    assert list(tally.points()) == []
+    tally.problems = (Problem("sdk", "off", "no"),)
+    for outcome, points, at in (
+        (Outcome(Drop.TLS, "late"), 7, 1.0),
+        (Outcome(), 100, 2.0),
+        (Outcome(Drop.TLS), 5, 3.0),
+        (Outcome(rejected=3), 100, 4.0),
+        (Outcome(Drop.AUTH), 1, 5.0),
+        (Outcome(rejected=2), 100, 6.0),
+    ):
+        tally.count(outcome, points, at)
+    found = {(each.series.metric.name, *dict(each.series.labels).values()): each.value for each in tally.points()}
+    assert found == {
+        ("llm_otlp_exports_total", "dropped"): 3.0,
+        ("llm_otlp_exports_total", "accepted"): 1.0,
+        ("llm_otlp_exports_total", "partial"): 2.0,
+        ("llm_otlp_dropped_points_total", "tls"): 12.0,
+        ("llm_otlp_dropped_points_total", "auth"): 1.0,
+        ("llm_otlp_dropped_points_total", "rejected"): 5.0,
+        ("llm_otlp_last_success_timestamp_seconds",): 6.0,
+        ("llm_otlp_setting_problem", "off", "sdk"): 1.0,
+    }
