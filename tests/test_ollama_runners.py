@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llm_headroom.model import Point, Snapshot
+    from llm_headroom.scrape.layers import Reported
 
 LOADED = Capture("ollama", "0.33.0-rc2", "ps_loaded")
 BLOB = "/var/lib/ollama/models/blobs/sha256-7ad8577599e2f55c08f79d9fd9a057d7c6bf00d4d7f0a1c141519d3e28ea2da7"
@@ -367,3 +369,35 @@ def test_a_runner_of_a_model_that_ollama_does_not_list_is_not_told(tree: ProcTre
 
         assert values(points, "llm_requests_running", "model") == {}
         assert setting.runner.requests == []
+
+
+def why(setting: Setting) -> str:
+    """What is said of the only model's runner."""
+    (warning,) = setting.poll().health.warnings
+    return warning.message
+
+
+def test_why_a_runner_says_nothing(tree: ProcTree, tmp_path: Path) -> None:
+    missing = "no runner found for small:latest: "
+    with Setting(tree) as setting:
+        tree.process(RUNNER, SERVER, name="llama-server", command=words(41609))
+        assert why(setting) == f"{missing}they run in a network of their own: share it, as a sidecar does"
+        run(tree, 41610, pid=201, blob="/another")
+        ended = "it has ended although Ollama lists the model, or it is no llama-server"
+        assert why(setting) == missing + ended
+        bare = ("/usr/bin/ollama", "runner", "--model", BLOB, "--port", "41611")
+        tree.process(202, SERVER, name="ollama", command=bare)
+        tree.listen(41611, 1202)
+        assert why(setting) == "runner of small:latest has no metrics: Ollama is older than 0.30"
+    with Setting(ProcTree(tmp_path / "hidden", namespace=4026532000)) as setting:
+        assert why(setting) == f"{missing}neither processes nor ports of one are visible here: share the network"
+
+
+def test_what_is_not_seen_is_no_warning_unless_a_report_asks(tree: ProcTree) -> None:
+    async def read() -> Reported:
+        target = Target(name="t", endpoint=Endpoint(url="http://127.0.0.1:11434"), engine="ollama")
+        layer = RunnerLayer(target, label_limit=200, proc=tree.proc)
+        documents = {"ps": [{"digest": "d", "name": "small"}], "show d": {"path": BLOB}}
+        return await layer.read(documents, time.monotonic() + 5.0)
+
+    assert asyncio.run(read()) == ([], [], {"runners": {}})

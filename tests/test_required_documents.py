@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from captures import value
+from captures import value, values
 from engine_server import EngineServer, Reply, as_json, hang
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Document, always
 from llm_headroom.model import Cause, Snapshot
-from llm_headroom.scrape.collect import Collector
+from llm_headroom.scrape.collect import MOST_WARNINGS, Collector
 from llm_headroom.scrape.credentials import HINT
+from llm_headroom.scrape.documents import MOST_LINES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from engine_server import Behaviour
+    from llm_headroom.engines.rules import Engine
 
 ENGINE = replace(
     BUILT_IN["vllm"],
@@ -33,19 +38,30 @@ METRICS = Reply(b'vllm:num_requests_running{model_name="m"} 4\n')
 SOUND: dict[str, Reply | Behaviour] = {"/extra": as_json({}), "/metrics": METRICS, "/first": as_json({})}
 
 
-def collected(**broken: Reply | Behaviour) -> tuple[Snapshot, list[str]]:
-    """One collection where some documents, by key, are answered otherwise; and the paths that were asked for."""
-
-    async def collect(server: EngineServer) -> Snapshot:
-        target = Target(name="t", endpoint=Endpoint(url=server.url))
-        collector = Collector(target, ENGINE, timeout=1.0, label_limit=10)
+def polled(server: EngineServer, engine: Engine = ENGINE, **routes: Reply | Behaviour) -> Iterator[Snapshot]:
+    """One collection after the other, of which `routes` are answered otherwise from the start, by key."""
+    server.routes |= {f"/{key}": reply for key, reply in routes.items()}
+    target = Target(name="t", endpoint=Endpoint(url=server.url))
+    collector = Collector(target, engine, timeout=1.0, label_limit=10)
+    with asyncio.Runner() as runner:
         try:
-            return await collector.collect()
+            while True:
+                yield runner.run(collector.collect())
         finally:
-            await collector.close()
+            runner.run(collector.close())
 
-    with EngineServer(SOUND | {f"/{key}": reply for key, reply in broken.items()}) as server:
-        return asyncio.run(collect(server)), [path for _, path in server.requests]
+
+def asked(server: EngineServer) -> list[str]:
+    """The paths that were asked for since the last look."""
+    found = [path for _, path in server.requests]
+    server.requests.clear()
+    return found
+
+
+def collected(engine: Engine = ENGINE, **broken: Reply | Behaviour) -> tuple[Snapshot, list[str]]:
+    """One collection where some documents, by key, are answered otherwise; and the paths that were asked for."""
+    with EngineServer(SOUND) as server, closing(polled(server, engine, **broken)) as polls:  # type: ignore[type-var]
+        return next(polls), asked(server)
 
 
 def test_what_others_depend_on_comes_first_and_what_is_optional_last() -> None:
@@ -105,3 +121,77 @@ def test_an_optional_document_that_is_refused_is_a_warning(status: int) -> None:
     assert snapshot.health.up
     (warning,) = snapshot.health.warnings
     assert f"/extra answered {status}" in warning.message
+
+
+def documents(*more: Document, **parts: Any) -> Engine:  # noqa: ANN401 - of an Engine
+    """The engine with other documents beside its metrics."""
+    return replace(ENGINE, documents=always(Document(key="metrics", path="/metrics", text=True), *more), **parts)
+
+
+def test_what_is_off_is_not_asked_for_again_until_the_engine_was_away() -> None:
+    engine = documents(
+        Document(key="off", path="/off", optional=True, tolerated=(404,), form=dict),
+        Document(key="seldom", path="/seldom", every=3600.0, form=dict),
+        Document(key="locked", path="/locked", tolerated=(401, 403), form=dict),
+    )
+    answers = {"off": Reply(b"", 404), "seldom": as_json({}), "locked": Reply(b"", 403)}
+    with EngineServer(SOUND) as server, closing(polled(server, engine, **answers)) as polls:  # type: ignore[type-var]
+        first = next(polls)
+        assert (first.health.up, first.health.warnings) == (True, ())
+        assert first.health.withheld == (f"{server.url}/locked",)
+        assert asked(server) == ["/metrics", "/seldom", "/locked", "/off"]
+        second = next(polls)
+        assert asked(server) == ["/metrics", "/locked"]
+        server.routes |= {"/metrics": Reply(b"", 500), "/locked": Reply(b"", 404)}
+        down = next(polls)
+        assert (down.health.up, down.points, down.health.withheld) == (False, (), ())
+        assert down.health.last_success == second.taken
+        server.routes |= {"/metrics": METRICS, "/locked": Reply(b"", 401)}
+        asked(server)
+        assert next(polls).health.withheld == (f"{server.url}/locked",)
+        assert asked(server) == ["/metrics", "/seldom", "/locked", "/off"]
+
+
+def test_what_answers_in_an_engine_s_place_is_looked_at_once_in_a_while() -> None:
+    with EngineServer({"*": Reply(b"<html><title>Grafana</title>", 404)}) as server:
+        with closing(polled(server)) as polls:  # type: ignore[type-var]
+            found = [next(polls).health.error for _ in range(2)]
+        assert asked(server) == ["/first", "/metrics", "/v1/models", "/", "/first"]
+    assert [each.message.partition("; ")[2] for each in found if each] == ["this looks like a web page (Grafana)"] * 2
+
+
+def test_an_exposition_has_so_many_lines_and_no_more() -> None:
+    most = METRICS.body + b"\n" * (MOST_LINES - 1)
+    assert collected(metrics=Reply(most))[0].health.up
+    error = collected(metrics=Reply(most + b"\n"))[0].health.error
+    assert error is not None
+    assert (error.cause, error.message.partition("/metrics ")[2]) == (
+        Cause.TOO_LARGE, f"has {MOST_LINES + 1} lines; {MOST_LINES} are the most that are read",
+    )  # fmt: skip
+
+
+def test_of_many_warnings_the_first_are_said() -> None:
+    many = [Document(key=f"k{number}", path=f"/k{number}", optional=True) for number in range(MOST_WARNINGS + 2)]
+    found = collected(documents(*many))[0].health.warnings
+    assert [each.message.rpartition("/")[2].split()[0] for each in found] == [f"k{n}" for n in range(MOST_WARNINGS)]
+
+
+@pytest.mark.parametrize(("version", "said"), [("1.2", "1.2"), ("v" * 65, "v" * 64), ("", None)])
+def test_a_version_is_of_bounded_length(version: str, said: str | None) -> None:
+    snapshot, _ = collected(documents(version=lambda _: version))
+    assert snapshot.health.version == (said or "")
+    assert values(snapshot.points, "llm_engine_info", "version") == ({} if said is None else {said: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", "an empty body"),
+        (b"# HELP a b\n", None),
+        (b"no sample at all\n", "line 1"),
+    ],
+)
+def test_what_is_no_exposition(body: bytes, problem: str | None) -> None:
+    error = collected(documents(silent="", owned_by=""), metrics=Reply(body))[0].health.error
+    assert (error.cause if error else None) == (Cause.FORMAT if problem else None)
+    assert (problem or "") in (error.message if error else "")

@@ -328,8 +328,6 @@ class Mapper:
         groups: dict[Series, list[int]] = {}
         for index, read in sources.once(indices, rule):
             groups.setdefault(self._series(sources, rule, index, model), []).append(read)
-            if len(groups) > MOST_SERIES:
-                raise TooManySeries(rule.metric.name)
         return groups
 
     def _constants(

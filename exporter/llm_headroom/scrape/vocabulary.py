@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.model import SampleState
@@ -30,17 +31,11 @@ class Vocabulary:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._mapped = engine.vocabulary
-        self._known: dict[str, SampleState] = {}
+        self._judged = lru_cache(maxsize=MOST_NAMES)(self._judge)
 
     def state(self, name: str, kind: str) -> SampleState:
         """How a sample of this name and family type is handled."""
-        base = family(name, kind)
-        known = self._known.get(base)
-        if known is None:
-            known = self._known[base] = self._judge(base, name)
-            if len(self._known) > MOST_NAMES:
-                self._known.clear()
-        return known
+        return self._judged(family(name, kind), name)
 
     def _judge(self, base: str, name: str) -> SampleState:
         if base in self._mapped or name in self._mapped or any(base + part in self._mapped for part in HISTOGRAM_PARTS):
