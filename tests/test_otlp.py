@@ -622,9 +622,11 @@ def test_variables_that_cannot_be_used_are_said_and_cost_no_scrape(
     ):
         for setting in settings:
             assert ran.logged("otlp setting cannot be used", setting=setting, effect=effect)["error"]
-            ran.until(
-                lambda setting=setting: ran.value("llm_otlp_setting_problem", setting=setting, effect=effect) == 1.0
+        ran.until(
+            lambda: all(
+                ran.value("llm_otlp_setting_problem", setting=setting, effect=effect) == 1.0 for setting in settings
             )
+        )
         assert "hunter2" not in str(ran.log)
         if effect == "ignored":
             collector.wait()

@@ -38,7 +38,7 @@ METRICS = Reply(b'vllm:num_requests_running{model_name="m"} 4\n')
 SOUND: dict[str, Reply | Behaviour] = {"/extra": as_json({}), "/metrics": METRICS, "/first": as_json({})}
 
 
-def polled(server: EngineServer, engine: Engine = ENGINE, **routes: Reply | Behaviour) -> Iterator[Snapshot]:
+def polled(server: EngineServer, engine: Engine = ENGINE, /, **routes: Reply | Behaviour) -> Iterator[Snapshot]:
     """One collection after the other, of which `routes` are answered otherwise from the start, by key."""
     server.routes |= {f"/{key}": reply for key, reply in routes.items()}
     target = Target(name="t", endpoint=Endpoint(url=server.url))
@@ -58,7 +58,7 @@ def asked(server: EngineServer) -> list[str]:
     return found
 
 
-def collected(engine: Engine = ENGINE, **broken: Reply | Behaviour) -> tuple[Snapshot, list[str]]:
+def collected(engine: Engine = ENGINE, /, **broken: Reply | Behaviour) -> tuple[Snapshot, list[str]]:
     """One collection where some documents, by key, are answered otherwise; and the paths that were asked for."""
     with EngineServer(SOUND) as server, closing(polled(server, engine, **broken)) as polls:  # type: ignore[type-var]
         return next(polls), asked(server)
@@ -87,7 +87,7 @@ def test_an_optional_document_that_hangs_costs_only_itself() -> None:
     ],
 )
 def test_a_required_document_that_is_refused_takes_the_source_down(key: str, status: int, cause: Cause) -> None:
-    snapshot, asked = collected(**{key: Reply(b"no", status)})
+    snapshot, asked = collected(ENGINE, **{key: Reply(b"no", status)})
 
     assert not snapshot.health.up
     assert snapshot.points == ()
