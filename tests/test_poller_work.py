@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,4 +74,5 @@ def test_work_that_ends_by_a_defect_is_logged_and_the_poller_goes_on(
             await poller.stop()
 
     bounded.run(test())
-    assert "work of the poller has ended" in caplog.text
+    errors = {record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR}
+    assert errors == {"work of the poller has ended"}, "what is ended at the stop is no defect"
