@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import every_series
+from llm_headroom import schema
 from llm_headroom.bundle import alerts
 from llm_headroom.bundle.dashboards import dashboards
 from llm_headroom.bundle.dashboards.colours import BAD, GOOD, UNKNOWN, WARN
 from llm_headroom.bundle.dashboards.panel import PLAIN, Column
+from llm_headroom.bundle.dashboards.scope import Scope
 from llm_headroom.bundle.rule import Alert, Recording, expression
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
@@ -156,3 +158,19 @@ def test_no_alert_fires_where_rules_are_evaluated_and_none_does(address: str) ->
     (query,) = next(panel.queries for _, panel in PANELS if panel.title == "Pages firing")
     assert readings(address, query.expr.replace("ALERTS", "NOTHING"), every_series.END) == [0.0]
     assert readings(address, query.expr.replace("ALERTS", "NOTHING"), every_series.ALONE) == []
+
+
+def test_there_are_no_more_curves_than_can_be_told_apart(address: str) -> None:
+    def found(expr: str) -> list[float]:
+        return readings(address, expr, every_series.END - (every_series.DEAD + 2) * every_series.STEP)  # all are alive
+
+    scope, states, reasons = Scope(), "namespace, instance, target, state", "namespace, instance, target, reason"
+    samples, requests = scope.of(schema.SOURCE_SAMPLES), scope.rate(schema.REQUESTS_FINISHED)
+    high, low = (found(f"{which} by ({states}) ({samples})") for which in ("max", "min"))
+    assert len(high) > 10
+    assert found(scope.worst(schema.SOURCE_SAMPLES, states)) == high[-10:]
+    assert found(scope.worst(schema.SOURCE_SAMPLES, states, highest=False)) == low[:10]
+    assert found(scope.worst_mean(schema.SOURCE_SAMPLES, states)) == pytest.approx(high[-10:])
+    grown = found(f"sum by ({reasons}) ({requests})")
+    assert len(grown) > 10
+    assert found(scope.worst_rate(schema.REQUESTS_FINISHED, reasons)) == grown[-10:]
