@@ -212,6 +212,24 @@ def test_conventions_of_selection(document: Json) -> None:
                 assert re.search(rf"(?:rate|increase)\({re.escape(name)}\{{", expr), (title, "a counter without a rate")
 
 
+def test_requests_that_engine_and_proxy_both_count_are_added_up_once() -> None:
+    """With all targets the proxy's own are left out; with some the pattern fits none."""
+    (compare,) = (each for each in DOCUMENTS if each["uid"] == "llm-headroom-compare")
+    counted = "llm_(?:generation_tokens_total|requests_finished_total|time_to_first_token_seconds_bucket)"
+    found = [
+        matchers
+        for _, expr in expressions(compare)
+        for name, matchers in SELECTOR.findall(expr)
+        if re.match(counted, name)
+    ]
+    assert found
+    for matchers in found:
+        (left_out,) = re.findall(r'target!~"([^"]*)"', matchers)
+        assert re.fullmatch(left_out.replace("$target", ".*"), "llm-a/proxy")
+        assert not re.fullmatch(left_out.replace("$target", ".*"), "llm-a")
+        assert not re.fullmatch(left_out.replace("$target", "(llm-a/proxy|box)"), "llm-a/proxy")
+
+
 def test_conventions_of_windows(document: Json) -> None:
     """One window of rates, stated in the title; the last hour is asked about exporters that died and models' loads."""
     allowed = {"5m"} | ({"$__range"} if document["uid"] == "llm-headroom-compare" else set())

@@ -435,7 +435,7 @@ def test_the_figures_of_each_model() -> None:
             of("a", schema.KV_CACHE_HEADROOM_REQUESTS, 8.0, replica="1"),
             of("a", schema.TIME_TO_FIRST_TOKEN, histogram(1.0, 6.0)),
             of("a", schema.REQUESTS_FAILED, 1.0, reason="error"),
-            of("a", schema.REQUESTS_FAILED, 4.0, reason="abort"),
+            *(of("a", schema.REQUESTS_FAILED, 4.0, reason=reason) for reason in schema.NO_FAULT),
             of("a", schema.SLO_REQUESTS, 9.0, slo="ttft"),
             of("a", schema.SLO_REQUESTS, 5.0, slo="request_duration"),
             of("", schema.HTTP_RESPONSES, 5.0, code="2xx"),

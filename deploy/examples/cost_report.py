@@ -17,7 +17,7 @@ from typing import Final
 
 COLUMNS: Final = {
     "cost": "sum by (engine, currency) (increase(llm_engine_cost_total[{range}]))",
-    "million tokens": "1e-6 * sum by (engine) (increase(llm_generation_tokens_total[{range}]))",
+    "million tokens": "1e-6 * sum by (engine) (increase(llm_generation_tokens_total{{target!~'.+/proxy'}}[{range}]))",
     "kWh": "sum by (engine) (increase(llm_engine_energy_joules_total[{range}])) / 3.6e6",
 }
 """Each column's query; every result has the label `engine`."""

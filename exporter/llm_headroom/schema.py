@@ -124,6 +124,13 @@ REQUESTS_FAILED: Final = _counter(
     "Requests that did not complete, by reason: aborted, failed or rejected.",
     "reason",
 )
+PROXY_TARGET: Final = "/proxy"
+"""What the name of a target ends with that is what the measuring proxy saw of an engine with metrics of its own.
+
+The same requests are counted under both names, in buckets that differ."""
+NO_FAULT: Final = ("abort", "aborted", "client_error", "proxy_stopped")
+"""Reasons of `REQUESTS_FAILED` that are no failure of the engine: the client left, as engines (abort) and the measuring
+proxy (aborted) call it, or asked for what there is not, or the proxy itself ended."""
 PROXY_UNMEASURED: Final = _counter(
     "proxy_requests_unmeasured_total",
     "{request}",

@@ -3,7 +3,8 @@
 Names are `level:metric:operations` as Prometheus' guide wants them; the level `engine_model` has the labels cluster,
 namespace, job, engine and model, `target_model` all labels of one model of a target, `target` those of a target, `gpu`
 those of a GPU. Rates come before sums, so that a restart is no jump. Histograms are never added over `engine`, as
-engines differ in their buckets. What looks back over hours or days reads what is recorded here: raw series of days, of
+engines differ in their buckets; nor are the requests of an engine with those that the measuring proxy saw of it, which
+are the same ones. What looks back over hours or days reads what is recorded here: raw series of days, of
 every engine, are what rules cost most (docs/fleet.md).
 """
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.rule import Recording
+from llm_headroom.schema import NO_FAULT, PROXY_TARGET
 from llm_headroom.thresholds import SLOW_SECONDS
 
+_OWN: Final = f'{{target!~".+{PROXY_TARGET}"}}'
 _BY: Final = "by (cluster, namespace, job, engine, model)"
 _BY_SLO: Final = "by (cluster, namespace, job, engine, model, slo)"
 _FIRSTS: Final = f'increase(llm_slo_requests_total{{slo="ttft"}}[{SLOW_SECONDS / 60:.0f}m])'
@@ -27,12 +30,12 @@ _OBJECTIVES: Final = ("engine_model:llm_slo_requests_good:rate5m", "engine_model
 
 
 def _summed(metric: str) -> Recording:
-    return Recording(f"engine_model:{metric}:sum", f"sum {_BY} ({metric})")
+    return Recording(f"engine_model:{metric}:sum", f"sum {_BY} ({metric}{_OWN})")
 
 
-def _rate(metric: str, *labels: str) -> Recording:
+def _rate(metric: str, *labels: str, of: str = _OWN) -> Recording:
     by = _BY.replace(")", "".join(f", {label}" for label in labels) + ")")
-    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {by} (rate({metric}[5m]))")
+    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {by} (rate({metric}{of}[5m]))")
 
 
 def _buckets(metric: str) -> Recording:
@@ -51,7 +54,7 @@ _FINISHED: Final = Recording(
 )
 _FAILED: Final = Recording(
     "target_model:llm_requests_failed:rate5m",
-    'sum without (replica, reason) (rate(llm_requests_failed_total{reason!="abort"}[5m]))',
+    f'sum without (replica, reason) (rate(llm_requests_failed_total{{reason!~"{"|".join(NO_FAULT)}"}}[5m]))',
 )
 
 
@@ -76,8 +79,8 @@ def _failed() -> str:
 
 
 FLEET: Final = (
-    Recording("engine_model:llm_up:count", "count by (cluster, namespace, job, engine) (llm_up)"),
-    Recording("engine_model:llm_up:sum", "sum by (cluster, namespace, job, engine) (llm_up)"),
+    Recording("engine_model:llm_up:count", f"count by (cluster, namespace, job, engine) (llm_up{_OWN})"),
+    Recording("engine_model:llm_up:sum", f"sum by (cluster, namespace, job, engine) (llm_up{_OWN})"),
     _summed("llm_requests_running"),
     _summed("llm_requests_waiting"),
     _summed("llm_kv_cache_used_tokens"),
@@ -91,13 +94,13 @@ FLEET: Final = (
         "job:llm_gpu_memory_headroom_ratio:min", "min by (cluster, namespace, job) (llm_gpu_memory_headroom_ratio)"
     ),
     _FINISHED,
-    Recording("engine_model:llm_requests_finished:rate5m", f"sum {_BY} ({_FINISHED.name})"),
+    Recording("engine_model:llm_requests_finished:rate5m", f"sum {_BY} ({_FINISHED.name}{_OWN})"),
     _rate("llm_preemptions_total"),
     _rate("llm_prompt_tokens_total"),
     _rate("llm_prompt_tokens_cached_total"),
     _rate("llm_generation_tokens_total"),
     _FAILED,
-    Recording("engine_model:llm_requests_failed:rate5m", f"sum {_BY} ({_FAILED.name})"),
+    Recording("engine_model:llm_requests_failed:rate5m", f"sum {_BY} ({_FAILED.name}{_OWN})"),
     Recording("target_model:llm_failed:ratio_rate5m", _failed()),
 )
 """Of a fleet, by model and engine, and what is a share of what is read again.
@@ -119,8 +122,8 @@ BUCKETS: Final = tuple(
 
 SLO: Final = (
     Recording("engine_model:llm_slo_objective_ratio:max", f"max {_BY_SLO} (llm_slo_objective_ratio)"),
-    _rate("llm_slo_requests_total", "slo"),
-    _rate("llm_slo_requests_good_total", "slo"),
+    _rate("llm_slo_requests_total", "slo", of=""),
+    _rate("llm_slo_requests_good_total", "slo", of=""),
     Recording("engine_model:llm_slo_requests:rate1h", f"avg_over_time({_OBJECTIVES[1]}[1h])"),
     Recording("engine_model:llm_slo_missed:ratio_rate5m", f"1 - {_OBJECTIVES[0]} / {_OBJECTIVES[1]}"),
     *map(_missed, HOURS),

@@ -18,21 +18,21 @@ class Figure(NamedTuple):
     """How the series of a metric make a figure: its name, how two values combine, and which label value is meant.
 
     Of a histogram the count is taken. `label` and `only`: series with another value of the label are left out;
-    `never`: those with this one.
+    `never`: those with one of these.
     """
 
     name: str
     combine: Callable[[float, float], float] = add
     label: str = ""
     only: str = ""
-    never: str = ""
+    never: tuple[str, ...] = ()
 
     def takes(self, point: Point) -> bool:
         """Whether the point is one of those that are meant."""
         if not self.label:
             return True
         value = point.series.label(self.label)
-        return value == self.only if self.only else value != self.never
+        return value == self.only if self.only else value not in self.never
 
 
 _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
@@ -40,8 +40,7 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
     schema.REQUESTS_WAITING: (Figure("waiting"),),
     schema.REQUESTS_RUNNING_LIMIT: (Figure("limit"),),
     schema.REQUESTS_FINISHED: (Figure("finished"),),
-    # a client that leaves is no failure of the engine
-    schema.REQUESTS_FAILED: (Figure("failed", label="reason", never="abort"),),
+    schema.REQUESTS_FAILED: (Figure("failed", label="reason", never=schema.NO_FAULT),),
     schema.HTTP_RESPONSES: (Figure("responses"), Figure("wrong", label="code", only="5xx")),
     schema.TIME_TO_FIRST_TOKEN: (Figure("first"),),
     schema.PROMPT_TOKENS: (Figure("prompts"),),

@@ -106,8 +106,6 @@ LOAD_SECONDS: Final = 300.0
 """For how long loading a model may explain silence: Ollama's default OLLAMA_LOAD_TIMEOUT (envconfig/config.go)."""
 RETRY_SECONDS: Final = 10.0
 """A client that gives up and asks again within this time has been waiting all the while."""
-_NOT_THE_ENGINES: Final = frozenset({"aborted", "client_error", "proxy_stopped"})
-"""Reasons of failures that do not affect the engine's availability."""
 
 
 def _any(_: str) -> bool:
@@ -210,7 +208,7 @@ class Measures:
     def failed(self, model: str, reason: str) -> None:
         """A request was not answered, or not to its end."""
         self.count(schema.REQUESTS_FAILED, model, reason)
-        if reason not in _NOT_THE_ENGINES:
+        if reason not in schema.NO_FAULT:
             self.count(schema.SLO_REQUESTS, model, AVAILABILITY)
 
     def observe(self, metric: Metric, model: str, *values: float) -> None:

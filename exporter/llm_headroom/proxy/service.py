@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohappyeyeballs import start_connection
 
+from llm_headroom import schema
 from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
@@ -39,7 +40,6 @@ log = logging.getLogger("llm_headroom")
 JOINED: Final = frozenset({"ollama"})
 """Engines without metrics of their own: what is measured of their traffic stands among their other series. That of
 others has a target of its own, since one series must not mix two rulers."""
-SUFFIX: Final = "/proxy"
 _HAPPY_EYEBALLS_SECONDS: Final = 0.25
 
 
@@ -98,7 +98,7 @@ class ProxySource:
     def __init__(self, target: Target, measures: Measures, config: Config) -> None:
         self.retained: Sequence[Point] = ()
         self.interval = config.interval
-        self.name = f"{target.name}{SUFFIX}"
+        self.name = f"{target.name}{schema.PROXY_TARGET}"
         self.labels = target.labels
         self._engine = target.engine or ""
         self._base = {**target.labels, "engine": self._engine, "target": self.name}

@@ -10,7 +10,7 @@ from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, below
 from llm_headroom.bundle.dashboards.parts import OBJECTIVE, bars, lines, objective, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
-from llm_headroom.bundle.dashboards.scope import BY_MODEL, ENGINES, MODEL, SOURCE, Scope
+from llm_headroom.bundle.dashboards.scope import BY_MODEL, ENGINES, MODEL, SOURCE, WINDOW, Scope
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ _CURRENCY: Final = "${__field.labels.currency}"
 _NO_PRICE: Final = "without a price in llm-headroom's configuration"
 
 
-def _rows(scope: Scope, _limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
+def _rows(every: Scope, _limits: Thresholds, _alerts: str) -> tuple[Row, ...]:
+    scope = every.once()
     return (
-        Row("Is the objective met, what does it cost, and how much more fits?", _manager(scope)),
+        Row("Is the objective met, what does it cost, and how much more fits?", _manager(scope, every)),
         Row("Which engine serves most, how fast, and for how much?", (_summary(scope), *_bars(scope))),
         Row("How do they compare over time?", _curves(scope)),
         Row("What does a token cost?", _cost(scope)),
@@ -53,14 +54,45 @@ def _exposed(scope: Scope, expr: str) -> str:
     return scope.exposed(expr, "engine")
 
 
-def _manager(scope: Scope) -> tuple[Panel, ...]:
-    good, every = (
-        f"sum by (slo) ({scope.rate(one, window=_RANGE)})" for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
+def _both(tokens: str, spent: str, *by: str) -> tuple[str, str]:
+    """Return what was generated, and what was spent on it, of the targets of which both are known.
+
+    One that counts no tokens must not lend its price to those that do, nor one without a price its tokens.
+    """
+    generated = f"sum by ({SOURCE}) ({tokens})"
+    paid = f"sum by ({SOURCE}{', currency' * ('currency' in by)}) ({spent})"
+    grouping = f"sum by ({', '.join(by)})" if by else "sum"
+    return (
+        f"{grouping} ({paid} * 0 + on ({SOURCE}) group_left () {generated})",
+        f"{grouping} ({paid} and on ({SOURCE}) {generated})",
     )
-    target = f"max by (slo) ({scope.of(schema.SLO_OBJECTIVE)})"
+
+
+def _price(scope: Scope, *by: str) -> str:
+    """Return the cost per million tokens."""
+    tokens, cost = _both(_tokens(scope), scope.rate(schema.ENGINE_COST, window=_RANGE), *by, "currency")
+    return f"{cost} / {tokens} * 1e6"
+
+
+def _per_joule(scope: Scope, *by: str) -> str:
+    """Return the generated tokens per joule."""
+    return " / ".join(_both(_tokens(scope), scope.rate(schema.ENGINE_ENERGY, window=_RANGE), *by))
+
+
+def _per_gpu(scope: Scope, window: str) -> str:
+    """Return the tokens that each engine generated per second and GPU."""
+    tokens = scope.rate(schema.GENERATION_TOKENS, window=window)
+    return " / ".join(_both(tokens, scope.of(schema.ENGINE_GPUS), "engine"))
+
+
+def _manager(scope: Scope, every_target: Scope) -> tuple[Panel, ...]:
+    # Only the measuring proxy counts requests that were not answered at all.
+    good, every = (
+        f"sum by (slo) ({every_target.rate(one, window=_RANGE)})"
+        for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
+    )
+    target = f"max by (slo) ({every_target.of(schema.SLO_OBJECTIVE)})"
     spent = scope.rate(schema.ENGINE_COST, window=_RANGE)
-    joules = f"sum({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
-    priced = f"sum by (currency) ({_priced(scope)})"
     fits = f"sum({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})"
     room = scope.of(schema.LOAD_HEADROOM, objective="ttft")
     return (
@@ -96,7 +128,7 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
         stat(
             "Price of 1M",
             f"{_SHOWN} What a million generated tokens cost.",
-            f"{priced} / on () group_left () sum({_tokens(scope)}) * 1e6",
+            _price(scope),
             whose=_CURRENCY,
             decimals=2,
             empty=_NO_PRICE,
@@ -104,7 +136,7 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
         stat(
             "Per joule",
             f"{_SHOWN} Generated tokens per joule of the engines' GPUs.",
-            f"sum({_tokens(scope)}) / {joules}",
+            _per_joule(scope),
             unit="suffix: tokens",
             decimals=2,
             empty="where GPUs are not monitored",
@@ -139,13 +171,10 @@ def _manager(scope: Scope) -> tuple[Panel, ...]:
 
 
 def _summary(scope: Scope) -> Panel:
-    generated = f"sum by (engine) ({_tokens(scope)})"
-    gpus = f"sum by (engine) ({scope.of(schema.ENGINE_GPUS)})"
-    per_gpu = f"{generated} / {gpus}"
+    per_gpu = _per_gpu(scope, _RANGE)
     base = f'rate(llm_generation_tokens_total{{{scope.matchers(())}, engine="$baseline"}}[{_RANGE}])'
     base_gpus = f'llm_engine_gpus{{{scope.matchers(())}, engine="$baseline"}}'
-    baseline = f"scalar(sum({base}) / sum({base_gpus}))"
-    joules = f"sum by (engine) ({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
+    baseline = f"scalar({' / '.join(_both(base, base_gpus))})"
 
     def quantile(share: float, metric: Metric) -> str:
         return _exposed(scope, scope.engines_quantile(share, metric, _RANGE))
@@ -180,39 +209,26 @@ def _summary(scope: Scope) -> Panel:
                 Column(title="TTFT SLO", unit="percentunit", decimals=1, width=90),
             ),
             (
-                _exposed(scope, _price(scope)),
+                _exposed(scope, f"sum by (engine) ({_price(scope, 'engine')})"),
                 Column(title="Price", decimals=2, width=80),
             ),
-            (_exposed(scope, f"{generated} / {joules}"), Column(title="Tokens/J", unit="none", decimals=2, width=85)),
+            (_exposed(scope, _per_joule(scope, "engine")), Column(title="Tokens/J", unit="none", decimals=2, width=85)),
         ),
         height=6,
         empty="without a source that is up",
     )
 
 
-def _priced(scope: Scope) -> str:
-    """Return what targets cost per second: one that counts no tokens must not lend its price to one that does."""
-    return f"{scope.rate(schema.ENGINE_COST, window=_RANGE)} and on ({SOURCE}) {_tokens(scope)} > 0"
-
-
-def _price(scope: Scope) -> str:
-    """Return the cost per million tokens by engine."""
-    return f"sum by (engine) ({_priced(scope)}) / sum by (engine) ({_tokens(scope)}) * 1e6"
-
-
 def _bars(scope: Scope) -> tuple[Panel, ...]:
-    generated = f"sum by (engine) ({_tokens(scope)})"
-    gpus = f"sum by (engine) ({scope.of(schema.ENGINE_GPUS)})"
-    joules = f"sum by (engine) ({scope.rate(schema.ENGINE_ENERGY, window=_RANGE)})"
     first = scope.engines_quantile(0.95, schema.TIME_TO_FIRST_TOKEN, _RANGE)
     shown = {"width": 6, "height": 6, "lowest": 0}
     return (
-        bars("Tokens/s per GPU", f"{_SHOWN} More is better.", Query(f"{generated} / {gpus}", _ENGINE), **shown),
+        bars("Tokens/s per GPU", f"{_SHOWN} More is better.", Query(_per_gpu(scope, _RANGE), _ENGINE), **shown),
         bars("TTFT p95", f"{_SHOWN} Less is better.", Query(f"{first} >= 0", _ENGINE), unit="s", **shown),
         bars(
             "Price of 1 M tokens",
             f"{_SHOWN} Less is better.",
-            Query(_price(scope), _ENGINE),
+            Query(f"sum by (engine) ({_price(scope, 'engine')})", _ENGINE),
             decimals=2,
             empty=_NO_PRICE,
             **shown,
@@ -220,7 +236,7 @@ def _bars(scope: Scope) -> tuple[Panel, ...]:
         bars(
             "Tokens per joule",
             f"{_SHOWN} More is better.",
-            Query(f"{generated} / {joules}", _ENGINE),
+            Query(_per_joule(scope, "engine"), _ENGINE),
             unit="none",
             decimals=2,
             empty="where GPUs are not monitored",
@@ -230,12 +246,11 @@ def _bars(scope: Scope) -> tuple[Panel, ...]:
 
 
 def _curves(scope: Scope) -> tuple[Panel, ...]:
-    gpus = f"sum by (engine) ({scope.of(schema.ENGINE_GPUS)})"
     return (
         lines(
             "Generated tokens per GPU",
             "Tokens per second.",
-            Query(f"sum by (engine) ({scope.rate(schema.GENERATION_TOKENS)}) / {gpus}", _ENGINE),
+            Query(_per_gpu(scope, WINDOW), _ENGINE),
             unit="tokens/s",
         ),
         lines(

@@ -92,7 +92,7 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
     good, every = (
         f"sum by ({TARGET}) ({scope.rate(one, slo='ttft')})" for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
     )
-    p95 = scope.quantile(0.95, schema.TIME_TO_FIRST_TOKEN, where)
+    p95 = scope.once().quantile(0.95, schema.TIME_TO_FIRST_TOKEN, where)
     objective = f"min by ({where}) ({scope.of(schema.SLO_THRESHOLD, slo='ttft')})"
     worst = {"thresholds": thresholds(above(1, 1))}
     return (
@@ -140,11 +140,11 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
             alert="LLMFirstTokensSlow",
         ),
         load_headroom(scope, link=_TO_KV_ALL),
-        finished_requests_now(scope),
+        finished_requests_now(scope.once()),
         stat(
             "Output",
             "Generated tokens per second, added up.",
-            scope.exposed(f"sum({scope.rate(schema.GENERATION_TOKENS)})"),
+            scope.exposed(f"sum({scope.once().rate(schema.GENERATION_TOKENS)})"),
             whose="sum",
             unit="tokens/s",
         ),
@@ -331,6 +331,7 @@ def _users(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 
 
 def _traffic(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
+    scope = scope.once()
     return (
         lines(
             "Requests",

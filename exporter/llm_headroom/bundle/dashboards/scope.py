@@ -5,7 +5,7 @@ Metrics come as values of the schema, so that a name that does not exist is an e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
@@ -48,6 +48,15 @@ class Scope:
     extra: str = ""
     job: str = "llm-headroom"
     choices: tuple[str, ...] = ("engine", "model", "target")
+
+    def once(self) -> Scope:
+        """Return the scope in which each request is counted once where all targets are selected.
+
+        What the measuring proxy saw of an engine with metrics of its own is left out. With all targets the pattern fits
+        such a name; with some it fits none, so that these are as they were chosen.
+        """
+        own = f'target!~".+{schema.PROXY_TARGET}$target"'
+        return replace(self, extra=f"{self.extra}, {own}" if self.extra else own)
 
     def matchers(self, labels: tuple[str, ...], *more: str) -> str:
         """Return the matchers for series with such labels."""
@@ -129,7 +138,7 @@ class Scope:
 
         The alert on errors takes the same three shares.
         """
-        unwanted = self.rate(schema.REQUESTS_FAILED, 'reason!="abort"')
+        unwanted = self.rate(schema.REQUESTS_FAILED, f'reason!~"{"|".join(schema.NO_FAULT)}"')
         failed = f"sum by ({TARGET}) ({unwanted})"
         finished = f"sum by ({TARGET}) ({self.rate(schema.REQUESTS_FINISHED)})"
         wrong, answers = (
