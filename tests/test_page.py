@@ -134,10 +134,10 @@ def test_many_engines_are_a_table_that_sorts_filters_and_opens_cards(browser: Ch
         browser.open(f"{exporter.url}/")
         browser.until(f"{LIVE} && document.querySelectorAll('tbody').length === {MANY}")
         browser.until("[...document.querySelectorAll('td')].some((cell) => cell.innerText.trim() === '39')")
-        browser.evaluate("document.querySelectorAll('[data-sort]')[3].click()")
-        down = browser.evaluate(f"[{ROWS}, document.querySelectorAll('th')[3].ariaSort]")
-        browser.evaluate("document.querySelectorAll('[data-sort]')[3].click()")
-        up = browser.evaluate(f"[{ROWS}, document.querySelectorAll('th')[3].ariaSort]")
+        browser.evaluate("document.querySelectorAll('[data-sort]')[4].click()")
+        down = browser.evaluate(f"[{ROWS}, document.querySelectorAll('th')[4].ariaSort]")
+        browser.evaluate("document.querySelectorAll('[data-sort]')[4].click()")
+        up = browser.evaluate(f"[{ROWS}, document.querySelectorAll('th')[4].ariaSort]")
         browser.evaluate(
             "const box = document.querySelector('input'); box.value = 'A-3 search';"
             "box.dispatchEvent(new Event('input', {bubbles: true}))"

@@ -170,6 +170,10 @@ GPUS: Final[Mapping[str, Mapping[str, Any]]] = {
 ENGINE_ROWS: Final[Mapping[str, Mapping[str, Any]]] = {
     "a row's labels": {"source": replace(SOURCE, labels=(("team", "<a>"), ("zone", "b")))},
     "a row's model": {"model": "<m>", "source": replace(SOURCE, version="1")},
+    "a row's load": {"load": (Load("inter_token_latency", 0.5, "", None, suspect=False), *loads(1.1))},
+    "a row's load with what binds": {"load": (Load("ttft", 0.99, "kv_cache", 4.0, suspect=False),)},
+    "a row's load that is suspect": {"load": (Load("ttft", 16.0, "compute", None, suspect=True),)},
+    "a row's load of other objectives": {"load": (Load("inter_token_latency", 0.5, "", None, suspect=False),)},
     "a row's queue": {"waiting": 3.0},
     "a row's queue at a router": {"waiting": 3.0, "router": Router(waiting=5.0)},
     "a row's latency": {"latencies": (Latency("x", 1.0, 1.0), Latency(TTFT, 120.0, 5.0, quantiles(1.0, 3.0, None)))},

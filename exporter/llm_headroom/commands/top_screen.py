@@ -305,7 +305,7 @@ def _engine_row(card: EngineCard) -> tuple[Text | str, ...]:
         plain(source.target),
         plain(card.model),
         Text(plain(f"{source.title} {source.version}".strip()), "dim"),
-        text.times(next((load.headroom for load in card.load if load.objective == "ttft"), None)),
+        text.times(None if card.first_token_load is None else card.first_token_load.headroom),
         text.count(card.running if router is None else router.active),
         text.count(card.waiting if router is None else router.waiting),
         text.rate(card.generation_rate),

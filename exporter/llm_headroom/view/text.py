@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from unicodedata import category
 
+from llm_headroom.thresholds import LOAD_HEADROOM_LOW
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -59,8 +61,17 @@ def times(value: float | None) -> str:
 
 def takes(load: Load) -> str:
     """How much more an engine takes, and what binds then."""
-    binds = f"; {RESOURCE_NAMES.get(load.binding, load.binding)} binds" if load.binding else ""
-    return f"takes {times(load.headroom)} its traffic{binds}"
+    return f"takes {times(load.headroom)} its traffic{f'; {binds(load)}' if load.binding else ''}"
+
+
+def binds(load: Load) -> str:
+    """The resource that binds at the limit."""
+    return f"{RESOURCE_NAMES.get(load.binding, load.binding)} binds"
+
+
+def urgency_of(load: Load) -> str:
+    """Whether a load is more than the engine takes (bad) or soon will be (warn)."""
+    return "bad" if load.headroom < 1.0 else "warn" if load.headroom < LOAD_HEADROOM_LOW else ""
 
 
 def percent(value: float | None) -> str:

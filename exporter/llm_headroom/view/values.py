@@ -212,6 +212,11 @@ class EngineCard:
         """How bad its state is."""
         return self.state.level
 
+    @property
+    def first_token_load(self) -> Load | None:
+        """The load beside the objective of first tokens, which is what a row of a table has room for."""
+        return next((load for load in self.load if load.objective == "ttft"), None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuCard:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlencode
 
 from llm_headroom.model import Level
-from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 from llm_headroom.view import text
 from llm_headroom.view.board import UNSHOWN
 from llm_headroom.view.signals import risk_name, risk_word
@@ -187,10 +186,9 @@ def _load(loads: Sequence[Load]) -> str:
     parts = []
     for each in loads:
         name = escape(OBJECTIVE_NAMES.get(each.objective, each.objective))
-        level = "bad" if each.headroom < 1.0 else "warn" if each.headroom < LOAD_HEADROOM_LOW else ""
         sustainable = "" if each.sustainable is None else f", {text.rate(each.sustainable)} requests/s"
         doubt = "; suspect" if each.suspect else ""
-        parts.append(f'{name}: <b class="{level}">{escape(text.takes(each))}</b>{sustainable}{doubt}')
+        parts.append(f'{name}: <b class="{text.urgency_of(each)}">{escape(text.takes(each))}</b>{sustainable}{doubt}')
     return _line("Load", parts)
 
 

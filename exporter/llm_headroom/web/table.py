@@ -13,7 +13,7 @@ from llm_headroom.web.summary import mark
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_headroom.view.values import EngineCard, GpuCard
+    from llm_headroom.view.values import EngineCard, GpuCard, Load
     from llm_headroom.web.look import Look
 
 MOST_CARDS: Final = 8
@@ -32,6 +32,7 @@ ENGINE_COLUMNS: Final = (
     Column("State"),
     Column("Target"),
     Column("Model"),
+    Column("Takes", number=True, hint="How many times its traffic the engine can take within the TTFT objective"),
     Column("Waiting", number=True, hint="Requests in the queue"),
     Column("First token", number=True, hint="95th percentile of the time to first token, last 2 minutes"),
     Column("KV cache", number=True, hint="Share of the KV cache that requests hold"),
@@ -94,6 +95,7 @@ def engine_row(card: EngineCard, look: Look, opened: str) -> str:
         _state(card),
         Cell(_link(card, source.target, look) + (f" <small>{labels}</small>" if labels else ""), source.target),
         Cell(f"{escape(card.model)} <small>{escape(source.title)} {escape(source.version)}</small>", card.model),
+        _takes(card.first_token_load),
         Cell(text.count(waiting), waiting),
         Cell(
             "–" if first is None else "no traffic" if p95 is None else text.quantile(p95),
@@ -132,6 +134,14 @@ def _state(card: EngineCard | GpuCard) -> Cell:
         "{}{:02}{}".format(*urgency(state), state.name),
         state.level,
     )
+
+
+def _takes(load: Load | None) -> Cell:
+    if load is None:
+        return Cell(text.UNKNOWN, None)
+    words = [*([text.binds(load)] if load.binding else []), *(["suspect"] if load.suspect else [])]
+    below = f" <small>{escape('; '.join(words))}</small>" if words else ""
+    return Cell(text.times(load.headroom) + below, load.headroom, text.urgency_of(load))
 
 
 def _link(card: EngineCard | GpuCard, name: str, look: Look) -> str:
