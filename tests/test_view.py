@@ -186,7 +186,16 @@ def test_how_much_more_an_engine_takes_is_said_with_what_binds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headroom", "written"), [(None, "–"), (0.62, "0.6 ×"), (9.94, "9.9 ×"), (12.4, "12 ×"), (16.0, "≥ 16 ×")]
+    ("headroom", "written"),
+    [
+        (None, "–"),
+        (0.624, "0.62 ×"),
+        (0.998, "0.99 ×"),
+        (1.0, "1.0 ×"),
+        (9.94, "9.9 ×"),
+        (12.4, "12 ×"),
+        (16.0, "≥ 16 ×"),
+    ],
 )
 def test_times_are_written_for_people(headroom: float | None, written: str) -> None:
     assert text.times(headroom) == written
@@ -195,7 +204,7 @@ def test_times_are_written_for_people(headroom: float | None, written: str) -> N
 @pytest.mark.parametrize(("headroom", "level"), [(0.9, "bad"), (1.1, "warn"), (1.3, "")])
 def test_an_engine_near_its_limit_is_coloured(headroom: float, level: str) -> None:
     card = engine(snapshot(100.0, of_model(schema.LOAD_HEADROOM, headroom, objective="ttft")))
-    assert f'<b class="{level}">takes {headroom:.1f} × its traffic</b>' in cards.engine(card, AROUND)
+    assert f'<b class="{level}">takes {text.times(headroom)} its traffic</b>' in cards.engine(card, AROUND)
 
 
 def test_an_engine_that_tells_no_kv_cache_has_none() -> None:

@@ -53,9 +53,11 @@ def rate(value: float | None) -> str:
 
 
 def times(value: float | None) -> str:
-    """A factor: 1.8 ×; the greatest that is shown is 16 or more."""
+    """A factor in two digits: 1.8 ×; the greatest that is shown is 16 or more, and what is below 1 looks so."""
     if value is None:
         return UNKNOWN
+    if value < 1.0:
+        return f"{min(value, 0.99):.2f} ×"
     return "≥ 16 ×" if value >= MOST_TIMES else f"{value:.1f} ×" if value < 10 else f"{value:.0f} ×"  # noqa: PLR2004 - two digits
 
 
