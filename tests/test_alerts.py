@@ -29,6 +29,24 @@ RULES: Final = "llm-headroom.rules.yml"
 DEFAULTS: Final = BundleSettings()
 NAMES: Final = frozenset(alert.name for alert in alerts.ALERTS)
 RECORDED: Final = frozenset(rule.name for rule in alerts.RECORDINGS)
+FLAGS: Final = frozenset(
+    {
+        "LLMConfigReloadFailed",
+        "LLMEngineDown",
+        "LLMEngineLoadingLong",
+        "LLMEngineMisread",
+        "LLMEngineStalled",
+        "LLMExporterBlind",
+        "LLMExporterDown",
+        "LLMGpuRowRemapFailure",
+        "LLMGpuRowRemapPending",
+        "LLMGpuSourceDown",
+        "LLMGpuThrottled",
+        "LLMModelDown",
+        "LLMSignalLost",
+    }
+)
+"""Alerts whose value says nothing that the alert itself does not say."""
 EVERY: Final[tuple[Alert | Recording, ...]] = (*alerts.ALERTS, *alerts.RECORDINGS)
 _WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|process_\w+|up)(?=\s*[{\[)]|\s|$)")
 
@@ -172,10 +190,21 @@ def test_every_threshold_is_used_by_an_alert_or_drawn_by_a_dashboard() -> None:
 def test_what_an_alert_tells(alert: Alert) -> None:
     notes = alerts.described(alert, DEFAULTS)
 
-    assert "{{ $value" in notes["description"]
+    shown = re.search(r"\{\{[^}]*\$value", notes["description"]) is not None
+    assert shown != (alert.name in FLAGS), "a number is shown, and a flag, which is always the same, is not"
     for text in (notes["summary"], notes["description"]):
         assert set(re.findall(r"\$(\w+)", text)) <= {"labels", "value"}, text
+        assert "llm_" not in text, text  # words, no names of metrics
     assert set(notes) == {"summary", "description"}  # no links where nobody has said where to
+
+
+def test_thresholds_are_written_as_people_write_them() -> None:
+    texts = {alert.name: alerts.described(alert, DEFAULTS)["description"] for alert in alerts.ALERTS}
+
+    assert "a share of 3% and at least 3 of them" in texts["LLMFirstTokensSlow"]
+    assert "For 3 min there was no first token" in texts["LLMQueueStarved"]
+    assert "more than 2.5 s" in texts["LLMCollectionSlow"]
+    assert "more than 85 °C" in texts["LLMGpuTemperatureHigh"]
 
 
 def test_links_lead_to_what_is_meant() -> None:

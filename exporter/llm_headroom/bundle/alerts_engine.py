@@ -7,9 +7,9 @@ from typing import Final
 from llm_headroom.bundle.rule import Alert, Dashboard, Severity
 from llm_headroom.thresholds import RESTARTS_SECONDS, SETTLED_SECONDS
 
-_WHO: Final = "{{ $labels.engine }} {{ $labels.target }} ({{ $labels.model }})"
+_WHO: Final = "{{ $labels.engine }} {{ $labels.target }}{{ with $labels.model }} ({{ . }}){{ end }}"
 _SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
-_FLEET: Final = "{{ $labels.model }} on {{ $labels.engine }}"
+_FLEET: Final = "{{ with $labels.model }}{{ . }} on {{ end }}{{ $labels.engine }}"
 
 _MISSED: Final = "engine_model:llm_slo_missed:ratio_rate"
 _BUDGET: Final = "(1 - engine_model:llm_slo_objective_ratio:max)"
@@ -72,8 +72,9 @@ LATENCY: Final = (
         expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')} and {_BURNING}",
         wait="2m",
         summary=f"{_FLEET} burns its {{{{ $labels.slo }}}} error budget fast",
-        description="{{ $value | humanizePercentage }} of the requests of the objective {{ $labels.slo }} missed its "
-        "threshold over the long window (1 h or 6 h); the 30-day budget is gone in at most 5 days.",
+        description="{{ $value | humanizePercentage }} of what counts towards the objective {{ $labels.slo }} missed "
+        "it over the last 1 h or 6 h, and more than the objective allows still does. If this goes on, the error budget "
+        "of 30 days is gone within 5 days.",
     ),
     Alert(
         name="LLMLatencyBudgetBurnSlow",
@@ -82,8 +83,8 @@ LATENCY: Final = (
         expr=f"{_burn('$burn_rate_day', '1d', '2h')} or {_burn('$burn_rate_days', '3d', '6h')}",
         wait="1h",
         summary=f"{_FLEET} burns its {{{{ $labels.slo }}}} error budget",
-        description="{{ $value | humanizePercentage }} of the requests of the objective {{ $labels.slo }} missed its "
-        "threshold over the long window (1 d or 3 d); the 30-day budget does not last.",
+        description="{{ $value | humanizePercentage }} of what counts towards the objective {{ $labels.slo }} missed "
+        "it over the last 1 d or 3 d. If this goes on, the error budget does not last for 30 days.",
     ),
 )
 
@@ -128,8 +129,7 @@ AVAILABILITY: Final = (
         expr=f"min by (cluster, namespace, job, engine, model) ({held('down')}) == 1",
         wait="2m",
         summary=f"No engine serves {_FLEET}",
-        description="Every engine of the model was up and does not answer any more, and none is starting; "
-        "the lowest llm_engine_state is {{ $value }}.",
+        description="Every engine of the model was up and does not answer any more, and none is starting.",
     ),
     Alert(
         name="LLMEngineDown",
@@ -141,7 +141,7 @@ AVAILABILITY: Final = (
         wait="3m",
         summary=f"{_WHO} is down",
         description="The engine was up within the last hour and has not answered for 3 minutes: one of several, or a "
-        "restart; its flag of being down or loading is {{ $value }}.",
+        "restart.",
     ),
     Alert(
         name="LLMEngineLoadingLong",
@@ -150,7 +150,7 @@ AVAILABILITY: Final = (
         expr='llm_engine_state{state="loading"} == 1',
         wait="30m",
         summary=f"{_WHO} has not answered for half an hour",
-        description="It has been loading for 30 minutes, or is not there at all; llm_engine_state is {{ $value }}.",
+        description="It has been loading for 30 minutes, or is not there at all.",
     ),
     Alert(
         name="LLMEngineCrashLoop",
@@ -162,7 +162,8 @@ AVAILABILITY: Final = (
                 and changes(llm_up{{engine!="nvml"}}[{_SETTLED}]) > 0
                 unless on (job, instance, target) last_over_time(llm_generation_tokens_total[{_SETTLED}]) > 0)""",
         summary=f"{_SOURCE} restarts again and again",
-        description="{{ $value | humanize }} restarts within 30 minutes; $restarts_high are worth a page.",
+        description='It restarted, or came and went, {{ printf "%.0f" $value }} times within 30 minutes, the last time '
+        "within 15 minutes; $restarts_high times are worth a page.",
     ),
     Alert(
         name="LLMEngineMisread",
@@ -172,7 +173,7 @@ AVAILABILITY: Final = (
         wait="5m",
         summary=f"What answers for {_WHO} is not this engine",
         description="Something answers at the target's address, but not as the engine that it is said to be, or with "
-        "what cannot be read; llm_engine_state is {{ $value }}.",
+        "what cannot be read.",
     ),
     Alert(
         name="LLMExporterBlind",
@@ -183,7 +184,7 @@ AVAILABILITY: Final = (
         wait="10m",
         summary=f"{_SOURCE} cannot be read",
         description="Credentials, certificates or a defect keep llm-headroom from reading it, so nothing is known of "
-        "it; llm_up is {{ $value }}.",
+        "it.",
     ),
     Alert(
         name="LLMEngineStalled",
@@ -193,8 +194,7 @@ AVAILABILITY: Final = (
             or last_over_time(llm_engine_stalled[10m]) == 1 and on (job, instance) up{job="$exporter_job"} == 0)""",
         wait="1m",
         summary=f"{_WHO} is stalled",
-        description="There are requests, but neither steps nor tokens have increased for over a minute; "
-        "llm_engine_stalled is {{ $value }}.",
+        description="There are requests, but neither steps nor tokens have increased for over a minute.",
     ),
     Alert(
         name="LLMQueueStarved",
@@ -204,8 +204,8 @@ AVAILABILITY: Final = (
             and max without (replica, reason) ({_PROGRESS}) == 0""",
         wait="1m",
         summary=f"Requests wait at {_WHO} and none is admitted",
-        description="{{ $value }} requests wait, and for $blocked_seconds s there was no first token, no prompt "
-        "token and no finished request.",
+        description="Requests waiting: {{ $value }}. For $blocked_seconds there was no first token, no prompt token "
+        "and no finished request.",
     ),
     Alert(
         name="LLMQueueBuilding",
@@ -215,7 +215,7 @@ AVAILABILITY: Final = (
             > sum without (replica) (llm_requests_running)""",
         wait="10m",
         summary=f"Requests queue at {_WHO}",
-        description="{{ $value }} requests wait, more than are running.",
+        description="Requests waiting: {{ $value }}, more than are running.",
     ),
     Alert(
         name="LLMRouterWorkersUnhealthy",
@@ -224,7 +224,7 @@ AVAILABILITY: Final = (
         expr="sum without (worker) (1 - llm_router_worker_healthy) > 0",
         wait="5m",
         summary=f"The router {_SOURCE} has unhealthy workers",
-        description="{{ $value }} workers are unhealthy.",
+        description="Unhealthy workers: {{ $value }}.",
     ),
 )
 
@@ -238,8 +238,8 @@ KV_CACHE: Final = (
                 > $preemption_share_critical * target_model:llm_requests_finished:rate5m""",
         wait="5m",
         summary=f"The KV cache of {_WHO} is exhausted",
-        description="{{ $value | humanizePercentage }} of the KV cache is in use, and there are more preemptions than "
-        "$preemption_share_critical per finished request.",
+        description="{{ $value | humanizePercentage }} of the KV cache is in use, and preemptions are more than "
+        "$preemption_share_critical of the requests that finish.",
     ),
     Alert(
         name="LLMKVHeadroomLow",
@@ -262,8 +262,8 @@ KV_CACHE: Final = (
         expr="sum without (replica, reason) (increase(llm_kv_transfer_failures_total[10m])) > 0",
         wait="5m",
         summary=f"Transfers of KV cache of {_WHO} fail",
-        description="{{ $value | humanize }} transfers by {{ $labels.connector }} failed within ten minutes; their "
-        "prefill is computed again, or their requests fail.",
+        description="Transfers by {{ $labels.connector }} that failed within ten minutes: "
+        '{{ printf "%.0f" $value }}. Their prefill is computed again, or their requests fail.',
     ),
 )
 
@@ -285,6 +285,6 @@ MODELS: Final = (
         dashboard=Dashboard.ENGINE,
         expr="increase(llm_model_loads_total[1h]) > $model_loads_high",
         summary=f"{_WHO} is loaded repeatedly",
-        description="{{ $value | humanize }} loads in the last hour.",
+        description='Loads within the last hour: {{ printf "%.0f" $value }}. Requests wait for each of them.',
     ),
 )

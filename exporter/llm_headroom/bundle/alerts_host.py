@@ -8,9 +8,15 @@ from llm_headroom.bundle.recording import NEEDED
 from llm_headroom.bundle.rule import Alert, Dashboard, Severity
 from llm_headroom.thresholds import FATAL_XIDS, XID_SECONDS
 
-_GPU: Final = "GPU {{ $labels.gpu }} of {{ $labels.instance }}"
+_GPU: Final = "{{ with $labels.gpu }}GPU {{ . }}{{ else }}A GPU{{ end }} of {{ $labels.instance }}"
 _SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
 _HOST: Final = "cluster, namespace, job, instance"
+
+_ACTION: Final = (
+    "{{ if eq $value 1.0 }}reset the GPU{{ else if eq $value 2.0 }}reboot the node{{ else if eq $value 3.0 }}end "
+    "peer-to-peer work{{ else if eq $value 4.0 }}drain it and reset it{{ else }}action {{ $value }}{{ end }}"
+)
+"""As `llm_gpu_recovery_action` counts them."""
 
 _FATAL: Final = "|".join(map(str, FATAL_XIDS))
 
@@ -61,8 +67,8 @@ GPU_MEMORY: Final = (
         expr="llm_oom_risk_ratio >= $oom_risk",
         wait="5m",
         summary="Memory ({{ $labels.memory }}) is likely to run out on {{ $labels.instance }}",
-        description="An allocation fails within 30 minutes with a probability of {{ $value | humanizePercentage }} "
-        "(GPU {{ $labels.gpu }}, engine {{ $labels.engine }} {{ $labels.target }}).",
+        description="An allocation of {{ $labels.engine }} {{ $labels.target }}{{ with $labels.gpu }} on GPU {{ . }}"
+        "{{ end }} fails within 30 minutes with a probability of {{ $value | humanizePercentage }}.",
     ),
     Alert(
         name="LLMGpuMemoryRunningOut",
@@ -74,8 +80,8 @@ GPU_MEMORY: Final = (
             and llm_gpu_memory_headroom_bytes offset 45m
             {_STARTED}""",
         wait="15m",
-        summary=f"The free memory of {_GPU} shrinks towards zero",
-        description="{{ $value | humanizePercentage }} of the memory is free, and none within $gpu_oom_horizon s if "
+        summary=f"{_GPU}: free memory shrinks towards zero",
+        description="{{ $value | humanizePercentage }} of the memory is free, and none within $gpu_oom_horizon if "
         "the trend of the last hour continues.",
     ),
     Alert(
@@ -84,7 +90,7 @@ GPU_MEMORY: Final = (
         dashboard=Dashboard.GPU,
         expr="llm_gpu_memory_overcommitted_bytes > 0",
         wait="5m",
-        summary=f"GPU memory of {_GPU} is overcommitted",
+        summary=f"{_GPU}: memory is overcommitted",
         description="Reservations, other processes and reserved memory exceed the device by "
         "{{ $value | humanize1024 }}B; the last one to start or grow fails.",
     ),
@@ -94,7 +100,7 @@ GPU_MEMORY: Final = (
         dashboard=Dashboard.ENGINE,
         expr="increase(llm_host_memory_oom_kills_total[10m]) > 0",
         summary=f"A process of {_SOURCE} was OOM-killed",
-        description="{{ $value | humanize }} kills in the last ten minutes.",
+        description='Kills within the last ten minutes: {{ printf "%.0f" $value }}.',
     ),
 )
 
@@ -106,7 +112,7 @@ GPU_HEALTH: Final = (
         expr='llm_gpu_state{state="lost"} == 1 or max_over_time(llm_gpus[1h]) - llm_gpus > 0',
         wait="1m",
         summary=f"{_GPU} is lost",
-        description="A GPU that was there, or that NVML lists, cannot be read any more; {{ $value }} of them.",
+        description="A GPU that was there, or that NVML lists, cannot be read any more. Such GPUs: {{ $value }}.",
     ),
     Alert(
         name="LLMGpuXidCritical",
@@ -114,7 +120,7 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr=_xid(_FATAL),
         summary=f"{_GPU} reported the fatal error Xid {{{{ $labels.xid }}}}",
-        description="{{ $value | humanizeDuration }} ago; what runs on it is lost or about to be.",
+        description="It did so {{ $value | humanizeDuration }} ago; what runs on it is lost or about to be.",
     ),
     Alert(
         name="LLMGpuXidContained",
@@ -122,7 +128,7 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr=_xid("94"),
         summary=f"{_GPU} reported a contained memory error (Xid 94)",
-        description="{{ $value | humanizeDuration }} ago; the affected process is lost, others continue.",
+        description="It did so {{ $value | humanizeDuration }} ago; the affected process is lost, others continue.",
     ),
     Alert(
         name="LLMGpuRowRemapFailure",
@@ -130,7 +136,7 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr="llm_gpu_row_remap_failure > 0",
         summary=f"{_GPU} could not remap a row of its memory",
-        description="llm_gpu_row_remap_failure is {{ $value }}: replace the device.",
+        description="Its memory can no longer be repaired: replace the device.",
     ),
     Alert(
         name="LLMGpuRowRemapPending",
@@ -139,7 +145,7 @@ GPU_HEALTH: Final = (
         expr="llm_gpu_row_remap_pending > 0",
         wait="5m",
         summary=f"{_GPU} waits for a reset to remap a row",
-        description="llm_gpu_row_remap_pending is {{ $value }}: it takes effect at the next reset.",
+        description="The repair of its memory takes effect at the next reset of the device.",
     ),
     Alert(
         name="LLMGpuRecoveryAction",
@@ -147,9 +153,8 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr="llm_gpu_recovery_action > 0",
         wait="1m",
-        summary=f"The driver requests a recovery of {_GPU}",
-        description="Action {{ $value }} (1 reset the GPU, 2 reboot the node, 3 stop peer-to-peer work, 4 drain and "
-        "reset).",
+        summary=f"{_GPU}: its driver requests a recovery",
+        description=f"What it asks for: {_ACTION}.",
     ),
     Alert(
         name="LLMGpuThrottled",
@@ -159,8 +164,7 @@ GPU_HEALTH: Final = (
             or min_over_time(llm_gpu_throttle_active{reason="sw_thermal"}[25m]) == 1""",
         wait="5m",
         summary=f"{_GPU} is throttled ({{{{ $labels.reason }}}})",
-        description="Heat or the power supply has reduced the clocks for minutes (llm_gpu_throttle_active is "
-        "{{ $value }}).",
+        description="Heat or the power supply has reduced the clocks for minutes; answers come slower.",
     ),
     Alert(
         name="LLMGpuTemperatureHigh",
@@ -169,7 +173,7 @@ GPU_HEALTH: Final = (
         expr='llm_gpu_temperature_celsius{sensor="gpu"} > $gpu_temperature_high',
         wait="10m",
         summary=f"{_GPU} is hot",
-        description="{{ $value }} °C, above $gpu_temperature_high.",
+        description='It has {{ printf "%.0f" $value }} °C, more than $gpu_temperature_high.',
     ),
     Alert(
         name="LLMGpuIdleWhileQueued",
@@ -181,7 +185,7 @@ GPU_HEALTH: Final = (
                 group_left () llm_gpu_utilization_ratio{{engine=""}}) < $gpu_idle_utilization)""",
         wait="5m",
         summary=f"Requests wait at {_SOURCE} while its GPUs idle",
-        description="{{ $value }} requests wait, and no GPU of the engine is used for more than "
+        description="Requests waiting: {{ $value }}. No GPU of the engine is busy for more than "
         "$gpu_idle_utilization of the time.",
     ),
 )
@@ -193,7 +197,7 @@ GPU_DAYS: Final = (
         dashboard=Dashboard.GPU,
         expr=f"{_OUTSIDE} - {_OUTSIDE} offset 6h > $gpu_growth_bytes and deriv({_OUTSIDE}[6h]) > 0",
         wait="15m",
-        summary=f"Memory on {_GPU} grows outside the engines' reservations",
+        summary=f"{_GPU}: memory grows outside the engines' reservations",
         description="{{ $value | humanize1024 }}B more than six hours ago: a leak, or another process.",
     ),
     Alert(
@@ -203,7 +207,7 @@ GPU_DAYS: Final = (
         expr="""increase(gpu:llm_gpu_ecc_errors_uncorrected:max[1d]) > 0
             or max without (severity) (increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[35m])) > 0""",
         summary=f"{_GPU} has uncorrectable memory errors",
-        description="{{ $value | humanize }} within a day.",
+        description='Such errors within a day: {{ printf "%.0f" $value }}.',
     ),
     Alert(
         name="LLMGpuPcieDegraded",
@@ -212,7 +216,7 @@ GPU_DAYS: Final = (
         expr="llm_gpu_pcie_link_width < max_over_time(gpu:llm_gpu_pcie_link_width:max[1d])",
         wait="10m",
         summary=f"{_GPU} has lost PCIe lanes",
-        description="{{ $value }} lanes are in use, fewer than within the last day.",
+        description="Lanes in use: {{ $value }}, fewer than within the last day.",
     ),
 )
 """On GPUs over hours and days, from what `recording` records of them; the newest errors from the counter itself."""
@@ -224,9 +228,10 @@ SOURCES: Final = (
         dashboard=Dashboard.EXPORTER,
         expr='up{job="$exporter_job"} == 0 or absent(up{job="$exporter_job"})',
         wait="5m",
-        summary="llm-headroom {{ $labels.instance }} is down",
-        description="Prometheus does not reach it ({{ $value }}), so the state of its engines is "
-        "unknown; what was down before stays so for an hour.",
+        summary="llm-headroom{{ with $labels.instance }} {{ . }}{{ end }} is down",
+        description="Prometheus {{ if $labels.instance }}does not reach it{{ else }}has no target of the job "
+        "{{ $labels.job }}{{ end }}, so the state of its engines is unknown; what was down before stays so for an "
+        "hour.",
     ),
     Alert(
         name="LLMModelGone",
@@ -237,9 +242,10 @@ SOURCES: Final = (
             and on (job) (last_over_time(up{job="$exporter_job"}[1h]) unless up{job="$exporter_job"})
             unless on (cluster, namespace, job, engine) llm_engine_state{state="loading"} == 1""",
         wait="5m",
-        summary="{{ $labels.model }} on {{ $labels.engine }} is gone from monitoring",
+        summary="{{ with $labels.model }}{{ . }} on {{ end }}{{ $labels.engine }} is gone from monitoring",
         description="Its last engine and that engine's llm-headroom are no longer among the targets of Prometheus, as "
-        "when a node is lost, and no other engine is starting. When last seen it had {{ $value }} running requests.",
+        "when a node is lost, and no other engine is starting. Requests that were running when it was seen last: "
+        "{{ $value }}.",
     ),
     Alert(
         name="LLMGpuSourceDown",
@@ -248,7 +254,7 @@ SOURCES: Final = (
         expr='llm_up{engine="nvml"} == 0',
         wait="10m",
         summary="GPUs of {{ $labels.instance }} cannot be read",
-        description="NVML has failed for 10 minutes; llm_up is {{ $value }}.",
+        description="NVML has failed for 10 minutes, so nothing is known of them.",
     ),
     Alert(
         name="LLMSourceStale",
@@ -266,7 +272,7 @@ SOURCES: Final = (
         expr="llm_source_duration_seconds > $source_slow",
         wait="10m",
         summary=f"Collecting from {_SOURCE} is slow",
-        description="{{ $value | humanizeDuration }}, above $source_slow s; beyond the timeout it fails.",
+        description="It takes {{ $value | humanizeDuration }}, more than $source_slow; beyond the timeout it fails.",
     ),
     Alert(
         name="LLMSignalLost",
@@ -281,8 +287,9 @@ SOURCES: Final = (
             or ({_LOST}) and on ({_HOST}, engine, target) llm_up{{engine!~"nvml|ollama"}} == 1""",
         wait="15m",
         summary=f"Signals of {_SOURCE} are lost",
-        description="Signal {{ $labels.signal }}: the engine answers ({{ $value }}), but exposes less than in the "
-        "last day; an upgrade may have renamed its metrics.",
+        description='The engine answers, but {{ if eq $labels.signal "unknown" }}fewer of its metrics are known than '
+        "{{ else }}it no longer exposes {{ $labels.signal }}, as it did {{ end }}within the last day; an upgrade "
+        "may have renamed its metrics.",
     ),
     Alert(
         name="LLMLabelCapReached",
@@ -291,7 +298,7 @@ SOURCES: Final = (
         expr="""increase(llm_label_values_capped_total[15m]) > 0
             or (llm_label_values_capped_total > 0 unless llm_label_values_capped_total offset 15m)""",
         summary=f"Too many values of the label {{{{ $labels.label }}}} of {_SOURCE}",
-        description="{{ $value | humanize }} values beyond the limit are exported as `other`.",
+        description='Values beyond the limit, exported as `other`: {{ printf "%.0f" $value }}.',
     ),
     Alert(
         name="LLMSamplesInvalid",
@@ -300,7 +307,7 @@ SOURCES: Final = (
         expr='llm_source_samples{state="invalid"} > 0',
         wait="15m",
         summary=f"Samples of {_SOURCE} cannot be used",
-        description="{{ $value }} samples of a collection are invalid.",
+        description="Invalid samples of a collection: {{ $value }}.",
     ),
     Alert(
         name="LLMOtlpDropped",
@@ -309,7 +316,8 @@ SOURCES: Final = (
         expr="sum without (cause) (increase(llm_otlp_dropped_points_total[15m])) > 0",
         wait="5m",
         summary="llm-headroom {{ $labels.instance }} drops points of its push",
-        description="{{ $value | humanize }} points of the last 15 minutes did not reach the OpenTelemetry collector.",
+        description="Points of the last 15 minutes that did not reach the OpenTelemetry collector: "
+        '{{ printf "%.0f" $value }}.',
     ),
     Alert(
         name="LLMCertificateExpiring",
@@ -330,6 +338,6 @@ SOURCES: Final = (
         expr="llm_config_last_reload_success == 0",
         wait="5m",
         summary="llm-headroom {{ $labels.instance }} runs with an old configuration",
-        description="Reload failed (llm_config_last_reload_success is {{ $value }}).",
+        description="The file could not be read when it was read last; its log says why.",
     ),
 )

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from string import Template
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.derive.words import span
+from llm_headroom.thresholds import Thresholds
+
 if TYPE_CHECKING:
     from llm_headroom.bundle.settings import BundleSettings
 
@@ -82,8 +85,24 @@ def expression(expr: str, settings: BundleSettings) -> str:
 
 
 def words(text: str, settings: BundleSettings) -> str:
-    """Return a summary or description with the thresholds in it."""
-    return Template(" ".join(text.split())).safe_substitute(_values(settings))
+    """Return a summary or description with the thresholds in it, as people write them."""
+    said = {
+        each.name: _said(getattr(settings.thresholds, each.name), each.metadata["unit"])
+        for each in dataclasses.fields(Thresholds)
+    }
+    return Template(" ".join(text.split())).safe_substitute(said)
+
+
+def _said(value: float, unit: str) -> str:
+    match unit:
+        case "ratio":
+            return f"{value * 100:.4g}%"
+        case "s":
+            return span(value) if value >= 120 else f"{value:g} s"  # noqa: PLR2004 - from where on it counts minutes
+        case "degrees Celsius":
+            return f"{value:g} °C"
+        case _:
+            return f"{value:g}"
 
 
 def scaled(duration: str, factor: float) -> str:
