@@ -12,8 +12,9 @@ import pytest
 from llm_headroom.bundle.dashboards.colours import (
     BAD,
     DECODE,
-    ENGINES,
     GOOD,
+    GREY,
+    HUES,
     PREFILL,
     QUEUE,
     UNKNOWN,
@@ -23,7 +24,8 @@ from llm_headroom.bundle.dashboards.colours import (
 )
 from llm_headroom.bundle.dashboards.fleet import DASHBOARD as FLEET
 from llm_headroom.bundle.settings import BundleSettings
-from llm_headroom.model import ENGINE_STATES
+from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.model import ENGINE_STATES, Subject
 
 Triple: TypeAlias = tuple[float, float, float]
 SIGHT: Final = {
@@ -91,10 +93,11 @@ def test_parts_of_a_request_look_different(sight: str) -> None:
 
 @pytest.mark.parametrize("sight", SIGHT)
 def test_engines_look_different(sight: str) -> None:
-    """Each engine has a hue; a router, which holds no memory of a GPU, may be near one."""
-    for (name, one), (other_name, other) in combinations(ENGINES.items(), 2):
-        if "sglang_router" not in {name, other_name}:
+    """Those of every hue, also of one that no engine has yet; yellow is a router's, which holds no memory of a GPU."""
+    for (name, one), (other_name, other) in combinations([*HUES.items(), ("grey", GREY)], 2):
+        if "yellow" not in {name, other_name}:
             assert math.dist(seen(one, sight), seen(other, sight)) > DISTINCT, (name, other_name)
+    assert {engine.subject for engine in BUILT_IN.values() if engine.colour == "yellow"} == {Subject.ROUTER}
 
 
 @pytest.mark.parametrize("sight", SIGHT)

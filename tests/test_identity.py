@@ -154,6 +154,11 @@ def test_an_expiry_is_right_with_any_number_of_fraction_digits_and_any_offset() 
         ({"/": Reply(b"<html>" + b" " * 19_977 + b"<title>It</title")}, "this looks like a web page (It);"),
         ({"/": Reply(b"<html>" + b" " * 20_000 + b"<title>It</title")}, "this looks like a web page;"),
         ({"/": Reply(b"It <html>")}, "SGLang/vLLM router, vLLM; check the port"),
+        (
+            {"/metrics": Reply(b"tgi_queue_size 1\n")},
+            "this looks like Text Generation Inference, an engine",
+        ),
+        ({"/metrics": Reply(b"acme_x 1\n")}, "one that is not built in is described under `engines`"),
         ({"/": Reply(b" " * 190 + b"Ollama is running")}, "(/metrics with 404), but could not be identified"),
         ({"/metrics": Reply(b"node_load1 0.5\n", 503)}, "(/metrics with 503), but could not be identified"),
         ({"/metrics": Reply(b"<html>A page"), "/": Reply(b"<html>sign in")}, "this looks like a web page;"),

@@ -362,6 +362,14 @@ def test_engines_and_rules_of_the_configuration() -> None:
     first = found["vllm"].rules[0]
     assert (first.names, first.scale, first.combine, first.sums) == (("tgi_size",), 2.0, Combine.MAX, True)
     assert found["vllm"].rules[1:] == BUILT_IN["vllm"].rules
+    vocabulary = Vocabulary(made)
+    states = [vocabulary.state(name, "gauge") for name in ("tgi_xy", "process_open_fds", "tgi_size", "tgi_y")]
+    assert states == [SampleState.IGNORED, SampleState.IGNORED, SampleState.MAPPED, SampleState.UNKNOWN]
+    snapshot = Snapshot(target="t", engine="tgi", taken=0.0, points=(), health=Health(up=True))
+    reasons = dict(coverage.missing(snapshot, made))
+    assert {reasons[schema.KV_CACHE_CAPACITY.name], reasons[schema.PROMPT_TOKENS.name]} == {
+        "no rule under `engines.tgi` gives it"
+    }
 
 
 # What is missing -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import msgspec
 from llm_headroom.config.kinds import Kind, kind_of, written
 from llm_headroom.config.reader import Key, shape
 from llm_headroom.config.settings import Config
+from llm_headroom.engines.built_in import BUILT_IN
 
 _SHORT: Final = {"a string": "string", "true or false": "boolean"}
 """JSON Schema's types of the short forms of sections."""
@@ -41,14 +42,15 @@ class Words(NamedTuple):
 
 @cache
 def words(section: type) -> Mapping[str, Words]:
-    """The docstrings below the fields of a structure, in parts."""
+    """The docstrings below the fields of a structure, in parts. BUILT_IN in them stands for the engines' names."""
     [body] = ast.parse(inspect.getsource(section)).body
     assert isinstance(body, ast.ClassDef)  # noqa: S101 - the source of a class is one
     found = {}
     for line, after in zip(body.body, body.body[1:], strict=False):
         match line, after:
             case ast.AnnAssign(target=ast.Name(field)), ast.Expr(ast.Constant(str(text))):
-                parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", " ".join(text.split()))
+                text = " ".join(text.split()).replace("BUILT_IN", ", ".join(f"`{name}`" for name in BUILT_IN))
+                parts = re.fullmatch(r"(.*?)(?: Default: (.*?)\.)?(?: Example: `(.*)`\.)?", text)
                 assert parts  # noqa: S101 - every part may be missing
                 found[field] = Words(parts[1], parts[2] or "", parts[3] or "")
     return found

@@ -52,7 +52,9 @@ class _Names:
                 raise ConfigError(f"{name} is built in; give it extra rules under mappings.{name}")
             self.engines.add(name)
         elif name not in self.engines:
-            raise ConfigError(f"unknown engine {shown(name)}{near(name, self.engines)}")
+            hint = near(name, self.engines)
+            other = "" if "did you mean" in hint else "; any other engine is described under `engines`"
+            raise ConfigError(f"unknown engine {shown(name)}{hint}{other}")
 
     def accept(self, value: Any, place: Place) -> None:  # noqa: ANN401 - any structure of the file
         """Takes notice of proxies, and of targets."""

@@ -135,8 +135,7 @@ class Target:
     """Value of the label `target`; it must be unique. `nvml` is reserved. Default: `host:port` and prefix
     of the URL. Example: `llm-a`."""
     engine: Engine | None = None
-    """`vllm`, `sglang`, `sglang_router`, `ollama`, `llamacpp`, or a name under `engines`. Default: detected. Example:
-    `vllm`."""
+    """BUILT_IN, or a name under `engines`. Default: detected. Example: `vllm`."""
     model: Word = ""
     """Name of the model on every series, in place of the engine's own name, if that is useless (`undefined`, a path).
     For engines that serve one model. Default: the engine's own name. Example: `llama-3-8b`."""
@@ -256,13 +255,14 @@ class EngineSettings:
     prefixes: tuple[Metric, ...] = ()
     """Prefixes of its metric names, by which it is recognised. Example: `[tgi_]`."""
     model_label: Label | None = None
-    """The label that names the model. Example: `model`."""
+    """The label that names the model. Without it the values of all models add up to one. Example: `model`."""
     replica_label: Label | None = None
-    """The label that numbers data-parallel replicas. Example: `rank`."""
+    """The label that numbers data-parallel replicas. Without it their values add up. Example: `rank`."""
     rules: Annotated[tuple[RuleSettings, ...], Some]
     """As under [Mappings](#mappings)."""
     ignored: tuple[MetricGlob, ...] = ()
-    """Names of metrics to ignore on purpose; they are not reported as unknown. Example: `["tgi_tokenize_*"]`."""
+    """Names of metrics to ignore on purpose; they are not reported as unknown. Those of Python's runtime (`python_*`,
+    `process_*`, `*_created`) are ignored without it. Example: `["tgi_tokenize_*"]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from llm_headroom.derive import twin
 from llm_headroom.derive.interval import between
 from llm_headroom.derive.step_cost import Learner
 from llm_headroom.derive.traffic import QUIET_SECONDS, Lengths, Traffic
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.model import point
 
 if TYPE_CHECKING:
@@ -46,12 +47,10 @@ FINEST_SECONDS: Final = 4.5
 LONGEST_GAP: Final = 300.0
 """Seconds without a poll after which the traffic of the window starts again."""
 SMOOTHING_SECONDS: Final = 120.0
-SLOTTED: Final = frozenset({"llamacpp", "ollama"})
-"""Engines whose requests have a slot with a whole context each, so that no KV cache is shared."""
+_SLOTTED: Final = frozenset(name for name, engine in BUILT_IN.items() if engine.slotted)
 _CONTEXT: Final = 131_072.0
 """Tokens that a slot is taken to hold where the cache is not the limit."""
-_RESERVING: Final = frozenset({"sglang"})
-"""Engines that prefill first, and reserve room for answers before they admit."""
+_RESERVING: Final = frozenset(name for name, engine in BUILT_IN.items() if engine.reserves)
 _RESERVING_CEILING: Final = 0.9
 """Of the cache, where an engine that reserves stops admitting, until it was seen to."""
 _LEAST_CEILING: Final = 0.6
@@ -155,7 +154,7 @@ class Known:
     @property
     def capacity(self) -> float | None:
         """KV tokens of a replica; None where they are not reported and matter."""
-        if self.engine in SLOTTED and self.last.limit:
+        if self.engine in _SLOTTED and self.last.limit:
             return self.last.limit / self.replicas * _CONTEXT
         return self.last.capacity / self.replicas if self.last.capacity else None
 

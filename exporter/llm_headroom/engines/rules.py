@@ -172,7 +172,8 @@ class Engine:
     port: where it listens by default; several engines may have the same one.
     later_port: where newer releases listen by default, 0 if nowhere else.
     releases: those that its rules know, for people.
-    colour: Grafana's name of the colour that its series have on every dashboard.
+    colour: the word of the colour that its series have on every dashboard, out of `HUES` in
+        bundle/dashboards/colours.py; no two engines have the same.
     model_parts: labels that distinguish parts of a model that are models of their own (stages of a pipeline).
     adds_up: labels whose series are parts that add up. Any other label that no rule knows, and that
         distinguishes series, separates them as replicas; if it names ranks (`local_rank`, `tp`), the series repeat one
@@ -196,6 +197,8 @@ class Engine:
     interval: the shortest interval at which it may be polled, seconds.
     timeout: the shortest deadline that makes sense for it, seconds.
     queue_limit: the most requests that wait in it by default before it turns more away, None for any number.
+    slotted: True if each of its requests has a slot with a whole context, so that no KV cache is shared.
+    reserves: True if it prefills first, and reserves room for an answer before it admits the request.
     vocabulary: every name that its rules use, in every spelling.
     """
 
@@ -230,6 +233,8 @@ class Engine:
     interval: float = 0.0
     timeout: float = 0.0
     queue_limit: int | None = None
+    slotted: bool = False
+    reserves: bool = False
     vocabulary: frozenset[str] = field(init=False)
     _bare: frozenset[str] = field(init=False)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_headroom import schema
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.openai_api import RUNTIME
 from llm_headroom.engines.rules import Combine, Document, Engine, Rule, always
 from llm_headroom.model import Subject
 
@@ -52,7 +53,7 @@ def _engine(settings: EngineSettings) -> Engine:
         documents=always(Document(key="metrics", path=settings.path, text=True)),
         rules=rules,
         subject=Subject.ROUTER if routes else Subject.ENGINE,
-        ignored=dict.fromkeys(settings.ignored, "by the configuration"),
+        ignored={**RUNTIME, **dict.fromkeys(settings.ignored, "by the configuration")},
         model_label=settings.model_label or "",
         replica_label=settings.replica_label or "",
         silent=f"no metrics that begin with {' or '.join(settings.prefixes)}" if settings.prefixes else "",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.derive import capacity
 from llm_headroom.derive.observation import observe
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.model import Subject
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def _reason(
     rules = [rule for rule in engine.rules if rule.metric is metric]
     where = engine.fact_sources.get(metric.name)
     if not rules and where is None:
+        if engine.name not in BUILT_IN:
+            return f"no rule under `engines.{engine.name}` gives it"
         return _proxy(engine) if metric in BY_PROXY else f"{engine.title} does not expose this metric"
     parts = []
     if rules:

@@ -42,8 +42,8 @@ _OTHER_EXPORTERS: Final = {
     "litellm_": "LiteLLM's proxy",
     "envoy_": "Envoy",
     "nv_inference_": "NVIDIA's Triton",
-    "tgi_": "Text Generation Inference, an engine that is not supported",
-    "vllm_mlx_": "vllm-mlx, an engine that is not supported",
+    "tgi_": "Text Generation Inference, an engine that is not built in",
+    "vllm_mlx_": "vllm-mlx, an engine that is not built in",
 }
 """Prefix of a metric's name → who exposes such metrics; the first one that is found speaks."""
 _TITLE: Final = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
@@ -134,7 +134,8 @@ def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Fai
         Cause.NOT_THIS_ENGINE,
         f"{endpoint.url} answers (/metrics with {found.statuses[0]}), but could not be identified as any of {known}"
         + (f"; {found.words}" if found.words else "")
-        + "; check the port, or name its engine: --target ENGINE=URL",
+        + "; check the port, or name its engine: --target ENGINE=URL; one that is not built in is described under "
+        "`engines` of the configuration",
     )
 
 

@@ -5,10 +5,13 @@ They differ in lightness, so that those who see no green or no red tell them apa
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.model import Level, Subject
+
+if TYPE_CHECKING:
+    from llm_headroom.engines.rules import Engine
 
 GOOD: Final = "#1E9A85"
 WARN: Final = "#FFC845"
@@ -16,16 +19,35 @@ BAD: Final = "#960F35"
 UNKNOWN: Final = "#D4D6E0"
 JUDGED: Final = {Level.GOOD: GOOD, Level.WARN: WARN, Level.BAD: BAD, Level.UNKNOWN: UNKNOWN}
 
-_HUES: Final = {
+HUES: Final = {
     "blue": "#0072B2",
     "orange": "#E69F00",
     "green": "#009E73",
     "purple": "#7D30E8",
     "yellow": "#F0E442",
+    "brown": "#774400",
+    "sky": "#88BBFF",
+    "lime": "#AADD88",
 }
-"""Of Okabe and Ito, "Color Universal Design" (2008), but for a purple that is farther from the green."""
+"""By the word that an engine has as its `colour`. The first five are of Okabe and Ito, "Color Universal Design" (2008),
+but for a purple that is farther from the green; yellow is near orange, and a router's."""
 GREY: Final = "#BFC3D1"
-ENGINES: Final = {engine.name: _HUES[engine.colour] for engine in BUILT_IN.values()} | {"nvml": GREY}
+
+
+def hue(engine: Engine) -> str:
+    """Return the colour of an engine.
+
+    Raises:
+        ValueError: it has none, or one that is not among HUES.
+    """
+    if engine.colour not in HUES:
+        taken = {each.colour for each in BUILT_IN.values()}
+        free = ", ".join(word for word in HUES if word not in taken)
+        raise ValueError(f"{engine.name} has the colour {engine.colour!r}, which is not in HUES; free: {free}")
+    return HUES[engine.colour]
+
+
+ENGINES: Final = {name: hue(engine) for name, engine in BUILT_IN.items()} | {"nvml": GREY}
 
 QUEUE: Final = "#D55E00"
 PREFILL: Final = "#56B4E9"

@@ -278,6 +278,7 @@ ENGINE: Final = Engine(
     facts=_facts,
     limit_per_model=True,
     queue_limit=512,  # OLLAMA_MAX_QUEUE (ollama/ollama, envconfig/config.go)
+    slotted=True,
     fact_sources={
         "llm_models_loaded": "`/api/ps`",
         "llm_model_loaded": "`/api/ps`, and `/api/tags` for those that are not loaded",

@@ -46,6 +46,7 @@ ENGINE: Final = Engine(
     port=30000,
     releases="0.4 to 0.5.23",
     colour="orange",
+    reserves=True,
     prefixes=("sglang:", "sglang_"),
     replica_label="dp_rank",
     adds_up=("priority", "mode", "phase"),
