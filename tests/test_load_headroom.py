@@ -76,6 +76,12 @@ def polled(simulated: Simulated, seconds: int, memory: Memory | None = None) -> 
     return memory, derived
 
 
+@lru_cache
+def learned(rate: float) -> Memory:
+    """What is known after a quarter of an hour of so many requests per second."""
+    return polled(Simulated(rate), 900)[0]
+
+
 def estimate_of(memory: Memory) -> Estimate:
     known = memory.models["m"]
     found = estimated(known.load, targets(OBJECTIVES, known.tallies))
@@ -93,8 +99,7 @@ def values(derived: Sequence[Point], metric: Metric, label: str) -> dict[str, fl
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 1.0])
 def test_the_limit_is_found_from_a_share_of_it(load: float) -> None:
-    memory, _ = polled(Simulated(load * LIMIT), 900)
-    found = estimate_of(memory)
+    found = estimate_of(learned(load * LIMIT))
     assert found.headroom["ttft"].ratio * load == pytest.approx(1.0, rel=0.25)
     assert found.headroom["ttft"].binding == "compute"
     assert found.rate == pytest.approx(load * LIMIT, rel=0.15)
@@ -114,8 +119,7 @@ def test_bursts_within_a_poll_are_known_by_what_first_tokens_waited(load: float)
 
 def test_the_age_of_a_backlog_does_not_count_as_load() -> None:
     """An hour beyond the limit makes all first tokens slow, as twice the limit does."""
-    memory, _ = polled(Simulated(LIMIT), 900)
-    model = memory.models["m"]
+    model = learned(LIMIT).models["m"]
     waited = model.load.traffic.waited
     late = Lengths(waited.bounds, tuple(100.0 * (bound > 2.5) for bound in waited.bounds))
     found = estimated(
@@ -123,11 +127,6 @@ def test_the_age_of_a_backlog_does_not_count_as_load() -> None:
     )
     assert found is not None
     assert 0.75 < found.headroom["ttft"].ratio < 1.0
-
-
-@lru_cache
-def at_seven_tenths() -> Memory:
-    return polled(Simulated(0.7 * LIMIT), 900)[0]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def at_seven_tenths() -> Memory:
     ],
 )
 def test_what_first_tokens_waited_corrects_the_twin(counts: tuple[float, ...], ratio: float) -> None:
-    model = at_seven_tenths().models["m"]
+    model = learned(0.7 * LIMIT).models["m"]
     waited = Lengths((0.5, 1.0, 2.5, 5.0), counts)
     known = replace(model.load, traffic=replace(model.load.traffic, waited=waited))
     found = estimated(known, targets(OBJECTIVES, model.tallies))
@@ -150,7 +149,7 @@ def test_what_first_tokens_waited_corrects_the_twin(counts: tuple[float, ...], r
 
 
 def test_a_dear_step_cost_cannot_say_less_than_half_of_what_was_served_while_requests_waited() -> None:
-    memory, _ = polled(Simulated(2.0 * LIMIT), 900)
+    memory = learned(2.0 * LIMIT)
     known = memory.models["m"].load
     assert known.learner.cost is not None
     wrong = StepCost(*(50.0 * each for each in known.learner.cost))
@@ -165,7 +164,7 @@ def test_a_dear_step_cost_cannot_say_less_than_half_of_what_was_served_while_req
 
 
 def test_few_minutes_of_waiting_do_not_bound_what_fits() -> None:
-    memory, _ = polled(Simulated(2.0 * LIMIT), 900)
+    memory = learned(2.0 * LIMIT)
     known = memory.models["m"].load
     assert known.learner.cost is not None
     brief = tuple(
@@ -241,7 +240,7 @@ def test_replicas_that_share_the_traffic_have_the_headroom_of_one() -> None:
 
 
 def test_estimates_are_made_in_a_thread_for_each_model_that_is_due_and_not_again_at_once() -> None:
-    memory, _ = polled(Simulated(0.5 * LIMIT), 900)
+    memory = learned(0.5 * LIMIT)
     estimates = LoadEstimates("t", OBJECTIVES)
 
     async def twice() -> tuple[list[tuple[str, Estimate]], list[tuple[str, Estimate]]]:
@@ -298,8 +297,7 @@ def test_engines_with_slots_need_no_cache_but_their_number() -> None:
 
 
 def settled(ratio: float, waiting: float = 0.0) -> Known:
-    memory, _ = polled(Simulated(1.0), 900)
-    known = memory.models["m"].load
+    known = learned(1.0).models["m"].load
     known = replace(known, last=replace(known.last, waiting=waiting))
     headroom = {"ttft": Headroom(ratio, "compute")}
     return known.with_estimate(Estimate(at=known.at, headroom=headroom, rate=known.traffic.rate))
@@ -361,17 +359,10 @@ def test_beyond_the_bounds_is_the_bound() -> None:
     assert math.isfinite(factor(lambda times: times > 1.0, 0.0))
 
 
-@lru_cache
-def elder() -> Memory:
-    """An engine that has been known for a quarter of an hour."""
-    memory, _ = polled(Simulated(0.5 * LIMIT), 900)
-    return memory
-
-
 def test_a_new_engine_inherits_the_step_cost_of_one_of_its_kind_and_has_a_figure_after_four_minutes() -> None:
     simulated = Simulated(0.6 * LIMIT)
     memory, _ = polled(simulated, 10)
-    memory, _ = polled(simulated, 180, with_kin(memory, [elder(), memory]))
+    memory, _ = polled(simulated, 180, with_kin(memory, [learned(0.5 * LIMIT), memory]))
     assert memory.models["m"].load.missing is Missing.BUSY
     memory, _ = polled(simulated, 70, memory)
     assert memory.models["m"].load.due
@@ -388,7 +379,7 @@ def test_a_new_engine_inherits_the_step_cost_of_one_of_its_kind_and_has_a_figure
 def test_what_another_kind_of_engine_has_learned_is_not_believed(other: Callable[[], Simulated]) -> None:
     simulated = other()
     memory, _ = polled(simulated, 10)
-    memory, _ = polled(simulated, 400, with_kin(memory, [elder()]))
+    memory, _ = polled(simulated, 400, with_kin(memory, [learned(0.5 * LIMIT)]))
     assert memory.models["m"].load.missing is Missing.BUSY
     memory, _ = polled(simulated, 250, memory)
     assert memory.models["m"].load.missing is Missing.PENDING
@@ -396,4 +387,4 @@ def test_what_another_kind_of_engine_has_learned_is_not_believed(other: Callable
 
 def test_an_engine_that_is_known_keeps_its_own_step_cost() -> None:
     memory, _ = polled(Simulated(0.5 * LIMIT), 120)
-    assert with_kin(memory, [elder()]) is memory
+    assert with_kin(memory, [learned(0.5 * LIMIT)]) is memory

@@ -95,6 +95,34 @@ def test_it_starts_where_it_is_installed(files: Path, tmp_path: Path, pattern: s
     assert found.stdout.startswith(str(tmp_path)), "not the source tree that is tested here"
 
 
+def of(package: Path, *question: str) -> str:
+    return subprocess.run(["dpkg-deb", *question, package], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_package_has_the_program_its_unit_and_its_settings(files: Path, tmp_path: Path) -> None:
+    program("dpkg-deb", "dpkg")
+    [package] = files.glob("*.deb")
+    assert package.name.startswith(f"llm-headroom_{__version__}_")
+    major, minor = sys.version_info[:2]
+    assert of(package, "--field").count(f"python3 (>= {major}.{minor})") == 1
+    listed = of(package, "--contents").splitlines()
+    assert all(" root/root " in line for line in listed)
+    names = {line.split()[5].removeprefix(".") for line in listed}
+    assert names >= {
+        "/usr/bin/llm-headroom",
+        "/usr/lib/llm-headroom/llm_headroom/commands/run.py",
+        "/usr/lib/llm-headroom/llm_headroom/bundle/runbooks/LLMEngineDown.md",
+        "/usr/share/man/man1/llm-headroom.1.gz",
+        "/usr/share/bash-completion/completions/llm-headroom",
+        "/etc/llm-headroom/environment",
+        "/lib/systemd/system/llm-headroom.service",
+    }
+    subprocess.run(["dpkg-deb", "--control", package, tmp_path], check=True)
+    assert (tmp_path / "conffiles").read_text() == "/etc/llm-headroom/environment\n"
+    for script in ("postinst", "prerm", "postrm"):
+        subprocess.run(["sh", "-n", tmp_path / script], check=True)
+
+
 def test_the_debian_package_unpacks_into_a_clean_root_and_starts(files: Path, tmp_path: Path) -> None:
     """With the libraries of the tests: those of the package come from a network. Its scripts are for a real system."""
     dpkg = program("dpkg", "dpkg")

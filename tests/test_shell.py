@@ -1,4 +1,4 @@
-"""What a host gets besides the program: a hash of a password, completion, a man page, a Debian package."""
+"""What a host gets besides the program: hashed passwords, completion, a man page, the unit of its Debian package."""
 
 from __future__ import annotations
 
@@ -126,41 +126,6 @@ def test_the_man_page_has_every_command_and_option() -> None:
 
 
 # The Debian package --------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package as it is, but without libraries, which come from a network."""
-    program("dpkg-deb", "dpkg")
-    folder = tmp_path_factory.mktemp("deb")
-    (folder / "empty.lock").write_text("")
-    return deb.build(folder, folder / "empty.lock")
-
-
-def of(package: Path, *question: str) -> str:
-    return subprocess.run(["dpkg-deb", *question, package], capture_output=True, text=True, check=True).stdout
-
-
-def test_the_package_has_the_program_its_unit_and_its_settings(package: Path, tmp_path: Path) -> None:
-    assert package.name.startswith(f"llm-headroom_{__version__}_")
-    major, minor = sys.version_info[:2]
-    assert of(package, "--field").count(f"python3 (>= {major}.{minor})") == 1
-    listed = of(package, "--contents").splitlines()
-    assert all(" root/root " in line for line in listed)
-    names = {line.split()[5].removeprefix(".") for line in listed}
-    assert names >= {
-        "/usr/bin/llm-headroom",
-        "/usr/lib/llm-headroom/llm_headroom/commands/run.py",
-        "/usr/lib/llm-headroom/llm_headroom/bundle/runbooks/LLMEngineDown.md",
-        "/usr/share/man/man1/llm-headroom.1.gz",
-        "/usr/share/bash-completion/completions/llm-headroom",
-        "/etc/llm-headroom/environment",
-        "/lib/systemd/system/llm-headroom.service",
-    }
-    subprocess.run(["dpkg-deb", "--control", package, tmp_path], check=True)
-    assert (tmp_path / "conffiles").read_text() == "/etc/llm-headroom/environment\n"
-    for script in ("postinst", "prerm", "postrm"):
-        subprocess.run(["sh", "-n", tmp_path / script], check=True)
-
-
 def test_the_package_s_unit_is_the_shipped_one_with_a_user_that_stays(tmp_path: Path) -> None:
     text = deb.unit()
 
