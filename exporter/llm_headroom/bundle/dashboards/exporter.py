@@ -151,7 +151,7 @@ def _sources(scope: Scope, limits: Thresholds) -> Panel:
 
     version = f"group by ({SOURCE}, version) ({scope.of(schema.ENGINE_INFO)}) * 0"
     up = scope.of(schema.UP)
-    known = f"(min by ({SOURCE}) ({up}) or min by ({SOURCE}) ({scope.behind(up)}) * 0 + 2)"
+    known = f"(min by ({SOURCE}) ({up}) or group by ({SOURCE}) ({scope.behind(up)}) + 1)"
     state = f"({version} + on ({SOURCE}) group_left () {known})"
     return table(
         "Sources",

@@ -93,7 +93,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         stat(
             "Full in",
             "Time until the first KV cache is full at the current demand. For planning, not for paging.",
-            scope.exposed(f"{exhaustion} or min({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)}) * 0 - {-NOT_FILLING}"),
+            scope.exposed(f"{exhaustion} or group({scope.of(schema.KV_CACHE_HEADROOM_TOKENS)}) * 0 - {-NOT_FILLING}"),
             unit="s",
             steps=below(limits.kv_exhaustion_soon),
             alert="LLMKVHeadroomLow",

@@ -77,7 +77,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         stat(
             "Spilled",
             "Models of which a part runs on the CPU.",
-            f"count({offload} < {limits.offload_low:g}) or max({scope.of(schema.UP, _OURS)}) * 0",
+            f"count({offload} < {limits.offload_low:g}) or group({scope.of(schema.UP, _OURS)}) * 0",
             steps=above(1),
             alert="LLMModelSpilledToCPU",
         ),

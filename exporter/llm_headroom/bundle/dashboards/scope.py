@@ -176,12 +176,12 @@ class Scope:
         """Return the expression, or `NOT_EXPOSED` if it has no series although a source is up; nothing if none is."""
         grouping = f" by ({by})" if by else ""
         alive = self.of(schema.UP, ENGINES)
-        return f"({expr}) or (max{grouping} ({alive} == 1) * 0 - {-NOT_EXPOSED})"
+        return f"({expr}) or (group{grouping} ({alive} == 1) * 0 - {-NOT_EXPOSED})"
 
     def exposed_gpu(self, expr: str) -> str:
         """Return `exposed` for what NVML provides."""
         alive = f'llm_up{{{self.matchers(())}, engine="nvml"}}'
-        return f"({expr}) or (max({alive} == 1) * 0 - {-NOT_EXPOSED})"
+        return f"({expr}) or (group({alive} == 1) * 0 - {-NOT_EXPOSED})"
 
     def variables(self, *, single: bool = False) -> tuple[Variable, ...]:
         """Return what can be chosen, each narrowed by those before it; with `single` one instance and one target."""
