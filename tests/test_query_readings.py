@@ -29,7 +29,7 @@ from programs import prometheus_version
 from prometheus_server import asked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from llm_headroom.bundle.dashboards.panel import Panel
 
@@ -141,23 +141,52 @@ def test_compare_reads_what_is_recorded_of_all_and_the_own_buckets_of_some(
 
 
 def test_parts_of_a_request_without_a_histogram_follow_from_the_others(address: str) -> None:
-    """Every histogram's mean is 0.7 s here, so that what is left between two of them is nothing."""
+    """Every histogram's mean is 0.7 s here; the part that is to be shorter gets 0.6 s, which is one of its buckets."""
     _, prefill, decode, _ = next(panel.queries for uid, panel in PANELS if panel.title.startswith("Mean request"))
 
-    def left(expr: str, *without: str) -> list[float]:
+    def left(expr: str, shorter: str = "-", without: Sequence[str] = ()) -> list[float]:
+        expr = expr.replace(f"llm_{shorter}_seconds_sum{{", f'llm_{shorter}_seconds_bucket{{le="0.5", ')
         for name in without:
             expr = expr.replace(f"llm_request_{name}_seconds", "llm_not_exposed")
         return [round(value, 6) for value in readings(address, expr, every_series.END)]
 
     assert left(prefill.expr) == left(decode.expr) == [0.7]
-    assert left(prefill.expr, "prefill") == left(decode.expr, "decode") == [0.0]
-    assert left(prefill.expr, "prefill", "queue") == [0.7]
+    assert left(prefill.expr, "request_queue", ["prefill"]) == [0.1]
+    assert left(prefill.expr, without=["prefill", "queue"]) == [0.7]
+    assert left(decode.expr, "time_to_first_token", ["decode"]) == [0.1]
 
 
-def test_no_alert_fires_where_rules_are_evaluated_and_none_does(address: str) -> None:
-    (query,) = next(panel.queries for _, panel in PANELS if panel.title == "Pages firing")
-    assert readings(address, query.expr.replace("ALERTS", "NOTHING"), every_series.END) == [0.0]
-    assert readings(address, query.expr.replace("ALERTS", "NOTHING"), every_series.ALONE) == []
+EXHAUSTION, RATIO, TOKENS = (
+    f"llm_kv_cache_{name}" for name in ("exhaustion_seconds", "headroom_ratio", "headroom_tokens")
+)
+
+
+@pytest.mark.parametrize(
+    ("title", "changes", "expected"),
+    [
+        ("Pages firing", {"ALERTS": "NONE"}, [0.0]),
+        ("Pages firing", {"ALERTS": "NONE", "engine_model:": "NONE:"}, []),
+        ("Full in", {EXHAUSTION: "NONE"}, [-3.0]),  # nothing grows
+        ("Full in", {EXHAUSTION: "NONE", RATIO: f"0 * {RATIO}"}, [0.0]),  # it is full
+        ("Full in", {EXHAUSTION: "NONE", TOKENS: "NONE"}, [-2.0]),  # not exposed
+        ("Spilled", {"llm_model_offload_ratio": "NONE"}, [0.0]),
+    ],
+)
+def test_what_a_tile_says_where_something_is_absent(
+    address: str, title: str, changes: dict[str, str], expected: list[float]
+) -> None:
+    expr = next(panel.queries[0].expr for _, panel in PANELS if panel.title == title)
+    for before, after in changes.items():
+        expr = expr.replace(before, after)
+    assert readings(address, expr, every_series.END) == expected
+
+
+def test_what_is_not_known_to_be_reusable_is_free(address: str) -> None:
+    queries = next(panel.queries for uid, panel in PANELS if (uid, panel.title) == ("kv", "Tokens by use"))
+    used, reusable, free, capacity = (readings(address, query.expr, every_series.END)[0] for query in queries)
+    assert used + reusable + free == pytest.approx(capacity)
+    without = queries[2].expr.replace("llm_kv_cache_evictable_tokens", "NONE")
+    assert readings(address, without, every_series.END) == pytest.approx([capacity - used])
 
 
 def test_there_are_no_more_curves_than_can_be_told_apart(address: str) -> None:

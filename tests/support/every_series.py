@@ -41,8 +41,8 @@ STEPS: Final = 60
 DEAD: Final = 20
 """Steps from the end at which the third exporter has its last sample."""
 HOSTS: Final = {"a": STEPS, "b": STEPS, "dead": STEPS - DEAD}
-TWICE: Final = ("b", "dead")
-"""Hosts whose exporter is scraped twice, by jobs of two namespaces: what it exposes is there twice, and differs."""
+NAMESPACES: Final = ("n", "o")
+"""An exporter is scraped twice, by jobs of two namespaces: what it exposes is there twice, and differs."""
 TARGETS: Final = (("vllm", "m", "one:8000", ("0", "1")), ("ollama", "n", "two:11434", ("",)))
 NONE: Final = ("", "", "", ("",))
 BOUNDS: Final = {"0.1": 0.3, "0.5": 0.6, "1.0": 0.9, "5.0": 0.99, "+Inf": 1.0}
@@ -160,7 +160,7 @@ def _recorded() -> Iterator[tuple[str, list[float]]]:
 
 def series() -> Iterator[tuple[str, list[float]]]:
     """Each series with its values, from the first step on."""
-    for host, namespace in (*((host, "n") for host in HOSTS), *((host, "o") for host in TWICE)):
+    for host, namespace in product(HOSTS, NAMESPACES):
         steps = HOSTS[host]
         place = {"cluster": "c", "namespace": namespace, "job": "llm-headroom", "instance": f"{host}:9836"}
         yield from _schema(host, place, steps)
