@@ -31,9 +31,16 @@ def _errors(share: str) -> str:
 
 
 def held(state: str) -> str:
-    """The flag of a state; that of an exporter that died stays as it was for an hour: silence heals nothing."""
+    """The flag of a state; it stays as it was for an hour where nobody can know better: silence heals nothing.
+
+    That is an exporter that died, or one that has started since and knows no model of an engine that it never saw up.
+    """
     flag = f'llm_engine_state{{state="{state}"}}'
-    return f'({flag} or last_over_time({flag}[1h]) and on (job, instance) up{{job="$exporter_job"}} == 0)'
+    unseen = 'up{job="$exporter_job"} == 0 or llm_up{engine!="nvml"} == 0'
+    return (
+        f"({flag} or last_over_time({flag}[1h])"
+        f" unless on (job, instance, target) llm_up == 1 and on (job, instance) ({unseen}))"
+    )
 
 
 _PROGRESS: Final = """increase(llm_requests_finished_total[${blocked_seconds}s])

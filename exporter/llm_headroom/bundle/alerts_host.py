@@ -260,7 +260,8 @@ SOURCES: Final = (
         name="LLMSourceStale",
         severity=Severity.TICKET,
         dashboard=Dashboard.EXPORTER,
-        expr="time() - llm_source_last_success_timestamp_seconds > $source_stale",
+        expr="""time() - llm_source_last_success_timestamp_seconds > $source_stale
+            and changes(llm_source_last_success_timestamp_seconds[${source_stale}s]) == 0""",
         wait="1m",
         summary=f"Data from {_SOURCE} is stale",
         description="The last successful collection was {{ $value | humanizeDuration }} ago.",
