@@ -99,6 +99,19 @@ def test_a_device_that_joins_counts_from_then_on() -> None:
     assert value(derived, "llm_engine_energy_joules_total") == pytest.approx(100 + 20)
 
 
+def test_tokens_of_a_time_whose_energy_or_price_is_not_known_do_not_lower_what_one_costs() -> None:
+    late = run(
+        [
+            (0.0, tokens(a=0.0), economy.Gpus(1)),
+            (60.0, tokens(a=6_000.0), gpus(1e6)),
+            (120.0, tokens(a=12_000.0), gpus(1e6 + 60_000.0)),
+        ]
+    )
+    assert value(late, "llm_energy_per_token_joules") == pytest.approx(10.0)
+    priced = run([(0.0, tokens(a=0.0), None), (60.0, tokens(a=6_000.0), None), (120.0, tokens(a=12_000.0), gpus(1.0))])
+    assert value(priced, "llm_cost_per_million_tokens") == pytest.approx(0.001 * 60 / 6_000 * 1e6)
+
+
 def test_a_shared_device_is_split_by_the_memory_that_engines_hold() -> None:
     def held(target: str, uuid: str, kind: str, size: float) -> Point:
         labels = {"gpu": uuid, "uuid": uuid, "engine": "vllm", "target": target, "kind": kind}

@@ -204,7 +204,7 @@ def test_everything_of_a_wide_terminal() -> None:
             "b saturated: requests wait"
         ),
         "STATE TARGET MODEL ENGINE TAKES RUN WAIT TOK/S TTFT P95 ITL P95 KV CACHE HEADROOM SAT WHY",
-        "■ saturated b m2 vLLM 0.9 0.80 × 12 9 250 3 s – ████████ 97% 1 120% requests wait; n",
+        "■ saturated b m2 vLLM 0.9 0.80 × 12 9 250 3 s – ████████ 97% 1.0 120% requests wait; n",
         "? unknown d m4 vLLM 0.9 – – – – > 9 s – – – – it was not read",
         "✓ serving a m3 vLLM 0.9 – 1 0 – 0.25 s > 0.1 s ██░░░░░░ 25% – 10%",
         "✓ serving c m1 vLLM 0.9 – 4 5 – – – – – –",

@@ -190,7 +190,7 @@ def test_an_objective_is_shown_once_anything_has_counted(counts: dict[str, float
         (None, (), ()),
         (1.0, (), ()),
         (0.999, (), ()),
-        (0.998, (), ("0% spilled to the CPU",)),
+        (0.998, (), ("0.2% spilled to the CPU",)),
         (0.0, (), ("on the CPU",)),
         (1.0, ("x",), ("partly collected: see warning",)),
         (0.4, ("x", "y"), ("60% spilled to the CPU", "partly collected: see warning")),
@@ -324,7 +324,7 @@ def test_lines_and_ages() -> None:
 def test_how_high_a_risk_is(value: float, word: str) -> None:
     assert risk_word(Risk("x", value)) == word
     assert risk_name(Risk("x", value)) == "x"
-    assert risk_name(Risk("llm_oom_risk_ratio", value)) == "running out of memory"
+    assert risk_name(Risk("llm_oom_risk_ratio", value)) == "running out of memory within 30 min"
 
 
 def test_the_worst_state_is_the_most_urgent() -> None:

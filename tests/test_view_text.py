@@ -23,6 +23,7 @@ TTFT = "llm_time_to_first_token_seconds"
         (99_900.0, "99.9k"),
         (100_000.0, "100k"),
         (999_000.0, "999k"),
+        (999_900.0, "1.0M"),
         (1e6, "1.0M"),
         (99.9e6, "99.9M"),
         (100e6, "100M"),
@@ -37,13 +38,65 @@ def test_a_count_has_about_five_characters(value: float, written: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "written"), [(None, "–"), (0.0, "0"), (0.04, "0.0"), (9.9, "9.9"), (10.0, "10"), (12_300.0, "12.3k")]
+    ("value", "written"),
+    [
+        (None, "–"),
+        (0.0, "0"),
+        (0.0004, "0.001"),
+        (0.04, "0.04"),
+        (0.098, "0.1"),
+        (9.94, "9.9"),
+        (9.96, "10"),
+        (9.9, "9.9"),
+        (10.0, "10"),
+        (12_300.0, "12.3k"),
+    ],
 )
 def test_a_small_rate_has_a_digit_more(value: float | None, written: str) -> None:
     assert text.rate(value) == written
 
 
-@pytest.mark.parametrize(("value", "written"), [(9.9, "9.9 ×"), (10.0, "10 ×"), (15.9, "16 ×"), (16.1, "≥ 16 ×")])
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (None, "–"),
+        (0.0, "0%"),
+        (1e-9, "0.0001%"),
+        (0.0004, "0.04%"),
+        (0.004, "0.4%"),
+        (0.006, "1%"),
+        (0.994, "99%"),
+        (0.996, "99.6%"),
+        (0.9996, "99.96%"),
+        (1.0, "100%"),
+        (1.2, "120%"),
+    ],
+)
+def test_a_ratio_that_is_neither_nothing_nor_all_does_not_look_so(value: float | None, written: str) -> None:
+    assert text.percent(value) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(0.94996, "94.9%"), (0.95, "95.0%"), (0.9996, "99.9%"), (1.0, "100.0%")]
+)
+def test_an_objective_that_is_missed_does_not_look_met(value: float, written: str) -> None:
+    assert text.attained(value) == written
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (0.125, "0.12 ×"),
+        (0.96, "0.96 ×"),
+        (0.998, "0.99 ×"),
+        (1.0, "1.0 ×"),
+        (9.9, "9.9 ×"),
+        (9.96, "10 ×"),
+        (10.0, "10 ×"),
+        (15.9, "16 ×"),
+        (16.1, "≥ 16 ×"),
+    ],
+)
 def test_a_factor_has_two_digits(value: float, written: str) -> None:
     assert text.times(value) == written
 

@@ -554,7 +554,10 @@ QUEUE_OVERFLOW_RISK: Final = _derived_gauge(
     across=Across.MAX,
 )
 TOKEN_THROUGHPUT: Final = _derived_gauge(
-    "tokens_per_second", "{token}/s", "Tokens per second over the last minute, by phase (prompt, generation).", "phase"
+    "tokens_per_second",
+    "{token}/s",
+    "Tokens per second, by phase (prompt, generation): a mean that fades with a time constant of one minute.",
+    "phase",
 )
 ENGINE_GPUS: Final = _derived(
     "engine_gpus", Kind.GAUGE, "{gpu}", "Number of GPUs that the engine holds memory on, or is configured with."
@@ -577,14 +580,14 @@ COST_PER_MILLION_TOKENS: Final = _derived(
     "cost_per_million_tokens",
     Kind.GAUGE,
     "{currency}",
-    "Cost of the engine's GPUs per million generated tokens, over the last five minutes.",
+    "Cost of the engine's GPUs per million generated tokens; both fade with a time constant of five minutes.",
     "currency",
 )
 ENERGY_PER_TOKEN: Final = _derived(
     "energy_per_token_joules",
     Kind.GAUGE,
     "J",
-    "Energy of the engine's GPUs per generated token, over the last five minutes.",
+    "Energy of the engine's GPUs per generated token; both fade with a time constant of five minutes.",
 )
 ENGINE_STATE: Final = _derived(
     "engine_state",

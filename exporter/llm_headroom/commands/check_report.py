@@ -124,7 +124,7 @@ _UNITS: Final[Mapping[str, Callable[[float], str]]] = {
     "By": text.size,
     "By/s": lambda number: f"{text.size(number)}/s",
     "s": text.seconds,
-    "1": lambda number: f"{number:.1%}",
+    "1": lambda number: text.percent(number, 1),
     "{flag}": lambda number: "yes" if number else "no",
     "{info}": lambda _: "",
     "Cel": lambda number: f"{number:.0f} °C",

@@ -312,7 +312,7 @@ def _engine_row(card: EngineCard) -> tuple[Text | str, ...]:
         first,
         between,
         _bar(None if kv is None else kv.usage),
-        text.count(None if kv is None else kv.headroom_requests),
+        text.rate(None if kv is None else kv.headroom_requests),
         text.percent(card.saturation),
         _why(card),
     )

@@ -121,8 +121,12 @@ def advance(known: Ledger | None, points: Sequence[Point], gpus: Gpus | None, pr
         counters=counters,
         cost=known.cost + cost,
         energy=known.energy if energy is None else (known.energy or 0.0) + energy,
-        cost_per_token=known.cost_per_token.add(cost, generated, elapsed),
-        energy_per_token=known.energy_per_token.add(energy or 0.0, generated, elapsed),
+        cost_per_token=known.cost_per_token
+        if price is None or gpus is None
+        else known.cost_per_token.add(cost, generated, elapsed),
+        energy_per_token=known.energy_per_token
+        if energy is None
+        else known.energy_per_token.add(energy, generated, elapsed),
     )
 
 

@@ -11,6 +11,7 @@ from llm_headroom.thresholds import DEFAULT
 from llm_headroom.view.history import HISTOGRAM_SPAN, grown, key_of, rate, rates
 from llm_headroom.view.quantiles import RANKS, quantile
 from llm_headroom.view.signals import UNJUDGED, Said, ages, gauge_line, line
+from llm_headroom.view.text import percent
 from llm_headroom.view.values import (
     ORDER,
     Condition,
@@ -213,7 +214,7 @@ def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
 def _notes(offload: float | None, source: Source) -> tuple[str, ...]:
     found = []
     if offload is not None and offload < DEFAULT.offload_low:
-        found.append("on the CPU" if offload == 0.0 else f"{1 - offload:.0%} spilled to the CPU")
+        found.append("on the CPU" if offload == 0.0 else f"{percent(1 - offload)} spilled to the CPU")
     if source.warnings:
         found.append("partly collected: see warning")
     return tuple(found)

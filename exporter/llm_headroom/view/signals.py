@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from llm_headroom.view.history import Reading
 
 RISKS: Final = {
-    "llm_kv_saturation_risk_ratio": "KV cache saturation",
-    "llm_oom_risk_ratio": "running out of memory",
+    "llm_kv_saturation_risk_ratio": "KV cache saturation within 5 min",
+    "llm_oom_risk_ratio": "running out of memory within 30 min",
     "llm_spill_risk_ratio": "spilling to the CPU",
-    "llm_eviction_risk_ratio": "eviction",
+    "llm_eviction_risk_ratio": "eviction within 5 min",
 }
-"""Metrics that are probabilities of a trouble, and what a person calls the trouble."""
+"""Metrics that are probabilities of a trouble, and what a person calls the trouble, and until when."""
 
 
 UNJUDGED: Final = Condition("unknown", Level.UNKNOWN, "it was not judged yet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 from unicodedata import category
 
@@ -24,6 +25,7 @@ OBJECTIVES: Final = {
 """The objectives that latencies are judged by."""
 MOST_TIMES: Final = 16.0
 RESOURCE_NAMES: Final = {"kv_cache": "KV cache", "compute": "compute", "concurrency": "the running limit"}
+_LEAST_SHARE: Final = 1e-6
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86400
@@ -38,7 +40,7 @@ def count(value: float | None) -> str:
     """A number of requests or tokens in at most about five characters: 8, 1,234, 63.5k, 1.2M."""
     if value is None:
         return UNKNOWN
-    for limit, divisor, unit in ((1e4, 1.0, ""), (1e6, 1e3, "k"), (1e9, 1e6, "M")):
+    for limit, divisor, unit in ((9_999.5, 1.0, ""), (999_500.0, 1e3, "k"), (999.5e6, 1e6, "M")):
         if abs(value) < limit:
             scaled = value / divisor
             return f"{scaled:,.0f}{unit}" if not unit or scaled >= 100 else f"{scaled:.1f}{unit}"  # noqa: PLR2004 - three digits
@@ -46,10 +48,10 @@ def count(value: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A rate per second; a digit more where it is small."""
-    if value is None or value == 0 or value >= 10:  # noqa: PLR2004 - two digits are enough from here on
+    """A rate per second, or another number that need not be whole: a digit more where it is small, and never 0 then."""
+    if value is None or value <= 0 or value >= 9.95:  # noqa: PLR2004 - two digits are enough from here on
         return count(value)
-    return f"{value:.1f}"
+    return f"{value:.1f}" if value >= 0.095 else f"{max(value, 0.001):.1g}"  # noqa: PLR2004 - rounded to 0.1
 
 
 def times(value: float | None) -> str:
@@ -58,7 +60,7 @@ def times(value: float | None) -> str:
         return UNKNOWN
     if value < 1.0:
         return f"{min(value, 0.99):.2f} ×"
-    return "≥ 16 ×" if value >= MOST_TIMES else f"{value:.1f} ×" if value < 10 else f"{value:.0f} ×"  # noqa: PLR2004 - two digits
+    return "≥ 16 ×" if value >= MOST_TIMES else f"{value:.1f} ×" if value < 9.95 else f"{value:.0f} ×"  # noqa: PLR2004 - two digits
 
 
 def takes(load: Load) -> str:
@@ -76,9 +78,20 @@ def urgency_of(load: Load) -> str:
     return "bad" if load.headroom < 1.0 else "warn" if load.headroom < LOAD_HEADROOM_LOW else ""
 
 
-def percent(value: float | None) -> str:
-    """A ratio."""
-    return UNKNOWN if value is None else f"{value:.0%}"
+def percent(value: float | None, digits: int = 0) -> str:
+    """A ratio; what is neither nothing nor all has digits enough not to look so."""
+    if value is None:
+        return UNKNOWN
+    if 0.0 < value < 1.0:
+        value = min(max(value, _LEAST_SHARE), 1.0 - _LEAST_SHARE)
+        while float(f"{value:.{digits}%}"[:-1]) in {0.0, 100.0}:
+            digits += 1
+    return f"{value:.{digits}%}"
+
+
+def attained(value: float) -> str:
+    """A share that an objective wants: rounded down, so that it never looks as if it were met."""
+    return f"{math.floor(value * 1000.0 + 1e-9) / 10.0:.1f}%"
 
 
 def size(value: float | None) -> str:

@@ -83,7 +83,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Risk:
-    """A probability of trouble within five minutes, by the name of its metric."""
+    """A probability of trouble to come, by the name of its metric."""
 
     metric: str
     value: float

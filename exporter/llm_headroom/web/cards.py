@@ -251,7 +251,7 @@ def _kv_cache(kv: KvCache) -> str:
         notes.append(f"peak of the last minute <b>{text.percent(kv.peak)}</b>")
     headroom = []
     if kv.headroom_requests is not None:
-        headroom.append(f"<b>{text.count(kv.headroom_requests)}</b> more requests")
+        headroom.append(f"<b>{text.rate(kv.headroom_requests)}</b> more requests")
     if kv.headroom_tokens is not None:
         ratio = "" if kv.headroom_ratio is None else f" ({text.percent(kv.headroom_ratio)})"
         headroom.append(f"<b>{text.count(kv.headroom_tokens)}</b> tokens{ratio}")
@@ -369,7 +369,7 @@ def _risks(risks: Sequence[Risk]) -> str:
         f"<b>{risk_word(risk)}</b></li>"
         for risk in risks
     )
-    return _section("Risk within 5 min", "a forecast, not a fact", f'<ul class="risks">{rows}</ul>')
+    return _section("Risk", "a forecast, not a fact", f'<ul class="risks">{rows}</ul>')
 
 
 def _objectives(objectives: Sequence[Objective]) -> str:
@@ -378,7 +378,7 @@ def _objectives(objectives: Sequence[Objective]) -> str:
         name = escape(OBJECTIVE_NAMES.get(each.name, each.name))
         within = "" if each.threshold is None else f" ≤ {text.seconds(each.threshold)}"
         missed = each.wanted is not None and each.attained < each.wanted
-        parts.append(f'{name}{within} <b class="{"warn" if missed else ""}">{each.attained:.1%}</b>')
+        parts.append(f'{name}{within} <b class="{"warn" if missed else ""}">{text.attained(each.attained)}</b>')
     return _line("Within the objective since start", parts)
 
 

@@ -103,7 +103,7 @@ def engine_row(card: EngineCard, look: Look, opened: str) -> str:
             "bad" if text.later(p95, threshold) else "",
         ),
         Cell(text.percent(None if kv is None else kv.usage), None if kv is None else kv.usage),
-        Cell(text.count(room), room),
+        Cell(text.rate(room), room),
         Cell(text.percent(card.saturation), card.saturation),
     )
     return _row(card, cells, ENGINE_COLUMNS, opened)
