@@ -486,6 +486,7 @@ def test_a_dead_port_is_refused() -> None:
     ("host", "reason"),
     [
         ("a..b", "cannot be resolved"),
+        ("999.1.1.1", "cannot be resolved"),
         ("x." * 150 + "invalid", "cannot be resolved"),
         ("224.0.0.1", "cannot connect"),  # Linux connects TCP to no multicast address
     ],

@@ -57,6 +57,19 @@ def test_every_port_is_valid(address: str) -> None:
     run(test())
 
 
+def test_a_host_without_sockets_of_both_families_listens_on_every_address_of_the_older(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+
+    async def test() -> None:
+        (listener,) = await bind(":0")
+        assert bound_address(listener).rpartition(":")[0] == "0.0.0.0"
+        listener.close()
+
+    run(test())
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
 @pytest.mark.parametrize(
     ("address", "bound", "only"),

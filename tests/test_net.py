@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from llm_headroom.net import loop
 from llm_headroom.net.accept import Accepting
 from llm_headroom.net.descriptors import Shares, shares, usable
 from llm_headroom.net.files import stamp
-from llm_headroom.net.listen import hold, visited
+from llm_headroom.net.listen import visited
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,24 +121,40 @@ def test_the_service_s_loop_looks_names_up_in_the_executor_that_is_set_for_that(
     assert "localhost" in asked
 
 
-def test_where_no_connection_can_be_had_that_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+class Short(socket.socket):
+    """A listener for whose connections descriptors are short: three tries for the first, two for the second."""
+
+    tries = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """A connection, at the fourth and sixth try."""
+        self.tries += 1
+        if self.tries in {4, 6}:
+            return super().accept()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_where_no_connection_can_be_had_that_is_said_once_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("llm_headroom.net.accept._WAIT_SECONDS", 0.0)
+
     async def service() -> None:
-        connecting = hold(socket.AF_INET, ("127.0.0.1", 0))  # it does not listen yet
-        first: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
-        accepting = Accepting(connecting, first.set_result)
-        while not caplog.records:  # noqa: ASYNC110 - the log is all there is to see
-            await asyncio.sleep(0.01)
-        connecting.listen()
-        reader, writer = await asyncio.open_connection(*connecting.getsockname())
-        (await first).close()
-        assert await reader.read() == b""
-        writer.close()
-        accepting.close()
-        connecting.close()
+        with Short() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            listener.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+            taken: asyncio.Queue[socket.socket] = asyncio.Queue()
+            accepting = Accepting(listener, taken.put_nowait)
+            for said in (1, 2):
+                with socket.create_connection(listener.getsockname()), await taken.get() as connection:
+                    assert connection.gettimeout() == 0.0
+                assert len(caplog.records) == said
+            accepting.close()
 
     bounded.run(service())
-    (record,) = caplog.records
-    assert record.getMessage() == "connections cannot be accepted"
+    assert {record.getMessage() for record in caplog.records} == {"connections cannot be accepted"}
+    assert caplog.records[0].__dict__["error"] == "Too many open files"
 
 
 @pytest.mark.parametrize(

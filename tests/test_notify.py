@@ -189,6 +189,8 @@ def test_alertmanagers_form_has_what_its_receivers_read() -> None:
     group = {"alertname": "LLMEngineState", "target": "gpu7"}
     assert (body["groupLabels"], body["groupKey"]) == (group, '{}:{alertname="LLMEngineState", target="gpu7"}')
     assert (body["commonLabels"], body["truncatedAlerts"]) == (body["alerts"][0]["labels"], 0)
+    assert body["commonAnnotations"] == body["alerts"][0]["annotations"]
+    assert (body["externalURL"], body["alerts"][0]["generatorURL"]) == ("", "")
     (alert,), (over,) = body["alerts"], end["alerts"]
     assert alert["labels"] == {
         "alertname": "LLMEngineState",

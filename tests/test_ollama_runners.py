@@ -79,6 +79,7 @@ def test_a_runner_of_before_0_30_has_nothing_to_ask() -> None:
         "llama-server --port 80 --model=",
         "ollama runner --model /x",
         "ollama --model /x --port 80 runner",
+        "ollama serve runner --model /x --port 80",
         "llama-server --model /x --port -1",
         "llama-server --model /x --port ²",
         "ollama serve --model /x --port 9000",

@@ -167,10 +167,14 @@ def test_a_header_that_cannot_be_read_is_told_and_sends_nothing(
 
 def test_a_header_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "Bearer hunter2")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-all=1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "x-words=two words,authorization=other,x-tenant=1")
     with HttpReceiver() as collector:
-        push = Pushing(collector.url, headers_env={"Authorization": Secret(env="TOKEN")})
+        push = Pushing(collector.url, headers={"X-Tenant": "7"}, headers_env={"Authorization": Secret(env="TOKEN")})
         push.until(lambda: bool(collector.received))
-    assert collector.received[0].headers["authorization"] == "Bearer hunter2"
+    headers = collector.received[0].headers
+    assert (headers["authorization"], headers["x-tenant"], headers["x-words"]) == ("Bearer hunter2", "7", "two words")
+    assert "x-all" not in headers
 
 
 @pytest.mark.parametrize("content", [b"two\nlines\n", b"\xff", "é".encode()])

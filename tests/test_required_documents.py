@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from captures import value, values
-from engine_server import EngineServer, Reply, as_json, hang
+from engine_server import EngineServer, Reply, as_json, garbage, hang
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.engines.built_in import BUILT_IN
@@ -38,10 +38,12 @@ METRICS = Reply(b'vllm:num_requests_running{model_name="m"} 4\n')
 SOUND: dict[str, Reply | Behaviour] = {"/extra": as_json({}), "/metrics": METRICS, "/first": as_json({})}
 
 
-def polled(server: EngineServer, engine: Engine = ENGINE, /, **routes: Reply | Behaviour) -> Iterator[Snapshot]:
+def polled(
+    server: EngineServer, engine: Engine = ENGINE, limit: int | None = None, /, **routes: Reply | Behaviour
+) -> Iterator[Snapshot]:
     """One collection after the other, of which `routes` are answered otherwise from the start, by key."""
     server.routes |= {f"/{key}": reply for key, reply in routes.items()}
-    target = Target(name="t", endpoint=Endpoint(url=server.url))
+    target = Target(name="t", endpoint=Endpoint(url=server.url), requests_running_limit=limit)
     collector = Collector(target, engine, timeout=1.0, label_limit=10)
     with asyncio.Runner() as runner:
         try:
@@ -158,6 +160,22 @@ def test_what_answers_in_an_engine_s_place_is_looked_at_once_in_a_while() -> Non
             found = [next(polls).health.error for _ in range(2)]
         assert asked(server) == ["/first", "/metrics", "/v1/models", "/", "/first"]
     assert [each.message.partition("; ")[2] for each in found if each] == ["this looks like a web page (Grafana)"] * 2
+    with EngineServer({"/first": Reply(b"", 404), "/v1/models": garbage}) as server, closing(polled(server)) as polls:  # type: ignore[type-var]
+        error = next(polls).health.error
+    assert error is not None
+    assert error.message.endswith("/first answered 404: is this the right engine and port?")
+
+
+def test_a_label_value_that_is_gone_makes_room_for_one_that_was_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_headroom.scrape.label_cap.AGE", 0.0)
+    names = [f"m{number}" for number in range(11)]
+    lines = [f'vllm:num_requests_running{{model_name="{name}"}} 1\n'.encode() for name in names]
+    found = []
+    with EngineServer(SOUND) as server, closing(polled(server, metrics=Reply(b"".join(lines)))) as polls:  # type: ignore[type-var]
+        found.append(set(values(next(polls).points, "llm_requests_running", "model")))
+        server.routes |= {"/metrics": Reply(lines[-1])}
+        found += [set(values(next(polls).points, "llm_requests_running", "model")) for _ in range(2)]
+    assert found == [{*names[:-1], "other"}, {"other"}, {"m10"}]
 
 
 def test_an_exposition_has_so_many_lines_and_no_more() -> None:
@@ -168,6 +186,15 @@ def test_an_exposition_has_so_many_lines_and_no_more() -> None:
     assert (error.cause, error.message.partition("/metrics ")[2]) == (
         Cause.TOO_LARGE, f"has {MOST_LINES + 1} lines; {MOST_LINES} are the most that are read",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "own", "found"), [(7, False, {"m": 7.0}), (None, False, {}), (7, True, {})])
+def test_a_limit_that_is_configured_is_that_of_the_engine_s_model(
+    limit: int | None, found: dict[str, float], *, own: bool
+) -> None:
+    engine = documents(model=lambda _: "m", limit_per_model=own)
+    with EngineServer(SOUND) as server, closing(polled(server, engine, limit)) as polls:  # type: ignore[type-var]
+        assert values(next(polls).points, "llm_requests_running_limit", "model") == found
 
 
 def test_of_many_warnings_the_first_are_said() -> None:
