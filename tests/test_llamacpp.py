@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
 from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.layers import Reported
+from llm_headroom.scrape.llama_server import ServerLayer
 from llm_headroom.scrape.visitors import LONGEST, PATIENCE, Visitors
 from one_target import polled
 from proc_tree import ProcTree
@@ -260,6 +262,26 @@ def test_how_a_server_was_started_is_unknown_where_it_is_not_visible(tmp_path: P
 
     tree.process(61, sockets=(7,), name="llama-server", command=("llama-server",), environment=())
     assert runners.server(tree.proc, 8080) is None
+
+
+@pytest.mark.parametrize(("again", "later"), [(60.0, {PROCESS: True}), (0.0, {})])
+def test_a_server_s_process_is_looked_for_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: float, later: dict[str, bool]
+) -> None:
+    monkeypatch.setattr("llm_headroom.scrape.llama_server.LOOK_AGAIN", again)
+    tree = ProcTree(tmp_path)
+    tree.listen(8080, 7)
+    tree.process(60, sockets=(7,), name="llama-server", command=("llama-server",))
+    here = Target(name="t", endpoint=Endpoint(url="http://127.0.0.1:8080"))
+
+    async def seen() -> list[Mapping[str, Any]]:
+        layer, late = ServerLayer(here, tree.proc), ServerLayer(here, tree.proc)
+        found = [await layer.read({}, time.monotonic() + 60.0), await late.read({}, time.monotonic())]
+        tree.end(60)
+        found += [await each.read({}, time.monotonic() + 60.0) for each in (layer, late)]
+        return [each.documents for each in found]
+
+    assert asyncio.run(seen()) == [{PROCESS: True}, {}, later, {}]
 
 
 def test_clients_are_counted_without_oneself(tmp_path: Path) -> None:
