@@ -137,11 +137,13 @@ def _state(card: EngineCard | GpuCard) -> Cell:
 
 
 def _takes(load: Load | None) -> Cell:
+    """How much more an engine takes, with a question mark where that is suspect; what binds is in the tooltip."""
     if load is None:
         return Cell(text.UNKNOWN, None)
     words = [*([text.binds(load)] if load.binding else []), *(["suspect"] if load.suspect else [])]
-    below = f" <small>{escape('; '.join(words))}</small>" if words else ""
-    return Cell(text.times(load.headroom) + below, load.headroom, text.urgency_of(load))
+    hint = f' title="{escape("; ".join(words))}"' if words else ""
+    shown = f"{'? ' if load.suspect else ''}{text.times(load.headroom)}"
+    return Cell(f"<span{hint}>{shown}</span>", load.headroom, text.urgency_of(load))
 
 
 def _link(card: EngineCard | GpuCard, name: str, look: Look) -> str:
