@@ -156,6 +156,12 @@ def test_conventions_of_judgements(document: Json) -> None:
             assert BAD not in colours or any(word.startswith("■ bad") for word in words), panel["title"]
 
 
+def test_conventions_of_areas(document: Json) -> None:
+    for panel in drawn(document):
+        styles = [one for each in panel["fieldConfig"]["overrides"] for one in each["properties"]]
+        assert all(one["value"] <= 40 for one in styles if one["id"] == "custom.fillOpacity"), "what is free is faint"
+
+
 def test_conventions_of_cells(document: Json) -> None:
     """A bar is painted all along, and of other cells only those that are not good: what is wrong catches the eye."""
     for panel in (one for one in drawn(document) if one["type"] == "table"):

@@ -170,9 +170,10 @@ EXHAUSTION, RATIO, TOKENS = (
         ("Full in", {EXHAUSTION: "NONE", RATIO: f"0 * {RATIO}"}, [0.0]),  # it is full
         ("Full in", {EXHAUSTION: "NONE", TOKENS: "NONE"}, [-2.0]),  # not exposed
         ("Spilled", {"llm_model_offload_ratio": "NONE"}, [0.0]),
+        ("Throttled", {'state="throttled"': 'state=~".+"'}, [4.0]),  # each of four GPUs is in one state
     ],
 )
-def test_what_a_tile_says_where_something_is_absent(
+def test_what_a_tile_says_where_something_is_absent_or_in_another_state(
     address: str, title: str, changes: dict[str, str], expected: list[float]
 ) -> None:
     expr = next(panel.queries[0].expr for _, panel in PANELS if panel.title == title)

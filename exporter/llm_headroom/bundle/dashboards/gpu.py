@@ -10,7 +10,7 @@ from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import UNPAINTED, Column, Json, Kind, Panel, Query, above, below, fixed
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
-from llm_headroom.bundle.dashboards.scope import BY_GPU, MOST, Scope
+from llm_headroom.bundle.dashboards.scope import BY_GPU, Scope
 from llm_headroom.bundle.dashboards.words import GPU_WORDS
 from llm_headroom.model import GPU_STATES, Level
 
@@ -189,7 +189,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
 def _health(scope: Scope) -> tuple[Panel, ...]:
     state = scope.state(schema.GPU_STATE, GPU_STATES, _GPU)
     others = scope.of(schema.GPU_STATE, 'state!="ok"')
-    troubled = f"topk(12, max by ({_GPU}) (max_over_time({others}[$__range] @ end())) > 0)"
+    troubled = f"topk(12, group by ({_GPU}) (max_over_time({others}[$__range] @ end()) > 0))"
     return (
         Panel(
             kind=Kind.STATES,
@@ -345,14 +345,13 @@ def _work(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 
 def _throttled(scope: Scope) -> tuple[Panel, ...]:
     none = "where the driver does not report it"
-    clock = scope.of(schema.GPU_CLOCK, domain="sm")
-    slowest = f"bottomk({MOST}, min by ({_GPU}) (min_over_time({clock}[$__range] @ end())))"
+    slowest = scope.worst(schema.GPU_CLOCK, _GPU, highest=False, domain="sm")
     most = f"min by ({_GPU}) ({scope.of(schema.GPU_CLOCK_MAX, domain='sm')})"
     return (
         lines(
             "SM clock as a share of its maximum",
             "Of the slowest; an idle GPU lowers its clock, too.",
-            Query(f"min by ({_GPU}) ({clock}) / {most} and {slowest}", BY_GPU),
+            Query(f"({slowest}) / {most}", BY_GPU),
             unit="percentunit",
             highest=1,
             width=12,
