@@ -328,6 +328,24 @@ def test_control_groups_and_variables_are_read_as_far_as_they_are_whole(tree: Pr
     assert tree.proc.resident(100) == {}
 
 
+def test_the_addresses_of_a_network_are_of_both_families_as_far_as_they_can_be_read(tree: ProcTree) -> None:
+    tree.process(100)
+    tree.network(100, ["10.0.0.2", "127.0.0.1"])
+    known = {ip_address("10.0.0.2"), ip_address("127.0.0.1")}
+    assert tree.proc.addresses(100) == known
+    own, loopback = "fd0000000000000000000000000000a7 02 40 00 80 eth0", f"{1:032x} 01 80 10 80 lo"
+    for lines, more in (
+        ([own, loopback], ["fd00::a7", "::1"]),
+        ([own, "", loopback], ["fd00::a7"]),
+        ([own, "zz 01", loopback], ["fd00::a7"]),
+        (["fd00 01", loopback], []),
+    ):
+        (tree.root / "100/net/if_inet6").write_text("\n".join([*lines, ""]))
+        assert tree.proc.addresses(100) == known | {ip_address(each) for each in more}
+    (tree.root / "100/net/fib_trie").write_text("  |-- 10.0.0.999\n     /32 host LOCAL\n")
+    assert tree.proc.addresses(100) == set()
+
+
 def test_a_proc_that_is_not_there_gives_nothing(tmp_path: Path) -> None:
     proc = Proc(tmp_path / "none")
     assert Finder(proc).find([watched("http://127.0.0.1:8000")], likely=[1]) == {}

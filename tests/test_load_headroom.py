@@ -24,7 +24,7 @@ from llm_headroom.derive.step_cost import StepCost
 from llm_headroom.derive.traffic import Lengths
 from llm_headroom.derive.trial import estimated, factor
 from llm_headroom.model import Point, Series
-from llm_headroom.scrape.load_estimates import LoadEstimates
+from llm_headroom.scrape.load_estimates import FAILED_SECONDS, LoadEstimates
 from llm_headroom.simulate.batching import Engine, EngineConfig
 from llm_headroom.simulate.hardware import A100_80GB, L4, LLAMA_3_8B, Gpu, Roofline
 from llm_headroom.simulate.traffic import Request
@@ -239,17 +239,25 @@ def test_replicas_that_share_the_traffic_have_the_headroom_of_one() -> None:
     assert second.rate == pytest.approx(2 * first.rate)
 
 
-def test_estimates_are_made_in_a_thread_for_each_model_that_is_due_and_not_again_at_once() -> None:
-    memory = learned(0.5 * LIMIT)
-    estimates = LoadEstimates("t", OBJECTIVES)
+def test_estimates_are_made_in_a_thread_for_each_model_that_is_due_and_not_again_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory, now = learned(0.5 * LIMIT), 0.0
+    estimates = LoadEstimates("t", OBJECTIVES, clock=lambda: now)
 
-    async def twice() -> tuple[list[tuple[str, Estimate]], list[tuple[str, Estimate]]]:
-        return await estimates.made(memory), await estimates.made(memory)
+    def made() -> list[tuple[str, Estimate]]:
+        return asyncio.run(estimates.made(memory))
 
-    first, second = asyncio.run(twice())
+    first = made()
     assert [model for model, _ in first] == ["m"]
     assert first[0][1].headroom["ttft"].ratio == pytest.approx(2.0, rel=0.3)
-    assert second == []
+    now += capacity.ESTIMATE_SECONDS - 1.0
+    assert made() == []
+    monkeypatch.setattr("llm_headroom.scrape.load_estimates.estimated", None)  # it fails
+    for later, failed in ((1e6, 1), (FAILED_SECONDS - 1.0, 1), (2.0, 2)):
+        now += later
+        assert made() == []
+        assert [each.__dict__["model"] for each in caplog.records] == ["m"] * failed
 
 
 def test_a_new_engine_has_nothing_to_estimate() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import socket
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,6 +29,8 @@ from scripted_server import reply
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from llm_headroom.model import Histogram
 
 VLLM = Capture("vllm", "0.32.0", "saturated")
 
@@ -51,6 +54,9 @@ def test_probe_reaches_what_it_is_allowed_to(tmp_path: Path, vllm: EngineServer)
         status, _, body = exporter.get(f"/probe?target={vllm.name}&module=vllm")
         named = exporter.get(f"/probe?target=vllm={vllm.url}")[2]
         again = exporter.get(f"/probe?target={vllm.name}&module=vllm")[0]
+        packed = exporter.get(
+            f"/probe?target={vllm.name}&module=vllm", Accept_Encoding="gzip", Accept="application/openmetrics-text"
+        )
         denied = exporter.get("/probe?target=127.0.0.1:1&module=vllm")
         unknown = exporter.get(f"/probe?target={vllm.name}&module=nothing")
         missing = exporter.get("/probe")
@@ -59,6 +65,8 @@ def test_probe_reaches_what_it_is_allowed_to(tmp_path: Path, vllm: EngineServer)
     assert (status, again) == (200, 200)
     assert b'llm_requests_running{engine="vllm",model="tiny-llama",replica="0"' in body
     assert b"llm_up{" in named
+    assert packed[1]["content-encoding"] == "gzip"
+    assert gzip.decompress(packed[2]).endswith(b"# EOF\n")
     assert b"llm_build_info" not in body
     assert (denied[0], unknown[0], missing[0]) == (403, 400, 400)
     assert b"known: vllm" in unknown[2]
@@ -344,6 +352,39 @@ def test_connections_of_the_targets_that_were_probed_last_are_retained(
     bounded.run(test())
 
 
+def test_a_target_that_is_being_collected_is_not_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_headroom.web.probe.MOST_PROBED", 1)
+
+    async def test() -> None:
+        asked, go = asyncio.Event(), asyncio.Event()
+        answer = reply(b"vllm:num_requests_running 1\n")
+
+        async def slow(request: scripted_server.Request, reader: Any, writer: Any) -> None:  # noqa: ANN401 - streams
+            asked.set()
+            await go.wait()
+            await answer(request, reader, writer)
+
+        probes = Probes(Poller(Config(probe=ProbeSettings(allow=("127.0.0.1",)), discover=False)))
+
+        async def up(engine: scripted_server.EngineServer) -> list[float | Histogram]:
+            found = await probes.points(Request("GET", "/probe", {"target": f"vllm={engine.url}"}, {}))
+            assert not isinstance(found, Response)
+            return [value for series, value, _ in found if series.metric.name == "llm_up"]
+
+        async with (
+            scripted_server.EngineServer({"/metrics": slow}) as one,
+            scripted_server.EngineServer({"/metrics": answer}) as other,
+        ):
+            first = asyncio.create_task(up(one))
+            await asked.wait()
+            assert await up(other) == [1.0]
+            go.set()
+            assert await first == [1.0]
+            await probes.close()
+
+    bounded.run(test())
+
+
 def test_a_probe_that_takes_too_long_says_so_and_ends_with_the_exporter() -> None:
     async def test() -> None:
         left = asyncio.Event()
@@ -370,16 +411,17 @@ def test_a_probe_that_takes_too_long_says_so_and_ends_with_the_exporter() -> Non
 
 
 # What others notice ---------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("announced", ["nan", "inf", "-1", "1e9", "0", "soon"])
-def test_a_timeout_that_makes_no_sense_is_none(tmp_path: Path, vllm: EngineServer, announced: str) -> None:
-    path = configured(tmp_path / "headroom.yml", "{allow: ['127.0.0.1']}")
-    with Exporter("--config", str(path)) as exporter:
-        for _ in range(3):
-            status, _, body = exporter.get(
-                f"/probe?target=vllm={vllm.url}", X_Prometheus_Scrape_Timeout_Seconds=announced
-            )
-            assert status == 200
-            assert b"llm_requests_running{" in body
+def test_a_timeout_that_makes_no_sense_is_none(vllm: EngineServer) -> None:
+    async def test() -> None:
+        probes = Probes(Poller(Config(probe=ProbeSettings(allow=("127.0.0.1",)), discover=False)))
+        for announced in ("nan", "inf", "-inf", "-1", "1e9", "0", "soon"):
+            headers = {"x-prometheus-scrape-timeout-seconds": announced}
+            found = await probes.points(Request("GET", "/probe", {"target": f"vllm={vllm.url}"}, headers))
+            assert not isinstance(found, Response)
+            assert "llm_requests_running" in {series.metric.name for series, _, _ in found}
+        await probes.close()
+
+    bounded.run(test())
 
 
 def test_hanging_probes_touch_neither_metrics_nor_health_nor_the_page(tmp_path: Path) -> None:

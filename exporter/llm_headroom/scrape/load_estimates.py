@@ -11,7 +11,7 @@ from llm_headroom.derive.capacity import ESTIMATE_SECONDS, Estimate, targets
 from llm_headroom.derive.trial import estimated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from llm_headroom.derive.capacity import Known, Target
     from llm_headroom.derive.memory import Memory
@@ -25,15 +25,17 @@ FAILED_SECONDS: Final = 600.0
 
 
 class LoadEstimates:
-    """The estimates of one target's models. `objectives` are those of the target."""
+    """The estimates of one target's models. `objectives` are those of the target, `clock` is monotonic, in seconds."""
 
-    def __init__(self, target: str, objectives: Sequence[Objective]) -> None:
-        self._target, self._objectives = target, tuple(objectives)
+    def __init__(
+        self, target: str, objectives: Sequence[Objective], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._target, self._objectives, self._clock = target, tuple(objectives), clock
         self._not_before: dict[str, float] = {}
 
     async def made(self, memory: Memory) -> list[tuple[str, Estimate]]:
         """An estimate, made in a worker thread, for each model whose last one is old enough."""
-        now = time.monotonic()
+        now = self._clock()
         self._not_before = {model: at for model, at in self._not_before.items() if at > now}
         found = []
         for model, known in memory.models.items():
