@@ -240,6 +240,18 @@ def test_once_a_target_that_is_up_is_joined_with_what_this_host_shows_or_why_it_
         bounded.run(once())
 
 
+def test_once_there_is_nothing_to_join_with_a_target_of_another_host() -> None:
+    far = Target(name="far", endpoint=Endpoint(url="http://192.0.2.1:9"), engine="one", timeout=0.1)  # RFC 5737
+    poller = Poller(replace(ONE, host=True, targets=(far,)))
+
+    async def once() -> None:
+        await poller.once()
+        assert [(each.target, each.health.up, each.points) for each in poller.snapshots()] == [("far", False, ())]
+        await poller.stop()
+
+    bounded.run(once())
+
+
 # GPUs ----------------------------------------------------------------------------------------------------------------
 ABSENT = Failure(Cause.LIBRARY, "no NVML")
 

@@ -170,6 +170,7 @@ EXHAUSTION, RATIO, TOKENS = (
         ("Full in", {EXHAUSTION: "NONE", RATIO: f"0 * {RATIO}"}, [0.0]),  # it is full
         ("Full in", {EXHAUSTION: "NONE", TOKENS: "NONE"}, [-2.0]),  # not exposed
         ("Spilled", {"llm_model_offload_ratio": "NONE"}, [0.0]),
+        ("On GPU", {"llm_model_loaded": "0 * llm_model_loaded"}, []),  # no model is loaded
         ("Throttled", {'state="throttled"': 'state=~".+"'}, [4.0]),  # each of four GPUs is in one state
     ],
 )
