@@ -136,7 +136,7 @@ AVAILABILITY: Final = (
         expr=f"min by (cluster, namespace, job, engine, model) ({held('down')}) == 1",
         wait="2m",
         summary=f"No engine serves {_FLEET}",
-        description="Every engine of the model was up and does not answer any more, and none is starting.",
+        description="Every engine of the model was up and does not answer llm-headroom any more, and none is starting.",
     ),
     Alert(
         name="LLMEngineDown",
@@ -147,8 +147,8 @@ AVAILABILITY: Final = (
                 (llm_up{engine!="nvml"} == 0 and max_over_time(llm_up{engine!="nvml"}[1h]) == 1)""",
         wait="3m",
         summary=f"{_WHO} is down",
-        description="The engine was up within the last hour and has not answered for 3 minutes: one of several, or a "
-        "restart.",
+        description="The engine was up within the last hour and has not answered llm-headroom for 3 minutes: one "
+        "of several, or a restart.",
     ),
     Alert(
         name="LLMEngineLoadingLong",
