@@ -112,6 +112,20 @@ def test_tokens_of_a_time_whose_energy_or_price_is_not_known_do_not_lower_what_o
     assert value(priced, "llm_cost_per_million_tokens") == pytest.approx(0.001 * 60 / 6_000 * 1e6)
 
 
+def test_time_without_a_device_is_not_paid_for_by_who_takes_one_later() -> None:
+    derived = run(
+        [
+            (0.0, tokens(a=0.0), economy.Gpus(0)),
+            (60.0, tokens(a=900.0), economy.Gpus(0)),
+            (65.0, tokens(a=1_000.0), gpus(5_000.0)),
+            (70.0, tokens(a=1_500.0), gpus(6_000.0)),
+        ]
+    )
+    assert value(derived, "llm_engine_cost_total") == pytest.approx(0.001 * 10)
+    assert value(derived, "llm_engine_energy_joules_total") == pytest.approx(1_000.0)
+    assert value(derived, "llm_cost_per_million_tokens") == pytest.approx(0.001 * 10 / 600 * 1e6, rel=0.01)
+
+
 def test_a_shared_device_is_split_by_the_memory_that_engines_hold() -> None:
     def held(target: str, uuid: str, kind: str, size: float) -> Point:
         labels = {"gpu": uuid, "uuid": uuid, "engine": "vllm", "target": target, "kind": kind}

@@ -28,7 +28,8 @@ _LEAST_TOKENS: Final = 1.0
 class Gpus:
     """An engine's devices: how many, and the energy counter of each in joules with the engine's share of the device.
 
-    `paid` is the sum of its shares, which the engine pays for; None if it pays for all of them.
+    `paid` is the sum of its shares, which the engine pays for; None if it pays for all of them. One that is known to
+    hold none has a count of 0, so that its time without a device is neither paid for later nor nobody's knowledge.
     """
 
     count: int
@@ -122,7 +123,7 @@ def advance(known: Ledger | None, points: Sequence[Point], gpus: Gpus | None, pr
         cost=known.cost + cost,
         energy=known.energy if energy is None else (known.energy or 0.0) + energy,
         cost_per_token=known.cost_per_token
-        if price is None or gpus is None
+        if price is None or gpus is None or not gpus.count
         else known.cost_per_token.add(cost, generated, elapsed),
         energy_per_token=known.energy_per_token
         if energy is None

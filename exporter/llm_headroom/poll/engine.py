@@ -155,7 +155,7 @@ class EngineSource:
         price = None if gpu_hour is None else economy.Price(gpu_hour, cost.currency)
         self._ledger = economy.advance(self._ledger, snapshot.points, gpus, price, time.monotonic())
         labels = {**target.labels, "engine": snapshot.engine, "target": target.name}
-        return economy.points(self._ledger, gpus, price, labels)
+        return economy.points(self._ledger, gpus, price, labels) if gpus.count else iter(())
 
     async def estimate(self) -> None:
         """Estimate the load headroom."""

@@ -373,8 +373,9 @@ class Poller:
         self._fresh[slot.name] = slot.publish(snapshot)
         if slot.name == GPU_TARGET:
             held = economy.held_gpus(snapshot.points)
+            none = economy.Gpus(0) if snapshot.health.up else None
             for source, engine in self._engine_slots():
-                source.gpus = held.get(engine.name)
+                source.gpus = held.get(engine.name, none)
         if not self._round.is_set() and all(
             target.name in self.slots and self.slots[target.name].snapshot is not None for target in self.config.targets
         ):
