@@ -207,6 +207,21 @@ def test_requests_that_fail_and_clients_that_leave() -> None:
     assert left.polled(busy(finished=90, aborted=50)).state is State.OK
 
 
+def test_failures_of_requests_that_named_no_known_model_are_not_lost_beside_a_model_that_is_fine() -> None:
+    watch = Watch()
+
+    def polled(refused: float, answered: float) -> Judged:
+        unnamed = point(schema.HTTP_RESPONSES, refused, model="", code="5xx")
+        return watch.polled([*busy(responses=answered), unnamed])
+
+    polled(0, 0)
+    judged = polled(20, 1000)
+
+    assert judged.model == "m"
+    assert judged.state is State.FAILING
+    assert judged.reason == "20 of 20 requests of the last 5 min, of no known model, failed (100%)"
+
+
 def test_an_engine_that_restarts_again_and_again_fails_however_soon_it_is_back() -> None:
     """Each time requests are lost, and the engine answers again before two polls have failed."""
     watch = Watch()

@@ -63,6 +63,11 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
 }
 
 
+UNNAMED: Final = {name: f"unnamed_{name}" for name in ("failed", "finished", "wrong", "responses")}
+"""Counters of requests whose model nobody named, such as failures before a model has ever answered: beside a model's
+own."""
+
+
 def figures(points: Iterable[Point]) -> dict[str, dict[str, float]]:
     """Figures by model: replicas together, and what speaks of no model for each of them.
 
@@ -82,7 +87,8 @@ def figures(points: Iterable[Point]) -> dict[str, dict[str, float]]:
         if each.series.metric is schema.ROUTER_WORKER_HEALTHY:
             own["workers"] = own.get("workers", 0.0) + 1.0
     whole = found.pop("", {})
-    models = {model: {**whole, **own} for model, own in found.items() if _there(own)}
+    unnamed = {UNNAMED[name]: value for name, value in whole.items() if name in UNNAMED}
+    models = {model: {**whole, **unnamed, **own} for model, own in found.items() if _there(own)}
     return models or {"": whole}
 
 

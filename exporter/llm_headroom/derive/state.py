@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
-from llm_headroom.derive.figures import figures
+from llm_headroom.derive.figures import UNNAMED, figures
 from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
@@ -37,7 +37,7 @@ _ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cau
 _MISREAD: Final = frozenset({Cause.NOT_THIS_ENGINE, Cause.FORMAT, Cause.REDIRECT, Cause.TOO_LARGE, Cause.TRUNCATED})
 """Failures of something that answers, but not as this engine."""
 
-COUNTED: Final = ("firsts", "good", "finished", "failed", "responses", "wrong", "routed", "lost")
+COUNTED: Final = ("firsts", "good", "finished", "failed", "responses", "wrong", "routed", "lost", *UNNAMED.values())
 """The counters of which the last minutes are judged."""
 PROGRESS: Final = ("first", "prompts", "finished")
 """Counters that move when a request is admitted: first tokens, prompt tokens; without these, finished requests."""
@@ -197,13 +197,15 @@ def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Findin
 
 def _failures(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
     grown = _increase(known.samples, own, at, RATE_SECONDS)
-    for part, whole in (
-        (grown["failed"], grown["failed"] + grown["finished"]),
-        (grown["wrong"], grown["responses"]),
-        (grown["lost"], grown["routed"]),
+    for part, whole, which in (
+        (grown["failed"], grown["failed"] + grown["finished"], ""),
+        (grown["wrong"], grown["responses"], ""),
+        (grown["lost"], grown["routed"], ""),
+        (grown["unnamed_failed"], grown["unnamed_failed"] + grown["unnamed_finished"], ", of no known model,"),
+        (grown["unnamed_wrong"], grown["unnamed_responses"], ", of no known model,"),
     ):
         if whole > DEFAULT.traffic_floor * RATE_SECONDS and part > DEFAULT.error_share_high * whole:
-            share = f"{part:.0f} of {_requests(whole)} of the last {span(RATE_SECONDS)} failed"
+            share = f"{part:.0f} of {_requests(whole)} of the last {span(RATE_SECONDS)}{which} failed"
             yield Finding(State.FAILING, f"{share} ({part / whole:.0%})")
     times = known.restarted
     if len(times) >= DEFAULT.restarts_high and at - times[-1] < SETTLED_SECONDS:
