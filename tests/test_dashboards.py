@@ -250,6 +250,16 @@ def test_conventions_of_windows(document: Json) -> None:
         assert set(re.findall(r'window="(\w+)"', expr)) <= {"300s"}, title
 
 
+def test_conventions_of_steps(document: Json) -> None:
+    """Curves of five minutes have a point each minute; states, and nothing else, may have one each half of it."""
+    for panel in drawn(document):
+        rates = any("[5m]" in target["expr"] for target in panel["targets"])
+        states = panel["type"] == "state-timeline"
+        curves = panel["type"] in {"timeseries", "heatmap"}
+        allowed = {"30s", "1m"} if states else {"1m"} if curves and rates else {None}
+        assert panel.get("interval") in allowed, panel["title"]
+
+
 def test_conventions_of_histograms(document: Json) -> None:
     for title, expr in expressions(document):
         for labels in re.findall(r"sum by \(([^)]*\ble\b)\)", expr):
