@@ -14,7 +14,7 @@ from dashboard_queries import drawn
 from llm_headroom.bundle.dashboards.colours import ENGINES
 from llm_headroom.bundle.dashboards.dashboard import Annotation, Dashboard, Link, Row, Variable
 from llm_headroom.bundle.dashboards.panel import Column, Kind, Panel, Query, Steps, above, below, fixed
-from llm_headroom.bundle.dashboards.parts import dashed, quiet
+from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet
 
 EXPECTED: Final = Path(__file__).parent / "fixtures" / "dashboard_frame.json"
 UP, FREE = Query("llm_up", "{{target}}"), Query("llm_kv_cache_headroom_ratio{a='b'}")
@@ -62,6 +62,7 @@ OPTIONAL: Final = Row(
                 Column(title="Engine", label="engine"),
             ),
         ),
+        panel(Kind.TIMESERIES, calcs=("min",)),
     ),
     optional="for some",
     repeat="engine",
@@ -99,3 +100,17 @@ def form() -> Any:  # noqa: ANN401 - JSON
 
 def test_what_grafana_gets() -> None:
     assert form() == json.loads(EXPECTED.read_text(encoding="utf-8"))
+
+
+def test_curves_have_gaps_where_there_is_nothing_to_divide_by() -> None:
+    quotient, quantile, plain = lines("t", "a", "x / y", "histogram_quantile(0.5, b)", "x").queries
+    assert (quotient.expr, quantile.expr) == ("(x / y) > -Inf", "(histogram_quantile(0.5, b)) > -Inf")
+    assert plain.expr == "x"
+
+
+def test_areas_lie_on_one_another_from_nothing_on() -> None:
+    assert (areas("t", "a", "x").stacked, areas("t", "a", "x").lowest, lines("t", "a", "x").stacked) == (
+        True,
+        0.0,
+        False,
+    )

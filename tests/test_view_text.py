@@ -68,12 +68,18 @@ def test_a_small_rate_has_a_digit_more(value: float | None, written: str) -> Non
         (0.994, "99%"),
         (0.996, "99.6%"),
         (0.9996, "99.96%"),
+        (1.0 - 1e-9, "99.9999%"),
         (1.0, "100%"),
         (1.2, "120%"),
     ],
 )
 def test_a_ratio_that_is_neither_nothing_nor_all_does_not_look_so(value: float | None, written: str) -> None:
     assert text.percent(value) == written
+
+
+@pytest.mark.parametrize(("value", "written"), [(0.5, "50.0%"), (0.0004, "0.04%"), (0.9996, "99.96%"), (0.0, "0.0%")])
+def test_a_ratio_has_as_many_digits_as_are_wanted_or_more(value: float, written: str) -> None:
+    assert text.percent(value, 1) == written
 
 
 @pytest.mark.parametrize(
