@@ -622,6 +622,8 @@ def test_kills_are_still_told_when_they_have_ended_the_engine(tree: ProcTree) ->
     tree.end(100)
     (group / "memory.events").write_text("oom_kill 1\n")
     dead = memory.read([watched("http://127.0.0.1:8000", up=False)], 5.0)
+    (group / "memory.current").unlink()
+    assert memory.read([watched("http://127.0.0.1:8000", up=False)], 7.0)["a"].points == ()
     shutil.rmtree(group)
     gone = memory.read([watched("http://127.0.0.1:8000", up=False)], 10.0)
 

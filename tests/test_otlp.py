@@ -362,6 +362,19 @@ def test_points_that_were_rejected_are_counted_and_told_once(caplog: pytest.LogC
     assert warnings == ["too old"]
 
 
+def test_what_was_dropped_is_said_once_and_so_is_what_a_collector_says(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    note = ExportMetricsServiceResponse()
+    note.partial_success.error_message = "slow down"
+    refusal = Reply(400, b"no", content_type="text/plain")
+    with HttpReceiver(refusal, refusal, Reply(body=note.SerializeToString()), refusal) as collector:
+        push = Pushing(collector.url, interval=0.1)
+        push.until(lambda: push.told().get("accepted", 0) >= 2)
+    said = [record.__dict__ for record in caplog.records]
+    assert [each["dropped"] for each in said if each["msg"] == "otlp export works"] == [2, 1]
+    assert [each["detail"] for each in said if each["msg"] == "otlp collector message"] == ["slow down"]
+
+
 def test_a_dead_collector_costs_its_intervals_and_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as free:

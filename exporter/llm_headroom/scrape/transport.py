@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import aiohttp
 from yarl import URL
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout, connector
     from aiohttp.tracing import Trace
 
-_LINE_BYTES = 16 * 1024
+_LINE_BYTES: Final = 16 * 1024
 
 
 class Died(Refusal):

@@ -7,7 +7,7 @@ import binascii
 import logging
 import os
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom.net.files import stamp
 from llm_headroom.net.workers import Workers
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_VERIFIED_LIMIT = 256
-_CHECKS_LIMIT = 64
+_VERIFIED_LIMIT: Final = 256
+_CHECKS_LIMIT: Final = 64
 """Passwords that wait to be checked."""
 _CHECKING = Workers("passwords", 1)
 
