@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,8 +10,10 @@ import yaml
 
 from exporter_process import ran
 from llm_headroom.bundle import kubernetes, pushed, sidecars
+from llm_headroom.bundle.rule import expression, scaled
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.bundle.text import as_yaml
+from llm_headroom.thresholds import DEFAULT
 
 if TYPE_CHECKING:
     import subprocess
@@ -158,3 +161,27 @@ def test_yaml_is_in_the_order_that_it_was_made_in_for_people_to_read() -> None:
     assert lines[1] == "  z: é – ≥"
     assert lines[3].count("x") == 301, "no line is wrapped"
     assert yaml.safe_load("\n".join(lines)) == document
+
+
+@pytest.mark.parametrize(
+    ("duration", "factor", "text"),
+    [
+        ("5m", 1.0, "5m"), ("5m", 0.5, "150000ms"), ("30s", 0.0001, "3ms"), ("1h", 0.001, "3600ms"),
+        ("2d", 0.1, "17280000ms"), ("1.5s", 2.0, "3000ms"),
+    ],
+)  # fmt: skip
+def test_a_duration_is_scaled_to_the_millisecond(duration: str, factor: float, text: str) -> None:
+    assert scaled(duration, factor) == text
+
+
+@pytest.mark.parametrize(
+    ("selector", "expected"),
+    [
+        ("", 'rate(llm_a[5m]) > 0.95 and up{job="llm-headroom"} unless a:llm_b:rate1m + llm_c{}'),
+        ('x="y"', 'rate(llm_a{x="y"}[5m]) > 0.95 and up{job="llm-headroom", x="y"} unless a:llm_b:rate1m + llm_c{x="y"}'),
+    ],
+)  # fmt: skip
+def test_a_selector_is_put_into_every_series_but_recorded_ones(selector: str, expected: str) -> None:
+    expr = 'rate(llm_a[5m]) > $kv_usage_high\n and up{job="$exporter_job"} unless a:llm_b:rate1m + llm_c{}'
+    settings = BundleSettings(selector=selector, thresholds=replace(DEFAULT, kv_usage_high=0.95))
+    assert expression(expr, settings) == expected
