@@ -177,11 +177,11 @@ def test_a_duration_is_scaled_to_the_millisecond(duration: str, factor: float, t
 @pytest.mark.parametrize(
     ("selector", "expected"),
     [
-        ("", 'rate(llm_a[5m]) > 0.95 and up{job="llm-headroom"} unless a:llm_b:rate1m + llm_c{}'),
-        ('x="y"', 'rate(llm_a{x="y"}[5m]) > 0.95 and up{job="llm-headroom", x="y"} unless a:llm_b:rate1m + llm_c{x="y"}'),
+        ("", 'rate(llm_a[5m]) > 0.95 and up{job="llm-headroom"} or a:llm_b:rate1m + llm_c{}'),
+        ('x="y"', 'rate(llm_a{x="y"}[5m]) > 0.95 and up{job="llm-headroom", x="y"} or a:llm_b:rate1m + llm_c{x="y"}'),
     ],
 )  # fmt: skip
 def test_a_selector_is_put_into_every_series_but_recorded_ones(selector: str, expected: str) -> None:
-    expr = 'rate(llm_a[5m]) > $kv_usage_high\n and up{job="$exporter_job"} unless a:llm_b:rate1m + llm_c{}'
+    expr = 'rate(llm_a[5m]) > $kv_usage_high\n and up{job="$exporter_job"} or a:llm_b:rate1m + llm_c{}'
     settings = BundleSettings(selector=selector, thresholds=replace(DEFAULT, kv_usage_high=0.95))
     assert expression(expr, settings) == expected
