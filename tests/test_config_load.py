@@ -52,6 +52,8 @@ def loaded(directory: Path, text: str = "", **flags: Any) -> Config:  # noqa: AN
          "headroom.yml:1: proxies[0]: the URL of a proxied engine must have no path: http://b/y"),
         ("interval: soon\nproxies: [{listen: ':1', target: b}]", {},
          "headroom.yml:1: interval: expected a duration such as 5s, got 'soon'"),
+        ("on: 1", {}, "headroom.yml:1: expected strings as keys, got true or false: put it in quotes"),
+        ("gpu: {7: true}", {}, "headroom.yml:1: gpu: expected strings as keys, got a number: put it in quotes"),
         ("", {"proxy": [":1"], "targets": ["http://a"]},
          "--listen: the engine of a:80 is needed for a proxy; write it as in ollama=http://…"),
     ],
