@@ -26,6 +26,18 @@ def test_the_captured_model_takes_what_its_runner_logged(context: int, slots: in
     assert slots * cells(context) * (found.token_bytes(context, kind, kind) or 0) == logged
 
 
+@pytest.mark.parametrize(
+    ("kind", "block"),
+    [
+        ("f32", 128), ("f16", 64), ("bf16", 64), ("q8_0", 34), ("q5_1", 24), ("q5_0", 22), ("q4_1", 20), ("q4_0", 18),
+        ("iq4_nl", 18),
+    ],
+)  # fmt: skip
+def test_how_many_bytes_32_elements_of_a_type_take(kind: str, block: int) -> None:
+    assert Geometry(keys=32, values=64).token_bytes(256, kind, kind) == 3 * block
+    assert Geometry(keys=32, values=64).token_bytes(256, kind, "f64") is None
+
+
 def info(architecture: str = "a", **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
     told = {
         "block_count": 4,

@@ -186,6 +186,7 @@ def test_of_several_attempts_the_last_that_had_time_says_why(
 def test_how_the_push_went_in_numbers() -> None:
     tally = Tally()
     assert list(tally.points()) == []
+    assert tuple(Outcome()) == (None, "", 0.0, 0)
     tally.problems = (Problem("sdk", "off", "no"),)
     for outcome, points, at in (
         (Outcome(Drop.TLS, "late"), 7, 1.0),

@@ -61,7 +61,7 @@ class Seen(NamedTuple):
     """What was found: runners that can be asked, and how many are there that can not, since their network is theirs."""
 
     runners: tuple[Runner, ...]
-    apart: int = 0
+    apart: int
 
 
 class Server(NamedTuple):

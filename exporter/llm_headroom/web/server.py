@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PROBE: Final = "/probe"
 """A path whose requests wait for others, and have a budget of their own: half of all connections."""
 HEALTH: Final = frozenset({"/-/healthy", "/-/ready"})
+MOST_REQUESTS: Final = 40
+"""Requests for anything else that are answered at once."""
 
 
 async def serve(  # noqa: PLR0913 - each is a choice of its own
@@ -30,7 +32,7 @@ async def serve(  # noqa: PLR0913 - each is a choice of its own
     listen: Sequence[str],
     *,
     web_config: Path | None = None,
-    max_requests: int = 40,
+    max_requests: int = MOST_REQUESTS,
     methods: Sequence[str] = ("GET", "HEAD"),
     limits: Limits | None = None,
 ) -> HttpServer:
