@@ -99,6 +99,7 @@ def test_which_refusals_are_an_answer_and_no_trouble(engine: str, path: str, sta
         assert any(each.partition("?")[0] == path for each in asks)
         fine = snapshot.health.up and not snapshot.health.warnings
         assert fine is (status != 500), (status, snapshot.health)
+    assert snapshot.health.up is (path not in {"/props", "/slots"}), "without it the engine is not known to be up"
 
 
 # SGLang --------------------------------------------------------------------------------------------------------------
