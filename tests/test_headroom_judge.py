@@ -136,14 +136,43 @@ def test_the_less_loaded_of_two_is_the_one_with_fewer_requests_under_way() -> No
     assert 0.65 < sum(one is idle for one in given) / 200 < 0.85
 
 
+def test_the_least_loaded_one_has_the_fewest_requests_under_way_and_any_of_equal_ones_is_taken() -> None:
+    loop = looped(None)
+    first, busy, last = looped_replica(loop), looped_replica(loop), looped_replica(loop)
+    busy.under_way = 1
+    given = [autoscaler.least_loaded([first, busy, last], random.Random(seed), 1.0) for seed in range(40)]
+    assert busy not in given
+    assert first in given
+    assert last in given
+
+
+def test_an_engine_that_starts_quickly_serves_sooner() -> None:
+    loop = looped(autoscaler.Rule(lambda _: 2.0, 0.8))
+    quick = replace(loop, start=autoscaler.QUICK_START, replicas=[], wanted=[], added=[])
+    for each in (loop, quick):
+        each.replicas = [looped_replica(each)]
+        each._scale(60.0)  # noqa: SLF001 - one minute; a whole run shows the end alone
+    assert [one.ready for one in loop.replicas] == [0.0, 240.0, 240.0]
+    assert [one.ready for one in quick.replicas] == [0.0, 120.0, 120.0]
+
+
 def test_each_balancer_has_tables_of_its_own() -> None:
     rows = [loop("always 2", 0.001, 6.0), loop(loops.OURS, 0.005, 6.3)]
     less = [replace(row, balancer="the less loaded of two", hours=5.0) for row in rows]
     written = loops.section([*rows, *less])
     assert written.count(f"| {loops.OURS} | 0.50%") == 2
-    assert (
-        written.index("at random:") < written.index("| g @ engine | 0.50% | 6.3") < written.index("less loaded of two:")
-    )
+    random_one, less_loaded = written.index("engine at random;"), written.index("engine the less loaded of two;")
+    assert random_one < written.index("| g @ engine | 0.50% | 6.3") < less_loaded
+
+
+def test_a_quick_start_is_judged_beside_the_fixed_sizes_that_start_no_engine() -> None:
+    rows = [loop("always 2", 0.001, 6.0), loop(loops.OURS, 0.006, 6.3), loop(loops.CAREFUL, 0.002, 9.0)]
+    quick = replace(rows[1], start=60.0, slow=0.004)
+    written = loops.section([*rows, quick])
+    assert "| at random | 180 s | 0.8 | 0.60% | 0.60% | 6.3 | 6.0 hours | 0 of 1 |" in written
+    assert "| at random | 180 s | 0.65 | 0.20% | 0.20% | 9.0 | 6.0 hours | 0 of 1 |" in written
+    assert "| at random | 60 s | 0.8 | 0.40% | 0.40% | 6.3 | 6.0 hours | 1 of 1 |" in written
+    assert written.count("| always 2 |") == 2
 
 
 def test_what_was_played_in_part_is_left_out() -> None:

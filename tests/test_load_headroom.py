@@ -133,9 +133,9 @@ def test_the_age_of_a_backlog_does_not_count_as_load() -> None:
     ("counts", "ratio"),
     [
         ((100.0, 0.0, 0.0, 0.0), 1.64),  # nothing to compare: as the twin has it
-        ((98.0, 2.0, 0.0, 0.0), 1.94),
+        ((98.0, 2.0, 0.0, 0.0), 2.06),
         ((60.0, 40.0, 0.0, 0.0), 1.64),  # more than a third are no tail
-        ((60.0, 28.0, 12.0, 0.0), 1.55),
+        ((60.0, 28.0, 12.0, 0.0), 1.63),
         ((0.0, 50.0, 45.0, 5.0), 1.01),  # as many are slow as may be
     ],
 )
@@ -146,6 +146,18 @@ def test_what_first_tokens_waited_corrects_the_twin(counts: tuple[float, ...], r
     found = estimated(known, targets(OBJECTIVES, model.tallies))
     assert found is not None
     assert found.headroom["ttft"].ratio == pytest.approx(ratio, rel=0.01)
+
+
+@pytest.mark.parametrize("begins", [{}, {"alike": 16.0}, {"alike": 1.6}, {"alike": 0.125}])
+def test_an_estimate_is_the_same_wherever_it_begins(begins: dict[str, float]) -> None:
+    model = learned(0.7 * LIMIT).models["m"]
+    wanted = targets(OBJECTIVES, model.tallies)
+    last = Estimate(at=0.0, headroom={}, rate=1.0, factors={"ttft": begins})
+    found = estimated(replace(model.load, estimate=last), wanted)
+    assert found is not None
+    assert found.headroom["ttft"].ratio == pytest.approx(1.6, rel=0.2)
+    assert found.factors["ttft"] == {"alike": found.headroom["ttft"].ratio}
+    assert found.factors["inter_token_latency"] == {"tokens": found.headroom["inter_token_latency"].ratio}
 
 
 def test_a_dear_step_cost_cannot_say_less_than_half_of_what_was_served_while_requests_waited() -> None:

@@ -5,9 +5,9 @@
 Traffic rises from a fifth of four times the limit of one engine to all of it, and falls to two fifths, over two
 hours; spread over several engines its bursts are smoother, so fewer than four can be enough at the peak. Every minute
 the autoscaler wants as many replicas as a Kubernetes autoscaler would for an average of its target; an engine takes
-three minutes to start, it grows by two engines in three minutes at most, and shrinks to the most that was wanted in
-ten minutes, as the chart has it. Takes a quarter of an hour of CPU for each seed; what lies in the file of rows is not
-done again.
+three minutes to start, or one, it grows by two engines in three minutes at most, and shrinks to the most that was
+wanted in ten minutes, as the chart has it. Takes half an hour of CPU for each seed; what lies in the file of rows is
+not done again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ FULL: Final = 4
 """Engines whose limits, each by itself, are the peak together."""
 AT_FIRST: Final = 2
 MOST: Final = 12
-START_SECONDS: Final = 180.0
+SLOW_START: Final = 180.0
+QUICK_START: Final = 60.0
+"""Seconds until an engine is ready: with its image and weights to be fetched, and with both on the node."""
 SHRINK_SECONDS: Final = 600.0
 GROWN_AT_ONCE: Final = 2
 GROW_SECONDS: Final = 180.0
@@ -65,7 +67,8 @@ EVERY: Final = 60.0
 WINDOW: Final = 60.0
 """Seconds of which the p95 of first tokens is."""
 ESTIMATE_SECONDS: Final = 180.0
-"""Between two estimates of the load headroom: as a busy exporter's budget allows."""
+"""Between two estimates of the load headroom; an exporter makes them each minute, which would take three times as long
+here."""
 _DRAIN: Final = 3600.0
 """Seconds after the last arrival in which all that was begun comes to its end."""
 _BASE: Final = {"engine": "vllm", "target": "t"}
@@ -148,6 +151,8 @@ RULES: Final = {
     "p95 of TTFT at half the objective": Rule(Replica.late, 0.5),
     "knows the ramp to come, 0.8": Rule(None, 0.8),
 }
+QUICK_PEERS: Final = ("p95 of TTFT at half the objective", "knows the ramp to come, 0.8")
+"""The others that come near the objective when engines start quickly."""
 FIXED: Final = {f"always {count}": count for count in range(2, 9)}
 
 
@@ -164,7 +169,23 @@ def less_loaded(ready: Sequence[Replica], chance: random.Random, at: float) -> R
     return one if one.under_way <= other.under_way else other
 
 
-BALANCERS: Final = {"at random": at_random, "that is the less loaded of two": less_loaded}
+def least_loaded(ready: Sequence[Replica], chance: random.Random, at: float) -> Replica:
+    """That with the fewest requests under way, as one router does that sends them all; any of those with as few."""
+    for each in ready:
+        each.engine.advance(at)
+    return min(ready, key=lambda one: (one.under_way, chance.random()))
+
+
+BALANCERS: Final = {
+    "at random": at_random,
+    "that is the less loaded of two": less_loaded,
+    "that has the fewest open requests": least_loaded,
+}
+STARTS: Final[dict[float, tuple[str, ...]]] = {
+    SLOW_START: (*RULES, *FIXED),
+    QUICK_START: ("llm_saturation_ratio 0.8", "llm_saturation_ratio 0.65", *QUICK_PEERS),
+}
+"""What is played with which start: a fixed size never starts an engine, so that one run of it is enough."""
 
 
 def load(at: float) -> float:
@@ -202,6 +223,7 @@ class Loop:
     rule: Rule | None
     seed: int
     balance: Callable[[Sequence[Replica], random.Random, float], Replica]
+    start: float = SLOW_START
     replicas: list[Replica] = field(default_factory=list)
     wanted: list[tuple[float, int]] = field(default_factory=list)
     added: list[float] = field(default_factory=list)
@@ -254,7 +276,7 @@ class Loop:
         count = max(self.wanted[-1][1], min(len(self.replicas), max(each for _, each in self.wanted)))
         self.added = [each for each in self.added if each > at - GROW_SECONDS]
         for _ in range(min(count - len(self.replicas), GROWN_AT_ONCE - len(self.added))):
-            self._add(at, START_SECONDS)
+            self._add(at, self.start)
             self.added.append(at)
         gone = self.replicas[count:]
         del self.replicas[count:]
@@ -265,7 +287,7 @@ class Loop:
         if self.rule is None:
             return None
         if self.rule.figure is None:
-            return math.ceil(load(min(at + START_SECONDS + EVERY, HOURS * 3600.0)) * FULL / self.rule.target)
+            return math.ceil(load(min(at + self.start + EVERY, HOURS * 3600.0)) * FULL / self.rule.target)
         ready = [one for one in self.replicas if one.ready <= at]
         known = [value for one in ready if (value := self.rule.figure(one)) is not None]
         if not known:
@@ -279,23 +301,27 @@ def _limit(group: str) -> float:
     return limit(Scenario(group, dict(WORKLOADS)[group]))
 
 
-def played(place: tuple[str, str, int, str]) -> Outcome:
-    """A rule or fixed size behind a balancer, on a workload with a seed."""
-    balancer, group, seed, name = place
+def played(place: tuple[str, float, str, int, str]) -> Outcome:
+    """A rule or fixed size behind a balancer, with engines that take so long to start, on a workload with a seed."""
+    balancer, start, group, seed, name = place
     scenario = Scenario(group, dict(WORKLOADS)[group])
     requests = traffic(scenario, _limit(group), seed)
-    loop = Loop(scenario, RULES.get(name), seed, BALANCERS[balancer])
+    loop = Loop(scenario, RULES.get(name), seed, BALANCERS[balancer], start)
     slow, hours = loop.run(requests, FIXED.get(name, AT_FIRST))
-    return Outcome(scenario.name, group, seed, name, slow, hours, balancer)
+    return Outcome(scenario.name, group, seed, name, slow, hours, balancer, start)
 
 
 def whole(rows: Sequence[Outcome]) -> list[Outcome]:
     """Those of the draws in which every rule and size was played; a run may have been ended before."""
-    played_rules: dict[tuple[str, str, int], set[str]] = {}
+    played_rules: dict[tuple[str, float, str, int], set[str]] = {}
     for row in rows:
-        played_rules.setdefault((row.balancer, row.group, row.seed), set()).add(row.rule)
-    wanted = {*RULES, *FIXED}
-    return [row for row in rows if row.rule in wanted and wanted <= played_rules[row.balancer, row.group, row.seed]]
+        played_rules.setdefault((row.balancer, row.start, row.group, row.seed), set()).add(row.rule)
+    return [
+        row
+        for row in rows
+        if row.rule in (wanted := {*STARTS[row.start]})
+        and wanted <= played_rules[row.balancer, row.start, row.group, row.seed]
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -308,10 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Outcome] = []
     if options.rows and options.rows.exists():
         rows = [Outcome(**json.loads(line)) for line in options.rows.read_text().splitlines()]
-    done = {(row.balancer, row.group, row.seed, row.rule) for row in rows}
+    done = {(row.balancer, row.start, row.group, row.seed, row.rule) for row in rows}
     seeds = range(1, options.seeds + 1)
-    places = product(seeds, BALANCERS, (group for group, _ in WORKLOADS), (*RULES, *FIXED))
-    wanted = [(balancer, group, seed, name) for seed, balancer, group, name in places]
+    places = product(seeds, BALANCERS, STARTS, (group for group, _ in WORKLOADS))
+    wanted = [(balancer, start, group, seed, name) for seed, balancer, start, group in places for name in STARTS[start]]
     with Pool(2) as pool:
         for row in pool.imap_unordered(played, [each for each in wanted if each not in done]):
             rows.append(row)
@@ -319,7 +345,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with options.rows.open("a") as out:
                     out.write(json.dumps(asdict(row)) + "\n")
             print(
-                f"{row.balancer}, {row.scenario}, seed {row.seed}, {row.rule}: {row.slow:.2%} @ {row.hours:.1f}",
+                f"{row.balancer}, start {row.start:g} s, {row.scenario}, seed {row.seed}, {row.rule}: "
+                f"{row.slow:.2%} @ {row.hours:.1f}",
                 file=sys.stderr,
             )
     part = section(whole(rows))

@@ -103,11 +103,15 @@ class Headroom(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """The load headroom for each objective at time `at` (seconds), and arrivals per second of the whole target."""
+    """The load headroom for each objective at time `at` (seconds), and arrivals per second of the whole target.
+
+    `factors` are those that were found on the way, for each objective: near them the next estimate begins.
+    """
 
     at: float
     headroom: Mapping[str, Headroom]
     rate: float
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WINDOW_SECONDS: Final = 900.0
 QUIET_SECONDS: Final = 60.0
 """A minute is busy if anything happens in it."""
-LEAST_SECONDS: Final = 240.0
+LEAST_SECONDS: Final = 120.0
 LIKE_SECONDS: Final = 60.0
 """Prompts of so many seconds are taken to be alike, as far as they are."""
 CHANGE_SECONDS: Final = (30.0, 60.0, 120.0)

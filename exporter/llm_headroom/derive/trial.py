@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from llm_headroom.derive.capacity import Known, Target
     from llm_headroom.derive.traffic import Call, Lengths, Sizes, Traffic
 
-_PRECISION: Final = 1.06
-_STEP: Final = 1.12
-"""By which the first guess is widened; the next ones by its square, and so on."""
+_STEPS: Final = 12
+"""Factors are powers of the twelfth root of 2, so that whoever asks for one asks for the same ones."""
 _REACH: Final = 1.5
-"""How far beyond the factor that is asked for draws are made, since the next one may be higher."""
+"""How far beyond the factor that is asked for a draw is made, since the next one may be higher."""
 _FIRST_GUESS: Final = 2.0
 _WANTED_CALLS: Final = 2000.0
+"""Requests of all draws together; more of few requests, since each says as much."""
 _MOST_DRAWS: Final = 4
 _LEAST_SEEN: Final = 20.0
 """First tokens of which latencies have to be seen before the twin is compared with them."""
@@ -39,10 +39,9 @@ _OF_SERVED: Final = 0.5
 """Of the requests that ended per second while others waited: at least so many fit within an objective of first tokens.
 On the tuning traces, with five minutes of waiting, 0.79 to 1.01 of them did; with constant sizes on a small engine
 0.54."""
-_MOST_CALLS: Final = 15_000.0
-"""Requests of one replay; of a busier engine the latest minutes are enough, since their count says as much."""
-_NEVER: Final = 1e9
-"""Seconds: where there is no objective."""
+_MOST_CALLS: Final = {"ttft": 6000.0, "inter_token": 3000.0}
+"""Requests of one replay; of a busier engine the latest minutes are enough, since their count says as much. A request
+has one first token, but many after it."""
 
 
 def estimated(known: Known, targets: Sequence[Target]) -> Estimate | None:
@@ -51,127 +50,151 @@ def estimated(known: Known, targets: Sequence[Target]) -> Estimate | None:
     engine = None if sizes is None else known.twin(sizes)
     if sizes is None or engine is None or not known.traffic.rate:
         return None
-    guesses = {target.name: _FIRST_GUESS for target in targets}
-    guesses |= {name: math.exp(total / weight) for name, (total, weight) in known.smoothed.items()}
-    trial = _Trial(known.traffic.latest(_MOST_CALLS / max(guesses.values())), sizes, engine, targets, round(known.at))
-    found = {}
+    found, factors = {}, {}
     for target in targets:
-        ratio = trial.ratio(target, guesses[target.name], known.traffic)
-        found[target.name] = Headroom(ratio, trial.binding(target, ratio))
-    return Estimate(at=known.at, headroom=found, rate=known.traffic.rate * known.replicas)
+        trial = _Trial(known, sizes, engine, target)
+        ratio = trial.ratio()
+        found[target.name] = Headroom(ratio, trial.binding(ratio))
+        factors[target.name] = trial.factors
+    return Estimate(at=known.at, headroom=found, rate=known.traffic.rate * known.replicas, factors=factors)
 
 
 def factor(excess: Callable[[float], bool], guess: float) -> float:
     """The factor from which on there is an excess, by bisection around a guess; within the bounds of the headroom."""
-    low = high = min(max(guess, LEAST), MOST)
-    step = _STEP
-    if excess(high):
-        while low > LEAST:
-            low, step = max(LEAST, low / step), step**2
-            if not excess(low):
+    least, most = round(_STEPS * math.log2(LEAST)), round(_STEPS * math.log2(MOST))
+    low = high = round(_STEPS * math.log2(min(max(guess, LEAST), MOST)))
+    width = 1
+    if excess(_times(high)):
+        while low > least:
+            low, width = max(least, low - width), 2 * width
+            if not excess(_times(low)):
                 break
             high = low
         else:
             return LEAST
     else:
-        while high < MOST:
-            high, step = min(MOST, high * step), step**2
-            if excess(high):
+        while high < most:
+            high, width = min(most, high + width), 2 * width
+            if excess(_times(high)):
                 break
             low = high
         else:
             return MOST
-    while high / low > _PRECISION:
-        middle = math.sqrt(low * high)
-        if excess(middle):
+    while high - low > 1:
+        middle = (low + high) // 2
+        if excess(_times(middle)):
             high = middle
         else:
             low = middle
-    return math.sqrt(low * high)
+    return _times((low + high) / 2.0)
+
+
+def _times(step: float) -> float:
+    return float(2.0 ** (step / _STEPS))
 
 
 class _Trial:
-    """Replays of the same draws at several factors, each done once."""
+    """Replays of the same draws at several factors, each done once, for one objective.
 
-    def __init__(
-        self, traffic: Traffic, sizes: Sizes, engine: twin.Engine, targets: Sequence[Target], seed: int
-    ) -> None:
-        self._traffic, self._sizes, self._engine, self._seed = traffic, sizes, engine, seed
-        seconds = {target.field: target.seconds for target in targets}
-        self._first, self._between = seconds.get("ttft", _NEVER), seconds.get("inter_token", _NEVER)
-        wanted = math.ceil(_WANTED_CALLS / max(1.0, traffic.total("arrivals")))
-        self._count = min(_MOST_DRAWS, max(1, wanted))
-        self._most = 0.0
-        self._draws: list[list[tuple[float, Call]]] = []
+    Each question for a factor begins at the answer that the last estimate found.
+    """
+
+    def __init__(self, known: Known, sizes: Sizes, engine: twin.Engine, target: Target) -> None:
+        self._seen, self._sizes, self._engine, self._target = known.traffic, sizes, engine, target
+        self._seed = round(known.at)
+        self._before = known.estimate.factors.get(target.name, {}) if known.estimate else {}
+        farthest = max(self._before.values(), default=_FIRST_GUESS)
+        self._reach = _REACH * farthest
+        self._traffic = self._seen.latest(_MOST_CALLS[target.field] / farthest)
+        self.factors: dict[str, float] = {}
+        self._draws: dict[int, tuple[float, list[tuple[float, Call]]]] = {}
         self._done: dict[float, list[twin.Outcome]] = {}
 
     def outcomes(self, times: float) -> list[twin.Outcome]:
         """What `times` the traffic suffers, in each draw."""
-        if times > self._most:  # draws reach a little further than asked for, and are nested below
-            self._most = min(MOST, times * _REACH)
-            self._done.clear()
-            self._draws = [
-                self._traffic.draw(self._sizes, self._most, random.Random(self._seed + draw))  # noqa: S311 - simulation
-                for draw in range(self._count)
-            ]
         if times not in self._done:
-            self._done[times] = [
-                twin.replay(
-                    [call for mark, call in draw if mark <= times],
-                    self._engine,
-                    first=self._first,
-                    between=self._between,
-                    since=self._traffic.warm_up,
-                )
-                for draw in self._draws
-            ]
+            count = min(_MOST_DRAWS, max(1, round(self._share(times))))
+            self._done[times] = [self._outcome(times, draw) for draw in range(count)]
         return self._done[times]
 
-    def ratio(self, target: Target, guess: float, seen: Traffic) -> float:
-        """The factor at which as many are slow as the objective allows; for first tokens by what is `seen` of them."""
-        if target.field != "ttft":
-            return factor(lambda times: self._slow_tokens(times) > target.allowed, guess)
-        return _served(self._corrected(target, guess, seen.waited), seen)
+    def _share(self, times: float) -> float:
+        """Draws with which there are as many requests as wanted."""
+        return _WANTED_CALLS / max(1.0, times * self._traffic.total("arrivals"))
 
-    def _corrected(self, target: Target, guess: float, waited: Lengths) -> float:
+    def _outcome(self, times: float, draw: int) -> twin.Outcome:
+        first = self._target.seconds if self._target.field == "ttft" else 0.0
+        return twin.replay(
+            [call for mark, call in self._drawn(times, draw) if mark <= times],
+            self._engine,
+            first=first,
+            between=self._target.seconds,
+            since=self._traffic.warm_up,
+        )
+
+    def _drawn(self, times: float, draw: int) -> list[tuple[float, Call]]:
+        """A draw that reaches a little further than asked for, or as far as it is needed."""
+        most, drawn = self._draws.get(draw, (0.0, []))
+        if times > most:
+            most = min(MOST, max(_REACH * times, self._reach))
+            if draw:
+                most = max(times, min(most, self._share(1.0) / (draw + 0.5)))
+            chance = random.Random(self._seed + draw)  # noqa: S311 - simulation, not security
+            drawn = self._traffic.draw(self._sizes, most, chance)
+            self._draws[draw] = most, drawn
+        return drawn
+
+    def ratio(self) -> float:
+        """The factor at which as many are slow as the objective allows; for first tokens by what is seen of them."""
+        if self._target.field != "ttft":
+            return self._factor("tokens", lambda times: self._slow_tokens(times) > self._target.allowed)
+        return _served(self._corrected(self._seen.waited), self._seen)
+
+    def _corrected(self, waited: Lengths) -> float:
         """The factor for first tokens, corrected by what they wait now beside what the twin's do at the present load.
 
         Bursts within a poll, and what else the twin cannot know, are in both.
         """
+        target = self._target
         if waited.total < _LEAST_SEEN:
-            return self._kept(target, target.seconds, guess)
+            return self._kept("seen", target.seconds)
         slow = waited.beyond(target.seconds)
         trust = min(max((slow / target.allowed - _LEAST_TRUST) / (1.0 - _LEAST_TRUST), 0.0), 1.0)
         found = 1.0
         if trust < 1.0:
-            alike = target.seconds * self._quicker(target, waited)
-            found *= self._kept(target, alike, guess) ** (1.0 - trust)
+            alike = target.seconds * self._quicker(waited)
+            found *= self._kept("alike", alike) ** (1.0 - trust)
         if trust > 0.0:
-            found *= (self._kept(target, target.seconds, guess) / self._present(target, slow)) ** trust
+            found *= (self._kept("seen", target.seconds) / self._present(slow)) ** trust
         return min(max(found, LEAST), MOST)
 
-    def _kept(self, target: Target, seconds: float, guess: float) -> float:
-        """The factor up to which no more first tokens than allowed come later than so many seconds."""
-        return factor(lambda times: self._beyond(times, seconds) > target.allowed, guess)
+    def _factor(self, question: str, excess: Callable[[float], bool], guess: float = _FIRST_GUESS) -> float:
+        self.factors[question] = found = factor(excess, self._before.get(question, guess))
+        return found
 
-    def _present(self, target: Target, slow: float) -> float:
+    def _kept(self, question: str, seconds: float) -> float:
+        """The factor up to which no more first tokens than allowed come later than so many seconds."""
+        return self._factor(question, lambda times: self._beyond(times, seconds) > self._target.allowed)
+
+    def _present(self, slow: float) -> float:
         """The factor at which the twin has as many slow first tokens as are seen; 1 where both have more than enough.
 
         With a backlog their share grows with its age, and says no more of the load than that it is beyond.
         """
+        target = self._target
         most = _MOST_SLOW * target.allowed
         if slow >= most and self._beyond(1.0, target.seconds) >= most:
             return 1.0
-        return _bounded(factor(lambda times: self._beyond(times, target.seconds) > min(slow, most), 1.0))
+        share = min(slow, most)
+        return _bounded(self._factor("present", lambda times: self._beyond(times, target.seconds) > share, 1.0))
 
-    def _quicker(self, target: Target, waited: Lengths) -> float:
+    def _quicker(self, waited: Lengths) -> float:
         """How many times the latency that is seen the twin's is, at the share nearest to the one that is allowed."""
         low, high = _COMPARED
         seen = [(bound, share) for bound in waited.bounds if low <= (share := waited.beyond(bound)) <= high]
         seconds = sorted(each for one in self.outcomes(1.0) for each in one.first_seconds)
         if not seen or not seconds:
             return 1.0
-        bound, share = min(seen, key=lambda each: abs(math.log(each[1] / target.allowed)))
+        bound, share = min(seen, key=lambda each: abs(math.log(each[1] / self._target.allowed)))
         return _bounded(seconds[min(len(seconds) - 1, int((1.0 - share) * len(seconds)))] / bound)
 
     def _beyond(self, times: float, seconds: float) -> float:
@@ -184,9 +207,9 @@ class _Trial:
         outcomes = self.outcomes(times)
         return sum(one.slow_tokens for one in outcomes) / max(1.0, sum(one.tokens for one in outcomes))
 
-    def binding(self, target: Target, times: float) -> str:
+    def binding(self, times: float) -> str:
         """What first tokens wait for at a factor; tokens after the first wait for computation."""
-        if target.field != "ttft":
+        if self._target.field != "ttft":
             return twin.COMPUTE
         nearest = min(self._done, key=lambda done: abs(math.log(done / times)))
         waits: dict[str, float] = {}

@@ -85,6 +85,7 @@ class _Batch:
 
     __slots__ = (
         "_admitted",
+        "_arrivals",
         "_arrived",
         "_begun",
         "_blocked",
@@ -104,6 +105,7 @@ class _Batch:
         "_running",
         "_since",
         "_steps",
+        "_whole",
         "outcome",
     )
 
@@ -112,6 +114,8 @@ class _Batch:
         longest = max(1, int(engine.capacity * _LONGEST_SHARE))
         self._calls = [_fitting(call, longest) if call.prompt + call.answer > longest else call for call in calls]
         self._engine, self._objectives, self._since = engine, (first, between), since
+        self._arrivals = [*(call.arrival for call in self._calls), math.inf]
+        self._whole = [call.prompt for call in self._calls]  # tokens to compute before it decodes
         self._now = calls[0].arrival if calls else 0.0
         self._arrived = 0
         self._queue: deque[int] = deque()
@@ -128,28 +132,29 @@ class _Batch:
 
     def run(self) -> None:
         """Step until the last request has had its first token, or is late for it."""
-        calls = self._calls
-        if not calls:
+        arrivals, queue = self._arrivals, self._queue
+        if not self._calls:
             return
-        end = calls[-1].arrival + self._objectives[0]
-        while self._now <= end or self._arrived < len(calls):
-            while self._arrived < len(calls) and calls[self._arrived].arrival <= self._now:
-                self._queue.append(self._arrived)
+        end = arrivals[-2] + self._objectives[0]
+        while self._now <= end or self._arrived < len(self._calls):
+            while arrivals[self._arrived] <= self._now:
+                queue.append(self._arrived)
                 self._arrived += 1
-            if not self._running and not self._queue:
-                if self._arrived == len(calls):
-                    break
-                self._now = self._decoded_at = calls[self._arrived].arrival
-                continue
-            self._step()
+            if self._running or queue:
+                self._step()
+            elif self._arrived < len(self._calls):
+                self._now = self._decoded_at = arrivals[self._arrived]
+            else:
+                break
         for one in (*self._queue, *self._computed):
             if not self._generated[one]:
                 self._count_first(one, unserved=True)
 
     def _count_first(self, one: int, *, unserved: bool = False) -> None:
-        waited = self._now - self._calls[one].arrival
+        arrival = self._arrivals[one]
+        waited = self._now - arrival
         slow = waited > self._objectives[0]
-        if self._calls[one].arrival >= self._since and (slow or not unserved):
+        if arrival >= self._since and (slow or not unserved):
             self.outcome.first_seconds.append(math.inf if unserved else waited)
 
     def _step(self) -> None:
@@ -158,7 +163,8 @@ class _Batch:
         while self._decoding and self._held + self._decoding * engine.per_step > engine.capacity:
             self._preempt()
         preempted = len(self._queue) > before
-        chunks = self._schedule(admit=not preempted)
+        self._blocked = COMPUTE
+        chunks = self._schedule(admit=not preempted) if self._queue or self._computed else []
         if preempted:
             self._blocked = KV_CACHE
         if chunks:
@@ -167,8 +173,9 @@ class _Batch:
             self._glide()
         else:  # prompts fill the cache before one of them is whole
             self._preempt()
-        while self._ends and self._ends[0][0] <= self._steps:
-            due, one = heapq.heappop(self._ends)
+        ends = self._ends
+        while ends and ends[0][0] <= self._steps:
+            due, one = heapq.heappop(ends)
             if self._due.get(one) == due:
                 self._withdraw(one)
                 self._running -= 1
@@ -180,17 +187,16 @@ class _Batch:
         room = engine.capacity - self._held - self._decoding * engine.per_step
         chunks = []
         for one, computed in self._computed.items():
-            part = int(min(self._target(one) - computed, budget, room))
+            part = int(min(self._whole[one] - computed, budget, room))
             if part <= 0:
                 break
             chunks.append((one, part))
             budget -= part
             room -= part
-        self._blocked = COMPUTE
         reserved = engine.capacity * (1.0 - engine.ceiling)
         while admit and queue and budget > 0:
             one = queue[0]
-            target = self._target(one)
+            target = self._whole[one]
             if self._running >= engine.limit:
                 self._blocked = CONCURRENCY
                 break
@@ -209,14 +215,13 @@ class _Batch:
             room -= cached + part
         return chunks
 
-    def _target(self, one: int) -> int:
-        return self._calls[one].prompt + self._generated[one]
-
     def _pass(self, seconds: float) -> None:
         self._now += seconds
         waits = self.outcome.waits
-        waits[self._blocked] += seconds * len(self._queue)
-        waits[COMPUTE] += seconds * len(self._computed)
+        if self._queue:
+            waits[self._blocked] += seconds * len(self._queue)
+        if self._computed:
+            waits[COMPUTE] += seconds * len(self._computed)
 
     def _prefill(self, chunks: Sequence[tuple[int, int]]) -> None:
         engine, cost = self._engine, self._engine.cost
@@ -238,23 +243,22 @@ class _Batch:
         for one, part in chunks:
             self._computed[one] += part
             self._held += part
-            if self._computed[one] >= self._target(one):
+            if self._computed[one] >= self._whole[one]:
                 self._begin_decode(one)
         if decodes or self._decoding == 0:
             self._decoded_at = self._now
 
     def _begin_decode(self, one: int) -> None:
         del self._computed[one]
-        call = self._calls[one]
         if not self._generated[one]:
             self._count_first(one)
         if not self._decoding:
             self._decoded_at = self._now
-        self._context += self._target(one)
+        self._context += self._whole[one]
         self._generated[one] += 1
         self._begun[one] = self._steps
         self._decoding += 1
-        left = max(0.0, call.answer - self._generated[one])
+        left = max(0.0, self._calls[one].answer - self._generated[one])
         due = self._due[one] = self._steps + math.ceil(left / self._engine.per_step)
         heapq.heappush(self._ends, (due, one))
 
@@ -277,13 +281,14 @@ class _Batch:
         seconds = cost.decode_seconds(self._decoding, self._context)
         steps = 1
         if self._decoded_at >= self._now:  # else the first step ends a pause in which others were prefilled
-            while self._due.get(self._ends[0][1]) != self._ends[0][0]:
-                heapq.heappop(self._ends)
+            ends = self._ends
+            while self._due.get(ends[0][1]) != ends[0][0]:
+                heapq.heappop(ends)
             room = (engine.capacity - self._held) / (self._decoding * engine.per_step)
-            steps = max(1, min(self._ends[0][0] - self._steps, int(room)))
-            if not self._queue and self._arrived < len(self._calls):
-                until = (self._calls[self._arrived].arrival - self._now) / seconds
-                steps = min(steps, max(1, math.ceil(until)))
+            steps = max(1, min(ends[0][0] - self._steps, int(room)))
+            until = math.inf if self._queue else (self._arrivals[self._arrived] - self._now) / seconds
+            if until < steps:
+                steps = max(1, math.ceil(until))
         growth = cost.context * self._decoding * engine.per_step * (steps - 1) / 2.0
         since = self._decoded_at if steps == 1 else self._now
         self._pass(steps * (seconds + growth))
@@ -305,6 +310,7 @@ class _Batch:
         one = self._admitted.pop()
         if one in self._begun:
             self._generated[one] = int(self._withdraw(one))
+            self._whole[one] = self._calls[one].prompt + self._generated[one]
         elif one in self._computed:
             self._held -= self._computed.pop(one)
         else:
