@@ -43,7 +43,10 @@ TRAFFIC: Final = {
     'llm_slo_requests_good{slo="ttft",target="vllm-old-x:8000"}': 3.8,
     'llm_requests_finished{target="vllm-new-x:8000"}': 2.0,
     'llm_requests_finished{target="vllm-old-x:8000"}': 4.0,
-    'llm_requests_failed{target="vllm-new-x:8000"}': 0.1,
+    'llm_requests_failed{reason="error",target="vllm-new-x:8000"}': 0.1,
+    'llm_requests_failed{reason="aborted",target="vllm-old-x:8000"}': 2.0,
+    'llm_requests_failed{reason="error",target="vllm-dead-x:8000"}': 1.0,
+    'llm_generation_tokens{engine="vllm",target="a/proxy"}': 500.0,
 }
 
 
@@ -134,7 +137,8 @@ def test_a_canary_that_misses_the_objective_or_fails_is_stopped(prometheus: str)
     ttft, failures = (judged(prometheus, name, "new", "old") for name in ("ttft", "failures"))
 
     assert ttft == pytest.approx([0.75 - 0.95])
-    assert failures == pytest.approx([0.05])
+    assert failures == pytest.approx([0.1 / 2.1])
+    assert judged(prometheus, "failures", "dead", "old") == pytest.approx([1.0])
     for name, result in (("ttft", ttft), ("failures", failures)):
         assert condition(analyses()[name]["failureCondition"], result)
         assert not condition(analyses()[name]["successCondition"], result)

@@ -87,7 +87,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
 
 def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]:
     """Return the tiles of the first line: instant, and silent rather than fine where nothing is known."""
-    up = scope.of(schema.UP, ENGINES)
+    up = scope.once().of(schema.UP, ENGINES)
     where = "cluster, engine, model"
     good, every = (
         f"sum by ({TARGET}) ({scope.rate(one, slo='ttft')})" for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
