@@ -10,8 +10,9 @@ import pytest
 
 import bounded
 from llm_headroom.config.settings import Config, GpuSettings
+from llm_headroom.derive.capacity import ESTIMATE_SECONDS
 from llm_headroom.model import Health, Snapshot
-from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.poller import ESTIMATE_PAUSE, LOOK_AGAIN, LOOK_TIMEOUT, Poller
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,3 +77,8 @@ def test_work_that_ends_by_a_defect_is_logged_and_the_poller_goes_on(
     bounded.run(test())
     errors = {record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR}
     assert errors == {"work of the poller has ended"}, "what is ended at the stop is no defect"
+
+
+def test_what_is_tried_again_and_again_is_late_by_a_small_part_of_a_minute() -> None:
+    assert 1.0 <= ESTIMATE_PAUSE <= ESTIMATE_SECONDS / 10.0
+    assert 10.0 * LOOK_TIMEOUT <= LOOK_AGAIN <= 60.0

@@ -141,19 +141,19 @@ def test_compare_reads_what_is_recorded_of_all_and_the_own_buckets_of_some(
 
 
 def test_parts_of_a_request_without_a_histogram_follow_from_the_others(address: str) -> None:
-    """Every histogram's mean is 0.7 s here; the part that is to be shorter gets 0.6 s, which is one of its buckets."""
+    """Every histogram's mean is 0.7 s here; 1 s of the longer one, where its observations are added up as such."""
     _, prefill, decode, _ = next(panel.queries for uid, panel in PANELS if panel.title.startswith("Mean request"))
 
-    def left(expr: str, shorter: str = "-", without: Sequence[str] = ()) -> list[float]:
-        expr = expr.replace(f"llm_{shorter}_seconds_sum{{", f'llm_{shorter}_seconds_bucket{{le="0.5", ')
+    def left(expr: str, longer: str = "-", without: Sequence[str] = ()) -> list[float]:
+        expr = expr.replace(f"llm_{longer}_seconds_sum", f"llm_{longer}_seconds_count")
         for name in without:
             expr = expr.replace(f"llm_request_{name}_seconds", "llm_not_exposed")
         return [round(value, 6) for value in readings(address, expr, every_series.END)]
 
     assert left(prefill.expr) == left(decode.expr) == [0.7]
-    assert left(prefill.expr, "request_queue", ["prefill"]) == [0.1]
+    assert left(prefill.expr, "time_to_first_token", ["prefill"]) == [0.3]
     assert left(prefill.expr, without=["prefill", "queue"]) == [0.7]
-    assert left(decode.expr, "time_to_first_token", ["decode"]) == [0.1]
+    assert left(decode.expr, "request_duration", ["decode"]) == [0.3]
 
 
 EXHAUSTION, RATIO, TOKENS = (
@@ -195,7 +195,7 @@ def test_there_are_no_more_curves_than_can_be_told_apart(address: str) -> None:
     def found(expr: str) -> list[float]:
         return readings(address, expr, every_series.END - (every_series.DEAD + 2) * every_series.STEP)  # all are alive
 
-    scope, states, reasons = Scope(), "namespace, instance, target, state", "namespace, instance, target, reason"
+    scope, states, reasons = Scope(), "instance, target, state", "instance, target, reason"
     samples, requests = scope.of(schema.SOURCE_SAMPLES), scope.rate(schema.REQUESTS_FINISHED)
     high, low = (found(f"{which} by ({states}) ({samples})") for which in ("max", "min"))
     assert len(high) > 10

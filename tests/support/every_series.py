@@ -81,6 +81,11 @@ def _drawn(name: str, labels: str) -> int:
     return 20 + crc32(f"{name}{{{labels}}}".encode()) % 100
 
 
+def _up_to(share: float, drawn: int) -> float:
+    """Of so many observations those in a bucket; not of every series the same part, so that a quantile is of all."""
+    return share ** (1 + drawn % 2) * drawn
+
+
 def _value(metric: Metric, drawn: int, step: int) -> float:
     if metric.kind is Kind.COUNTER:
         return drawn / 10.0 * step * STEP
@@ -113,7 +118,7 @@ def _schema(host: str, place: dict[str, str], steps: int) -> Iterator[tuple[str,
             drawn = _drawn(metric.name, labels)
             if metric.kind is Kind.HISTOGRAM:
                 for bound, share in BOUNDS.items():
-                    counts = [share * drawn * step for step in range(steps)]
+                    counts = [_up_to(share, drawn) * step for step in range(steps)]
                     yield f'{metric.name}_bucket{{{labels},le="{bound}"}}', counts
                 yield f"{metric.name}_count{{{labels}}}", counts
                 yield f"{metric.name}_sum{{{labels}}}", [0.7 * count for count in counts]
@@ -145,14 +150,14 @@ def _prometheus(place: dict[str, str], steps: int) -> Iterator[tuple[str, list[f
 
 
 def _recorded() -> Iterator[tuple[str, list[float]]]:
-    for rule in RECORDINGS:
+    for rule, namespace in product(RECORDINGS, NAMESPACES):
         for engine, model, target, _ in TARGETS:
-            labels = f'cluster="c",namespace="n",job="llm-headroom",engine="{engine}",model="{model}"'
+            labels = f'cluster="c",namespace="{namespace}",job="llm-headroom",engine="{engine}",model="{model}"'
             drawn = _drawn(rule.name, labels)
             labels += f',instance="a:9836",target="{target}"' if rule.name.startswith("target_model:") else ""
             if "_bucket:" in rule.name:
                 for bound, share in BOUNDS.items():
-                    yield f'{rule.name}{{{labels},le="{bound}"}}', [share * drawn] * STEPS
+                    yield f'{rule.name}{{{labels},le="{bound}"}}', [_up_to(share, drawn)] * STEPS
             else:
                 labels += ',slo="ttft"' if "slo" in rule.name else ""
                 yield f"{rule.name}{{{labels}}}", [drawn * (0.008 if "ratio" in rule.name else 1.0)] * STEPS

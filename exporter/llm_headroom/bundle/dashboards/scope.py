@@ -183,7 +183,7 @@ class Scope:
         alive = f'llm_up{{{self.matchers(())}, engine="nvml"}}'
         return f"({expr}) or (group({alive} == 1) * 0 - {-NOT_EXPOSED})"
 
-    def variables(self, *, single: bool = False) -> tuple[Variable, ...]:
+    def variables(self, *, single: bool) -> tuple[Variable, ...]:
         """Return what can be chosen, each narrowed by those before it; with `single` one instance and one target."""
         extra = f", {self.extra}" if self.extra else ""
         place = 'job=~"$job", cluster=~"$cluster", namespace=~"$namespace"'
