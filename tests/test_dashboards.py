@@ -36,6 +36,8 @@ RULES: Final = ROOT / "alerts" / "llm-headroom.rules.yml"
 UIDS: Final = {f"llm-headroom-{name}" for name in ("fleet", "engine", "kv", "gpu", "ollama", "compare", "exporter")}
 DOCUMENTS: Final[Sequence[Json]] = [json.loads(path.read_bytes()) for path in sorted(COMMITTED.iterdir())]
 VARIABLES: Final = ("job", "cluster", "namespace", "instance", "engine", "model", "target")
+CARRIED: Final = {"exporter": ("model",), "gpu": ("engine", "model", "target"), "ollama": ("engine",)}
+"""Variables that a dashboard does not use, and hands on to the others."""
 PROMETHEUS_OWN: Final = {"ALERTS", "up", "scrape_samples_scraped", "scrape_duration_seconds"}
 RECORDED: Final = {rule.name for group in GROUPS.values() for rule in group.rules if isinstance(rule, Recording)}
 LEVELS: Final = {
@@ -98,6 +100,9 @@ def test_conventions_of_variables(document: Json) -> None:
     others = [one for one in others if one["type"] == "query"]
     assert ("baseline" in {one["name"] for one in others}) == (document["uid"] == "llm-headroom-compare")
     assert tuple(one["name"] for one in others)[: len(VARIABLES)] == VARIABLES
+    name = document["uid"].removeprefix("llm-headroom-")
+    assert ("gpu" in {one["name"] for one in others}) == (name == "gpu")
+    assert tuple(one["name"] for one in others if one["hide"] == 2) == CARRIED.get(name, ()), "chosen on other pages"
     for one in others:
         assert one["refresh"] == 2, "on a change of the time range"
         assert one["datasource"]["uid"] == "${datasource}"
@@ -215,6 +220,9 @@ def test_conventions_of_selection(document: Json) -> None:
                 'job=~"$job"',
                 'instance=~"$instance"',
             } <= set(matchers.split(", ")), expr
+            metric = schema.BY_NAME.get(name) or schema.BY_NAME.get(re.sub(r"_(bucket|sum|count)$", "", name))
+            chosen = set(re.findall(r'(engine|model|target|gpu)=~"\$', matchers))
+            assert metric is None or chosen <= set(metric.labels), (title, "a matcher of a label it has not", expr)
             if name.endswith("_total") and name not in LEVELS:
                 assert re.search(rf"(?:rate|increase)\({re.escape(name)}\{{", expr), (title, "a counter without a rate")
 

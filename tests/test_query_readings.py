@@ -83,6 +83,7 @@ def judgement(panel: Panel, place: int) -> str:
         | {"to": shown.highest, "at least": shown.at_least}
     )
     styles = [f"{name}={value}" for name, value in drawn.items() if value is not None]
+    styles += [f"{value:g}={text}" for value, text, _ in shown.words]
     return " ".join([shown.unit.replace(" ", ""), *(f"{at:g}:{COLOURS.get(hue, hue)}" for at, hue in bounds), *styles])
 
 

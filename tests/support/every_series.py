@@ -125,7 +125,8 @@ def _schema(host: str, place: dict[str, str], steps: int) -> Iterator[tuple[str,
                 continue
             if metric in STATES and metric is not schema.SOURCE_SAMPLES:
                 same = _text(place | own | {"state": ""})
-                chosen = STATES[metric][_drawn(metric.name, same) % len(STATES[metric])]
+                worst = place["instance"].startswith("dead") and place["namespace"] == "o"
+                chosen = STATES[metric][0 if worst else _drawn(metric.name, same) % len(STATES[metric])]
                 yield f"{metric.name}{{{labels}}}", [float(own["state"] == chosen)] * steps
                 continue
             if metric.name.endswith("_info") or metric in FLAGS:

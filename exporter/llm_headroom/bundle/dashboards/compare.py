@@ -60,7 +60,7 @@ def _both(tokens: str, spent: str, *by: str) -> tuple[str, str]:
     One that counts no tokens must not lend its price to those that do, nor one without a price its tokens.
     """
     generated = f"sum by ({SOURCE}) ({tokens})"
-    paid = f"sum by ({SOURCE}{', currency' * ('currency' in by)}) ({spent})"
+    paid = f"sum by ({SOURCE}, currency) ({spent})"  # only money has the label
     grouping = f"sum by ({', '.join(by)})" if by else "sum"
     return (
         f"{grouping} ({paid} * 0 + on ({SOURCE}) group_left () {generated})",
