@@ -19,8 +19,9 @@ from engine_server import EngineServer, Reply, replayed
 from llm_headroom import schema
 from llm_headroom.config.load import load
 from llm_headroom.config.people import Links
-from llm_headroom.engines.answers import MOST_BYTES, MOST_VALUES
+from llm_headroom.engines.answers import MOST_BYTES, MOST_VALUES, NotUnderstood, Replicas, Text, Whole, decode
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.engines.rules import Absent, Document
 from llm_headroom.model import NOTHING, Cause, Health, Histogram, Point, Series, Snapshot
 from llm_headroom.net.http_connection import Request
 from llm_headroom.poll.poller import Poller
@@ -134,6 +135,42 @@ def test_a_bad_document_that_is_needed_costs_its_target_and_names_its_field(
     assert path in error.message
     assert field in error.message
     assert found["vllm"].health.up
+
+
+@pytest.mark.parametrize(
+    ("form", "fine", "beyond"),
+    [
+        (Text, ["", "x" * 4096], ["x" * 4097]),
+        (Whole, [2**53, -(2**53)], [2**53 + 1, -(2**53) - 1]),
+        (Replicas, [0, 1024], [-1, 1025]),
+    ],
+)
+def test_a_value_is_within_its_bounds(form: object, fine: list[object], beyond: list[object]) -> None:
+    document = Document(key="k", path="/", form=form)
+    assert [decode(document, json.dumps(value).encode()) for value in fine] == fine
+    for value in beyond:
+        with pytest.raises(NotUnderstood):
+            decode(document, json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    ("engine", "key", "body", "item", "most"),
+    [
+        ("vllm", "models", '{"data": [%s]}', '{"id": "m"}', 10_000),
+        ("llamacpp", "models", '{"data": [%s]}', '{"id": "m"}', 10_000),
+        ("ollama", "ps", '{"models": [%s]}', '{"name": "m"}', 1000),
+        ("ollama", "tags", '{"models": [%s]}', '{"name": "m"}', 10_000),
+        ("llamacpp", "slots", "[%s]", '{"n_ctx": 1, "is_processing": false}', 1024),
+        ("sglang", "server_info", '{"internal_states": [%s]}', "{}", 1024),
+        ("sglang", "loads", '{"loads": [%s]}', "{}", 1024),
+    ],
+)
+def test_a_list_is_of_bounded_length(engine: str, key: str, body: str, item: str, most: int) -> None:
+    known = {"properties": Absent(404), "metrics": Absent(404)}
+    (document,) = (each for each in BUILT_IN[engine].documents(known) if each.key == key)
+    decode(document, (body % ",".join([item] * most)).encode())
+    with pytest.raises(NotUnderstood):
+        decode(document, (body % ",".join([item] * (most + 1))).encode())
 
 
 @pytest.mark.parametrize(
