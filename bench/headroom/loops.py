@@ -52,12 +52,13 @@ class Outcome:
 
 def section(rows: Sequence[Outcome]) -> str:
     """The section, with its title."""
-    loops, seeds = len({row.scenario for row in rows}), len({row.seed for row in rows})
-    parts = [TITLE + "\n", HEAD, f"Workloads: {loops}, seeds of each: {seeds}.\n"]
+    parts = [TITLE + "\n", HEAD]
     places = {(row.balancer, row.start): _at(rows, row.balancer, row.start) for row in rows if not _fixed(row)}
     parts += [GOAL, *_summary(places)]
     for (balancer, start), own in sorted(places.items()):
-        parts += [f"Each request goes to an engine {balancer}; an engine takes {start:g} s to start:\n"]
+        loops, seeds = len({row.scenario for row in own}), len({row.seed for row in own if not _fixed(row)})
+        parts += [f"Each request goes to an engine {balancer}; an engine takes {start:g} s to start."]
+        parts += [f"Workloads: {loops}, seeds of each: {seeds}.\n"]
         parts += _rules(own)
         for name in (OURS, CAREFUL):
             if any(row.rule == name for row in own):
