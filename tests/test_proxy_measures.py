@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SENT: Final = 1.0
+RESPONSES: Final = schema.HTTP_RESPONSES
 
 
 def asking(measures: Measures, path: str = "/api/chat", body: bytes = b"{}") -> Exchange:
@@ -213,6 +214,17 @@ def test_an_answer_of_the_proxy_s_own_has_its_status_and_one_that_never_came_non
         "requests_failed_total{upstream_refused}": 2,
         "slo_requests_total{availability}": 2,
     }
+
+
+def test_responses_of_class_5xx_are_counted_from_0_so_that_the_first_one_is_growth() -> None:
+    measures = Measures(limit=1)
+    made = asking(measures)
+    made.answers(answer(), 2.0)
+    made.received(LAST, 2.0)
+    made.ended(2.0)
+
+    found = {series.label("code"): value for series, value, _ in measures.points({}) if series.metric is RESPONSES}
+    assert found == {"2xx": 1.0, "5xx": 0.0}
 
 
 def test_what_is_dropped_is_counted_as_nothing() -> None:

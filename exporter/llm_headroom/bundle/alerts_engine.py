@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from llm_headroom import schema
 from llm_headroom.bundle.rule import Alert, Dashboard, Severity
 from llm_headroom.thresholds import RESTARTS_SECONDS, SETTLED_SECONDS
 
@@ -31,17 +32,21 @@ def _errors(share: str) -> str:
 
 
 def held(state: str) -> str:
-    """The flag of a state; it stays as it was for an hour where nobody can know better: silence heals nothing.
+    """The flag of a state of engines; it stays for an hour where nobody can know better: silence heals nothing.
 
     That is an exporter that died, or one that has started since and knows no model of an engine that it never saw up.
     """
-    flag = f'llm_engine_state{{state="{state}"}}'
+    flag = f'llm_engine_state{{state="{state}", target!~".+{schema.PROXY_TARGET}"}}'
     unseen = 'up{job="$exporter_job"} == 0 or llm_up{engine!="nvml"} == 0'
     return (
         f"({flag} or last_over_time({flag}[1h])"
         f" unless on (job, instance, target) llm_up == 1 and on (job, instance) ({unseen}))"
     )
 
+
+_MODEL: Final = "cluster, namespace, job, engine, model"
+_ANSWERED: Final = f'sum by ({_MODEL}) (rate(llm_requests_finished_total{{target=~".+{schema.PROXY_TARGET}"}}[1m])) > 0'
+"""Whether clients get answers through a measuring proxy, which is a target of its own and never down itself."""
 
 _PROGRESS: Final = """increase(llm_requests_finished_total[${blocked_seconds}s])
     or label_replace(increase(llm_time_to_first_token_seconds_count[${blocked_seconds}s]), "reason", "first", "", "")
@@ -133,7 +138,7 @@ AVAILABILITY: Final = (
         name="LLMModelDown",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
-        expr=f"min by (cluster, namespace, job, engine, model) ({held('down')}) == 1",
+        expr=f"min by ({_MODEL}) ({held('down')}) == 1 unless on ({_MODEL}) {_ANSWERED}",
         wait="2m",
         summary=f"No engine serves {_FLEET}",
         description="Every engine of the model was up and does not answer llm-headroom any more, and none is starting.",

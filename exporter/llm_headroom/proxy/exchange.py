@@ -259,6 +259,7 @@ class Exchange:
         self._measures.end(request, now)
         model = self._label()
         if self.status:
+            self._measures.count(schema.HTTP_RESPONSES, model, "5xx", by=0)  # so that the first one is growth
             self._measures.count(schema.HTTP_RESPONSES, model, f"{self.status // 100}xx")
         self._expose_latest(request)
         if failure:
