@@ -272,6 +272,17 @@ def test_what_an_engine_can_never_have_is_not_said_to_come_with_time() -> None:
     assert "run llm-headroom there" in reasons["llm_host_memory_limit_bytes"]
 
 
+@pytest.mark.parametrize(("stalled", "said"), [(0.0, "ten busy minutes"), (1.0, "makes no progress")])
+def test_an_engine_that_is_stalled_has_no_load_headroom_for_that_reason(stalled: float, said: str) -> None:
+    snapshot = polled("vllm", replayed(Capture("vllm", "0.32.0", "saturated"))).snapshot
+    points = [each for each in snapshot.points if each.series.metric is not schema.ENGINE_STALLED]
+    judged = point(schema.ENGINE_STALLED, stalled, "", {"target": "a"})
+    reasons = dict(coverage.missing(replace(snapshot, points=(*points, judged)), BUILT_IN["vllm"]))
+
+    assert said in reasons["llm_load_headroom_ratio"]
+    assert said in reasons["llm_saturation_ratio"]
+
+
 def test_where_host_memory_is_read_a_missing_limit_is_no_wrong_host() -> None:
     snapshot = polled("vllm", replayed(Capture("vllm", "0.32.0", "saturated"))).snapshot
     used = point(schema.HOST_MEMORY_USED, 1.0, "cgroup", {"target": "a"})

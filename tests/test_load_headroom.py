@@ -215,6 +215,22 @@ def test_what_is_exported_follows_from_the_estimate() -> None:
     assert values(derived, schema.SATURATION, "resource")["max"] == pytest.approx(1 / ratios["ttft"], rel=0.15)
 
 
+def test_an_engine_that_makes_no_progress_has_no_headroom_until_it_goes_on() -> None:
+    simulated = Simulated(0.5 * LIMIT)
+    memory, _ = polled(simulated, 900)
+    memory, _ = polled(simulated, 5, with_estimate(memory, "m", estimate_of(memory)))
+    running = simulated.poll()
+    seen = {}
+    for seconds in (5.0, 60.0, 65.0, 70.0):
+        points = simulated.poll() if seconds > 65.0 else running
+        at = simulated.engine.now + seconds
+        memory, derived = advance(memory, points, at, base=LABELS, objectives=OBJECTIVES)
+        stalled = values(derived, schema.ENGINE_STALLED, "model")["m"]
+        seen[seconds] = stalled, {point.series.metric for point in derived} >= capacity.FOLLOWING
+
+    assert seen == {5.0: (0.0, True), 60.0: (0.0, True), 65.0: (1.0, False), 70.0: (0.0, True)}
+
+
 def test_an_estimate_grows_stale_and_does_not_outlive_the_engine() -> None:
     simulated = Simulated(0.5 * LIMIT)
     memory, _ = polled(simulated, 900)

@@ -273,10 +273,11 @@ def _signals(
 ) -> Iterator[Point]:
     now, estimates = known.last, known.estimates
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
+    stalled, sign = _stalled(known, at)
     exhausted = at - known.preempted < HAPPENING_SECONDS or risk.blocked(hottest, each_one)
     for metric, value, origin in (
         (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell or are gone, start, version"),
-        (schema.ENGINE_STALLED, *_stalled(known, at)),
+        (schema.ENGINE_STALLED, stalled, sign),
         (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
         (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),
         (
@@ -299,7 +300,8 @@ def _signals(
         ),
     ):
         yield from _point(metric, value, origin, labels)
-    yield from capacity.points(known.load, labels)
+    if not stalled:  # what it would take if it went on is no answer to how much fits
+        yield from capacity.points(known.load, labels)
     for resource, level in known.levels.by_resource().items():
         yield from _point(schema.PRESSURE, level, "demand / capacity", labels, resource=resource)
     for phase, counter, rate in (

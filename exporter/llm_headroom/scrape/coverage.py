@@ -8,7 +8,7 @@ from llm_headroom import schema
 from llm_headroom.derive import capacity
 from llm_headroom.derive.observation import observe
 from llm_headroom.engines.built_in import BUILT_IN
-from llm_headroom.model import Subject
+from llm_headroom.model import Subject, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -103,6 +103,8 @@ def _load_headroom(metric: Metric, snapshot: Snapshot) -> str:
     """Why there is no load headroom, nor what follows from it, for the first model that lacks something."""
     if metric not in capacity.FOLLOWING:
         return ""
+    if any(value for _, value in numbers(snapshot.points, schema.ENGINE_STALLED)):
+        return f"derived: {capacity.Missing.STALLED}"
     models = observe(snapshot.points)
     reasons = (capacity.begun(now, 0.0, snapshot.engine).missing for now in models.values())
     return next((f"derived: {reason}" for reason in reasons if reason is not None), "")
