@@ -16,6 +16,8 @@ import yaml
 
 from llm_headroom import schema
 from llm_headroom.bundle import recording
+from llm_headroom.bundle.dashboards import dashboards
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
 from llm_headroom.model import Kind
 from programs import program
@@ -47,6 +49,8 @@ TRAFFIC: Final = {
     'llm_requests_failed{reason="aborted",target="vllm-old-x:8000"}': 2.0,
     'llm_requests_failed{reason="error",target="vllm-dead-x:8000"}': 1.0,
     'llm_generation_tokens{engine="vllm",target="a/proxy"}': 500.0,
+    'llm_engine_cost{engine="ollama",target="c",currency="USD"}': 0.001,
+    'llm_generation_tokens{engine="ollama",target="c"}': 0.0,
 }
 
 
@@ -163,6 +167,26 @@ def test_the_cost_report_shows_what_is_known_and_leaves_out_the_rest(prometheus:
     )
 
     assert done.stdout.splitlines()[2:] == [
+        "| ollama | 3.60 USD | 0.00 | – | – |",
         "| sglang | – | 0.36 | – | 0.40 |",
         "| vllm | 3.60 USD | 1.80 | 2.00 USD | – |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("panel", "expected"),
+    [
+        ("Price of 1M", {"": 4.0}),  # the idle one is paid for
+        ("Price of 1 M tokens", {"vllm": 2.0}),
+        ("Per joule", {"": 0.25}),
+        ("Tokens per joule", {"sglang": 0.25}),
+    ],
+)
+def test_the_comparison_divides_what_is_known_of_both_and_counts_no_request_twice(
+    prometheus: str, panel: str, expected: dict[str, float]
+) -> None:
+    rows = next(each for each in dashboards(BundleSettings()) if each.uid == "llm-headroom-compare").rows
+    (query,) = next(each for row in rows for each in row.panels if each.title == panel).queries
+    expr = re.sub(r"\$\w+", ".*", query.expr.replace("$__range", "1h"))
+    found = asked(prometheus, "query", query=expr)["result"]
+    assert {each["metric"].get("engine", ""): float(each["value"][1]) for each in found} == pytest.approx(expected)

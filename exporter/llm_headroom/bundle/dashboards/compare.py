@@ -69,9 +69,9 @@ def _both(tokens: str, spent: str, *by: str) -> tuple[str, str]:
 
 
 def _price(scope: Scope, *by: str) -> str:
-    """Return the cost per million tokens."""
+    """Return the cost per million tokens; nothing where none was generated."""
     tokens, cost = _both(_tokens(scope), scope.rate(schema.ENGINE_COST, window=_RANGE), *by, "currency")
-    return f"{cost} / {tokens} * 1e6"
+    return f"{cost} / ({tokens} > 0) * 1e6"
 
 
 def _per_joule(scope: Scope, *by: str) -> str:
