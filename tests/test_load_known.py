@@ -144,6 +144,17 @@ def test_estimates_are_smoothed_over_two_minutes() -> None:
     assert other.headroom["itl"] == pytest.approx((4.0, "kv_cache"))
 
 
+@pytest.mark.parametrize(("alike", "smoothed"), [(30.0, False), (179.0, False), (180.0, True), (900.0, True)])
+def test_an_estimate_of_another_mix_of_requests_is_not_smoothed_with_those_before(
+    alike: float, *, smoothed: bool
+) -> None:
+    before = known()
+    changed = replace(before, at=1060.0, traffic=replace(before.traffic, alike=alike))
+    found = changed.with_estimate(estimate(8.0, at=1060.0))
+    assert (found.headroom["ttft"].ratio < 7.0) is smoothed
+    assert smoothed or found.headroom["ttft"].ratio == pytest.approx(8.0)
+
+
 @pytest.mark.parametrize(
     ("engine", "limit", "replicas", "tokens"),
     [

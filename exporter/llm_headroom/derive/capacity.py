@@ -12,7 +12,7 @@ from llm_headroom import schema
 from llm_headroom.derive import twin
 from llm_headroom.derive.interval import between
 from llm_headroom.derive.step_cost import Learner
-from llm_headroom.derive.traffic import QUIET_SECONDS, Lengths, Traffic
+from llm_headroom.derive.traffic import CHANGE_SECONDS, QUIET_SECONDS, Lengths, Traffic
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.model import point
 
@@ -147,9 +147,10 @@ class Known:
         return known if capacity is None else replace(known, learner=self.learner.after(interval, capacity))
 
     def with_estimate(self, estimate: Estimate) -> Known:
-        """What is known after a run of the twin; estimates are smoothed over some minutes."""
+        """What is known after a run of the twin; estimates of one mix of requests are smoothed over some minutes."""
         elapsed = estimate.at - self.estimate.at if self.estimate else 0.0
-        keep = math.exp(-elapsed / SMOOTHING_SECONDS)
+        of_another_mix = self.traffic.alike < elapsed + max(CHANGE_SECONDS)
+        keep = 0.0 if of_another_mix else math.exp(-elapsed / SMOOTHING_SECONDS)
         smoothed = {}
         for name, headroom in estimate.headroom.items():
             total, weight = self.smoothed.get(name, (0.0, 0.0))
