@@ -448,7 +448,8 @@ def test_the_figures_of_each_model() -> None:
             of("d", schema.GPU_TEMPERATURE, 50.0),
         ]
     )
-    whole = {"responses": 7.0, "wrong": 2.0, "healthy": 1.0, "workers": 2.0}
+    unnamed = {"unnamed_responses": 7.0, "unnamed_wrong": 2.0}
+    whole = {"responses": 7.0, "wrong": 2.0, "healthy": 1.0, "workers": 2.0, **unnamed}
     own = {"running": 5.0, "usage": 0.2, "room": 7.0, "first": 6.0, "failed": 1.0, "firsts": 9.0}
     assert found == {"a": {**whole, **own}, "c": {**whole, "loaded": 0.0, "waiting": 1.0}}
     assert figures([of("", schema.HTTP_RESPONSES, 5.0, code="5xx")]) == {"": {"responses": 5.0, "wrong": 5.0}}
