@@ -134,6 +134,22 @@ def test_suites_of_tls_1_3_alone_leave_no_older_version(directory: Path) -> None
     assert config.tls.ciphers == ()
 
 
+def test_every_suite_of_go_has_the_name_that_openssl_has_for_it(directory: Path) -> None:
+    def chosen(suite: str) -> tuple[str, ...] | None:
+        tls = load(written(directory, f"{TLS}  cipher_suites: [{suite}]\n")).tls
+        return None if tls is None else tls.ciphers
+
+    with pytest.raises(WebConfigError) as error:
+        chosen("none")
+    suites = str(error.value).partition("expected one of ")[2].partition(", got")[0].split(", ")
+    newest = {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
+    assert len(suites) == 13
+    for suite in suites:
+        name = suite.removeprefix("TLS_").replace("_WITH", "").replace("AES_", "AES").replace("_CBC", "")
+        name = name.replace("POLY1305_SHA256", "POLY1305").replace("_", "-")
+        assert chosen(suite) == (() if suite in newest else (name,))
+
+
 @pytest.mark.parametrize(
     ("text", "note"),
     [
