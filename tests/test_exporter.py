@@ -372,11 +372,13 @@ def test_sighup_reloads_the_configuration_and_a_broken_one_changes_nothing(tmp_p
         refused = exporter.logged("configuration not reloaded")
         exporter.until(lambda: exporter.value("llm_config_last_reload_success") == 0)
         kept = exporter.metrics()["llm_up"]
-        configured(path, other.url)
+        configured(path, other.url, more="log: {level: debug}\n")
         exporter.process.send_signal(signal.SIGHUP)
         exporter.until(lambda: exporter.value("llm_up", target=vllm.name) is None)
         exporter.until(lambda: exporter.value("llm_config_last_reload_success") == 1)
+        ignored = exporter.logged("not applied, restart required")
 
+    assert ignored["keys"] == "log"
     assert f"{path}:1: targets" in refused["error"]
     assert sorted(kept.values()) == [1, 1]
 

@@ -242,6 +242,30 @@ def test_a_client_that_says_no_more_is_let_go_once_nothing_is_under_way(asks: in
     bounded.run(test())
 
 
+def test_a_client_is_let_go_when_its_engine_resets_the_connection() -> None:
+    async def test() -> None:
+        engine, answered = Engine(), asyncio.Event()
+        engine.go_on.set()
+
+        async def resetting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await head(reader)
+            await reader.readexactly(len(ASK))
+            writer.write(EMPTY)
+            await answered.wait()
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+        async with relaying(engine, resetting) as door:
+            reader, writer = await door.connect()
+            writer.write(post())
+            assert await head(reader) == EMPTY
+            answered.set()
+            assert await reader.read() == b""
+            writer.close()
+
+    bounded.run(test())
+
+
 def test_a_client_with_many_requests_under_way_is_not_read_from() -> None:
     async def test() -> None:
         begun = asyncio.Semaphore(0)

@@ -228,7 +228,7 @@ def _bars(scope: Scope) -> tuple[Panel, ...]:
         bars(
             "Price of 1 M tokens",
             f"{_SHOWN} Less is better.",
-            Query(f"sum by (engine) ({_price(scope, 'engine')})", _ENGINE),
+            Query(_price(scope, "engine"), _ENGINE),
             decimals=2,
             empty=_NO_PRICE,
             **shown,
