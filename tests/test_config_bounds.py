@@ -140,6 +140,7 @@ def test_an_outer_annotation_overrides_an_inner_one() -> None:
         ("a/v1/metrics/", "http://a"),
         ("a//", "http://a"),
         ("a/v1/x", "http://a/v1/x"),
+        ("[::1]:9", "http://[::1]:9"),
     ],
 )
 def test_a_url_has_one_spelling(text: str, found: str) -> None:
@@ -152,7 +153,10 @@ def test_a_port_of_a_url_is_one(text: str) -> None:
         url(text)
 
 
-@pytest.mark.parametrize("text", ["8000", "http://1234", "http://[zz]", "http://[1::2::3]", "http://[]"])
+@pytest.mark.parametrize(
+    "text",
+    ["8000", "http://1234", "http://[zz]", "http://[1::2::3]", "http://[]", "[:1:2:3:4:5:6:7:8]", "[1:2:3:4:5:6:7:8:]"],
+)
 def test_what_is_no_host(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^expected a URL such as"):
         url(text)

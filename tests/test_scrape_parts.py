@@ -321,6 +321,12 @@ def test_a_histogram_that_lacks_a_part_is_dropped(broken_lines: list[str]) -> No
     assert text in made.problems
 
 
+def test_a_histogram_in_another_unit_has_scaled_bounds_and_sum() -> None:
+    engine = replace(OURS, rules=(Rule(TTFT, ("x:first_ms",), scale=0.001),))
+    lines = ['x:first_ms_bucket{le="500"} 1', 'x:first_ms_bucket{le="+Inf"} 2', "x:first_ms_sum 3000"]
+    assert mapped(*lines, engine=engine)[1] == {("", ""): Histogram((0.5, INF), (1.0, 2.0), 3.0)}
+
+
 def test_a_histogram_has_at_most_200_bounds() -> None:
     def lines(count: int) -> list[str]:
         bounds = [*map(str, range(1, count)), "+Inf"]
