@@ -40,7 +40,7 @@ def held(state: str) -> str:
     unseen = 'up{job="$exporter_job"} == 0 or llm_up{engine!="nvml"} == 0'
     return (
         f"({flag} or last_over_time({flag}[1h])"
-        f" unless on (job, instance, target) llm_up == 1 and on (job, instance) ({unseen}))"
+        f" and on (job, instance) ({unseen}) unless on (job, instance, target) llm_up == 1)"
     )
 
 
@@ -169,10 +169,11 @@ AVAILABILITY: Final = (
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
         expr=f"""max without (model, replica) (increase(llm_engine_restarts_total[{_RESTARTS}])) > $restarts_high - 0.5
-                and max without (model, replica) (increase(llm_engine_restarts_total[{_SETTLED}])) > 0
+                unless max without (model, replica) (llm_engine_restarts_total)
+                    == max without (model, replica) (llm_engine_restarts_total offset {_SETTLED})
             or (changes(llm_up{{engine!="nvml"}}[{_RESTARTS}]) / 2 > $restarts_high - 0.5
                 and changes(llm_up{{engine!="nvml"}}[{_SETTLED}]) > 0
-                unless on (job, instance, target) last_over_time(llm_generation_tokens_total[{_SETTLED}]) > 0)""",
+                unless on (job, instance, target) last_over_time(llm_generation_tokens_total[5m]) > 0)""",
         summary=f"{_SOURCE} restarts again and again",
         description='It restarted, or came and went, {{ printf "%.0f" $value }} times within 30 minutes, the last time '
         "within 15 minutes; $restarts_high times are worth a page.",
