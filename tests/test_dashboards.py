@@ -83,9 +83,9 @@ def test_conventions_of_dashboard(document: Json) -> None:
     assert document["schemaVersion"] == 39
     assert document["id"] is None
     assert document["description"]
-    links = {link["url"].split("?")[0]: link for link in document["links"]}
-    assert {f"/d/{uid}" for uid in UIDS} == {*links, f"/d/{document['uid']}"} - {"/explore"}
-    for url, link in links.items():
+    links = [(link["url"].split("?")[0], link) for link in document["links"]]
+    assert {f"/d/{uid}" for uid in UIDS} == {*(url for url, _ in links), f"/d/{document['uid']}"} - {"/explore"}
+    for url, link in links:
         assert link["keepTime"]
         assert link["includeVars"] == (url not in {"/d/llm-headroom-engine", "/explore"}), "an engine's page shows one"
     used = {panel["type"] for panel in drawn(document)} | {"grafana", document["templating"]["list"][0]["query"]}
