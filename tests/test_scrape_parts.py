@@ -271,6 +271,8 @@ def test_labels_that_no_rule_knows_keep_series_apart_and_ranks_repeat_one_anothe
     assert values == {("", "a"): 2.0, ("", "b"): 3.0}
     assert apart.problems == ("no rule knows the label shard: its series are separated as replicas",)
     assert apart.states[SampleState.UNKNOWN_LABEL] == 2
+    alike, values = mapped('x:running{shard="a",zone="z"} 2', 'x:running{shard="b",zone="z"} 3')
+    assert (values, alike.problems) == ({("", "a"): 2.0, ("", "b"): 3.0}, apart.problems)
     for label in ("local_rank", "RankId", "tp", "pp_index", "EP"):
         ranks, values = mapped(f'x:running{{{label}="0"}} 2', f'x:running{{{label}="1"}} 3')
         assert values == {("", ""): 3.0}

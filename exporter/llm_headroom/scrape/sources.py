@@ -103,7 +103,6 @@ class Sources:
         return {
             name
             for group in groups.values()
-            if len(group) > 1
             for name in frozenset().union(*group) - known
             if len({labels.get(name, "") for labels in group}) > 1
         }
