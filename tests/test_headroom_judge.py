@@ -178,4 +178,12 @@ def test_a_quick_start_is_judged_beside_the_fixed_sizes_that_start_no_engine() -
 def test_what_was_played_in_part_is_left_out() -> None:
     names = (*autoscaler.RULES, *autoscaler.FIXED)
     rows = [loop(name, 0.0, 1.0) for name in names] + [loop(name, 0.0, 1.0, seed=2) for name in names[1:]]
-    assert {row.seed for row in autoscaler.whole(rows)} == {1}
+    quick = [replace(loop(name, 0.0, 1.0, seed=2), start=60.0) for name in autoscaler.STARTS[60.0]]
+
+    def of_rules(rows: list[Outcome]) -> set[tuple[float, int]]:
+        return {(row.start, row.seed) for row in autoscaler.whole(rows) if row.rule in autoscaler.RULES}
+
+    assert of_rules(rows) == {(180.0, 1)}
+    assert of_rules([*rows, *quick[1:]]) == {(180.0, 1)}
+    assert of_rules([*rows, *quick]) == {(180.0, 1), (60.0, 2)}
+    assert not autoscaler.whole([row for row in rows if row.rule != "always 2"])

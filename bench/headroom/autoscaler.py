@@ -151,8 +151,6 @@ RULES: Final = {
     "p95 of TTFT at half the objective": Rule(Replica.late, 0.5),
     "knows the ramp to come, 0.8": Rule(None, 0.8),
 }
-QUICK_PEERS: Final = ("p95 of TTFT at half the objective", "knows the ramp to come, 0.8")
-"""The others that come near the objective when engines start quickly."""
 FIXED: Final = {f"always {count}": count for count in range(2, 9)}
 
 
@@ -182,10 +180,10 @@ BALANCERS: Final = {
     "that has the fewest open requests": least_loaded,
 }
 STARTS: Final[dict[float, tuple[str, ...]]] = {
-    SLOW_START: (*RULES, *FIXED),
-    QUICK_START: ("llm_saturation_ratio 0.8", "llm_saturation_ratio 0.65", *QUICK_PEERS),
+    SLOW_START: tuple(RULES),
+    QUICK_START: ("llm_saturation_ratio 0.8", "llm_saturation_ratio 0.65"),
 }
-"""What is played with which start: a fixed size never starts an engine, so that one run of it is enough."""
+"""Which rules are played with which start; a fixed size starts no engine, so that one run of it is enough."""
 
 
 def load(at: float) -> float:
@@ -313,15 +311,20 @@ def played(place: tuple[str, float, str, int, str]) -> Outcome:
 
 def whole(rows: Sequence[Outcome]) -> list[Outcome]:
     """Those of the draws in which every rule and size was played; a run may have been ended before."""
-    played_rules: dict[tuple[str, float, str, int], set[str]] = {}
+    draws: dict[tuple[str, float, str, int], set[str]] = {}
     for row in rows:
-        played_rules.setdefault((row.balancer, row.start, row.group, row.seed), set()).add(row.rule)
-    return [
-        row
-        for row in rows
-        if row.rule in (wanted := {*STARTS[row.start]})
-        and wanted <= played_rules[row.balancer, row.start, row.group, row.seed]
-    ]
+        draws.setdefault((row.balancer, row.start, row.group, row.seed), set()).add(row.rule)
+
+    def complete(row: Outcome) -> bool:
+        fixed = draws.get((row.balancer, SLOW_START, row.group, row.seed), set())
+        wanted = FIXED if row.rule in FIXED else STARTS[row.start]
+        return (
+            {*FIXED} <= fixed
+            and row.rule in wanted
+            and {*wanted} <= draws[row.balancer, row.start, row.group, row.seed]
+        )
+
+    return [row for row in rows if complete(row)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -337,7 +340,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = {(row.balancer, row.start, row.group, row.seed, row.rule) for row in rows}
     seeds = range(1, options.seeds + 1)
     places = product(seeds, BALANCERS, STARTS, (group for group, _ in WORKLOADS))
-    wanted = [(balancer, start, group, seed, name) for seed, balancer, start, group in places for name in STARTS[start]]
+    wanted = [
+        (balancer, start, group, seed, name)
+        for seed, balancer, start, group in places
+        for name in (*STARTS[start], *(FIXED if start == SLOW_START else ()))
+    ]
     with Pool(2) as pool:
         for row in pool.imap_unordered(played, [each for each in wanted if each not in done]):
             rows.append(row)

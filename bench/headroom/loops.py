@@ -71,8 +71,10 @@ def _fixed(row: Outcome) -> bool:
 
 
 def _at(rows: Sequence[Outcome], balancer: str, start: float) -> list[Outcome]:
-    """What was played behind a balancer with engines that take so long to start; a fixed size starts none."""
-    return [row for row in rows if row.balancer == balancer and (row.start == start or _fixed(row))]
+    """What was played behind a balancer with engines that take so long to start, and the fixed sizes of these draws."""
+    behind = [row for row in rows if row.balancer == balancer]
+    draws = {(row.group, row.seed) for row in behind if row.start == start and not _fixed(row)}
+    return [row for row in behind if (row.group, row.seed) in draws and (row.start == start or _fixed(row))]
 
 
 def _summary(places: Mapping[tuple[str, float], Sequence[Outcome]]) -> list[str]:
