@@ -182,6 +182,15 @@ def test_the_chart_s_rules_and_dashboards_are_those_of_the_tree(chart: Path) -> 
     shipped = yaml.safe_load((ROOT / "alerts/llm-headroom.rules.yml").read_text())
     assert only(found, "PrometheusRule")["spec"] == shipped
 
+    values = {"mode": "none", "prometheusRule": {"enabled": True, "thresholds": {"ttft_slow_share": 0.125}}}
+    (slow,) = [
+        rule
+        for group in only(rendered(copy, values=values), "PrometheusRule")["spec"]["groups"]
+        for rule in group["rules"]
+        if rule.get("alert") == "LLMFirstTokensSlow"
+    ]
+    assert "a share of 12.5% and" in slow["annotations"]["description"]
+
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_renders_and_the_chart_lints(chart: Path, example: str) -> None:

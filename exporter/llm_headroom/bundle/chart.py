@@ -1,4 +1,7 @@
-"""The rules as the Helm chart has them: `@NAME@` stands for a threshold or a setting that its values give."""
+"""The rules as the Helm chart has them: `@NAME@` stands for a threshold or a setting that its values give.
+
+`@NAME:said@` is the threshold in words, which the chart makes by its unit as `rule.words` does.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,12 @@ from dataclasses import asdict, fields
 from typing import Final
 
 from llm_headroom.bundle.alerts import groups
+from llm_headroom.bundle.rule import Placeholder
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.bundle.text import as_yaml
 from llm_headroom.thresholds import DEFAULT, Thresholds
 
 RULES: Final = "deploy/helm/llm-headroom/files/rules.yml"
-
-
-class _Placeholder(float):
-    """A threshold that is written as its name, whatever the format."""
-
-    name: str
-
-    def __format__(self, _form: str, /) -> str:
-        return f"@{self.name}@"
 
 
 def rules() -> str:
@@ -30,10 +25,11 @@ def rules() -> str:
         runbook_base_url="@runbooks@",
         dashboard_base_url="@grafana@",
     )
-    return as_yaml({"thresholds": asdict(DEFAULT), "groups": groups(settings)})
+    units = {field.name: field.metadata["unit"] for field in fields(Thresholds)}
+    return as_yaml({"thresholds": asdict(DEFAULT), "units": units, "groups": groups(settings)})
 
 
-def _placeholder(name: str) -> _Placeholder:
-    made = _Placeholder()
+def _placeholder(name: str) -> Placeholder:
+    made = Placeholder()
     made.name = name
     return made

@@ -74,6 +74,15 @@ class Group:
     rules: tuple[Recording | Alert, ...]
 
 
+class Placeholder(float):
+    """A threshold that is written as its name, whatever the format: what reads the rules puts a value there."""
+
+    name: str
+
+    def __format__(self, _form: str, /) -> str:
+        return f"@{self.name}@"
+
+
 def expression(expr: str, settings: BundleSettings) -> str:
     """Return a rule's expression with the thresholds and the selector in it, on one line.
 
@@ -94,6 +103,8 @@ def words(text: str, settings: BundleSettings) -> str:
 
 
 def _said(value: float, unit: str) -> str:
+    if isinstance(value, Placeholder):
+        return f"@{value.name}:said@"
     match unit:
         case "ratio":
             return f"{value * 100:.4g}%"
