@@ -29,8 +29,8 @@ Constants were tuned on azure_llm_2023_conv and servegen_mlarge_day6 alone; ever
 engines' hardware models are the same. The quarters of an hour below were judged before: without the requests
 that came and without what first tokens waited (median 0.17, p90 0.65, AUC 0.903, 6.7 % beyond 1 at 60 %); before a
 backlog's age no longer counted (0.13, 0.55, 0.973, 0 %), which is what led to that; and before estimates took a third
-of the CPU time (0.12, 0.42, 0.970, 1.7 %), twice since, for nothing else. A factor above 1 lays shifted copies of a
-trace over one another. In brackets 95 % intervals, by bootstrap over traces, then over their quarters of an hour.
+of the CPU time (0.12, 0.42, 0.970, 1.7 %), three times since, for nothing else. A factor above 1 lays shifted copies of
+a trace over one another. In brackets 95 % intervals, by bootstrap over traces, then over their quarters of an hour.
 `AUC`: how well moments at or beyond the limit are told apart from those at 80 % or below. `beyond 1 at 60 %`: how often
 60 % load is taken for more than the engine takes. `without`: how often there is no estimate; ours needs ten busy
 minutes.
