@@ -199,6 +199,8 @@ def test_what_is_remembered_of_a_model() -> None:
 @pytest.mark.parametrize(
     ("amounts", "moved", "at_work"),
     [
+        ({"running": 0.0}, 0.0, False),
+        ({"waiting": 0.0}, 0.0, False),
         ({"running": 1.0}, 0.0, True),
         ({"waiting": 1.0}, 0.0, True),
         ({"running": 0.0}, 970.0, False),
