@@ -44,13 +44,11 @@ def load(path: Path) -> WebConfig:
     return config
 
 
-def test_an_empty_file_configures_nothing(tmp_path: Path) -> None:
-    config = load(written(tmp_path, "# nothing yet\n"))
-    assert (config.tls, config.headers, dict(config.users), config.rate_limit) == (None, (), {}, None)
-
-
-def test_sections_without_a_value_configure_nothing(tmp_path: Path) -> None:
-    config = load(written(tmp_path, "tls_server_config:\nhttp_server_config:\nbasic_auth_users:\nrate_limit:\n"))
+@pytest.mark.parametrize(
+    "text", ["# nothing yet\n", "tls_server_config:\nhttp_server_config:\nbasic_auth_users:\nrate_limit:\n"]
+)
+def test_an_empty_file_and_sections_without_a_value_configure_nothing(tmp_path: Path, text: str) -> None:
+    config = load(written(tmp_path, text))
     assert (config.tls, config.headers, dict(config.users), config.rate_limit) == (None, (), {}, None)
 
 
