@@ -28,7 +28,6 @@ from scripted_server import EngineServer, Request, hang, head, in_turn, pour, ra
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from engine_server import Behaviour
     from scripted_server import Answer
 
 BODY = b"".join(b'vllm:bucket{le="%d"} %d.0\n' % (number, number * 7) for number in range(4000))
@@ -254,7 +253,7 @@ def test_a_request_is_sent_once_more_if_the_kept_connection_dies_under_it() -> N
         pytest.param(raw(b"HTTP/1.1 200 OK\r\n"), 2, id="an answer that breaks off: not asked for again"),
     ],
 )
-def test_a_retained_connection_that_dies(last: Behaviour, sent: int) -> None:
+def test_a_retained_connection_that_dies(last: Answer, sent: int) -> None:
     server = EngineServer({"/metrics": in_turn(reply(b"1"), last)})
 
     async def use(client: Client) -> None:

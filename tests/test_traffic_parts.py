@@ -114,10 +114,10 @@ def test_rates_of_the_last_seconds() -> None:
     assert (known.total("arrivals"), known.seconds) == (15.0, 20.0)
 
 
-def test_the_latest_arrivals_and_at_least_four_minutes() -> None:
+def test_the_latest_arrivals_and_at_least_two_minutes() -> None:
     known = Traffic(intervals=(poll(seconds=60.0, arrivals=10.0),) * 10)
     assert [len(known.latest(arrivals).intervals) for arrivals in (5.0, 40.0, 41.0, 50.0, 51.0, 1e9)] == [
-        4, 4, 5, 5, 6, 10,
+        2, 4, 5, 5, 6, 10,
     ]  # fmt: skip
 
 
