@@ -11,6 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import bounded
+from llm_headroom import schema
+from llm_headroom.model import point
 from llm_headroom.proxy import dialects, framing
 from llm_headroom.proxy.backlog import LARGE, MOST_PIECES, Backlog
 from llm_headroom.proxy.dialects import Api, api_of
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 STREAMED = [answer for answer in ANSWERS.values() if answer.chunked]
 SHORT = [answer for answer in STREAMED if len(answer.body) < 11_000]
+COLD = {"ollama/generate_stream_cold.ndjson"}
+"""Those for which the engine had to load its model."""
 OLLAMA = b'{"model":"small","created_at":"2026-01-01T00:00:0%d.5Z","message":{"content":"%b"},"done":false}\n'
 
 
@@ -88,14 +92,20 @@ def test_it_does_not_matter_when_what_has_passed_is_looked_at_or_read(data: st.D
         pieces += [part for part in (body[:cut], body[cut:]) if part]
     readings = data.draw(st.sets(st.integers(0, len(pieces) - 1)))
 
+    cold = answer.name in COLD  # polls that show the model absent decide before the engine's own words do
+    absent = [
+        point(schema.MODELS_LOADED, 0.0, "", {}),
+        point(schema.MODEL_LOADED, 0.0, "", {"model": "small"}),
+    ]
+
     found = []
     for reads in (set(range(len(pieces))), readings, set[int]()):
-        measures = Measures(limit=10)
+        measures = Measures(limit=10, loads=cold)
         observer = asked(measures, answer.path)
         for number, piece in enumerate(pieces):
             measures.backlog.passed.append((observer.answer, piece, 1.0 + number / 1024))
             if number in reads:
-                measures.points({})
+                measures.points({}, absent if cold else ())
         found.append(settled(measures))
 
     assert found[0] == found[1] == found[2]
