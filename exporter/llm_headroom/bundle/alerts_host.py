@@ -239,7 +239,8 @@ SOURCES: Final = (
         dashboard=Dashboard.FLEET,
         expr="""last_over_time(engine_model:llm_requests_running:sum[30m]) > 0
             unless engine_model:llm_requests_running:sum
-            and on (job) (last_over_time(up{job="$exporter_job"}[30m]) unless up{job="$exporter_job"})
+            and on (job) ((up{job="$exporter_job"} offset 30m or up{job="$exporter_job"} offset 10m)
+                unless up{job="$exporter_job"})
             unless on (cluster, namespace, job, engine) llm_engine_state{state="loading"} == 1""",
         wait="5m",
         summary="{{ with $labels.model }}{{ . }} on {{ end }}{{ $labels.engine }} is gone from monitoring",
@@ -260,9 +261,8 @@ SOURCES: Final = (
         name="LLMSourceStale",
         severity=Severity.TICKET,
         dashboard=Dashboard.EXPORTER,
-        expr="""time() - llm_source_last_success_timestamp_seconds > $source_stale
-            and llm_source_last_success_timestamp_seconds
-                == llm_source_last_success_timestamp_seconds offset ${source_stale}s""",
+        expr="""time() - (llm_source_last_success_timestamp_seconds
+            == llm_source_last_success_timestamp_seconds offset ${source_stale}s)""",
         wait="1m",
         summary=f"Data from {_SOURCE} is stale",
         description="The last successful collection was {{ $value | humanizeDuration }} ago.",
