@@ -19,7 +19,7 @@ from llm_headroom import schema
 from llm_headroom.derive import memory as derivation
 from llm_headroom.derive import restart, slo, state
 from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot, series_of
-from llm_headroom.poll.health import health_points
+from llm_headroom.poll.health import health_points, labels_of
 from llm_headroom.simulate.batching import Engine
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class _Exporter:
         self._points = [
             *seen,
             *state.state_points(states, self._base),
-            *health_points(snapshot, self._errors, {}, {}),
+            *health_points(snapshot, self._errors, {}, labels_of(snapshot, {})),
         ]
 
     def _beside(self, at: float) -> Sequence[Point]:
