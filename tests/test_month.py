@@ -97,6 +97,7 @@ def test_a_crash_under_load_pages_and_a_drained_restart_does_not() -> None:
 
     (page,) = played.pages
     assert page.alerts == ("LLMModelDown",)
+    assert ("LLMEngineDown",) in [ticket.alerts for ticket in played.tickets]  # it reads what sources say of themselves
     assert crash.begin + 120.0 <= page.span.begin <= crash.begin + 190.0
     assert played.right(page)
     assert played.weeks[0].slow > 0
