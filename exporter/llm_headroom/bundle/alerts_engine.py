@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from llm_headroom import schema
-from llm_headroom.bundle.rule import Alert, Dashboard, Severity
+from llm_headroom.bundle.rule import MODEL, NOT_PROXIED, PROXIED, SOURCE, Alert, Dashboard, Severity
 from llm_headroom.thresholds import RESTARTS_SECONDS, SETTLED_SECONDS
 
 _WHO: Final = "{{ $labels.engine }} {{ $labels.target }}{{ with $labels.model }} ({{ . }}){{ end }}"
-_SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
-_FLEET: Final = "{{ with $labels.model }}{{ . }} on {{ end }}{{ $labels.engine }}"
 
 _MISSED: Final = "engine_model:llm_slo_missed:ratio_rate"
 _BUDGET: Final = "(1 - engine_model:llm_slo_objective_ratio:max)"
@@ -36,7 +33,7 @@ def held(state: str) -> str:
 
     That is an exporter that died, or one that has started since and knows no model of an engine that it never saw up.
     """
-    flag = f'llm_engine_state{{state="{state}", target!~".+{schema.PROXY_TARGET}"}}'
+    flag = f'llm_engine_state{{state="{state}", {NOT_PROXIED}}}'
     unseen = 'up{job="$exporter_job"} == 0 or llm_up{engine!="nvml"} == 0'
     return (
         f"({flag} or last_over_time({flag}[1h])"
@@ -45,7 +42,7 @@ def held(state: str) -> str:
 
 
 _MODEL: Final = "cluster, namespace, job, engine, model"
-_ANSWERED: Final = f'sum by ({_MODEL}) (rate(llm_requests_finished_total{{target=~".+{schema.PROXY_TARGET}"}}[1m])) > 0'
+_ANSWERED: Final = f"sum by ({_MODEL}) (rate(llm_requests_finished_total{{{PROXIED}}}[1m])) > 0"
 """Whether clients get answers through a measuring proxy, which is a target of its own and never down itself."""
 
 _PROGRESS: Final = """increase(llm_requests_finished_total[${blocked_seconds}s])
@@ -83,7 +80,7 @@ LATENCY: Final = (
         dashboard=Dashboard.FLEET,
         expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')} and {_BURNING}",
         wait="2m",
-        summary=f"{_FLEET} burns its {{{{ $labels.slo }}}} error budget fast",
+        summary=f"{MODEL} burns its {{{{ $labels.slo }}}} error budget fast",
         description="{{ $value | humanizePercentage }} of what counts towards the objective {{ $labels.slo }} missed "
         "it over the last 1 h or 6 h, and more than the objective allows still does. If this goes on, the error budget "
         "of 30 days is gone within 5 days.",
@@ -94,7 +91,7 @@ LATENCY: Final = (
         dashboard=Dashboard.FLEET,
         expr=f"{_burn('$burn_rate_day', '1d', '2h')} or {_burn('$burn_rate_days', '3d', '6h')}",
         wait="1h",
-        summary=f"{_FLEET} burns its {{{{ $labels.slo }}}} error budget",
+        summary=f"{MODEL} burns its {{{{ $labels.slo }}}} error budget",
         description="{{ $value | humanizePercentage }} of what counts towards the objective {{ $labels.slo }} missed "
         "it over the last 1 d or 3 d. If this goes on, the error budget does not last for 30 days.",
     ),
@@ -140,7 +137,7 @@ AVAILABILITY: Final = (
         dashboard=Dashboard.FLEET,
         expr=f"min by ({_MODEL}) ({held('down')}) == 1 unless on ({_MODEL}) {_ANSWERED}",
         wait="2m",
-        summary=f"No engine serves {_FLEET}",
+        summary=f"No engine serves {MODEL}",
         description="Every engine of the model was up and does not answer llm-headroom any more, and none is starting.",
     ),
     Alert(
@@ -174,7 +171,7 @@ AVAILABILITY: Final = (
             or (changes(llm_up{{engine!="nvml"}}[{_RESTARTS}]) / 2 > $restarts_high - 0.5
                 and changes(llm_up{{engine!="nvml"}}[{_SETTLED}]) > 0
                 unless on (job, instance, target) last_over_time(llm_generation_tokens_total[5m]) > 0)""",
-        summary=f"{_SOURCE} restarts again and again",
+        summary=f"{SOURCE} restarts again and again",
         description='It restarted, or came and went, {{ printf "%.0f" $value }} times within 30 minutes, the last time '
         "within 15 minutes; $restarts_high times are worth a page.",
     ),
@@ -195,7 +192,7 @@ AVAILABILITY: Final = (
         expr="""llm_up{engine!="nvml"} == 0
             and on (job, instance, target) llm_engine_state{state="unknown"} == 1""",
         wait="10m",
-        summary=f"{_SOURCE} cannot be read",
+        summary=f"{SOURCE} cannot be read",
         description="Credentials, certificates or a defect keep llm-headroom from reading it, so nothing is known of "
         "it.",
     ),
@@ -236,7 +233,7 @@ AVAILABILITY: Final = (
         dashboard=Dashboard.ENGINE,
         expr="sum without (worker) (1 - llm_router_worker_healthy) > 0",
         wait="5m",
-        summary=f"The router {_SOURCE} has unhealthy workers",
+        summary=f"The router {SOURCE} has unhealthy workers",
         description="Unhealthy workers: {{ $value }}.",
     ),
 )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.recording import NEEDED
-from llm_headroom.bundle.rule import Alert, Dashboard, Severity
+from llm_headroom.bundle.rule import MODEL, SOURCE, Alert, Dashboard, Severity
 from llm_headroom.thresholds import FATAL_XIDS, XID_SECONDS
 
 _GPU: Final = "{{ with $labels.gpu }}GPU {{ . }}{{ else }}A GPU{{ end }} of {{ $labels.instance }}"
-_SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
 _HOST: Final = "cluster, namespace, job, instance"
 
 _ACTION: Final = (
@@ -99,7 +98,7 @@ GPU_MEMORY: Final = (
         severity=Severity.TICKET,
         dashboard=Dashboard.ENGINE,
         expr="increase(llm_host_memory_oom_kills_total[10m]) > 0",
-        summary=f"A process of {_SOURCE} was OOM-killed",
+        summary=f"A process of {SOURCE} was OOM-killed",
         description='Kills within the last ten minutes: {{ printf "%.0f" $value }}.',
     ),
 )
@@ -184,7 +183,7 @@ GPU_HEALTH: Final = (
             (max by ({_HOST}, engine, target) (llm_gpu_memory_attribution_info * on ({_HOST}, gpu, uuid)
                 group_left () llm_gpu_utilization_ratio{{engine=""}}) < $gpu_idle_utilization)""",
         wait="5m",
-        summary=f"Requests wait at {_SOURCE} while its GPUs idle",
+        summary=f"Requests wait at {SOURCE} while its GPUs idle",
         description="Requests waiting: {{ $value }}. No GPU of the engine is busy for more than "
         "$gpu_idle_utilization of the time.",
     ),
@@ -243,7 +242,7 @@ SOURCES: Final = (
                 unless up{job="$exporter_job"})
             unless on (cluster, namespace, job, engine) llm_engine_state{state="loading"} == 1""",
         wait="5m",
-        summary="{{ with $labels.model }}{{ . }} on {{ end }}{{ $labels.engine }} is gone from monitoring",
+        summary=f"{MODEL} is gone from monitoring",
         description="Its last engine and that engine's llm-headroom are no longer among the targets of Prometheus, as "
         "when a node is lost, and no other engine is starting. Requests that were running when it was seen last: "
         "{{ $value }}.",
@@ -264,7 +263,7 @@ SOURCES: Final = (
         expr="""time() - (llm_source_last_success_timestamp_seconds
             == llm_source_last_success_timestamp_seconds offset ${source_stale}s)""",
         wait="1m",
-        summary=f"Data from {_SOURCE} is stale",
+        summary=f"Data from {SOURCE} is stale",
         description="The last successful collection was {{ $value | humanizeDuration }} ago.",
     ),
     Alert(
@@ -273,7 +272,7 @@ SOURCES: Final = (
         dashboard=Dashboard.EXPORTER,
         expr="llm_source_duration_seconds > $source_slow",
         wait="10m",
-        summary=f"Collecting from {_SOURCE} is slow",
+        summary=f"Collecting from {SOURCE} is slow",
         description="It takes {{ $value | humanizeDuration }}, more than $source_slow; beyond the timeout it fails.",
     ),
     Alert(
@@ -288,7 +287,7 @@ SOURCES: Final = (
                 "signal", "unknown", "", "")
             or ({_LOST}) and on ({_HOST}, engine, target) llm_up{{engine!~"nvml|ollama"}} == 1""",
         wait="15m",
-        summary=f"Signals of {_SOURCE} are lost",
+        summary=f"Signals of {SOURCE} are lost",
         description='The engine answers, but {{ if eq $labels.signal "unknown" }}fewer of its metrics are known than '
         "{{ else }}it no longer exposes {{ $labels.signal }}, as it did {{ end }}within the last day; an upgrade "
         "may have renamed its metrics.",
@@ -299,7 +298,7 @@ SOURCES: Final = (
         dashboard=Dashboard.EXPORTER,
         expr="""increase(llm_label_values_capped_total[15m]) > 0
             or (llm_label_values_capped_total > 0 unless llm_label_values_capped_total offset 15m)""",
-        summary=f"Too many values of the label {{{{ $labels.label }}}} of {_SOURCE}",
+        summary=f"Too many values of the label {{{{ $labels.label }}}} of {SOURCE}",
         description='Values beyond the limit, exported as `other`: {{ printf "%.0f" $value }}.',
     ),
     Alert(
@@ -308,7 +307,7 @@ SOURCES: Final = (
         dashboard=Dashboard.EXPORTER,
         expr='llm_source_samples{state="invalid"} > 0',
         wait="15m",
-        summary=f"Samples of {_SOURCE} cannot be used",
+        summary=f"Samples of {SOURCE} cannot be used",
         description="Invalid samples of a collection: {{ $value }}.",
     ),
     Alert(

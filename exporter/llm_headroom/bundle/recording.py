@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from llm_headroom.bundle.rule import Recording
-from llm_headroom.schema import NO_FAULT, PROXY_TARGET
+from llm_headroom.bundle.rule import FAULTS, NOT_PROXIED, Recording
 from llm_headroom.thresholds import SLOW_SECONDS
 
-_OWN: Final = f'{{target!~".+{PROXY_TARGET}"}}'
+_OWN: Final = f"{{{NOT_PROXIED}}}"
 _BY: Final = "by (cluster, namespace, job, engine, model)"
 _BY_SLO: Final = "by (cluster, namespace, job, engine, model, slo)"
 _FIRSTS: Final = f'increase(llm_slo_requests_total{{slo="ttft"}}[{SLOW_SECONDS / 60:.0f}m])'
@@ -54,7 +53,7 @@ _FINISHED: Final = Recording(
 )
 _FAILED: Final = Recording(
     "target_model:llm_requests_failed:rate5m",
-    f'sum without (replica, reason) (rate(llm_requests_failed_total{{reason!~"{"|".join(NO_FAULT)}"}}[5m]))',
+    f"sum without (replica, reason) (rate(llm_requests_failed_total{{{FAULTS}}}[5m]))",
 )
 
 

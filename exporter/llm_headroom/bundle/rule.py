@@ -14,6 +14,7 @@ from string import Template
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.words import span
+from llm_headroom.schema import NO_FAULT, PROXY_TARGET
 from llm_headroom.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ class Group:
 
     interval: str
     rules: tuple[Recording | Alert, ...]
+
+
+PROXIED: Final = f'target=~".+{PROXY_TARGET}"'
+NOT_PROXIED: Final = f'target!~".+{PROXY_TARGET}"'
+"""Matchers of what the measuring proxy saw of an engine with metrics of its own, and of all else."""
+FAULTS: Final = f'reason!~"{"|".join(NO_FAULT)}"'
+"""A matcher of requests that failed by a fault of the engine."""
+SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
+MODEL: Final = "{{ with $labels.model }}{{ . }} on {{ end }}{{ $labels.engine }}"
+"""Whom an alert is about, in its texts: one target, or all engines of a model."""
 
 
 class Placeholder(float):

@@ -12,6 +12,7 @@ from llm_headroom import schema
 from llm_headroom.bundle.dashboards.colours import BAD, WARN
 from llm_headroom.bundle.dashboards.dashboard import Annotation, Variable
 from llm_headroom.bundle.dashboards.panel import NOT_EXPOSED
+from llm_headroom.bundle.rule import FAULTS
 from llm_headroom.model import Level
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Scope:
 
         The alert on errors takes the same three shares.
         """
-        unwanted = self.rate(schema.REQUESTS_FAILED, f'reason!~"{"|".join(schema.NO_FAULT)}"')
+        unwanted = self.rate(schema.REQUESTS_FAILED, FAULTS)
         failed = f"sum by ({TARGET}) ({unwanted})"
         finished = f"sum by ({TARGET}) ({self.rate(schema.REQUESTS_FINISHED)})"
         wrong, answers = (
