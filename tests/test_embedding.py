@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -96,6 +97,7 @@ def test_polling_goes_on_and_ends_with_close(vllm: EngineServer, registry: Colle
 
     for _ in range(2):  # it can begin anew
         assert headroom.start().start() is headroom
+        assert [thread.name for thread in threading.enumerate()].count("llm-headroom") == 1
         assert headroom.ready(DEADLINE)
         before, until = len(vllm.requests), time.monotonic() + DEADLINE
         while len(vllm.requests) < before + 3:
@@ -103,6 +105,7 @@ def test_polling_goes_on_and_ends_with_close(vllm: EngineServer, registry: Colle
             assert exposed(registry)["llm_up"] == [({"engine": "vllm", "target": vllm.name}, 1.0)]
         headroom.close()
         headroom.close()
+        assert "llm-headroom" not in {thread.name for thread in threading.enumerate()}
         assert exposed(registry) == {}
 
 

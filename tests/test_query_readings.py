@@ -133,12 +133,16 @@ def test_compare_reads_what_is_recorded_of_all_and_the_own_buckets_of_some(
     address: str, chosen: dict[str, str]
 ) -> None:
     expr = next(panel.queries[0].expr for uid, panel in PANELS if (uid, panel.title) == ("compare", "TTFT p95"))
-    query = re.sub(r"\$(\w+)", lambda name: chosen.get(name[1], ".*"), expr)
+    query = re.sub(r"\$(\w+)", lambda name: chosen.get(name[1], ".*"), expr.replace("$__range", "900s"))
     buckets = " or ".join(re.findall(r"[\w:]+_bucket[\w:]*\{[^}]*\}", query))
     found = asked(address, "query", query=buckets, time=str(every_series.END))["result"]
 
     own = "llm_time_to_first_token_seconds_bucket"
     assert {each["metric"]["__name__"] for each in found} == {own if chosen else f"engine_model:{own}:rate5m"}
+    if chosen:
+        only = ", ".join(f'{name}=~"{value}"' for name, value in chosen.items())
+        plain = f"histogram_quantile(0.95, sum by (engine, le) (rate({own}{{{only}}}[900s])))"
+        assert readings(address, query, every_series.END) == readings(address, plain, every_series.END)
 
 
 def test_parts_of_a_request_without_a_histogram_follow_from_the_others(address: str) -> None:
@@ -190,6 +194,14 @@ def test_what_is_not_known_to_be_reusable_is_free(address: str) -> None:
     assert used + reusable + free == pytest.approx(capacity)
     without = queries[2].expr.replace("llm_kv_cache_evictable_tokens", "NONE")
     assert readings(address, without, every_series.END) == pytest.approx([capacity - used])
+
+
+@pytest.mark.parametrize(
+    ("counted", "share"), [("requests_f", 92 / (92 + 106.6)), ("http_responses", 25 / 45.2), ("router", 124.6 / 26.6)]
+)
+def test_what_fails_is_a_share_of_all_that_a_target_counts(address: str, counted: str, share: float) -> None:
+    expr = re.sub(rf"llm_(?!{counted})\w+_total", "NONE", Scope().failed())
+    assert readings(address, expr, every_series.END) == pytest.approx([share])
 
 
 def test_there_are_no_more_curves_than_can_be_told_apart(address: str) -> None:
