@@ -8,7 +8,8 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 import pytest
 
@@ -22,7 +23,7 @@ from llm_headroom.commands import docs, generated, settings_docs
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Rule
 from llm_headroom.exposition.text import Parser
-from llm_headroom.model import Histogram, Kind, Metric, SampleState, Subject
+from llm_headroom.model import Histogram, Kind, Metric, Point, SampleState, Subject
 from llm_headroom.render.prometheus import UNIT_WORDS
 from llm_headroom.scrape.vocabulary import HISTOGRAM_PARTS, Vocabulary, family
 from llm_headroom.thresholds import Thresholds
@@ -152,8 +153,8 @@ def test_every_meaning_that_is_written_down_is_of_an_alias() -> None:
     assert old == set(), f"no rule has what {ALIASES.name} says of: {sorted(old)}"
 
 
-def exposition(rule: Rule, name: str) -> bytes:
-    """The least that an endpoint exposes for a rule to find something under a name."""
+def exposed(rule: Rule, name: str, value: float, **more: str) -> bytes:
+    """The least that an endpoint exposes for a rule to find something under a name, with more labels."""
     labels = {}
     for label, pattern in rule.where.items():
         fitting = (example for example in (*UNSEEN, *sorted(examples())) if re.fullmatch(pattern, example))
@@ -166,14 +167,17 @@ def exposition(rule: Rule, name: str) -> bytes:
         labels |= {"kv_cache_memory_bytes": "4"} if rule.fixed else {}
     if rule.newest is not None:
         labels |= {"running_lora_adapters": "one"}
-    inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    inside = ",".join(f'{label}="{text}"' for label, text in (labels | more).items())
     if rule.metric.kind is not Kind.HISTOGRAM:
-        value = 0.5 if rule.metric.name.endswith("_ratio") else 4  # no share is above 1
         return f"{name}{{{inside}}} {value}\n".encode()
     bucket = ",".join(part for part in (inside, 'le="+Inf"') if part)
-    return (
-        f"# TYPE {name} histogram\n{name}_bucket{{{bucket}}} 4\n{name}_sum{{{inside}}} 4\n{name}_count{{{inside}}} 4\n"
-    ).encode()
+    lines = (f"{name}_bucket{{{bucket}}}", f"{name}_sum{{{inside}}}", f"{name}_count{{{inside}}}")
+    return "".join(f"{line} {value}\n" for line in (f"# TYPE {name} histogram\n{lines[0]}", *lines[1:])).encode()
+
+
+def exposition(rule: Rule, name: str) -> bytes:
+    """The same with the value 4, or 0.5 of a ratio: no share is above 1."""
+    return exposed(rule, name, 0.5 if rule.metric.name.endswith("_ratio") else 4)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +202,45 @@ def test_every_alias_finds_its_metric(engine: Engine, rule: Rule, upstream: str,
 def shown(value: float | Histogram) -> str:
     """A value as the list of aliases writes it."""
     return f"{value:.6g}" if isinstance(value, float) else f"{value.count:.6g}/{value.sum:.6g}"
+
+
+TOGETHER: Final = ROOT / "tests" / "fixtures" / "exposed_together.txt"
+
+
+def together(engine: Engine) -> bytes:
+    """All that an engine's rules look for at once, each by replicas, ranks, parts that add up, and a label of nobody's.
+
+    Values differ: what is added up, what is the greatest and what comes first are not the same.
+    """
+    ranks = engine.rank_labels[:1] or ("tp_rank",)
+    apart = (*filter(None, (engine.replica_label,)), *engine.model_parts, *engine.adds_up, *ranks, "zone", "pid")
+    families: dict[str, dict[bytes, None]] = defaultdict(dict)
+    for rule in engine.rules:
+        for name in (*rule.names[:1], *rule.plus, *rule.less, *rule.times[:1]):
+            for place, label in enumerate((*ranks, *apart)):
+                number = 3 + 2 * place + crc32(name.encode()) % 7 - 2 * (name in rule.less)
+                share = rule.metric.name.endswith("_ratio")
+                own = {engine.model_label: "m"} | (
+                    {label: str(place)} if label not in {*rule.where, *rule.labels} else {}
+                )
+                families[name][exposed(rule, name, number / 50 if share else number, **own)] = None
+    return b"".join(line for lines in families.values() for line in lines)
+
+
+@pytest.mark.parametrize("engine", BUILT_IN.values(), ids=BUILT_IN.keys())
+def test_what_becomes_of_all_that_an_engine_exposes_at_once(engine: Engine) -> None:
+    """Of each metric how many series there are, with which labels, and their sum. Nothing writes the list."""
+    found: dict[Metric, list[Point]] = defaultdict(list)
+    for point in captures.mapped(engine, together(engine)):
+        found[point.series.metric].append(point)
+    lines = []
+    for metric, points in found.items():
+        names = {name for point in points for name, _ in point.series.labels} - {"engine", "target"}
+        total = sum(point.value if isinstance(point.value, float) else point.value.sum for point in points)
+        lines.append(f"{engine.name} {metric.name} {len(points)} {total:.6g} {' '.join(sorted(names))}".rstrip())
+
+    written = [line for line in TOGETHER.read_text().splitlines() if line.startswith(f"{engine.name} ")]
+    assert lines == written
 
 
 @pytest.mark.parametrize("proposed", docs.FROM_ARTICLES, ids=lambda proposed: proposed.name)
