@@ -42,6 +42,8 @@ FLAGS: Final = frozenset(
         "LLMGpuRowRemapPending",
         "LLMGpuSourceDown",
         "LLMGpuThrottled",
+        "LLMGpuXidContained",
+        "LLMGpuXidCritical",
         "LLMModelDown",
         "LLMSignalLost",
     }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import captures
 from documents_read import asked, read, told
 from engine_server import Reply, as_json
 from llm_headroom import schema
@@ -426,3 +427,16 @@ def test_a_runner_inside_ollama_has_a_cache_for_each_slot() -> None:
     }
     assert asked(engine, known) == ["/slots", "/metrics", "/props"]
     assert (engine.name, engine.owned_by, engine.model({})) == ("ollama", "", "m")
+
+
+@pytest.mark.parametrize(
+    ("capture", "expected"),
+    [("0.32.0", {"": 256.0}), ("0.32.0-dp2-api2", {"0": 256.0, "1": 256.0})],
+)
+def test_a_configured_limit_is_that_of_each_replica(capture: str, expected: dict[str, float]) -> None:
+    """Of each data-parallel rank, as vLLM means its max_num_seqs and SGLang its limit."""
+    exposition = (captures.CAPTURES / "vllm" / capture / "saturated.prom").read_bytes()
+
+    points = polled("vllm", {"/metrics": Reply(exposition)}, requests_running_limit=256).snapshot.points
+
+    assert captures.values(points, "llm_requests_running_limit", "replica") == expected

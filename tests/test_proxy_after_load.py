@@ -99,6 +99,22 @@ def test_requests_that_waited_for_a_load_are_not_slow_but_those_after_it_are(*, 
     assert box.firsts() == (5, 5)
 
 
+@pytest.mark.parametrize(("listed", "silence"), [(1.0, 40.0), (0.0, 0.0)])
+def test_of_an_engine_that_shows_what_is_in_memory_a_load_alone_explains_silence(listed: float, silence: float) -> None:
+    """llama.cpp lists what it has loaded, so that silence of a model that is in memory is no load."""
+    clock = Clock(0.0)
+    measures = Measures(limit=4, loads=True, clock=clock)
+    own = [Point(Series(schema.MODEL_LOADED, {**BASE, "model": "m"}), listed, "")]
+    measures.points(BASE, own)
+    measures.label("m")
+    measures.begin("m", 1.0, streams=True)
+    clock.now = 41.0
+
+    found = measures.points(BASE, own)
+
+    assert [value for series, value, _ in found if series.metric is schema.PROXY_SILENCE] == [silence]
+
+
 def test_another_context_is_another_load() -> None:
     box = Box()
     box.poll(0.0, 1.0)

@@ -6,15 +6,18 @@ import contextlib
 import http.client
 import json
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import captures
-from engine_server import EngineServer, replayed
+from engine_server import EngineServer, Reply, as_json, replayed
 from exporter_process import DEADLINE, Exporter, ran
 from simulator_process import Simulator, events, post
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from engine_server import Behaviour
 
 VLLM_MODEL = "meta-llama/Meta-Llama-3-8B"
 CHAT = {"model": "llama-3-8b", "messages": [{"role": "user", "content": "hello there"}]}
@@ -70,6 +73,50 @@ def test_ollama_gets_the_metrics_that_it_has_not(tmp_path: Path) -> None:
             # what is polled and what is derived stand beside it, under the same labels
             assert exporter.value("llm_model_loaded", **labels) == 1
             assert exporter.value("llm_slo_threshold_seconds", **labels, slo="ttft") == 2.5
+
+
+def test_a_model_that_llama_cpp_s_router_loads_on_demand_is_no_late_first_token(tmp_path: Path) -> None:
+    config, go = tmp_path / "headroom.yml", threading.Event()
+    chunk = {"choices": [{"index": 0, "delta": {"content": "a"}}], "model": "m", "object": "chat.completion.chunk"}
+    stream = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
+
+    def answer(_server: EngineServer, connection: socket.socket) -> None:
+        go.wait(DEADLINE)
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: "
+        connection.sendall(f"{head}{len(stream)}\r\n\r\n".encode() + stream)
+
+    def listed(state: str) -> Reply:
+        return as_json({"data": [{"id": "m", "owned_by": "llamacpp", "status": {"value": state}}]})
+
+    routes: dict[str, Reply | Behaviour] = {
+        "/props": as_json({"role": "router", "build_info": "b1"}),
+        "/v1/models": listed("unloaded"),
+        "/v1/chat/completions": answer,
+    }
+    with EngineServer(routes) as engine:
+        config.write_text(
+            f"targets: [{{url: '{engine.url}', name: box, engine: llamacpp}}]\n"
+            "proxies: [{listen: '127.0.0.1:0', target: box}]\ngpu: false\nhost: false\n"
+        )
+        with Exporter("--config", str(config), "--interval", "100ms") as exporter:
+            proxy = exporter.logged("proxying", target="box")["address"]
+            count = {"target": "box/proxy", "model": "m"}
+            exporter.until(lambda: exporter.value("llm_model_loaded", model="m") == 0)
+            asking = threading.Thread(
+                target=streamed, args=(proxy, "/v1/chat/completions", {"model": "m", "messages": [], "stream": True})
+            )
+            asking.start()
+            exporter.until(lambda: exporter.value("llm_requests_running", target="box/proxy") == 1)
+            engine.routes["/v1/models"] = listed("loaded")
+            exporter.until(lambda: exporter.value("llm_model_loaded", model="m") == 1)
+            go.set()
+            asking.join()
+            exporter.until(lambda: exporter.value("llm_proxy_first_token_after_load_seconds_count", **count) == 1)
+            assert counted(exporter, "llm_time_to_first_token_seconds_count", **count) == 0
+
+            streamed(proxy, "/v1/chat/completions", {"model": "m", "messages": [], "stream": True})
+            exporter.until(lambda: exporter.value("llm_time_to_first_token_seconds_count", **count) == 1)
+            assert exporter.value("llm_proxy_first_token_after_load_seconds_count", **count) == 1
 
 
 def test_an_engine_with_metrics_and_its_proxy_stand_side_by_side(tmp_path: Path) -> None:

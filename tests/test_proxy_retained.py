@@ -9,7 +9,7 @@ import pytest
 
 from llm_headroom import schema
 from llm_headroom.derive.slo import Objective
-from llm_headroom.model import Histogram
+from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.proxy.framing import FramingError
 from llm_headroom.proxy.measures import BOUNDS, RETRY_SECONDS, Measures
 from measured_values import Clock, counted, values
@@ -145,6 +145,25 @@ def test_beyond_what_an_engine_runs_at_once_requests_wait(
     for _ in range(running):
         measures.begin("m", SENT, streams=False)
     assert values(measures, schema.REQUESTS_RUNNING) + values(measures, schema.REQUESTS_WAITING) == expected
+
+
+@pytest.mark.parametrize(
+    ("replicas", "running", "expected"),
+    [((), 3, [2.0, 1.0]), (("",), 3, [2.0, 1.0]), (("0",), 3, [2.0, 1.0]), (("0", "1"), 5, [4.0, 1.0])],
+)
+def test_the_limit_is_that_of_each_replica_that_polls_have_shown(
+    replicas: tuple[str, ...], running: int, expected: list[float]
+) -> None:
+    measures = Measures(limit=1, running_limit=2)
+    for _ in range(running):
+        measures.begin("m", SENT, streams=False)
+    own = [Point(Series(schema.REQUESTS_RUNNING, {"replica": each} if each else {}), 1.0, "") for each in replicas]
+
+    shown = {series.metric: value for series, value, _ in measures.points({}, own)}
+    later = {series.metric: value for series, value, _ in measures.points({})}  # a poll that failed shows nothing
+
+    assert [shown[schema.REQUESTS_RUNNING], shown[schema.REQUESTS_WAITING]] == expected
+    assert later == shown
 
 
 def test_requests_without_a_model_are_shown_until_the_engine_has_named_one() -> None:

@@ -571,7 +571,7 @@ def test_an_engine_that_loads_models_owes_no_byte_before_its_first(
     answered: int, expected: tuple[float, float], *, loads: bool
 ) -> None:
     now = [25.0]
-    measures = Measures(limit=2, loads=loads, clock=lambda: now[0])
+    measures = Measures(limit=2, silent_loads=loads, clock=lambda: now[0])
     requests = [measures.begin("m", at, streams=True) for at in (10.0, 11.0)]
     for request in requests[:answered]:
         request.first = request.traffic.heard = 13.0
@@ -589,7 +589,7 @@ def test_an_engine_that_loads_models_owes_no_byte_before_its_first(
 
 def test_no_load_explains_that_streams_alone_are_under_way_for_five_minutes_without_a_byte() -> None:
     now = [309.0]
-    measures = Measures(limit=1, loads=True, clock=lambda: now[0])
+    measures = Measures(limit=1, silent_loads=True, clock=lambda: now[0])
     measures.begin("m", 10.0, streams=True)
 
     def silence() -> list[object]:

@@ -186,6 +186,40 @@ def test_what_is_no_exporter_is_told(reply: Reply, said: str) -> None:
     assert "Traceback" not in printed.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "extra", "said"),
+    [
+        (("--url", "http://a", "--url", "http://b"), {}, "--url names one exporter, not 2"),
+        ((), {"LLM_HEADROOM_URL": "http://a http://b http://c"}, "--url names one exporter, not 3"),
+        (("--url", "http://a", "--target", "vllm=http://b"), {}, "--target and --config have no part in it"),
+        (("--url", "http://a", "--config", "c.yaml"), {}, "--target and --config have no part in it"),
+    ],
+)
+def test_what_would_not_be_shown_is_refused(arguments: tuple[str, ...], extra: dict[str, str], said: str) -> None:
+    printed = ran("top", "--once", *arguments, extra=extra)
+
+    assert (printed.returncode, printed.stdout) == (2, "")
+    assert said in printed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (("--url", NOWHERE), {"LLM_HEADROOM_TARGETS": "vllm=http://127.0.0.1:9", "LLM_HEADROOM_CONFIG": "c.yaml"}),
+        (("--target", "vllm=http://127.0.0.1:9"), {"LLM_HEADROOM_URL": NOWHERE}),
+    ],
+)
+def test_an_exporter_is_followed_beside_variables_that_are_for_other_commands(
+    arguments: tuple[str, ...], extra: dict[str, str]
+) -> None:
+    printed = ran("top", "--once", *arguments, extra=extra)
+
+    assert (printed.returncode, printed.stderr) == (
+        1,
+        f"llm-headroom: {NOWHERE} cannot be reached: Connection refused\n",
+    )
+
+
 def test_an_address_must_be_one_of_http() -> None:
     printed = top("--once", "--url", "file:///etc/passwd")
 

@@ -21,8 +21,12 @@ _FATAL: Final = "|".join(map(str, FATAL_XIDS))
 
 
 def _xid(numbers: str) -> str:
-    """By timestamp: a counter that is absent until the first error has no increase at it."""
-    return f'time() - llm_gpu_xid_last_timestamp_seconds{{xid=~"{numbers}"}} < {XID_SECONDS:.0f}'
+    """By a timestamp that is new: a counter that is absent until the first error has no increase at it.
+
+    It is compared with no clock, since a host's may be minutes off.
+    """
+    last, window = f'llm_gpu_xid_last_timestamp_seconds{{xid=~"{numbers}"}}', f"{XID_SECONDS:.0f}s"
+    return f"changes({last}[{window}]) > 0 or {last} unless last_over_time({last}[1h] offset {window})"
 
 
 _OUTSIDE: Final = "gpu:llm_gpu_memory_outside_bytes:max"
@@ -119,7 +123,7 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr=_xid(_FATAL),
         summary=f"{_GPU} reported the fatal error Xid {{{{ $labels.xid }}}}",
-        description="It did so {{ $value | humanizeDuration }} ago; what runs on it is lost or about to be.",
+        description="It did so within ten minutes; what runs on it is lost or about to be.",
     ),
     Alert(
         name="LLMGpuXidContained",
@@ -127,7 +131,7 @@ GPU_HEALTH: Final = (
         dashboard=Dashboard.GPU,
         expr=_xid("94"),
         summary=f"{_GPU} reported a contained memory error (Xid 94)",
-        description="It did so {{ $value | humanizeDuration }} ago; the affected process is lost, others continue.",
+        description="It did so within ten minutes; the affected process is lost, others continue.",
     ),
     Alert(
         name="LLMGpuRowRemapFailure",

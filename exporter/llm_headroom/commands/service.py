@@ -96,7 +96,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     )
     poller.on_change(changed)
     notifier.apply(config.notify)
-    proxies.name_models_by(poller.models)
+    proxies.know_engines_by(poller.models, poller.polled)
     limits = Limits(connections=room.own, grace_seconds=GRACE_SECONDS)
     server = await serve(app.handle, config.listen, web_config=config.web_config, limits=limits)
     try:

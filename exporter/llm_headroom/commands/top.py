@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import click
+from click.core import ParameterSource
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -261,10 +262,26 @@ def _keys() -> Iterator[Callable[[float], str]]:
 _FILE: Final = click.Path(path_type=Path)
 
 
+def _only(urls: tuple[str, ...]) -> str | None:
+    """The exporter's address, if one was given; what would not be shown ends the program."""
+    if len(urls) > 1:
+        fail(f"--url names one exporter, not {len(urls)}: start one top for each")
+    if urls and _typed("urls") and (_typed("targets") or _typed("path")):
+        fail("--url shows what a running exporter watches: --target and --config have no part in it")
+    return urls[0] if urls else None
+
+
+def _typed(parameter: str) -> bool:
+    """Whether it was given on the command line, not by a variable that other commands read, too."""
+    return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
+
+
 @click.command("top")
 @collecting
 @click.option(
     "--url",
+    "urls",
+    multiple=True,
     envvar="LLM_HEADROOM_URL",
     metavar="URL",
     help="A running exporter.  [default: http://localhost:9836 if one is there and no target is named]",
@@ -284,7 +301,7 @@ _FILE: Final = click.Path(path_type=Path)
 @click.option("--insecure", is_flag=True, help="Accept any certificate of the exporter.")
 def command(  # noqa: PLR0913 - the options
     path: Path | None,
-    url: str | None,
+    urls: tuple[str, ...],
     *,
     once: bool,
     form: str,
@@ -302,6 +319,7 @@ def command(  # noqa: PLR0913 - the options
     tls = Tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file, insecure_skip_verify=insecure)
     if key_file is not None and cert_file is None:
         fail("--key-file needs --cert-file")
+    url = _only(urls)
     note = ""
     if url is None and path is None and not flags["targets"]:
         url, note = (USUAL, "") if running(Exporter(USUAL, tls)) else (None, ALONE)

@@ -150,8 +150,9 @@ class Target:
     """Whether people wait for its answers: `interactive` or `batch`. Late first tokens are no fault of a target for
     batches, so neither its state nor an alert judges them. Example: `batch`."""
     requests_running_limit: Limit | None = None
-    """Maximum number of requests that the engine runs at once. vLLM does not expose its `max_num_seqs` on `/metrics`,
-    nor Ollama its `OLLAMA_NUM_PARALLEL`; set it here. Default: the engine's own value, if exposed. Example: `256`."""
+    """Maximum number of requests that the engine runs at once; of several replicas (data parallel ranks) each of them.
+    vLLM does not expose its `max_num_seqs` on `/metrics`, nor Ollama its `OLLAMA_NUM_PARALLEL`; set it here. Default:
+    the engine's own value, if exposed. Example: `256`."""
     kv_cache_type: KvCacheType | None = None
     """Ollama's `OLLAMA_KV_CACHE_TYPE`, if its runners are not visible; see [Ollama](ollama.md). Default: from the
     runner's command line. Example: `f16`."""

@@ -270,6 +270,11 @@ class Poller:
             return None
         return slot.source.models or (None if slot.snapshot.health.up else ())
 
+    def polled(self, name: str) -> Sequence[Point]:
+        """What the latest poll of a target has shown; nothing if that failed, or if there was none."""
+        slot = self.slots.get(name)
+        return () if slot is None or slot.snapshot is None else slot.snapshot.points
+
     def _engine_slots(self) -> list[tuple[EngineSource, Slot]]:
         return [(slot.source, slot) for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive.loaded import Ready, loaded, ready
-from llm_headroom.model import Histogram, Kind, Metric, point
+from llm_headroom.model import Histogram, Kind, Metric, numbers, point
 from llm_headroom.proxy.backlog import Backlog
 from llm_headroom.proxy.framing import FramingError
 from llm_headroom.scrape.label_cap import OVERFLOW, LabelCap
@@ -115,9 +115,10 @@ def _any(_: str) -> bool:
 class Measures:
     """All that is retained of the traffic to one engine. Models are named by the engine alone, `limit` of them at most.
 
-    `running_limit` is how many requests the engine runs at once, if that is known: more that are under way wait.
-    `untagged` is the tag that the engine adds to a model's name without one. `loads`: the engine loads models on
-    demand, so that silence before the first byte may be just that. `serves` says whether the engine has a model: many
+    `running_limit` is how many requests each replica of the engine runs at once, if that is known: more that are under
+    way wait. `untagged` is the tag that the engine adds to a model's name without one. `loads`: the engine loads models
+    on demand, and its polls show which are in memory; `silent_loads`: but not that one is being loaded, so that any
+    silence before the first byte may be just that. `serves` says whether the engine has a model: many
     repeat whatever name a client has invented.
     """
 
@@ -128,6 +129,7 @@ class Measures:
         running_limit: int | None = None,
         untagged: str = "",
         loads: bool = False,
+        silent_loads: bool = False,
         objectives: Collection[Objective] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -137,6 +139,8 @@ class Measures:
         self._running_limit = running_limit
         self._untagged = untagged
         self._loads = loads
+        self._silent_loads = silent_loads
+        self._replicas = 1
         self._objectives = {each.field: each for each in objectives}
         self._clock = clock
         self._histograms: dict[tuple[Metric, str], _Growing] = {}
@@ -227,10 +231,13 @@ class Measures:
     def points(self, base: Mapping[str, str], own: Sequence[Point] = ()) -> list[Point]:
         """Everything so far; `base` are the labels that every series of the target has.
 
-        `own` is what the engine exposes itself at this poll: of one that loads models, which of them are in memory.
+        `own` is what the engine exposes itself at this poll: its replicas, and of one that loads models, which of them
+        are in memory.
         A model that nobody has asked for in `label_cap.AGE` seconds is forgotten, where another wants its place.
         """
         now = self._clock()
+        if own:
+            self._replicas = len({each.label("replica") for each, _ in numbers(own, schema.REQUESTS_RUNNING)}) or 1
         if self._loads and own:
             self._ready = ready(self._ready, loaded(own), now)
         self.backlog.look()
@@ -260,7 +267,7 @@ class Measures:
             requests = len(traffic.open)
             if not model and not requests and len(self._traffic) > 1:
                 continue  # by now the engine has named the model
-            running = requests if self._running_limit is None else min(requests, self._running_limit)
+            running = requests if self._running_limit is None else min(requests, self._running_limit * self._replicas)
             origin = f"{ORIGIN}: requests in progress"
             yield point(schema.REQUESTS_RUNNING, float(running), origin, base, model=model)
             if self._running_limit is not None:
@@ -283,7 +290,8 @@ class Measures:
         unanswered = [now - each.sent_at for each in streams if each.first is None]
         silence = now - max(traffic.heard, traffic.since)
         # an engine that loads models on demand may do just that before a first byte, or answer somebody else in one go
-        loading = self._loads and len(unanswered) == len(streams)
+        loads = self._silent_loads or any(self.awaited(labels["model"], each.sent_at) for each in streams)
+        loading = loads and len(unanswered) == len(streams)
         owed = bool(streams) and not (loading and (silence < LOAD_SECONDS or len(streams) < len(traffic.open)))
         yield point(schema.PROXY_FIRST_TOKEN_WAIT, max(unanswered, default=0.0), origin, labels)
         yield point(schema.PROXY_SILENCE, max(0.0, silence) if owed else 0.0, origin, labels)

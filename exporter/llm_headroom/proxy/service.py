@@ -40,6 +40,8 @@ log = logging.getLogger("llm_headroom")
 JOINED: Final = frozenset({"ollama"})
 """Engines without metrics of their own: what is measured of their traffic stands among their other series. That of
 others has a target of its own, since one series must not mix two rulers."""
+_SHOW_LOADS: Final = frozenset({"llamacpp"})
+"""Those others that load models on demand, and show at each poll which are in memory."""
 _HAPPY_EYEBALLS_SECONDS: Final = 0.25
 
 
@@ -97,7 +99,10 @@ class ProxySource:
 
     def __init__(self, target: Target, measures: Measures, config: Config) -> None:
         self.retained: Sequence[Point] = ()
+        self.polled: Callable[[], Sequence[Point]] = tuple
+        """What the engine exposes itself, as its latest poll has shown."""
         self.interval = config.interval
+        self.engine_target = target.name
         self.name = f"{target.name}{schema.PROXY_TARGET}"
         self.labels = target.labels
         self._engine = target.engine or ""
@@ -115,7 +120,7 @@ class ProxySource:
     async def collect(self) -> Snapshot:
         """What was measured until now; it cannot fail."""
         taken, started = time.time(), time.monotonic()
-        points = list(self._measures.points(self._base))
+        points = list(self._measures.points(self._base, self.polled()))
         self._memory, derived = advance(self._memory, points, started, base=self._base, objectives=self._objectives)
         return Snapshot(
             target=self.name,
@@ -156,7 +161,8 @@ class Proxies:
                 limit=config.label_limit,
                 running_limit=target.requests_running_limit,
                 untagged="latest" if target.engine == "ollama" else "",
-                loads=target.engine in JOINED,
+                loads=target.engine in JOINED | _SHOW_LOADS,
+                silent_loads=target.engine in JOINED,
                 objectives=slo.objectives(**asdict(config.objectives)),
                 clock=clock,
             )
@@ -165,10 +171,13 @@ class Proxies:
             else:
                 self.sources.append(ProxySource(target, measures, config))
 
-    def name_models_by(self, listed: Callable[[str], Collection[str] | None]) -> None:
+    def know_engines_by(
+        self, listed: Callable[[str], Collection[str] | None], polled: Callable[[str], Sequence[Point]]
+    ) -> None:
         """Give the label `model` only to what an engine lists, by the target's name; None where nobody knows.
 
-        Ollama has no need of it: it answers to the models alone that it has.
+        Ollama has no need of it: it answers to the models alone that it has. `polled` is what the latest poll of a
+        target has shown.
         """
 
         def serves(target: str) -> Callable[[str], bool]:
@@ -177,6 +186,8 @@ class Proxies:
         for name, measures in self._measures.items():
             if name not in self.joined:
                 measures.serves = serves(name)
+        for source in self.sources:
+            source.polled = partial(polled, source.engine_target)
 
     async def start(self) -> None:
         """Listen; without a host in its address a proxy does so on this host's loopback alone.

@@ -269,7 +269,7 @@ class Collector:
         for each in reported:
             documents |= each.documents
             self._layer_warnings += tuple(each.warnings)
-        facts, invalid, more = self._mapper.place(self._facts(documents), points)
+        facts, invalid, more = self._mapper.place(self._facts(documents, points), points)
         samples[SampleState.MAPPED] += len(facts)
         samples[SampleState.INVALID] += invalid
         if problems or more:
@@ -277,12 +277,14 @@ class Collector:
         points = merge((*(each.points for each in reported), [*points, *facts])) if reported else [*points, *facts]
         return Reading(kv_cache.completed(points), samples, unmapped)
 
-    def _facts(self, documents: Mapping[str, Any]) -> Sequence[Fact]:
+    def _facts(self, documents: Mapping[str, Any], points: Iterable[Point]) -> Sequence[Fact]:
         facts = list(self.engine.facts({**documents, "settings": self.target}))
         limit = self.target.requests_running_limit
         if limit is not None and not self.engine.limit_per_model:
-            model = self.engine.model(self._documents.held)
-            facts.append(Fact(schema.REQUESTS_RUNNING_LIMIT, {"model": model}, float(limit), "configuration"))
+            labels = {"model": self.engine.model(self._documents.held)}
+            replicas = {each.label("replica") for each, _ in numbers(points, schema.REQUESTS_RUNNING)}
+            each_of = [labels] if len(replicas) < 2 else [labels | {"replica": name} for name in sorted(replicas)]  # noqa: PLR2004 - one alone needs no name
+            facts += [Fact(schema.REQUESTS_RUNNING_LIMIT, own, float(limit), "configuration") for own in each_of]
         return facts
 
     def _remark(self, failure: Failure) -> None:
