@@ -277,6 +277,7 @@ def test_thresholds_and_scale_reach_the_file() -> None:
 
     assert "(llm_kv_cache_headroom_requests < 7) and " in by_name["LLMKVHeadroomLow"]["expr"]
     assert by_name["LLMKVHeadroomLow"]["for"] == "3000ms"
+    assert "for" not in by_name["LLMFirstTokensSlow"]
     assert by_name["LLMExporterDown"]["expr"] == 'up{job="mine"} == 0 or absent(up{job="mine"})'
 
 
@@ -306,6 +307,10 @@ def test_what_is_around_the_expressions_is_what_is_written_down_for_it() -> None
     }
 
     assert found == json.loads((ROOT / "tests/fixtures/alerts_frame.json").read_text(encoding="utf-8"))
+
+
+def test_without_a_receiver_alerts_are_posted_to_nobody() -> None:
+    assert alerts.alertmanager(None)["receivers"] == [{"name": "page"}, {"name": "ticket"}, {"name": "none"}]
 
 
 def test_operator_and_grafana_get_the_same_expressions() -> None:

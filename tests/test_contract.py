@@ -220,7 +220,7 @@ def together(engine: Engine) -> bytes:
             for place, label in enumerate((*ranks, *apart)):
                 number = 3 + 2 * place + crc32(name.encode()) % 7 - 2 * (name in rule.less)
                 share = rule.metric.name.endswith("_ratio")
-                own = {engine.model_label: "m"} | (
+                own = {engine.model_label: "n" if rule.also else "m"} | (
                     {label: str(place)} if label not in {*rule.where, *rule.labels} else {}
                 )
                 families[name][exposed(rule, name, number / 50 if share else number, **own)] = None
@@ -237,7 +237,7 @@ def test_what_becomes_of_all_that_an_engine_exposes_at_once(engine: Engine) -> N
     for metric, points in found.items():
         names = {name for point in points for name, _ in point.series.labels} - {"engine", "target"}
         total = sum(point.value if isinstance(point.value, float) else point.value.sum for point in points)
-        lines.append(f"{engine.name} {metric.name} {len(points)} {total:.6g} {' '.join(sorted(names))}".rstrip())
+        lines.append(f"{engine.name} {metric.name} {len(points)} {total:.10g} {' '.join(sorted(names))}".rstrip())
 
     written = [line for line in TOGETHER.read_text().splitlines() if line.startswith(f"{engine.name} ")]
     assert lines == written

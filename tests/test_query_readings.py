@@ -2,8 +2,8 @@
 
 `fixtures/query_readings.txt` holds it: for each query how many series there are, and the least, the greatest and the
 sum of their values; of each panel the unit, and what is good from which value on; of each rule when it is evaluated and
-fires. Nothing writes that file: who changes a query puts the lines of the failure there, after having asked whether
-they are right.
+fires; and over which time it looks back. Nothing writes that file: who changes a query puts the lines of the failure
+there, after having asked whether they are right.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ def summary(address: str, expr: str) -> str:
     )
 
 
+def windows(expr: str) -> str:
+    """The windows that an expression looks at and back, but for that of all rates and that of the page."""
+    found = re.findall(r"(?:\[|offset )(\w+)", expr)
+    return "".join(f" {each}" for each in sorted({*found} - {"5m", "__range"}))
+
+
 def unbounded(expr: str) -> str:
     """An alert's expression without its comparisons with bounds: what is compared, also where nothing is wrong."""
     return re.sub(r"\s*(?:[<>]=?|[=!]=) (?:-?[\d.]+(?:e[+-]?\d+)?(?![\w.])|clamp_min\([^()]*\))", "", expr)
@@ -91,6 +97,7 @@ def found(address: str) -> set[str]:
     """A line for each query."""
     lines = {
         f"{uid} | {panel.title} | {place} | {summary(address, query.expr)} | {judgement(panel, place)}"
+        f"{windows(query.expr)}"
         for uid, panel in PANELS
         for place, query in enumerate(panel.queries)
     }
@@ -101,7 +108,7 @@ def found(address: str) -> set[str]:
     }
     lines |= {
         f"{uid} | annotation {each.name} | 0 | {summary(address, each.expr)} | "
-        f"{'at its value' if each.exact else 'when seen'}"
+        f"{'at its value' if each.exact else 'when seen'}{windows(each.expr)}"
         for uid, each in ANNOTATIONS
     }
     groups = {rule.name: group.interval for group in alerts.GROUPS.values() for rule in group.rules}
@@ -109,6 +116,7 @@ def found(address: str) -> set[str]:
     lines |= {
         f"rules | {rule.name} | 0 | {summary(address, expression(rule.expr, BundleSettings()))} | "
         f"{f'{rule.severity} after {rule.wait}, ' if isinstance(rule, Alert) else ''}each {groups[rule.name]}"
+        f"{windows(expression(rule.expr, BundleSettings()))}"
         for rule in rules
     }
     return lines | {

@@ -42,7 +42,7 @@ def held(state: str) -> str:
 
 
 _MODEL: Final = "cluster, namespace, job, engine, model"
-_ANSWERED: Final = f"sum by ({_MODEL}) (rate(llm_requests_finished_total{{{PROXIED}}}[1m])) > 0"
+_ANSWERED: Final = f"rate(llm_requests_finished_total{{{PROXIED}}}[1m]) > 0"
 """Whether clients get answers through a measuring proxy, which is a target of its own and never down itself."""
 
 _PROGRESS: Final = """increase(llm_requests_finished_total[${blocked_seconds}s])
@@ -283,8 +283,7 @@ MODELS: Final = (
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
         expr="""max without (replica) (llm_model_offload_ratio) < $offload_low
-          and on (job, instance, target)
-            max by (job, instance, target) (max_over_time(llm_model_offload_ratio[1d])) > 0""",
+          and on (job, instance, target) max_over_time(llm_model_offload_ratio[1d]) > 0""",
         wait="5m",
         summary=f"{_WHO} runs partly on the CPU",
         description="Only {{ $value | humanizePercentage }} of the model's memory is on GPUs.",
