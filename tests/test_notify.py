@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import socketserver
+import ssl
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 from captures import Capture
 from engine_server import EngineServer, replayed
@@ -164,6 +169,9 @@ def test_gpus_are_incidents_of_their_own() -> None:
     found = told([(now, [gpus]) for now in (0.0, 40.0)])
 
     assert [title(message) for _, message in found] == ["GPU 0 is lost", "GPU 1 is lost"]
+    assert found[0][1].trouble.subject.labels == {"target": "nvml", "engine": "nvml", "gpu": "0", "uuid": "GPU-0"}
+    _, body = request(Settings(url="http://a"), "http://a", found[0][1])
+    assert body["groupKey"] == '{}:{alertname="LLMEngineState", target="nvml", uuid="GPU-0"}'
 
 
 def test_every_state_has_a_severity_or_none() -> None:
@@ -363,6 +371,45 @@ def test_why_a_message_was_not_sent_is_said(
     assert (tries, error[: len(expected[1])]) == expected
 
 
+def test_a_receiver_that_does_not_answer_is_asked_again_and_given_up(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_headroom.notify.notifier.TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent, Receiver() as unused:
+        settings = Settings(url=f"http://127.0.0.1:{silent.getsockname()[1]}", after=0.0)
+        assert outcome(unused, settings=settings) == {"failed": 1.0}
+    assert given_up(caplog) == (2, "no answer within 0.05 s")
+
+
+def test_a_receiver_that_hangs_up_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class HangsUp(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65_536)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), HangsUp) as server, Receiver() as unused:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            settings = Settings(url=f"http://127.0.0.1:{server.server_address[1]}", after=0.0)
+            assert outcome(unused, settings=settings) == {"failed": 1.0}
+        finally:
+            server.shutdown()
+            thread.join()
+    assert given_up(caplog) == (2, "Server disconnected without sending a response.")
+
+
+def test_a_receiver_shows_a_certificate_of_an_authority_that_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    with Receiver(tls=context) as receiver:
+        for tls, result in ((Tls(ca_file=tmp_path / "ca.crt"), "sent"), (Tls(), "failed")):
+            assert outcome(receiver, settings=Settings(url=receiver.url, after=0.0, tls=tls)) == {result: 1.0}
+    assert "certificate" in given_up(caplog)[1]
+
+
 @pytest.mark.parametrize(("words", "said"), [("é" * 5000, f"status 404: {'é' * 150}"), ("", "status 404")])
 def test_of_a_long_answer_the_beginning_is_said(words: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
     with Receiver(404, words=words) as receiver:
@@ -417,6 +464,28 @@ def test_where_nobody_is_told_nothing_is_judged_and_at_the_end_nobody_waits() ->
         assert len(asked) == 1
 
     asyncio.run(test())
+
+
+def test_a_receiver_that_is_gone_keeps_its_numbers() -> None:
+    slow = [snapshot(State.SLOW, target=f"t{number}") for number in range(MOST_WAITING + 1)]
+
+    async def test() -> None:
+        notifier = Notifier(lambda: slow, dict)
+        notifier.apply([Settings(url="http://127.0.0.1:9", after=0.0)])
+        notifier.changed()
+        notifier.apply([Settings(name="new", url="http://127.0.0.1:9", after=0.0)])
+        found = [(*(text for _, text in series.labels), value) for series, value, _ in notifier.points() if value]
+        assert found == [("webhook", "dropped", 1.0)]
+        assert len([*notifier.points()]) == 6, "the new one begins at 0"
+        await notifier.close()
+
+    asyncio.run(test())
+
+
+def test_a_model_that_nobody_can_judge_outweighs_one_that_is_well() -> None:
+    seen = [(10.0 * index, [snapshot(State.SLOW)]) for index in range(5)]
+    later = [(50.0 + 10.0 * index, [snapshot(State.OK, State.UNKNOWN)]) for index in range(9)]
+    assert [message.ended for _, message in told([*seen, *later])] == [None], "it may go on"
 
 
 def test_messages_beyond_those_that_may_wait_are_dropped_and_counted() -> None:

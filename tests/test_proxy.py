@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -700,5 +700,21 @@ def test_a_metric_that_the_engine_tells_itself_is_not_mixed_with_what_is_measure
             for metric in (schema.PROMPT_TOKENS, schema.GENERATION_TOKENS)
         }
         assert told_of == {schema.PROMPT_TOKENS: [7.0], schema.GENERATION_TOKENS: [2.0]}
+
+    bounded.run(test())
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_client_that_comes_while_the_proxy_ends_is_cut_too(turns: int) -> None:
+    async def test() -> None:
+        target = Target(name="engine", endpoint=Endpoint(url="http://127.0.0.1:9"), engine="ollama")
+        proxies = Proxies(Config(targets=(target,), proxies=(ProxySettings(listen="127.0.0.1:0", target="engine"),)))
+        await proxies.start()
+        with socket.create_connection(("127.0.0.1", Place(proxies, 0).port)) as client:
+            client.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await proxies.close()
+            with suppress(ConnectionResetError):
+                assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
     bounded.run(test())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+if TYPE_CHECKING:
+    import ssl
 
 DEADLINE = 30.0
 """Seconds after which what a test waits for is held not to come."""
@@ -22,7 +25,10 @@ class Post(NamedTuple):
 class Receiver:
     """Listens on a port of its own. `answers` are the next statuses, after which all is taken; others have `words`."""
 
-    def __init__(self, *answers: int, words: str = "no such\x1b[31m hook") -> None:
+    def __init__(
+        self, *answers: int, words: str = "no such\x1b[31m hook", tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._tls = tls
         self._refusal = words.encode()
         self.posts: list[Post] = []
         self._answers = [*answers]
@@ -44,6 +50,8 @@ class Receiver:
                 """The tests look at `posts`."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
         return self
@@ -56,7 +64,7 @@ class Receiver:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._server.server_address[1]}"
 
     def _take(self, post: Post) -> int:
         with self._news:

@@ -236,7 +236,8 @@ class Proxies:
             listener.close()
         self._accepting.clear()
         self._listeners.clear()
-        await asyncio.gather(*self._beginning, return_exceptions=True)
+        if self._beginning:
+            await asyncio.wait(self._beginning)
         self._gate.close()
 
 
