@@ -150,13 +150,14 @@ def test_the_title_and_the_icon_say_how_bad_it_is(level: str, mark: str, icon: s
     assert f'href="static/{icon}.svg"' in html
     assert '<nav><a href="https://d/?a&amp;b">Docs</a><a href="metrics">' in html
     assert html.endswith('<main data-time="1.250">S?</main></body></html>')
+    assert dict(made.headers).keys() == {"Content-Security-Policy", "Cache-Control", "Referrer-Policy"}
     assert dict(made.headers)["Cache-Control"] == "no-store"
 
 
 def test_the_files_of_the_page_are_those_and_no_others() -> None:
     for name, kind in page.STATIC.items():
         found = page.static(name)
-        assert (found.status, found.content_type) == (200, kind)
+        assert (found.status, found.content_type, found.headers) == (200, kind, (("Cache-Control", "no-cache"),))
         assert page.static(name).body is found.body
     assert page.static("page.py").status == 404
 
@@ -235,6 +236,17 @@ def test_a_scrape_is_in_the_format_and_coding_that_is_asked_for(accept: str, enc
         exporter.app.changed()
         again = unpacked(await exporter.get("/metrics", encoding=encoding, accept=accept)).decode()
         assert 'target="t"} 4.0\n' in again
+
+    run(test())
+
+
+def test_a_scrape_is_not_used_again_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        exporter = Exporter()
+        first = await exporter.get("/metrics")
+        assert (await exporter.get("/metrics")).body is first.body
+        monkeypatch.setattr("llm_headroom.web.app.REUSED", -1.0)
+        assert (await exporter.get("/metrics")).body is not first.body
 
     run(test())
 

@@ -198,6 +198,7 @@ GPU_ROWS: Final[Mapping[str, Mapping[str, Any]]] = {
     "a row's number": {"gpu": "12"},
     "a row's name": {"name": "<H100>", "profile": "1g"},
     "a row's memory": {"total": 80 * GIB, "free": 20 * GIB},
+    "a row's memory of which it is not known what is free": {"total": 80 * GIB},
     "a row's values": {"utilization": 0.25, "power": 70.4, "temperature": 40.6},
 }
 

@@ -40,7 +40,7 @@ _RETRYABLE: Final = frozenset({429, 502, 503, 504})
 _DENIED: Final = frozenset({401, 403})
 _OK: Final = range(200, 300)
 _REDIRECT: Final = range(300, 400)
-_LARGEST_ANSWER: Final = 1 << 16
+_LARGEST_ANSWER: Final = 65_536
 _SOONEST: Final = 1.0
 """Seconds below which a collector's `Retry-After` does not count; the exporter then backs off by itself."""
 _PROTOBUF: Final = "application/x-protobuf"

@@ -88,9 +88,8 @@ class Painter:
             for card in sorted(found, key=lambda card: urgency(card.state)):
                 html[key(card)] = self._card(card, view.time, look, many=many)
         html["absent"] = _absent(view.absent)
-        if len(self._made) > len(view.engines) + len(view.gpus):  # cards that are gone, or other readers' looks
-            present = {card.id for found in lists.values() for card in found}
-            self._made = {known: made for known, made in self._made.items() if known[0] in present}
+        present = {card.id for found in lists.values() for card in found}
+        self._made = {known: made for known, made in self._made.items() if known[0] in present}
         if len(self._made) > _MOST_MADE:
             self._made.clear()
         return Parts(view.time, top.title, str(top.level), html)
