@@ -118,10 +118,15 @@ def test_the_error_that_takes_the_last_gpu_along_is_counted(gpus: Gpus, machine:
     assert errors(gpus.xids()) == {("0", "79"): 1.0}
 
 
-def test_a_lost_gpu_leaves_the_others_watched(gpus: Gpus, machine: nvml_library.Description) -> None:
+def test_a_lost_gpu_leaves_the_others_watched(
+    gpus: Gpus, machine: nvml_library.Description, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "calls"
+    monkeypatch.setenv("NVML_STUB_LOG", str(log))
     machine.become(nvml_library.fixture("h200x8"))
     gpus.read()
     machine.fail("gpu 2", "*", GPU_IS_LOST)
+    until(lambda: log.read_text(encoding="utf-8").count("nvmlEventSetCreate") >= 2)
     added = "45"
 
     def counted() -> bool:

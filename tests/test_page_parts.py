@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -258,6 +259,7 @@ def test_the_snapshot_is_of_every_source_that_has_been_read() -> None:
         for name in ("a", "b"):
             exporter.publish(running(3.0, name), name)
         exporter.publish(None, "new")
+        exporter.publish(replace(running(math.nan, "odd"), taken=1.0), "odd")  # no JSON has that number
         data: Any = json.loads((await exporter.get("/api/v1/snapshot")).body)
         assert [each["target"] for each in data["sources"]] == ["a", "b"]
         assert set(data) == {"version", "time", "sources"}
