@@ -703,6 +703,7 @@ def test_a_metric_that_the_engine_tells_itself_is_not_mixed_with_what_is_measure
 
     bounded.run(test())
 
+
 @pytest.mark.parametrize("turns", range(6))
 def test_a_client_that_comes_while_the_proxy_ends_is_cut_too(turns: int) -> None:
     async def test() -> None:

@@ -25,9 +25,7 @@ class Post(NamedTuple):
 class Receiver:
     """Listens on a port of its own. `answers` are the next statuses, after which all is taken; others have `words`."""
 
-    def __init__(
-        self, *answers: int, words: str = "no such\x1b[31m hook", tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, *answers: int, words: str = "no such\x1b[31m hook", tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
         self._refusal = words.encode()
         self.posts: list[Post] = []
