@@ -5,10 +5,14 @@
 
 One sidecar with a GPU (the stub of NVML) is recorded over a simulated vLLM under traffic. What it shows is continued
 over three days at one sample in 15 s for so many engines, with all that the rules record: as blocks of Prometheus'
-storage but for the last 80 minutes, which are in its memory, as a server has its last two to three hours. It then
-evaluates every rule once, one after the other; and it answers what each dashboard asks for its first screen as it
-opens: its variables, its annotations and its panels. All is its CPU, since the machine may be busy, less that of a
-query that reads nothing. `--write` writes docs/fleet.md.
+storage, as long as its compaction leaves them, but for the last 80 minutes, which are in its memory, as a server has
+its last two to three hours. It then evaluates every rule once, one after the other; and it answers what each dashboard
+asks for its first screen as it opens: its variables, its annotations and its panels. All is its CPU, since the machine
+may be busy, less that of a query that reads nothing.
+
+Prometheus' garbage collector runs when a share of what is in memory has been allocated again, and looks at all of that:
+seconds of CPU, for whichever queries come then. So it is made to run between the queries, and its part is stated apart:
+by what the rules allocate. `--write` writes docs/fleet.md.
 
 Fleets of more than 2,000 engines have only the series that the rules read, the last 20 minutes in memory, and no
 dashboards, for the sake of memory; they are another table.
@@ -19,12 +23,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import operator
 import os
 import re
 import tempfile
 import time
 import urllib.parse
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -37,7 +43,7 @@ from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import bundle, programs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 STEP: Final = 15_000
 RECENT: Final = 320
@@ -48,6 +54,12 @@ samples until a chunk is full, windows of five minutes read as many as here.
 """
 RECENT_OF_MANY: Final = 80
 """Samples in memory of a fleet that is not whole."""
+BLOCKS: Final = (2, 6, 18, 18)
+"""Hours of the blocks before what is in memory, the newest first; one more has the rest.
+
+As they are between two compactions, each three times as long as the next (prometheus/prometheus, tsdb/db.go,
+ExponentialBlockRanges), at most a tenth of the time that is retained. A window of a day reads three of them.
+"""
 WHOLE: Final = 2_000
 """Engines up to which every series is there."""
 DAY: Final = 24 * 3_600_000
@@ -59,16 +71,22 @@ GROWING: Final = ("_total", "_bucket", "_count", "_sum")
 SCREEN: Final = 28
 """Grafana's units of height that a screen of 1080 lines shows."""
 REPEATS: Final = 3
+BATCH: Final = 25
+"""Queries between two collections of garbage, few enough for none to come of itself."""
 FLAGS: Final = ("--storage.tsdb.retention.time=90d", "--query.timeout=5m", *remote_write.FLAGS)
 DASHBOARDS: Final = "fleet,engine,kv,gpu,compare,exporter,ollama"
 
 
 class Cost(NamedTuple):
-    """One file of rules over so many engines: CPU seconds of each rule, and the interval of its group in seconds."""
+    """One file of rules over so many engines.
+
+    CPU seconds of each rule, and the interval of its group in seconds; those of the garbage collector for all of them.
+    """
 
     engines: int
     series: int
     rules: dict[str, tuple[float, float]]
+    collector: float
 
     @property
     def once(self) -> float:
@@ -164,12 +182,16 @@ def fleet_of(engines: int) -> list[dict[str, str]]:
 
 
 class Store(NamedTuple):
-    """A Prometheus with a fleet's days: address, process and version, the last sample's time in seconds, its series."""
+    """A Prometheus with a fleet's days.
+
+    Its address, process and version, the last sample's time in seconds, its engines and series.
+    """
 
     address: str
     pid: int
     version: str
     now: float
+    engines: int
     series: int
 
 
@@ -180,8 +202,8 @@ def stored(
     """Start a Prometheus over the fleet's days, with all series or those of the metrics that are `read`."""
     end = int(time.time() * 1000) // STEP * STEP
     recent = RECENT if read is None else RECENT_OF_MANY
-    half = (int(days * DAY) // STEP - recent) // 2
-    whole = blocks.Block(end - (2 * half + recent - 1) * STEP, STEP, 2 * half + recent)
+    total = int(days * DAY) // STEP
+    whole = blocks.Block(end - (total - 1) * STEP, STEP, total)
     fleet = fleet_of(engines)
     every = [one for one in templates(bodies, whole) if read is None or one.labels["__name__"] in read]
     every += [one.template(fleet[0], whole) for one in recorded]
@@ -192,12 +214,16 @@ def stored(
 
     with tempfile.TemporaryDirectory(prefix="llm-headroom-fleet-") as name:
         (Path(name) / "data").mkdir()
-        for first in (0, half):
-            series = blocks.write(Path(name) / "data", *part(first, half))
+        ends = itertools.accumulate(
+            (hours * 3_600_000 // STEP for hours in BLOCKS), operator.sub, initial=total - recent
+        )
+        edges = [0, *sorted(end for end in ends if end > 0)]
+        for first, after in itertools.pairwise(edges):
+            series = blocks.write(Path(name) / "data", *part(first, after - first))
         with programs.prometheus(Path(name), {}, *FLAGS) as server:
-            remote_write.send(server.address, *part(2 * half, recent))
+            remote_write.send(server.address, *part(edges[-1], recent))
             version = asked(server.address, "status/buildinfo")["version"]
-            yield Store(server.address, server.process.pid, version, end / 1000, series)
+            yield Store(server.address, server.process.pid, version, end / 1000, engines, series)
 
 
 def asked(address: str, path: str, **parameters: object) -> Any:  # noqa: ANN401 - of JSON
@@ -205,11 +231,35 @@ def asked(address: str, path: str, **parameters: object) -> Any:  # noqa: ANN401
     return json.loads(fetched(f"http://{address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", 300.0))["data"]
 
 
-def used(store: Store, path: str, **parameters: object) -> float:
+def used(store: Store, answer: Callable[[], object]) -> float:
     """CPU seconds that Prometheus takes for an answer, by the scheduler's account of its threads."""
     before = on_cpu(store.pid)
-    asked(store.address, path, **parameters)
+    answer()
     return on_cpu(store.pid) - before
+
+
+def collected(store: Store, *, really: bool = True) -> None:
+    """Let Prometheus write a profile of its memory, which collects garbage before it."""
+    fetched(f"http://{store.address}/debug/pprof/heap{'?gc=1' if really else ''}", 300.0)
+
+
+def gauge(store: Store, name: str) -> float:
+    """A figure of Prometheus' own memory."""
+    found = re.search(rf"^{name} (\S+)$", fetched(f"http://{store.address}/metrics", 60.0).decode(), re.MULTILINE)
+    if found is None:
+        raise LookupError(name)
+    return float(found[1])
+
+
+def collector(store: Store, rules: Sequence[str]) -> float:
+    """CPU seconds of the garbage collector for one evaluation of rules: its part by what that allocates."""
+    idle = min(used(store, partial(collected, store, really=False)) for _ in range(REPEATS))
+    seconds = min(used(store, partial(collected, store)) for _ in range(REPEATS)) - idle
+    until_next = gauge(store, "go_memstats_next_gc_bytes") - gauge(store, "go_memstats_heap_alloc_bytes")
+    before = gauge(store, "go_memstats_alloc_bytes_total")
+    for rule in rules:
+        asked(store.address, "query", query=rule, time=store.now)
+    return seconds * (gauge(store, "go_memstats_alloc_bytes_total") - before) / until_next
 
 
 def on_cpu(pid: int) -> float:
@@ -222,18 +272,41 @@ def costs_of(store: Store, queries: Sequence[tuple[str, dict[str, object]]]) -> 
 
     They are asked in turn, again and again, and the least is taken: what else the machine does only adds.
     """
-    nothing = min(used(store, "query", query="vector(1)") for _ in range(20))
-    rounds = [[used(store, path, **parameters) for path, parameters in queries] for _ in range(REPEATS)]
+    nothing = min(used(store, partial(asked, store.address, "query", query="vector(1)")) for _ in range(20))
+    rounds = [
+        [
+            seconds
+            for first in range(0, len(queries), BATCH)
+            for seconds in undisturbed(store, queries[first : first + BATCH])
+        ]
+        for _ in range(REPEATS)
+    ]
     return [max(min(times) - nothing, 0.0) for times in zip(*rounds, strict=True)]
 
 
-def evaluated(store: Store, rules: Path) -> dict[str, tuple[float, float]]:
-    """CPU seconds of each rule, and its group's interval."""
+def undisturbed(store: Store, queries: Sequence[tuple[str, dict[str, object]]]) -> list[float]:
+    """CPU seconds of each of a few queries, asked again if garbage was collected meanwhile.
+
+    Raises:
+        RuntimeError: it was each time.
+    """
+    for _ in range(5):
+        collected(store)
+        before = gauge(store, "go_gc_duration_seconds_count")
+        found = [used(store, partial(asked, store.address, path, **given)) for path, given in queries]
+        if gauge(store, "go_gc_duration_seconds_count") == before:
+            return found
+    raise RuntimeError(f"garbage is collected within {len(queries)} queries")
+
+
+def evaluated(store: Store, rules: Path) -> Cost:
+    """What each rule takes, and the garbage collector for all of them."""
     every = list(rules_of(rules))
     costs = costs_of(store, [("query", {"query": rule["expr"], "time": store.now}) for rule, _ in every])
-    return {
+    named: dict[str, tuple[float, float]] = {
         rule.get("record") or rule["alert"]: (cost, seconds) for (rule, seconds), cost in zip(every, costs, strict=True)
     }
+    return Cost(store.engines, store.series, named, collector(store, [rule["expr"] for rule, _ in every]))
 
 
 Asked: TypeAlias = "tuple[str, str, dict[str, object]]"
@@ -331,7 +404,7 @@ def measured(
     """One fleet: the rules, then the dashboards that are to be `shown`, and Prometheus' version."""
     read = set(READ.findall(rules.read_text())) if engines > WHOLE else None
     with stored(engines, bodies, days, recordings(bodies, rules), read) as store:
-        cost = Cost(engines, store.series, evaluated(store, rules))
+        cost = evaluated(store, rules)
         return cost, screens(store, shown if read is None else ()), store.version
 
 
@@ -339,9 +412,9 @@ def rules_table(cost: Cost) -> str:
     """What the rules take."""
     worst = max(cost.rules, key=lambda name: cost.rules[name])
     return (
-        "| engines | series | every rule once, CPU s | at its intervals, cores | dearest rule, CPU s |\n"
-        "|---|---|---|---|---|\n"
-        f"| {cost.engines:,} | {cost.series:,} | **{cost.once:.2f}** | {cost.cores:.3f} "
+        "| engines | series | every rule once, CPU s | its garbage | at its intervals, cores | dearest rule, CPU s |\n"
+        "|---|---|---|---|---|---|\n"
+        f"| {cost.engines:,} | {cost.series:,} | **{cost.once:.2f}** | {cost.collector:.2f} | {cost.cores:.3f} "
         f"| {cost.rules[worst][0]:.2f} `{worst}` |"
     )
 
