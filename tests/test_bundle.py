@@ -10,7 +10,7 @@ import yaml
 
 from exporter_process import ran
 from llm_headroom.bundle import kubernetes, pushed, sidecars
-from llm_headroom.bundle.rule import expression, scaled
+from llm_headroom.bundle.rule import expression, scaled, words
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.bundle.text import as_yaml
 from llm_headroom.thresholds import DEFAULT
@@ -154,12 +154,14 @@ def test_sidecars_are_scraped_in_every_namespace_by_their_port() -> None:
 
 
 def test_yaml_is_in_the_order_that_it_was_made_in_for_people_to_read() -> None:
-    document = {"b": {"z": "é – ≥", "a": ["x " * 300 + "x"]}, "a": "one\ntwo\n"}
+    same = ["again"]
+    document = {"b": {"z": "é – ≥", "a": ["x " * 300 + "x"]}, "a": "one\ntwo\n", "c": same, "d": same}
     header, *lines = as_yaml(document).splitlines()
     assert header.startswith("# Written by ")
     assert [line.partition(":")[0].strip(" -") for line in lines[:3]] == ["b", "z", "a"]
     assert lines[1] == "  z: é – ≥"
     assert lines[3].count("x") == 301, "no line is wrapped"
+    assert [line for line in lines if "again" in line] == ["- again", "- again"], "nothing is an alias"
     assert yaml.safe_load("\n".join(lines)) == document
 
 
@@ -172,6 +174,11 @@ def test_yaml_is_in_the_order_that_it_was_made_in_for_people_to_read() -> None:
 )  # fmt: skip
 def test_a_duration_is_scaled_to_the_millisecond(duration: str, factor: float, text: str) -> None:
     assert scaled(duration, factor) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(119.0, "119 s"), (120.0, "2 min"), (90.5, "90.5 s")])
+def test_a_threshold_of_two_minutes_or_more_is_written_in_minutes(seconds: float, text: str) -> None:
+    assert words("$blocked_seconds", BundleSettings(thresholds=replace(DEFAULT, blocked_seconds=seconds))) == text
 
 
 @pytest.mark.parametrize(

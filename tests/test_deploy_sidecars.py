@@ -12,6 +12,7 @@ import yaml
 
 from kubernetes_objects import ROOT, built, objects, only, pod_of, program, ran, validate
 from llm_headroom.bundle import sidecars
+from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.config.load import load
 from llm_headroom.engines.built_in import BUILT_IN
 from pod_security import profile
@@ -100,6 +101,16 @@ def test_a_group_of_nodes_is_a_leader_and_one_worker() -> None:
     assert example("ome")["spec"]["engine"]["worker"]["size"] == 1
     (workers,) = example("ray-serve")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     assert workers["replicas"] == 1
+
+
+def test_an_inference_service_of_kserve_is_a_plain_deployment() -> None:
+    """Knative takes no sidecar that is an init container."""
+    assert example("kserve")["metadata"]["annotations"] == {"serving.kserve.io/deploymentMode": "Standard"}
+
+
+def test_what_examples_say_is_wrapped_for_people_to_read() -> None:
+    said = [line for text in sidecars.files(BundleSettings()).values() for line in text.splitlines() if "# " in line]
+    assert 110 < max(map(len, said)) <= 120
 
 
 def test_no_restart_of_a_sidecar_is_asked_for_and_it_is_never_killed_for_memory() -> None:
