@@ -16,6 +16,7 @@ from llm_headroom.engines.built_in.llamacpp import PROCESS, runner
 from llm_headroom.engines.openai_api import MODELS, status_class, whole
 from llm_headroom.engines.rules import Absent
 from llm_headroom.exposition.text import Parser
+from llm_headroom.model import Subject
 from one_target import polled
 
 if TYPE_CHECKING:
@@ -101,6 +102,55 @@ def test_which_refusals_are_an_answer_and_no_trouble(engine: str, path: str, sta
         fine = snapshot.health.up and not snapshot.health.warnings
         assert fine is (status != 500), (status, snapshot.health)
     assert snapshot.health.up is (path not in {"/props", "/slots"}), "without it the engine is not known to be up"
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ("vllm", {"/metrics": (0, ""), "/version": (300, "o"), "/v1/models": (300, "o"), "/server_info": (300, "o")}),
+        ("sglang", {"/metrics": (0, ""), "/v1/models": (300, "o"), "/server_info": (300, "o")}),
+        ("llamacpp", {"/props": (0, "l"), "/v1/models": (300, "o"), "/slots": (0, ""), "/metrics": (0, "o")}),
+        (
+            "ollama",
+            {
+                "/api/ps": (0, ""),
+                "/api/tags": (60, "o"),
+                "/api/version": (300, "o"),
+                "/metrics": (0, "o"),
+                "/api/show": (float("inf"), "o"),
+            },
+        ),
+    ],
+)
+def test_how_often_documents_are_fetched_and_which_are_optional_or_lead(
+    engine: str, expected: dict[str, tuple[float, str]]
+) -> None:
+    answers = {path: {} for path in ("/props", "/api/show m")} | {"/api/ps": {"models": [{"name": "m"}]}}
+    known = read(BUILT_IN[engine], answers | {"/metrics": "", "/slots": [], "/server_info": {}})
+    found = {
+        each.path.partition("?")[0]: (each.every, "o" * each.optional + "l" * each.leads)
+        for each in BUILT_IN[engine].documents(known)
+    }
+    assert found == expected
+
+
+def test_where_engines_listen_and_what_they_bear() -> None:
+    found = {
+        name: (sorted(each.ports), each.interval, each.timeout, each.queue_limit, each.slotted, each.reserves)
+        for name, each in BUILT_IN.items()
+    }
+    assert found == {
+        "llamacpp": ([8080, 9931], 0, 0, None, True, False),
+        "ollama": ([11434], 10, 8, 512, True, False),
+        "sglang": ([30000], 0, 0, None, False, True),
+        "sglang_router": ([29000], 0, 0, None, False, False),
+        "vllm": ([8000], 0, 0, None, False, False),
+    }
+    assert [name for name, each in BUILT_IN.items() if each.limit_per_model] == ["ollama"]
+    assert [name for name, each in BUILT_IN.items() if each.labels_requests] == ["sglang"]
+    assert {name: each.subject for name, each in BUILT_IN.items() if each.subject is not Subject.ENGINE} == {
+        "sglang_router": Subject.ROUTER
+    }
 
 
 # SGLang --------------------------------------------------------------------------------------------------------------
