@@ -1,4 +1,4 @@
-"""How every panel of every dashboard shows what its queries give: kind, size, unit, colours, ends of its scale.
+"""How every panel of every dashboard shows what its queries give: kind, size, unit, colours, ends of its scale, names.
 
 `fixtures/dashboard_panels.txt` has a line for each. Nothing writes it: who changes a panel changes it there, too.
 """
@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
 from dashboard_queries import drawn
 from llm_headroom.bundle import dashboards
+from llm_headroom.bundle.dashboards.panel import Panel
 from llm_headroom.bundle.settings import BundleSettings
 
+ELSE: Final = frozenset(
+    ("at_least", "stacked", "empty", "alert", "sort", "styles", "link", "whose", "calcs", "repeat", "step")
+)
+"""Fields that `shown` and the readings of queries (test_query_readings) do not say."""
 WRITTEN: Final = Path(__file__).parent / "fixtures" / "dashboard_panels.txt"
 
 
@@ -37,9 +43,22 @@ def shown(panel: Any) -> str:  # noqa: ANN401 - JSON
     return f"{panel['title']} | {size} | {json.dumps(known, ensure_ascii=False)} | {colours}"
 
 
+def more(panel: Panel) -> str:
+    """What else a panel does not have by default, and the names of its curves."""
+    found = {each.name: getattr(panel, each.name) for each in fields(Panel) if each.name in ELSE}
+    defaults = {each.name: each.default for each in fields(Panel)}
+    found = {name: value for name, value in found.items() if value != defaults[name]}
+    legends = [query.legend for query in panel.queries if query.legend]
+    return " ".join(f"{name}={value}" for name, value in (found | ({"names": legends} if legends else {})).items())
+
+
 def test_every_panel_is_shown_as_it_is_written_down() -> None:
     found: list[str] = []
-    for name, text in dashboards.files(BundleSettings()).items():
-        if name.endswith(".json"):
-            found += [f"# {Path(name).stem}", *map(shown, drawn(json.loads(text)))]
+    texts = dashboards.files(BundleSettings())
+    for one in dashboards.dashboards(BundleSettings()):
+        found.append(f"# {one.uid} from {one.since} on")
+        forms = map(shown, drawn(json.loads(texts[f"dashboards/{one.uid}.json"])))
+        for row in one.rows:
+            found.append(f"## {row.title} {row.optional} {row.repeat}".rstrip())
+            found += [f"{next(forms)} | {more(panel)}".rstrip() for panel in row.panels]
     assert found == WRITTEN.read_text(encoding="utf-8").splitlines()

@@ -125,7 +125,9 @@ def test_which_refusals_are_an_answer_and_no_trouble(engine: str, path: str, sta
 def test_how_often_documents_are_fetched_and_which_are_optional_or_lead(
     engine: str, expected: dict[str, tuple[float, str]]
 ) -> None:
-    answers = {path: {} for path in ("/props", "/api/show m")} | {"/api/ps": {"models": [{"name": "m"}]}}
+    answers: dict[str, Any] = {path: {} for path in ("/props", "/api/show m")} | {
+        "/api/ps": {"models": [{"name": "m"}]}
+    }
     known = read(BUILT_IN[engine], answers | {"/metrics": "", "/slots": [], "/server_info": {}})
     found = {
         each.path.partition("?")[0]: (each.every, "o" * each.optional + "l" * each.leads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
@@ -113,7 +114,7 @@ def table(title: str, answers: str, columns: tuple[tuple[str, Column] | Column, 
             found.append(one)
         else:
             expr, column = one
-            found.append(_of_query(column, len(queries)))
+            found.append(replace(column, query=len(queries)))
             queries.append(Query(expr))
     defaults = {"width": 24} | more
     return Panel(
@@ -123,20 +124,6 @@ def table(title: str, answers: str, columns: tuple[tuple[str, Column] | Column, 
         queries=tuple(queries),
         columns=tuple(found),
         **defaults,
-    )
-
-
-def _of_query(column: Column, place: int) -> Column:
-    return Column(
-        title=column.title,
-        query=place,
-        unit=column.unit,
-        steps=column.steps,
-        bar=column.bar,
-        width=column.width,
-        decimals=column.decimals,
-        link=column.link,
-        words=column.words,
     )
 
 
