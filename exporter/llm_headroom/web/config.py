@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias, cast
 
 from llm_headroom.config import reader
 from llm_headroom.config.errors import ConfigError, Place, Problems
@@ -133,12 +133,12 @@ class TlsServer:
     @property
     def cert(self) -> Pem:
         """The server's certificate and what it is signed with."""
-        return self.cert_text or self.cert_file or Pem(self.place)
+        return cast("Pem", self.cert_text or self.cert_file)  # one of them is there, else this was refused
 
     @property
     def key(self) -> Pem:
         """The certificate's private key."""
-        return self.key_text or self.key_file or Pem(self.place)
+        return cast("Pem", self.key_text or self.key_file)
 
     @property
     def client_ca(self) -> Pem | None:
