@@ -611,6 +611,22 @@ def test_an_nvml_that_cannot_start_says_why_and_what_to_do(
     assert str(caught.value.__cause__).startswith("nvmlInit: ")
 
 
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        (Path(__file__), "is loaded, but its library is hidden from this process"),
+        (Path(__file__) / "none", "seems not to be installed"),
+    ],
+)
+def test_without_the_library_it_matters_whether_the_driver_is_loaded(
+    gpus: Gpus, machine: nvml_library.Description, monkeypatch: pytest.MonkeyPatch, driver: Path, words: str
+) -> None:
+    monkeypatch.setattr("llm_headroom.gpu.reading._DRIVER", driver)
+    machine.fail("system", "nvmlInitWithFlags", 12)
+    with pytest.raises(GpuError, match=words):
+        gpus.read()
+
+
 def test_a_library_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(GpuError) as caught:
         Gpus(library=tmp_path / "libnvidia-ml.so.1").read()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import socketserver
@@ -62,7 +63,7 @@ class Pushing:
         return {
             dict(series.labels)["result" if series.metric is schema.OTLP_EXPORTS else "cause"]: float(value)  # type: ignore[arg-type]
             for series, value, _ in self.tally.points()
-            if series.labels
+            if series.metric in {schema.OTLP_EXPORTS, schema.OTLP_DROPPED}
         }
 
     def until(self, holds: Callable[[], bool], collector: HttpReceiver | GrpcReceiver | None = None) -> Any:  # noqa: ANN401 - see below
@@ -167,6 +168,8 @@ def test_a_header_that_cannot_be_read_is_told_and_sends_nothing(
 
 def test_a_header_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "Bearer hunter2")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", " ")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-all=1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "x-words=two words,authorization=other,x-tenant=1")
     with HttpReceiver() as collector:
@@ -175,6 +178,7 @@ def test_a_header_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> N
     headers = collector.received[0].headers
     assert (headers["authorization"], headers["x-tenant"], headers["x-words"]) == ("Bearer hunter2", "7", "two words")
     assert "x-all" not in headers
+    assert {"EMPTY", "OTEL_EXPORTER_OTLP_CERTIFICATE"} & os.environ.keys() == {"EMPTY"}, "its own are unset"
 
 
 @pytest.mark.parametrize("content", [b"two\nlines\n", b"\xff", "é".encode()])
@@ -650,6 +654,12 @@ def test_variables_that_cannot_be_used_are_said_and_cost_no_scrape(
         else:
             assert ran.value("llm_build_info") == 1.0
             assert not collector.attempts
+
+
+def test_options_that_cannot_be_used_push_nothing_and_end() -> None:
+    push = Pushing("https://localhost:1", protocol="grpc", tls=Tls(insecure_skip_verify=True))
+    assert push.until(lambda: True) == push.told() == {}
+    assert [problem.setting for problem in push.tally.problems] == ["tls.insecure_skip_verify"]
 
 
 def test_a_certificate_that_is_missing_is_said_and_costs_no_scrape(tmp_path: Path) -> None:

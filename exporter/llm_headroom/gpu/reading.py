@@ -32,6 +32,8 @@ _CONTAINER: Final = (
     "in a container, use the NVIDIA runtime (Docker: --gpus all; Kubernetes: runtimeClassName: nvidia) with "
     "NVIDIA_VISIBLE_DEVICES=all and NVIDIA_DRIVER_CAPABILITIES=utility"
 )
+_DRIVER: Final = Path("/proc/driver/nvidia/version")
+"""Is there while the driver's kernel module is loaded."""
 _GPUS: Final = Series(schema.GPUS, {})
 _LONGEST_PATIENCE: Final = 64
 
@@ -202,8 +204,8 @@ def _explained(refused: Refused, library: Path | None) -> Failure:
     """Why NVML as a whole cannot be read."""
     code, name = refused.code, library or _SONAME
     if code == Code.LIBRARY_NOT_FOUND:
-        loaded = Path("/proc/driver/nvidia/version").exists()
-        driver = "is loaded, but its library is hidden from this process" if loaded else "seems not to be installed"
+        hidden, none = "is loaded, but its library is hidden from this process", "seems not to be installed"
+        driver = hidden if _DRIVER.exists() else none
         why = f"{name} not found: the NVIDIA driver {driver}; on a host, install the driver; {_CONTAINER}"
         return Failure(Cause.LIBRARY, why)
     if code == Code.FUNCTION_NOT_FOUND:
