@@ -545,6 +545,18 @@ def test_a_driver_that_goes_away_and_comes_back(gpus: Gpus, machine: nvml_librar
     assert gpus.read().points == before.points
 
 
+@pytest.mark.parametrize("code", [1, 9, 18])
+def test_a_driver_that_goes_away_in_the_middle_of_a_reading_costs_every_gpu(
+    gpus: Gpus, machine: nvml_library.Description, code: int
+) -> None:
+    machine.become(nvml_library.fixture("h200x8"))
+    gpus.read()
+    machine.fail("gpu 3", "nvmlDeviceGetPowerUsage", code)
+    with pytest.raises(GpuError) as caught:
+        gpus.read()
+    assert caught.value.failure.cause is Cause.DRIVER
+
+
 def test_what_was_not_supported_is_asked_again_after_a_restart(gpus: Gpus, machine: nvml_library.Description) -> None:
     machine.fail("gpu 0", "nvmlDeviceGetPowerUsage", NOT_SUPPORTED)
     assert "power_watts" not in values(gpus.read(), "0")
