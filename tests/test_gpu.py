@@ -557,6 +557,14 @@ def test_a_driver_that_goes_away_in_the_middle_of_a_reading_costs_every_gpu(
     assert caught.value.failure.cause is Cause.DRIVER
 
 
+def test_a_gpu_that_is_lost_while_it_is_asked_for_its_names_is_lost(
+    gpus: Gpus, machine: nvml_library.Description
+) -> None:
+    machine.become(nvml_library.fixture("h200x8"))
+    machine.fail("gpu 3", "nvmlDeviceGetVbiosVersion", GPU_IS_LOST)
+    assert "3" not in devices(gpus.read())
+
+
 def test_what_was_not_supported_is_asked_again_after_a_restart(gpus: Gpus, machine: nvml_library.Description) -> None:
     machine.fail("gpu 0", "nvmlDeviceGetPowerUsage", NOT_SUPPORTED)
     assert "power_watts" not in values(gpus.read(), "0")
