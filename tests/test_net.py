@@ -157,6 +157,29 @@ def test_where_no_connection_can_be_had_that_is_said_once_and_tried_again(
     assert caplog.records[0].__dict__["error"] == "Too many open files"
 
 
+def test_who_is_closed_while_no_connection_can_be_had_does_not_try_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("llm_headroom.net.accept._WAIT_SECONDS", 0.02)
+
+    async def service() -> None:
+        with Short() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            listener.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
+            accepting = Accepting(listener, socket.socket.close)
+            with socket.create_connection(listener.getsockname()):
+                while not listener.tries:  # noqa: ASYNC110 - nothing says when a connection was not to be had
+                    await asyncio.sleep(0)
+                accepting.close()
+        later = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.02, later.set)  # after the look that would come
+        await later.wait()
+
+    bounded.run(service())
+    assert [record.getMessage() for record in caplog.records] == ["connections cannot be accepted"]
+
+
 @pytest.mark.parametrize(
     ("bound", "shown"),
     [

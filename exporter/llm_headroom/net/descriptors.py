@@ -41,6 +41,6 @@ def available() -> int:
     """How many descriptors this process has: its limit is raised as far as that is of use, and allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = usable(hard)
-    if resource.RLIM_INFINITY != soft < wanted:
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted
