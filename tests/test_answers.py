@@ -137,6 +137,10 @@ def test_a_bad_document_that_is_needed_costs_its_target_and_names_its_field(
     assert found["vllm"].health.up
 
 
+def test_how_much_json_is_read_at_most() -> None:
+    assert (MOST_BYTES, MOST_VALUES) == (4 * 1024 * 1024, 100_000)
+
+
 @pytest.mark.parametrize(
     ("form", "fine", "beyond"),
     [

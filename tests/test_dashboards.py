@@ -297,6 +297,12 @@ def test_a_selector_of_the_user_is_in_every_query() -> None:
                 assert name in RECORDED or 'cluster="x"' in matchers, expr
 
 
+def test_exporters_of_the_user_s_job_are_the_exporters() -> None:
+    text = "".join(files(BundleSettings(exporter_job="mine")).values())
+    assert 'job=\\"mine\\"' in text
+    assert 'job=\\"llm-headroom\\"' not in text
+
+
 def test_a_store_with_a_plugin_of_its_own_is_asked_through_it() -> None:
     kind = "victoriametrics-metrics-datasource"
     for text in files(BundleSettings(datasource_type=kind)).values():
