@@ -56,6 +56,7 @@ class Engine:
         self.counts = dict.fromkeys(("first", "late", "prompts", "generated", "finished", "failed", "steps"), 0.0)
         self.running = 4.0
         self.waiting = 0.0
+        self.overdue = 0.0
 
     def work(self, requests: float = 10.0, *, late: float = 0.0, failed: float = 0.0) -> None:
         """Five seconds of work."""
@@ -81,6 +82,7 @@ class Engine:
             point(schema.REQUESTS_FINISHED, own["finished"], reason="stop"),
             point(schema.REQUESTS_FAILED, own["failed"], reason="error"),
             point(schema.ENGINE_STEPS, own["steps"]),
+            point(schema.PROXY_OVERDUE, self.overdue, slo="ttft"),
         ]
 
 
@@ -118,6 +120,16 @@ def blocked(engine: Engine, at: float) -> None:
         engine.work()
 
 
+def awaited(engine: Engine, at: float) -> None:
+    """A proxy sees that first tokens are owed, of which none comes; what runs goes on."""
+    engine.overdue = 5.0 if 600 <= at < 1200 else 0.0
+    if engine.overdue:
+        engine.counts["generated"] += 100
+        engine.counts["steps"] += 250
+    else:
+        engine.work()
+
+
 def queue(engine: Engine, at: float) -> None:
     engine.waiting = 30.0 if at >= 600 else 0.0
     engine.work()
@@ -136,6 +148,7 @@ def absent(begin: float, end: float) -> Callable[[Engine, float], Failure | None
 HISTORIES: Final[dict[str, tuple[Callable[[Engine, float], Failure | None], State | None]]] = {
     "calm": (calm, None),
     "late first tokens": (late, State.SLOW),
+    "first tokens that do not come": (awaited, State.SLOW),
     "a late first token now and then": (one_late, None),
     "a fifth of the requests fail": (failing, State.FAILING),
     "three in a hundred fail": (some_fail, None),

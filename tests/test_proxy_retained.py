@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import Final
 
 import pytest
 
 from llm_headroom import schema
+from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.settings import Config, ProxySettings, Target
 from llm_headroom.derive.slo import Objective
 from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.proxy.framing import FramingError
 from llm_headroom.proxy.measures import BOUNDS, RETRY_SECONDS, Measures
+from llm_headroom.proxy.service import Proxies
 from measured_values import Clock, counted, values
 
 SENT: Final = 1.0
@@ -181,3 +185,24 @@ def test_requests_without_a_model_are_shown_until_the_engine_has_named_one() -> 
     assert models() == {"m": 1.0}
     measures.begin("", SENT, streams=False)
     assert models() == {"": 1.0, "m": 1.0}
+
+
+@pytest.mark.parametrize("engine", ["ollama", "vllm"])
+def test_nobody_waits_for_a_target_for_batches(engine: str) -> None:
+    """As its polls, the proxy in front of it judges no latency; that requests are answered is judged all the same."""
+    target = Target(name="t", endpoint=Endpoint(url="http://127.0.0.1:1"), engine=engine)
+    judged = {}
+    for purpose in ("interactive", "batch"):
+        proxy = ProxySettings(listen="127.0.0.1:0", target="t")
+        proxies = Proxies(Config(targets=(replace(target, purpose=purpose),), proxies=(proxy,)))
+        measures = next(iter((*proxies.joined.values(), *(each.measures for each in proxies.sources))))
+        measures.finished("m", "stop")
+        measures.begin("m", -inf, streams=True)
+        judged[purpose] = {
+            f"{series.metric.name} {series.label('slo')}"
+            for series, _, _ in measures.points({})
+            if series.metric in {schema.PROXY_OVERDUE, schema.SLO_OBJECTIVE}
+        }
+
+    available = "llm_slo_objective_ratio availability"
+    assert judged == {"interactive": {available, "llm_proxy_requests_overdue ttft"}, "batch": {available}}

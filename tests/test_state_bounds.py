@@ -173,6 +173,20 @@ def replace_at(one: Sample, at: float) -> Sample:
         (101.0, 3.0, {}, None),
         (3.0, 3.0, {"objective": 2.5}, "3 of 3 first tokens of the last 2 min (100%) came later than 2.5 s"),
         (2.0, 2.0, {}, None),
+        (
+            97.0,
+            0.0,
+            {"overdue": 3.0},
+            "3 of 100 first tokens of the last 2 min (3%) came later than the objective; 3 are still awaited",
+        ),
+        (98.0, 0.0, {"overdue": 3.0}, None),
+        (0.0, 0.0, {"overdue": 2.0}, None),
+        (
+            0.0,
+            0.0,
+            {"overdue": 3.0, "objective": 2.5},
+            "3 of 3 first tokens of the last 2 min (100%) came later than 2.5 s; 3 are still awaited",
+        ),
     ],
 )
 def test_slow_first_tokens(firsts: float, slow: float, amounts: dict[str, float], reason: str | None) -> None:

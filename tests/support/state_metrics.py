@@ -22,6 +22,7 @@ METRICS: Final[dict[str, tuple[Metric, dict[str, str]]]] = {
     "lost": (schema.ROUTER_ERRORS, {}),
     "firsts": (schema.SLO_REQUESTS, {"slo": "ttft"}),
     "good": (schema.SLO_REQUESTS_GOOD, {"slo": "ttft"}),
+    "overdue": (schema.PROXY_OVERDUE, {"slo": "ttft"}),
     "objective": (schema.SLO_THRESHOLD, {"slo": "ttft"}),
     "prompts": (schema.PROMPT_TOKENS, {}),
     "generated": (schema.GENERATION_TOKENS, {}),

@@ -61,8 +61,9 @@ LATENCY: Final = (
         expr="""target_model:llm_ttft_missed:increase2m / target_model:llm_ttft:increase2m >= $ttft_slow_share
             and target_model:llm_ttft_missed:increase2m > $ttft_slow_count - 0.5""",
         summary=f"First tokens of {_WHO} are slow",
-        description="{{ $value | humanizePercentage }} of the first tokens of the last two minutes missed the TTFT "
-        "objective; a share of $ttft_slow_share and at least $ttft_slow_count of them are worth a page.",
+        description="{{ $value | humanizePercentage }} of the first tokens of the last two minutes, those that a "
+        "measuring proxy still awaits included, missed the TTFT objective; a share of $ttft_slow_share and at least "
+        "$ttft_slow_count of them are worth a page.",
     ),
     Alert(
         name="LLMSaturationRisk",

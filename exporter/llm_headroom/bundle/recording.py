@@ -20,6 +20,9 @@ _BY: Final = "by (cluster, namespace, job, engine, model)"
 _BY_SLO: Final = "by (cluster, namespace, job, engine, model, slo)"
 _FIRSTS: Final = f'increase(llm_slo_requests_total{{slo="ttft"}}[{SLOW_SECONDS / 60:.0f}m])'
 _GOOD: Final = _FIRSTS.replace("_total", "_good_total")
+_OVERDUE: Final = 'label_replace(llm_proxy_requests_overdue{slo="ttft"}, "slo", "overdue", "", "")'
+"""First tokens that have missed their objective and are still awaited: where none comes, these alone say so."""
+_TTFT: Final = "target_model:llm_ttft:increase2m"
 HOURS: Final = ("30m", "1h", "2h", "6h")
 DAYS: Final = ("1d", "3d")
 """Windows beyond 5 min over which the share of requests that miss an objective is recorded."""
@@ -126,10 +129,8 @@ SLO: Final = (
     Recording("engine_model:llm_slo_requests:rate1h", f"avg_over_time({_OBJECTIVES[1]}[1h])"),
     Recording("engine_model:llm_slo_missed:ratio_rate5m", f"1 - {_OBJECTIVES[0]} / {_OBJECTIVES[1]}"),
     *map(_missed, HOURS),
-    Recording("target_model:llm_ttft:increase2m", f"sum without (slo) ({_FIRSTS})"),
-    Recording(
-        "target_model:llm_ttft_missed:increase2m", f"target_model:llm_ttft:increase2m - sum without (slo) ({_GOOD})"
-    ),
+    Recording(_TTFT, f"sum without (slo) ({_FIRSTS} or {_OVERDUE})"),
+    Recording("target_model:llm_ttft_missed:increase2m", f"{_TTFT} - (sum without (slo) ({_GOOD}) or 0 * {_TTFT})"),
 )
 """Of objectives, by model and engine; burn-rate alerts read them."""
 

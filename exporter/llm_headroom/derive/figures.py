@@ -59,6 +59,7 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
     schema.MODELS_LOADED: (Figure("models"),),
     schema.SLO_REQUESTS: (Figure("firsts", label="slo", only="ttft"),),
     schema.SLO_REQUESTS_GOOD: (Figure("good", label="slo", only="ttft"),),
+    schema.PROXY_OVERDUE: (Figure("overdue", label="slo", only="ttft"),),
     schema.SLO_THRESHOLD: (Figure("objective", max, label="slo", only="ttft"),),
 }
 

@@ -222,12 +222,15 @@ def _workers(own: Mapping[str, float]) -> Iterator[Finding]:
 
 def _slow(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
     grown = _increase(known.samples, own, at, SLOW_SECONDS)
-    total, slow = grown["firsts"], grown["firsts"] - grown["good"]
+    awaited = own.get("overdue", 0.0)
+    total = grown["firsts"] + awaited
+    slow = total - grown["good"]
     if slow >= DEFAULT.ttft_slow_count and slow >= DEFAULT.ttft_slow_share * total:
         late = f"{slow:.0f} of {total:.0f} first tokens of the last {span(SLOW_SECONDS)}"
         objective = own.get("objective")
         than = "the objective" if objective is None else f"{objective:g} s"
-        yield Finding(State.SLOW, f"{late} ({slow / total:.0%}) came later than {than}")
+        still = f"; {awaited:.0f} are still awaited" if awaited else ""
+        yield Finding(State.SLOW, f"{late} ({slow / total:.0%}) came later than {than}{still}")
 
 
 def _room(own: Mapping[str, float]) -> Iterator[Finding]:

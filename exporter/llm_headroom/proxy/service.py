@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import socket
 import time
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from llm_headroom.net.accept import Accepting
 from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.net.tls import client_context
 from llm_headroom.proxy.gate import Gate
-from llm_headroom.proxy.measures import Measures
+from llm_headroom.proxy.measures import AVAILABILITY, Measures
 from llm_headroom.proxy.relay import Client
 from llm_headroom.scrape.load_estimates import LoadEstimates
 
@@ -107,20 +108,20 @@ class ProxySource:
         self.labels = target.labels
         self._engine = target.engine or ""
         self._base = {**target.labels, "engine": self._engine, "target": self.name}
-        self._measures = measures
+        self.measures = measures
         self._memory = Memory()
-        self._objectives = slo.objectives(**asdict(config.objectives))
+        self._objectives = _objectives(target, config)
         self._estimates = LoadEstimates(self.name, self._objectives)
 
     @property
     def capped(self) -> Mapping[str, int]:
         """Label values that were reported as `other`, by label."""
-        return self._measures.cap.capped()
+        return self.measures.cap.capped()
 
     async def collect(self) -> Snapshot:
         """What was measured until now; it cannot fail."""
         taken, started = time.time(), time.monotonic()
-        points = list(self._measures.points(self._base, self.polled()))
+        points = list(self.measures.points(self._base, self.polled()))
         self._memory, derived = advance(self._memory, points, started, base=self._base, objectives=self._objectives)
         return Snapshot(
             target=self.name,
@@ -137,6 +138,16 @@ class ProxySource:
 
     async def close(self) -> None:
         """There is nothing to let go of."""
+
+
+def _objectives(target: Target, config: Config) -> tuple[slo.Objective, ...]:
+    """What the latency of a target is judged by: nobody waits for one for batches."""
+    return () if target.purpose == "batch" else slo.objectives(**asdict(config.objectives))
+
+
+def _available(config: Config) -> slo.Objective:
+    """That requests are answered, however late."""
+    return slo.Objective(AVAILABILITY, AVAILABILITY, math.inf, config.objectives.ratio)
 
 
 class Proxies:
@@ -163,7 +174,7 @@ class Proxies:
                 untagged="latest" if target.engine == "ollama" else "",
                 loads=target.engine in JOINED | _SHOW_LOADS,
                 silent_loads=target.engine in JOINED,
-                objectives=slo.objectives(**asdict(config.objectives)),
+                objectives=(*_objectives(target, config), _available(config)),
                 clock=clock,
             )
             if target.engine in JOINED:
