@@ -898,7 +898,8 @@ HOST_OOM_KILLS: Final = _host(
     "host_memory_oom_kills_total",
     Kind.COUNTER,
     "{kill}",
-    "Processes in the engine's control group killed by the OOM killer.",
+    "Processes in the engine's control group killed by the OOM killer, its main process included, whose death ends "
+    "the group.",
 )
 HOST_MEMORY_INFO: Final = _host(
     "host_memory_info",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llm_headroom.bundle.rule import FAULTS, NOT_PROXIED, Recording
+from llm_headroom.bundle.rule import FAULTS, NOT_PROXIED, PROXIED, Recording
 from llm_headroom.thresholds import SLOW_SECONDS
 
 _OWN: Final = f"{{{NOT_PROXIED}}}"
@@ -35,9 +35,15 @@ def _summed(metric: str) -> Recording:
     return Recording(f"engine_model:{metric}:sum", f"sum {_BY} ({metric}{_OWN})")
 
 
-def _rate(metric: str, *labels: str, of: str = _OWN) -> Recording:
+def _rate(metric: str, *labels: str) -> Recording:
     by = _BY.replace(")", "".join(f", {label}" for label in labels) + ")")
-    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {by} (rate({metric}{of}[5m]))")
+    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {by} (rate({metric}{_OWN}[5m]))")
+
+
+def _judged(metric: str) -> Recording:
+    """What an engine counts of an objective itself; where it does not, what a proxy has counted of its requests."""
+    own, seen = (f"sum {_BY_SLO} (rate({metric}{{{which}}}[5m]))" for which in (NOT_PROXIED, PROXIED))
+    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"{own} or {seen}")
 
 
 def _buckets(metric: str) -> Recording:
@@ -124,8 +130,8 @@ BUCKETS: Final = tuple(
 
 SLO: Final = (
     Recording("engine_model:llm_slo_objective_ratio:max", f"max {_BY_SLO} (llm_slo_objective_ratio)"),
-    _rate("llm_slo_requests_total", "slo", of=""),
-    _rate("llm_slo_requests_good_total", "slo", of=""),
+    _judged("llm_slo_requests_total"),
+    _judged("llm_slo_requests_good_total"),
     Recording("engine_model:llm_slo_requests:rate1h", f"avg_over_time({_OBJECTIVES[1]}[1h])"),
     Recording("engine_model:llm_slo_missed:ratio_rate5m", f"1 - {_OBJECTIVES[0]} / {_OBJECTIVES[1]}"),
     *map(_missed, HOURS),

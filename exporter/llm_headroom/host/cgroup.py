@@ -82,6 +82,11 @@ def memory(directory: Path) -> Memory | None:
     )
 
 
+def kills_above(directory: Path) -> float | None:
+    """Processes killed in all that is below the group above; None in version 1, whose groups count their own alone."""
+    return _keyed(directory.parent / "memory.events").get("oom_kill")
+
+
 def _upwards(directory: Path) -> Iterator[Path]:
     while (directory / "memory.max").exists():
         yield directory

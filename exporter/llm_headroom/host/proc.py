@@ -28,6 +28,7 @@ _ESTABLISHED: Final = "01"  # TCP_ESTABLISHED
 _ENDED: Final = ("Z", "X")
 """States of a process without memory, and whose control group is no longer its own."""
 _MEMORY: Final = re.compile(r"^(MemTotal|MemAvailable): +(\d+) kB$", re.MULTILINE)
+_OOM_KILLS: Final = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)  # since Linux 4.13 (include/linux/vm_event_item.h)
 _DEEPEST: Final = 64
 _STATUS: Final = {"RssAnon": "anonymous", "RssFile": "file", "RssShmem": "shared"}
 _IPV4_DIGITS: Final = 8
@@ -127,6 +128,11 @@ class Proc:
             if "cgroup" in fields and controller in fields[-1].split(","):
                 return fields[3]
         return ""
+
+    def oom_kills(self) -> float | None:
+        """Processes of the whole host that were killed for lack of memory, since boot; None if unknown."""
+        found = _OOM_KILLS.search(self._text("vmstat"))
+        return None if found is None else float(found[1])
 
     def memory(self) -> tuple[float, float] | None:
         """Bytes of memory of this host, and those that can still be had; None if unknown (proc_meminfo(5))."""

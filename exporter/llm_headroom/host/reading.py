@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llm_headroom import schema
 from llm_headroom.host import cgroup
 from llm_headroom.host.engines import LOOK_AGAIN
+from llm_headroom.host.kills import Kills, followed
 from llm_headroom.model import Cause, Failure, point
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class HostMemory:
         self._proc = finder.proc
         self._sys = sys
         self._groups: dict[str, _Group] = {}
+        self._kills: dict[str, Kills] = {}
         self._trees: dict[str, tuple[EngineProcess, float, list[int]]] = {}
 
     def read(self, watched: Sequence[Watched], now: float) -> dict[str, Reading]:
@@ -53,17 +55,23 @@ class HostMemory:
         groups = {each.target.name: self._group(each, processes) for each in watched}
         self._groups = {name: group for name, group in groups.items() if group is not None}
         own = {directory for directory in cgroup.directories(self._proc, self._sys, "self") if directory.is_dir()}
+        host_kills = self._proc.oom_kills()
         readings = {}
         for each in watched:
             name = each.target.name
             labels = each.labels
             process, group = processes.get(name), groups[name]
             points = [] if process is None else list(self._of_process(process, labels, name, now))
-            if group is not None:
+            memory = None if group is None else cgroup.memory(group.directory)
+            if group is not None and memory is not None:
                 others = own.union(other.directory for key, other in self._groups.items() if key != name)
-                points += _of_group(group, labels, shared=group.directory in others)
+                points += _of_group(group, memory, labels, shared=group.directory in others)
+            state = Kills(process and process.stat, group and group.directory, memory and memory.oom_kills, {})
+            if (kills := self._killed(name, state, host_kills)) is not None:
+                points.append(point(schema.HOST_OOM_KILLS, kills, "cgroup oom_kill, /proc/vmstat oom_kill", labels))
             hidden = _hidden(each, process) if group is None and each.up else None
             readings[name] = Reading(tuple(points), hidden)
+        self._kills = {each.target.name: self._kills[each.target.name] for each in watched}
         self._trees = {name: tree for name, tree in self._trees.items() if name in processes}
         return readings
 
@@ -78,6 +86,15 @@ class HostMemory:
                     return _Group(directory, process.how)
         known = self._groups.get(name)
         return known if known and known.directory.is_dir() else None
+
+    def _killed(self, name: str, now: Kills, host: float | None) -> float | None:
+        """Kills of an engine so far, `now` without what is above; `host` are those of the whole host."""
+        before = self._kills.get(name)
+        directory = now.group or (before and before.group)
+        above = {} if directory is None else {str(directory.parent): cgroup.kills_above(directory)}
+        counts = {where: count for where, count in (*above.items(), ("host", host)) if count is not None}
+        self._kills[name] = followed(before, now._replace(above=counts))
+        return self._kills[name].total
 
     def _of_process(self, process: EngineProcess, labels: Mapping[str, str], name: str, now: float) -> Iterator[Point]:
         known, looked, pids = self._trees.get(name, (None, 0.0, []))
@@ -99,10 +116,7 @@ class HostMemory:
             yield point(schema.HOST_PROCESS_START, started, "/proc/<pid>/stat starttime", labels)
 
 
-def _of_group(group: _Group, labels: Mapping[str, str], *, shared: bool) -> Iterable[Point]:
-    memory = cgroup.memory(group.directory)
-    if memory is None:
-        return
+def _of_group(group: _Group, memory: cgroup.Memory, labels: Mapping[str, str], *, shared: bool) -> Iterable[Point]:
     info = {"cgroup": f"v{memory.version}", "method": group.method, "scope": "shared" if shared else "engine"}
     yield point(schema.HOST_MEMORY_INFO, 1.0, "cgroup", labels, **info)
     yield point(schema.HOST_MEMORY_USED, memory.used, "cgroup memory - inactive_file", labels)
@@ -110,8 +124,6 @@ def _of_group(group: _Group, labels: Mapping[str, str], *, shared: bool) -> Iter
         yield point(schema.HOST_MEMORY_LIMIT, memory.limit, "cgroup memory limit", labels)
     for severity, seconds in memory.pressure.items():
         yield point(schema.HOST_MEMORY_PRESSURE, seconds, "cgroup memory.pressure", labels, severity=severity)
-    if memory.oom_kills is not None:
-        yield point(schema.HOST_OOM_KILLS, memory.oom_kills, "cgroup oom_kill", labels)
 
 
 def _hidden(each: Watched, process: EngineProcess | None) -> Failure:
