@@ -32,6 +32,7 @@ from llm_headroom.config.settings import OtlpSettings
 from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.otlp.options import options
 from llm_headroom.otlp.push import Push, next_beat
+from llm_headroom.otlp.pusher import Pusher
 from llm_headroom.otlp.tally import Tally
 from otlp_receiver import GrpcReceiver, HttpReceiver, Reply
 from otlp_translation import samples
@@ -57,6 +58,10 @@ class Pushing:
         self.points = [Point(RUNNING, 3.0, "")]
         self.beside: list[Point] = []
         self.tally = Tally()
+        self.changes = 0
+
+    def _changed(self) -> None:
+        self.changes += 1
 
     def told(self) -> dict[str, float]:
         """How the push went: the label's value → count."""
@@ -74,7 +79,7 @@ class Pushing:
                 options(self.settings, {}),
                 self.tally,
                 sources=lambda: [(time.time(), list(points)) for points in (self.beside, self.points)],
-                changed=lambda: None,
+                changed=self._changed,
                 port="9836",
             )
             push.start(lambda: asyncio.sleep(0))
@@ -333,6 +338,7 @@ def test_a_collector_that_refuses_is_not_asked_again_with_the_same(caplog: pytes
     with HttpReceiver(refusal) as collector:
         push = Pushing(collector.url)
         assert push.until(lambda: bool(push.told()), collector) == ({"dropped": 1.0, "refused": 1.0}, 1)
+    assert collector.attempts == 1, "at the end it is left alone"
     (record,) = (record for record in caplog.records if record.getMessage() == "otlp export failed")
     assert record.__dict__["error"] == "HTTP status 400: bad metric"
 
@@ -593,6 +599,22 @@ def test_the_last_interval_is_flushed() -> None:
     assert [
         [point.as_double for point in each.points("llm_requests_running").values()] for each in collector.received
     ] == [[3.0], [9.0]]
+    assert (push.changes, push.told()) == (2, {"accepted": 2.0})
+
+
+def test_an_export_that_is_under_way_at_the_end_is_waited_for() -> None:
+    class Slow(HttpReceiver):
+        """Answers after a moment."""
+
+        def attempted(self) -> int:
+            count = super().attempted()
+            threading.Event().wait(0.1)
+            return count
+
+    with Slow() as collector:
+        push = Pushing(collector.url)
+        assert push.until(lambda: bool(collector.attempts)) == {}
+    assert push.told() == {"accepted": 2.0}, "and the last interval is flushed"
 
 
 def test_a_reload_begins_to_push_and_ends_it(tmp_path: Path) -> None:
@@ -660,6 +682,33 @@ def test_options_that_cannot_be_used_push_nothing_and_end() -> None:
     push = Pushing("https://localhost:1", protocol="grpc", tls=Tls(insecure_skip_verify=True))
     assert push.until(lambda: True) == push.told() == {}
     assert [problem.setting for problem in push.tally.problems] == ["tls.insecure_skip_verify"]
+
+
+def test_what_the_sdk_refuses_is_a_problem_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "10s")
+    push = Pushing("http://localhost:1", protocol="grpc")
+    assert push.until(lambda: bool(push.changes)) == {}
+    assert [(problem.setting, problem.effect) for problem in push.tally.problems] == [("sdk", "off")]
+
+
+def test_settings_that_change_are_applied_and_those_that_stay_are_not() -> None:
+    wrong = OtlpSettings(endpoint="https://localhost:1", protocol="grpc", tls=Tls(insecure_skip_verify=True))
+    tally, changes = Tally(), list[int]()
+
+    async def main() -> None:
+        pusher = Pusher(
+            tally,
+            sources=list,
+            changed=lambda: changes.append(len(tally.problems)),
+            ready=lambda: asyncio.sleep(0),
+            port="1",
+        )
+        for settings in (None, wrong, wrong, None, wrong, replace(wrong, interval=7.0)):
+            await pusher.apply(settings)
+        await pusher.close()
+
+    asyncio.run(main())
+    assert changes == [1, 0, 1, 1], "problems after each change"
 
 
 def test_a_certificate_that_is_missing_is_said_and_costs_no_scrape(tmp_path: Path) -> None:
