@@ -650,6 +650,13 @@ def test_a_restart_shows_in_the_start_time_and_new_children_are_found_in_time(tr
     assert (first["process_start_time_seconds"], again["process_start_time_seconds"]) == (BOOT + 10.0, BOOT + 70.0)
 
 
+def test_where_the_time_of_the_boot_is_not_known_no_start_is(tree: ProcTree) -> None:
+    tree.process(100)
+    (tree.root / "stat").write_text("cpu 1 2 3\n")
+    found = values(read(tree, [watched("http://127.0.0.1:8000", pid=100)]))
+    assert (found["processes"], "process_start_time_seconds" in found) == (1.0, False)
+
+
 # The real /proc ------------------------------------------------------------------------------------------------------
 ENGINE = """
 import socket, subprocess, sys
