@@ -304,6 +304,39 @@ def test_a_client_that_never_closes_keeps_nobody_out_and_no_server_from_ending(r
     run(test())
 
 
+def test_what_a_cancelled_handler_still_has_to_do_is_not_cancelled_once_more() -> None:
+    """Over TLS the end of the client's side and that of the connection come one after the other."""
+
+    async def test() -> None:
+        started, cancelled, released, done = (asyncio.Event() for _ in range(4))
+
+        async def handler(_: Request) -> Response:
+            started.set()
+            try:
+                return await asyncio.Future()
+            finally:
+                cancelled.set()
+                await released.wait()
+                done.set()
+
+        server = HttpServer(handler, await bind("127.0.0.1:0"), security=Encrypted, needs_client=True)
+        trusting = ssl.create_default_context()
+        AUTHORITY.configure_trust(trusting)
+        host, _, port = server.addresses[0].rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port), ssl=trusting, server_hostname="localhost")
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await started.wait()
+        writer.close()
+        await cancelled.wait()
+        for _ in range(100):
+            await asyncio.sleep(0)
+        released.set()
+        await server.close()
+        assert done.is_set()
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [

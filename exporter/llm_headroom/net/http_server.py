@@ -111,14 +111,14 @@ class HttpServer:
 
     def _drop_longest_waiting(self) -> bool:
         """Frees a slot: closes who has been idle for longest, or else who has not read for longest."""
-        waiting = [(since, task) for task, c in self._connections.items() if (since := c.waiting_since) is not None]
+        waiting = {task: since for task, c in self._connections.items() if (since := c.waiting_since) is not None}
         long_ago = asyncio.get_running_loop().time() - STUCK_SECONDS
-        stuck = [
-            (since, task) for task, c in self._connections.items() if (since := c.stuck_since or long_ago) < long_ago
-        ]
+        stuck = {
+            task: since for task, c in self._connections.items() if (since := c.stuck_since or long_ago) < long_ago
+        }
         for found in (waiting, stuck):
             if found:
-                _, task = min(found, key=lambda pair: pair[0])
+                task = min(found, key=found.__getitem__)
                 self._connections[task].waiting_since = self._connections[task].stuck_since = None
                 task.cancel()
                 return True
