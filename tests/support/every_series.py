@@ -15,6 +15,7 @@ from zlib import crc32
 
 from llm_headroom import schema
 from llm_headroom.bundle.alerts import RECORDINGS
+from llm_headroom.bundle.rule import DOWN
 from llm_headroom.model import (
     ENGINE_STATES,
     GPU_STATES,
@@ -143,6 +144,8 @@ def _prometheus(place: dict[str, str], steps: int) -> Iterator[tuple[str, list[f
     for name in ("scrape_samples_scraped", "scrape_duration_seconds"):
         yield f"{name}{{{labels}}}", [float(_drawn(name, labels))] * steps
     yield f'llm_up{{{labels},engine="nvml",target="gpu"}}', [1.0] * steps
+    for engine, _, target, _ in TARGETS:
+        yield f'{DOWN}{{{labels},engine="{engine}",target="{target}"}}', [0.0] * steps
     for severity, alert, hosts in (("page", "LLMExporterDown", "dead"), ("ticket", "LLMKVHeadroomLow", "a b")):
         if place["instance"].removesuffix(":9836") not in hosts.split():
             continue
@@ -151,7 +154,7 @@ def _prometheus(place: dict[str, str], steps: int) -> Iterator[tuple[str, list[f
 
 
 def _recorded() -> Iterator[tuple[str, list[float]]]:
-    for rule, namespace in product(RECORDINGS, NAMESPACES):
+    for rule, namespace in product((one for one in RECORDINGS if one.name != DOWN), NAMESPACES):
         for engine, model, target, _ in TARGETS:
             labels = f'cluster="c",namespace="{namespace}",job="llm-headroom",engine="{engine}",model="{model}"'
             drawn = _drawn(rule.name, labels)

@@ -21,7 +21,7 @@ GROUPS: Final[dict[str, Group]] = {
     "llm-headroom.signals": Group("30m", recording.SIGNALS),
     "llm-headroom.latency": Group("30s", alerts_engine.LATENCY),
     "llm-headroom.tokens": Group("1m", alerts_engine.TOKENS),
-    "llm-headroom.availability": Group("30s", alerts_engine.AVAILABILITY),
+    "llm-headroom.availability": Group("30s", (*recording.AVAILABILITY, *alerts_engine.AVAILABILITY)),
     "llm-headroom.kv-cache": Group("1m", alerts_engine.KV_CACHE),
     "llm-headroom.models": Group("2m", alerts_engine.MODELS),
     "llm-headroom.gpu-memory": Group("1m", alerts_host.GPU_MEMORY),

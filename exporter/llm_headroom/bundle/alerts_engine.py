@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llm_headroom.bundle.rule import MODEL, NOT_PROXIED, PROXIED, SOURCE, Alert, Dashboard, Severity
+from llm_headroom.bundle.rule import DOWN, MODEL, NOT_PROXIED, PROXIED, SOURCE, Alert, Dashboard, Severity
 from llm_headroom.thresholds import RESTARTS_SECONDS, SETTLED_SECONDS
 
 _WHO: Final = "{{ $labels.engine }} {{ $labels.target }}{{ with $labels.model }} ({{ . }}){{ end }}"
@@ -34,10 +34,10 @@ def held(state: str) -> str:
     That is an exporter that died, or one that has started since and knows no model of an engine that it never saw up.
     """
     flag = f'llm_engine_state{{state="{state}", {NOT_PROXIED}}}'
-    unseen = 'up{job="$exporter_job"} == 0 or llm_up{engine!="nvml"} == 0'
     return (
         f"({flag} or last_over_time({flag}[1h])"
-        f" and on (job, instance) ({unseen}) unless on (job, instance, target) llm_up == 1)"
+        f' and on (job, instance) (up{{job="$exporter_job"}} == 0 or {DOWN})'
+        ' unless on (job, instance, target) llm_up{engine!="nvml"} == 1)'
     )
 
 
@@ -145,9 +145,9 @@ AVAILABILITY: Final = (
         name="LLMEngineDown",
         severity=Severity.TICKET,
         dashboard=Dashboard.FLEET,
-        expr="""max without (state) (llm_engine_state{state=~"down|loading"} == 1)
+        expr=f"""max without (state) (llm_engine_state{{state=~"down|loading"}} == 1)
             and on (job, instance, target)
-                (llm_up{engine!="nvml"} == 0 and max_over_time(llm_up{engine!="nvml"}[1h]) == 1)""",
+                ({DOWN} and max_over_time(llm_up{{engine!="nvml"}}[1h]) == 1)""",
         wait="3m",
         summary=f"{_WHO} is down",
         description="The engine was up within the last hour and has not answered llm-headroom for 3 minutes: one "
@@ -190,8 +190,7 @@ AVAILABILITY: Final = (
         name="LLMExporterBlind",
         severity=Severity.TICKET,
         dashboard=Dashboard.EXPORTER,
-        expr="""llm_up{engine!="nvml"} == 0
-            and on (job, instance, target) llm_engine_state{state="unknown"} == 1""",
+        expr=f'{DOWN} and on (job, instance, target) llm_engine_state{{state="unknown"}} == 1',
         wait="10m",
         summary=f"{SOURCE} cannot be read",
         description="Credentials, certificates or a defect keep llm-headroom from reading it, so nothing is known of "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llm_headroom.bundle.rule import FAULTS, NOT_PROXIED, PROXIED, Recording
+from llm_headroom.bundle.rule import DOWN, FAULTS, NOT_PROXIED, PROXIED, Recording
 from llm_headroom.thresholds import SLOW_SECONDS
 
 _OWN: Final = f"{{{NOT_PROXIED}}}"
@@ -35,9 +35,8 @@ def _summed(metric: str) -> Recording:
     return Recording(f"engine_model:{metric}:sum", f"sum {_BY} ({metric}{_OWN})")
 
 
-def _rate(metric: str, *labels: str) -> Recording:
-    by = _BY.replace(")", "".join(f", {label}" for label in labels) + ")")
-    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {by} (rate({metric}{_OWN}[5m]))")
+def _rate(metric: str) -> Recording:
+    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {_BY} (rate({metric}{_OWN}[5m]))")
 
 
 def _judged(metric: str) -> Recording:
@@ -46,8 +45,9 @@ def _judged(metric: str) -> Recording:
     return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"{own} or {seen}")
 
 
-def _buckets(metric: str) -> Recording:
-    return _rate(f"{metric}_bucket", "le")
+def _buckets(metric: str, beyond: str) -> Recording:
+    by, read = _BY.replace(")", ", le)"), f'{metric}_bucket{{{NOT_PROXIED}, le!~"{beyond}"}}'
+    return Recording(f"engine_model:{metric}_bucket:rate5m", f"sum {by} (rate({read}[5m]))")
 
 
 def _missed(window: str) -> Recording:
@@ -77,7 +77,7 @@ def _failed() -> str:
     lost = "sum without (replica, reason) (rate(llm_router_errors_total[5m]))"
     routed = "sum without (replica) (rate(llm_router_requests_total[5m]))"
     return " or ".join(
-        f'label_replace({part} / ({whole} > $traffic_floor), "of", "{name}", "", "")'
+        f'label_replace({part} / ({whole} > $traffic_floor) > 0, "of", "{name}", "", "")'
         for name, part, whole in (
             ("requests", _FAILED.name, ended),
             ("responses", wrong, answers),
@@ -113,20 +113,22 @@ FLEET: Final = (
 )
 """Of a fleet, by model and engine, and what is a share of what is read again.
 
-In `target_model:llm_failed:ratio_rate5m` the label `of` is what it is a share of.
+In `target_model:llm_failed:ratio_rate5m`, which is there where requests fail, the label `of` is what it is a share of.
 """
 
-BUCKETS: Final = tuple(
-    map(
-        _buckets,
-        (
-            "llm_time_to_first_token_seconds",
-            "llm_inter_token_latency_seconds",
-            "llm_request_duration_seconds",
-        ),
-    )
+BUCKETS: Final = (
+    _buckets("llm_time_to_first_token_seconds", r"0\\.0[01].*|\\d{4,}\\..*"),
+    _buckets("llm_inter_token_latency_seconds", r"0\\.00[0-4].*|[6-9]\\..*|\\d{2,}\\..*"),
+    _buckets("llm_request_duration_seconds", r"\\d{4,}\\..*"),
 )
-"""Of a fleet's latencies, for quantiles: most series that rules read are these."""
+"""Of a fleet's latencies, for quantiles: most series that rules read are these.
+
+Without the bounds that decide nothing for who waits: of first tokens those below 20 ms and from 1,000 s on, of gaps
+between tokens those below 5 ms and from 6 s on, of requests those from 1,000 s on. A quantile beyond is the last bound.
+"""
+
+AVAILABILITY: Final = (Recording(DOWN, 'llm_up{engine!="nvml"} == 0'),)
+"""What several alerts ask: the engines alone that are down, with the value 0."""
 
 SLO: Final = (
     Recording("engine_model:llm_slo_objective_ratio:max", f"max {_BY_SLO} (llm_slo_objective_ratio)"),
@@ -136,9 +138,11 @@ SLO: Final = (
     Recording("engine_model:llm_slo_missed:ratio_rate5m", f"1 - {_OBJECTIVES[0]} / {_OBJECTIVES[1]}"),
     *map(_missed, HOURS),
     Recording(_TTFT, f"sum without (slo) ({_FIRSTS} or {_OVERDUE})"),
-    Recording("target_model:llm_ttft_missed:increase2m", f"{_TTFT} - (sum without (slo) ({_GOOD}) or 0 * {_TTFT})"),
+    Recording(
+        "target_model:llm_ttft_missed:increase2m", f"{_TTFT} - sum without (slo) ({_GOOD} or 0 * {_OVERDUE}) > 0"
+    ),
 )
-"""Of objectives, by model and engine; burn-rate alerts read them."""
+"""Of objectives, by model and engine; burn-rate alerts read them. First tokens of a target that missed, if any did."""
 
 SLO_DAYS: Final = tuple(map(_missed, DAYS))
 """Of objectives over days."""

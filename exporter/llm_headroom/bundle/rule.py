@@ -78,6 +78,8 @@ class Group:
 PROXIED: Final = f'target=~".+{PROXY_TARGET}"'
 NOT_PROXIED: Final = f'target!~".+{PROXY_TARGET}"'
 """Matchers of what the measuring proxy saw of an engine with metrics of its own, and of all else."""
+DOWN: Final = "target:llm_up:down"
+"""The recording of the engines that do not answer."""
 FAULTS: Final = f'reason!~"{"|".join(NO_FAULT)}"'
 """A matcher of requests that failed by a fault of the engine."""
 SOURCE: Final = "{{ $labels.engine }} {{ $labels.target }} on {{ $labels.instance }}"
