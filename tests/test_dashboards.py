@@ -85,6 +85,8 @@ def test_conventions_of_dashboard(document: Json) -> None:
     assert document["description"]
     links = [(link["url"].split("?")[0], link) for link in document["links"]]
     assert {f"/d/{uid}" for uid in UIDS} == {*(url for url, _ in links), f"/d/{document['uid']}"} - {"/explore"}
+    one_target = document["uid"] == "llm-headroom-engine"
+    assert [link["title"] for url, link in links if url == "/explore"] == ["Logs", "Traces"] * one_target
     for url, link in links:
         assert link["keepTime"]
         assert link["includeVars"] == (url not in {"/d/llm-headroom-engine", "/explore"}), "an engine's page shows one"

@@ -227,9 +227,6 @@ def test_what_is_no_exposition(body: bytes, problem: str | None) -> None:
 @pytest.mark.parametrize(("status", "up"), [(404, True), (500, False)])
 def test_a_release_of_sglang_without_loads_needs_none(status: int, *, up: bool) -> None:
     routes = {"/metrics": Reply(b"", 404), "/v1/loads": Reply(b"", status), "/server_info": as_json({})}
-    with (
-        EngineServer(routes | {"/v1/models": as_json({"data": []})}) as server,
-        closing(polled(server, BUILT_IN["sglang"])) as snapshots,
-    ):
-        assert next(snapshots).health.up is up
+    with EngineServer(routes | {"/v1/models": as_json({"data": []})}) as server:
+        assert next(polled(server, BUILT_IN["sglang"])).health.up is up
         assert "/v1/loads?include=core" in asked(server)
