@@ -77,7 +77,7 @@ DASHBOARD: Final = Dashboard(
     ),
     annotations=(
         Annotation("A", "a", "title", "text", "red"),
-        Annotation("B", "b", "t", "u", "blue", exact=True, shown=False),
+        Annotation("B", "b", "t", "u", "blue", exact=True),
     ),
     rows=(PLAIN_ROW, OPTIONAL),
     links=(Link("There", "/d/there"), Link("Logs", "/explore", whole=False)),

@@ -99,14 +99,13 @@ class Annotation:
     text: str
     colour: str
     exact: bool = False
-    shown: bool = True
 
     def to_json(self, source: Json) -> Json:
         """Return Grafana's form of it."""
         return {
             "name": self.name,
             "datasource": source,
-            "enable": self.shown,
+            "enable": True,
             "hide": False,
             "iconColor": self.colour,
             "expr": self.expr,
