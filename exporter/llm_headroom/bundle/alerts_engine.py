@@ -58,8 +58,8 @@ LATENCY: Final = (
         name="LLMFirstTokensSlow",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr="""target_model:llm_ttft_missed:increase2m / target_model:llm_ttft:increase2m >= $ttft_slow_share
-            and target_model:llm_ttft_missed:increase2m > $ttft_slow_count - 0.5""",
+        expr="""(target_model:llm_ttft_missed:increase2m > $ttft_slow_count - 0.5)
+            / target_model:llm_ttft:increase2m >= $ttft_slow_share""",
         summary=f"First tokens of {_WHO} are slow",
         description="{{ $value | humanizePercentage }} of the first tokens of the last two minutes, those that a "
         "measuring proxy still awaits included, missed the TTFT objective; a share of $ttft_slow_share and at least "
@@ -103,9 +103,9 @@ TOKENS: Final = (
         name="LLMInterTokenLatencySlow",
         severity=Severity.TICKET,
         dashboard=Dashboard.ENGINE,
-        expr="""1 - sum without (slo) (rate(llm_slo_requests_good_total{slo="inter_token_latency"}[5m]))
-            / (sum without (slo) (rate(llm_slo_requests_total{slo="inter_token_latency"}[5m])) > $traffic_floor)
-            > $inter_token_slow_share""",
+        expr="""max without (slo) (1 - rate(llm_slo_requests_good_total{slo="inter_token_latency"}[5m])
+            / (rate(llm_slo_requests_total{slo="inter_token_latency"}[5m]) > $traffic_floor)
+            > $inter_token_slow_share)""",
         wait="10m",
         summary=f"{_WHO} has high inter-token latency",
         description="{{ $value | humanizePercentage }} of the tokens of the last five minutes came later than the "
@@ -166,9 +166,8 @@ AVAILABILITY: Final = (
         name="LLMEngineCrashLoop",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr=f"""max without (model, replica) (increase(llm_engine_restarts_total[{_RESTARTS}])) > $restarts_high - 0.5
-                unless max without (model, replica) (llm_engine_restarts_total)
-                    == max without (model, replica) (llm_engine_restarts_total offset {_SETTLED})
+        expr=f"""max without (model, replica) (increase(llm_engine_restarts_total[{_RESTARTS}]) > $restarts_high - 0.5)
+                and max without (model, replica) (increase(llm_engine_restarts_total[{_SETTLED}]) > 0)
             or (changes(llm_up{{engine!="nvml"}}[{_RESTARTS}]) / 2 > $restarts_high - 0.5
                 and changes(llm_up{{engine!="nvml"}}[{_SETTLED}]) > 0
                 unless on (job, instance, target) last_over_time(llm_generation_tokens_total[5m]) > 0)""",

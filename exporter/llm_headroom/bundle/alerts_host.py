@@ -208,7 +208,7 @@ GPU_DAYS: Final = (
         severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
         expr="""increase(gpu:llm_gpu_ecc_errors_uncorrected:max[1d]) > 0
-            or max without (severity) (increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[35m])) > 0""",
+            or max without (severity) (increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[35m]) > 0)""",
         summary=f"{_GPU} has uncorrectable memory errors",
         description='Such errors within a day: {{ printf "%.0f" $value }}.',
     ),

@@ -71,7 +71,7 @@ def _failed() -> str:
 
     A client that leaves is no failure of the engine. Shares of less than `$traffic_floor` requests are not judged.
     """
-    ended = f"({_FAILED.name} + {_FINISHED.name})"
+    failed = f"({_FAILED.name} > 0)"
     wrong = 'sum without (replica, code) (rate(llm_http_responses_total{code="5xx"}[5m]))'
     answers = "sum without (replica, code) (rate(llm_http_responses_total[5m]))"
     lost = "sum without (replica, reason) (rate(llm_router_errors_total[5m]))"
@@ -79,7 +79,7 @@ def _failed() -> str:
     return " or ".join(
         f'label_replace({part} / ({whole} > $traffic_floor) > 0, "of", "{name}", "", "")'
         for name, part, whole in (
-            ("requests", _FAILED.name, ended),
+            ("requests", failed, f"({failed} + {_FINISHED.name})"),
             ("responses", wrong, answers),
             ("routed", lost, routed),
         )
@@ -91,19 +91,14 @@ FLEET: Final = (
     Recording("engine_model:llm_up:sum", f"sum by (cluster, namespace, job, engine) (llm_up{_OWN})"),
     _summed("llm_requests_running"),
     _summed("llm_requests_waiting"),
-    _summed("llm_kv_cache_used_tokens"),
-    _summed("llm_kv_cache_capacity_tokens"),
     Recording("engine_model:llm_kv_cache_usage_ratio:max", f"max {_BY} (llm_kv_cache_usage_ratio)"),
-    Recording("engine_model:llm_kv_cache_headroom_ratio:min", f"min {_BY} (llm_kv_cache_headroom_ratio)"),
     Recording("engine_model:llm_kv_cache_headroom_requests:min", f"min {_BY} (llm_kv_cache_headroom_requests)"),
     Recording("engine_model:llm_saturation_ratio:max", f"max {_BY} (llm_saturation_ratio)"),
-    Recording("engine_model:llm_saturation_high_water_ratio:max", f"max {_BY} (llm_saturation_high_water_ratio)"),
     Recording(
         "job:llm_gpu_memory_headroom_ratio:min", "min by (cluster, namespace, job) (llm_gpu_memory_headroom_ratio)"
     ),
     _FINISHED,
     Recording("engine_model:llm_requests_finished:rate5m", f"sum {_BY} ({_FINISHED.name}{_OWN})"),
-    _rate("llm_preemptions_total"),
     _rate("llm_prompt_tokens_total"),
     _rate("llm_prompt_tokens_cached_total"),
     _rate("llm_generation_tokens_total"),
@@ -118,8 +113,8 @@ In `target_model:llm_failed:ratio_rate5m`, which is there where requests fail, t
 
 BUCKETS: Final = (
     _buckets("llm_time_to_first_token_seconds", r"0\\.0[01].*|\\d{4,}\\..*"),
-    _buckets("llm_inter_token_latency_seconds", r"0\\.00[0-4].*|[6-9]\\..*|\\d{2,}\\..*"),
     _buckets("llm_request_duration_seconds", r"\\d{4,}\\..*"),
+    _buckets("llm_inter_token_latency_seconds", r"0\\.00[0-4].*|[6-9]\\..*|\\d{2,}\\..*"),
 )
 """Of a fleet's latencies, for quantiles: most series that rules read are these.
 
