@@ -116,6 +116,28 @@ def test_three_late_first_tokens_that_are_a_twentieth_are_trouble_now(good: floa
     assert values(batch, "llm_ttft_slow_ratio", "window") == {}
 
 
+@pytest.mark.parametrize(
+    ("total", "overdue", "late"),
+    [
+        (0.0, {"ttft": 3.0}, True),
+        (0.0, {"ttft": 2.0}, False),
+        (57.0, {"ttft": 3.0}, True),
+        (58.0, {"ttft": 3.0}, False),
+    ],
+)
+def test_first_tokens_that_a_proxy_awaits_are_trouble_now(
+    total: float, overdue: dict[str, float], *, late: bool
+) -> None:
+    first, second = firsts(0.0, 0, 0), firsts(5.0, total, total)
+    awaited = [
+        point(schema.PROXY_OVERDUE, number, slo=slo) for slo, number in {"request_duration": 9.0, **overdue}.items()
+    ]
+
+    _, derived = polls([first, (second[0], [*second[1], *awaited])])
+
+    assert (value(derived, "llm_saturation_high_water_ratio") == 0.95) is late
+
+
 @pytest.mark.parametrize(("seconds", "risk"), [(59.0, 0.95), (60.0, None)])
 def test_a_preemption_counts_for_a_minute(seconds: float, risk: float | None) -> None:
     timeline = [(0.0, work(preemptions=1.0)), (5.0, work(preemptions=2.0)), (5.0 + seconds, work(preemptions=2.0))]

@@ -338,9 +338,11 @@ def _stalled(known: ModelMemory, at: float) -> tuple[float | None, str]:
 
 
 def _overdue(known: ModelMemory, at: float) -> bool:
-    """Whether first tokens come too late now: at least three of the last minute, and 5 % of them."""
-    share = slo.slow_share(known.firsts, min(slo.WINDOWS), at)
-    return share is not None and share[0] >= _LATE_SHARE and share[0] * share[1] >= _LATE_FIRSTS
+    """Whether first tokens come too late now: at least three of the last minute and of those awaited, and 5 %."""
+    awaited = known.last.overdue or 0.0
+    share, total = slo.slow_share(known.firsts, min(slo.WINDOWS), at) or (0.0, 0.0)
+    late = share * total + awaited
+    return late >= _LATE_FIRSTS and late / (total + awaited) >= _LATE_SHARE
 
 
 def _slow_first_tokens(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:

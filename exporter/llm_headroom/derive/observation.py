@@ -23,7 +23,8 @@ class Observation:
     Gauges: `running`, `waiting`, `limit` in requests, `capacity`, `used` in tokens, `usage` as a ratio. Counters since
     the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`,
     `preemptions`. Histograms since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds,
-    `prompt_sizes`, `generation_sizes` in tokens. `silence`: seconds without a byte of any answer, as a proxy sees it.
+    `prompt_sizes`, `generation_sizes` in tokens. As a proxy sees it: `silence`, seconds without a byte of any answer,
+    and `overdue`, requests whose first token is late and has not come.
     """
 
     running: float | None = None
@@ -45,6 +46,7 @@ class Observation:
     prompt_sizes: Histogram | None = None
     generation_sizes: Histogram | None = None
     silence: float | None = None
+    overdue: float | None = None
 
 
 _FIELDS: Final[Mapping[Metric, str]] = {
@@ -67,6 +69,7 @@ _FIELDS: Final[Mapping[Metric, str]] = {
     schema.REQUEST_PROMPT_TOKENS: "prompt_sizes",
     schema.REQUEST_GENERATION_TOKENS: "generation_sizes",
     schema.PROXY_SILENCE: "silence",
+    schema.PROXY_OVERDUE: "overdue",
 }
 COUNTERS: Final = ("prompt_tokens", "generation_tokens", "finished", "steps")
 HISTOGRAMS: Final = tuple(field.name for field in fields(Observation) if "Histogram" in str(field.type))
@@ -76,6 +79,8 @@ def observe(points: Iterable[Point]) -> dict[str, Observation]:
     """An observation for each model that the points speak of."""
     found: dict[str, dict[str, float | Histogram]] = {}
     for series, value, _ in replicas.combined(point for point in points if point.series.metric in _FIELDS):
+        if series.metric is schema.PROXY_OVERDUE and series.label("slo") != "ttft":
+            continue
         name = _FIELDS[series.metric]
         known = found.setdefault(series.label("model"), {})
         if isinstance(value, float):  # finished requests come by reason
