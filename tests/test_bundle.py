@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from exporter_process import ran
-from llm_headroom.bundle import kubernetes, pushed, sidecars
+from llm_headroom.bundle import chart, kubernetes, pushed, sidecars
 from llm_headroom.bundle.rule import expression, scaled, words
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.bundle.text import as_yaml
@@ -142,6 +142,19 @@ def test_an_exporter_that_has_pushed_is_down_for_an_hour_after_its_last_push() -
     by = "max by (cluster, namespace, job, instance)"
     now, before = 'llm_build_info{job="ours"}', 'last_over_time(llm_build_info{job="ours"}[1h])'
     assert group["rules"] == [{"record": "up", "expr": f"{by} ({now}) or {by} ({before}) * 0"}]
+
+
+def test_the_chart_s_rules_leave_to_its_values_what_users_choose() -> None:
+    document = yaml.safe_load(chart.rules())
+    rules = {rule["alert"]: rule for group in document["groups"] for rule in group["rules"] if "alert" in rule}
+    low = rules["LLMKVHeadroomLow"]
+    assert "llm_kv_cache_headroom_requests < @headroom_requests_low@" in low["expr"]
+    assert "more than @kv_tight_usage:said@ of" in low["annotations"]["description"]
+    assert low["annotations"]["runbook_url"] == "@runbooks@/LLMKVHeadroomLow.md"
+    assert low["annotations"]["dashboard_url"].startswith("@grafana@/d/llm-headroom-kv?")
+    assert rules["LLMExporterDown"]["expr"] == 'up{job="@job@"} == 0 or absent(up{job="@job@"})'
+    assert document["thresholds"] == asdict(DEFAULT)
+    assert (document["units"]["kv_tight_usage"], document["units"]["blocked_seconds"]) == ("ratio", "s")
 
 
 def test_sidecars_are_scraped_in_every_namespace_by_their_port() -> None:

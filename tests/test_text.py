@@ -480,6 +480,7 @@ def test_of_a_body_with_another_series_in_place_of_one_its_family_is_read() -> N
         (b"# TYPE a gauge\na 1\n\n", b"# TYPE a gauge\na 1\nb 2\n"),
         (b"# TYPE a gauge\na 1\n#\nb 2\n", b"# TYPE a gauge\na 1\n# TYPE b counter\nb 2\n"),
         (b"# TYPE a gauge\na 1\n1\n", b"# TYPE a gauge\na 1\n1 2 3 4\n"),
+        (b"a 1\n", b"5\n\nx"),  # as many bytes beside numbers, in more lines
     ],
 )
 def test_a_line_that_is_no_sample_and_goes_on_is_another_one(before: bytes, after: bytes) -> None:
