@@ -285,7 +285,9 @@ def test_saturation_is_load_over_what_fits() -> None:
     assert saturation(known()) == pytest.approx((0.1 + 30.0 / 300.0) / 0.2)
     assert saturation(known(replicas=2)) == pytest.approx((0.2 + 30.0 / 300.0) / 0.4)
     assert saturation(known(last=last(waiting=1e6))) == 2.0
-    calm = replace(MINUTE, arrivals=0.0)
+    calm, busy = replace(MINUTE, arrivals=0.0), replace(MINUTE, arrivals=60.0)
+    more = replace(known().traffic, intervals=(*(MINUTE,) * 14, busy))
+    assert saturation(known(traffic=more, last=last(waiting=0.0))) == pytest.approx(2.0 * 0.28 / (2.0 * 0.16))
     fewer = replace(known().traffic, intervals=(*(MINUTE,) * 10, *(calm,) * 5))
     assert saturation(known(traffic=fewer, last=last(waiting=0.0))) == 0.0
     only = Estimate(at=1000.0, headroom={"itl": Headroom(2.0, "compute")}, rate=0.1)

@@ -107,6 +107,32 @@ def test_a_minute_is_busy_if_anything_happens_in_it() -> None:
         assert (known.busy, known.quiet) == (5.0 + 5.0 * min(number, 11), 5.0 * number)
 
 
+def minutes(*arrivals: float, replicas: int = 1) -> Traffic:
+    """Minutes in which so many requests came to each of the replicas."""
+    return Traffic(intervals=tuple(Interval(seconds=60.0, arrivals=count, replicas=replicas) for count in arrivals))
+
+
+@pytest.mark.parametrize(
+    ("known", "usual", "ratio"),
+    [
+        (minutes(6, 6, 6, 6, 6), 0.1, 1.0),
+        (minutes(99, 6, 6, 6, 6, 6), 0.1, 1.0),  # more than five minutes ago
+        (minutes(6, 6, 6, 6, 12), 0.12, 22.0 / 17.2),
+        (minutes(60, 60, 60, 60, 120), 1.2, 130.0 / 82.0),  # of more requests it is less by chance
+        (minutes(6, 6, 6, 6, 12, replicas=10), 0.12, 130.0 / 82.0),
+        (minutes(12, 6, 6, 6, 6), 0.12, 16.0 / 17.2),
+        (minutes(60, 60, 60, 60, 9000), 30.8, 2.0),
+        (minutes(600, 600, 600, 600, 0), 8.0, 0.5),
+        (minutes(60, 0, 0, 0, 0, 0), 0.0, 1.0),
+        (Traffic(), 0.0, 1.0),
+    ],
+)
+def test_the_present_rate_is_that_of_the_last_minute_as_far_as_it_is_no_chance(
+    known: Traffic, usual: float, ratio: float
+) -> None:
+    assert known.present_rate == pytest.approx(usual * ratio)
+
+
 def test_rates_of_the_last_seconds() -> None:
     known = Traffic(intervals=tuple(poll(arrivals=float(number)) for number in (1, 2, 4, 8)))
     assert [known.recent_rate(seconds) for seconds in (0.0, 5.0, 5.1, 10.0, 99.0)] == [0.0, 1.6, 1.2, 1.2, 0.75]

@@ -512,8 +512,8 @@ LOAD_HEADROOM_SUSPECT: Final = _derived_gauge(
 SATURATION: Final = _derived_gauge(
     "saturation_ratio",
     "1",
-    "Arrivals of the last five minutes and waiting requests, as a share of what the engine can take within the TTFT "
-    "objective: 1 at the limit, 2 at most. Autoscale on it (`max`), target 0.8.",
+    "Present arrivals and waiting requests, as a share of what the engine can take within the TTFT objective: 1 at the "
+    "limit, 2 at most. Autoscale on it (`max`), target 0.8.",
     "resource",
     across=Across.MAX,
 )

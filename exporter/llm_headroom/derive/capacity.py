@@ -12,7 +12,7 @@ from llm_headroom import schema
 from llm_headroom.derive import twin
 from llm_headroom.derive.interval import between
 from llm_headroom.derive.step_cost import Learner
-from llm_headroom.derive.traffic import CHANGE_SECONDS, QUIET_SECONDS, Lengths, Traffic
+from llm_headroom.derive.traffic import CHANGE_SECONDS, QUIET_SECONDS, USUAL_SECONDS, Lengths, Traffic
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.model import point
 
@@ -38,8 +38,6 @@ ESTIMATE_SECONDS: Final = 60.0
 STALE_SECONDS: Final = 900.0
 """Age from which on an estimate is no longer shown: the window that it is of has passed."""
 MOST_SATURATION: Final = 2.0
-LOAD_SECONDS: Final = 300.0
-"""Over which the load of saturation is taken; what waits is counted as arrivals of so many seconds."""
 SUSPECT_ERROR: Final = 0.15
 """Relative error of predicted token speed beyond which a figure is suspect."""
 FINEST_SECONDS: Final = 4.5
@@ -287,14 +285,15 @@ def targets(objectives: Sequence[Objective], tallies: Mapping[str, Tally]) -> li
 def saturation(known: Known) -> float | None:
     """Load as a share of what the engine can take within its objective of first tokens.
 
-    Load is the arrivals of the last five minutes, of which a new replica has taken its part, and what waits.
+    Load is the arrivals of the last minutes, the last one above all, of which a new replica has taken its part; and
+    what waits, as if it came within five minutes.
     """
     headroom = next((each for name, each in known.headroom.items() if name == "ttft"), None)
     if headroom is None:
         return None
     sustainable = headroom.ratio * known.traffic.rate * known.replicas
-    backlog = (known.last.waiting or 0.0) / LOAD_SECONDS
-    load = known.traffic.recent_rate(LOAD_SECONDS) * known.replicas + backlog
+    backlog = (known.last.waiting or 0.0) / USUAL_SECONDS
+    load = known.traffic.present_rate * known.replicas + backlog
     return min(MOST_SATURATION, load / sustainable) if sustainable > 0 else None
 
 

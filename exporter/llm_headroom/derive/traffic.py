@@ -34,6 +34,12 @@ ANSWER_SECONDS: Final = 1800.0
 """Time constant of the mean answer: long answers end late, so that a short window misses them."""
 WAITED_SECONDS: Final = WINDOW_SECONDS / 2.0
 """Time constant of the times to first tokens, which are then as old on average as the traffic of the window."""
+USUAL_SECONDS: Final = 300.0
+PRESENT_SECONDS: Final = 60.0
+"""The present rate is that of the last minute beside that of five."""
+_ALSO_CAME: Final = 10.0
+"""Requests at the usual rate that are added to the last minute's: minutes of few requests say little."""
+_MOST_CHANGE: Final = 2.0
 LEAST_ARRIVALS: Final = 10
 FULL_SECONDS: Final = 300.0
 """With requests that wait, after which what ends meanwhile is what the engine can do."""
@@ -266,6 +272,22 @@ class Traffic:
         """Arrivals per second of the last so many seconds."""
         recent = self._latest(seconds)
         return sum(each.arrivals for each in recent) / sum(each.seconds for each in recent) if recent else 0.0
+
+    @property
+    def present_rate(self) -> float:
+        """Arrivals per second by now: those of the last minute, as far as they are too many or few to be chance.
+
+        They are shrunk towards the rate of five minutes, as if some more requests had come at that, and are half to
+        twice it.
+        """
+        usual = self.recent_rate(USUAL_SECONDS)
+        if usual <= 0:
+            return 0.0
+        recent = self._latest(PRESENT_SECONDS)
+        came = sum(each.arrivals * each.replicas for each in recent)
+        expected = sum(usual * each.seconds * each.replicas for each in recent)
+        ratio = (came + _ALSO_CAME) / (expected + _ALSO_CAME)
+        return usual * min(max(ratio, 1.0 / _MOST_CHANGE), _MOST_CHANGE)
 
     @property
     def served(self) -> float | None:
