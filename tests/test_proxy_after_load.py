@@ -30,7 +30,8 @@ class Box:
 
     def __init__(self) -> None:
         self.clock = Clock(0.0)
-        self.measures = Measures(limit=4, untagged="", loads=True, objectives=objectives(), clock=self.clock)
+        loading = {"loads": True, "silent_loads": True}
+        self.measures = Measures(limit=4, untagged="", objectives=objectives(), clock=self.clock, **loading)
         self.memory = Memory()
         self.judged: state.Memory | None = None
 
@@ -161,9 +162,12 @@ def test_an_engine_that_was_not_polled_or_does_not_list_the_model_has_not_loaded
     }
 
 
-def test_requests_in_progress_are_not_overdue_while_the_model_loads() -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_requests_in_progress_are_not_overdue_while_the_model_loads(*, known: bool) -> None:
+    """Nor those of a model that the engine has never named, since it has not answered yet."""
     box = Box()
-    box.measures.label("m")  # it has been asked for before
+    if known:
+        box.measures.label("m")
     box.poll(0.0, 0.0)
     box.ask(1.0)
     box.poll(40.0, 0.0)
@@ -171,4 +175,17 @@ def test_requests_in_progress_are_not_overdue_while_the_model_loads() -> None:
     box.poll(50.0, 1.0)
     box.ask(51.0)
     box.clock.now = 55.0
-    assert counted(box.measures, "proxy_requests_overdue") == {"proxy_requests_overdue{m,ttft}": 1}
+    assert sum(counted(box.measures, "proxy_requests_overdue").values()) == 1
+
+
+@pytest.mark.parametrize(("silent", "overdue"), [(True, 0), (False, 1)])
+def test_a_model_that_no_poll_lists_may_be_loading_where_polls_say_nothing_of_loads(
+    *, silent: bool, overdue: int
+) -> None:
+    clock = Clock(0.0)
+    measures = Measures(limit=4, loads=True, silent_loads=silent, objectives=objectives(), clock=clock)
+    measures.points(BASE, [Point(Series(schema.MODEL_LOADED, {**BASE, "model": "other"}), 1.0, "")])
+    measures.begin("", 1.0, streams=True, wanted="m")
+    clock.now = 10.0
+
+    assert sum(counted(measures, "proxy_requests_overdue").values()) == overdue

@@ -95,7 +95,7 @@ class Exchange:
             streams = self._api is not Api.EMBEDDING and (self._api in _STREAMED if streams is None else streams)
             self._model = self._measures.asked(self._wanted)
             self._body = None
-            self._request = self._measures.begin(self._model, now, streams=streams)
+            self._request = self._measures.begin(self._model, now, streams=streams, wanted=self._wanted)
             self._request.settle = self._settle
         return self._request
 

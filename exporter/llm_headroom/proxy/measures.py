@@ -81,15 +81,16 @@ class Traffic:
 
 
 class UnderWay:
-    """A request that has been sent: when, whether it asks for a stream, and when its first output came.
+    """A request that has been sent: when, to which model, whether it asks for a stream, and when its first output came.
 
     `settle` is called before what was measured is read: all of the request that has passed is counted by then.
     """
 
-    __slots__ = ("first", "sent_at", "settle", "streams", "traffic")
+    __slots__ = ("first", "sent_at", "settle", "streams", "traffic", "wanted")
 
-    def __init__(self, traffic: Traffic, sent_at: float, *, streams: bool) -> None:
+    def __init__(self, traffic: Traffic, sent_at: float, wanted: str, *, streams: bool) -> None:
         self.traffic = traffic
+        self.wanted = wanted
         self.sent_at = sent_at
         self.streams = streams
         self.first: float | None = None
@@ -170,6 +171,11 @@ class Measures:
         found = self._ready.get(self._tagged(model))
         return found is not None and sent_at < found.since
 
+    def _may_load(self, request: UnderWay) -> bool:
+        """Whether a request may be waiting for a load: also of a model that silent polls do not list at all."""
+        unlisted = self._silent_loads and self._tagged(request.wanted) not in self._ready
+        return unlisted or self.awaited(request.wanted, request.sent_at)
+
     def unseen(self, error: Exception) -> None:
         """A connection's answers can no longer be read; logged once for each cause."""
         cause = str(error) if isinstance(error, FramingError) else type(error).__name__
@@ -179,12 +185,12 @@ class Measures:
         defect = None if isinstance(error, FramingError) else error
         log.warning("answers are relayed unmeasured", extra={"reason": cause}, exc_info=defect)
 
-    def begin(self, model: str, now: float, *, streams: bool) -> UnderWay:
-        """A request is under way."""
+    def begin(self, model: str, now: float, *, streams: bool, wanted: str = "") -> UnderWay:
+        """A request is under way; `wanted` is what its client calls a model that the engine may not have named yet."""
         traffic = self._traffic.get(model)
         if traffic is None:
             traffic = self._traffic[model] = Traffic()
-        request = UnderWay(traffic, now, streams=streams)
+        request = UnderWay(traffic, now, wanted or model, streams=streams)
         traffic.open[request] = None
         if streams:
             if not traffic.streams and now - traffic.left > RETRY_SECONDS:
@@ -290,12 +296,12 @@ class Measures:
         unanswered = [now - each.sent_at for each in streams if each.first is None]
         silence = now - max(traffic.heard, traffic.since)
         # an engine that loads models on demand may do just that before a first byte, or answer somebody else in one go
-        loads = self._silent_loads or any(self.awaited(labels["model"], each.sent_at) for each in streams)
+        loads = self._silent_loads or any(self.awaited(each.wanted, each.sent_at) for each in streams)
         loading = loads and len(unanswered) == len(streams)
         owed = bool(streams) and not (loading and (silence < LOAD_SECONDS or len(streams) < len(traffic.open)))
         yield point(schema.PROXY_FIRST_TOKEN_WAIT, max(unanswered, default=0.0), origin, labels)
         yield point(schema.PROXY_SILENCE, max(0.0, silence) if owed else 0.0, origin, labels)
-        judged = [each for each in traffic.open if not self.awaited(labels["model"], each.sent_at)]
+        judged = [each for each in traffic.open if not self._may_load(each)]
         owing = [each for each in judged if each.streams and each.first is None]
         for field, requests in (("ttft", owing), ("duration", judged)):
             objective = self._objectives.get(field)
