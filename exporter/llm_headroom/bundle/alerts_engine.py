@@ -243,7 +243,7 @@ KV_CACHE: Final = (
         severity=Severity.TICKET,
         dashboard=Dashboard.KV,
         expr="""max without (replica) (llm_kv_cache_usage_ratio > $kv_usage_critical)
-            and sum without (replica) (rate(llm_preemptions_total[5m]))
+            and sum without (replica) (rate(llm_preemptions_total[5m]) > 0)
                 > $preemption_share_critical * target_model:llm_requests_finished:rate5m""",
         wait="5m",
         summary=f"The KV cache of {_WHO} is exhausted",
