@@ -147,6 +147,7 @@ GPU_DAYS: Final = (
         "gpu:llm_gpu_memory_outside_bytes:max",
         'max without () (llm_gpu_memory_unattributed_bytes or llm_gpu_memory_engine_bytes{kind="other"})',
     ),
+    Recording("gpu:llm_gpu_memory_headroom_bytes:min", "min without () (llm_gpu_memory_headroom_bytes)"),
 )
 """Of each GPU, as it is, but rarely: what an alert compares with the last hours."""
 
