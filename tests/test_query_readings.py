@@ -185,6 +185,7 @@ EXHAUSTION, RATIO, TOKENS = (
         ("Spilled", {"llm_model_offload_ratio": "NONE"}, [0.0]),
         ("On GPU", {"llm_model_loaded": "0 * llm_model_loaded"}, []),  # no model is loaded
         ("Throttled", {'state="throttled"': 'state=~".+"'}, [4.0]),  # each of four GPUs is in one state
+        ("In trouble", {"lost|error": "throttled|ok"}, [0.0]),
     ],
 )
 def test_what_a_tile_says_where_something_is_absent_or_in_another_state(

@@ -266,8 +266,8 @@ class Engine:
         colons = tuple(prefix for prefix in self.prefixes if prefix.endswith(":"))
         if name.startswith(colons):
             return True
-        others = tuple(prefix for prefix in self.prefixes if prefix and prefix not in colons)
-        return name.startswith(others) and any(base in self.vocabulary for base in _families(name))
+        named = name.startswith(tuple(filter(None, self.prefixes)))
+        return named and any(base in self.vocabulary for base in _families(name))
 
     def recognises(self, names: Collection[str]) -> bool:
         """Whether an exposition with samples of these names is this kind of engine's.
