@@ -349,7 +349,7 @@ def test_the_addresses_of_a_network_are_of_both_families_as_far_as_they_can_be_r
 def test_a_proc_that_is_not_there_gives_nothing(tmp_path: Path) -> None:
     proc = Proc(tmp_path / "none")
     assert Finder(proc).find([watched("http://127.0.0.1:8000")], likely=[1]) == {}
-    assert not proc.initial_namespace
+    assert proc.initial_namespace is False
     assert proc.tree(1) == [1]
     assert (proc.name(1), proc.resident(1), proc.cgroups(1), proc.addresses()) == ("", {}, {}, set())
 
@@ -648,6 +648,12 @@ def test_a_restart_shows_in_the_start_time_and_new_children_are_found_in_time(tr
     tree.process(100, start=ticks(70))
     again = values(memory.read(engine, 40.0))
     assert (first["process_start_time_seconds"], again["process_start_time_seconds"]) == (BOOT + 10.0, BOOT + 70.0)
+
+
+def test_a_name_may_hold_any_bytes(tree: ProcTree) -> None:
+    tree.process(100)
+    (tree.root / "100/comm").write_bytes(b"\xffllm\n")
+    assert tree.proc.name(100) == "\ufffdllm"
 
 
 def test_where_the_time_of_the_boot_is_not_known_no_start_is(tree: ProcTree) -> None:

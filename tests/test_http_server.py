@@ -304,6 +304,29 @@ def test_a_client_that_never_closes_keeps_nobody_out_and_no_server_from_ending(r
     run(test())
 
 
+def test_a_cut_over_tls_is_no_end_that_a_client_could_take_for_the_whole() -> None:
+    async def handler(_: Request) -> Response:
+        raise CutError
+
+    def asked(port: int) -> None:
+        trusting = ssl.create_default_context()
+        AUTHORITY.configure_trust(trusting)
+        with (
+            socket.create_connection(("127.0.0.1", port), 20) as plain,
+            trusting.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False) as client,
+        ):
+            client.sendall(LAST)
+            with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+                client.recv(1)
+
+    async def test() -> None:
+        server = HttpServer(handler, await bind("127.0.0.1:0"), security=Encrypted)
+        await asyncio.to_thread(asked, int(server.addresses[0].rpartition(":")[2]))
+        await server.close()
+
+    run(test())
+
+
 def test_what_a_cancelled_handler_still_has_to_do_is_not_cancelled_once_more() -> None:
     """Over TLS the end of the client's side and that of the connection come one after the other."""
 

@@ -423,6 +423,18 @@ def test_a_compressed_stream_that_ends_is_whole() -> None:
     run(test())
 
 
+def test_a_stream_that_always_has_news_ends_after_its_time() -> None:
+    async def test() -> None:
+        feed = Feed(Poller(Config(discover=False)), Pace(spacing=0.001, lifetime=0.02))
+        response = feed.subscribe({})
+        assert response.stream is not None
+        async for _ in response.stream:
+            feed.changed()
+        await response.stream.aclose()
+
+    run(test())
+
+
 def test_a_quiet_stream_beats_and_ends_after_its_time() -> None:
     async def test() -> None:
         feed = Feed(Poller(Config(discover=False)), Pace(heartbeat=0.01, lifetime=0.05, retry=0.5))

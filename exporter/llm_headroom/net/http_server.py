@@ -143,22 +143,18 @@ class HttpServer:
             return
         writer = asyncio.StreamWriter(transport, reading, reader, loop)
         try:
-            if security.admits_certificate(writer.get_extra_info("peercert")):
+            try:
+                _admit(security, writer)
                 await connection.converse(reader, writer)
-            else:
-                _log.info("client refused", extra={"error": "its certificate has no name out of client_allowed_sans"})
+            except BaseException:
                 transport.abort()
+                raise
         except CutError:
-            transport.abort()
+            return
         except OSError as error:
             _log.debug("connection ended early", extra={"error": str(error)})
-            transport.abort()
-        except asyncio.CancelledError:
-            transport.abort()
-            raise
         except Exception:  # noqa: BLE001 - one client's connection must not end the server
             _log.exception("connection closed after an internal error")
-            transport.abort()
         finally:
             writer.close()
             try:
@@ -167,6 +163,12 @@ class HttpServer:
                         await writer.wait_closed()
             finally:
                 transport.abort()
+
+
+def _admit(security: Security, writer: asyncio.StreamWriter) -> None:
+    if not security.admits_certificate(writer.get_extra_info("peercert")):
+        _log.info("client refused", extra={"error": "its certificate has no name out of client_allowed_sans"})
+        raise CutError
 
 
 class _Reading(asyncio.StreamReaderProtocol):
