@@ -79,7 +79,7 @@ def test_small_bodies_and_those_of_nobody_do_not_count(*, task: bool) -> None:
         sender = asyncio.create_task(asyncio.Event().wait()) if task else None
         other = asyncio.create_task(asyncio.Event().wait())
         body = SMALL if task else BODY
-        with bodies.sending(body, sender), bodies.sending(body + b"x" * (not task), other):
+        with bodies.sending(body, sender), bodies.sending(bytes(bytearray(body)), other):
             await asyncio.sleep(0)
         ended = [each.cancelled() for each in (sender, other) if each is not None]
         for each in (sender, other):

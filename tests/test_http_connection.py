@@ -306,6 +306,31 @@ def test_a_stream_is_one_while_it_is_sent_and_a_client_is_stuck_until_it_reads()
     run(test())
 
 
+def test_what_a_client_does_not_read_is_held_by_the_kernel_but_for_one_part() -> None:
+    async def parts() -> AsyncGenerator[bytes, None]:
+        for _ in range(4 * KB):
+            yield bytes(KB)
+
+    async def handler(_: Request) -> Response:
+        return Response(b"", stream=parts())
+
+    async def test() -> None:
+        here, there = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=here)
+        _, other_writer = await asyncio.open_connection(sock=there)
+        connection = Connection(Limits(), handler, Bodies())
+        talking = asyncio.create_task(connection.converse(reader, writer))
+        other_writer.write(HEAD + b"\r\n")
+        await until(lambda: connection.stuck_since is not None or talking.done())
+        assert 0 < writer.transport.get_write_buffer_size() < 2 * KB
+        talking.cancel()
+        await asyncio.wait([talking])
+        writer.transport.abort()
+        other_writer.transport.abort()
+
+    run(test())
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_stream_without_parts_ends_at_once_and_is_closed(method: str) -> None:
     closed: list[bool] = []

@@ -178,7 +178,7 @@ class Connection:
         while True:
             if not await self._exchange(http, reader, writer, deadline):
                 return
-            if self.ending or http.our_state is not h11.DONE or http.their_state is not h11.DONE:
+            if self.ending or http.our_state is not h11.DONE:
                 break
             http.start_next_cycle()
             self.waiting_since = loop.time()

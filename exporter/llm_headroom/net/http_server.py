@@ -136,7 +136,6 @@ class HttpServer:
                 client,
                 ssl=security.tls,
                 ssl_handshake_timeout=seconds,
-                ssl_shutdown_timeout=None if security.tls is None else CLOSE_SECONDS,
             )
         except OSError as error:  # a TLS handshake that fails or times out is one, too
             _log.debug("TLS handshake failed", extra={"error": str(error)})
