@@ -102,6 +102,11 @@ def test_what_grafana_gets() -> None:
     assert form() == json.loads(EXPECTED.read_text(encoding="utf-8"))
 
 
+def test_a_reading_that_is_not_bad_and_nobody_s_has_no_name() -> None:
+    made: Any = panel(Kind.STAT, steps=Steps("text", ((2.0, "red"),))).to_json(1, (0, 0), "", {})
+    assert made["fieldConfig"]["overrides"][0]["properties"] == [{"id": "displayName", "value": " "}]
+
+
 def test_curves_have_gaps_where_there_is_nothing_to_divide_by() -> None:
     quotient, quantile, plain = lines("t", "a", "x / y", "histogram_quantile(0.5, b)", "x").queries
     assert (quotient.expr, quantile.expr) == ("(x / y) > -Inf", "(histogram_quantile(0.5, b)) > -Inf")

@@ -99,6 +99,8 @@ def test_conventions_of_dashboard(document: Json) -> None:
 def test_conventions_of_variables(document: Json) -> None:
     source, *others = document["templating"]["list"]
     assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
+    beside = {one["name"]: one["query"] for one in others if one["type"] == "datasource"}
+    assert beside == ({"logs": "loki", "traces": "tempo"} if document["uid"] == "llm-headroom-engine" else {})
     others = [one for one in others if one["type"] == "query"]
     assert ("baseline" in {one["name"] for one in others}) == (document["uid"] == "llm-headroom-compare")
     assert tuple(one["name"] for one in others)[: len(VARIABLES)] == VARIABLES
