@@ -7,14 +7,17 @@ changes the form changes it there, too.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
 from dashboard_queries import drawn
+from llm_headroom import schema
 from llm_headroom.bundle.dashboards.colours import ENGINES
 from llm_headroom.bundle.dashboards.dashboard import Annotation, Dashboard, Link, Row, Variable
 from llm_headroom.bundle.dashboards.panel import Column, Kind, Panel, Query, Steps, above, below, fixed
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, quiet
+from llm_headroom.bundle.dashboards.scope import Scope
 
 EXPECTED: Final = Path(__file__).parent / "fixtures" / "dashboard_frame.json"
 UP, FREE = Query("llm_up", "{{target}}"), Query("llm_kv_cache_headroom_ratio{a='b'}")
@@ -111,6 +114,12 @@ def test_curves_have_gaps_where_there_is_nothing_to_divide_by() -> None:
     quotient, quantile, plain = lines("t", "a", "x / y", "histogram_quantile(0.5, b)", "x").queries
     assert (quotient.expr, quantile.expr) == ("(x / y) > -Inf", "(histogram_quantile(0.5, b)) > -Inf")
     assert plain.expr == "x"
+
+
+def test_recorded_buckets_of_five_minutes_are_read_as_they_are_and_added_up_over_longer() -> None:
+    plain, longer = (Scope().engines_quantile(0.5, schema.TIME_TO_FIRST_TOKEN, *window) for window in ((), ("9m",)))
+    assert re.findall(r"(\w+)\([^()]*\[(\w+)\]", plain) == [("rate", "5m")]
+    assert re.findall(r"(\w+)\([^()]*\[(\w+)\]", longer) == [("sum_over_time", "9m"), ("rate", "9m")]
 
 
 def test_areas_lie_on_one_another_from_nothing_on() -> None:
