@@ -155,10 +155,12 @@ def test_headers_and_compression_are_as_configured(tmp_path: Path) -> None:
     assert set(collector.paths) == {"/prefix/v1/metrics"}
 
 
-def test_headers_are_metadata_in_grpc() -> None:
+def test_headers_are_metadata_in_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-words=two words,X-Tenant=1")
     with GrpcReceiver() as collector:
         Pushing(collector.url, protocol="grpc", headers={"X-Tenant": "7"}).until(lambda: bool(collector.received))
-    assert collector.received[0].headers["x-tenant"] == "7"
+    headers = collector.received[0].headers
+    assert (headers["x-tenant"], headers["x-words"]) == ("7", "two words")
 
 
 def test_a_header_that_cannot_be_read_is_told_and_sends_nothing(
