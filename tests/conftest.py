@@ -7,12 +7,16 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import nvml_library
 from balance import balanced
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # how long an example takes says how busy the machine is
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -631,7 +631,8 @@ def test_a_reload_begins_to_push_and_ends_it(tmp_path: Path) -> None:
         exporter.until(lambda: sum(line["msg"] == "configuration reloaded" for line in exporter.log) >= 2)
         ended = len(collector.received)
         told = exporter.value("llm_otlp_exports_total", result="accepted")
-        assert told == ended
+        assert told is not None
+        assert ended - 1 <= told <= ended, "one that was under way for too long at the end counts as none"
         exporter.process.send_signal(signal.SIGTERM)
         exporter.process.wait(DEADLINE)
         assert len(collector.received) == ended

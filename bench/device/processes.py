@@ -96,7 +96,7 @@ class Watch:
 
     def until(self, holds: Callable[[Metrics], bool]) -> Metrics:
         """What is exported as soon as something holds, or after some seconds without it: the rows then say so."""
-        end = time.monotonic() + 5
+        end = time.monotonic() + 20
         while not holds(found := self.since(time.time())) and time.monotonic() < end:
             pass
         return found
