@@ -261,6 +261,7 @@ def test_problems_are_few_and_short() -> None:
     assert got.layout.invalid == 50
     assert [problem.partition(":")[0] for problem in got.layout.problems] == [f"line {n}" for n in range(1, 6)]
     assert max(map(len, got.layout.problems)) < 200
+    assert parse(b'a{b="\xff"} 1\n').layout.problems == ("line 1: it is not UTF-8: 'a{b=\"�\"} 1'",)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n", b" \n\t\r\n", b"# a comment\n#\n#TYPE a gauge\n"])
