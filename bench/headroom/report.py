@@ -62,9 +62,9 @@ TAIL: Final = f"""{LAST}
   both.
 - At the present load the requests are those that came, but for when within a poll they did, and for which prompt had
   which answer. With both known the median error on the tuning traces was 0.09.
-- As an autoscaler's signal at 0.8 it lets 1 to 2 % of first tokens be slow on small engines with a few requests a
-  second each, whose traffic swings by a half within the minutes in which an engine starts; so do fixed sizes of the
-  same hours, and a rule that knows the ramp to come. At 0.65 it is about 0.6 %, for a fifth more engines.
+- As an autoscaler's signal at 0.8 it lets up to 2 % of first tokens be slow on small engines with less than a request
+  a second each, whose traffic swings by a half within the minutes in which an engine starts; so do fixed sizes of the
+  same hours, and a rule that knows the ramp to come.
 - Speculation, data-parallel replicas and disaggregation were not judged here.
 """
 
