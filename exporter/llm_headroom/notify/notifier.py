@@ -159,8 +159,8 @@ class _Door:
             context = client_context(receiver.tls)
             async with (
                 asyncio.timeout(TIMEOUT),
-                # Receivers are often outside, where a host's proxy variables lead; engines never are.
-                httpx.AsyncClient(verify=context, trust_env=True, timeout=TIMEOUT) as client,
+                # Through the host's proxy variables, which engines are not: receivers are often outside.
+                httpx.AsyncClient(verify=context, timeout=TIMEOUT) as client,
                 client.stream("POST", url, json=body, headers=headers) as answer,
             ):
                 if answer.is_success:

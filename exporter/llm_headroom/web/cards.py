@@ -269,10 +269,8 @@ def _section(title: str, about: str, inside: str, kind: str = "") -> str:
 
 
 def _legend(items: Iterable[tuple[str, str, str]]) -> str:
-    """What colours stand for: each with its class, its name, and its value if it has one."""
-    entries = "".join(
-        f'<li><i class="{kind}"></i>{name}{f" <b>{value}</b>" if value else ""}</li>' for kind, name, value in items
-    )
+    """What colours stand for: each with its class, its name, and its value."""
+    entries = "".join(f'<li><i class="{kind}"></i>{name} <b>{value}</b></li>' for kind, name, value in items)
     return f'<ul class="legend">{entries}</ul>' if entries else ""
 
 
