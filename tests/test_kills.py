@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.host.engines import Finder, Watched
+from llm_headroom.host.kills import Kills, followed
+from llm_headroom.host.proc import Stat
 from llm_headroom.host.reading import HostMemory
 from llm_headroom.model import Health, Snapshot
 from proc_tree import ProcTree
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 POD: Final = "kubepods.slice/pod1.slice"
 URL: Final = "http://127.0.0.1:8000"
@@ -181,3 +181,38 @@ def test_of_an_engine_elsewhere_this_host_s_kills_say_nothing(tmp_path: Path) ->
     assert node.read(url="http://198.51.100.9:8000") is None
     node.count(pod=0, host=3)
     assert node.read(url="http://198.51.100.9:8000") is None
+
+
+ONE, OTHER = Stat(100, 1, 100, 5), Stat(101, 1, 101, 6)
+A, B = Path("/a"), Path("/b")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "past"),
+    [
+        (Kills(ONE, A, 2.0, {}), Kills(ONE, B, 3.0, {}), 2.0),
+        (Kills(ONE, A, 2.0, {}), Kills(ONE, A, 3.0, {}), 0.0),
+        (Kills(ONE, A, 2.0, {}), Kills(ONE, A, 1.0, {}), 2.0),
+        (Kills(None, A, 0.0, {"host": 1.0}), Kills(ONE, A, 0.0, {"host": 2.0}), 0.0),
+        (Kills(ONE, A, 0.0, {"host": 1.0}), Kills(OTHER, A, 0.0, {"host": 2.0}), 1.0),
+        (Kills(ONE, A, 0.0, {"host": 1.0}), Kills(ONE, A, 0.0, {"host": 2.0}), 0.0),
+        (Kills(ONE, A, 0.0, {}), Kills(OTHER, A, 0.0, {"host": 2.0}), 0.0),
+    ],
+)
+def test_what_one_more_reading_adds_to_the_past(before: Kills, now: Kills, past: float) -> None:
+    assert followed(before, now).past == past
+
+
+@pytest.mark.parametrize(
+    ("known", "total"),
+    [
+        (Kills(ONE, None, None, {}), None),
+        (Kills(ONE, None, None, {"host": 1.0}), 0.0),
+        (Kills(None, None, None, {"host": 1.0}), None),
+        (Kills(None, None, None, {}, past=2.0), 2.0),
+        (Kills(None, A, 0.0, {}), 0.0),
+        (Kills(None, A, 1.0, {}, past=2.0), 3.0),
+    ],
+)
+def test_kills_are_known_where_something_counts_them(known: Kills, total: float | None) -> None:
+    assert known.total == total

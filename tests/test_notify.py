@@ -16,7 +16,7 @@ import trustme
 from captures import Capture
 from engine_server import EngineServer, replayed
 from exporter_process import Exporter
-from llm_headroom.config.endpoint import Secret, Tls
+from llm_headroom.config.endpoint import Bearer, Secret, Tls
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import load
 from llm_headroom.config.people import Receiver as Settings
@@ -326,9 +326,12 @@ def test_a_secret_url_comes_from_a_variable_or_a_file(tmp_path: Path, monkeypatc
         monkeypatch.setenv("HOOK", f"{receiver.url}/variable\n")
         (tmp_path / "hook").write_text(f" {receiver.url}/file\n")
         variable = Settings(after=0.0, url_env=Secret(env="HOOK"))
-        file = Settings(after=0.0, url_file=Secret(file=tmp_path / "hook"))
+        (tmp_path / "token").write_text("hunter2\n")
+        token = Bearer(Secret(file=tmp_path / "token"))
+        file = Settings(after=0.0, url_file=Secret(file=tmp_path / "hook"), credentials=token)
         assert outcome(receiver, settings=variable) == outcome(receiver, settings=file) == {"sent": 1.0}
     assert [post.path for post in receiver.posts] == ["/variable", "/file"]
+    assert [post.headers.get("authorization") for post in receiver.posts] == [None, "Bearer hunter2"]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff"])
