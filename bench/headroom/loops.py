@@ -71,9 +71,9 @@ hours behind the router with the fewest open requests (60 s), now 0.47 % at 8.6;
 0.76 % at 10.9. On azure_llm_2023_code behind that router it got worse, from 0.15 % at 8.2 hours to 0.34 % at 10.1: its
 traffic swings from minute to minute. A single engine's figure is less steady than it was: at 80 % of the limit, with
 steady arrivals, 80 % of its values lie between 0.68 and 0.96 at a request a second (0.73 and 0.95 before), and between
-0.63 and 1.04 at 0.3 requests a second (0.69 and 0.97); it tells loads at or beyond the limit from those at 80 % or less
-with an AUC of 0.965 and 0.923 (0.990 and 0.978). An autoscaler takes the mean of all; `llm_load_headroom_ratio` is
-the steadier figure of one, and is what it was.
+0.63 and 1.04 at 0.3 requests a second (0.69 and 0.97); it ranks loads at or beyond the limit above those at 80 %
+or less with an AUC of 0.965 and 0.923 (0.990 and 0.978). An autoscaler takes the mean of all;
+`llm_load_headroom_ratio` is the steadier figure of one, and is what it was.
 """
 
 
