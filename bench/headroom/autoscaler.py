@@ -66,9 +66,8 @@ POLL_SECONDS: Final = 5.0
 EVERY: Final = 60.0
 WINDOW: Final = 60.0
 """Seconds of which the p95 of first tokens is."""
-ESTIMATE_SECONDS: Final = 180.0
-"""Between two estimates of the load headroom; an exporter makes them each minute, which would take three times as long
-here."""
+ESTIMATE_SECONDS: Final = 90.0
+"""Between two estimates of the load headroom; an exporter makes them every 60 to 96 s."""
 _DRAIN: Final = 3600.0
 """Seconds after the last arrival in which all that was begun comes to its end."""
 _BASE: Final = {"engine": "vllm", "target": "t"}
