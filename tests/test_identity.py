@@ -68,6 +68,22 @@ def identified(routes: Mapping[str, Reply | Behaviour]) -> str:
     return asyncio.run(ask())
 
 
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "llamacpp"])
+def test_an_engine_without_metrics_is_the_owner_of_its_models(owner: str) -> None:
+    models = [{"id": "adapter", "owned_by": "somebody"}, {"id": "m", "owned_by": owner}]
+    assert identified({"/v1/models": as_json({"data": models})}) == owner
+
+
+def test_an_engine_is_known_by_its_greeting() -> None:
+    assert identified({"/": Reply(b"Ollama is running")}) == "ollama"
+
+
+@pytest.mark.parametrize("owner", ["", "somebody"])
+def test_an_owner_that_is_no_engine_identifies_none(owner: str) -> None:
+    with pytest.raises(FetchError, match="could not be identified"):
+        identified({"/": Reply(b""), "/v1/models": as_json({"data": [{"id": "m", "owned_by": owner}]})})
+
+
 def test_the_router_of_vllm_is_a_router() -> None:
     assert identified(field_inputs.routes("10")) == "sglang_router"
     points = polled("sglang_router", field_inputs.routes("10")).snapshot.points

@@ -195,10 +195,12 @@ def test_the_models_of_a_target_are_known_once_it_was_asked() -> None:
 
         async def test() -> None:
             assert poller.models("t") is None
+            assert poller.polled("t") == poller.polled("nobody") == ()
             await poller.first_round()
             await until(lambda: "beside" in {each.target for each in poller.snapshots()})
             assert poller.models("t") == {"m"}
             assert poller.models("gone") == ()
+            assert poller.polled("t") == next(each.points for each in poller.snapshots() if each.target == "t") != ()
             assert (poller.models("bare"), poller.models("beside"), poller.models("nobody")) == (None, None, None)
 
         polling(poller, test)

@@ -210,6 +210,12 @@ def test_a_version_is_of_bounded_length(version: str, said: str | None) -> None:
     assert values(snapshot.points, "llm_engine_info", "version") == ({} if said is None else {said: 1.0})
 
 
+def test_of_an_engine_that_is_down_no_version_is_exposed() -> None:
+    engine = documents(version=lambda _: "1.2")
+    snapshot, _ = collected(engine, metrics=Reply(b"", 500))
+    assert (snapshot.health.up, snapshot.health.version, snapshot.points) == (False, "1.2", ())
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [

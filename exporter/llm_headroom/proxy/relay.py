@@ -372,8 +372,7 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def _end(self, reason: str) -> None:
-        if self._under_way:
-            self.backlog.add(partial(self.observer.broken, reason, monotonic()))
+        self.backlog.add(partial(self.observer.broken, reason, monotonic()))
         self._over = True
 
     def retire(self) -> None:
