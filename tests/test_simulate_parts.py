@@ -341,6 +341,21 @@ def test_a_gpu_that_nobody_uses_idles_at_its_clock() -> None:
     assert found[schema.GPU_MEMORY_FREE] == 10 * GIB - GIB / 2
 
 
+def test_a_gpu_with_a_lowered_clock_is_throttled_and_hot_until_it_is_back() -> None:
+    clock, factor = Hands(), [1.0]
+    gpus = SimulatedGpus(clock, [(GPU, [Holder(lambda: 0), Holder(lambda: 0, slowdown=lambda: factor[0])])])
+    metrics = (schema.GPU_THROTTLE, schema.GPU_THROTTLE_TIME, schema.GPU_CLOCK, schema.GPU_TEMPERATURE)
+    seen = []
+    for moment, now in ((1.0, 1.0), (41.0, 1.5), (43.0, 1.5), (1043.0, 1.0)):
+        clock.moment, factor[0] = moment, now
+        gpus.sample()
+        found = {one.series.metric: one.value for one in gpus.read().points}
+        seen.append(tuple(found[metric] for metric in metrics))
+    cool = (1.41e9, 32.0), (0.94e9, 71.0), (0.94e9, 72.0), (1.41e9, 38.0)
+    times = (0.0, 0.0), (1.0, 40.0), (1.0, 42.0), (0.0, 42.0)
+    assert seen == [(*time_, *rest) for time_, rest in zip(times, cool, strict=True)]
+
+
 # Ollama --------------------------------------------------------------------------------------------------------------
 def ollama(**changes: Any) -> OllamaServer:  # noqa: ANN401 - fields of the configuration
     settings: dict[str, Any] = {"models": {SMALL: TINY_LLAMA, OTHER: QWEN_2_5_7B}, "gpu": L4, "context_length": 1000}
