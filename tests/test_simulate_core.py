@@ -301,6 +301,20 @@ def test_an_aborted_request_leaves_nothing_behind(moment: float) -> None:
     assert seen.histograms.e2e.count == 0
 
 
+def test_a_request_aborted_before_it_arrives_never_does() -> None:
+    engine = Engine(vllm())
+    ends: list[Outcome] = []
+    arrivals = (10, 50, 20, 60, 70, 30, 40)
+    numbers = {each: engine.submit(Request(each, 4, 1), on_end=ends.append) for each in arrivals}
+    engine.abort(numbers[10])
+    engine.abort(numbers[10])
+    assert engine.next_event == 20
+    engine.advance(100)
+    assert [one.request.arrival for one in ends] == [20, 30, 40, 50, 60, 70]
+    assert all(one.ended - one.request.arrival < 10 for one in ends)
+    assert engine.read().counters.submitted == 6
+
+
 def test_a_stalled_engine_freezes_and_goes_on() -> None:
     engine = Engine(vllm())
     ends: list[Outcome] = []
