@@ -80,8 +80,6 @@ class KvPool:
             whole shared segments found; blocks found, private ones included; how many of these nobody holds now (which
             holding them would take from ``obtainable``).
         """
-        if not self._caching:
-            return 0, 0, 0
         found = blocks = idle = 0
         for key in shared:
             if blocks + segment_blocks > limit:
