@@ -27,9 +27,9 @@ from llm_headroom.net.http_connection import Request
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
 from llm_headroom.render.prometheus import Format, Renderer, exposition
-from llm_headroom.view.board import assembled, cards
+from llm_headroom.view.board import Board, assembled, cards
 from llm_headroom.view.history import History
-from llm_headroom.view.values import Missing
+from llm_headroom.view.values import Missing, View
 from llm_headroom.web.app import App
 from llm_headroom.web.look import look
 from llm_headroom.web.page import Painter
@@ -308,7 +308,7 @@ class Unrenderable:
 
 
 def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None:
-    async def scraped() -> tuple[bytes, bytes, bytes]:
+    async def scraped() -> tuple[bytes, bytes, bytes, View]:
         with EngineServer(replayed(CAPTURED["vllm"])) as server:
             config = load(None, targets=[f"vllm={server.url}"], gpu=False, discover=False, engine_names=("vllm",))
             poller = Poller(config, beside=[Unrenderable()])
@@ -323,18 +323,21 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None
             app.changed()
             paths = ("/metrics", "/api/v1/snapshot", "/")
             answers = [await app.handle(Request("GET", path, {}, {})) for path in paths]
+            view = Board(poller).view()
             await app.close()
             await poller.stop()
             metrics, snapshot, page = answers
-            return metrics.body, snapshot.body, page.body
+            return metrics.body, snapshot.body, page.body, view
 
-    metrics, snapshot, page = asyncio.run(scraped())
+    metrics, snapshot, page, view = asyncio.run(scraped())
 
     assert b"llm_requests_running{" in metrics
     assert b"llm_build_info{" in metrics
     assert [source["engine"] for source in json.loads(snapshot)["sources"]] == ["vllm"]
     assert b"not shown: internal error (bug)" in page
     assert b"tiny-llama" in page
+    (card,) = (each for each in view.engines if each.source.target == "broken")
+    assert (card.source.up, card.source.cause, card.state.name) == (False, "internal", "down")
 
 
 @pytest.mark.parametrize(("reused", "expected"), [(3600.0, [1.0, 1.0, 3.0]), (0.0, [1.0, 2.0, 3.0])])

@@ -117,7 +117,7 @@ class Board:
         except Exception:  # it costs no other source its card
             log.exception("rendering failed: internal error (bug)", extra={"target": snapshot.target})
             failure = Failure(Cause.INTERNAL, UNSHOWN)
-            bare = replace(snapshot, points=(), states=(), health=Health(up=False, error=failure))
+            bare = replace(snapshot, states=(), health=Health(up=False, error=failure))
             return cards(bare, History(), titles, lambda _: (), labels)
 
     def minutes(self, card: EngineCard | GpuCard, now: float, count: int) -> Iterable[Minute]:
