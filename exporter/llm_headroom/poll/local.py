@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("llm_headroom")
 
 GPU_TARGET: Final = GPUS
+_CLOSE_SECONDS: Final = 1.0
+"""For which a call of NVML under way is waited for at the end: a supervisor waits, too."""
 """The name of the target, too."""
 
 
@@ -165,7 +167,9 @@ class GpuSource:
         """There is nothing to estimate."""
 
     async def close(self) -> None:
-        """Unload NVML, unless it hangs."""
+        """Unload NVML once the call under way has ended, unless that hangs."""
+        if self._pending is not None:
+            await asyncio.wait({self._pending}, timeout=min(self._timeout, _CLOSE_SECONDS))
         if self._pending is None or self._pending.done():
             await in_thread(self._gpus.close, "nvml")
 
