@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("llm_headroom")
 
 GPU_TARGET: Final = GPUS
+"""The name of the target, too."""
 _CLOSE_SECONDS: Final = 1.0
 """For which a call of NVML under way is waited for at the end: a supervisor waits, too."""
-"""The name of the target, too."""
 
 
 class GpuReader(Protocol):
