@@ -65,6 +65,11 @@ class Engine:
         for name, amount in grown.items():
             self.counts[name] += amount
 
+    def go_on(self) -> None:
+        """Five seconds of what runs already: nothing begins or ends."""
+        self.counts["generated"] += 100
+        self.counts["steps"] += 250
+
     def points(self) -> list[Point]:
         """What it exposes."""
         own = self.counts
@@ -114,8 +119,7 @@ def stalled(engine: Engine, at: float) -> None:
 def blocked(engine: Engine, at: float) -> None:
     engine.waiting = 5.0 if 600 <= at < 1500 else 0.0
     if engine.waiting:
-        engine.counts["generated"] += 100
-        engine.counts["steps"] += 250
+        engine.go_on()
     else:
         engine.work()
 
@@ -124,8 +128,7 @@ def awaited(engine: Engine, at: float) -> None:
     """A proxy sees that first tokens are owed, of which none comes; what runs goes on."""
     engine.overdue = 5.0 if 600 <= at < 1200 else 0.0
     if engine.overdue:
-        engine.counts["generated"] += 100
-        engine.counts["steps"] += 250
+        engine.go_on()
     else:
         engine.work()
 

@@ -124,7 +124,12 @@ def test_the_service_s_loop_looks_names_up_in_the_executor_that_is_set_for_that(
 class Short(socket.socket):
     """A listener for whose connections descriptors are short: three tries for the first, two for the second."""
 
-    tries = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+        self.bind(("127.0.0.1", 0))
+        self.listen()
+        self.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
 
     def accept(self) -> tuple[socket.socket, Any]:
         """A connection, at the fourth and sixth try."""
@@ -141,9 +146,6 @@ def test_where_no_connection_can_be_had_that_is_said_once_and_tried_again(
 
     async def service() -> None:
         with Short() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            listener.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
             taken: asyncio.Queue[socket.socket] = asyncio.Queue()
             accepting = Accepting(listener, taken.put_nowait)
             for said in (1, 2):
@@ -164,9 +166,6 @@ def test_who_is_closed_while_no_connection_can_be_had_does_not_try_again(
 
     async def service() -> None:
         with Short() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            listener.setblocking(False)  # noqa: FBT003 - the method takes it by position alone
             accepting = Accepting(listener, socket.socket.close)
             with socket.create_connection(listener.getsockname()):
                 while not listener.tries:  # noqa: ASYNC110 - nothing says when a connection was not to be had

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_headroom import schema
-from llm_headroom.model import Across, Histogram, Point
+from llm_headroom.model import Across, Histogram, Point, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from llm_headroom.model import Labels, Series
+
+
+def names(points: Iterable[Point]) -> set[str]:
+    """The names of a target's replicas, by their running requests; one without a name is alone."""
+    return {series.label("replica") for series, _ in numbers(points, schema.REQUESTS_RUNNING)}
 
 
 def combined(points: Iterable[Point]) -> Iterable[Point]:

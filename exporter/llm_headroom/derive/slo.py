@@ -7,12 +7,13 @@ boundary is exported, so that a reader sees what was counted.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.observation import histogram_growth
 
 if TYPE_CHECKING:
+    from llm_headroom.config.settings import Objectives, Target
     from llm_headroom.derive.observation import Observation
     from llm_headroom.model import Histogram
 
@@ -46,6 +47,11 @@ def objectives(
 
 
 OBJECTIVES: Final = objectives()
+
+
+def judging(target: Target, configured: Objectives) -> tuple[Objective, ...]:
+    """What the latency of a target is judged by: nobody waits for one for batches."""
+    return () if target.purpose == "batch" else objectives(**asdict(configured))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llm_headroom.derive import economy, slo
@@ -107,7 +107,7 @@ class EngineSource:
             engine,
             timeout=config.timeout,
             label_limit=config.label_limit,
-            objectives=() if self.target.purpose == "batch" else slo.objectives(**asdict(config.objectives)),
+            objectives=slo.judging(self.target, config.objectives),
             measured=None if self._measured is None else self._measured.points,
             layers=self._layers(engine),
             kin=self._kin,

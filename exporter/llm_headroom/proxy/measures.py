@@ -10,8 +10,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.derive import replicas
 from llm_headroom.derive.loaded import Ready, loaded, ready
-from llm_headroom.model import Histogram, Kind, Metric, numbers, point
+from llm_headroom.model import Histogram, Kind, Metric, point
 from llm_headroom.proxy.backlog import Backlog
 from llm_headroom.proxy.framing import FramingError
 from llm_headroom.scrape.label_cap import OVERFLOW, LabelCap
@@ -243,7 +244,7 @@ class Measures:
         """
         now = self._clock()
         if own:
-            self._replicas = len({each.label("replica") for each, _ in numbers(own, schema.REQUESTS_RUNNING)}) or 1
+            self._replicas = len(replicas.names(own)) or 1
         if self._loads and own:
             self._ready = ready(self._ready, loaded(own), now)
         self.backlog.look()

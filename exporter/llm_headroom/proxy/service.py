@@ -9,7 +9,7 @@ import logging
 import math
 import socket
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -110,7 +110,7 @@ class ProxySource:
         self._base = {**target.labels, "engine": self._engine, "target": self.name}
         self.measures = measures
         self._memory = Memory()
-        self._objectives = _objectives(target, config)
+        self._objectives = slo.judging(target, config.objectives)
         self._estimates = LoadEstimates(self.name, self._objectives)
 
     @property
@@ -138,11 +138,6 @@ class ProxySource:
 
     async def close(self) -> None:
         """There is nothing to let go of."""
-
-
-def _objectives(target: Target, config: Config) -> tuple[slo.Objective, ...]:
-    """What the latency of a target is judged by: nobody waits for one for batches."""
-    return () if target.purpose == "batch" else slo.objectives(**asdict(config.objectives))
 
 
 def _available(config: Config) -> slo.Objective:
@@ -174,7 +169,7 @@ class Proxies:
                 untagged="latest" if target.engine == "ollama" else "",
                 loads=target.engine in JOINED | _SHOW_LOADS,
                 silent_loads=target.engine in JOINED,
-                objectives=(*_objectives(target, config), _available(config)),
+                objectives=(*slo.judging(target, config.objectives), _available(config)),
                 clock=clock,
             )
             if target.engine in JOINED:

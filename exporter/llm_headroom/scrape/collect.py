@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from llm_headroom import schema
-from llm_headroom.derive import restart
+from llm_headroom.derive import replicas, restart
 from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
 from llm_headroom.derive.slo import OBJECTIVES
 from llm_headroom.engines.built_in import BUILT_IN
@@ -282,8 +282,8 @@ class Collector:
         limit = self.target.requests_running_limit
         if limit is not None and not self.engine.limit_per_model:
             labels = {"model": self.engine.model(self._documents.held)}
-            replicas = {each.label("replica") for each, _ in numbers(points, schema.REQUESTS_RUNNING)}
-            each_of = [labels] if len(replicas) < 2 else [labels | {"replica": name} for name in sorted(replicas)]  # noqa: PLR2004 - one alone needs no name
+            names = replicas.names(points)
+            each_of = [labels] if len(names) < 2 else [labels | {"replica": name} for name in sorted(names)]  # noqa: PLR2004 - one alone needs no name
             facts += [Fact(schema.REQUESTS_RUNNING_LIMIT, own, float(limit), "configuration") for own in each_of]
         return facts
 
