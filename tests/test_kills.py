@@ -158,6 +158,16 @@ def test_a_group_that_cannot_be_read_for_a_moment_is_no_new_one(tmp_path: Path) 
     assert node.read() == 2.0
 
 
+def test_of_an_engine_that_is_no_longer_watched_nothing_is_remembered(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.start(100, "first", 2)
+    assert node.read() == 2.0
+    assert node.memory.read([], node.now) == {}
+    node.end(100)
+    node.start(200, "second")
+    assert node.read() == 0.0
+
+
 def test_without_a_group_the_host_counts_the_engine_s_death(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.tree.process(100, sockets=(700,), cgroup="")
@@ -197,6 +207,11 @@ A, B = Path("/a"), Path("/b")
         (Kills(ONE, A, 0.0, {"host": 1.0}), Kills(OTHER, A, 0.0, {"host": 2.0}), 1.0),
         (Kills(ONE, A, 0.0, {"host": 1.0}), Kills(ONE, A, 0.0, {"host": 2.0}), 0.0),
         (Kills(ONE, A, 0.0, {}), Kills(OTHER, A, 0.0, {"host": 2.0}), 0.0),
+        (Kills(ONE, A, 0.0, {"pod": 1.0, "host": 1.0}), Kills(None, None, None, {"host": 2.0}), 1.0),
+        (Kills(ONE, A, 0.0, {"pod": 1.0, "host": 1.0}), Kills(OTHER, B, 0.0, {"pod": 1.0, "host": 2.0}), 0.0),
+        (Kills(ONE, A, 0.0, {"host": 1.0}), Kills(OTHER, A, 1.0, {"host": 2.0}), 0.0),
+        (Kills(ONE, A, 2.0, {"host": 1.0}), Kills(OTHER, B, 5.0, {"host": 2.0}), 3.0),
+        (Kills(ONE, A, 2.0, {}, past=4.0), Kills(ONE, B, 0.0, {}), 6.0),
     ],
 )
 def test_what_one_more_reading_adds_to_the_past(before: Kills, now: Kills, past: float) -> None:

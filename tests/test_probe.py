@@ -8,6 +8,7 @@ import gzip
 import socket
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,7 @@ import scripted_server
 from captures import Capture
 from engine_server import EngineServer, hang, replayed
 from exporter_process import Exporter
-from llm_headroom.config.endpoint import Bearer, Secret
+from llm_headroom.config.endpoint import Bearer, Secret, Tls
 from llm_headroom.config.reach import literal, reach
 from llm_headroom.config.settings import Config, Module, ProbeSettings
 from llm_headroom.net.http_connection import Request, Response
@@ -28,7 +29,6 @@ from scripted_server import reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from llm_headroom.model import Histogram
 
@@ -206,9 +206,9 @@ def test_an_engine_that_is_asked_for_goes_before_the_module_s(vllm: EngineServer
 
 
 class KnownNames(Workers):
-    """A name server that knows some names, and notes what it is asked."""
+    """A name server that knows some names, and notes what it is asked. It never answers for a name that has None."""
 
-    def __init__(self, **names: tuple[str, ...]) -> None:
+    def __init__(self, **names: tuple[str, ...] | None) -> None:
         super().__init__("names", 1)
         self.names = names
         self.asked: list[str] = []
@@ -219,10 +219,11 @@ class KnownNames(Workers):
             return super().submit(fn, *args, **kwargs)
         self.asked.append(args[0])
         future: Future[object] = Future()
-        found = self.names.get(args[0].partition(".")[0])
-        if found is None:
+        name = args[0].partition(".")[0]
+        found = self.names.get(name)
+        if name not in self.names:
             future.set_exception(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
-        else:
+        elif found is not None:
             family = {True: socket.AF_INET6, False: socket.AF_INET}
             future.set_result([(family[":" in each], socket.SOCK_STREAM, 6, "", (each, args[1])) for each in found])
         return future
@@ -406,6 +407,54 @@ def test_a_probe_that_takes_too_long_says_so_and_ends_with_the_exporter() -> Non
         await probes.close()
         await left.wait()
         server.close()
+
+    bounded.run(test())
+
+
+@pytest.mark.parametrize(
+    ("timeout", "announced", "kept"),
+    [(None, {}, "0.3"), (0.1, {}, "0.2"), (None, {"x-prometheus-scrape-timeout-seconds": "1e9"}, "0.25")],
+)
+def test_a_probe_waits_for_the_target_s_own_time_and_a_little_more_or_as_announced(
+    monkeypatch: pytest.MonkeyPatch, timeout: float | None, announced: dict[str, str], kept: str
+) -> None:
+    monkeypatch.setattr("llm_headroom.web.probe.SLACK", 0.1)
+    monkeypatch.setattr("llm_headroom.web.probe.LONGEST", 0.25)
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_default_executor(KnownNames(slow=None))
+        settings = ProbeSettings(allow=("slow.example",), modules={"m": Module(name="m", timeout=timeout)})
+        probes = Probes(Poller(Config(probe=settings, discover=False, timeout=0.2)))
+        query = {"target": "slow.example:1", "module": "m"}
+        found = await probes.points(Request("GET", "/probe", query, announced))
+        assert isinstance(found, Response)
+        assert (found.status, found.body) == (504, f"slow.example:1 has not answered within {kept} s.\n".encode())
+
+    bounded.run(test())
+
+
+@pytest.mark.parametrize(
+    ("module", "url", "encodings", "causes"),
+    [
+        (Module(name="m"), "", {"identity"}, set()),
+        (Module(name="m", gzip=True), "", {"gzip"}, set()),
+        (Module(name="m", max_bytes=9), "", {"identity"}, {"too_large"}),
+        (Module(name="m"), "https://127.0.0.1:1", set(), {"refused"}),
+        (Module(name="m", tls=Tls(ca_file=Path("/dev/null/ca"))), "https://127.0.0.1:1", set(), {"tls"}),
+    ],
+)
+def test_a_target_is_read_as_its_module_says(module: Module, url: str, encodings: set[str], causes: set[str]) -> None:
+    async def test() -> None:
+        probe = ProbeSettings(allow=("127.0.0.1",), modules={"m": module})
+        probes = Probes(Poller(Config(probe=probe, discover=False)))
+        async with scripted_server.EngineServer({"/metrics": reply(b"vllm:num_requests_running 1\n")}) as engine:
+            query = {"target": f"vllm={url or engine.url}", "module": "m"}
+            found = await probes.points(Request("GET", "/probe", query, {}))
+            await probes.close()
+        assert not isinstance(found, Response)
+        errors = {series.label("cause"): n for series, n, _ in found if series.metric.name == "llm_source_errors_total"}
+        assert {cause for cause, count in errors.items() if count} == causes
+        assert {each.headers["accept-encoding"] for each in engine.requests} == encodings
 
     bounded.run(test())
 

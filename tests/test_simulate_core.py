@@ -239,6 +239,16 @@ def test_sglang_retracts_the_shortest_output_and_reserves_more_afterwards() -> N
     assert len(ends) == 6
 
 
+def test_sglang_admits_again_as_soon_as_a_retraction_has_made_room() -> None:
+    """The last two come while the pool is full. The smaller one is not kept until one of those that run has ended."""
+    engine = Engine(replace(sglang(180, budget=100), schedule_conservativeness=0.05))
+    ends: list[int] = []
+    for arrival, prompt, output in ((0, 13, 40), (3, 11, 40), (6, 17, 40), (9, 12, 40), (21, 18, 1), (40, 25, 1)):
+        engine.submit(Request(arrival, prompt, output), on_end=lambda end: ends.append(end.number))
+    engine.advance(100)
+    assert ends == [5, 6, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("scheduler", ["vllm", "sglang"])
 def test_a_cached_prefix_is_not_computed_again(scheduler: str) -> None:
     engine = Engine(CONFIGS[scheduler])

@@ -587,7 +587,11 @@ def test_ollamas_documents_have_the_fields_of_the_captures_in_their_order(path: 
 
 @pytest.mark.parametrize(
     ("parameters", "words"),
-    [(13_203_072, "13.20M"), (2_640_000, "2.64M"), (8_030_261_248, "8.0B"), (7_000_000_000, "7B")],
+    [
+        *((13_203_072, "13.20M"), (2_640_000, "2.64M"), (8_030_261_248, "8.0B"), (7_000_000_000, "7B")),
+        *((1_000_000_000, "1B"), (999_999_999, "1000.00M"), (1_000_000, "1M"), (999_499, "999K"), (1_000, "1K")),
+        (999, "999"),
+    ],
 )
 def test_sizes_are_in_ollamas_words(parameters: int, words: str) -> None:
     config = OllamaConfig({SMALL: replace(TINY_LLAMA, parameters=parameters)}, None)

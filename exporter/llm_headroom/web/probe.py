@@ -7,8 +7,6 @@ credentials go there alone.
 from __future__ import annotations
 
 import asyncio
-import math
-import socket
 from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -56,7 +54,7 @@ class Probes:
 
     def __init__(self, poller: Poller) -> None:
         self._poller = poller
-        self._sources: OrderedDict[tuple[str, str, str], EngineSource] = OrderedDict()
+        self._sources: OrderedDict[Target, EngineSource] = OrderedDict()
         self._collecting: dict[EngineSource, asyncio.Task[Snapshot]] = {}
         self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self._making = asyncio.Lock()
@@ -64,14 +62,14 @@ class Probes:
     async def points(self, request: Request) -> list[Point] | Response:
         """What was collected of the target that a request names, or the answer that says why nothing was."""
         try:
-            target, module = self._named(request)
+            target = self._named(request)
             limit = _scrape_timeout(request.headers)
             if limit is None:
                 limit = SLACK + (self._poller.config.timeout if target.timeout is None else target.timeout)
             async with asyncio.timeout(limit):
                 judged = await self._judged(target)
                 async with self._making:
-                    source = self._source(judged, module)
+                    source = self._source(judged)
                     await asyncio.sleep(0)  # making one takes 10 ms: others have their turn before the next one
                 snapshot = await self._collected(source)
         except TimeoutError:
@@ -88,9 +86,8 @@ class Probes:
             task.cancel()
         for source in self._sources.values():
             await source.close()
-        self._sources.clear()
 
-    def _named(self, request: Request) -> tuple[Target, str]:
+    def _named(self, request: Request) -> Target:
         settings = self._poller.config.probe
         if not settings.allow:
             raise _RefusedError(403, "/probe is off: list what it may reach under probe.allow.")
@@ -106,7 +103,7 @@ class Probes:
             raise _RefusedError(400, str(error)) from None
         if target.engine is not None and target.engine not in self._poller.engines:
             raise _RefusedError(400, f"Unknown engine {target.engine!r}.")
-        return target, name
+        return target
 
     async def _judged(self, target: Target) -> Target:
         """The target at the one address that it was found to be allowed at; its name is not looked up again."""
@@ -128,12 +125,11 @@ class Probes:
         first = min(allowed, key=lambda each: each.version)
         return replace(target, endpoint=replace(target.endpoint, address=str(first)))
 
-    def _source(self, target: Target, module: str) -> EngineSource:
-        key = (target.endpoint.url, target.endpoint.address, f"{target.engine}/{module}")
-        found = self._sources.get(key)
-        if found is None or found.target != target:
-            found = self._sources[key] = EngineSource(target, self._poller.engines, self._poller.config)
-        self._sources.move_to_end(key)
+    def _source(self, target: Target) -> EngineSource:
+        found = self._sources.get(target)
+        if found is None:
+            found = self._sources[target] = EngineSource(target, self._poller.engines, self._poller.config)
+        self._sources.move_to_end(target)
         for old in list(self._sources)[: max(0, len(self._sources) - MOST_PROBED)]:
             if (source := self._sources[old]) not in self._collecting:
                 del self._sources[old]
@@ -171,7 +167,7 @@ def _target(text: str, module: Module | None) -> Target:
 async def _addresses(host: str, port: int) -> Sequence[Address]:
     """The addresses that a name has."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(host, port)
     except (OSError, UnicodeError) as error:
         raise _RefusedError(502, f"{host} cannot be resolved: {error}") from None
     return [address for *_, where in found if (address := literal(str(where[0]))) is not None]
@@ -183,6 +179,6 @@ def _scrape_timeout(headers: Mapping[str, str]) -> float | None:
         announced = float(headers["x-prometheus-scrape-timeout-seconds"])
     except (KeyError, ValueError):
         return None
-    if not math.isfinite(announced) or announced <= 0.0:
+    if not announced > 0.0:  # also one that is no number
         return None
     return min(LONGEST, max(announced - TIMEOUT_MARGIN, announced / 2))
