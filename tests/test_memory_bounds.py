@@ -80,6 +80,35 @@ def test_an_engine_stalls_after_a_minute_without_a_step(timeline: list[Poll], st
     assert number(timeline, "llm_engine_stalled") == stalled
 
 
+def replicas(*each: tuple[float, float]) -> list[Point]:
+    """Replicas with a request each, by their steps and generated tokens."""
+    return [
+        point(metric, float(value), replica=str(number))
+        for number, (steps, tokens) in enumerate(each)
+        for metric, value in (
+            (schema.REQUESTS_RUNNING, 1.0),
+            (schema.ENGINE_STEPS, steps),
+            (schema.GENERATION_TOKENS, tokens),
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "stalled"),
+    [
+        ([(0.0, replicas((5, 5), (5, 5))), (60.0, replicas((6, 6), (5, 5)))], {"0": 0.0, "1": 1.0}),
+        ([(0.0, replicas((5, 5), (5, 5))), (59.0, replicas((6, 6), (5, 5)))], {"0": 0.0, "1": 0.0}),
+        ([(0.0, replicas((5, 5), (5, 5))), (60.0, replicas((5, 6), (6, 5)))], {"0": 0.0, "1": 0.0}),
+        ([(0.0, replicas((5, 5), (5, 5))), (60.0, replicas((5, 5), (5, 5)))], {"0": 1.0, "1": 1.0}),
+        ([(0.0, replicas((5, 5))), (60.0, replicas((5, 5)))], {"": 1.0}),  # alone it is the engine
+    ],
+)
+def test_a_replica_that_stands_still_is_stalled_whatever_the_others_do(
+    timeline: list[Poll], stalled: dict[str, float]
+) -> None:
+    assert values(polls(timeline)[1], "llm_engine_stalled", "replica") == stalled
+
+
 # First tokens --------------------------------------------------------------------------------------------------------
 def firsts(at: float, good: float, total: float) -> Poll:
     return at, [ttft(good, good, good, good, total)]
@@ -136,6 +165,41 @@ def test_first_tokens_that_a_proxy_awaits_are_trouble_now(
     _, derived = polls([first, (second[0], [*second[1], *awaited])])
 
     assert (value(derived, "llm_saturation_high_water_ratio") == 0.95) is late
+
+
+def waits(at: float, waiting: float, first_tokens: float = 4.0) -> Poll:
+    return at, [point(schema.REQUESTS_WAITING, waiting), *firsts(at, first_tokens, first_tokens)[1]]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "overdue"),
+    [
+        ([waits(0.0, 0), waits(5.0, 4), waits(7.4, 4)], None),
+        ([waits(0.0, 0), waits(5.0, 4), waits(7.5, 4)], 4.0),
+        ([waits(0.0, 0), waits(5.0, 4), waits(7.5, 3)], 3.0),
+        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 9), waits(12.5, 8)], 8.0),  # what came later is late now, too
+        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 9, 5), waits(12.4, 9, 5)], None),  # one got through
+        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 0), waits(12.4, 4)], None),
+        ([waits(0.0, 0), waits(5.0, 4), waits(5.5, 2), waits(7.5, 4)], 2.0),  # within a second they are one poll
+        ([waits(0.0, 0), waits(5.0, 4), waits(65.0, 4)], 4.0),  # counters do not lie over a gap
+        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 4, 1)], None),  # it restarted
+    ],
+)
+def test_what_waits_while_no_first_token_comes_is_overdue(timeline: list[Poll], overdue: float | None) -> None:
+    _, derived = polls(timeline)
+    assert value(derived, "llm_first_tokens_overdue") == overdue
+    assert (value(derived, "llm_saturation_high_water_ratio") == 0.95) is ((overdue or 0.0) >= 3)
+
+
+def test_where_a_proxy_counts_or_nobody_is_judged_the_engine_has_nothing_overdue() -> None:
+    timeline = [waits(0.0, 0), waits(5.0, 4), waits(10.0, 4)]
+    proxied = [(at, [*points, point(schema.PROXY_OVERDUE, 1.0, slo="ttft")]) for at, points in timeline]
+    memory, batch = Memory(), list[Point]()
+    for at, points in timeline:
+        memory, batch = advance(memory, points, at, base=BASE, objectives=())
+
+    assert number(proxied, "llm_first_tokens_overdue") is None
+    assert value(batch, "llm_first_tokens_overdue") is None
 
 
 @pytest.mark.parametrize(("seconds", "risk"), [(59.0, 0.95), (60.0, None)])

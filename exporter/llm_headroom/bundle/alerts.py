@@ -57,7 +57,7 @@ INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("LLMGpuLost", "LLMGpu(Xid|Recovery).*", ("instance",)),
     ("LLMExporterDown", "LLM(Gpu|Source|Collection|Signal).*", ("instance",)),
     ("LLMEngineStalled", "LLMQueue.*|LLMFirstTokens.*|LLMGpuIdleWhileQueued", ("instance", "target")),
-    ("LLMQueueStarved", "LLMQueueBuilding", ("instance", "target", "model")),
+    ("LLMQueueStarved", "LLMQueueBuilding|LLMFirstTokensSlow", ("instance", "target", "model")),
     ("LLMFirstTokensSlow", "LLMSaturationRisk|LLMQueueBuilding", ("instance", "target", "model")),
     ("LLMKVCacheExhausted", "LLMKVHeadroomLow", ("instance", "target", "model")),
     ("LLMGpuMemoryExhausted", "LLMGpuMemoryHeadroomLow|LLMGpuMemoryRunningOut|LLMOomRisk", ("instance", "uuid")),

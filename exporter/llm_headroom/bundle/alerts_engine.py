@@ -61,8 +61,8 @@ LATENCY: Final = (
         expr="""(target_model:llm_ttft_missed:increase2m > $ttft_slow_count - 0.5)
             / target_model:llm_ttft:increase2m >= $ttft_slow_share""",
         summary=f"First tokens of {_WHO} are slow",
-        description="{{ $value | humanizePercentage }} of the first tokens of the last two minutes, those that a "
-        "measuring proxy still awaits included, missed the TTFT objective; a share of $ttft_slow_share and at least "
+        description="{{ $value | humanizePercentage }} of the first tokens of the last two minutes, those that "
+        "are still awaited included, missed the TTFT objective; a share of $ttft_slow_share and at least "
         "$ttft_slow_count of them are worth a page.",
     ),
     Alert(
@@ -203,7 +203,8 @@ AVAILABILITY: Final = (
             or last_over_time(llm_engine_stalled[10m]) == 1 and on (job, instance) up{job="$exporter_job"} == 0)""",
         wait="1m",
         summary=f"{_WHO} is stalled",
-        description="There are requests, but neither steps nor tokens have increased for over a minute.",
+        description="There are requests, but neither steps nor tokens of the engine, or of one of its data-parallel "
+        "replicas, have increased for over a minute.",
     ),
     Alert(
         name="LLMQueueStarved",

@@ -20,7 +20,9 @@ _BY: Final = "by (cluster, namespace, job, engine, model)"
 _BY_SLO: Final = "by (cluster, namespace, job, engine, model, slo)"
 _FIRSTS: Final = f'increase(llm_slo_requests_total{{slo="ttft"}}[{SLOW_SECONDS / 60:.0f}m])'
 _GOOD: Final = _FIRSTS.replace("_total", "_good_total")
-_OVERDUE: Final = 'label_replace(llm_proxy_requests_overdue{slo="ttft"}, "slo", "overdue", "", "")'
+_OVERDUE: Final = (
+    'label_replace(llm_proxy_requests_overdue{slo="ttft"} or llm_first_tokens_overdue, "slo", "overdue", "", "")'
+)
 """First tokens that have missed their objective and are still awaited: where none comes, these alone say so."""
 _TTFT: Final = "target_model:llm_ttft:increase2m"
 HOURS: Final = ("30m", "1h", "2h", "6h")

@@ -50,7 +50,7 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
     schema.ROUTER_REQUESTS_ACTIVE: (Figure("running"),),
     schema.ROUTER_REQUESTS_WAITING: (Figure("waiting"),),
     schema.ROUTER_WORKER_HEALTHY: (Figure("healthy"),),
-    schema.ENGINE_STALLED: (Figure("stalled", max),),
+    schema.ENGINE_STALLED: (Figure("stalled"),),
     schema.ENGINE_RESTARTS: (Figure("restarts", max),),
     schema.KV_CACHE_USAGE: (Figure("usage", max),),
     schema.KV_CACHE_HEADROOM_REQUESTS: (Figure("room", min),),
@@ -59,11 +59,14 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
     schema.MODELS_LOADED: (Figure("models"),),
     schema.SLO_REQUESTS: (Figure("firsts", label="slo", only="ttft"),),
     schema.SLO_REQUESTS_GOOD: (Figure("good", label="slo", only="ttft"),),
+    schema.FIRST_TOKENS_OVERDUE: (Figure("overdue"),),
     schema.PROXY_OVERDUE: (Figure("overdue", label="slo", only="ttft"),),
     schema.SLO_THRESHOLD: (Figure("objective", max, label="slo", only="ttft"),),
 }
 
 
+_COUNTED: Final = {schema.ROUTER_WORKER_HEALTHY: "workers", schema.ENGINE_STALLED: "replicas"}
+"""Metrics of which it matters how many series there are."""
 UNNAMED: Final = {name: f"unnamed_{name}" for name in ("failed", "finished", "wrong", "responses")}
 """Counters of requests whose model nobody named, such as failures before a model has ever answered: beside a model's
 own."""
@@ -85,8 +88,9 @@ def figures(points: Iterable[Point]) -> dict[str, dict[str, float]]:
         for figure in kinds:
             if figure.takes(each):
                 own[figure.name] = figure.combine(own[figure.name], value) if figure.name in own else value
-        if each.series.metric is schema.ROUTER_WORKER_HEALTHY:
-            own["workers"] = own.get("workers", 0.0) + 1.0
+        counted = _COUNTED.get(each.series.metric)
+        if counted is not None:
+            own[counted] = own.get(counted, 0.0) + 1.0
     whole = found.pop("", {})
     unnamed = {UNNAMED[name]: value for name, value in whole.items() if name in UNNAMED}
     models = {model: {**whole, **unnamed, **own} for model, own in found.items() if _there(own)}

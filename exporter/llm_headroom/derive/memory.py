@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.derive import capacity, headroom, pressure, residency, restart, risk, slo, turnover
+from llm_headroom.derive import capacity, headroom, pressure, residency, restart, risk, slo, stalls, turnover
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.loaded import loaded
-from llm_headroom.derive.observation import Observation, growth, observe
+from llm_headroom.derive.observation import Observation, growth, histogram_growth, observe
 from llm_headroom.model import Common, Point, numbers, point, series_of
 
 if TYPE_CHECKING:
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from llm_headroom.model import Labels, Metric
 
 PEAK_SECONDS: Final = 60.0
-FINEST_SECONDS: Final = 1.0
-"""Polls that follow one another faster are remembered as one, so that memory does not grow with their rate."""
-STALLED_SECONDS: Final = 60.0
-"""Longer than the longest chunk of prefill, and than the 30 s for which an idle SGLang may show stale gauges."""
 HAPPENING_SECONDS: Final = 60.0
 """For how long after a preemption requests are taken to be preempted."""
 _LATE_SHARE: Final = 0.05
@@ -40,7 +36,7 @@ class ModelMemory:
     `counts` are the latest values of its counters, also of those that `last` lacks. `hottest` is `last` with the KV
     cache and queue of the fullest of its `replicas`. `moved` is when its steps or tokens last moved, `restarts` how
     often its counters were reset, `preempted` when requests were last seen to be preempted, `load` what its load
-    headroom follows from.
+    headroom follows from. `queue` is what has waited since the last first token.
     """
 
     at: float
@@ -48,6 +44,7 @@ class ModelMemory:
     counts: Observation = field(default_factory=Observation)
     estimates: Estimates = field(default_factory=Estimates)
     firsts: tuple[slo.Firsts, ...] = ()
+    queue: slo.Queue = field(default_factory=slo.Queue)
     tallies: Mapping[str, slo.Tally] = field(default_factory=dict)
     levels: pressure.Levels = field(default_factory=pressure.Levels)
     replicas: int = 1
@@ -62,12 +59,13 @@ class ModelMemory:
 class Memory:
     """What is remembered of one target.
 
-    Its models by name, its replicas' recent KV usage by labels, which models were in memory, and how often they came
-    and went. `reading` is what the last poll could read, `gap` says that polls have failed since.
+    Its models by name, its replicas' recent KV usage and progress by labels, which models were in memory, and how
+    often they came and went. `reading` is what the last poll could read, `gap` says that polls have failed since.
     """
 
     models: Mapping[str, ModelMemory] = field(default_factory=dict)
     usage: Mapping[Labels, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    replicas: Mapping[Labels, stalls.Replica] = field(default_factory=dict)
     resident: residency.Residency | None = None
     turnover: turnover.Turnover | None = None
     reading: restart.Reading | None = None
@@ -121,9 +119,14 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
         if known.estimates.computed.value is not None
     }
     derived += headroom.kv_headroom(pools, prompts)
+    progress = stalls.advance(memory.replicas, pools, points, at)
     for model, known in models.items():
         labels = base.extended("model", model) if isinstance(base, Common) else {**base, "model": model}
+        stalled = [*stalls.stalled(progress, model, at)] or [*_stalled(known, at, labels)]
+        derived += stalled
         derived += _signals(known, at, labels, objectives, queue_limit)
+        if not any(each.value for each in stalled):  # what it would take if it went on is no answer to how much fits
+            derived += capacity.points(known.load, labels)
     in_memory = loaded(points)
     resident = residency.advance(memory.resident, in_memory, at)
     if resident is not None:
@@ -131,7 +134,7 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     turned = turnover.advance(memory.turnover, in_memory)
     if turned is not None:
         derived += turnover.points(turned, base)
-    return Memory({**retained, **models}, usage, resident, turned, reading), derived
+    return Memory({**retained, **models}, usage, progress, resident, turned, reading), derived
 
 
 def with_estimate(memory: Memory, model: str, estimate: capacity.Estimate) -> Memory:
@@ -193,6 +196,7 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         firsts = _with(firsts, slo.first_tokens(ttft, before, now, at))
     estimates = known.estimates.after(before, now, elapsed)
     threshold = None if ttft is None else tallies[ttft.name].boundary
+    moved_on = histogram_growth(before.ttft, now.ttft) is not None
     own = estimates.of_one(replicas)
     return replace(
         known,
@@ -209,6 +213,7 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
             elapsed,
         ),
         firsts=firsts,
+        queue=(slo.Queue() if moved_on else known.queue).after(now.waiting or 0.0, at, threshold),
         tallies=tallies,
         moved=at if moving else known.moved,
         preempted=at if growth(before.preemptions, now.preemptions) > 0 else known.preempted,
@@ -225,16 +230,14 @@ def _tallies(
 def _with(firsts: tuple[slo.Firsts, ...], fresh: slo.Firsts | None) -> tuple[slo.Firsts, ...]:
     if fresh is None:
         return firsts
-    if firsts and fresh.at - firsts[-1].at < FINEST_SECONDS:
+    if firsts and fresh.at - firsts[-1].at < slo.FINEST_SECONDS:
         *before, last = firsts
         return (*before, slo.Firsts(last.at, last.total + fresh.total, last.slow + fresh.slow))
     return (*firsts, fresh)
 
 
 def _busy(now: Observation) -> bool:
-    """Whether requests are reported. Where steps are not exposed, a running request alone may be a stale gauge."""
-    waiting = (now.waiting or 0.0) > 0
-    return waiting or (now.steps is not None and (now.running or 0.0) > 0)
+    return stalls.busy(now.running, now.waiting, counts_steps=now.steps is not None)
 
 
 def _usage(
@@ -243,7 +246,7 @@ def _usage(
     usage: dict[Labels, tuple[tuple[float, float], ...]] = {}
     for series, value in numbers(points, schema.KV_CACHE_USAGE):
         recent = [each for each in known.get(series.labels, ()) if at - PEAK_SECONDS < each[0] < at]
-        if recent and at - recent[-1][0] < FINEST_SECONDS:  # the higher one of two polls in quick succession speaks
+        if recent and at - recent[-1][0] < slo.FINEST_SECONDS:  # the higher one of two polls in quick succession speaks
             then, before = recent.pop()
             recent.append((at, value) if before <= value else (then, before))
         else:
@@ -273,11 +276,9 @@ def _signals(
 ) -> Iterator[Point]:
     now, estimates = known.last, known.estimates
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
-    stalled, sign = _stalled(known, at)
     exhausted = at - known.preempted < HAPPENING_SECONDS or risk.blocked(hottest, each_one)
     for metric, value, origin in (
         (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell or are gone, start, version"),
-        (schema.ENGINE_STALLED, stalled, sign),
         (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
         (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),
         (
@@ -300,8 +301,6 @@ def _signals(
         ),
     ):
         yield from _point(metric, value, origin, labels)
-    if not stalled:  # what it would take if it went on is no answer to how much fits
-        yield from capacity.points(known.load, labels)
     for resource, level in known.levels.by_resource().items():
         yield from _point(schema.PRESSURE, level, "demand / capacity", labels, resource=resource)
     for phase, counter, rate in (
@@ -323,23 +322,27 @@ def _signals(
         ):
             yield from _point(metric, value, origin, labels, slo=each.name)
         if each.field == "ttft":
+            awaited = known.queue.overdue if now.overdue is None else 0.0
+            yield from _point(schema.FIRST_TOKENS_OVERDUE, awaited or None, "waits while no first token comes", labels)
             yield from _slow_first_tokens(known, at, labels)
 
 
-def _stalled(known: ModelMemory, at: float) -> tuple[float | None, str]:
+def _stalled(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:
     """Whether nothing moves although requests are there, and what that follows from."""
     now = known.last
     if now.silence is not None:  # a proxy counts tokens when a request ends, and sees bytes as they come
-        return float(now.silence >= STALLED_SECONDS), "streams under way without a byte"
-    stalled = None
-    if now.steps is not None or now.generation_tokens is not None:
-        stalled = float(_busy(now) and at - known.moved >= STALLED_SECONDS)
-    return stalled, "busy while steps and tokens do not move"
+        value, sign = float(now.silence >= stalls.STALLED_SECONDS), "streams under way without a byte"
+    elif now.steps is not None or now.generation_tokens is not None:
+        value = float(_busy(now) and at - known.moved >= stalls.STALLED_SECONDS)
+        sign = "busy while steps and tokens do not move"
+    else:
+        return
+    yield point(schema.ENGINE_STALLED, value, sign, labels)
 
 
 def _overdue(known: ModelMemory, at: float) -> bool:
     """Whether first tokens come too late now: at least three of the last minute and of those awaited, and 5 %."""
-    awaited = known.last.overdue or 0.0
+    awaited = known.last.overdue or known.queue.overdue
     share, total = slo.slow_share(known.firsts, min(slo.WINDOWS), at) or (0.0, 0.0)
     late = share * total + awaited
     return late >= _LATE_FIRSTS and late / (total + awaited) >= _LATE_SHARE

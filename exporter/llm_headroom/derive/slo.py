@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 WINDOWS: Final = (60.0, 300.0)
 """Seconds of the sliding windows of slow first tokens."""
+FINEST_SECONDS: Final = 1.0
+"""Polls that follow one another faster are remembered as one, so that memory does not grow with their rate."""
 LONGEST_GAP: Final = 30.0
 """Seconds between two polls beyond which their difference belongs to no window."""
 
@@ -70,6 +72,31 @@ class Firsts:
     at: float
     total: float
     slow: float
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """What has waited since the last first token: the polls of the objective's last seconds, and how many are overdue.
+
+    None has got through meanwhile, so that the fewest of those polls have waited all the while.
+    """
+
+    polls: tuple[tuple[float, float], ...] = ()
+    overdue: float = 0.0
+
+    def after(self, waiting: float, at: float, seconds: float | None) -> Queue:
+        """The queue with a poll at `at`, for an objective of so many seconds; without one nothing is overdue."""
+        if seconds is None or not waiting:
+            return Queue()
+        polls = self.polls
+        if polls and at - polls[-1][0] < FINEST_SECONDS:
+            polls = (*polls[:-1], (polls[-1][0], min(polls[-1][1], waiting)))
+        else:
+            polls = (*polls, (at, waiting))
+        while len(polls) > 1 and at - polls[1][0] >= seconds:
+            polls = polls[1:]
+        waited = at - polls[0][0] >= seconds
+        return Queue(polls, min(number for _, number in polls) if waited else 0.0)
 
 
 def boundary(seconds: float, histogram: Histogram) -> int | None:

@@ -188,7 +188,8 @@ def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Findin
     waiting, running = own.get("waiting", 0.0), own.get("running", 0.0)
     if own.get("stalled"):
         there = f"{running:.0f} running and {waiting:.0f} waiting requests"
-        yield Finding(State.STALLED, f"{there}, and neither steps nor tokens have increased for a minute")
+        where = f" at {own['stalled']:.0f} of {own['replicas']:.0f} replicas" if own["replicas"] > 1 else ""
+        yield Finding(State.STALLED, f"{there}, and{where} neither steps nor tokens have increased for a minute")
     since = max(known.moved, known.unqueued)
     if waiting > 0 and any(each is not None for each in known.progress) and at - since >= DEFAULT.blocked_seconds:
         what = "no first token" if known.progress[0] is not None else "no request admitted"
