@@ -79,6 +79,33 @@ def test_an_optional_document_that_hangs_costs_only_itself() -> None:
 
 
 @pytest.mark.parametrize(
+    ("slotted", "models", "cause"),
+    [
+        (False, Reply(b"{}"), Cause.SLOW),
+        (False, Reply(b"", 401), Cause.SLOW),
+        (False, Reply(b"", 403), Cause.SLOW),
+        (False, Reply(b"", 404), Cause.TIMEOUT),  # something answers, but is it the engine?
+        (False, Reply(b"", 500), Cause.TIMEOUT),
+        (False, garbage, Cause.TIMEOUT),
+        (False, hang, Cause.TIMEOUT),
+        (True, Reply(b"{}"), Cause.TIMEOUT),  # its metrics wait for its work: their silence says that it hangs
+    ],
+)
+def test_metrics_that_take_too_long_are_no_outage_where_the_api_answers(
+    models: Reply | Behaviour, cause: Cause, *, slotted: bool
+) -> None:
+    engine = replace(ENGINE, slotted=slotted)
+    routes = {**SOUND, "/v1/models": models}
+    with EngineServer(routes) as server, closing(polled(server, engine, metrics=hang)) as polls:  # type: ignore[type-var]
+        snapshot = next(polls)
+
+    assert snapshot.health.error is not None
+    assert snapshot.health.error.cause is cause
+    assert "/metrics: no answer within " in snapshot.health.error.message
+    assert ("its API answers" in snapshot.health.error.message) is (cause is Cause.SLOW)
+
+
+@pytest.mark.parametrize(
     ("key", "status", "cause"),
     [
         ("metrics", 401, Cause.AUTH),

@@ -115,6 +115,15 @@ def test_polls_that_are_lost_for_changing_reasons_are_an_outage_too() -> None:
     assert watch.polled(REFUSED).state is State.DOWN
 
 
+def test_an_engine_whose_metrics_come_too_late_is_unknown_and_one_slow_poll_is_nothing() -> None:
+    watch, late = Watch(), Failure(Cause.SLOW, "late")
+    watch.polled(busy())
+
+    assert watch.polled(late).state is State.OK
+    assert [watch.polled(late).state for _ in range(3)][-1] is State.UNKNOWN
+    assert watch.polled(busy()).state is State.OK
+
+
 def test_an_engine_that_never_answered_is_loading_however_long_that_takes() -> None:
     watch = Watch(step=600.0)
     judged = [watch.polled(REFUSED) for _ in range(4)]
@@ -163,6 +172,7 @@ def test_one_that_ended_while_it_had_requests_is_down_until_it_answers_again(las
         (Cause.TLS, State.UNKNOWN),
         (Cause.INTERNAL, State.UNKNOWN),
         (Cause.TIMEOUT, State.LOADING),
+        (Cause.SLOW, State.UNKNOWN),
     ],
 )
 def test_why_a_target_cannot_be_read_decides_what_it_is(cause: Cause, wanted: State) -> None:

@@ -268,6 +268,8 @@ class Cause(StrEnum):
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
+    SLOW = "slow"
+    """It answers, but what is read of it does not come in time."""
     TLS = "tls"
     AUTH = "auth"
     STATUS = "status"

@@ -52,7 +52,7 @@ INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ),
     ("LLMEngineLoadingLong", "LLMSourceStale", ("instance", "target")),
     ("LLMEngineMisread", "LLMSourceStale|LLMSignalLost", ("instance", "target")),
-    ("LLMExporterBlind", "LLMSourceStale", ("instance", "target")),
+    ("LLMExporterBlind", "LLMSourceStale|LLMCollectionSlow", ("instance", "target")),
     ("LLMGpuSourceDown", "LLMSourceStale", ("instance", "target")),
     ("LLMGpuLost", "LLMGpu(Xid|Recovery).*", ("instance",)),
     ("LLMExporterDown", "LLM(Gpu|Source|Collection|Signal).*", ("instance",)),

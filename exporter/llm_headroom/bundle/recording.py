@@ -20,8 +20,9 @@ _BY: Final = "by (cluster, namespace, job, engine, model)"
 _BY_SLO: Final = "by (cluster, namespace, job, engine, model, slo)"
 _FIRSTS: Final = f'increase(llm_slo_requests_total{{slo="ttft"}}[{SLOW_SECONDS / 60:.0f}m])'
 _GOOD: Final = _FIRSTS.replace("_total", "_good_total")
-_OVERDUE: Final = (
-    'label_replace(llm_proxy_requests_overdue{slo="ttft"} or llm_first_tokens_overdue, "slo", "overdue", "", "")'
+_OVERDUE: Final = " or ".join(
+    f'label_replace({series}, "slo", "overdue", "", "")'
+    for series in ('llm_proxy_requests_overdue{slo="ttft"}', "llm_first_tokens_overdue")
 )
 """First tokens that have missed their objective and are still awaited: where none comes, these alone say so."""
 _TTFT: Final = "target_model:llm_ttft:increase2m"
@@ -136,7 +137,7 @@ SLO: Final = (
     *map(_missed, HOURS),
     Recording(_TTFT, f"sum without (slo) ({_FIRSTS} or {_OVERDUE})"),
     Recording(
-        "target_model:llm_ttft_missed:increase2m", f"{_TTFT} - sum without (slo) ({_GOOD} or 0 * {_OVERDUE}) > 0"
+        "target_model:llm_ttft_missed:increase2m", f"{_TTFT} - sum without (slo) ({_GOOD} or 0 * ({_OVERDUE})) > 0"
     ),
 )
 """Of objectives, by model and engine; burn-rate alerts read them. First tokens of a target that missed, if any did."""

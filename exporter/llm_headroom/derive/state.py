@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 SAMPLE_SECONDS: Final = 14.0
 """Seconds between remembered counts: as fine as Prometheus' usual scrapes, which the alerts see."""
-RISE: Final[Mapping[State, float]] = {State.DOWN: 9.0, State.MISREAD: 9.0, State.TIGHT: 14.0, State.IDLE: 60.0}
+RISE: Final[Mapping[State, float]] = {
+    **dict.fromkeys((State.DOWN, State.MISREAD, State.UNKNOWN), 9.0),
+    State.TIGHT: 14.0,
+    State.IDLE: 60.0,
+}
 """Seconds for which a finding must last before it is the state: one lost poll is no outage. Others hold at once."""
 CLEAR: Final[Mapping[State, float]] = {State.FAILING: 60.0, State.BLOCKED: 15.0, State.SLOW: 60.0, State.TIGHT: 60.0}
 """Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""

@@ -160,7 +160,9 @@ class Collector:
             raise FetchError(await self._explained(failed.failure, deadline)) from None
 
     async def _explained(self, failure: Failure, deadline: float) -> Failure:
-        """A failure with what answers in the engine's place, if that could be its cause."""
+        """A failure with what answers in the engine's place, or all the same, if that could be its cause."""
+        if failure.cause is Cause.TIMEOUT and await self._documents.answers():
+            return Failure(Cause.SLOW, f"{failure.message}; its API answers, so raise `timeout` if this lasts")
         if failure.cause in (Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT):
             return failure._replace(message=failure.message + without_port(self.target.endpoint.url, [self.engine]))
         if failure.cause not in (Cause.STATUS, Cause.FORMAT, Cause.NOT_THIS_ENGINE):

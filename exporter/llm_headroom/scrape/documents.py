@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.engines.answers import NotUnderstood, decode
+from llm_headroom.engines.openai_api import MODELS
 from llm_headroom.engines.rules import Absent
 from llm_headroom.exposition.text import Exposition, Parser
 from llm_headroom.model import Cause, Failure
@@ -31,6 +32,8 @@ LARGE_BODY: Final = 1 << 20
 """Bytes from which on an exposition is parsed in a thread, so that it delays no other target."""
 LARGE_JSON: Final = 1 << 16
 """The same of JSON, which takes longer."""
+AT_ONCE: Final = 1.0
+"""Seconds within which an engine that is up answers what takes it no work."""
 RETRY_OPTIONAL: Final = 60.0
 """Seconds until an optional document that failed is asked for again: vLLM takes long for its first `/server_info`."""
 REST_OPTIONAL: Final = 300.0
@@ -114,6 +117,20 @@ class Documents:
         except FetchError:
             return None
         return found if found.words and found.engine is not self._engine else None
+
+    async def answers(self) -> bool:
+        """Whether the engine's API answers at once, although something that is read of it does not come in time.
+
+        Not where `/metrics` waits for the engine's own work (ggml-org/llama.cpp, tools/server: a task in its queue),
+        and says by its silence that this hangs; nor where no exposition is read.
+        """
+        if self._engine.slotted or not any(each.text for each in self._engine.documents({})):
+            return False
+        try:
+            response = await self._client.get(MODELS.path, timeout=AT_ONCE, accept=ANYTHING)
+        except FetchError:
+            return False
+        return response.status in (OK, 401, 403)
 
     def release(self) -> None:
         """Forget the values of expositions that the next poll asks for anew: they were most of a target's memory."""
