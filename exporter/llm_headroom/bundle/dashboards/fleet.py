@@ -51,6 +51,8 @@ _TO_KV = f"/d/llm-headroom-kv?{_CELL}{_MODEL}"
 _TO_KV_ALL = f"/d/llm-headroom-kv?{_CHOSEN}"
 _TO_GPU = f"/d/llm-headroom-gpu?{_CHOSEN}"
 _TO_EXPORTER = f"/d/llm-headroom-exporter?{_CHOSEN}"
+_WELL = 'state=~"ok|idle|asleep"'
+"""Of each engine's states exactly one is 1 at a time: of these three there are fewer series than of all troubles."""
 _ALERT_SHARE = SLOW_SECONDS / RATE_SECONDS
 """What an alert that judges two minutes sees is at least this much of five minutes."""
 
@@ -258,15 +260,16 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
 
 
 def _history(scope: Scope) -> Panel:
-    others = scope.of(schema.ENGINE_STATE, 'state!~"ok|idle|asleep"')
-    troubled = f"topk(12, group by ({TARGET}) (max_over_time({others}[$__range] @ end()) > 0))"
+    well = f"sum_over_time({scope.of(schema.ENGINE_STATE, _WELL)}[$__range] @ end())"
+    ever = f"count_over_time({scope.of(schema.ENGINE_STATE, state='ok')}[$__range] @ end())"
+    troubled = f"bottomk(12, sum by ({TARGET}) ({well}) / sum by ({TARGET}) ({ever}) < 1)"
     return Panel(
         kind=Kind.STATES,
         title="Since when",
-        answers="State over time of engines that were not well within the time shown: twelve at most.",
+        answers="State over time of engines that were not well within the time shown: the twelve that were well least.",
         queries=(
             Query(
-                f"{scope.state(schema.ENGINE_STATE, ENGINE_STATES, TARGET)} and on ({TARGET}) {troubled}",
+                scope.state(schema.ENGINE_STATE, ENGINE_STATES, TARGET, among=troubled),
                 "{{instance}} · {{target}} · {{model}}",
             ),
         ),

@@ -160,18 +160,23 @@ class Scope:
         """Return the series' last values of the last hour whose exporters are unreachable."""
         return f"(last_over_time({series}[1h]) and on ({EXPORTER}) {self.exporters()} == 0)"
 
-    def state(self, metric: Metric, states: Sequence[State], by: str, *more: str) -> str:
+    def state(self, metric: Metric, states: Sequence[State], by: str, *more: str, among: str = "") -> str:
         """Return the place of the worst state from the end of `ranked(states)`: 1 is the best.
 
-        Those behind an unreachable exporter are unknown, unless they were in the worst state. What is not in a state is
-        left out before the states are united: `or` compares every series with all before it, at every step.
+        Those behind an unreachable exporter are unknown, unless they were in the worst state. `among` are the only ones
+        to be shown, with the labels `by`. What is not in a state is left out before the states are united, and the best
+        comes last: `or` compares every series with all before it, at every step.
         """
         order = ranked(states)
         place = {state: len(order) - at for at, state in enumerate(order)}
-        seen = " or ".join(f"({self.of(metric, *more, state=state)} == 1) * {place[state]}" for state in states)
+        seen = " or ".join(
+            f"({self.of(metric, *more, state=state)} == 1){f' * {place[state]}' if place[state] > 1 else ''}"
+            for state in states
+        )
         down = self.behind(self.of(metric, *more, state=states[0]))
         held = f"{down} * {place[states[0]] - place[None]} + {place[None]}"
-        return f"max by ({by}) ({seen} or {held})"
+        every = f"{held} or {seen}"
+        return f"max by ({by}) ({f'({every}) and on ({by}) {among}' if among else every})"
 
     def exposed(self, expr: str, by: str = "") -> str:
         """Return the expression, or `NOT_EXPOSED` if it has no series although a source is up; nothing if none is."""
@@ -235,7 +240,7 @@ class Scope:
             ),
             Annotation(
                 "Model loads",
-                f"({loaded} == 1) unless ({loaded} offset 1m == 1)",
+                f"({loaded} unless ({loaded} offset 1m == 1)) == 1",
                 "{{model}} loaded",
                 "{{engine}} {{target}}",
                 "blue",
