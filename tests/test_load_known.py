@@ -335,3 +335,24 @@ def test_a_threshold_is_looked_for_in_steps_that_grow_and_then_halves(
 
     factor(excess, guess)
     assert seen == pytest.approx(asked, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes", "kept"),
+    [
+        ("vllm", {}, True),
+        ("vllm", {"capacity": 8150.0}, True),  # what a start finds free differs by as much
+        ("vllm", {"capacity": 8170.0}, False),
+        ("vllm", {"capacity": 2000.0}, False),
+        ("vllm", {"capacity": None}, True),  # not read yet
+        ("vllm", {"limit": 8.0}, True),
+        ("llamacpp", {"limit": 4.0}, True),
+        ("llamacpp", {"limit": 8.0}, False),
+    ],
+)
+def test_what_a_step_costs_outlives_a_restart_with_a_kv_cache_of_the_same_size(
+    engine: str, changes: dict[str, float | None], *, kept: bool
+) -> None:
+    before = known(engine=engine, last=last(limit=4.0))
+    after = begun(last(**{"limit": 4.0, **changes}), 2000.0, engine, before)
+    assert after.learner.cost == (COST if kept else None)

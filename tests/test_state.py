@@ -163,6 +163,56 @@ def test_one_that_ended_while_it_had_requests_is_down_until_it_answers_again(las
     assert watch.polled(busy()).state is State.OK
 
 
+def another(model: str, running: float, *more: Point) -> list[Point]:
+    return [point(schema.REQUESTS_RUNNING, running, model=model), *more]
+
+
+def test_a_model_whose_place_another_takes_under_traffic_is_misread_until_it_is_back() -> None:
+    watch = Watch()
+    watch.polled(another("m", 4.0))
+    for _ in range(3):
+        watch.polled(another("other", 1.0))
+    judged = {each.model: each for each in watch.states}
+
+    assert judged["other"].state is State.OK
+    assert judged["m"].state is State.MISREAD
+    assert judged["m"].reason == "other is served here instead since 10 s, and this model had requests then"
+    watch.polled(another("m", 1.0))
+    assert {each.model: each.state for each in watch.states} == {"m": State.OK, "other": State.OK}
+
+
+def test_a_model_that_was_replaced_is_missed_for_half_an_hour_over_an_outage_too() -> None:
+    watch = Watch(step=60.0)
+    watch.polled(another("m", 4.0))
+    watch.polled(REFUSED)
+    missed = []
+    for _ in range(33):
+        watch.polled(another("other", 1.0))
+        missed.append("m" in {each.model for each in watch.states})
+
+    assert missed == [True] * 30 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (another("m", 0.0), another("other", 1.0)),  # drained
+        (another("m", 4.0), [*another("m", 4.0), *another("other", 1.0)]),  # one more
+        (another("m", 4.0), another("other", 1.0, point(schema.MODEL_LOADED, 1.0, model="other"))),  # on demand
+        (another("m", 4.0), another("", 1.0)),  # not named
+        (another("", 4.0), another("other", 1.0)),
+    ],
+)
+def test_models_that_may_come_and_go_are_not_missed(before: list[Point], after: list[Point]) -> None:
+    watch = Watch(step=60.0)
+    for _ in range(3):
+        watch.polled(before)
+    for _ in range(3):
+        watch.polled(after)
+
+    assert State.MISREAD not in {each.state for each in watch.states}
+
+
 @pytest.mark.parametrize(
     ("cause", "wanted"),
     [

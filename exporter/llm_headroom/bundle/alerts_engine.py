@@ -183,7 +183,7 @@ AVAILABILITY: Final = (
         wait="5m",
         summary=f"What answers for {_WHO} is not this engine",
         description="Something answers at the target's address, but not as the engine that it is said to be, or with "
-        "what cannot be read.",
+        "another model than before, or with what cannot be read.",
     ),
     Alert(
         name="LLMExporterBlind",

@@ -212,7 +212,7 @@ class Known:
         own, theirs = self.capacity, other.capacity
         if own is None or theirs is None or (self.engine, self.last.limit) != (other.engine, other.last.limit):
             return False
-        return abs(math.log(own / theirs)) <= ALIKE
+        return _same_size(own, theirs)
 
     @property
     def headroom(self) -> dict[str, Headroom]:
@@ -267,10 +267,19 @@ class Known:
         return min(1.0, median(waiting)) if len(waiting) >= _CEILING_POLLS else _RESERVING_CEILING
 
 
+def _same_size(one: float, other: float) -> bool:
+    return abs(math.log(one / other)) <= ALIKE
+
+
 def begun(now: Observation, at: float, engine: str, before: Known | None = None) -> Known:
-    """What is known at the first poll of an engine's life; its cost is still that of its life `before`."""
-    learner = Learner() if before is None else replace(before.learner, recent=())
-    return Known(begun=at, at=at, last=now, engine=engine, learner=learner)
+    """What is known at the first poll of an engine's life; its cost is still that of its life `before`.
+
+    Not where its KV cache has another size: other weights, GPUs or arguments have other costs.
+    """
+    known = Known(begun=at, at=at, last=now, engine=engine)
+    if before is None or (before.capacity and known.capacity and not _same_size(before.capacity, known.capacity)):
+        return known
+    return replace(known, learner=replace(before.learner, recent=()))
 
 
 def targets(objectives: Sequence[Objective], tallies: Mapping[str, Tally]) -> list[Target]:

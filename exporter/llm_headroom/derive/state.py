@@ -34,6 +34,8 @@ RISE: Final[Mapping[State, float]] = {
 CLEAR: Final[Mapping[State, float]] = {State.FAILING: 60.0, State.BLOCKED: 15.0, State.SLOW: 60.0, State.TIGHT: 60.0}
 """Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""
 
+REPLACED_SECONDS: Final = 1800.0
+"""Time for which a model is missed whose place another one has taken: as long as LLMModelGone looks back."""
 AT_WORK_SECONDS: Final = 30.0
 """An engine that ends within so much of its last request has not been drained: it ended unplanned."""
 _ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cause.STATUS, Cause.PROTOCOL})
@@ -82,12 +84,14 @@ class Memory:
     """What is remembered of one target: when it was judged first, whether it has ever been up, and its models.
 
     `at_work`: at the last collection that succeeded it had requests, or had had one within `AT_WORK_SECONDS`.
+    `replaced`: models that it no longer serves although they had requests, and since when.
     """
 
     began: float
     ever_up: bool = False
     at_work: bool = False
     models: Mapping[str, Known] = field(default_factory=dict)
+    replaced: Mapping[str, float] = field(default_factory=dict)
 
 
 def judge(
@@ -108,7 +112,12 @@ def judge(
         remedy = _REMEDIES.get(snapshot.engine, _REMEDY)
         found = {model: _findings(models[model], own, at, remedy) for model, own in seen.items()}
         working = any(_at_work(models[model], own, at) for model, own in seen.items())
-        memory = replace(memory, ever_up=True, at_work=working)
+        replaced = _replaced(memory, seen, at)
+        for model, since in replaced.items():
+            models[model] = memory.models[model]
+            instead = f"{', '.join(seen)} is served here instead since {span(at - since)}"
+            found[model] = [Finding(State.MISREAD, f"{instead}, and this model had requests then")]
+        memory = replace(memory, ever_up=True, at_work=working, replaced=replaced)
     else:
         models = dict(memory.models) or {"": Known()}
         unread = _unread(memory, snapshot, at, beside)
@@ -153,6 +162,21 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
             *([at] if known.restarts < restarts < math.inf else ()),
         ),
     )
+
+
+def _replaced(memory: Memory, seen: Mapping[str, Mapping[str, float]], at: float) -> dict[str, float]:
+    """The models whose place others have taken without a drain: what answers may be another engine.
+
+    None where models are loaded on demand: they come and go.
+    """
+    replaced = {
+        model: since for model, since in memory.replaced.items() if model not in seen and at - since < REPLACED_SECONDS
+    }
+    before = memory.models.keys() - memory.replaced.keys()
+    on_demand = any("models" in own or "loaded" in own for own in seen.values())
+    if memory.at_work and not on_demand and "" not in {*before, *seen} and before.isdisjoint(seen):
+        replaced |= dict.fromkeys(before, at)
+    return replaced
 
 
 def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, window: float) -> dict[str, float]:
