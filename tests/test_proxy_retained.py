@@ -206,3 +206,33 @@ def test_nobody_waits_for_a_target_for_batches(engine: str) -> None:
 
     available = "llm_slo_objective_ratio availability"
     assert judged == {"interactive": {available, "llm_proxy_requests_overdue ttft"}, "batch": {available}}
+
+
+@pytest.mark.parametrize(
+    ("engine", "shown", "silence", "overdue"),
+    [
+        ("vllm", None, 40.0, 1.0),
+        ("vllm", 0.0, 40.0, 1.0),
+        ("llamacpp", None, 40.0, 1.0),
+        ("llamacpp", 1.0, 40.0, 1.0),
+        ("llamacpp", 0.0, 0.0, 0.0),
+        ("ollama", None, 0.0, 0.0),
+    ],
+)
+def test_a_load_may_explain_silence_where_engines_load_on_demand(
+    engine: str, shown: float | None, silence: float, overdue: float
+) -> None:
+    """llama.cpp's polls show which models are in memory; Ollama's do not show the one that it is loading."""
+    now = 0.0
+    target = Target(name="t", endpoint=Endpoint(url="http://127.0.0.1:1"), engine=engine)
+    door = ProxySettings(listen="127.0.0.1:0", target="t")
+    proxies = Proxies(Config(targets=(target,), proxies=(door,)), clock=lambda: now)
+    (measures,) = (*proxies.joined.values(), *(each.measures for each in proxies.sources))
+    own = [] if shown is None else [Point(Series(schema.MODEL_LOADED, {"model": "m"}), shown, "")]
+    measures.points({}, own)
+    measures.begin("m", 1.0, streams=True)
+    now = 41.0
+
+    found = {(series.metric, series.label("slo")): value for series, value, _ in measures.points({}, own)}
+
+    assert (found[schema.PROXY_SILENCE, ""], found[schema.PROXY_OVERDUE, "ttft"]) == (silence, overdue)

@@ -176,10 +176,17 @@ def replace_at(one: Sample, at: float) -> Sample:
         (
             97.0,
             0.0,
-            {"overdue": 3.0},
+            {"overdue": 3.0, "unended": 9.0},
             "3 of 100 first tokens of the last 2 min (3%) came later than the objective; 3 are still awaited",
         ),
         (98.0, 0.0, {"overdue": 3.0}, None),
+        (96.0, 2.0, {"unended": 9.0}, None),
+        (
+            96.0,
+            1.0,
+            {"overdue": 2.0},
+            "3 of 98 first tokens of the last 2 min (3%) came later than the objective; 2 are still awaited",
+        ),
         (0.0, 0.0, {"overdue": 2.0}, None),
         (
             0.0,

@@ -23,6 +23,7 @@ METRICS: Final[dict[str, tuple[Metric, dict[str, str]]]] = {
     "firsts": (schema.SLO_REQUESTS, {"slo": "ttft"}),
     "good": (schema.SLO_REQUESTS_GOOD, {"slo": "ttft"}),
     "overdue": (schema.PROXY_OVERDUE, {"slo": "ttft"}),
+    "unended": (schema.PROXY_OVERDUE, {"slo": "request_duration"}),
     "objective": (schema.SLO_THRESHOLD, {"slo": "ttft"}),
     "prompts": (schema.PROMPT_TOKENS, {}),
     "generated": (schema.GENERATION_TOKENS, {}),

@@ -89,7 +89,7 @@ def _every_address(port: int) -> socket.socket:
 
 async def _each_address(host: str, port: int) -> list[socket.socket]:
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     listeners: list[socket.socket] = []
     absent: OSError | None = None
     with contextlib.ExitStack() as on_failure:
