@@ -158,7 +158,7 @@ def find(proc: Proc, server_port: int) -> Seen:
         if not servers.isdisjoint(proc.sockets(stat.parent)):
             own.append(found[-1])
     found = own or found
-    here = {each.port for each in proc.listeners({each.port for each in found})} if found else set()
+    here = {each.port for each in proc.listeners({each.port for each in found})}
     near = tuple(each for each in found if each.port in here)
     return Seen(near, len(found) - len(near))
 
