@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 
+import captures
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, ProxySettings, Target
@@ -33,6 +34,16 @@ def test_tokens_are_counted_in_ones_twos_and_fives() -> None:
     steps = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000)
     for metric in (schema.REQUEST_PROMPT_TOKENS, schema.REQUEST_GENERATION_TOKENS):
         assert BOUNDS[metric] == (*map(float, steps), inf)
+
+
+def test_seconds_are_counted_in_vllm_s_buckets_and_finer_ones_for_small_models() -> None:
+    found = captures.mapped("vllm", captures.of("vllm/0.32.0/saturated"))
+    vllm = {series.metric: value.bounds for series, value, _ in found if isinstance(value, Histogram)}
+    vllm[schema.PROXY_FIRST_TOKEN_AFTER_LOAD] = vllm[schema.REQUEST_DURATION]
+    tokens = {schema.INTER_TOKEN_LATENCY, schema.TIME_PER_OUTPUT_TOKEN}
+    for metric in BOUNDS.keys() - {schema.REQUEST_PROMPT_TOKENS, schema.REQUEST_GENERATION_TOKENS}:
+        finer = (0.001, 0.0025, 0.005) if metric in tokens else (0.05, 0.1, 0.2)
+        assert BOUNDS[metric] == ((*finer, *vllm[metric]) if metric != schema.TIME_TO_FIRST_TOKEN else vllm[metric])
 
 
 @pytest.mark.parametrize(

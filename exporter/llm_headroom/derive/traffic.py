@@ -281,8 +281,6 @@ class Traffic:
         twice it.
         """
         usual = self.recent_rate(USUAL_SECONDS)
-        if usual <= 0:
-            return 0.0
         recent = self._latest(PRESENT_SECONDS)
         came = sum(each.arrivals * each.replicas for each in recent)
         expected = sum(usual * each.seconds * each.replicas for each in recent)
