@@ -69,6 +69,8 @@ def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
             "threshold kv_usage_high: 0.99 is more than kv_usage_critical",
         ),
         (("--for-scale", "-2"), "for-scale: expected a number above 0, got -2"),
+        (("--runbooks", "wiki/r"), "runbooks wiki/r: expected a URL with http:// or https://"),
+        (("--grafana", "ftp://g"), "grafana ftp://g: expected a URL with http:// or https://"),
         (("--selector", "cluster=x"), "selector cluster=x: expected label matchers, such as "),
         (("--selector", 'a="b"} or up{c="d"'), 'selector a="b"} or up{c="d": expected label matchers, such as '),
         (("--only", "nothing"), "part nothing: unknown part; valid names: alerts, "),

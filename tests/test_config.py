@@ -23,6 +23,7 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import Auth, Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import load
+from llm_headroom.config.objectives import Objectives, OwnObjectives
 from llm_headroom.config.people import Links, Receiver
 from llm_headroom.config.reader import shape
 from llm_headroom.config.settings import (
@@ -33,7 +34,6 @@ from llm_headroom.config.settings import (
     Log,
     ModelMemory,
     Module,
-    Objectives,
     OtlpSettings,
     ProbeSettings,
     ProxySettings,
@@ -472,6 +472,7 @@ def test_targets_as_a_text(tmp_path: Path, text: str, engine: str | None, url: s
         ("http://a b", "expected a URL such as"),
         ("http://llm:", "expected a URL such as"),
         ("http://::1", "expected a URL such as"),
+        ("vllm=http//llm:8000", "expected a URL such as"),
         ("http://llm/\nx", "expected a URL such as"),
         ("http://llm:8000:8000", "expected a URL such as"),
         ("http://bücher", "expected a URL such as"),
@@ -630,6 +631,7 @@ SECTIONS = {
         "mappings": RuleSettings,
         "engines": EngineSettings,
         "objectives": Objectives,
+        "targets.objectives": OwnObjectives,
         "cost": Cost,
         "log": Log,
         "otlp": OtlpSettings,

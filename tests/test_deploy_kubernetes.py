@@ -25,6 +25,7 @@ HELM = ROOT / "deploy/helm"
 KUSTOMIZE = ROOT / "deploy/kustomize"
 RULES = """
 thresholds: {high: 0.5}
+units: {high: ratio}
 groups:
   - name: any
     rules:
@@ -232,6 +233,10 @@ def test_autoscalers_use_the_load_as_a_share_of_what_an_engine_takes(chart: Path
         ({"autoscaling": {"hpaMetric": {"matchLabels": {"model": "meta-llama/Llama-3"}}}}, "matchLabels"),
         ({"prometheusRule": {"enabled": True, "thresholds": {"hihg": 1}}}, "valid names: high"),
         ({"prometheusRule": {"enabled": True, "disabled": ["Nay"]}}, "there is no alert Nay"),
+        (
+            {"prometheusRule": {"enabled": True, "thresholds": {"high": 85}}},
+            "thresholds.high: expected a ratio from 0 to 1, got 85",
+        ),
     ],
 )
 def test_values_that_mean_nothing_are_refused_by_name(chart: Path, values: object, said: str) -> None:

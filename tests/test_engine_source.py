@@ -13,7 +13,9 @@ from captures import CAPTURES, Capture, value
 from engine_server import EngineServer, Reply, hang, replayed
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.objectives import Objectives, OwnObjectives
 from llm_headroom.config.settings import Config, Cost, ProxySettings, Target
+from llm_headroom.derive import slo
 from llm_headroom.derive.economy import Gpus
 from llm_headroom.derive.memory import Memory
 from llm_headroom.engines.built_in import BUILT_IN
@@ -150,6 +152,18 @@ def test_the_price_of_a_gpu_is_the_target_s_or_that_of_all(
 def test_a_target_for_batches_has_no_objectives(purpose: str, *, judged: bool) -> None:
     points = collected(replace(NOWHERE, purpose=purpose), CONFIG).points  # type: ignore[arg-type]  # one of the words
     assert ("llm_slo_requests_total" in {point.series.metric.name for point in points}) is judged
+
+
+def test_a_target_is_judged_by_its_own_objectives_and_by_the_others_where_it_has_none() -> None:
+    configured = replace(CONFIG, objectives=Objectives(ttft=4.0, ratio=0.9))
+    own = replace(NOWHERE, objectives=OwnObjectives(inter_token_latency=0.05, ratio=0.99))
+    judged = slo.judging(own, configured.objectives)
+    assert {each.name: (each.seconds, each.ratio) for each in judged} == {
+        "ttft": (4.0, 0.99),
+        "inter_token_latency": (0.05, 0.99),
+    }
+    points = collected(own, configured).points
+    assert {point.value for point in points if point.series.metric.name == "llm_slo_objective_ratio"} == {0.99}
 
 
 def test_label_values_that_were_capped_are_those_of_the_engine_and_of_the_proxy() -> None:

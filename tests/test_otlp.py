@@ -27,7 +27,7 @@ from captures import Capture
 from engine_server import EngineServer, replayed
 from exporter_process import DEADLINE, Exporter
 from llm_headroom import schema
-from llm_headroom.config.endpoint import Secret, Tls
+from llm_headroom.config.endpoint import Basic, Bearer, Secret, Tls
 from llm_headroom.config.settings import OtlpSettings
 from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.otlp.options import options
@@ -155,6 +155,22 @@ def test_headers_and_compression_are_as_configured(tmp_path: Path) -> None:
     assert set(collector.paths) == {"/prefix/v1/metrics"}
 
 
+@pytest.mark.parametrize(
+    ("credentials", "header"),
+    [
+        (Bearer(Secret(env="TOKEN")), "Bearer hunter2"),
+        (Basic("me", Secret(env="TOKEN")), "Basic bWU6aHVudGVyMg=="),
+    ],
+)
+def test_credentials_become_the_header_authorization(
+    monkeypatch: pytest.MonkeyPatch, credentials: Bearer | Basic, header: str
+) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2")
+    with HttpReceiver() as collector:
+        Pushing(collector.url, credentials=credentials).until(lambda: bool(collector.received))
+    assert collector.received[0].headers["authorization"] == header
+
+
 def test_headers_are_metadata_in_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-words=two words,X-Tenant=1")
     with GrpcReceiver() as collector:
@@ -189,10 +205,13 @@ def test_a_header_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("content", [b"two\nlines\n", b"\xff", "é".encode()])
-def test_a_header_of_a_file_is_one_line_of_ascii(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("key", ["headers_file", "credentials"])
+def test_a_header_of_a_file_is_one_line_of_ascii(tmp_path: Path, content: bytes, key: str) -> None:
     (tmp_path / "token").write_bytes(content)
+    secret = Secret(file=tmp_path / "token")
+    given = {"headers_file": {"Authorization": secret}, "credentials": Bearer(secret)}
     with HttpReceiver() as collector:
-        push = Pushing(collector.url, headers_file={"Authorization": Secret(file=tmp_path / "token")})
+        push = Pushing(collector.url, **{key: given[key]})
         assert push.until(lambda: bool(push.told())) == {"dropped": 1.0, "credentials": 1.0}
     assert not collector.attempts
 
@@ -355,10 +374,12 @@ def test_a_collector_that_refuses_is_not_asked_again_with_the_same(caplog: pytes
     ],
     ids=["401", "404", "page", "login"],
 )
-def test_why_points_were_dropped_is_counted(reply: Reply, cause: str) -> None:
+def test_why_points_were_dropped_is_counted(reply: Reply, cause: str, caplog: pytest.LogCaptureFixture) -> None:
     with HttpReceiver(reply) as collector:
         push = Pushing(collector.url)
         assert push.until(lambda: bool(push.told())) == {"dropped": 1.0, cause: 1.0}
+    (failed,) = (record.__dict__["error"] for record in caplog.records if record.getMessage() == "otlp export failed")
+    assert ("credentials are missing or wrong (`otlp.auth`" in failed) is (cause == "auth")
 
 
 def test_points_that_were_rejected_are_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:

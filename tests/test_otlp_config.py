@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_headroom.config.endpoint import Secret, Tls
+from llm_headroom.config.endpoint import Bearer, Secret, Tls
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import load
 from llm_headroom.config.settings import Config, OtlpSettings
@@ -190,6 +190,9 @@ def test_secrets_are_named_by_file_or_variable(monkeypatch: pytest.MonkeyPatch, 
     settings = loaded(written(tmp_path, text)).otlp
     assert settings is not None
     assert settings.secrets == {"Authorization": Secret(env="TOKEN"), "X-Api-Key": Secret(file=tmp_path / "key")}
+    settings = loaded(written(tmp_path, "otlp: {endpoint: c, auth: {bearer_token_file: key}}")).otlp
+    assert settings is not None
+    assert settings.credentials == Bearer(Secret(file=tmp_path / "key"))
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
@@ -210,6 +213,10 @@ def test_secrets_are_named_by_file_or_variable(monkeypatch: pytest.MonkeyPatch, 
         (
             "otlp: {endpoint: 'https://c', protocol: grpc, tls: {insecure_skip_verify: true}}",
             "otlp.tls.insecure_skip_verify: not supported with gRPC; use ca_file instead",
+        ),
+        (
+            "otlp: {endpoint: c, headers_env: {authorization: PATH}, auth: {bearer_token_env: PATH}}",
+            "otlp.auth: the header authorization is there already",
         ),
         ("otlp: {endpoint: 'http://c/x', protocol: grpc}", "otlp.endpoint: with gRPC it must not have a path"),
         ("otlp: {endpoint: c, compresion: gzip}", "otlp.compresion: unknown key; did you mean compression?"),

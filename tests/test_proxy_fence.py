@@ -10,7 +10,8 @@ import pytest
 
 import bounded
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Config, Objectives, ProxySettings, Target
+from llm_headroom.config.objectives import Objectives
+from llm_headroom.config.settings import Config, ProxySettings, Target
 from llm_headroom.proxy import backlog, documents, framing, relay
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.service import Proxies

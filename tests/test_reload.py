@@ -12,7 +12,8 @@ import bounded
 from captures import Capture
 from engine_server import EngineServer, Reply, replayed
 from llm_headroom.config.endpoint import Endpoint
-from llm_headroom.config.settings import Config, Cost, EngineSettings, GpuSettings, Objectives, RuleSettings, Target
+from llm_headroom.config.objectives import Objectives
+from llm_headroom.config.settings import Config, Cost, EngineSettings, GpuSettings, RuleSettings, Target
 from llm_headroom.poll.poller import Poller
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ def settings(thresholds: Iterable[str], selector: str, **others: Any) -> BundleS
     """Return the settings of a command line; each threshold is written `name=value`.
 
     Raises:
-        ValueError: a threshold is unknown or not a number, or the selector is invalid.
+        ValueError: a threshold is unknown or not a number, or the selector or a URL is invalid.
     """
     if selector and _SELECTOR.fullmatch(selector) is None:
         raise ValueError(f'selector {selector}: expected label matchers, such as cluster="x", pod=~"vllm-.*"')
@@ -42,6 +42,9 @@ def settings(thresholds: Iterable[str], selector: str, **others: Any) -> BundleS
     made = BundleSettings(thresholds=chosen, selector=selector, **others)
     if not (math.isfinite(made.for_scale) and made.for_scale > 0):
         raise ValueError(f"for-scale: expected a number above 0, got {made.for_scale:g}")
+    for option, url in (("runbooks", made.runbook_base_url), ("grafana", made.dashboard_base_url)):
+        if url and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{option} {url}: expected a URL with http:// or https://")
     return made
 
 

@@ -231,7 +231,7 @@ def _reachable(text: str) -> str:
     return text
 
 
-Reachable: TypeAlias = Annotated[str, Form(name="network, host or suffix", parse=_reachable)]
+Reachable: TypeAlias = Annotated[str, Form(name="host pattern", parse=_reachable)]
 """What `/probe` may reach, see `reach`."""
 Currency: TypeAlias = Annotated[
     str,
@@ -276,7 +276,8 @@ def url(text: str) -> str:
     scheme, rest = (scheme.lower(), rest) if colon else ("http", text)
     if scheme not in {"http", "https"}:
         raise ConfigError(f"expected a URL with http:// or https://, got {shown(text)}")
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?(/[!-~]*)?", rest, re.ASCII)
+    host = r"\[[0-9A-Fa-f:.]+(?:%\w+)?\]|(?!https?/)[A-Za-z0-9_.-]+"  # http/ is a scheme whose colon was left out
+    match = re.fullmatch(rf"({host})(?::([0-9]{{1,5}}))?(/[!-~]*)?", rest, re.ASCII)
     # A number alone is a port whose host was left out.
     if match is None or match[1].isdigit() or (match[1].startswith("[") and not _is_ipv6(match[1][1:-1])):
         raise ConfigError(f"expected a URL such as http://127.0.0.1:8000 or http://[::1]:8000, got {shown(text)}")

@@ -59,6 +59,9 @@ def _contradictions(settings: OtlpSettings) -> Iterator[tuple[str, str]]:
     grpc = settings.protocol == "grpc"
     if settings.tls != Tls() and scheme != "https" and (separator or not grpc):
         yield ".tls", "is set, but the endpoint is not https"
+    for name in settings.secrets:
+        if settings.credentials and name.lower() == "authorization":
+            yield ".auth", f"the header {name} is there already"
     if grpc and settings.tls.insecure_skip_verify:
         yield ".tls.insecure_skip_verify", "not supported with gRPC; use ca_file instead"
     if grpc and "/" in rest:

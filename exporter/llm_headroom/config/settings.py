@@ -56,9 +56,7 @@ from llm_headroom.config.kinds import (
     Reachable,
     Regex,
     Scale,
-    Share,
     Size,
-    Threshold,
     Timeout,
     Url,
     UrlPath,
@@ -66,6 +64,7 @@ from llm_headroom.config.kinds import (
     parsed,
     url,
 )
+from llm_headroom.config.objectives import Objectives, OwnObjectives
 from llm_headroom.config.people import Links, Receiver
 from llm_headroom.model import NOTHING, Kind, Subject
 
@@ -149,6 +148,9 @@ class Target:
     purpose: Purpose = "interactive"
     """Whether people wait for its answers: `interactive` or `batch`. Late first tokens are no fault of a target for
     batches, so neither its state nor an alert judges them. Example: `batch`."""
+    objectives: OwnObjectives = field(default_factory=OwnObjectives)
+    """Latency objectives of this target; see [Objectives of a target](#objectives-of-a-target). Default: the top-level
+    ones."""
     requests_running_limit: Limit | None = None
     """Maximum number of requests that the engine runs at once; of several replicas (data parallel ranks) each of them.
     vLLM does not expose its `max_num_seqs` on `/metrics`, nor Ollama its `OLLAMA_NUM_PARALLEL`; set it here. Default:
@@ -325,20 +327,6 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Objectives:
-    """Objectives: thresholds in seconds of up to three latencies, and the target share of requests within each."""
-
-    ttft: Threshold = 2.5
-    """Time to first token."""
-    inter_token_latency: Threshold = 0.2
-    """Inter-token latency."""
-    request_duration: Threshold | None = None
-    """Request duration (E2E). Default: none, as long answers are no fault. Example: `30s`."""
-    ratio: Share = 0.95
-    """Target share of requests within each threshold."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """Price of one GPU per hour, None if unknown, and its currency."""
 
@@ -399,7 +387,9 @@ class OtlpSettings:
     headers_env: Mapping[Header, SecretVariable] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     """By header: the environment variable that holds its value. Example: `{X-Token: COLLECTOR_TOKEN}`."""
     headers_file: Mapping[Header, SecretFile] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    """By header: the file that holds its value, read at each export. Example: `{Authorization: secrets/token}`."""
+    """By header: the file that holds its whole value, read at each export. Example: `{X-Api-Key: secrets/token}`."""
+    credentials: Credentials = None
+    """Credentials for the collector; see [Authentication](#authentication)."""
     tls: TlsSettings = field(default_factory=Tls)
     """TLS towards the collector, with `https://`; see [TLS](#tls). gRPC has no `insecure_skip_verify`. Default: the
     system's certificates."""

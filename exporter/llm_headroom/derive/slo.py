@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom.derive.observation import histogram_growth
 
 if TYPE_CHECKING:
-    from llm_headroom.config.settings import Objectives, Target
+    from llm_headroom.config.objectives import Objectives
+    from llm_headroom.config.settings import Target
     from llm_headroom.derive.observation import Observation
     from llm_headroom.model import Histogram
 
@@ -52,8 +53,9 @@ OBJECTIVES: Final = objectives()
 
 
 def judging(target: Target, configured: Objectives) -> tuple[Objective, ...]:
-    """What the latency of a target is judged by: nobody waits for one for batches."""
-    return () if target.purpose == "batch" else objectives(**asdict(configured))
+    """What the latency of a target is judged by, its own objectives first: nobody waits for one for batches."""
+    own = {name: value for name, value in asdict(target.objectives).items() if value is not None}
+    return () if target.purpose == "batch" else objectives(**asdict(configured) | own)
 
 
 @dataclass(frozen=True, slots=True)

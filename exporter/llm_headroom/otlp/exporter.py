@@ -17,6 +17,8 @@ from llm_headroom.otlp.data import metrics_data, reading
 from llm_headroom.otlp.options import GRPC
 from llm_headroom.otlp.outcome import Drop, Outcome
 from llm_headroom.otlp.resource import resource
+from llm_headroom.scrape.credentials import Authorization
+from llm_headroom.scrape.refusals import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +76,8 @@ class Exporter:
         self._options = options
         self._resource = resource(options.settings.resource, port)
         self._starts = Starts(began)
+        credentials = options.settings.credentials
+        self._authorization = Authorization(credentials) if credentials else None
         self._headers: dict[str, str] = {}
         self._sdk: MetricExporter | None = None
         self._why: Callable[[Sequence[logging.LogRecord]], Outcome]
@@ -153,10 +157,16 @@ class Exporter:
         return sdk
 
     def _all_headers(self) -> dict[str, str]:
+        """Every header of an export, the variables' first; raises `_CredentialsError`."""
         variables = ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
         text = next((os.environ[name] for name in variables if name in os.environ), "")
         given = {**self._options.settings.headers}
         given |= {name: _value(secret) for name, secret in self._options.settings.secrets.items()}
+        if self._authorization is not None:
+            try:
+                given["Authorization"] = self._authorization.header()
+            except Refusal as error:
+                raise _CredentialsError(str(error)) from None
         return {**parse_env_headers(text, liberal=True), **{name.lower(): value for name, value in given.items()}}
 
 

@@ -38,6 +38,8 @@ FLUSH: Final = 3.0
 PATIENCE: Final = 1.0
 """Seconds of these for the current export to end by itself."""
 
+_AUTH_HINT: Final = "; credentials are missing or wrong (`otlp.auth`, or OTEL_EXPORTER_OTLP_HEADERS)"
+
 
 def next_beat(beat: float, interval: float, now: float) -> float:
     """When to push next, in seconds of the clock that `beat`, the time of the last push, and `now` are read from.
@@ -149,7 +151,9 @@ class Push:
             return
         fields = {"endpoint": self._options.shown}
         if self._failing:
-            log.warning("otlp export failed", extra={**fields, "cause": outcome.cause, "error": outcome.message})
+            hint = _AUTH_HINT if outcome.cause is Drop.AUTH else ""
+            error = f"{outcome.message}{hint}"
+            log.warning("otlp export failed", extra={**fields, "cause": outcome.cause, "error": error})
         else:
             if not isinstance(self._reported, tuple) or self._reported[0] is not None:
                 log.info("otlp export works", extra={**fields, "points": count, "dropped": self._dropped})

@@ -140,9 +140,9 @@ class ProxySource:
         """There is nothing to let go of."""
 
 
-def _available(config: Config) -> slo.Objective:
+def _available(target: Target, config: Config) -> slo.Objective:
     """That requests are answered, however late."""
-    return slo.Objective(AVAILABILITY, AVAILABILITY, math.inf, config.objectives.ratio)
+    return slo.Objective(AVAILABILITY, AVAILABILITY, math.inf, target.objectives.ratio or config.objectives.ratio)
 
 
 class Proxies:
@@ -169,7 +169,7 @@ class Proxies:
                 untagged="latest" if target.engine == "ollama" else "",
                 loads=target.engine in JOINED | _SHOW_LOADS,
                 silent_loads=target.engine in JOINED,
-                objectives=(*slo.judging(target, config.objectives), _available(config)),
+                objectives=(*slo.judging(target, config.objectives), _available(target, config)),
                 clock=clock,
             )
             if target.engine in JOINED:
