@@ -145,13 +145,12 @@ AVAILABILITY: Final = (
         name="LLMEngineDown",
         severity=Severity.TICKET,
         dashboard=Dashboard.FLEET,
-        expr=f"""max without (state) (llm_engine_state{{state=~"down|loading"}} == 1)
-            and on (job, instance, target)
-                ({DOWN} and max_over_time(llm_up{{engine!="nvml"}}[1h]) == 1)""",
+        expr=f"""max without (state) (llm_engine_state{{state="down"}} == 1
+            or llm_engine_state{{state="loading"}} == 1
+                and on (job, instance, target) ({DOWN} and max_over_time(llm_up{{engine!="nvml"}}[1h]) == 1))""",
         wait="3m",
         summary=f"{_WHO} is down",
-        description="The engine was up within the last hour and has not answered llm-headroom for 3 minutes: one "
-        "of several, or a restart.",
+        description="The engine was up and has not answered llm-headroom for 3 minutes: one of several, or a restart.",
     ),
     Alert(
         name="LLMEngineLoadingLong",
