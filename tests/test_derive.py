@@ -305,6 +305,17 @@ def test_counters_never_fall() -> None:
     assert totals == sorted(totals)  # type: ignore[type-var]
 
 
+def test_what_an_upgrade_no_longer_exposes_is_not_counted_as_of_now() -> None:
+    prompts = point(schema.PROMPT_TOKENS, 5e3)  # it is the same process
+    memory, before = polls([(0.0, [prompts, ttft(0, 0, 0, 0, 0)]), (5.0, [prompts, ttft(4, 4, 4, 4, 4)])])
+    memory, renamed = advance(memory, [prompts], 10.0, base=BASE)
+    _, again = advance(memory, [prompts, ttft(6, 6, 6, 6, 6)], 15.0, base=BASE)
+
+    assert values(before, "llm_slo_requests_total", "slo") == {"ttft": 4.0}
+    assert values(renamed, "llm_slo_requests_total", "slo") == {}
+    assert values(again, "llm_slo_requests_total", "slo") == {"ttft": 6.0}
+
+
 # Stalls --------------------------------------------------------------------------------------------------------------
 def test_a_stopped_engine_core_is_stalled_and_no_longer_so_once_it_goes_on() -> None:
     """The captures of a real vLLM whose engine core was stopped under load: metrics and /health still answered 200."""

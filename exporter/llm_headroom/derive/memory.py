@@ -312,7 +312,7 @@ def _signals(
             yield from _point(schema.TOKEN_THROUGHPUT, rate.value, origin, labels, phase=phase)
     for each in objectives:
         tally = known.tallies[each.name]
-        if tally.boundary is None:
+        if tally.boundary is None or getattr(now, each.field) is None:  # what is no longer counted is no count of now
             continue
         for metric, value, origin in (
             (schema.SLO_REQUESTS, tally.total, each.field),
