@@ -81,7 +81,7 @@ class Missing(StrEnum):
     TRAFFIC = "there were too few requests in the last 15 minutes"
     DECODING = "no tokens are decoded here"
     PENDING = "the first estimate is under way"
-    STALLED = "the engine makes no progress, so that it takes nothing at present"
+    STALLED = "the engine, or a replica of it, makes no progress, so that nobody knows what it takes"
 
 
 class Target(NamedTuple):
