@@ -209,6 +209,13 @@ def test_the_command_needs_nothing_but_two_addresses() -> None:
     assert "not found" not in said
 
 
+def test_an_upstream_that_cannot_be_is_named_as_it_was_given() -> None:
+    ended = ran("proxy", "--listen", "127.0.0.1:0", "--upstream", "olama=http://127.0.0.1:1")
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("llm-headroom: --upstream: unknown engine 'olama'; did you mean ollama")
+
+
 def test_an_address_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -378,7 +378,9 @@ def test_a_plain_ollama_says_how_its_requests_would_be_seen() -> None:
     _, (judged,) = state.judge(None, snapshot, 0.0)
 
     assert judged.state is State.UNKNOWN
-    assert judged.reason.endswith("; start llm-headroom with --ollama-proxy :11435 and let clients use that port")
+    assert judged.reason.endswith(
+        "; start llm-headroom with --ollama-proxy :11435 and let clients use it: none has yet"
+    )
 
 
 def test_a_model_that_could_be_loaded_has_no_state_and_no_model_in_memory_is_idle() -> None:

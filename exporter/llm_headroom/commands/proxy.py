@@ -53,4 +53,4 @@ def command(listen: str, upstream: str, metrics_listen: str, log_format: str | N
         logs.set_up(config.log.level, config.log.format)
         loop.run(service.run(config, file=None, read=read))
     except (ConfigError, ListenError) as error:
-        fail(str(error))
+        fail(str(error).replace("--target/LLM_HEADROOM_TARGETS", "--upstream"))  # as the option is called here

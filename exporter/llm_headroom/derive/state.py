@@ -51,8 +51,8 @@ _SEEN_BY: Final = ("running", "waiting", "firsts", "first", "workers")
 """Without any of these nobody knows whether requests wait: those that end say nothing of it."""
 
 
-_REMEDY: Final = "a measuring proxy in front of it, named under `proxies`, would see them"
-_REMEDIES: Final = {"ollama": "start llm-headroom with --ollama-proxy :11435 and let clients use that port"}
+_REMEDY: Final = "a measuring proxy in front of it (`proxies`) shows those that come through it: none has yet"
+_REMEDIES: Final = {"ollama": "start llm-headroom with --ollama-proxy :11435 and let clients use it: none has yet"}
 """How to have requests seen where an engine does not show them, by engine."""
 
 
