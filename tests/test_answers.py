@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -307,7 +308,7 @@ class Unrenderable:
         """Nothing is open."""
 
 
-def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None:
+def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape(caplog: pytest.LogCaptureFixture) -> None:
     async def scraped() -> tuple[bytes, bytes, bytes, View]:
         with EngineServer(replayed(CAPTURED["vllm"])) as server:
             config = load(None, targets=[f"vllm={server.url}"], gpu=False, discover=False, engine_names=("vllm",))
@@ -324,6 +325,10 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None
             paths = ("/metrics", "/api/v1/snapshot", "/")
             answers = [await app.handle(Request("GET", path, {}, {})) for path in paths]
             view = Board(poller).view()
+            slot = poller.slots["broken"]
+            slot.snapshot = replace(slot.snapshot, points=(None,))  # type: ignore[type-var]  # broken still more
+            app.changed()
+            assert b"llm_requests_running{" in (await app.handle(Request("GET", "/metrics", {}, {}))).body
             await app.close()
             await poller.stop()
             metrics, snapshot, page = answers
@@ -338,6 +343,8 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape() -> None
     assert b"tiny-llama" in page
     (card,) = (each for each in view.engines if each.source.target == "broken")
     assert (card.source.up, card.source.cause, card.state.name) == (False, "internal", "down")
+    logged = {(each.funcName, vars(each)["target"]) for each in caplog.records if "(bug)" in each.getMessage()}
+    assert logged == {(name, "broken") for name in ("text", "_as_json", "_made", "_rendered")}
 
 
 @pytest.mark.parametrize(("reused", "expected"), [(3600.0, [1.0, 1.0, 3.0]), (0.0, [1.0, 2.0, 3.0])])
@@ -367,7 +374,7 @@ def test_a_rendering_is_used_again_for_a_moment_and_not_after_a_change(
     assert asyncio.run(scraped()) == expected
 
 
-def test_a_card_that_cannot_be_drawn_costs_no_other_its_own() -> None:
+def test_a_card_that_cannot_be_drawn_costs_no_other_its_own(caplog: pytest.LogCaptureFixture) -> None:
     def minutes(card: EngineCard | GpuCard, _now: float, _count: int) -> Iterator[Minute]:
         if card.source.target == "a":
             raise ValueError("broken on purpose")
@@ -378,6 +385,7 @@ def test_a_card_that_cannot_be_drawn_costs_no_other_its_own() -> None:
     html = [part for part in Painter(minutes, Links).parts(view, look({})).html.values() if "<article" in part]
 
     assert ["not shown: internal error (bug)" in part for part in html] == [True, False]
+    assert [vars(each)["target"] for each in caplog.records] == ["a"]
 
 
 def painted(names: str, missing: tuple[Missing, ...] = ()) -> list[tuple[Snapshot, Cards]]:

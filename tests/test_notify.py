@@ -491,7 +491,7 @@ def test_a_model_that_nobody_can_judge_outweighs_one_that_is_well() -> None:
     assert [message.ended for _, message in told([*seen, *later])] == [None], "it may go on"
 
 
-def test_messages_beyond_those_that_may_wait_are_dropped_and_counted() -> None:
+def test_messages_beyond_those_that_may_wait_are_dropped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     slow = [snapshot(State.SLOW, target=f"t{number}") for number in range(MOST_WAITING + 5)]
 
     async def send() -> None:
@@ -502,6 +502,9 @@ def test_messages_beyond_those_that_may_wait_are_dropped_and_counted() -> None:
         await notifier.close()
 
     asyncio.run(send())
+    dropped = [vars(each) for each in caplog.records if each.getMessage() == "notification dropped"]
+    assert {each["receiver"] for each in dropped} == {"webhook"}
+    assert len({each["message_title"] for each in dropped}) == 5
 
 
 @pytest.mark.waits(11)

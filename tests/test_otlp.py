@@ -625,6 +625,15 @@ def test_the_last_interval_is_flushed() -> None:
     assert (push.changes, push.told()) == (2, {"accepted": 2.0})
 
 
+def test_readings_that_cannot_be_had_are_a_defect_that_is_logged_and_ends_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    push = Pushing("http://127.0.0.1:9")
+    push.points = None  # type: ignore[assignment]  # broken on purpose
+    assert push.until(lambda: bool(caplog.records)) == push.told() == {}
+    assert [each.getMessage() for each in caplog.records] == ["internal error (bug)"] * 2, "and the last one's"
+
+
 def test_an_export_that_is_under_way_at_the_end_is_waited_for() -> None:
     class Slow(HttpReceiver):
         """Answers after a moment."""
@@ -777,6 +786,7 @@ def test_a_collector_that_never_answers_does_not_hold_up_sigterm() -> None:
         collector.wait_attempts(1)
         exporter.process.send_signal(signal.SIGTERM)
         assert exporter.process.wait(DEADLINE) == 0
+        assert exporter.logged("last otlp export given up")["endpoint"] == collector.url
 
 
 def test_what_pushes_is_not_imported_where_nobody_asks() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
@@ -481,7 +482,9 @@ def test_an_engine_that_does_not_answer_is_a_502_that_says_so(monkeypatch: pytes
         b"G" * 300_000,
     ],
 )
-def test_what_is_no_request_is_refused(garbage: bytes) -> None:
+def test_what_is_no_request_is_refused(garbage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "llm_headroom")
+
     async def test() -> None:
         async def serve(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
             assert await reader.read() == b""
@@ -494,6 +497,8 @@ def test_what_is_no_request_is_refused(garbage: bytes) -> None:
             writer.close()
 
     bounded.run(test())
+    (refused,) = [vars(each) for each in caplog.records if each.getMessage() == "request not relayed"]
+    assert refused["reason"].startswith("not a request that can be relayed: ")
 
 
 def test_an_answer_that_is_no_http_is_relayed_all_the_same() -> None:

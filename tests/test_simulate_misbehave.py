@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 
@@ -89,6 +90,26 @@ def test_an_ollama_server_holds_its_models_and_what_it_leaks() -> None:
     assert isinstance(server.live, LiveOllama)
     (model,) = server.live.read().loaded
     assert server.gpu_memory() == model.size_vram + 300
+
+
+def test_a_server_misbehaves_on_request_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    how = b'{"slowdown": 2}'
+
+    async def run() -> bytes:
+        server = batching_server("vllm", Hands(), version="0.32.0", model=LLAMA_3_8B, gpu=A100_80GB, seed=1)
+        await server.start("127.0.0.1:0")
+        host, _, port = server.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /-/misbehave HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 15\r\n\r\n" + how)
+        answer = await reader.read()
+        writer.close()
+        await server.close()
+        return answer
+
+    assert asyncio.run(run()).endswith(b'{"accepted": true}')
+    (said,) = [vars(each) for each in caplog.records if each.getMessage() == "misbehaviour started"]
+    assert (said["engine"], said["how"]) == ("vllm", how.decode())
 
 
 def test_a_server_that_refuses_is_back_at_its_address_and_a_crash_while_down_makes_it_longer() -> None:

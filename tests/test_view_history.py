@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -59,6 +60,16 @@ def test_of_the_whole_span_every_reading_is_there() -> None:
 def test_a_failed_poll_replaces_no_reading_and_is_replaced_by_none() -> None:
     polls = [polled(0.0, 1.0), polled(1.0, 2.0), polled(2.0), polled(3.0, 3.0)]
     assert remembered(*polls) == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_source_whose_points_cannot_be_remembered_costs_no_other_its_history(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = replace(polled(1.0, 1.0), target="broken", points=(None,))  # type: ignore[arg-type]  # broken on purpose
+    history = History()
+    history.record([broken, polled(1.0, 1.0)])
+    assert [vars(each)["target"] for each in caplog.records] == ["broken"]
+    assert [each.at for each in history.readings("t", "m")] == [1.0]
 
 
 def reading(at: float, total: float | Grown | None, *, up: bool = True) -> Reading:

@@ -115,7 +115,11 @@ def directory(tmp_path: Path, authority: trustme.CA) -> Path:
 # TLS -----------------------------------------------------------------------------------------------------------------
 
 
-def test_pages_come_over_tls_and_not_in_the_clear(directory: Path, authority: trustme.CA) -> None:
+def test_pages_come_over_tls_and_not_in_the_clear(
+    directory: Path, authority: trustme.CA, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "llm_headroom")
+
     async def test() -> None:
         async with serving(written(directory, TLS)) as server:
             assert (await ask(server, context=trusting(authority)))[2] == b"page"
@@ -124,6 +128,7 @@ def test_pages_come_over_tls_and_not_in_the_clear(directory: Path, authority: tr
             assert (await ask(server, context=trusting(authority)))[0] == 200
 
     run(test())
+    assert [each.getMessage() for each in caplog.records] == ["TLS handshake failed"]
 
 
 def test_certificate_and_key_may_stand_in_the_file(directory: Path, authority: trustme.CA) -> None:
@@ -303,7 +308,10 @@ def test_a_client_needs_one_of_the_allowed_names(
     authority: trustme.CA,
     identity: str,
     allowed: bool,  # noqa: FBT001 - a cell of the table
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO)
+
     async def test() -> None:
         names = "[prometheus.example, 10.0.0.7, '2001:db8::7', ops@example.org]"
         config = written(directory, f"{MUTUAL}RequireAndVerifyClientCert\n  client_allowed_sans: {names}\n")
@@ -311,6 +319,8 @@ def test_a_client_needs_one_of_the_allowed_names(
             assert await is_admitted(server, trusting(authority, authority.issue_cert(identity))) is allowed
 
     run(test())
+    refused = [vars(each)["error"] for each in caplog.records if each.getMessage() == "client refused"]
+    assert refused == ([] if allowed else ["its certificate has no name out of client_allowed_sans"])
 
 
 def test_a_uri_is_a_name_too_and_a_common_name_is_none() -> None:
@@ -521,6 +531,8 @@ def test_an_unusable_file_keeps_the_server_from_starting(tmp_path: Path) -> None
 def test_a_broken_edit_keeps_the_last_good_configuration_and_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str | None
 ) -> None:
+    caplog.set_level(logging.INFO)
+
     async def test() -> None:
         file = written(tmp_path, f"basic_auth_users:\n  alice: {hashed('x')}\n")
         async with serving(file) as server:
@@ -536,6 +548,8 @@ def test_a_broken_edit_keeps_the_last_good_configuration_and_is_logged_once(
             assert (await ask(server))[0] == 200
 
     run(test())
+    said = [each.getMessage() for each in caplog.records if each.getMessage().startswith("web configuration")]
+    assert said == ["web configuration not reloaded", "web configuration reloaded"]
     errors = [vars(record)["error"] for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(errors) == 1
     assert "web.yml" in errors[0]
