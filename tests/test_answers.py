@@ -343,6 +343,7 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape(caplog: p
     assert b"tiny-llama" in page
     (card,) = (each for each in view.engines if each.source.target == "broken")
     assert (card.source.up, card.source.cause, card.state.name) == (False, "internal", "down")
+    assert (view.sources, view.up) == (2, 1), "what is not shown is not well"
     logged = {(each.funcName, vars(each)["target"]) for each in caplog.records if "(bug)" in each.getMessage()}
     assert logged == {(name, "broken") for name in ("text", "_as_json", "_made", "_rendered")}
 

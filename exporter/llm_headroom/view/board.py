@@ -70,7 +70,7 @@ def assembled(
         version=__version__,
         time=now,
         sources=len(made),
-        up=sum(snapshot.health.up for snapshot, _ in made),
+        up=sum(snapshot.health.up and all(card.source.up for card in found) for snapshot, found in made),
         engines=tuple(card for snapshot, found in made if snapshot.engine != GPUS for card in found),  # type: ignore[misc]
         gpus=tuple(card for snapshot, found in made if snapshot.engine == GPUS for card in found),  # type: ignore[misc]
         absent=tuple(Absent(what, why) for what, why in sorted(absent.items())),
