@@ -41,6 +41,36 @@ def test_a_command_starts_from_nothing_without_a_warning(name: str) -> None:
     assert done.stdout.startswith(f"Usage: llm-headroom {name}")
 
 
+# Standard streams ---------------------------------------------------------------------------------------------------
+def test_the_exporter_ends_as_ever_where_its_starter_closed_the_standard_streams() -> None:
+    closed = ("sh", "-c", 'exec "$@" <&- >&-', "sh", *COMMAND, "run", "--listen", "127.0.0.1:0", "--no-gpu")
+    with subprocess.Popen(closed, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("msg=listening" in line for line in process.stderr)
+        process.terminate()
+        rest = process.stderr.read()
+
+    assert process.returncode == 0, rest
+    assert "Traceback" not in rest
+
+
+def test_a_command_does_without_standard_streams() -> None:
+    closed = ("sh", "-c", 'exec "$@" <&- >&-', "sh", *COMMAND, "hash-password")
+    done = subprocess.run(closed, env=environment(), stderr=subprocess.PIPE, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (2, "llm-headroom: the password is empty\n")
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("check", "--no-gpu"), ("completion", "bash")])
+def test_what_cannot_be_written_is_said_in_a_line(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    assert (done.returncode, done.stderr) == (2, "llm-headroom: cannot write: No space left on device\n")
+
+
 # hash-password -------------------------------------------------------------------------------------------------------
 def test_a_hash_is_one_that_the_web_configuration_takes(tmp_path: Path) -> None:
     done = own("hash-password", "--cost", "4", stdin="päss wörd\n")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
+import sys
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from llm_headroom import __version__
+from llm_headroom.commands.exits import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +33,7 @@ COMMANDS: Final = {
     "completion": "Print the completion script of a shell.",
 }
 """The summary of each command in `--help`, here so that `--help` imports none of them."""
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
@@ -50,8 +56,32 @@ def _quick() -> Iterator[None]:
         gc.enable()
 
 
+def _open_standard_streams() -> None:
+    """Opens the null device for each standard stream that whoever started us has closed.
+
+    A socket would get its number: libuv aborts the process when it closes such a one, and what is written to standard
+    error would go into it. A file gets the lowest number that is free, which is that of the stream.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(opened, mode, encoding="utf-8", closefd=False))
+
+
 class _Commands(click.Group):
     """A group that imports a command's module when the command is called."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - click's signature
+        """Run a command. Standard streams may be closed, or on a disk that is full."""
+        _open_standard_streams()
+        try:
+            return super().__call__(*arguments, **named)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            with Path(os.devnull).open("wb") as nothing:
+                os.dup2(nothing.fileno(), 1)  # what is still held for standard output must not fail again at the end
+            fail(f"cannot write: {error.strerror}")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands' names, most used first."""
