@@ -50,7 +50,7 @@ def test_every_engine_is_found_out_and_served_side_by_side() -> None:
         server.__enter__()
     try:
         with Exporter(*(f"--target={server.url}" for server in servers.values()), "--no-gpu") as exporter:
-            exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+            exporter.until(exporter.all_up)
             metrics = exporter.metrics()
     finally:
         for server in servers.values():
@@ -66,7 +66,7 @@ def test_every_engine_is_found_out_and_served_side_by_side() -> None:
 
 def test_formats_are_negotiated(vllm: EngineServer) -> None:
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu") as exporter:
-        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        exporter.until(exporter.all_up)
         _, plain_headers, plain = exporter.get("/metrics")
         _, om_headers, om = exporter.get("/metrics", Accept="application/openmetrics-text;version=1.0.0,*/*;q=0.1")
         _, zip_headers, zipped = exporter.get("/metrics", Accept_Encoding="gzip")
@@ -128,7 +128,7 @@ def test_promtool_finds_nothing_in_what_is_served(vllm: EngineServer) -> None:
     if promtool is None:
         pytest.skip("promtool is missing: install the Debian package `prometheus`")
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu") as exporter:
-        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        exporter.until(exporter.all_up)
         body = exporter.get("/metrics")[2]
     checked = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True, check=False)
 
@@ -137,7 +137,7 @@ def test_promtool_finds_nothing_in_what_is_served(vllm: EngineServer) -> None:
 
 def test_snapshot_pages_and_unknown_paths(vllm: EngineServer) -> None:
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu") as exporter:
-        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        exporter.until(exporter.all_up)
         snapshot = json.loads(exporter.get("/api/v1/snapshot")[2])
         status, headers, page = exporter.get("/")
         missing = exporter.get("/nothing")[0]

@@ -130,7 +130,7 @@ def test_many_engines_are_a_table_that_sorts_filters_and_opens_cards(browser: Ch
         EngineServer(under(MANY, STARTING)) as idle,
         Exporter("--config", fleet(tmp_path, [idle, busy])) as exporter,
     ):
-        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        exporter.until(exporter.all_up)
         browser.open(f"{exporter.url}/")
         browser.until(f"{LIVE} && document.querySelectorAll('tbody').length === {MANY}")
         browser.until("[...document.querySelectorAll('td')].some((cell) => cell.innerText.trim() === '39')")
@@ -172,7 +172,7 @@ def test_the_page_says_who_is_in_trouble_and_leads_there(browser: Chromium, tmp_
         EngineServer(under(MANY, STARTING)) as idle,
         Exporter("--config", fleet(tmp_path, [idle])) as exporter,
     ):
-        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        exporter.until(exporter.all_up)
         browser.open(f"{exporter.url}/")
         browser.until(f"{LIVE} && document.querySelector('.summary')?.innerText.includes('{MANY} models, all fine')")
         idle.routes = {path: reply for path, reply in idle.routes.items() if not path.startswith("/p4/")}
@@ -228,7 +228,7 @@ def test_a_configuration_that_was_not_reloaded_shows(vllm: EngineServer, tmp_pat
 
 def test_what_is_loaded_is_compressed_for_those_who_can(vllm: EngineServer) -> None:
     with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
-        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        exporter.until(exporter.all_up)
         for path in ("/", "/static/page.css", "/static/page.js", "/api/v1/snapshot"):
             _, headers, plain = exporter.get(path)
             _, packed_headers, packed = exporter.get(path, Accept_Encoding="gzip")
@@ -239,6 +239,8 @@ def test_what_is_loaded_is_compressed_for_those_who_can(vllm: EngineServer) -> N
 
 
 def test_without_scripts_the_page_is_whole(vllm: EngineServer, chromium: Chromium) -> None:
+    wanted = ["tiny-llama", "vLLM 0.32.0", "8 running, 39 waiting", "98% of 2,048 tokens", "no traffic"]
+    wanted += ["small:latest", "on the CPU", "not loaded", "the connection was refused", "1 with a warning"]
     with (
         chromium.page(scripts=False) as browser,
         EngineServer(replayed(OLLAMA)) as ollama,
@@ -247,16 +249,15 @@ def test_without_scripts_the_page_is_whole(vllm: EngineServer, chromium: Chromiu
             *("--no-gpu", *FAST),
         ) as exporter,
     ):
-        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
-        exporter.until(lambda: b"no traffic" in exporter.get("/")[2])
-        browser.open(f"{exporter.url}/")
-        shown = browser.evaluate("document.body.innerText")
+
+        def whole() -> bool:
+            browser.open(f"{exporter.url}/")
+            shown = browser.evaluate("document.body.innerText")
+            return all(text in shown for text in wanted)
+
+        exporter.until(whole)
         live = browser.evaluate("document.getElementById('live').textContent")
 
-    for text in ("tiny-llama", "vLLM 0.32.0", "8 running, 39 waiting", "98% of 2,048 tokens", "no traffic"):
-        assert text in shown
-    for text in ("small:latest", "on the CPU", "not loaded", "the connection was refused", "1 with a warning"):
-        assert text in shown
     assert live == ""
     assert browser.log == []
 

@@ -308,7 +308,7 @@ def test_what_engines_make_up_cannot_colour_or_move_the_terminal() -> None:
 
 def test_once_as_json_is_what_the_stream_gives(vllm: EngineServer) -> None:
     with Exporter(f"--target=vllm={vllm.url}", *FAST) as exporter:
-        exporter.until(lambda: exporter.get("/-/ready")[0] == 200)
+        exporter.until(exporter.all_up)
         printed = top("--once", "--format", "json", "--url", exporter.url)
     view = from_json(json.loads(printed.stdout))
 
@@ -331,7 +331,7 @@ def test_an_exporter_with_a_certificate_of_its_own(vllm: EngineServer, tmp_path:
         insecure = top(*me, "--insecure")
         stranger = top("--once", "--url", url, "--insecure")
 
-    assert (trusted.returncode, insecure.returncode) == (0, 0)
+    assert (trusted.returncode, insecure.returncode) == (0, 0), (trusted.stderr, insecure.stderr)
     assert (unknown.returncode, stranger.returncode) == (1, 1)
     assert "certificate verify failed" in unknown.stderr
 

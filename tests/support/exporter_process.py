@@ -166,6 +166,10 @@ class Exporter:
                 found[sample.name][key] = sample.value
         return found
 
+    def all_up(self) -> bool:
+        """Whether all that it polls was read at its last poll: "ready" it is also where one came to nothing."""
+        return self.get("/-/ready")[0] == 200 and set(self.metrics().get("llm_up", {}).values()) == {1.0}
+
     def value(self, metric: str, **labels: str) -> float | None:
         """The value of the only sample of a metric that has these labels among others; None if there is none."""
         found = [value for key, value in self.metrics().get(metric, {}).items() if labels.items() <= dict(key).items()]
