@@ -540,21 +540,25 @@ def test_a_receiver_that_refuses_is_asked_once_and_the_page_says_so(tmp_path: Pa
 
 
 @pytest.mark.waits(11)
-def test_secrets_come_from_files_and_stay_out_of_the_log(tmp_path: Path) -> None:
-    with EngineServer(replayed(IDLE)) as engine, Receiver(500) as receiver:
+def test_secrets_come_from_files_and_stay_out_of_log_and_page_whatever_the_receiver_repeats(tmp_path: Path) -> None:
+    echo = "POST /services/T0/very-secret [Authorization: Bearer token-secret]"
+    words = f"Cannot {echo} {'.' * 200} {echo}"
+    with EngineServer(replayed(IDLE)) as engine, Receiver(404, words=words) as receiver:
         (tmp_path / "url").write_text(f"{receiver.url}/services/T0/very-secret\n")
         (tmp_path / "token").write_text("token-secret\n")
         settings = "- {kind: slack, url_file: url, auth: {bearer_token_file: token}, after: 200ms}\n"
         with Exporter("--config", configured(tmp_path, engine, settings)) as exporter:
             exporter.until(lambda: exporter.value("llm_up") == 1)
             engine.routes = {}
-            post = receiver.post(1)
-            exporter.logged("notification sent")
+            post = receiver.post(0)
+            said = exporter.logged("notification given up")["error"]
             page = exporter.get("/")[2].decode()
         log = str(exporter.log)
 
     assert (post.path, post.headers["authorization"]) == ("/services/T0/very-secret", "Bearer token-secret")
-    assert not {word for word in ("very-secret", "token-secret") if word in log + page}
+    assert said.startswith("status 404: Cannot POST … [Authorization: Bearer …]")
+    assert said in page
+    assert not {word for word in ("very-sec", "token-secret") if word in log + page}
 
 
 @pytest.mark.waits(11)
@@ -579,6 +583,8 @@ def test_a_receiver_that_is_added_by_a_reload_is_used(tmp_path: Path) -> None:
         ("- {kind: ntfy, url: 'https://ntfy.sh'}", "expected the topic at the end of ntfy's url"),
         ("- {kind: sms, url: 'http://a/b'}", "expected one of webhook, slack, ntfy"),
         ("- {url: 'ftp://a/b'}", "expected an address with http:// or https://"),
+        ("- {url: 'https://somebody:secret@a/b'}", "no user or password"),
+        ("- {url: 'https://a/secret b'}", "expected an address with http:// or https://"),
     ],
 )
 def test_a_receiver_that_cannot_be_used_is_an_error_of_the_configuration(
@@ -590,3 +596,4 @@ def test_a_receiver_that_cannot_be_used_is_an_error_of_the_configuration(
         load(path, engine_names=())
 
     assert said in str(error.value)
+    assert "secret" not in str(error.value)

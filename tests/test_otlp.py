@@ -189,6 +189,24 @@ def test_a_header_that_cannot_be_read_is_told_and_sends_nothing(
     assert any(str(tmp_path / "gone") in str(record.__dict__.get("error")) for record in caplog.records)
 
 
+def test_what_a_collector_repeats_of_a_secret_is_not_shown(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("TOKEN", "hunter2"), ("KEY", "key-of-mine")):
+        monkeypatch.setenv(name, value)
+    words = b"no: authorization: Bearer hunter2, token hunter2, x-key: key-of-mine, x-tenant: shop, again: Bearer hun"
+    with HttpReceiver(Reply(400, words, content_type="text/plain")) as collector:
+        push = Pushing(
+            collector.url,
+            credentials=Bearer(Secret(env="TOKEN")),
+            headers_env={"X-Key": Secret(env="KEY")},
+            headers={"X-Tenant": "shop"},
+        )
+        push.until(lambda: bool(push.told()))
+    (said,) = (record.__dict__["error"] for record in caplog.records if record.getMessage() == "otlp export failed")
+    assert said == "HTTP status 400: no: authorization: …, token …, x-key: …, x-tenant: shop, again: …"
+
+
 def test_a_header_may_come_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "Bearer hunter2")
     monkeypatch.setenv("EMPTY", "")

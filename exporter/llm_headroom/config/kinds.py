@@ -303,8 +303,12 @@ Address: TypeAlias = Annotated[str, Form(name="address", parse=_listen)]
 """Address to listen on: `:PORT`, `HOST:PORT` or `[IPV6]:PORT`."""
 Link: TypeAlias = Annotated[
     str,
-    Meta(pattern=r"^(|https?://[!-~]*[!-.0-~])$"),
-    Form(called="an address with http:// or https:// and no slash at its end", name="URL"),
+    Meta(pattern=r'^(|https?://[!"$-.0->A-~]+([/?#][!-~]*[!-.0-~])?)$'),
+    Form(
+        called="an address with http:// or https://, no user or password and no slash at its end",
+        name="URL",
+        quoted=False,
+    ),
 ]
-"""Where a page of ours may lead; empty for nowhere."""
+"""Where a page of ours may lead, or messages are sent; empty for nowhere. It may hold a secret, as Slack's do."""
 Url: TypeAlias = Annotated[str, Form(name="URL", parse=url)]

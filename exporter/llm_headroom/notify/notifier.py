@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.model import Cause, Point, Series
+from llm_headroom.net.echoes import hidden, of_url
 from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.net.tls import TlsFileError, client_context
 from llm_headroom.notify.incidents import Incidents, judgements, step
@@ -153,7 +154,8 @@ class _Door:
         """What went wrong, if anything did, and whether it is worth another try; no words of it hold a secret."""
         receiver = self._receiver
         try:
-            url, body = request(receiver, _url(receiver), message)
+            given = _url(receiver)
+            url, body = request(receiver, given, message)
             credentials = receiver.credentials
             headers = {} if credentials is None else {"Authorization": Authorization(credentials).header()}
             context = client_context(receiver.tls)
@@ -167,6 +169,7 @@ class _Door:
                     return None
                 said = await anext(answer.aiter_bytes(_LARGEST_ANSWER), b"")
                 words = plain(" ".join(said.decode(errors="replace").split()))
+                words = hidden(words, [*of_url(given), *(header.partition(" ")[2] for header in headers.values())])
                 return f"status {answer.status_code}: {words}".rstrip(": "), answer.status_code in _AGAIN
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s", True

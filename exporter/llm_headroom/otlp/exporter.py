@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.util.re import parse_env_headers
 
+from llm_headroom.net.echoes import hidden
 from llm_headroom.otlp.conventions import conventional
 from llm_headroom.otlp.cumulative import Starts
 from llm_headroom.otlp.data import metrics_data, reading
@@ -131,11 +132,12 @@ class Exporter:
         succeeded = sdk.export(metrics_data(readings, self._resource)) is MetricExportResult.SUCCESS
         lines = _LOG.taken()
         outcome = self._why(lines)
+        outcome = outcome._replace(message=hidden(outcome.message, self._secrets()))
         if succeeded:
             return (outcome if outcome.cause is None else Outcome()), len(readings)
         self.interrupt()  # the next one connects at once, and reads renewed certificates
         if outcome.cause is None:
-            outcome = Outcome(Drop.OTHER, lines[-1].getMessage() if lines else "")
+            outcome = Outcome(Drop.OTHER, hidden(lines[-1].getMessage(), self._secrets()) if lines else "")
         return outcome, len(readings)
 
     def interrupt(self) -> None:
@@ -155,6 +157,12 @@ class Exporter:
         sdk, self._why = opened(self._options, headers)
         self._sdk, self._headers = sdk, headers
         return sdk
+
+    def _secrets(self) -> list[str]:
+        """What a collector may repeat of what it was sent, and nobody else may read."""
+        public = {name.lower() for name in self._options.settings.headers}
+        sent = [value for name, value in self._headers.items() if name not in public]
+        return [*sent, *(value.partition(" ")[2] for value in sent)]
 
     def _all_headers(self) -> dict[str, str]:
         """Every header of an export, the variables' first; raises `_CredentialsError`."""
