@@ -350,7 +350,7 @@ def test_a_proc_that_is_not_there_gives_nothing(tmp_path: Path) -> None:
     proc = Proc(tmp_path / "none")
     assert Finder(proc).find([watched("http://127.0.0.1:8000")], likely=[1]) == {}
     assert proc.initial_namespace is False
-    assert proc.tree(1) == [1]
+    assert proc.tree(1, proc.children()) == [1]
     assert (proc.name(1), proc.resident(1), proc.cgroups(1), proc.addresses()) == ("", {}, {}, set())
 
 
@@ -650,6 +650,17 @@ def test_a_restart_shows_in_the_start_time_and_new_children_are_found_in_time(tr
     assert (first["process_start_time_seconds"], again["process_start_time_seconds"]) == (BOOT + 10.0, BOOT + 70.0)
 
 
+def test_a_start_time_follows_a_clock_that_is_set(tree: ProcTree) -> None:
+    tree.process(100, start=ticks(10))
+    memory = HostMemory(Finder(tree.proc), tree.sys)
+    engine = [watched("http://127.0.0.1:8000", pid=100)]
+    memory.read(engine, 0.0)
+
+    (tree.root / "stat").write_text(f"btime {BOOT + 3600:.0f}\n")
+
+    assert values(memory.read(engine, 30.0))["process_start_time_seconds"] == BOOT + 3610.0
+
+
 def test_a_name_may_hold_any_bytes(tree: ProcTree) -> None:
     tree.process(100)
     (tree.root / "100/comm").write_bytes(b"\xffllm\n")
@@ -697,7 +708,7 @@ def test_a_real_process_and_its_child(engine: tuple[int, int, int]) -> None:
     readings = HostMemory(finder).read([target], 0.0)
 
     assert (process.stat.pid, process.how, process.stat.parent) == (pid, How.LISTENER, os.getpid())
-    assert finder.proc.tree(pid) == [pid, worker]
+    assert finder.proc.tree(pid, finder.proc.children()) == [pid, worker]
     found = values(readings)
     assert found["processes"] == 2.0
     anonymous, started = found["process_resident_bytes anonymous"], found["process_start_time_seconds"]

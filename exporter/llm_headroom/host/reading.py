@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -12,7 +13,7 @@ from llm_headroom.host.kills import Kills, followed
 from llm_headroom.model import Cause, Failure, point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.host.engines import EngineProcess, Finder, Watched
     from llm_headroom.model import Point
@@ -34,6 +35,15 @@ class _Group(NamedTuple):
     method: str
 
 
+class _Tree(NamedTuple):
+    """The PIDs of an engine's processes, the first one's start as unix time, and when both were looked up."""
+
+    process: EngineProcess
+    looked: float
+    started: float | None
+    pids: Sequence[int]
+
+
 class HostMemory:
     """Reads engines' processes and memory from /proc and /sys. Blocks; to be used from one thread.
 
@@ -47,12 +57,14 @@ class HostMemory:
         self._sys = sys
         self._groups: dict[str, _Group] = {}
         self._kills: dict[str, Kills] = {}
-        self._trees: dict[str, tuple[EngineProcess, float, list[int]]] = {}
+        self._trees: dict[str, _Tree] = {}
 
     def read(self, watched: Sequence[Watched], now: float) -> dict[str, Reading]:
         """What is found of each target; `now` is monotonic, in seconds."""
         processes = self._finder.find(watched)
-        groups = {each.target.name: self._group(each, processes) for each in watched}
+        # Several engines may share a control group, and a host's processes: each is read once.
+        memory_of, children = cache(cgroup.memory), cache(self._proc.children)
+        groups = {each.target.name: self._group(each, processes, memory_of) for each in watched}
         self._groups = {name: group for name, group in groups.items() if group is not None}
         own = {directory for directory in cgroup.directories(self._proc, self._sys, "self") if directory.is_dir()}
         host_kills = self._proc.oom_kills()
@@ -61,8 +73,8 @@ class HostMemory:
             name = each.target.name
             labels = each.labels
             process, group = processes.get(name), groups[name]
-            points = [] if process is None else list(self._of_process(process, labels, name, now))
-            memory = None if group is None else cgroup.memory(group.directory)
+            points = [] if process is None else [*self._of_process(process, labels, name, now, children)]
+            memory = None if group is None else memory_of(group.directory)
             if group is not None and memory is not None:
                 others = own.union(other.directory for key, other in self._groups.items() if key != name)
                 points += _of_group(group, memory, labels, shared=group.directory in others)
@@ -75,14 +87,19 @@ class HostMemory:
         self._trees = {name: tree for name, tree in self._trees.items() if name in processes}
         return readings
 
-    def _group(self, each: Watched, processes: Mapping[str, EngineProcess]) -> _Group | None:
+    def _group(
+        self,
+        each: Watched,
+        processes: Mapping[str, EngineProcess],
+        memory_of: Callable[[Path], cgroup.Memory | None],
+    ) -> _Group | None:
         name = each.target.name
         if each.target.cgroup is not None:
-            return _Group(each.target.cgroup, "configured") if cgroup.memory(each.target.cgroup) else None
+            return _Group(each.target.cgroup, "configured") if memory_of(each.target.cgroup) else None
         process = processes.get(name)
         if process is not None:
             for directory in cgroup.directories(self._proc, self._sys, process.stat.pid):
-                if cgroup.memory(directory):
+                if memory_of(directory):
                     return _Group(directory, process.how)
         known = self._groups.get(name)
         return known if known and known.directory.is_dir() else None
@@ -96,24 +113,32 @@ class HostMemory:
         self._kills[name] = followed(before, now._replace(above=counts))
         return self._kills[name].total
 
-    def _of_process(self, process: EngineProcess, labels: Mapping[str, str], name: str, now: float) -> Iterator[Point]:
-        known, looked, pids = self._trees.get(name, (None, 0.0, []))
-        if known != process or now - looked >= LOOK_AGAIN:
-            pids, looked = self._proc.tree(process.stat.pid), now
+    def _of_process(
+        self,
+        process: EngineProcess,
+        labels: Mapping[str, str],
+        name: str,
+        now: float,
+        children: Callable[[], Mapping[int, Sequence[int]]],
+    ) -> Iterator[Point]:
+        tree = self._trees.get(name)
+        if tree is None or tree.process != process or now - tree.looked >= LOOK_AGAIN:
+            pid = process.stat.pid
+            tree = _Tree(process, now, self._proc.started(process.stat), self._proc.tree(pid, children()))
         resident: dict[str, float] = {}
         alive = []
-        for pid in pids:
+        for pid in tree.pids:
             if said := self._proc.resident(pid):
                 alive.append(pid)
                 for kind, size in said.items():
                     resident[kind] = resident.get(kind, 0.0) + size
-        self._trees[name] = (process, looked, alive)
+        self._trees[name] = tree._replace(pids=alive)
         for kind, size in resident.items():
             yield point(schema.HOST_PROCESS_MEMORY, size, "/proc/<pid>/status Rss", labels, kind=kind)
         if alive:
             yield point(schema.HOST_PROCESSES, float(len(alive)), "/proc/<pid>/stat", labels)
-        if (started := self._proc.started(process.stat)) is not None:
-            yield point(schema.HOST_PROCESS_START, started, "/proc/<pid>/stat starttime", labels)
+        if tree.started is not None:
+            yield point(schema.HOST_PROCESS_START, tree.started, "/proc/<pid>/stat starttime", labels)
 
 
 def _of_group(group: _Group, memory: cgroup.Memory, labels: Mapping[str, str], *, shared: bool) -> Iterable[Point]:
