@@ -268,7 +268,7 @@ class Known:
 
 
 def _same_size(one: float, other: float) -> bool:
-    return abs(math.log(one / other)) <= ALIKE
+    return abs(math.log(one) - math.log(other)) <= ALIKE
 
 
 def begun(now: Observation, at: float, engine: str, before: Known | None = None) -> Known:

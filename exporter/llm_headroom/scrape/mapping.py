@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections import Counter
 from functools import lru_cache
 from operator import itemgetter
@@ -18,6 +17,7 @@ from llm_headroom.engines.rules import Combine
 from llm_headroom.model import Across, Kind, Point, SampleState, Series
 from llm_headroom.scrape.label_cap import OVERFLOW
 from llm_headroom.scrape.plan import (
+    MOST,
     Buckets,
     Derived,
     Mapped,
@@ -302,7 +302,7 @@ class Mapper:
                     tuple(group[:1] if rule.combine is Combine.FIRST else group),
                     rule.scale,
                     Combine.MAX if ratio else rule.combine,
-                    1.0 / rule.scale if is_share(rule.metric) else sys.float_info.max,
+                    1.0 / rule.scale if is_share(rule.metric) else MOST,
                 ),
             )
             for series, group in groups.items()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from llm_headroom.model import Metric
 
+MOST: Final = 1e24
+"""No number of tokens, bytes or seconds is beyond it. What is worked out of those below, as squares, is a number."""
 _ROUNDED: Final = 1.01
 """How far above 1 a share is still a matter of rounding."""
 
@@ -100,7 +102,7 @@ class Plan:
     newest: tuple[Newest, ...] = ()
 
     def apply(self, values: Sequence[float]) -> Mapped:
-        """Points from the values of a scrape. Impossible values (NaN, ±Inf, negative) are dropped and counted."""
+        """Points from the values of a scrape. What cannot be (NaN, negative, beyond `MOST`) is dropped and counted."""
         points = list(self.constants)
         invalid = 0
         problems: list[str] = []
@@ -114,7 +116,7 @@ class Plan:
                 value = sum([values[index] for index in indices])
             if 0.0 <= value <= most:
                 points.append(Point(series, value * scale if scale != 1.0 else value, origin))
-            elif value > most and bounded(value * scale) is not None:
+            elif most < value and is_share(series.metric) and bounded(value * scale) is not None:
                 points.append(Point(series, 1.0, origin))
             else:
                 invalid += len(indices)
@@ -135,7 +137,7 @@ class Plan:
             if len(parts) > 1:
                 counts = tuple(map(sum, zip(*[part(values) for part in parts], strict=True)))
             total = sum([values[index] for index in sums])
-            if _cumulative(counts) and 0.0 <= total < math.inf:
+            if _cumulative(counts) and 0.0 <= total <= MOST:
                 points.append(Point(series, Histogram(bounds, counts, total * scale), origin))
             else:
                 invalid += len(bounds) * len(parts)
@@ -147,7 +149,7 @@ class Plan:
         for rest in self.rests:
             whole = sum([values[index] for index in rest.indices])
             less = sum([values[index] for index in rest.less])
-            if 0.0 <= less < math.inf and whole < math.inf:
+            if 0.0 <= less <= MOST and whole <= MOST:
                 yield rest, whole, max(whole - less, 0.0)
 
     def _with_derived(self, values: Sequence[float]) -> Sequence[float]:
@@ -172,8 +174,9 @@ def possible(value: float, metric: Metric) -> float | None:
 
 
 def beyond(origin: str, metric: Metric) -> str:
-    """What there is to say of a share that is above 1."""
-    return f"{origin} is above 1, which no share can be: {metric.name} is withheld"
+    """What there is to say of a value that is larger than can be."""
+    why = "is above 1, which no share can be" if is_share(metric) else f"is beyond {MOST:g}, which no engine can have"
+    return f"{origin} {why}: {metric.name} is withheld"
 
 
 def product(one: float, other: float) -> float:
@@ -182,4 +185,4 @@ def product(one: float, other: float) -> float:
 
 
 def _cumulative(counts: tuple[float, ...]) -> bool:
-    return counts[0] >= 0.0 and counts[-1] < math.inf and all(map(le, counts, counts[1:]))
+    return counts[0] >= 0.0 and counts[-1] <= MOST and all(map(le, counts, counts[1:]))
