@@ -17,7 +17,7 @@ import nvml_library
 from bounded import run
 from captures import Capture
 from chromium import Chromium
-from engine_server import EngineServer, Reply, replayed
+from engine_server import EngineServer, Reply, at_work, replayed
 from exporter_process import Exporter
 from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
@@ -48,7 +48,7 @@ LIVE = "document.getElementById('live').textContent === 'live'"
 
 @pytest.fixture
 def vllm() -> Iterator[EngineServer]:
-    with EngineServer(replayed(SATURATED)) as server:
+    with EngineServer(at_work(SATURATED)) as server:
         yield server
 
 
@@ -118,7 +118,7 @@ def fleet(folder: Path, engines: Sequence[EngineServer]) -> str:
 
 def under(prefixes: int, capture: Capture) -> dict[str, Reply | Behaviour]:
     """The routes of an engine under several prefixes."""
-    return {f"/p{number}{path}": reply for number in range(prefixes) for path, reply in replayed(capture).items()}
+    return {f"/p{number}{path}": reply for number in range(prefixes) for path, reply in at_work(capture).items()}
 
 
 ROWS = "[...document.querySelectorAll('tbody:not([hidden]) > tr:first-child')].map(row => row.cells[1].innerText)"

@@ -20,7 +20,7 @@ import trustme
 from rich.console import Console
 
 from captures import Capture
-from engine_server import EngineServer, Reply, replayed
+from engine_server import EngineServer, Reply, at_work, replayed
 from exporter_process import COMMAND, DEADLINE, Exporter, environment, ran
 from llm_headroom.commands.top_screen import Chosen, screen
 from llm_headroom.model import Level
@@ -38,7 +38,7 @@ FAST = ("--interval", "200ms", "--no-discover", "--no-gpu")
 
 @pytest.fixture
 def vllm() -> Iterator[EngineServer]:
-    with EngineServer(replayed(SATURATED)) as server:
+    with EngineServer(at_work(SATURATED)) as server:
         yield server
 
 

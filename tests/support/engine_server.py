@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import socketserver
 import threading
 from dataclasses import dataclass
@@ -68,6 +70,28 @@ def huge(megabytes: int) -> Behaviour:
         block = b"x 1\n" * (1 << 18)
         for _ in range(megabytes):
             connection.sendall(block)
+
+    return answer
+
+
+_PROGRESS = re.compile(
+    rb"^(vllm:(?:time_to_first_token_seconds|iteration_tokens_total)_(?:bucket|count)\S* )(\S+)$", re.MULTILINE
+)
+
+
+def going_on(metrics: bytes) -> Behaviour:
+    """The metrics of a vLLM that goes on: each answer has one more step and one more quick first token than the last.
+
+    A capture that is served as it is stands still: with requests in it the engine is `slow` after seconds, and
+    `stalled` after a minute.
+    """
+    answers = itertools.count()
+
+    def answer(_server: EngineServer, connection: socket.socket) -> None:
+        number = next(answers)
+        body = _PROGRESS.sub(lambda line: b"%s%f" % (line[1], float(line[2]) + number), metrics)
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {TEXT}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
 
     return answer
 
@@ -147,6 +171,11 @@ class EngineServer:
             + found.body
         )
         return True
+
+
+def at_work(capture: Capture) -> dict[str, Reply | Behaviour]:
+    """The routes of a vLLM that goes on, as it was when the capture was taken."""
+    return {**replayed(capture), "/metrics": going_on(capture.exposition.read_bytes())}
 
 
 def replayed(capture: Capture) -> dict[str, Reply | Behaviour]:
