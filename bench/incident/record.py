@@ -74,8 +74,8 @@ def blocks(samples: Path, folder: Path, rules: Path, span: float) -> None:
     """
     backfill([samples], folder)
     document = yaml.safe_load(rules.read_text())
-    for place, recorded in enumerate(_passes(document)):
-        file = folder / f"rules-{place}.yml"
+    file = folder / "rules.yml"  # one name: Prometheus places a group's evaluations by its name and its file's
+    for recorded in _passes(document):
         file.write_text(json.dumps({"groups": [{"name": "recorded", "rules": recorded}]}))
         with programs.prometheus(folder, {}, *FLAGS) as server:
             command = ["promtool", "tsdb", "create-blocks-from", "rules", "--output-dir", str(folder / "data")]
