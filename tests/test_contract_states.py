@@ -34,7 +34,9 @@ PAGES: Final = {
     "LLMModelDown": State.DOWN,
     "LLMEngineStalled": State.STALLED,
     "LLMQueueStarved": State.BLOCKED,
+    "LLMInterTokenLatencySlow": State.LAGGING,
 }
+"""And one ticket, which says of later tokens what the first page says of first ones."""
 POLL: Final = 5.0
 SCRAPE: Final = 15
 GRACE: Final = {
@@ -43,6 +45,7 @@ GRACE: Final = {
     "LLMModelDown": (150, 60),
     "LLMEngineStalled": (90, 60),
     "LLMQueueStarved": (120, 60),
+    "LLMInterTokenLatencySlow": (690, 90),
 }
 """Seconds by which each page may come and may go after its state: how long it must hold, and two scrapes."""
 BASE: Final = {"engine": "vllm", "target": "t"}
@@ -53,15 +56,17 @@ class Engine:
     """An engine's counters under 2 requests/s, each of 400 prompt and 100 output tokens."""
 
     def __init__(self) -> None:
-        self.counts = dict.fromkeys(("first", "late", "prompts", "generated", "finished", "failed", "steps"), 0.0)
+        self.counts = dict.fromkeys(
+            ("first", "late", "trickled", "prompts", "generated", "finished", "failed", "steps"), 0.0
+        )
         self.running = 4.0
         self.waiting = 0.0
         self.overdue: float | None = 0.0
 
-    def work(self, requests: float = 10.0, *, late: float = 0.0, failed: float = 0.0) -> None:
+    def work(self, requests: float = 10.0, *, late: float = 0.0, failed: float = 0.0, trickled: float = 0.0) -> None:
         """Five seconds of work."""
         grown = {"first": requests, "late": late, "prompts": 400 * requests, "generated": 100 * requests}
-        grown |= {"finished": requests - failed, "failed": failed, "steps": 250.0}
+        grown |= {"finished": requests - failed, "failed": failed, "steps": 250.0, "trickled": trickled}
         for name, amount in grown.items():
             self.counts[name] += amount
 
@@ -74,6 +79,7 @@ class Engine:
         """What it exposes."""
         own = self.counts
         ttft = Histogram((1.0, 2.5, 5.0, math.inf), (*([own["first"] - own["late"]] * 2), *([own["first"]] * 2)), 1.0)
+        gaps = Histogram((0.2, math.inf), (own["generated"] - own["trickled"], own["generated"]), 1.0)
 
         def point(metric: Metric, value: float | Histogram, **labels: str) -> Point:
             return Point(Series(metric, {**BASE, "model": "m", **labels}), value, "test")
@@ -82,6 +88,7 @@ class Engine:
             point(schema.REQUESTS_RUNNING, self.running),
             point(schema.REQUESTS_WAITING, self.waiting),
             point(schema.TIME_TO_FIRST_TOKEN, ttft),
+            point(schema.INTER_TOKEN_LATENCY, gaps),
             point(schema.PROMPT_TOKENS, own["prompts"]),
             point(schema.GENERATION_TOKENS, own["generated"]),
             point(schema.REQUESTS_FINISHED, own["finished"], reason="stop"),
@@ -101,6 +108,10 @@ def late(engine: Engine, at: float) -> None:
 
 def one_late(engine: Engine, at: float) -> None:
     engine.work(late=1.0 if at in {600, 900} else 0.0)
+
+
+def trickling(engine: Engine, at: float) -> None:
+    engine.work(trickled=300.0 if 600 <= at < 1800 else 0.0)
 
 
 def failing(engine: Engine, at: float) -> None:
@@ -160,6 +171,7 @@ HISTORIES: Final[dict[str, tuple[Callable[[Engine, float], Failure | None], set[
     "late first tokens": (late, {State.SLOW}),
     "first tokens that do not come": (awaited, {State.SLOW}),
     "a late first token now and then": (one_late, set()),
+    "tokens that trickle": (trickling, {State.LAGGING}),
     "a fifth of the requests fail": (failing, {State.FAILING}),
     "three in a hundred fail": (some_fail, set()),
     "the engine core stands still": (stalled, {State.STALLED}),

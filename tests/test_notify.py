@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import socketserver
 import ssl
@@ -29,6 +30,7 @@ from webhook_receiver import DEADLINE, Receiver
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+EPOCH = 1_800_000_000.0
 IDLE = Capture("vllm", "0.32.0", "idle_startup")
 
 
@@ -467,6 +469,31 @@ def test_where_nobody_is_told_nothing_is_judged_and_at_the_end_nobody_waits() ->
         assert len(asked) == 1
 
     asyncio.run(test())
+
+
+def test_a_clock_that_is_set_back_in_an_incident_delays_neither_its_beginning_nor_its_end() -> None:
+    judged, behind = [State.SLOW], [0.0]
+
+    async def send(receiver: Receiver) -> None:
+        notifier = Notifier(lambda: [snapshot(*judged)], dict, unix=lambda: EPOCH - behind[0])
+        notifier.apply([Settings(url=receiver.url, after=0.05)])
+        notifier.changed()
+        for sent in (1.0, 2.0):
+            behind[0] += 3600.0
+            async with asyncio.timeout(DEADLINE):
+                while _counts(notifier)["sent"] < sent:
+                    notifier.changed()
+                    await asyncio.sleep(0.01)
+            judged[:] = [State.OK]
+            notifier.changed()
+        await notifier.close()
+
+    with Receiver() as receiver:
+        asyncio.run(send(receiver))
+    begin, end = (post.body["alerts"][0] for post in receiver.posts)
+    assert (begin["status"], end["status"]) == ("firing", "resolved")
+    assert begin["startsAt"].startswith("2027-01-15T06:"), "an hour before EPOCH, as the clock has it then"
+    assert re.match(r"It was slow for \d\d? s: ", end["annotations"]["description"]), "not of an hour less"
 
 
 def test_a_receiver_that_is_gone_keeps_its_numbers() -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric
 
 EPOCH = 1_800_000_000.0
+METRICS_OF = {"first": schema.TIME_TO_FIRST_TOKEN, "waiting": schema.REQUESTS_WAITING}
 REFUSED = Failure(Cause.REFUSED, "connection refused")
 
 
@@ -255,6 +256,55 @@ def test_two_slow_first_tokens_are_none() -> None:
     watch.polled(busy(firsts=0, good=0))
 
     assert watch.polled(busy(firsts=3, good=1)).state is State.OK
+
+
+def test_tokens_that_come_too_late_are_lagging_while_first_tokens_are_in_time() -> None:
+    watch = Watch()
+    judged = []
+    for poll in range(200):
+        tokens, late = 100.0 * poll, max(0.0, min(poll - 60, 40)) * 100.0  # all of those of 200 s
+        judged.append(watch.polled(busy(firsts=poll, good=poll, tokens=tokens, timely=tokens - late, gap=0.2)))
+
+    states = [each.state for each in judged]
+    assert states[:64] == [State.OK] * 64
+    begin, end = states.index(State.LAGGING), len(states) - states[::-1].index(State.LAGGING)
+    assert 72 <= begin <= 78, "a minute after more than 5 % of those of five minutes are late"
+    assert 155 <= end <= 175, "until the window and a minute are over"
+    assert states == [State.OK] * begin + [State.LAGGING] * (end - begin) + [State.OK] * (200 - end)
+    assert judged[100].reason == "66% of the tokens of the last 5 min came later than 0.2 s after the one before"
+    assert judged[100].state.level is Level.WARN
+
+
+@pytest.mark.parametrize(
+    ("tokens", "late", "wanted"),
+    [(600.0, 31.0, State.LAGGING), (600.0, 30.0, State.OK), (31.0, 30.0, State.LAGGING), (29.0, 29.0, State.OK)],
+)
+def test_how_many_late_tokens_are_lagging(tokens: float, late: float, wanted: State) -> None:
+    watch = Watch(step=61.0)
+    watch.polled(busy(tokens=0.0, timely=0.0))
+    watch.polled(busy(tokens=tokens, timely=tokens - late))
+    assert watch.polled(busy(tokens=tokens, timely=tokens - late)).state is wanted
+
+
+@pytest.mark.parametrize(("gone", "words"), [("first", "first tokens"), ("waiting", "waiting requests")])
+def test_what_an_engine_was_judged_by_and_no_longer_exposes_makes_it_unknown(gone: str, words: str) -> None:
+    """An upgrade renames a metric: a slow engine must not look fine for it, nor one that has just restarted wrong."""
+    watch = Watch()
+    whole = {"first": 9.0, "waiting": 2.0, "running": 4.0}
+
+    def polled(finished: float) -> Judged:
+        points = busy(**whole, finished=finished)
+        return watch.polled([each for each in points if each.series.metric is not METRICS_OF[gone]])
+
+    watch.polled(busy(**whole, finished=50.0))
+    assert [polled(0.0).state for _ in range(9)] == [State.OK] * 9, "no request has ended since"
+    found = [polled(float(1 + poll)) for poll in range(4)]
+    assert found[-1].state is State.UNKNOWN
+    why = f"it no longer exposes its {words}, by which it was judged; an upgrade may have renamed them"
+    assert found[-1].reason == why
+    assert watch.polled(busy(**whole, finished=9.0)).state is State.OK
+    watch.at += 86_400.0
+    assert {polled(10.0 + poll).state for poll in range(4)} == {State.OK}, "forgotten after a day"
 
 
 def test_requests_that_fail_and_clients_that_leave() -> None:

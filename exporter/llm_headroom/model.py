@@ -313,6 +313,8 @@ class State(StrEnum):
     """TTFT misses the objective."""
     LOADING = "loading"
     """It does not respond yet: never since llm-headroom or the process started, or it reports that it is loading."""
+    LAGGING = "lagging"
+    """Tokens after the first one miss the objective of inter-token latency."""
     TIGHT = "tight"
     """Almost no KV cache headroom."""
     UNKNOWN = "unknown"
@@ -346,6 +348,7 @@ ENGINE_STATES: Final = (
     State.BLOCKED,
     State.SLOW,
     State.LOADING,
+    State.LAGGING,
     State.TIGHT,
     State.UNKNOWN,
     State.ASLEEP,
@@ -357,7 +360,7 @@ GPU_STATES: Final = (State.LOST, State.ERROR, State.THROTTLED, State.FULL, State
 """The same of a GPU."""
 _LEVELS: Final[Mapping[State, Level]] = {
     **dict.fromkeys(State, Level.BAD),
-    **dict.fromkeys((State.LOADING, State.TIGHT, State.THROTTLED, State.FULL), Level.WARN),
+    **dict.fromkeys((State.LOADING, State.LAGGING, State.TIGHT, State.THROTTLED, State.FULL), Level.WARN),
     **dict.fromkeys((State.ASLEEP, State.IDLE, State.OK), Level.GOOD),
     State.UNKNOWN: Level.UNKNOWN,
 }

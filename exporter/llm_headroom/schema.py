@@ -600,7 +600,7 @@ ENGINE_STATE: Final = _derived(
     Kind.GAUGE,
     "{flag}",
     "1 for the current state of the engine's model, 0 for each other one (down, misread, stalled, failing, blocked, "
-    "slow, loading, tight, unknown, asleep, idle, ok). Exported also while the engine does not respond.",
+    "slow, loading, lagging, tight, unknown, asleep, idle, ok). Exported also while the engine does not respond.",
     "model",
     "state",
 )

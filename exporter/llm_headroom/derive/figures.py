@@ -57,11 +57,20 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
     schema.MODEL_ASLEEP: (Figure("asleep", max),),
     schema.MODEL_LOADED: (Figure("loaded", max),),
     schema.MODELS_LOADED: (Figure("models"),),
-    schema.SLO_REQUESTS: (Figure("firsts", label="slo", only="ttft"),),
-    schema.SLO_REQUESTS_GOOD: (Figure("good", label="slo", only="ttft"),),
+    schema.SLO_REQUESTS: (
+        Figure("firsts", label="slo", only="ttft"),
+        Figure("tokens", label="slo", only="inter_token_latency"),
+    ),
+    schema.SLO_REQUESTS_GOOD: (
+        Figure("good", label="slo", only="ttft"),
+        Figure("timely", label="slo", only="inter_token_latency"),
+    ),
     schema.FIRST_TOKENS_OVERDUE: (Figure("overdue"),),
     schema.PROXY_OVERDUE: (Figure("overdue", label="slo", only="ttft"),),
-    schema.SLO_THRESHOLD: (Figure("objective", max, label="slo", only="ttft"),),
+    schema.SLO_THRESHOLD: (
+        Figure("objective", max, label="slo", only="ttft"),
+        Figure("gap", max, label="slo", only="inter_token_latency"),
+    ),
 }
 
 

@@ -27,29 +27,47 @@ SAMPLE_SECONDS: Final = 14.0
 """Seconds between remembered counts: as fine as Prometheus' usual scrapes, which the alerts see."""
 RISE: Final[Mapping[State, float]] = {
     **dict.fromkeys((State.DOWN, State.MISREAD, State.UNKNOWN), 9.0),
+    State.LAGGING: 60.0,
     State.TIGHT: 14.0,
     State.IDLE: 60.0,
 }
 """Seconds for which a finding must last before it is the state: one lost poll is no outage. Others hold at once."""
-CLEAR: Final[Mapping[State, float]] = {State.FAILING: 60.0, State.BLOCKED: 15.0, State.SLOW: 60.0, State.TIGHT: 60.0}
+CLEAR: Final[Mapping[State, float]] = {
+    **dict.fromkeys((State.FAILING, State.SLOW, State.LAGGING, State.TIGHT), 60.0),
+    State.BLOCKED: 15.0,
+}
 """Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""
 
 REPLACED_SECONDS: Final = 1800.0
 """Time for which a model is missed whose place another one has taken: as long as LLMModelGone looks back."""
 AT_WORK_SECONDS: Final = 30.0
 """An engine that ends within so much of its last request has not been drained: it ended unplanned."""
+_LATE_TOKENS: Final = 30.0
+"""Fewest late tokens that count: of the few of a single answer some always wait for the prompt of another one."""
 _ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cause.STATUS, Cause.PROTOCOL})
 """Failures of an engine that is not there, or not yet."""
 _MISREAD: Final = frozenset({Cause.NOT_THIS_ENGINE, Cause.FORMAT, Cause.REDIRECT, Cause.TOO_LARGE, Cause.TRUNCATED})
 """Failures of something that answers, but not as this engine."""
 
-COUNTED: Final = ("firsts", "good", "finished", "failed", "responses", "wrong", "routed", "lost", *UNNAMED.values())
+COUNTED: Final = (
+    *("firsts", "good", "tokens", "timely", "finished", "failed", "responses", "wrong", "routed", "lost"),
+    *UNNAMED.values(),
+)
 """The counters of which the last minutes are judged."""
 PROGRESS: Final = ("first", "prompts", "finished")
 """Counters that move when a request is admitted: first tokens, prompt tokens; without these, finished requests."""
 _SEEN_BY: Final = ("running", "waiting", "firsts", "first", "workers")
 """Without any of these nobody knows whether requests wait: those that end say nothing of it."""
 
+
+_LOSABLE: Final[Mapping[str, str]] = {
+    "first": "first tokens",
+    "waiting": "waiting requests",
+    "running": "running requests",
+}
+"""What an engine that is upgraded may call otherwise from then on, so that it is no longer judged, in words."""
+LOST_SECONDS: Final = 86_400.0
+"""Time for which it is missed: as long as LLMSignalLost looks back."""
 
 _REMEDY: Final = "a measuring proxy in front of it (`proxies`) shows those that come through it: none has yet"
 _REMEDIES: Final = {"ollama": "start llm-headroom with --ollama-proxy :11435 and let clients use it: none has yet"}
@@ -67,7 +85,8 @@ class Sample(NamedTuple):
 class Known:
     """What is remembered of one model: its state, its recent counts, since when requests wait and none is taken in.
 
-    `restarts` is the counter as it was read last, `restarted` when it grew within `RESTARTS_SECONDS`.
+    `restarts` is the counter as it was read last, `restarted` when it grew within `RESTARTS_SECONDS`. `exposed`
+    is when each of `_LOSABLE` was seen last, `missed` how many requests had ended when one of them was missed first.
     """
 
     settled: Settled | None = None
@@ -77,6 +96,8 @@ class Known:
     unqueued: float = 0.0
     restarts: float = math.inf
     restarted: tuple[float, ...] = ()
+    exposed: Mapping[str, float] = field(default_factory=dict)
+    missed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +165,12 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
     queued = own.get("waiting", 0.0) > 0
     counts = tuple(own.get(name) for name in COUNTED)
     restarts = own.get("restarts", math.inf)
+    exposed = {name: at for name in _LOSABLE if name in own}
     if known is None:
-        return Known(samples=(Sample(at, counts),), progress=progress, moved=at, unqueued=at, restarts=restarts)
+        fresh = Known(samples=(Sample(at, counts),), progress=progress, moved=at, unqueued=at, restarts=restarts)
+        return replace(fresh, exposed=exposed)
+    exposed = {name: last for name, last in known.exposed.items() if at - last < LOST_SECONDS} | exposed
+    ended = min(own.get("finished", 0.0), math.inf if known.missed is None else known.missed)
     samples = known.samples
     if not samples or at - samples[-1].at >= SAMPLE_SECONDS:
         oldest = at - RATE_SECONDS - 2 * SAMPLE_SECONDS
@@ -161,6 +186,8 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
             *(each for each in known.restarted if at - each < RESTARTS_SECONDS),
             *([at] if known.restarts < restarts < math.inf else ()),
         ),
+        exposed=exposed,
+        missed=ended if exposed.keys() - own.keys() else None,
     )
 
 
@@ -194,7 +221,7 @@ def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, wi
 def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) -> list[Finding]:
     """Everything that can be said of a model whose engine answers."""
     found = [*_queue(known, own, at), *_failures(known, own, at), *_workers(own)]
-    found += [*_slow(known, own, at), *_room(own)]
+    found += [*_slow(known, own, at), *_lagging(known, own, at), *_room(own), *_lost(known, own)]
     running, waiting = own.get("running"), own.get("waiting")
     if own.get("asleep"):
         found.append(Finding(State.ASLEEP, "it is in sleep mode and holds no GPU memory"))
@@ -256,10 +283,29 @@ def _slow(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding
     slow = total - grown["good"]
     if slow >= DEFAULT.ttft_slow_count and slow >= DEFAULT.ttft_slow_share * total:
         late = f"{slow:.0f} of {total:.0f} first tokens of the last {span(SLOW_SECONDS)}"
-        objective = own.get("objective")
-        than = "the objective" if objective is None else f"{objective:g} s"
         still = f"; {awaited:.0f} are still awaited" if awaited else ""
-        yield Finding(State.SLOW, f"{late} ({slow / total:.0%}) came later than {than}{still}")
+        yield Finding(State.SLOW, f"{late} ({slow / total:.0%}) came later than {_objective(own, 'objective')}{still}")
+
+
+def _objective(own: Mapping[str, float], name: str) -> str:
+    return f"{own[name]:g} s" if name in own else "the objective"
+
+
+def _lagging(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
+    grown = _increase(known.samples, own, at, RATE_SECONDS)
+    total = grown["tokens"]
+    late = total - grown["timely"]
+    if late >= _LATE_TOKENS and late > DEFAULT.inter_token_slow_share * total:
+        which = f"{late / total:.0%} of the tokens of the last {span(RATE_SECONDS)}"
+        yield Finding(State.LAGGING, f"{which} came later than {_objective(own, 'gap')} after the one before")
+
+
+def _lost(known: Known, own: Mapping[str, float]) -> Iterator[Finding]:
+    """What is no longer exposed although requests end: some engines expose nothing before the first one."""
+    if known.missed is not None and own.get("finished", 0.0) > known.missed:
+        lost = " and ".join(_LOSABLE[name] for name in _LOSABLE if name in known.exposed.keys() - own.keys())
+        why = f"it no longer exposes its {lost}, by which it was judged; an upgrade may have renamed them"
+        yield Finding(State.UNKNOWN, why)
 
 
 def _room(own: Mapping[str, float]) -> Iterator[Finding]:

@@ -1,4 +1,7 @@
-"""From states to incidents: one begins when trouble has lasted, and ends when it has been over for as long. Pure."""
+"""From states to incidents: one begins when trouble has lasted, and ends when it has been over for as long. Pure.
+
+Times are seconds of a clock that nobody sets; what is sent has unix time.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """What is wrong with a subject: the state, why in words, and how severe; times are unix seconds.
+    """What is wrong with a subject: the state, why in words, and how severe.
 
     `states` are all that there were since it began, `sent` whether anyone was notified, `over` since when it is not any
     more, if so.
@@ -45,10 +48,15 @@ class Trouble:
 
 
 class Message(NamedTuple):
-    """The beginning of an incident, or with `ended` (unix time) its end."""
+    """The beginning of an incident, or with `ended` its end."""
 
     trouble: Trouble
     ended: float | None = None
+
+    def dated(self, offset: float) -> Message:
+        """The same with its times moved by an offset."""
+        ended = None if self.ended is None else self.ended + offset
+        return Message(replace(self.trouble, since=self.trouble.since + offset), ended)
 
 
 class Judgement(NamedTuple):
@@ -90,7 +98,7 @@ def judgements(snapshots: Sequence[Snapshot], labels: Mapping[str, Mapping[str, 
 def step(
     incidents: Incidents, judged: Sequence[Judgement], now: float, *, least: str, after: float
 ) -> tuple[Incidents, list[Message]]:
-    """The incidents after judgements at a unix time, and what is to be sent.
+    """The incidents after judgements at a time, and what is to be sent.
 
     Only what is at least as severe as `least` counts. Where nothing can be judged, an incident neither begins nor ends.
     """

@@ -52,7 +52,8 @@ class Result(StrEnum):
 class Notifier:
     """The receivers of a configuration.
 
-    `snapshots` gives the latest of each source, `labels` the operator's by target, `pauses` the seconds before tries.
+    `snapshots` gives the latest of each source, `labels` the operator's by target, `pauses` the seconds before tries,
+    `unix` the host's clock: what messages are dated by, but no duration is measured with, since it may be set.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class Notifier:
         snapshots: Callable[[], Sequence[Snapshot]],
         labels: Callable[[], Mapping[str, Mapping[str, str]]],
         pauses: Sequence[float] = PAUSES,
+        unix: Callable[[], float] = time.time,
     ) -> None:
-        self._snapshots, self._labels, self._pauses = snapshots, labels, pauses
+        self._snapshots, self._labels, self._pauses, self._unix = snapshots, labels, pauses, unix
         self._doors: dict[Receiver, _Door] = {}
         self._counts: Counter[tuple[str, Result]] = Counter()
 
@@ -78,9 +80,9 @@ class Notifier:
         if not self._doors:
             return
         judged = judgements(self._snapshots(), self._labels())
-        now = time.time()
+        now = time.monotonic()
         for door in self._doors.values():
-            door.look(judged, now)
+            door.look(judged, now, self._unix() - now)
 
     def problems(self) -> Iterable[str]:
         """What is wrong with receivers, in words."""
@@ -114,13 +116,13 @@ class _Door:
         self._waiting: asyncio.Queue[Message] = asyncio.Queue(MOST_WAITING)
         self.task = asyncio.get_running_loop().create_task(self._work(), name=f"notify {self.name}")
 
-    def look(self, judged: Sequence[Judgement], now: float) -> None:
-        """Take judgements over, and queue what follows of them."""
+    def look(self, judged: Sequence[Judgement], now: float, offset: float) -> None:
+        """Take judgements over, and queue what follows of them; with the offset `now` is unix time."""
         receiver = self._receiver
         self._incidents, messages = step(self._incidents, judged, now, least=receiver.least, after=receiver.after)
         for message in messages:
             try:
-                self._waiting.put_nowait(message)
+                self._waiting.put_nowait(message.dated(offset))
             except asyncio.QueueFull:
                 said = {"receiver": self.name, "message_title": title(message)}
                 self._counts[self.name, Result.DROPPED] += 1
