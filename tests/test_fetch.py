@@ -114,6 +114,14 @@ def test_an_informational_answer_is_not_the_final_one() -> None:
     assert fetch(EngineServer({"/metrics": answer})).body == b"ok"
 
 
+def test_more_informational_answers_than_anybody_sends_end_the_connection() -> None:
+    interim, final = b"HTTP/1.1 103 Early Hints\r\n\r\n", head(200, {"Content-Length": "2"}) + b"ok"
+    assert fetch(EngineServer({"/metrics": raw(interim * 15 + final)})).body == b"ok"
+    failure = failure_of(EngineServer({"/metrics": raw(interim * 200_000 + final)})).failure
+    assert failure.cause is Cause.PROTOCOL
+    assert failure.message.endswith("more than 16 answers at once")
+
+
 @pytest.mark.parametrize("status", [204, 304, 401, 403, 404, 500, 503])
 def test_every_final_status_is_the_callers_to_judge(status: int) -> None:
     assert fetch(EngineServer({"/metrics": raw(head(status, {"Content-Length": "0"}))})).status == status
