@@ -14,7 +14,7 @@ import pytest
 
 import field_inputs
 from captures import value, values
-from engine_server import EngineServer, Reply, as_json, garbage
+from engine_server import EngineServer, Reply, as_json, garbage, going_on
 from exporter_process import check
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
@@ -116,11 +116,12 @@ def test_a_server_that_is_still_loading_is_not_up() -> None:
 
 def test_an_awake_server_and_a_build_that_cannot_sleep_are_read_at_each_poll() -> None:
     for asleep in (False, None):
-        routes = {"/props": properties(asleep=asleep), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
-        snapshot, asked = polled("llamacpp", routes, polls=3)
+        metrics = going_on(METRICS.body, "llamacpp:tokens_predicted_total")
+        others = {"/props": properties(asleep=asleep), "/slots": slots(4), "/v1/models": MODEL}
+        snapshot, asked = polled("llamacpp", {**others, "/metrics": metrics}, polls=3)
 
         assert (asked.count("/slots"), asked.count("/metrics"), asked[0]) == (3, 3, "/props")
-        assert value(snapshot.points, "llm_generation_tokens_total") == 20
+        assert value(snapshot.points, "llm_generation_tokens_total") == 22
         assert values(snapshot.points, "llm_model_loaded", "model") == {"m": 1.0}
 
 

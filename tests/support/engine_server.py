@@ -74,22 +74,21 @@ def huge(megabytes: int) -> Behaviour:
     return answer
 
 
-_PROGRESS = re.compile(
-    rb"^(vllm:(?:time_to_first_token_seconds|iteration_tokens_total)_(?:bucket|count)\S* )(\S+)$", re.MULTILINE
-)
+_VLLM_AT_WORK = r"vllm:(?:time_to_first_token_seconds|iteration_tokens_total)_(?:bucket|count)"
 
 
-def going_on(metrics: bytes) -> Behaviour:
-    """The metrics of a vLLM that goes on: each answer has one more step and one more quick first token than the last.
+def going_on(metrics: bytes, counters: str = _VLLM_AT_WORK) -> Behaviour:
+    """The metrics of an engine that goes on: each answer has one more of these counters (a pattern) than the last.
 
-    A capture that is served as it is stands still: with requests in it the engine is `slow` after seconds, and
-    `stalled` after a minute.
+    Of a vLLM one more step and one more quick first token. A capture that is served as it is stands still: with
+    requests in it the engine is `slow` after seconds and `stalled` after a minute, and without any it is left alone.
     """
     answers = itertools.count()
+    sample = re.compile(rb"^(%s\S* )(\S+)$" % counters.encode(), re.MULTILINE)
 
     def answer(_server: EngineServer, connection: socket.socket) -> None:
         number = next(answers)
-        body = _PROGRESS.sub(lambda line: b"%s%f" % (line[1], float(line[2]) + number), metrics)
+        body = sample.sub(lambda line: b"%s%f" % (line[1], float(line[2]) + number), metrics)
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {TEXT}\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
 
