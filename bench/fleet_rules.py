@@ -54,6 +54,13 @@ samples until a chunk is full, windows of five minutes read as many as here.
 """
 RECENT_OF_MANY: Final = 80
 """Samples in memory of a fleet that is not whole."""
+RESTART: Final = 900.0
+"""Seconds within which Prometheus has read its log, after the recent samples were written.
+
+It is started again since it remembers for each sample which transaction brought it, until that series gets the next one
+(prometheus/prometheus, tsdb/isolation.go, txRing), and looks at all of these in every query. One that scrapes has one
+of them for each series; written at once, they are as many as the samples.
+"""
 BLOCKS: Final = (2, 6, 18, 18)
 """Hours of the blocks before what is in memory, the newest first; one more has the rest.
 
@@ -222,6 +229,9 @@ def stored(
             series = blocks.write(Path(name) / "data", *part(first, after - first))
         with programs.prometheus(Path(name), {}, *FLAGS) as server:
             remote_write.send(server.address, *part(edges[-1], recent))
+        again = programs.prometheus(Path(name), {}, *FLAGS)
+        again.patience = RESTART
+        with again as server:
             version = asked(server.address, "status/buildinfo")["version"]
             yield Store(server.address, server.process.pid, version, end / 1000, engines, series)
 

@@ -36,7 +36,10 @@ class Program:
     Attributes:
         address: ``host:port`` where it listens.
         process: it.
+        patience: seconds within which it must be ready.
     """
+
+    patience = _READY_SECONDS
 
     def __init__(
         self, command: Sequence[str], port: int, ready: str, log: Path, variables: Mapping[str, str] = _NO_VARIABLES
@@ -72,7 +75,7 @@ class Program:
         Raises:
             NotStartedError: it ended, or took too long.
         """
-        end = time.monotonic() + _READY_SECONDS
+        end = time.monotonic() + self.patience
         while self.process.poll() is None and time.monotonic() < end:
             if self._is_ready():
                 return
