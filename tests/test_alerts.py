@@ -50,7 +50,14 @@ FLAGS: Final = frozenset(
 )
 """Alerts whose value says nothing that the alert itself does not say."""
 EVERY: Final[tuple[Alert | Recording, ...]] = (*alerts.ALERTS, *alerts.RECORDINGS)
+MEMORY: Final = 2 * 3600
+"""Seconds that Prometheus has in its memory at least."""
 _WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|process_\w+|up)(?=\s*[{\[)]|\s|$)")
+
+
+def duration(text: str) -> int:
+    """Seconds of one of Prometheus' durations."""
+    return int(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[text[-1]]
 
 
 def metrics(expr: str) -> set[str]:
@@ -167,6 +174,25 @@ def test_what_looks_back_over_hours_reads_what_is_recorded_or_is_evaluated_rarel
             hours = {metric for metric, window in raw if window != "1h"}
             assert not hours or name in rare, rule.name
             assert not any(metric.startswith("llm_slo_") for metric in hours), rule.name
+
+
+def test_what_looks_back_over_hours_reads_nothing_raw_beside_it() -> None:
+    """A query looks for each of its series in all blocks of its longest window: raw ones are four times as dear."""
+    mixed = {
+        rule.name
+        for rule in EVERY
+        if any(duration(each) > MEMORY for each in re.findall(r"(?:\[|offset )(\d+[smhd])", rule.expr))
+        and any(":" not in name for name in metrics(rule.expr))
+    }
+    assert mixed == {"LLMModelSpilledToCPU"}, "its models come and go between what is recorded every 30 minutes"
+
+
+def test_what_is_recorded_rarely_is_read_over_more_than_its_interval() -> None:
+    for group in alerts.GROUPS.values():
+        for recorded in (rule.name for rule in group.rules if isinstance(rule, Recording)):
+            for rule in EVERY:
+                for window in re.findall(rf"(?<![\w:]){recorded}\[(\w+)\]", rule.expr):
+                    assert duration(window) > duration(group.interval), (rule.name, recorded)
 
 
 def test_nothing_that_alerts_read_at_an_instant_is_recorded_too_rarely_for_it() -> None:

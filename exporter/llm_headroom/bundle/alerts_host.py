@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llm_headroom.bundle.recording import NEEDED
+from llm_headroom.bundle.recording import LATEST, NEEDED
 from llm_headroom.bundle.rule import MODEL, SOURCE, Alert, Dashboard, Severity
 from llm_headroom.thresholds import FATAL_XIDS, XID_SECONDS
 
@@ -38,7 +38,7 @@ _STARTED: Final = f"""unless on ({_HOST})
         or changes(llm_model_loaded[15m]) > 0 or time() - llm_engine_start_time_seconds < 900)"""
 
 _LOST: Final = " or ".join(
-    f"""label_replace(present_over_time(target:{signal}:count[1d])
+    f"""label_replace(last_over_time(target:{signal}:present1d[{LATEST}])
         unless on ({_HOST}, engine, target) {signal}, "signal", "{signal.removeprefix("llm_")}", "", "")"""
     for signal in NEEDED
 )
@@ -209,8 +209,8 @@ GPU_DAYS: Final = (
         name="LLMGpuUncorrectableEcc",
         severity=Severity.PAGE,
         dashboard=Dashboard.GPU,
-        expr="""increase(gpu:llm_gpu_ecc_errors_uncorrected:max[1d]) > 0
-            or max without (severity) (increase(llm_gpu_ecc_errors_total{severity="uncorrected"}[35m]) > 0)""",
+        expr=f"""last_over_time(gpu:llm_gpu_ecc_errors_uncorrected:increase1d[{LATEST}])
+            or max without (severity) (increase(llm_gpu_ecc_errors_total{{severity="uncorrected"}}[{LATEST}]) > 0)""",
         summary=f"{_GPU} has uncorrectable memory errors",
         description='Such errors within a day: {{ printf "%.0f" $value }}.',
     ),
@@ -218,7 +218,7 @@ GPU_DAYS: Final = (
         name="LLMGpuPcieDegraded",
         severity=Severity.TICKET,
         dashboard=Dashboard.GPU,
-        expr="llm_gpu_pcie_link_width < max_over_time(gpu:llm_gpu_pcie_link_width:max[1d])",
+        expr=f"llm_gpu_pcie_link_width < last_over_time(gpu:llm_gpu_pcie_link_width:max1d[{LATEST}])",
         wait="10m",
         summary=f"{_GPU} has lost PCIe lanes",
         description="Lanes in use: {{ $value }}, fewer than within the last day.",
@@ -287,9 +287,9 @@ SOURCES: Final = (
         dashboard=Dashboard.EXPORTER,
         expr=f"""label_replace(
                 max without (state) (llm_source_samples{{state="mapped", engine!="nvml"}})
-                < max_over_time(target:llm_source_samples_mapped:max[1d])
+                < last_over_time(target:llm_source_samples_mapped:max1d[{LATEST}])
                 and max without (state) (llm_source_samples{{state="unknown", engine!="nvml"}})
-                > min_over_time(target:llm_source_samples_unknown:max[1d]),
+                > last_over_time(target:llm_source_samples_unknown:min1d[{LATEST}]),
                 "signal", "unknown", "", "")
             or ({_LOST}) and on ({_HOST}, engine, target) llm_up{{engine!~"nvml|ollama"}} == 1""",
         wait="15m",

@@ -154,19 +154,44 @@ GPU_DAYS: Final = (
 )
 """Of each GPU, as it is, but rarely: what an alert compares with the last hours."""
 
-SIGNALS: Final = (
-    *(
-        Recording(
-            f"target:llm_source_samples_{state}:max",
-            f'max without (state) (llm_source_samples{{state="{state}", engine!="nvml"}})',
-        )
-        for state in ("mapped", "unknown")
-    ),
-    *(Recording(f"target:{signal}:count", f"count without (model, replica) ({signal})") for signal in NEEDED),
+_MAPPED, _UNKNOWN = (
     Recording(
-        "gpu:llm_gpu_ecc_errors_uncorrected:max",
-        'max without (severity) (llm_gpu_ecc_errors_total{severity="uncorrected"})',
-    ),
-    Recording("gpu:llm_gpu_pcie_link_width:max", "max without () (llm_gpu_pcie_link_width)"),
+        f"target:llm_source_samples_{state}:max",
+        f'max without (state) (llm_source_samples{{state="{state}", engine!="nvml"}})',
+    )
+    for state in ("mapped", "unknown")
 )
-"""What each source exposes and each GPU has, rarely enough for a day of it to be few samples."""
+_PRESENT: Final = tuple(
+    Recording(f"target:{signal}:count", f"count without (model, replica) ({signal})") for signal in NEEDED
+)
+_ECC: Final = Recording(
+    "gpu:llm_gpu_ecc_errors_uncorrected:max",
+    'max without (severity) (llm_gpu_ecc_errors_total{severity="uncorrected"})',
+)
+_LINK: Final = Recording("gpu:llm_gpu_pcie_link_width:max", "max without () (llm_gpu_pcie_link_width)")
+
+
+def _within_day(recorded: Recording, operation: str, condition: str = "") -> Recording:
+    name = f"{recorded.name.rpartition(':')[0]}:{operation.removesuffix('_over_time')}1d"
+    return Recording(name, f"{operation}({recorded.name}[1d]){condition}")
+
+
+SIGNALS: Final = (
+    _MAPPED,
+    _UNKNOWN,
+    *_PRESENT,
+    _ECC,
+    _LINK,
+    _within_day(_MAPPED, "max_over_time"),
+    _within_day(_UNKNOWN, "min_over_time"),
+    *(_within_day(each, "present_over_time") for each in _PRESENT),
+    _within_day(_ECC, "increase", " > 0"),
+    _within_day(_LINK, "max_over_time"),
+)
+"""What each source exposes and each GPU has, rarely enough for a day of it to be few samples; and what a day came to.
+
+A query looks for each series that it names in all blocks of its longest window, also for those of which it reads the
+newest sample alone. So alerts do not look back over a day, but over `LATEST` at what came of it.
+"""
+LATEST: Final = "35m"
+"""A window in which there is what `SIGNALS` recorded last, every 30 minutes."""
