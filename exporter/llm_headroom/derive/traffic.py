@@ -36,9 +36,7 @@ WAITED_SECONDS: Final = WINDOW_SECONDS / 2.0
 """Time constant of the times to first tokens, which are then as old on average as the traffic of the window."""
 USUAL_SECONDS: Final = 300.0
 PRESENT_SECONDS: Final = 60.0
-"""The present rate is that of the last minute beside that of five."""
-_ALSO_CAME: Final = 10.0
-"""Requests at the usual rate that are added to the last minute's: minutes of few requests say little."""
+"""The present rate is that of five minutes, or of the last one where that is higher by more than chance."""
 _MOST_CHANGE: Final = 2.0
 LEAST_ARRIVALS: Final = 10
 FULL_SECONDS: Final = 300.0
@@ -275,17 +273,29 @@ class Traffic:
 
     @property
     def present_rate(self) -> float:
-        """Arrivals per second by now: those of the last minute, as far as they are too many or few to be chance.
+        """Arrivals per second by now: those of five minutes, or of the last one as far as chance explains no such rise.
 
-        They are shrunk towards the rate of five minutes, as if some more requests had come at that, and are half to
-        twice it.
+        The more minutes have differed beyond chance, the more the last one counts, up to twice the rate of five. A lull
+        is no reason to hurry: autoscalers take engines away late.
         """
         usual = self.recent_rate(USUAL_SECONDS)
-        recent = self._latest(PRESENT_SECONDS)
-        came = sum(each.arrivals * each.replicas for each in recent)
-        expected = sum(usual * each.seconds * each.replicas for each in recent)
-        ratio = (came + _ALSO_CAME) / (expected + _ALSO_CAME)
-        return usual * min(max(ratio, 1.0 / _MOST_CHANGE), _MOST_CHANGE)
+        minute = self._latest(PRESENT_SECONDS)
+        came = sum(each.arrivals * each.replicas for each in minute)
+        expected = sum(usual * each.seconds * each.replicas for each in minute)
+        if came <= expected:
+            return usual
+        _, *minutes = self._coarse()
+        differ = dispersion(*minutes)
+        return usual * min((1.0 + differ * came) / (1.0 + differ * expected), _MOST_CHANGE)
+
+    def _coarse(self) -> tuple[list[list[int]], list[float], list[float]]:
+        """The window's intervals in blocks of about a minute: their indices, what came in each, what was expected."""
+        seconds = [each.seconds for each in self.intervals]
+        counts = [each.arrivals * each.replicas for each in self.intervals]
+        rate = sum(counts) / sum(seconds) if seconds else 0.0
+        blocks = _blocks(seconds, COARSE_SECONDS)
+        came = [sum(counts[i] for i in block) for block in blocks]
+        return blocks, came, [rate * sum(seconds[i] for i in block) for block in blocks]
 
     @property
     def served(self) -> float | None:
@@ -324,12 +334,10 @@ class Traffic:
         counts = [each.arrivals * each.replicas for each in self.intervals]
         seconds = [each.seconds for each in self.intervals]
         mean = sum(counts) / sum(seconds)
-        coarse = _blocks(seconds, COARSE_SECONDS)
-        of_block = [sum(counts[i] for i in block) for block in coarse]
-        expected = [mean * sum(seconds[i] for i in block) for block in coarse]
-        by_block = ratios(of_block, expected, chance)
+        blocks, came, expected = self._coarse()
+        by_block = ratios(came, expected, chance)
         likely = [0.0] * len(counts)
-        for block, ratio in zip(coarse, by_block, strict=True):
+        for block, ratio in zip(blocks, by_block, strict=True):
             for i in block:
                 likely[i] = mean * seconds[i] * ratio
         fine = ratios(counts, likely, chance)
@@ -443,12 +451,17 @@ def _blocks(seconds: Sequence[float], length: float) -> list[list[int]]:
 def ratios(counts: Iterable[float], expected: Sequence[float], chance: random.Random) -> list[float]:
     """For each count a draw of how its intensity compares with what was expected."""
     counts = tuple(counts)
-    beyond = sum((count - mean) ** 2 - mean for count, mean in zip(counts, expected, strict=True))
-    weight = sum(mean**2 for mean in expected)
-    dispersion = min(max(beyond / weight, 0.0), _MOST_DISPERSION) if weight > 0 else 0.0
-    if dispersion < 1e-3:  # noqa: PLR2004 - as good as Poisson
+    beyond = dispersion(counts, expected)
+    if beyond < 1e-3:  # noqa: PLR2004 - as good as Poisson
         return [1.0] * len(counts)
-    shape = 1.0 / dispersion
+    shape = 1.0 / beyond
     return [
         chance.gammavariate(shape + count, 1.0 / (shape + mean)) for count, mean in zip(counts, expected, strict=True)
     ]
+
+
+def dispersion(counts: Sequence[float], expected: Sequence[float]) -> float:
+    """The variance of the intensity over its square, beyond what chance explains: 0 for a Poisson process."""
+    beyond = sum((count - mean) ** 2 - mean for count, mean in zip(counts, expected, strict=True))
+    weight = sum(mean**2 for mean in expected)
+    return min(max(beyond / weight, 0.0), _MOST_DISPERSION) if weight > 0 else 0.0
