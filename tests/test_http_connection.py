@@ -137,6 +137,14 @@ def test_a_body_may_be_so_large_and_no_larger(method: bytes, body: bytes, status
     assert talk.answer.endswith(b"\r\n\r\n" + expected) == (status == 200)
 
 
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+@pytest.mark.parametrize(("chunks", "statuses"), [(512, [200]), (60_000, [413])])
+def test_a_body_comes_in_so_many_parts_and_no_more(method: bytes, chunks: int, statuses: list[int]) -> None:
+    """150 clients with a body in chunks of a byte took `/metrics` from everybody for a minute."""
+    body = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * chunks + b"0\r\n\r\n"
+    assert talked(method + b" / HTTP/1.1\r\nHost: h\r\n" + body).statuses == statuses
+
+
 def test_what_a_refused_client_still_sends_is_read_up_to_a_limit() -> None:
     head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9999999\r\n\r\n"
     for size in (0, 1, 5000, http_connection.LINGER_BYTES - 8 * KB):
