@@ -36,9 +36,9 @@ class Seen:
 
     def ask(self, path: str, body: bytes = b"{}") -> None:
         """Another request, sent at 1 s."""
-        self.observer.request(framing.request_head(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
-        self.observer.request_body([body[:1], body[1:]])
-        self.observer.request_sent(1.0)
+        self.observer.request(framing.request_head(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()), 1.0)
+        self.observer.request_body([body[:1], body[1:]], 1.0)
+        self.observer.request_sent([], 1.0)
 
     @property
     def state(self) -> tuple[int, int, bool, int]:
@@ -80,7 +80,7 @@ def test_only_an_answer_without_a_length_ends_with_the_connection(
     seen = Seen("/api/chat")
     seen.measures.backlog.passed.append((seen.observer.answer, answer, 2.0))
     assert seen.observer.until_close is until_close
-    seen.observer.end_of_answers(3.0)
+    seen.observer.end_of_answers(b"", 3.0)
     assert (not seen.observer.pending) is ends
     assert seen.observer.until_close is False
     seen.observer.broken("upstream_closed", 4.0)
@@ -94,7 +94,7 @@ def test_of_a_blind_observer_nobody_knows_how_its_answer_ends() -> None:
     assert seen.observer.until_close
     seen.ask("/api/chat")
     seen.observer.answer(SHORT, 3.0)
-    seen.observer.end_of_answers(3.0)
+    seen.observer.end_of_answers(b"", 3.0)
     seen.observer.broken("aborted", 4.0)
     assert seen.state == (0, 0, True, 1)
     assert told(seen.measures) == {}
@@ -103,10 +103,10 @@ def test_of_a_blind_observer_nobody_knows_how_its_answer_ends() -> None:
 def test_all_that_is_pending_breaks_for_the_same_reason() -> None:
     seen = Seen("/api/chat", "/api/tags", "/api/generate")
     seen.observer.answer(LONG, 2.0)
-    seen.observer.broken("upstream_closed", 3.0, 502)
+    seen.observer.unreachable(502, 3.0)
     assert seen.state == (0, 3, False, 1)
     assert told(seen.measures) == {
-        "requests_failed_total{upstream_closed}": 2,
+        "requests_failed_total{upstream_unreachable}": 2,
         "http_responses_total{2xx}": 1,
         "http_responses_total{5xx}": 1,
         "slo_requests_total{availability}": 2,
@@ -117,8 +117,8 @@ def test_pieces_of_a_body_are_of_the_request_that_is_arriving() -> None:
     seen = Seen()
     seen.measures.label("m")
     seen.ask("/api/chat", b'{"model":"m"}')
-    seen.observer.request_body([b"of no request"])
-    seen.observer.request_sent(9.0)
+    seen.observer.request_body([b"of no request"], 1.0)
+    seen.observer.request_sent([], 9.0)
     assert told(seen.measures)["requests_running{m}"] == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,9 +53,9 @@ def parts(piece: bytes, *, halves: bool) -> list[bytes]:
 def asked(measures: Measures, path: str) -> Observer:
     """A connection with a request for a stream that was sent at 1 s."""
     observer = Observer(measures, lambda: None)
-    observer.request(framing.request_head(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
-    observer.request_body([b'{"stream":true}'])
-    observer.request_sent(1.0)
+    observer.request(framing.request_head(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()), 1.0)
+    observer.request_body([b'{"stream":true}'], 1.0)
+    observer.request_sent([], 1.0)
     return observer
 
 
@@ -172,8 +171,8 @@ def test_no_byte_of_a_repeated_chunk_is_passed_over(byte: bytes) -> None:
         for halves in (False, True):
             measures = Measures(limit=10)
             observer = Observer(measures, lambda: None)
-            observer.request(framing.request_head(b"POST /api/chat HTTP/1.1\r\n\r\n"))
-            observer.request_sent(1.0)
+            observer.request(framing.request_head(b"POST /api/chat HTTP/1.1\r\n\r\n"), 1.0)
+            observer.request_sent([], 1.0)
             damaged = DAMAGED[:at] + byte + DAMAGED[at + 1 :]
             for now, piece in enumerate([STREAM, chunk(OLLAMA % (0, b"one")), damaged, chunk(LAST)], 1):
                 for part in parts(piece, halves=halves):
@@ -277,16 +276,20 @@ def test_a_chunk_is_recognised_by_its_length() -> None:
 
 
 def test_what_was_relayed_is_looked_at_in_its_order_and_before_it_is_much() -> None:
-    backlog, seen = Backlog(), list[int]()
+    backlog, seen = Backlog(), list[tuple[int, float]]()
+
+    def look(what: int, when: float) -> None:
+        seen.append((what, when))
+
     for number in range(MOST_PIECES):
         assert not seen
-        backlog.add(partial(seen.append, number))
-    assert seen == list(range(MOST_PIECES))  # as many as may wait
+        backlog.add(look, number, number / 2)
+    assert seen == [(number, number / 2) for number in range(MOST_PIECES)]  # as many as may wait
 
-    backlog.add(partial(seen.append, -1))
+    backlog.add(look, -1, 1.0)
     assert len(seen) == MOST_PIECES
-    backlog.add(partial(seen.append, -2), LARGE + 1)  # one that does not wait
-    assert seen[-2:] == [-1, -2]
-    backlog.add(partial(seen.append, -3))
+    backlog.add(look, -2, 2.0, LARGE + 1)  # one that does not wait
+    assert seen[-2:] == [(-1, 1.0), (-2, 2.0)]
+    backlog.add(look, -3, 3.0)
     backlog.look()
-    assert seen[-1] == -3
+    assert seen[-1] == (-3, 3.0)

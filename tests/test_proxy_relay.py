@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import socket
 import struct
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +19,7 @@ from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.relay import MOST_PIPELINED, Client
 from measured_values import told
-from proxied import ASK, STREAM, chunk, head, place, post
+from proxied import ASK, LAST, LINE, STREAM, chunk, head, place, post
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -316,3 +318,34 @@ def test_requests_under_way_when_the_proxy_ends_have_not_failed_by_the_engine() 
             writer.close()
 
     bounded.run(test())
+
+
+@pytest.mark.parametrize("who", ["client", "engine"])
+def test_a_relay_that_has_ended_is_let_go_of_without_the_garbage_collector(who: str) -> None:
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await head(reader)
+            writer.write(STREAM + chunk(LINE) + chunk(LAST) + b"0\r\n\r\n")
+            if who == "client":
+                await reader.read()
+            writer.close()
+
+        async with place(serve) as here:
+            reader, writer = await here.connect()
+            writer.write(post())
+            await reader.readuntil(b"0\r\n\r\n")
+            gone = asyncio.Event()
+            weakref.finalize(next(each for each in gc.get_objects() if isinstance(each, Client)), gone.set)
+            if who == "client":
+                writer.close()
+            await reader.read()
+            await here.until("requests_finished_total{small:latest,stop}")
+            await gone.wait()
+            writer.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        bounded.run(test())
+    finally:
+        gc.enable()

@@ -43,9 +43,9 @@ def measured(answer: Answer, pieces: Iterable[bytes], *, request: bytes = b"", u
 def asking(measures: Measures, path: str = "/api/chat", body: bytes = b"") -> Observer:
     """A connection with a request that was sent at 1 s."""
     observer = Observer(measures, lambda: None)
-    observer.request(framing.request_head(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
-    observer.request_body([body])
-    observer.request_sent(1.0)
+    observer.request(framing.request_head(f"POST {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()), 1.0)
+    observer.request_body([body], 1.0)
+    observer.request_sent([], 1.0)
     return observer
 
 
@@ -207,7 +207,7 @@ def test_no_bytes_at_all_break_the_looking(garbage: bytes) -> None:
     observer.answer(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n", 1.0)
     observer.answer(garbage, 2.0)
     observer.answer(garbage[::-1], 3.0)
-    observer.end_of_answers(4.0)
+    observer.end_of_answers(b"", 4.0)
     observer.broken("upstream_closed", 5.0)
 
     assert told(measures).get("requests_running{}") is None
@@ -460,8 +460,8 @@ def test_absurd_durations_of_an_engine_are_none(absurd: float) -> None:
 def test_what_asks_for_no_inference_is_not_counted_before_or_after_its_answer(head: str) -> None:
     measures = Measures(limit=10)
     observer = Observer(measures, lambda: None)
-    observer.request(framing.request_head(f"{head} HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
-    observer.request_sent(1.0)
+    observer.request(framing.request_head(f"{head} HTTP/1.1\r\nHost: x\r\n\r\n".encode()), 1.0)
+    observer.request_sent([], 1.0)
     assert told(measures) == {}
     observer.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}", 2.0)
 
@@ -529,10 +529,10 @@ def test_a_chunked_body_ends_after_its_trailers(trailer: bytes, lines: str) -> N
 def test_what_follows_an_answer_without_a_body_is_measured(method: str, answer: bytes) -> None:
     measures = Measures(limit=10, untagged="latest")
     observer = Observer(measures, lambda: None)
-    observer.request(framing.request_head(f"{method} /api/tags HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
-    observer.request_sent(1.0)
-    observer.request(framing.request_head(b"POST /api/chat HTTP/1.1\r\nHost: x\r\n\r\n"))
-    observer.request_sent(1.0)
+    observer.request(framing.request_head(f"{method} /api/tags HTTP/1.1\r\nHost: x\r\n\r\n".encode()), 1.0)
+    observer.request_sent([], 1.0)
+    observer.request(framing.request_head(b"POST /api/chat HTTP/1.1\r\nHost: x\r\n\r\n"), 1.0)
+    observer.request_sent([], 1.0)
 
     observer.answer(answer, 2.0)
     assert [exchange.method for exchange in observer.pending] == ["POST"]

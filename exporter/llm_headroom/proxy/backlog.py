@@ -7,10 +7,12 @@ measured. Each has been sent on before.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 MOST_PIECES: Final = 256
 """That wait: a lot is looked at within a fraction of a millisecond, so that no stream is held up by another one's."""
@@ -21,18 +23,18 @@ LARGE: Final = 4096
 class Backlog:
     """What passed, in its order.
 
-    `passed` holds the function that looks at a piece, the piece, and the time at which it came, in seconds of
-    `monotonic`. Who appends to it by himself, for speed, calls `look` as `add` would.
+    `passed` holds the function that looks at something, which must not raise, the thing, and the time at which it came,
+    in seconds of `monotonic`. Who appends to it by himself, for speed, calls `look` as `add` would.
     """
 
     __slots__ = ("passed",)
 
     def __init__(self) -> None:
-        self.passed: list[tuple[Callable[[bytes, float], None], bytes, float]] = []
+        self.passed: list[tuple[Callable[[Any, float], None], Any, float]] = []
 
-    def add(self, look: Callable[[], None], size: int = 0) -> None:
-        """Something of so many bytes has been relayed; `look`, which must not raise, is to be called in its turn."""
-        self.passed.append((lambda _piece, _when: look(), b"", 0.0))
+    def add(self, look: Callable[[T, float], None], what: T, when: float, size: int = 0) -> None:
+        """Something of so many bytes has been relayed; `look` is to be called with it and its time in its turn."""
+        self.passed.append((look, what, when))
         if len(self.passed) >= MOST_PIECES or size > LARGE:
             self.look()
 
@@ -40,5 +42,5 @@ class Backlog:
         """Look at all that waits."""
         passed = self.passed.copy()
         self.passed.clear()
-        for look, piece, when in passed:
-            look(piece, when)
+        for look, what, when in passed:
+            look(what, when)

@@ -7,28 +7,29 @@ from __future__ import annotations
 
 from collections import deque
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, TypeVar
 
 from llm_headroom.proxy import framing
 from llm_headroom.proxy.exchange import Exchange
+from llm_headroom.proxy.framing import size_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llm_headroom.proxy.measures import Measures
 
-P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def _fenced(look: Callable[Concatenate[Observer, P], None]) -> Callable[Concatenate[Observer, P], None]:
+def _fenced(look: Callable[[Observer, T, float], None]) -> Callable[[Observer, T, float], None]:
     """Makes a method do nothing once the observer is blind, and makes it blind by whatever the method raises."""
 
     @wraps(look)
-    def guarded(self: Observer, /, *given: P.args, **named: P.kwargs) -> None:
+    def guarded(self: Observer, what: T, now: float) -> None:
         if self.blind:
             return
         try:
-            look(self, *given, **named)
+            look(self, what, now)
         except Exception as error:  # noqa: BLE001 - measuring must not cost anybody the answer
             self._give_up(error)
 
@@ -49,7 +50,7 @@ class Observer:
         self.answered = 0
         self.blind = False
         self._measures = measures
-        self._progressed = progressed
+        self.progressed = progressed
         self._asking: Exchange | None = None
         self._head = framing.HeadReader()
         self._body: framing.Body | None = None
@@ -63,22 +64,24 @@ class Observer:
         return self.blind or isinstance(self._body, framing.UntilClose)
 
     @_fenced
-    def request(self, head: framing.RequestHead) -> None:
+    def request(self, head: framing.RequestHead, _now: float) -> None:
         """A request's head has come."""
         self._asking = Exchange(self._measures, head)
         self.pending.append(self._asking)
 
     @_fenced
-    def request_body(self, payload: list[bytes]) -> None:
+    def request_body(self, payload: list[bytes], _now: float) -> None:
         """Pieces of that request's body."""
         if self._asking is not None:
             for piece in payload:
                 self._asking.asks(piece)
 
     @_fenced
-    def request_sent(self, now: float) -> None:
-        """The whole request has gone to the engine."""
+    def request_sent(self, payload: list[bytes], now: float) -> None:
+        """The last pieces of its body: the whole request has gone to the engine."""
         if self._asking is not None:
+            for piece in payload:
+                self._asking.asks(piece)
             self._asking.sent(now)
             self._asking = None
 
@@ -87,7 +90,7 @@ class Observer:
         part = self._part
         try:
             if part is not None:
-                size = framing.size_line(len(data))
+                size = size_line(len(data))
                 if data.startswith(size) and data.endswith(b"\r\n") and part(data, len(size), len(data) - 2, now):
                     return
             if not self.blind:
@@ -113,7 +116,7 @@ class Observer:
                 if head.status >= framing.FIRST_FINAL:
                     self._body = framing.response_body(head, exchange.method)
                     exchange.answers(head, now)
-                    self._progressed()
+                    self.progressed()
                 continue
             payload: list[bytes] = []
             start, done = self._body.take(data, start, payload)
@@ -126,14 +129,22 @@ class Observer:
             self._finish(now)
 
     @_fenced
-    def end_of_answers(self, now: float) -> None:
+    def end_of_answers(self, _nothing: bytes, now: float) -> None:
         """The engine sends nothing more."""
         if isinstance(self._body, framing.UntilClose):
             self._finish(now)
 
     @_fenced
-    def broken(self, reason: str, now: float, status: int = 0) -> None:
-        """What is pending will not be answered, and why; `status` is that of an answer in the engine's place."""
+    def broken(self, reason: str, now: float) -> None:
+        """What is pending will not be answered, and why."""
+        self._break(reason, now)
+
+    @_fenced
+    def unreachable(self, status: int, now: float) -> None:
+        """The engine cannot be reached; `status` is that of the answer in its place."""
+        self._break("upstream_unreachable", now, status)
+
+    def _break(self, reason: str, now: float, status: int = 0) -> None:
         while self.pending:
             self.pending[0].broken(reason, now, status)  # still pending if it fails, and then dropped
             self._pass()
@@ -142,7 +153,7 @@ class Observer:
         self._body = None
         self.pending[0].ended(now)  # still pending if it fails, and then dropped
         self._pass()
-        self._progressed()
+        self.progressed()
 
     def _pass(self) -> None:
         self.pending.popleft()
@@ -157,4 +168,4 @@ class Observer:
         while self.pending:
             self.pending.popleft().drop()
         self._asking = self._body = self._part = None
-        self._progressed()
+        self.progressed()

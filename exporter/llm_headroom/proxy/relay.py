@@ -12,7 +12,6 @@ import json
 import logging
 import socket
 import struct
-from functools import partial
 from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -22,7 +21,7 @@ from llm_headroom.proxy.backlog import LARGE, MOST_PIECES
 from llm_headroom.proxy.observer import Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from llm_headroom.proxy.exchange import Exchange
     from llm_headroom.proxy.gate import Gate
@@ -58,8 +57,8 @@ class Upstream(Protocol):
         """A request's head as the engine is to get it."""
         ...
 
-    async def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
-        """A connection to it.
+    def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> Awaitable[object]:
+        """Done once there is a connection to it, which the protocol that `made` gives has got.
 
         Raises:
             OSError: it cannot be had.
@@ -144,8 +143,11 @@ class Client(asyncio.Protocol):
         self._left = True
         self._end("aborted")
         self._transport = None
-        if self._engine is not None:
-            self._engine.abort()
+        # so that all of this is let go of at once, without the garbage collector
+        self.observer.progressed = _nothing
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.abort()
         if self._connecting is not None:
             self._connecting.cancel()
         self._head_came()
@@ -171,13 +173,12 @@ class Client(asyncio.Protocol):
             end, done = self._body.take(data, start, payload)
             if end > start:
                 self._forward(data if end - start == len(data) else data[start:end])
-            if payload:
-                self.backlog.add(partial(self.observer.request_body, payload), end - start)
+            look = self.observer.request_sent if done else self.observer.request_body
+            self.backlog.add(look, payload, monotonic(), end - start)
             start = end
             if not done:
                 return
             self._body = None
-            self.backlog.add(partial(self.observer.request_sent, monotonic()))
 
     def _head_begins(self) -> None:
         if self._deadline is None and not self._head.empty:
@@ -199,7 +200,7 @@ class Client(asyncio.Protocol):
         if head.method == "CONNECT":
             raise framing.FramingError("CONNECT is not for a reverse proxy")
         self._asked += 1
-        self.backlog.add(partial(self.observer.request, head), len(head.raw))
+        self.backlog.add(self.observer.request, head, monotonic(), len(head.raw))
         self._body = framing.request_body(head)
         if self._engine is None and self._connecting is None:
             self._connecting = self._loop.create_task(self._connect(head.target))
@@ -254,7 +255,7 @@ class Client(asyncio.Protocol):
             return
         timed_out = isinstance(error, TimeoutError)
         reason = "no answer" if timed_out else (error.strerror or str(error) or type(error).__name__)
-        self.backlog.add(partial(self.observer.broken, "upstream_unreachable", monotonic(), _BAD_GATEWAY))
+        self.backlog.add(self.observer.unreachable, _BAD_GATEWAY, monotonic())
         self._refuse(_BAD_GATEWAY, f"cannot connect to {self._upstream.authority}: {reason}", target)
 
     def connected(self, engine: _Engine) -> None:
@@ -274,7 +275,7 @@ class Client(asyncio.Protocol):
     def _refuse(self, status: HTTPStatus, text: str, target: str) -> None:
         """Answer in the engine's place and close; possible only as long as no answer is under way."""
         log.debug("request not relayed", extra={"reason": text})
-        self._over = True
+        self._end("client_error")
         error: object = f"llm-headroom proxy: {text}"
         if target.startswith("/v1/"):  # clients of OpenAI's and Anthropic's API look for a message within
             error = {"message": error, "type": "proxy_error", "code": status.value}
@@ -283,7 +284,6 @@ class Client(asyncio.Protocol):
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        self._end("client_error")
         self._held.clear()
         if self._transport is None or self._transport.is_closing():
             return
@@ -372,8 +372,9 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def _end(self, reason: str) -> None:
-        self.backlog.add(partial(self.observer.broken, reason, monotonic()))
-        self._over = True
+        if not self._over:
+            self._over = True
+            self.backlog.add(self.observer.broken, reason, monotonic())
 
     def retire(self) -> None:
         """Nothing is under way, and another client needs the place."""
@@ -420,7 +421,7 @@ class _Engine(asyncio.Protocol):
             self._backlog.look()
 
     def eof_received(self) -> bool:
-        self._backlog.add(partial(self._observer.end_of_answers, monotonic()))
+        self._backlog.add(self._observer.end_of_answers, b"", monotonic())
         self._client.end_of_answers()
         return True
 
@@ -462,3 +463,7 @@ class _Engine(asyncio.Protocol):
 
 def _nobody(_: bytes) -> None:
     """The client has left."""
+
+
+def _nothing() -> None:
+    """Nothing depends on an answer's progress any more."""

@@ -29,7 +29,7 @@ from llm_headroom.proxy.relay import Client
 from llm_headroom.scrape.load_estimates import LoadEstimates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from llm_headroom.config.endpoint import Endpoint
     from llm_headroom.config.settings import Config, Target
@@ -72,18 +72,20 @@ class _Address:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         return name.lower().rstrip(".") in self._names or _address(name.strip("[]")) is not None
 
-    async def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> asyncio.Transport:
-        loop, port, secured = asyncio.get_running_loop(), self._origin.port, dict[str, Any]()
+    def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> Awaitable[object]:
+        secured: dict[str, Any] = {}
         if self._origin.scheme == "https":
             secured["ssl"] = client_context(self._endpoint.tls)
             secured["server_hostname"] = self._endpoint.tls.server_name or self._origin.host
         if self._literal:
-            transport, _ = await loop.create_connection(made, self._host, port, **secured)
-        else:
-            found = await loop.getaddrinfo(self._host, port, type=socket.SOCK_STREAM)
-            connected = await start_connection(found, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
-            transport, _ = await loop.create_connection(made, sock=connected, **secured)
-        return transport
+            return asyncio.get_running_loop().create_connection(made, self._host, self._origin.port, **secured)
+        return self._by_name(made, secured)
+
+    async def _by_name(self, made: Callable[[], asyncio.BaseProtocol], secured: dict[str, Any]) -> None:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self._host, self._origin.port, type=socket.SOCK_STREAM)
+        connected = await start_connection(found, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
+        await loop.create_connection(made, sock=connected, **secured)
 
 
 @lru_cache(maxsize=256)
@@ -157,7 +159,7 @@ class Proxies:
         self._gate = Gate(connections)
         self._listeners: list[socket.socket] = []
         self._accepting: list[Accepting] = []
-        self._beginning: set[asyncio.Task[None]] = set()
+        self._beginning: dict[Client, asyncio.Task[None]] = {}
         self._doors = [(proxy, targets[proxy.target]) for proxy in config.proxies]
         self._measures: dict[str, Measures] = {}
         for _, target in self._doors:
@@ -224,15 +226,15 @@ class Proxies:
                 return
         client = Client(upstream, measures, self._gate)
         self._gate.enter(client)
-        task = asyncio.get_running_loop().create_task(self._begin(client, connection))
-        self._beginning.add(task)
-        task.add_done_callback(self._beginning.discard)
+        self._beginning[client] = asyncio.get_running_loop().create_task(self._begin(client, connection))
 
     async def _begin(self, client: Client, connection: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: client, connection)
         except OSError:
             self._gate.gone(client)
+        finally:
+            del self._beginning[client]
 
     async def close(self) -> None:
         """Stop listening, and cut requests in progress: an engine's response may never end."""
@@ -243,7 +245,7 @@ class Proxies:
         self._accepting.clear()
         self._listeners.clear()
         if self._beginning:
-            await asyncio.wait(self._beginning)
+            await asyncio.wait(self._beginning.values())
         self._gate.close()
 
 
