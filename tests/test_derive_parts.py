@@ -347,14 +347,34 @@ def test_objectives_have_their_usual_thresholds() -> None:
 def test_first_tokens_between_two_polls() -> None:
     objective = slo.Objective("ttft", "ttft", 1.0, 0.95)
     before, now = Observation(ttft=histogram(1.0, 2.0)), Observation(ttft=histogram(4.0, 9.0))
-    assert slo.first_tokens(objective, before, now, 7.0) == slo.Firsts(7.0, 7.0, 4.0)
-    assert slo.first_tokens(objective, now, now, 7.0) is None
+    known = (slo.Firsts(5.0, 10.0, 1.0),)
+    assert slo.first_tokens((), objective, before, now, 7.0) == (slo.Firsts(7.0, 7.0, 4.0),)
+    assert slo.first_tokens(known, objective, before, now, 7.0) == (*known, slo.Firsts(7.0, 17.0, 5.0))
+    assert slo.first_tokens(known, objective, before, now, 5.9) == (slo.Firsts(5.0, 17.0, 5.0),)
+    assert slo.first_tokens(known, objective, now, now, 7.0) is known
     beyond = slo.Objective("ttft", "ttft", 1.1, 0.95)
-    assert slo.first_tokens(beyond, before, now, 7.0) is None
+    assert slo.first_tokens(known, beyond, before, now, 7.0) is known
+
+
+def test_a_window_has_just_the_first_tokens_of_its_polls_however_long_it_is_filled() -> None:
+    objective = slo.Objective("ttft", "ttft", 1.0, 0.95)
+    recent: tuple[slo.Firsts, ...] = ()
+    polls = [(float(at), float(at % 7), float(at % 3 * (at % 7) // 2)) for at in range(2, 1000, 2)]
+    good = total = 0.0
+    for at, count, slow in polls:
+        before = Observation(ttft=histogram(good, total))
+        good, total = good + count - slow, total + count
+        recent = slo.first_tokens(recent, objective, before, Observation(ttft=histogram(good, total)), at)
+        for window in slo.WINDOWS:
+            within = [each for each in polls if at - window < each[0] <= at]
+            came = sum(each[1] for each in within)
+            share = (sum(each[2] for each in within) / came, came) if came else None
+            assert slo.slow_share(recent, window, at) == share, (at, window)
+    assert len(recent) <= max(slo.WINDOWS) / 2.0 + 2
 
 
 def test_the_share_of_slow_ones_is_of_those_in_the_window() -> None:
-    recent = (slo.Firsts(0.0, 10.0, 10.0), slo.Firsts(40.0, 6.0, 3.0), slo.Firsts(60.0, 4.0, 1.0))
+    recent = (slo.Firsts(0.0, 10.0, 10.0), slo.Firsts(40.0, 16.0, 13.0), slo.Firsts(60.0, 20.0, 14.0))
     assert slo.slow_share(recent, 60.0, 60.0) == (0.4, 10.0)
     assert slo.slow_share(recent, 60.0, 59.0) == (0.7, 20.0)
     assert slo.slow_share(recent, 60.0, 120.0) is None

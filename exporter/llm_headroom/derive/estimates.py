@@ -134,8 +134,7 @@ class Estimates:
         # Little's law; of two polls the lesser, since one that happens upon a short queue says nothing of the others.
         queued_seconds = min(waiting, before.waiting or 0.0) * elapsed
         prefill_rate = self.prefill_rate.add(computed, elapsed, elapsed)
-        return replace(
-            self,
+        return Estimates(
             arrivals=self.arrivals.add(arrived, elapsed, elapsed),
             prompt=self.prompt.add(prompts, first_count, elapsed) if first_count else self.prompt,
             output=self.output.add(sizes.sum, sizes.count, elapsed) if sizes else self.output,

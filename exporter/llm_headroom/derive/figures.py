@@ -27,13 +27,6 @@ class Figure(NamedTuple):
     only: str = ""
     never: tuple[str, ...] = ()
 
-    def takes(self, point: Point) -> bool:
-        """Whether the point is one of those that are meant."""
-        if not self.label:
-            return True
-        value = point.series.label(self.label)
-        return value == self.only if self.only else value not in self.never
-
 
 _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
     schema.REQUESTS_RUNNING: (Figure("running"),),
@@ -88,16 +81,19 @@ def figures(points: Iterable[Point]) -> dict[str, dict[str, float]]:
     there is no other.
     """
     found: dict[str, dict[str, float]] = {}
-    for each in points:
-        kinds = _FIGURES.get(each.series.metric)
+    for series, reading, _ in points:
+        kinds = _FIGURES.get(series.metric)
         if kinds is None:
             continue
-        value = each.value.count if isinstance(each.value, Histogram) else each.value
-        own = found.setdefault(each.series.label("model"), {})
-        for figure in kinds:
-            if figure.takes(each):
-                own[figure.name] = figure.combine(own[figure.name], value) if figure.name in own else value
-        counted = _COUNTED.get(each.series.metric)
+        value = reading.count if isinstance(reading, Histogram) else reading
+        own = found.setdefault(series.label("model"), {})
+        for name, combine, label, only, never in kinds:
+            if label:
+                text = series.label(label)
+                if text != only if only else text in never:
+                    continue
+            own[name] = combine(own[name], value) if name in own else value
+        counted = _COUNTED.get(series.metric)
         if counted is not None:
             own[counted] = own.get(counted, 0.0) + 1.0
     whole = found.pop("", {})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 PEAK_SECONDS: Final = 60.0
 HAPPENING_SECONDS: Final = 60.0
 """For how long after a preemption requests are taken to be preempted."""
+_THEN: Final = itemgetter(0)
+_USAGE: Final = itemgetter(1)
 _LATE_SHARE: Final = 0.05
 _LATE_FIRSTS: Final = 3
 FORGOTTEN_SECONDS: Final = 600.0
@@ -170,17 +174,29 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
     hottest, replicas = fullest
     if known is not None and at <= known.at:
         return known
-    load = capacity.begun(now, at, engine, None if known is None else known.load)
-    fresh = ModelMemory(at=at, last=now, counts=now, moved=at, replicas=replicas, hottest=hottest, load=load)
+
+    def fresh(tallies: Mapping[str, slo.Tally], restarts: int = 0) -> ModelMemory:
+        return ModelMemory(
+            at=at,
+            last=now,
+            counts=now,
+            tallies=tallies,
+            replicas=replicas,
+            hottest=hottest,
+            moved=at,
+            restarts=restarts,
+            load=capacity.begun(now, at, engine, None if known is None else known.load),
+        )
+
     if known is None or at - known.at >= FORGOTTEN_SECONDS:
         # A model that was never seen has begun like a counter, one that was forgotten may have gone on meanwhile.
         before = restart.begun(Observation(), now, time, restart=False) if known is None else Observation()
-        return replace(fresh, tallies=_tallies({}, before, now, objectives))
+        return fresh(_tallies({}, before, now, objectives))
     restarted = restart.restarted(known.counts, now, time)
     begun = restart.begun(known.counts, now, time, restart=restarted)
     tallies = _tallies(known.tallies, begun, now, objectives)
     if restarted:
-        return replace(fresh, tallies=tallies, restarts=known.restarts + 1)
+        return fresh(tallies, known.restarts + 1)
     # What was not read for a while has grown in a time that nobody knows: it is counted, but makes no rate.
     before = restart.since(known.last, known.counts, begun)
     elapsed = at - known.at
@@ -190,16 +206,15 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         or growth(before.prompt_tokens, now.prompt_tokens) > 0
         or not _busy(now)
     )
-    firsts = tuple(each for each in known.firsts if each.at > at - max(slo.WINDOWS))
+    firsts = known.firsts
     ttft = next((each for each in objectives if each.field == "ttft"), None)
     if ttft is not None and elapsed <= slo.LONGEST_GAP:
-        firsts = _with(firsts, slo.first_tokens(ttft, before, now, at))
+        firsts = slo.first_tokens(firsts, ttft, before, now, at)
     estimates = known.estimates.after(before, now, elapsed)
     threshold = None if ttft is None else tallies[ttft.name].boundary
     moved_on = histogram_growth(before.ttft, now.ttft) is not None
     own = estimates.of_one(replicas)
-    return replace(
-        known,
+    return ModelMemory(
         at=at,
         last=now,
         counts=restart.carried(known.counts, now),
@@ -216,6 +231,7 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         queue=(slo.Queue() if moved_on else known.queue).after(now.waiting or 0.0, at, threshold),
         tallies=tallies,
         moved=at if moving else known.moved,
+        restarts=known.restarts,
         preempted=at if growth(before.preemptions, now.preemptions) > 0 else known.preempted,
         load=known.load.after(now, at, replicas),
     )
@@ -227,15 +243,6 @@ def _tallies(
     return {each.name: slo.tallied(known.get(each.name, slo.Tally()), each, before, now) for each in objectives}
 
 
-def _with(firsts: tuple[slo.Firsts, ...], fresh: slo.Firsts | None) -> tuple[slo.Firsts, ...]:
-    if fresh is None:
-        return firsts
-    if firsts and fresh.at - firsts[-1].at < slo.FINEST_SECONDS:
-        *before, last = firsts
-        return (*before, slo.Firsts(last.at, last.total + fresh.total, last.slow + fresh.slow))
-    return (*firsts, fresh)
-
-
 def _busy(now: Observation) -> bool:
     return stalls.busy(now.running, now.waiting, counts_steps=now.steps is not None)
 
@@ -245,10 +252,12 @@ def _usage(
 ) -> dict[Labels, tuple[tuple[float, float], ...]]:
     usage: dict[Labels, tuple[tuple[float, float], ...]] = {}
     for series, value in numbers(points, schema.KV_CACHE_USAGE):
-        recent = [each for each in known.get(series.labels, ()) if at - PEAK_SECONDS < each[0] < at]
+        before = known.get(series.labels, ())
+        begin, end = bisect_right(before, at - PEAK_SECONDS, key=_THEN), bisect_left(before, at, key=_THEN)
+        recent = [*before[begin:end]]
         if recent and at - recent[-1][0] < slo.FINEST_SECONDS:  # the higher one of two polls in quick succession speaks
-            then, before = recent.pop()
-            recent.append((at, value) if before <= value else (then, before))
+            last = recent.pop()
+            recent.append((at, value) if _USAGE(last) <= value else last)
         else:
             recent.append((at, value))
         usage[series.labels] = tuple(recent)
@@ -257,7 +266,7 @@ def _usage(
 
 def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[Point]:
     for labels, recent in usage.items():
-        peak = max(value for _, value in recent)
+        peak = max(map(_USAGE, recent))
         yield Point(series_of(schema.KV_CACHE_USAGE_PEAK, labels), peak, "highest poll of the last minute")
 
 

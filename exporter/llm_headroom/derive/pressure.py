@@ -5,7 +5,9 @@ What an autoscaler wants: monotone in the load, without jumps, and comparable be
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.estimates import Mean
@@ -83,6 +85,11 @@ class Mark:
     demand: float
 
 
+_AT: Final = attrgetter("at")
+_TTFT: Final = attrgetter("ttft")
+_DEMAND: Final = attrgetter("demand")
+
+
 @dataclass(frozen=True, slots=True)
 class Levels:
     """What is remembered: each resource's level, smoothed, and the marks of the last ten minutes."""
@@ -97,7 +104,7 @@ class Levels:
             name: self.smoothed.get(name, empty).add(level * elapsed, elapsed, elapsed)
             for name, level in levels.items()
         }
-        recent = tuple(each for each in self.marks if each.at > at - HIGH_WATER_SECONDS)
+        recent = self.marks[bisect_right(self.marks, at - HIGH_WATER_SECONDS, key=_AT) :]
         if mark is not None and recent and mark.at - recent[-1].at < _MARK_SECONDS:
             *before, last = recent
             recent = (*before, Mark(last.at, max(last.ttft, mark.ttft), max(last.demand, mark.demand)))
@@ -113,7 +120,7 @@ class Levels:
         """The highest forecast of TTFT over its objective, and the highest KV demand, of ten minutes."""
         if not self.marks:
             return None
-        return max(mark.ttft for mark in self.marks), max(mark.demand for mark in self.marks)
+        return max(map(_TTFT, self.marks)), max(map(_DEMAND, self.marks))
 
 
 def mark(now: Observation, estimates: Estimates, slo_seconds: float | None, at: float) -> Mark | None:

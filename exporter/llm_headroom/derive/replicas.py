@@ -39,7 +39,7 @@ def _groups(points: Iterable[Point]) -> Iterator[Point]:
     for series, group in groups.items():
         first = group[0]
         if len(group) == 1:
-            yield first if first.series is series else first._replace(series=series)
+            yield first if first.series is series else Point(series, first.value, first.origin)
             continue
         value = _value(series.metric.across, group, capacities)
         if value is not None:

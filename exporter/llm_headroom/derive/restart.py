@@ -7,16 +7,13 @@ says something, too, as long as whatever could have exposed it was read.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from llm_headroom.derive.observation import COUNTERS, HISTOGRAMS, Observation
 from llm_headroom.model import Histogram
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 _COUNTED: Final = (*COUNTERS, "cached_tokens", "preemptions", *HISTOGRAMS)
-_TELLING: Final = frozenset((*COUNTERS, *HISTOGRAMS))
+_TELLING: Final = (*COUNTERS, *HISTOGRAMS)
 """Those whose fall means a restart: some engines take others back."""
 _SAME_START: Final = 1.0
 """Seconds by which two readings of one process's start may differ."""
@@ -72,12 +69,12 @@ def restarted(counts: Observation, now: Observation, time: Between) -> bool:
     had = [name for name in _COUNTED if _amount(counts, name)]
     missing = [name for name in had if getattr(now, name) is None]
     gone = time.lacks and bool(missing) and (time.gap or len(missing) == len(had))
-    return time.started or time.upgraded or gone or any(_fallen(counts, now))
+    return time.started or time.upgraded or gone or _fallen(counts, now)
 
 
 def begun(counts: Observation, now: Observation, time: Between, *, restart: bool) -> Observation:
     """The counters at the poll before: those that have begun since are 0, and so are all of another process."""
-    if restart and (time.started or not any(_both(counts, now))):
+    if restart and (time.started or not _any_of_both(counts, now)):
         counts = Observation()
     if not restart and not time.born:
         return counts
@@ -100,8 +97,8 @@ def _told(observation: Observation, name: str) -> bool:
     return getattr(observation, name) is not None
 
 
-def _both(counts: Observation, now: Observation) -> Iterator[str]:
-    return (name for name in _COUNTED if _told(counts, name) and _told(now, name))
+def _any_of_both(counts: Observation, now: Observation) -> bool:
+    return any(_told(counts, name) and _told(now, name) for name in _COUNTED)
 
 
 def _amount(observation: Observation, name: str) -> float:
@@ -109,8 +106,8 @@ def _amount(observation: Observation, name: str) -> float:
     return value.count if isinstance(value, Histogram) else value or 0.0
 
 
-def _fallen(counts: Observation, now: Observation) -> Iterator[bool]:
-    return (_amount(now, name) < _amount(counts, name) for name in _both(counts, now) if name in _TELLING)
+def _fallen(counts: Observation, now: Observation) -> bool:
+    return any(_told(now, name) and _amount(now, name) < _amount(counts, name) for name in _TELLING)
 
 
 def _zero(now: Observation, name: str) -> Any:  # noqa: ANN401 - of the field's type

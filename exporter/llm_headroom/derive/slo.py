@@ -7,7 +7,9 @@ boundary is exported, so that a reader sees what was counted.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.observation import histogram_growth
@@ -69,11 +71,15 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Firsts:
-    """First tokens between two polls: when (seconds), how many, how many of them slower than the SLO's boundary."""
+    """First tokens up to a poll: when (seconds), how many so far, how many of them slower than the SLO's boundary."""
 
     at: float
     total: float
     slow: float
+
+
+_AT: Final = attrgetter("at")
+_NONE: Final = Firsts(-math.inf, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +129,26 @@ def tallied(tally: Tally, objective: Objective, before: Observation | None, now:
     return Tally(tally.total + grown.count, tally.good + grown.counts[index], reading.bounds[index])
 
 
-def first_tokens(objective: Objective, before: Observation, now: Observation, at: float) -> Firsts | None:
-    """First tokens between two polls; None if there were none."""
+def first_tokens(
+    recent: tuple[Firsts, ...], objective: Objective, before: Observation, now: Observation, at: float
+) -> tuple[Firsts, ...]:
+    """The first tokens of the windows, with those between two polls."""
     grown = histogram_growth(before.ttft, now.ttft)
-    if grown is None:
-        return None
-    index = boundary(objective.seconds, grown)
-    return None if index is None else Firsts(at, grown.count, grown.count - grown.counts[index])
+    index = None if grown is None else boundary(objective.seconds, grown)
+    if grown is None or index is None:
+        return recent
+    last = recent[-1] if recent else _NONE
+    total, slow = last.total + grown.count, last.slow + grown.count - grown.counts[index]
+    if at - last.at < FINEST_SECONDS:
+        return (*recent[:-1], Firsts(last.at, total, slow))
+    # The last one before the longest window says how many came before it.
+    oldest = max(0, bisect_right(recent, at - max(WINDOWS), key=_AT) - 1)
+    return (*recent[oldest:], Firsts(at, total, slow))
 
 
 def slow_share(recent: tuple[Firsts, ...], window: float, now: float) -> tuple[float, float] | None:
     """The share of slow first tokens within a window's seconds, and of how many; None without any."""
-    within = [each for each in recent if each.at > now - window]
-    total = sum(each.total for each in within)
-    return (sum(each.slow for each in within) / total, total) if total else None
+    begin = bisect_right(recent, now - window, key=_AT)
+    before, last = recent[begin - 1] if begin else _NONE, recent[-1] if recent else _NONE
+    total = last.total - before.total
+    return ((last.slow - before.slow) / total, total) if total else None

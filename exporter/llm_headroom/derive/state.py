@@ -138,7 +138,7 @@ def judge(
             models[model] = memory.models[model]
             instead = f"{', '.join(seen)} is served here instead since {span(at - since)}"
             found[model] = [Finding(State.MISREAD, f"{instead}, and this model had requests then")]
-        memory = replace(memory, ever_up=True, at_work=working, replaced=replaced)
+        memory = Memory(memory.began, ever_up=True, at_work=working, replaced=replaced)
     else:
         models = dict(memory.models) or {"": Known()}
         unread = _unread(memory, snapshot, at, beside)
@@ -148,7 +148,7 @@ def judge(
         settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, CLEAR)
         models[model] = replace(known, settled=settled)
         judged.append(settled.judged(model=model))
-    return replace(memory, models=models), tuple(judged)
+    return Memory(memory.began, memory.ever_up, memory.at_work, models, memory.replaced), tuple(judged)
 
 
 def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:
@@ -213,8 +213,12 @@ def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, wi
     """
     base = next((number for number in reversed(range(len(samples))) if samples[number].at <= at - window), 0)
     found = {}
-    for name, counts in zip(COUNTED, zip(*(each.counts for each in samples[base:]), strict=True), strict=True):
-        found[name] = growth(next((count for count in counts if count is not None), None), own.get(name))
+    for place, name in enumerate(COUNTED):
+        now = own.get(name)
+        first = None
+        if now is not None:
+            first = next((count for each in samples[base:] if (count := each.counts[place]) is not None), None)
+        found[name] = growth(first, now)
     return found
 
 
