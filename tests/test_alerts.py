@@ -120,6 +120,8 @@ def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
             rule.pop("annotations", None)
     for name, document in timelines().items():
         own = f"{name.removesuffix('.yml')}.rules.yml"
+        written = [each for case in document["tests"] for each in case["input_series"]]
+        assert not [each for each in written if not isinstance(each["values"], str)], "without quotes 0x60 is 96"
         tested = {test["alertname"] for case in document["tests"] for test in case.get("alert_rule_test", ())}
         asked = [test["expr"] for case in document["tests"] for test in case.get("promql_expr_test", ())]
         names = tested | needed(groups, tested, asked)

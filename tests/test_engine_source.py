@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 CONFIG = Config(host=False, interval=3.0)
 NOWHERE = Target(name="t", endpoint=Endpoint(url="http://127.0.0.1:9"), engine="vllm")
 SATURATED = Capture("vllm", "0.32.0", "saturated")
+DISAGGREGATED = Capture("sglang", "0.5.23", "saturated")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,20 @@ def collected(target: Target, config: Config, gpus: Gpus | None = None) -> Snaps
 
     bounded.run(test())
     return found[0]
+
+
+def test_what_part_in_serving_an_engine_has_is_known_while_it_is_down() -> None:
+    async def test() -> None:
+        with EngineServer(replayed(DISAGGREGATED)) as server:
+            target = replace(NOWHERE, engine="sglang", endpoint=Endpoint(url=server.url))
+            source = EngineSource(target, BUILT_IN, CONFIG)
+            assert not source.retained
+            assert value((await source.collect()).points, "llm_engine_role") == 1.0
+        assert not (await source.collect()).health.up
+        assert value(source.retained, "llm_engine_role") == 1.0
+        await source.close()
+
+    bounded.run(test())
 
 
 DEVICES = Gpus(3, {"GPU-0": (100.0, 1.0)})

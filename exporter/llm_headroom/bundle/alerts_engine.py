@@ -42,6 +42,20 @@ def held(state: str) -> str:
 
 
 _MODEL: Final = "cluster, namespace, job, engine, model"
+_ROLES: Final = ("prefill", "decode")
+
+
+def _of_a_role() -> str:
+    """1 for a model without a prefill or a decode worker; not where an engine is up that may be both."""
+    flag = f'llm_engine_state{{state="down", {NOT_PROXIED}}}'
+    part = 'on (job, instance, target) llm_engine_role{engine_role=~"%s"}'
+    roles = " or ".join(
+        f'label_replace(min by ({_MODEL}) ({flag} and {part % role}), "engine_role", "{role}", "", "")'
+        for role in _ROLES
+    )
+    return f"({roles}) == 1 unless on ({_MODEL}) ({flag} == 0 unless {part % '|'.join(_ROLES)})"
+
+
 _ANSWERED: Final = f"rate(llm_requests_finished_total{{{PROXIED}}}[1m]) > 0"
 """Whether clients get answers through a measuring proxy, which is a target of its own and never down itself."""
 
@@ -136,10 +150,12 @@ AVAILABILITY: Final = (
         name="LLMModelDown",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
-        expr=f"min by ({_MODEL}) ({held('down')}) == 1 unless on ({_MODEL}) {_ANSWERED}",
+        expr=f"""(min by ({_MODEL}) ({held("down")}) == 1 or on ({_MODEL}) ({_of_a_role()}))
+            unless on ({_MODEL}) {_ANSWERED}""",
         wait="2m",
-        summary=f"No engine serves {MODEL}",
-        description="Every engine of the model was up and does not answer llm-headroom any more, and none is starting.",
+        summary="No {{ with $labels.engine_role }}{{ . }} worker{{ else }}engine{{ end }} serves " + MODEL,
+        description="Every engine of the model{{ with $labels.engine_role }} that does its {{ . }}{{ end }} was up and "
+        "does not answer llm-headroom any more, and none is starting.",
     ),
     Alert(
         name="LLMEngineDown",

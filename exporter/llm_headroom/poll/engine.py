@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llm_headroom import schema
 from llm_headroom.derive import economy, slo
 from llm_headroom.derive.memory import Memory
 from llm_headroom.host.engines import runs_here
@@ -59,6 +60,7 @@ class EngineSource:
         self.gpus: economy.Gpus | None = None
         self._ledger: economy.Ledger | None = None
         self._collector: Collector | None = None
+        self._role: tuple[Point, ...] = ()
         name = target.engine or identified
         if name is not None:
             self._collector = self._made(engines[name])
@@ -82,7 +84,7 @@ class EngineSource:
     def retained(self) -> Sequence[Point]:
         """Points exported also while the engine does not respond."""
         measured = () if self._collector is None else self._collector.measured()
-        return (*self.here, *measured)
+        return (*self.here, *measured, *self._role)
 
     @property
     def capped(self) -> Mapping[str, int]:
@@ -141,6 +143,7 @@ class EngineSource:
         snapshot = await self._collector.collect()
         if not snapshot.health.up:
             return snapshot
+        self._role = tuple(each for each in snapshot.points if each.series.metric is schema.ENGINE_ROLE)
         return replace(snapshot, points=(*snapshot.points, *self._economy(snapshot), *self.here))
 
     def _economy(self, snapshot: Snapshot) -> Iterator[Point]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric, Series
 
 _NAMES: Final = """
-engine_cost_total engine_energy_joules_total engine_gpus engine_info engine_restarts_total engine_stalled
+engine_cost_total engine_energy_joules_total engine_gpus engine_info engine_restarts_total engine_role engine_stalled
 engine_start_time_seconds engine_state eviction_risk_ratio first_tokens_overdue generation_tokens_total
 gpu_ecc_errors_total gpu_memory_attribution_info gpu_memory_engine_bytes gpu_memory_headroom_bytes
 gpu_memory_headroom_ratio gpu_memory_overcommitted_bytes gpu_memory_total_bytes gpu_memory_unattributed_bytes
