@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from captures import Capture
-from engine_server import EngineServer, replayed
+from engine_server import EngineServer, at_work, replayed
 from exporter_process import Exporter
 from llm_headroom import schema
 from llm_headroom.bundle import alerts
@@ -69,7 +69,7 @@ def test_what_stays_is_what_rules_and_first_screens_read() -> None:
 
 def exposed(capture: Capture, folder: Path, detail: str) -> dict[str, Samples]:
     """Values by name and labels."""
-    with EngineServer(replayed(capture)) as server:
+    with EngineServer(at_work(capture) if capture.engine == "vllm" else replayed(capture)) as server:
         config = folder / f"{detail}.yml"
         target = f"{{name: t, engine: {capture.engine}, url: '{server.url}'}}"
         config.write_text(f"detail: {detail}\ngpu: false\nhost: false\ntargets: [{target}]\n")

@@ -47,7 +47,7 @@ DASHBOARD: Final = Plan("kv", "How much more traffic fits, what binds first, and
 
 
 def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
-    used, capacity = (f"sum({scope.of(one)})" for one in (schema.KV_CACHE_USED, schema.KV_CACHE_CAPACITY))
+    usage, capacity = scope.of(schema.KV_CACHE_USAGE), scope.of(schema.KV_CACHE_CAPACITY)
     full = f"({scope.of(schema.KV_CACHE_HEADROOM_RATIO)} <= 0) * 0"
     exhaustion = f"min({scope.of(schema.KV_CACHE_EXHAUSTION)} or {full})"
     return (
@@ -63,7 +63,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         stat(
             "KV used",
             "Share of the selected KV cache in use by requests, which cannot be reclaimed.",
-            scope.exposed(f"{used} / {capacity}"),
+            scope.exposed(f"sum({usage} * {capacity}) / sum({capacity})"),
             whose="sum",
             unit="percentunit",
         ),
