@@ -10,6 +10,7 @@ import json
 import socket
 import struct
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,8 @@ import pytest
 import bounded
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
-from llm_headroom.proxy.relay import MOST_PIPELINED, Client
+from llm_headroom.proxy.observer import Observer
+from llm_headroom.proxy.relay import MOST_PIPELINED, TURN, Client
 from measured_values import told
 from proxied import ASK, LAST, LINE, STREAM, chunk, head, place, post
 
@@ -296,6 +298,57 @@ def test_a_client_with_many_requests_under_way_is_not_read_from() -> None:
             writer.transport.abort()
 
     bounded.run(test())
+
+
+@pytest.mark.parametrize("pours", ["client", "engine"])
+def test_whoever_pours_leaves_others_a_turn_after_each_piece(pours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of a byte take what parses them 0.1 s for each 256 KiB, and libuv would read 32 times as much at once."""
+    flood = chunk(b"x") * 300_000 + chunk(b"")
+    read: Counter[int] = Counter()
+
+    async def test() -> None:
+        turns, ended = 0, asyncio.Event()
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if not ended.is_set():
+                asyncio.get_running_loop().call_soon(turn)
+
+        def counting(method: Callable[..., None]) -> Callable[..., None]:
+            def counted(self: object, data: bytes, *more: float) -> None:
+                read[turns] += len(data) >= TURN
+                method(self, data, *more)
+
+            return counted
+
+        spied, name = (Client, "data_received") if pours == "client" else (Observer, "answer")
+        monkeypatch.setattr(spied, name, counting(getattr(spied, name)))
+
+        async def whole(reader: asyncio.StreamReader) -> None:
+            got = b""
+            while not got.endswith(chunk(b"")):
+                got = got[-8:] + await reader.read(2**20)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await whole(reader)
+            writer.write(STREAM + (flood if pours == "engine" else chunk(b"")))
+
+        engine = Engine()
+        engine.go_on.set()
+        async with relaying(engine, serve) as door:
+            reader, writer = await door.connect()
+            asked = b"POST /api/chat HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+            turn()
+            writer.write(asked + (flood if pours == "client" else chunk(b"")))
+            await writer.drain()
+            await whole(reader)
+            ended.set()
+            writer.close()
+
+    bounded.run(test())
+    assert sum(read.values()) > 3
+    assert max(read.values()) == 1
 
 
 def test_requests_under_way_when_the_proxy_ends_have_not_failed_by_the_engine() -> None:

@@ -32,6 +32,8 @@ log = logging.getLogger("llm_headroom")
 CONNECT_SECONDS: Final = 10.0
 MOST_BUFFERED: Final = 64 * 1024
 """Bytes that wait for a side that does not read before the other one is no longer read from."""
+TURN: Final = 64 * 1024
+"""Bytes of a piece after which others have their turn: libuv would read on, up to 8 MiB."""
 MOST_PIPELINED: Final = 64
 """Requests of one connection that are under way before no more are read from it."""
 HEAD_SECONDS: Final = 30.0
@@ -111,6 +113,9 @@ class Client(asyncio.Protocol):
             self._forward(data)
             return
         self._gate.busy(self)
+        if len(data) >= TURN:
+            self.stop_reading("turn")
+            self._loop.call_soon(self.read_on, "turn")
         try:
             self._requests(data)
         except framing.FramingError as error:
@@ -395,7 +400,18 @@ class _Engine(asyncio.Protocol):
     Each chunk of a stream comes through here, after other work has had the caches: so little is touched for it.
     """
 
-    __slots__ = ("_backlog", "_client", "_look", "_note", "_observer", "_passed", "_transport", "deliver", "most")
+    __slots__ = (
+        "_backlog",
+        "_client",
+        "_look",
+        "_note",
+        "_observer",
+        "_passed",
+        "_stopped",
+        "_transport",
+        "deliver",
+        "most",
+    )
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -405,6 +421,7 @@ class _Engine(asyncio.Protocol):
         self._passed = client.backlog.passed
         self._note = self._passed.append
         self._transport: asyncio.Transport | None = None
+        self._stopped = False
         self.deliver: Callable[[bytes], None] = _nobody
         self.most = MOST_PIECES
         """Pieces that may wait until they are looked at."""
@@ -419,6 +436,17 @@ class _Engine(asyncio.Protocol):
         self._note((self._look, data, monotonic()))
         if len(self._passed) >= self.most or len(data) > LARGE:
             self._backlog.look()
+            if len(data) >= TURN:
+                self._read_on(going=False)
+                asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._read_on(going=not self._stopped)
+
+    def _read_on(self, *, going: bool) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            (transport.resume_reading if going else transport.pause_reading)()
 
     def eof_received(self) -> bool:
         self._backlog.add(self._observer.end_of_answers, b"", monotonic())
@@ -448,12 +476,12 @@ class _Engine(asyncio.Protocol):
             self._transport.close()
 
     def pause(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._stopped = True
+        self._read_on(going=False)
 
     def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._stopped = False
+        self._read_on(going=True)
 
     def abort(self) -> None:
         self.deliver = _nobody
