@@ -211,7 +211,7 @@ class Traffic:
         return found[1] if found[0] > _CHANGED else 0.0
 
     def _difference(self, seconds: float) -> float:
-        """How far the prompts of the last so many seconds are from those before, in standard errors.
+        """How far the prompts of the last so many seconds are from those before, in standard errors; 0 for no change.
 
         The error is that of the requests' own deviation and of what minutes differ by.
         """
@@ -224,8 +224,11 @@ class Traffic:
         if mean <= 0:
             return 0.0
         deviation = self.prompts.sampler(mean).deviation
+        apart, chance = abs(now - mean), deviation**2 / new
+        if apart <= _CHANGED * math.sqrt(chance):
+            return 0.0  # what minutes differ by, which takes long to find, would only make it less
         minutes = max(1.0, seconds / LIKE_SECONDS)
-        return abs(now - mean) / math.sqrt(deviation**2 / new + _between(before, mean, deviation) / minutes)
+        return apart / math.sqrt(chance + _between(before, mean, deviation) / minutes)
 
     def _since(self, seconds: float) -> Traffic:
         """The traffic with the sizes of the last so many seconds alone; how it arrives is still known of all of it."""
