@@ -307,6 +307,22 @@ def test_what_an_engine_was_judged_by_and_no_longer_exposes_makes_it_unknown(gon
     assert {polled(10.0 + poll).state for poll in range(4)} == {State.OK}, "forgotten after a day"
 
 
+def test_a_model_that_is_loaded_again_and_again_is_tight_although_it_is_away_in_between() -> None:
+    watch = Watch(step=10.0)
+    judged = []
+    for poll in range(300):  # for half of each minute it is in memory, and then gives way
+        there, loads = poll % 6 < 3 or poll >= 120, float(min(poll, 119) // 6 + 1)
+        own = busy(running=1.0, loaded=1.0, loads=loads) if there else []
+        judged.append(watch.polled([*own, point(schema.MODEL_LOADED, 1.0, model="n")]))
+
+    tight = [poll for poll, each in enumerate(judged) if each.state is State.TIGHT]
+    assert 42 <= tight[0] <= 48, "from the seventh load that was seen on"
+    assert judged[tight[0]].reason.startswith("it was loaded 7 times within 60 min, the last time ")
+    assert judged[tight[0]].reason.endswith(" ago; requests wait for each load")
+    assert 190 <= tight[-1] <= 215, "until a quarter of an hour after the last one, and a minute"
+    assert judged[-1].state is State.OK
+
+
 def test_requests_that_fail_and_clients_that_leave() -> None:
     failing, left = Watch(), Watch()
     failing.polled(busy(finished=0, failed=0))

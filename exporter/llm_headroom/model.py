@@ -316,7 +316,7 @@ class State(StrEnum):
     LAGGING = "lagging"
     """Tokens after the first one miss the objective of inter-token latency."""
     TIGHT = "tight"
-    """Almost no KV cache headroom."""
+    """Almost no KV cache headroom, or no room for models that evict each other."""
     UNKNOWN = "unknown"
     """It cannot be read, or exposes no metrics of requests."""
     ASLEEP = "asleep"

@@ -38,5 +38,6 @@ METRICS: Final[dict[str, tuple[Metric, dict[str, str]]]] = {
     "healthy": (schema.ROUTER_WORKER_HEALTHY, {"worker": "a"}),
     "sick": (schema.ROUTER_WORKER_HEALTHY, {"worker": "b"}),
     "loaded": (schema.MODEL_LOADED, {}),
+    "loads": (schema.MODEL_LOADS, {}),
     "restarts": (schema.ENGINE_RESTARTS, {}),
 }

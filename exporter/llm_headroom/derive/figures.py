@@ -50,6 +50,7 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
     schema.MODEL_ASLEEP: (Figure("asleep", max),),
     schema.MODEL_LOADED: (Figure("loaded", max),),
     schema.MODELS_LOADED: (Figure("models"),),
+    schema.MODEL_LOADS: (Figure("loads", max),),
     schema.SLO_REQUESTS: (
         Figure("firsts", label="slo", only="ttft"),
         Figure("tokens", label="slo", only="inter_token_latency"),

@@ -66,6 +66,8 @@ _LOSABLE: Final[Mapping[str, str]] = {
     "running": "running requests",
 }
 """What an engine that is upgraded may call otherwise from then on, so that it is no longer judged, in words."""
+LOADS_SECONDS: Final = 3600.0
+"""Window within which loads of a model are counted, as LLMModelThrash does."""
 LOST_SECONDS: Final = 86_400.0
 """Time for which it is missed: as long as LLMSignalLost looks back."""
 
@@ -85,7 +87,8 @@ class Sample(NamedTuple):
 class Known:
     """What is remembered of one model: its state, its recent counts, since when requests wait and none is taken in.
 
-    `restarts` is the counter as it was read last, `restarted` when it grew within `RESTARTS_SECONDS`. `exposed`
+    `restarts` is the counter as it was read last, `restarted` when it grew within `RESTARTS_SECONDS`;
+    `loads` and `loaded` are the same of loads of the model within `LOADS_SECONDS`. `exposed`
     is when each of `_LOSABLE` was seen last, `missed` how many requests had ended when one of them was missed first.
     """
 
@@ -96,6 +99,8 @@ class Known:
     unqueued: float = 0.0
     restarts: float = math.inf
     restarted: tuple[float, ...] = ()
+    loads: float = math.inf
+    loaded: tuple[float, ...] = ()
     exposed: Mapping[str, float] = field(default_factory=dict)
     missed: float | None = None
 
@@ -105,7 +110,8 @@ class Memory:
     """What is remembered of one target: when it was judged first, whether it has ever been up, and its models.
 
     `at_work`: at the last collection that succeeded it had requests, or had had one within `AT_WORK_SECONDS`.
-    `replaced`: models that it no longer serves although they had requests, and since when.
+    `replaced`: models that it no longer serves although they had requests, and since when. `away`: models that are
+    loaded on demand and were in memory within `LOADS_SECONDS`.
     """
 
     began: float
@@ -113,6 +119,7 @@ class Memory:
     at_work: bool = False
     models: Mapping[str, Known] = field(default_factory=dict)
     replaced: Mapping[str, float] = field(default_factory=dict)
+    away: Mapping[str, Known] = field(default_factory=dict)
 
 
 def judge(
@@ -129,7 +136,11 @@ def judge(
     memory = memory or Memory(at)
     if snapshot.health.up:
         seen = figures(snapshot.points)
-        models = {model: _seen(memory.models.get(model), own, at) for model, own in seen.items()}
+        away = {**memory.away, **memory.models}
+        models = {
+            model: _seen(memory.models.get(model) or _back(memory.away.get(model), at), own, at)
+            for model, own in seen.items()
+        }
         remedy = _REMEDIES.get(snapshot.engine, _REMEDY)
         found = {model: _findings(models[model], own, at, remedy) for model, own in seen.items()}
         working = any(_at_work(models[model], own, at) for model, own in seen.items())
@@ -138,7 +149,12 @@ def judge(
             models[model] = memory.models[model]
             instead = f"{', '.join(seen)} is served here instead since {span(at - since)}"
             found[model] = [Finding(State.MISREAD, f"{instead}, and this model had requests then")]
-        memory = Memory(memory.began, ever_up=True, at_work=working, replaced=replaced)
+        away = {
+            model: known
+            for model, known in away.items()
+            if model not in models and known.samples and at - known.samples[-1].at < LOADS_SECONDS
+        }
+        memory = Memory(memory.began, ever_up=True, at_work=working, replaced=replaced, away=away)
     else:
         models = dict(memory.models) or {"": Known()}
         unread = _unread(memory, snapshot, at, beside)
@@ -148,7 +164,7 @@ def judge(
         settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, CLEAR)
         models[model] = replace(known, settled=settled)
         judged.append(settled.judged(model=model))
-    return Memory(memory.began, memory.ever_up, memory.at_work, models, memory.replaced), tuple(judged)
+    return Memory(memory.began, memory.ever_up, memory.at_work, models, memory.replaced, memory.away), tuple(judged)
 
 
 def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:
@@ -165,10 +181,11 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
     queued = own.get("waiting", 0.0) > 0
     counts = tuple(own.get(name) for name in COUNTED)
     restarts = own.get("restarts", math.inf)
+    loads = own.get("loads", math.inf)
     exposed = {name: at for name in _LOSABLE if name in own}
     if known is None:
         fresh = Known(samples=(Sample(at, counts),), progress=progress, moved=at, unqueued=at, restarts=restarts)
-        return replace(fresh, exposed=exposed)
+        return replace(fresh, exposed=exposed, loads=loads)
     exposed = {name: last for name, last in known.exposed.items() if at - last < LOST_SECONDS} | exposed
     ended = min(own.get("finished", 0.0), math.inf if known.missed is None else known.missed)
     samples = known.samples
@@ -182,13 +199,22 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
         moved=at if progress != known.progress else known.moved,
         unqueued=known.unqueued if queued else at,
         restarts=restarts,
-        restarted=(
-            *(each for each in known.restarted if at - each < RESTARTS_SECONDS),
-            *([at] if known.restarts < restarts < math.inf else ()),
-        ),
+        restarted=_times(known.restarted, known.restarts, restarts, at, RESTARTS_SECONDS),
+        loads=loads,
+        loaded=_times(known.loaded, known.loads, loads, at, LOADS_SECONDS),
         exposed=exposed,
         missed=ended if exposed.keys() - own.keys() else None,
     )
+
+
+def _times(times: Sequence[float], before: float, now: float, at: float, window: float) -> tuple[float, ...]:
+    """When a counter has grown within a window's seconds, after another reading at `at`."""
+    return (*(each for each in times if at - each < window), *([at] if before < now < math.inf else ()))
+
+
+def _back(known: Known | None, at: float) -> Known | None:
+    """What is remembered of a model that was away: that nothing moved meanwhile says nothing."""
+    return None if known is None else replace(known, moved=at, unqueued=at)
 
 
 def _replaced(memory: Memory, seen: Mapping[str, Mapping[str, float]], at: float) -> dict[str, float]:
@@ -225,7 +251,7 @@ def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, wi
 def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) -> list[Finding]:
     """Everything that can be said of a model whose engine answers."""
     found = [*_queue(known, own, at), *_failures(known, own, at), *_workers(own)]
-    found += [*_slow(known, own, at), *_lagging(known, own, at), *_room(own), *_lost(known, own)]
+    found += [*_slow(known, own, at), *_lagging(known, own, at), *_room(own), *_thrash(known, at), *_lost(known, own)]
     running, waiting = own.get("running"), own.get("waiting")
     if own.get("asleep"):
         found.append(Finding(State.ASLEEP, "it is in sleep mode and holds no GPU memory"))
@@ -302,6 +328,16 @@ def _lagging(known: Known, own: Mapping[str, float], at: float) -> Iterator[Find
     if late >= _LATE_TOKENS and late > DEFAULT.inter_token_slow_share * total:
         which = f"{late / total:.0%} of the tokens of the last {span(RATE_SECONDS)}"
         yield Finding(State.LAGGING, f"{which} came later than {_objective(own, 'gap')} after the one before")
+
+
+def _thrash(known: Known, at: float) -> Iterator[Finding]:
+    """A model that gives way again and again: each time requests wait for it."""
+    times = known.loaded
+    if len(times) > DEFAULT.model_loads_high and at - times[-1] < SETTLED_SECONDS:
+        often = (
+            f"it was loaded {len(times)} times within {span(LOADS_SECONDS)}, the last time {span(at - times[-1])} ago"
+        )
+        yield Finding(State.TIGHT, f"{often}; requests wait for each load")
 
 
 def _lost(known: Known, own: Mapping[str, float]) -> Iterator[Finding]:
