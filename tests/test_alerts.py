@@ -295,6 +295,19 @@ def test_a_selector_reaches_every_metric_and_no_recorded_series() -> None:
     )
 
 
+def test_rules_with_a_selector_are_ones_that_prometheus_takes(tmp_path: Path) -> None:
+    """A regular expression within a selector has braces of its own."""
+    found = alerts.files(BundleSettings(selector='cluster="x"'))[f"alerts/{RULES}"]
+    (tmp_path / RULES).write_text(found)
+    done = subprocess.run(
+        [program("promtool", "prometheus"), "check", "rules", tmp_path / RULES],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_an_unknown_threshold_is_an_error() -> None:
     with pytest.raises(KeyError, match="nonsense"):
         expression("llm_up > $nonsense", DEFAULTS)

@@ -20,7 +20,7 @@ from llm_headroom.thresholds import Thresholds
 if TYPE_CHECKING:
     from llm_headroom.bundle.settings import BundleSettings
 
-_SELECTOR: Final = re.compile(r"(?<![\w:])(llm_\w+|up)(?![\w:(])(\{[^}]*\})?")
+_SELECTOR: Final = re.compile(r"""(?<![\w:])(llm_\w+|up)(?![\w:(])(\{(?:[^}"]|"(?:[^"\\]|\\.)*")*\})?""")
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
