@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from typing import Any
 
 import pytest
 
-from llm_headroom.commands.logs import Json, Logfmt
+from llm_headroom.commands.logs import Json, Logfmt, Unblocked
 
 
 def record(message: str, **fields: Any) -> logging.LogRecord:  # noqa: ANN401 - whatever is logged
@@ -66,3 +67,26 @@ def test_a_traceback_is_one_field() -> None:
     assert trace.splitlines()[-1].startswith("ValueError: invalid literal")
     assert Logfmt().format(broken).count("\n") == 0
     assert "ValueError: invalid literal" in Logfmt().format(broken)
+
+
+def test_a_log_that_nobody_reads_stops_nothing_and_says_later_what_was_lost() -> None:
+    reading, writing = os.pipe()
+    log = logging.getLogger("unread")
+    log.propagate = False
+    with os.fdopen(writing, "w", encoding="utf-8") as stream, os.fdopen(reading, "rb") as reader:
+        handler = Unblocked(stream)
+        handler.setFormatter(Json())
+        log.addHandler(handler)
+        for number in range(1000):
+            log.warning("x" * 500, extra={"number": number})
+        log.warning("x" * 100_000)
+        unread = os.read(reader.fileno(), 2**20).splitlines()
+        log.warning("read again")
+        log.removeHandler(handler)
+        noted, again = map(json.loads, os.read(reader.fileno(), 2**20).splitlines()[-2:])
+
+    taken = [json.loads(line)["number"] for line in unread[:-1]]
+    assert taken == list(range(len(taken)))
+    assert (noted["msg"], noted["level"]) == ("log lines lost", "warning")
+    assert len(taken) + noted["lines"] in {1000, 1001}
+    assert again["msg"] == "read again"

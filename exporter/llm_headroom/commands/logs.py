@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
 import sys
 from datetime import UTC, datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing import TextIO
 
 _ORDINARY: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -49,9 +54,43 @@ def _plain(value: object) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+class Unblocked(logging.Handler):
+    """Writes what is taken at once, and drops the rest: a log that nobody reads stops neither polls nor proxies."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """`stream` has a descriptor."""
+        super().__init__()
+        self._descriptor = stream.fileno()
+        self._lost = 0
+        self._torn = b""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, after one that says how many were dropped if there were any."""
+        try:
+            if self._lost:
+                note = {"name": record.name, "levelname": "WARNING", "msg": "log lines lost", "lines": self._lost}
+                if not self._written(self.format(logging.makeLogRecord(note))):
+                    self._lost += 1
+                    return
+                self._lost = 0
+            self._lost += not self._written(self.format(record))
+        except Exception:  # noqa: BLE001 - as logging's own handlers do
+            self.handleError(record)
+
+    def _written(self, line: str) -> bool:
+        rest = self._torn + f"{line}\n".encode(errors="backslashreplace")
+        while rest and select.select((), (self._descriptor,), (), 0)[1]:  # up to PIPE_BUF does not block then: pipe(7)
+            rest = rest[os.write(self._descriptor, rest[: select.PIPE_BUF]) :]
+            self._torn = b"\n" if rest else b""
+        return not rest
+
+
 def set_up(level: str, form: str) -> None:
     """Send the logs of the package to standard error at a level (debug, info, warning, error)."""
-    handler = logging.StreamHandler(sys.stderr)
+    try:
+        handler: logging.Handler = Unblocked(sys.stderr)
+    except OSError:  # it is no file, as where a test takes it
+        handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Json() if form == "json" else Logfmt())
     root = logging.getLogger()
     root.handlers[:] = [handler]
