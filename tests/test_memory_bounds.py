@@ -167,6 +167,20 @@ def test_first_tokens_that_a_proxy_awaits_are_trouble_now(
     assert (value(derived, "llm_saturation_high_water_ratio") == 0.95) is late
 
 
+@pytest.mark.parametrize(("missed", "late"), [(3.0, True), (2.0, False)])
+def test_first_tokens_that_nobody_got_are_late_though_there_was_none(missed: float, *, late: bool) -> None:
+    """As of a proxy whose first clients all give up: its counter and the histogram begin with them."""
+    begun = [point(schema.REQUESTS_RUNNING, 1.0)]
+    counted = [*firsts(5.0, 0, 0)[1], *begun, point(schema.PROXY_FIRST_TOKENS_MISSED, missed)]
+
+    _, derived = polls([(0.0, begun), (5.0, counted)])
+
+    assert values(derived, "llm_slo_requests_total", "slo") == {"ttft": missed}
+    assert values(derived, "llm_slo_requests_good_total", "slo") == {"ttft": 0.0}
+    assert values(derived, "llm_ttft_slow_ratio", "window") == {"60s": 1.0, "300s": 1.0}
+    assert (value(derived, "llm_saturation_high_water_ratio") == 0.95) is late
+
+
 def waits(at: float, waiting: float, first_tokens: float = 4.0) -> Poll:
     return at, [point(schema.REQUESTS_WAITING, waiting), *firsts(at, first_tokens, first_tokens)[1]]
 

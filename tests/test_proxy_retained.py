@@ -88,10 +88,13 @@ def objective(name: str, field: str, seconds: float, ratio: float) -> Objective:
     return Objective(name=name, field=field, seconds=seconds, ratio=ratio)
 
 
-@pytest.mark.parametrize(("age", "late"), [(2.0, 0.0), (2.5, 1.0)])
-def test_a_request_is_overdue_beyond_its_objective(age: float, late: float) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "age", "late"), [(2.5, 2.5, 0.0), (2.5, 3.0, 1.0), (3.0, 5.0, 0.0), (3.0, 5.5, 1.0), (1e6, 2e6, 0.0)]
+)
+def test_a_request_is_overdue_beyond_its_objective_s_bound(seconds: float, age: float, late: float) -> None:
+    """As one that has ended is judged: by the next bound of the histogram."""
     clock = Clock(SENT + age)
-    objectives = (objective("first", "ttft", 2.0, 0.9), objective("whole", "duration", 2.0, 0.95))
+    objectives = (objective("first", "ttft", seconds, 0.9), objective("whole", "duration", seconds, 0.95))
     measures = Measures(limit=1, clock=clock, objectives=objectives)
     first = measures.begin("m", SENT, streams=True)
     assert values(measures, schema.PROXY_OVERDUE) == [late, late]

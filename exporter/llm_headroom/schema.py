@@ -169,6 +169,13 @@ PROXY_OVERDUE: Final = _gauge(
     "slo",
     subject=Subject.PROXY,
 )
+PROXY_FIRST_TOKENS_MISSED: Final = _counter(
+    "proxy_first_tokens_missed_total",
+    "{request}",
+    "Streamed requests through the measuring proxy that ended without a first token after they had waited for longer "
+    "than the objective: their clients left, or they failed. They count in llm_slo_requests_total, and not as good.",
+    subject=Subject.PROXY,
+)
 HTTP_RESPONSES: Final = _counter(
     "http_responses_total", "{response}", "HTTP responses of the inference endpoints, by class of status code.", "code"
 )
@@ -456,14 +463,15 @@ KV_CACHE_USAGE_PEAK: Final = _derived_gauge(
 TTFT_SLOW: Final = _derived_gauge(
     "ttft_slow_ratio",
     "1",
-    "Share of requests whose TTFT missed the objective in a sliding window; absent without traffic.",
+    "Share of requests whose TTFT missed the objective in a sliding window, those included that a measuring proxy saw "
+    "end without a first token; absent without traffic.",
     "window",
     across=Across.NONE,
 )
 TTFT_WINDOW_REQUESTS: Final = _derived_gauge(
     "ttft_window_requests",
     "{request}",
-    "Requests that got their first token in the sliding window of llm_ttft_slow_ratio.",
+    "Requests of the sliding window of llm_ttft_slow_ratio: those that got their first token in it, or ended without.",
     "window",
 )
 FIRST_TOKENS_OVERDUE: Final = _derived_gauge(

@@ -24,7 +24,7 @@ class Observation:
     the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`,
     `preemptions`. Histograms since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds,
     `prompt_sizes`, `generation_sizes` in tokens. As a proxy sees it: `silence`, seconds without a byte of any answer,
-    and `overdue`, requests whose first token is late and has not come.
+    `overdue`, requests whose first token is late and has not come, and `missed`, a counter of those that ended so.
     """
 
     running: float | None = None
@@ -47,6 +47,7 @@ class Observation:
     generation_sizes: Histogram | None = None
     silence: float | None = None
     overdue: float | None = None
+    missed: float | None = None
 
 
 _FIELDS: Final[Mapping[Metric, str]] = {
@@ -70,6 +71,7 @@ _FIELDS: Final[Mapping[Metric, str]] = {
     schema.REQUEST_GENERATION_TOKENS: "generation_sizes",
     schema.PROXY_SILENCE: "silence",
     schema.PROXY_OVERDUE: "overdue",
+    schema.PROXY_FIRST_TOKENS_MISSED: "missed",
 }
 COUNTERS: Final = ("prompt_tokens", "generation_tokens", "finished", "steps")
 HISTOGRAMS: Final = tuple(field.name for field in fields(Observation) if "Histogram" in str(field.type))

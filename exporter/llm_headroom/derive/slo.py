@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.derive.observation import histogram_growth
+from llm_headroom.derive.observation import growth, histogram_growth
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_headroom.config.objectives import Objectives
     from llm_headroom.config.settings import Target
     from llm_headroom.derive.observation import Observation
@@ -71,7 +73,10 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Firsts:
-    """First tokens up to a poll: when (seconds), how many so far, how many of them slower than the SLO's boundary."""
+    """First tokens up to a poll: when (seconds), how many so far, how many of them slower than the SLO's boundary.
+
+    Those that nobody got are among both.
+    """
 
     at: float
     total: float
@@ -107,9 +112,9 @@ class Queue:
         return Queue(polls, min(number for _, number in polls) if waited else 0.0)
 
 
-def boundary(seconds: float, histogram: Histogram) -> int | None:
-    """Which of the histogram's bounds the threshold is moved to: the first one that is not below it."""
-    for index, bound in enumerate(histogram.bounds):
+def boundary(seconds: float, bounds: Sequence[float]) -> int | None:
+    """Which of a histogram's bounds the threshold is moved to: the first one that is not below it."""
+    for index, bound in enumerate(bounds):
         if bound >= seconds * (1.0 - 1e-9):
             return index if math.isfinite(bound) else None
     return None
@@ -120,25 +125,30 @@ def tallied(tally: Tally, objective: Objective, before: Observation | None, now:
     reading: Histogram | None = getattr(now, objective.field)
     if reading is None:
         return tally
-    index = boundary(objective.seconds, reading)
+    index = boundary(objective.seconds, reading.bounds)
     if index is None:
         return tally
-    grown = None if before is None else histogram_growth(getattr(before, objective.field), reading)
-    if grown is None:
-        return Tally(tally.total, tally.good, reading.bounds[index])
-    return Tally(tally.total + grown.count, tally.good + grown.counts[index], reading.bounds[index])
+    total, good = (0.0, 0.0) if before is None else _between(objective, index, before, now)
+    return Tally(tally.total + total, tally.good + good, reading.bounds[index])
+
+
+def _between(objective: Objective, index: int, before: Observation, now: Observation) -> tuple[float, float]:
+    """The requests between two polls, and those within the bound; first tokens that nobody got are among the former."""
+    grown = histogram_growth(getattr(before, objective.field), getattr(now, objective.field))
+    total, good = (0.0, 0.0) if grown is None else (grown.count, grown.counts[index])
+    return total + (growth(before.missed, now.missed) if objective.field == "ttft" else 0.0), good
 
 
 def first_tokens(
     recent: tuple[Firsts, ...], objective: Objective, before: Observation, now: Observation, at: float
 ) -> tuple[Firsts, ...]:
     """The first tokens of the windows, with those between two polls."""
-    grown = histogram_growth(before.ttft, now.ttft)
-    index = None if grown is None else boundary(objective.seconds, grown)
-    if grown is None or index is None:
+    index = None if now.ttft is None else boundary(objective.seconds, now.ttft.bounds)
+    came, good = (0.0, 0.0) if index is None else _between(objective, index, before, now)
+    if not came:
         return recent
     last = recent[-1] if recent else _NONE
-    total, slow = last.total + grown.count, last.slow + grown.count - grown.counts[index]
+    total, slow = last.total + came, last.slow + came - good
     if at - last.at < FINEST_SECONDS:
         return (*recent[:-1], Firsts(last.at, total, slow))
     # The last one before the longest window says how many came before it.

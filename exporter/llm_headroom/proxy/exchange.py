@@ -29,6 +29,8 @@ _STREAMED: Final = frozenset({Api.OLLAMA})
 """Paths that stream unless the request turns it off (ollama/ollama docs/api.md)."""
 _LOADED: Final = 0.1
 """Seconds of Ollama's `load_duration` beyond which the model was not in memory; 1 to 8 ms if it was."""
+_NOT_OWED: Final = frozenset({"client_error", "loading"})
+"""Failures of requests that no answer was owed, or not yet."""
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
@@ -108,11 +110,13 @@ class Exchange:
         if head.status not in (_OK, UNAVAILABLE):
             return
         if head.headers.get("content-encoding", "").lower() not in _COMPRESSED:
-            self._unread = "compressed"
+            self._give_up("compressed")
             return
         self._reader = reader_of(head.headers.get("content-type", ""))
         self._streamed = head.status == _OK and isinstance(self._reader, Lines | Events)
         self._form = FORMS.get(self._api) if self._streamed else None
+        if self._request is not None and head.status == _OK:
+            self._request.watched &= self._streamed
         if self._reader is None:
             self._unread = "format"
         elif self._api is Api.EMBEDDING and head.status == _OK and isinstance(self._reader, Whole):
@@ -244,6 +248,8 @@ class Exchange:
             del outputs[:-1]
 
     def _give_up(self, why: str) -> None:
+        if self._request is not None:
+            self._request.watched = False
         self._reader = None
         self._unread = why
 
@@ -264,6 +270,8 @@ class Exchange:
         self._expose_latest(request)
         if failure:
             self._measures.failed(model, failure)
+            if failure not in _NOT_OWED:
+                self._measures.unanswered(model, request, now)
         return model
 
     def _succeed(self, request: UnderWay, now: float) -> None:

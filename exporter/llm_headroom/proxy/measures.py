@@ -6,11 +6,13 @@ import logging
 import math
 import time
 from bisect import bisect_left
+from collections import deque
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.derive import replicas
+from llm_headroom.derive import replicas, slo
 from llm_headroom.derive.loaded import Ready, loaded, ready
 from llm_headroom.model import Histogram, Kind, Metric, point
 from llm_headroom.proxy.backlog import Backlog
@@ -84,18 +86,24 @@ class Traffic:
 class UnderWay:
     """A request that has been sent: when, to which model, whether it asks for a stream, and when its first output came.
 
+    `watched`: its first output would be seen on the wire, as of no answer that comes in one piece or cannot be read.
     `settle` is called before what was measured is read: all of the request that has passed is counted by then.
     """
 
-    __slots__ = ("first", "sent_at", "settle", "streams", "traffic", "wanted")
+    __slots__ = ("first", "sent_at", "settle", "streams", "traffic", "wanted", "watched")
 
     def __init__(self, traffic: Traffic, sent_at: float, wanted: str, *, streams: bool) -> None:
         self.traffic = traffic
         self.wanted = wanted
         self.sent_at = sent_at
-        self.streams = streams
+        self.streams = self.watched = streams
         self.first: float | None = None
         self.settle: Callable[[], None] = _settled
+
+    @property
+    def awaited(self) -> bool:
+        """Whether its client still waits for the first output, as far as anybody can know."""
+        return self.watched and self.first is None
 
 
 def _settled() -> None:
@@ -108,6 +116,9 @@ LOAD_SECONDS: Final = 300.0
 """For how long loading a model may explain silence: Ollama's default OLLAMA_LOAD_TIMEOUT (envconfig/config.go)."""
 RETRY_SECONDS: Final = 10.0
 """A client that gives up and asks again within this time has been waiting all the while."""
+
+MOST_MISSED: Final = 10_000
+"""Requests that ended late without a first token and are not counted yet: no more than that between two polls."""
 
 
 def _any(_: str) -> bool:
@@ -143,11 +154,12 @@ class Measures:
         self._loads = loads
         self._silent_loads = silent_loads
         self._replicas = 1
-        self._objectives = {each.field: each for each in objectives}
+        self._objectives = {each.field: _at_bound(each) for each in objectives}
         self._clock = clock
         self._histograms: dict[tuple[Metric, str], _Growing] = {}
         self._counters: dict[tuple[Metric, str, str], float] = {}
         self._traffic: dict[str, Traffic] = {}
+        self._missed: deque[tuple[str, UnderWay]] = deque(maxlen=MOST_MISSED)
         self._unseen: set[str] = set()
         self._totals: dict[str, float] = {}
         self._ready: Mapping[str, Ready] = {}
@@ -210,6 +222,29 @@ class Measures:
             traffic.streams -= 1
             traffic.left = now if request.first is None else -math.inf
 
+    def unanswered(self, model: str, request: UnderWay, now: float) -> None:
+        """A request has ended without the answer that it was owed: if its first token is late by now, it has missed it.
+
+        Whether it waited for a load is known at the next poll.
+        """
+        if request.awaited and self._late("ttft", request, now):
+            self._missed.append((model, request))
+
+    def _late(self, field: str, request: UnderWay, now: float) -> bool:
+        objective = self._objectives.get(field)
+        return objective is not None and now - request.sent_at > objective.seconds
+
+    def _count_missed(self) -> None:
+        if "ttft" not in self._objectives:
+            return
+        for model in filter(None, self._traffic):
+            self.count(schema.PROXY_FIRST_TOKENS_MISSED, model, by=0)  # so that the first one is growth
+        while self._missed:
+            model, request = self._missed.popleft()
+            if not self._may_load(request):
+                self.count(schema.PROXY_FIRST_TOKENS_MISSED, model)
+                self.observe(schema.TIME_TO_FIRST_TOKEN, model)  # of none: its bounds are those of the objective
+
     def finished(self, model: str, reason: str) -> None:
         """A request was answered."""
         self.count(schema.REQUESTS_FINISHED, model, reason)
@@ -251,6 +286,7 @@ class Measures:
         for traffic in self._traffic.values():
             for request in traffic.open:
                 request.settle()
+        self._count_missed()
         if self.cap.overflow:
             self._forget_idle(now)
         return list(self._points(base, now))
@@ -294,7 +330,7 @@ class Measures:
         """How long clients have been waiting: what no engine exposes before a request has ended."""
         origin = f"{ORIGIN}: requests in progress"
         streams = [each for each in traffic.open if each.streams]
-        unanswered = [now - each.sent_at for each in streams if each.first is None]
+        unanswered = [now - each.sent_at for each in streams if each.awaited]
         silence = now - max(traffic.heard, traffic.since)
         # an engine that loads models on demand may do just that before a first byte, or answer somebody else in one go
         loads = self._silent_loads or any(self.awaited(each.wanted, each.sent_at) for each in streams)
@@ -303,12 +339,24 @@ class Measures:
         yield point(schema.PROXY_FIRST_TOKEN_WAIT, max(unanswered, default=0.0), origin, labels)
         yield point(schema.PROXY_SILENCE, max(0.0, silence) if owed else 0.0, origin, labels)
         judged = [each for each in traffic.open if not self._may_load(each)]
-        owing = [each for each in judged if each.streams and each.first is None]
+        owing = [each for each in judged if each.awaited]
         for field, requests in (("ttft", owing), ("duration", judged)):
             objective = self._objectives.get(field)
             if objective is not None:
-                late = sum(now - each.sent_at > objective.seconds for each in requests)
+                late = sum(self._late(field, each, now) for each in requests)
                 yield point(schema.PROXY_OVERDUE, float(late), origin, labels, slo=objective.name)
+
+
+_JUDGED: Final = {"ttft": schema.TIME_TO_FIRST_TOKEN, "duration": schema.REQUEST_DURATION}
+
+
+def _at_bound(objective: Objective) -> Objective:
+    """The objective as those are judged that got an answer: by the next bound; beyond the last one nobody misses it."""
+    metric = _JUDGED.get(objective.field)
+    if metric is None:
+        return objective
+    index = slo.boundary(objective.seconds, BOUNDS[metric])
+    return replace(objective, seconds=math.inf if index is None else BOUNDS[metric][index])
 
 
 assert all(metric.kind is Kind.HISTOGRAM for metric in BOUNDS)  # noqa: S101 - a table's invariant
