@@ -41,6 +41,11 @@ def as_json(value: Any, status: int = 200) -> Reply:  # noqa: ANN401 - JSON
     return Reply(json.dumps(value).encode(), status, "application/json")
 
 
+def _head(size: int) -> bytes:
+    """The head of an exposition of so many bytes."""
+    return f"HTTP/1.1 200 OK\r\nContent-Type: {TEXT}\r\nContent-Length: {size}\r\n\r\n".encode()
+
+
 # Behaviours of broken servers ----------------------------------------------------------------------------------------
 def hang(server: EngineServer, _connection: socket.socket) -> None:
     """Say nothing for as long as the server lives."""
@@ -56,8 +61,7 @@ def half(body: bytes) -> Behaviour:
     """Announce a body, send half of it, and close."""
 
     def answer(_server: EngineServer, connection: socket.socket) -> None:
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {TEXT}\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body[: len(body) // 2])
+        connection.sendall(_head(len(body)) + body[: len(body) // 2])
 
     return answer
 
@@ -89,8 +93,7 @@ def going_on(metrics: bytes, counters: str = _VLLM_AT_WORK) -> Behaviour:
     def answer(_server: EngineServer, connection: socket.socket) -> None:
         number = next(answers)
         body = sample.sub(lambda line: b"%s%f" % (line[1], float(line[2]) + number), metrics)
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {TEXT}\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
+        connection.sendall(_head(len(body)) + body)
 
     return answer
 

@@ -136,7 +136,6 @@ def judge(
     memory = memory or Memory(at)
     if snapshot.health.up:
         seen = figures(snapshot.points)
-        away = {**memory.away, **memory.models}
         models = {
             model: _seen(memory.models.get(model) or _back(memory.away.get(model), at), own, at)
             for model, own in seen.items()
@@ -151,7 +150,7 @@ def judge(
             found[model] = [Finding(State.MISREAD, f"{instead}, and this model had requests then")]
         away = {
             model: known
-            for model, known in away.items()
+            for model, known in {**memory.away, **memory.models}.items()
             if model not in models and known.samples and at - known.samples[-1].at < LOADS_SECONDS
         }
         memory = Memory(memory.began, ever_up=True, at_work=working, replaced=replaced, away=away)
@@ -164,7 +163,7 @@ def judge(
         settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, CLEAR)
         models[model] = replace(known, settled=settled)
         judged.append(settled.judged(model=model))
-    return Memory(memory.began, memory.ever_up, memory.at_work, models, memory.replaced, memory.away), tuple(judged)
+    return replace(memory, models=models), tuple(judged)
 
 
 def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:
@@ -184,8 +183,15 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
     loads = own.get("loads", math.inf)
     exposed = {name: at for name in _LOSABLE if name in own}
     if known is None:
-        fresh = Known(samples=(Sample(at, counts),), progress=progress, moved=at, unqueued=at, restarts=restarts)
-        return replace(fresh, exposed=exposed, loads=loads)
+        return Known(
+            samples=(Sample(at, counts),),
+            progress=progress,
+            moved=at,
+            unqueued=at,
+            restarts=restarts,
+            loads=loads,
+            exposed=exposed,
+        )
     exposed = {name: last for name, last in known.exposed.items() if at - last < LOST_SECONDS} | exposed
     ended = min(own.get("finished", 0.0), math.inf if known.missed is None else known.missed)
     samples = known.samples

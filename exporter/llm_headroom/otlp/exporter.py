@@ -132,13 +132,13 @@ class Exporter:
         succeeded = sdk.export(metrics_data(readings, self._resource)) is MetricExportResult.SUCCESS
         lines = _LOG.taken()
         outcome = self._why(lines)
-        outcome = outcome._replace(message=hidden(outcome.message, self._secrets()))
-        if succeeded:
-            return (outcome if outcome.cause is None else Outcome()), len(readings)
-        self.interrupt()  # the next one connects at once, and reads renewed certificates
-        if outcome.cause is None:
-            outcome = Outcome(Drop.OTHER, hidden(lines[-1].getMessage(), self._secrets()) if lines else "")
-        return outcome, len(readings)
+        if succeeded and outcome.cause is not None:
+            outcome = Outcome()
+        if not succeeded:
+            self.interrupt()  # the next one connects at once, and reads renewed certificates
+            if outcome.cause is None:
+                outcome = Outcome(Drop.OTHER, lines[-1].getMessage() if lines else "")
+        return outcome._replace(message=hidden(outcome.message, self._secrets())), len(readings)
 
     def interrupt(self) -> None:
         """Cancel the current export, as far as the SDK can."""

@@ -79,9 +79,8 @@ class Observer:
     @_fenced
     def request_sent(self, payload: list[bytes], now: float) -> None:
         """The last pieces of its body: the whole request has gone to the engine."""
+        self.request_body(payload, now)
         if self._asking is not None:
-            for piece in payload:
-                self._asking.asks(piece)
             self._asking.sent(now)
             self._asking = None
 
