@@ -47,7 +47,7 @@ def test_all_problems_are_listed_with_those_of_the_environment(tmp_path: Path) -
     ("text", "problem"),
     [
         ("tls_server_config: {cert_file: server.crt}\n", "web.yml:1: tls_server_config: key_file (or key) is missing"),
-        ("tls_server_config:\n  cert_file: a.crt\n  key_file: b.key\n", "a.crt cannot be read: No such file"),
+        ("tls_server_config:\n  cert_file: a.crt\n  key_file: b.key\n", "this file"),
     ],
 )
 def test_the_web_configuration_is_checked_with_its_certificates(tmp_path: Path, text: str, problem: str) -> None:

@@ -263,8 +263,14 @@ def test_an_error_does_not_quote_what_may_be_secret(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        (TLS.replace("server.crt", "absent.crt"), "2: tls_server_config.cert_file: {0}/absent.crt cannot be read"),
-        (TLS.replace("server.key", "absent.key"), "3: tls_server_config.key_file: {0}/absent.key cannot be read"),
+        (
+            TLS.replace("server.crt", "absent.crt"),
+            "2: tls_server_config.cert_file: this file (a relative path starts at {0}) cannot be read",
+        ),
+        (
+            TLS.replace("server.key", "absent.key"),
+            "3: tls_server_config.key_file: this file (a relative path starts at {0}) cannot be read",
+        ),
         (TLS.replace("server.key", "another.key"), "3: tls_server_config.key_file: {0}/another.key does not belong"),
         (
             TLS.replace("server.crt", "server.key"),

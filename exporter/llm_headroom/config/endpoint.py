@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final, NamedTuple, NoReturn, TypeAlias
 from urllib.parse import urlsplit
 
 from llm_headroom.config.errors import ConfigError
-from llm_headroom.config.kinds import File, Form, Host, Size, Url, User, Word, existing, parsed
+from llm_headroom.config.kinds import File, Form, Host, KeyFile, Size, Url, User, secret_file
 from llm_headroom.config.yaml_nodes import Value
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -41,9 +41,7 @@ class Basic:
 
 
 def _secret_file(value: Value) -> Secret:
-    # Without its name in errors, since people write the secret itself in the name's place.
-    called = f"this file (a relative path starts at {value.directory})"
-    return Secret(file=existing(value.directory / parsed(Word, value.string()), called))
+    return Secret(file=secret_file(value))
 
 
 def _secret_variable(value: Value) -> Secret:
@@ -106,9 +104,9 @@ class Tls:
 
     ca_file: File | None = None
     """Trusted certificates. Default: the system's certificates. Example: `tls/ca.pem`."""
-    cert_file: File | None = None
+    cert_file: KeyFile | None = None
     """The exporter's client certificate. Example: `tls/client.pem`."""
-    key_file: File | None = None
+    key_file: KeyFile | None = None
     """The key of the client certificate. Default: in `cert_file`. Example: `tls/client-key.pem`."""
     server_name: Host | None = None
     """Expected name in the engine's certificate. Default: host of the URL. Example: `llm-a`."""

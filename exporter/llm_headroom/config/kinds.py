@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from llm_headroom.config.errors import ConfigError, shown
 from llm_headroom.config.reach import reach
+from llm_headroom.net.files import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -150,13 +151,20 @@ def _path(text: str) -> Path:
 
 def existing(path: Path, called: str = "") -> Path:
     """An existing file; ConfigError if it is missing, with its path or with `called`."""
+    called = called or named(path)
     try:
         path.stat()
-    except OSError as error:
-        raise ConfigError(f"{called or path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{called}: {getattr(error, 'strerror', 'no such file')}") from None
     if path.is_dir():
-        raise ConfigError(f"{called or path}: is a directory")
+        raise ConfigError(f"{called}: is a directory")
     return path
+
+
+def secret_file(value: Value) -> Path:
+    """An existing file of what may be secret. No error repeats its name: people write the secret in its place."""
+    called = f"this file (a relative path starts at {value.directory})"
+    return existing(value.directory / parsed(Word, value.string()), called)
 
 
 def _regular_expression(text: str) -> str:
@@ -253,6 +261,8 @@ File: TypeAlias = Annotated[
     Path, Form(name="file", read=lambda value: existing(value.directory / parsed(Word, value.string())))
 ]
 """A file that must exist; a relative path starts at the directory of the configuration file."""
+KeyFile: TypeAlias = Annotated[Path, Form(name="file", read=secret_file)]
+"""The same of a file that may hold a private key."""
 ExistingFile: TypeAlias = Annotated[Path, Form(name="file", parse=lambda text: existing(Path(text)))]
 """A file that must exist, as flags name it: relative to where the program was started."""
 Directory: TypeAlias = Annotated[Path, Form(name="path", parse=_path)]

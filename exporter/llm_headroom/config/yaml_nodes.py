@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llm_headroom.config.errors import ConfigError, Place, Problems, shown
+from llm_headroom.net.files import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -228,7 +229,7 @@ def _data(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(f"{named(path)}: {error.strerror}") from None
     if len(data) > LARGEST_FILE:
         raise ConfigError(f"{path}: is larger than {LARGEST_FILE} bytes")
     return data

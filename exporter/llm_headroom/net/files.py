@@ -1,4 +1,4 @@
-"""Whether a file is still the one that was read."""
+"""Files: whether one is still the one that was read, and what messages call it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ if TYPE_CHECKING:
 
 Stamp: TypeAlias = tuple[int, int, int, int]
 """Times of modification and change in nanoseconds, size, inode."""
+
+
+def named(path: Path, instead: str = "this file") -> str:
+    """A path for a message, unless it is rather a file's content, put in the place of its name."""
+    text = str(path)
+    return text if text.isprintable() and "-----BEGIN" not in text else instead
 
 
 def stamp(path: Path) -> Stamp | None:

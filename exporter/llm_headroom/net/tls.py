@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Protocol
 
+from llm_headroom.net.files import named
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,11 +39,12 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
         TlsFileError: a file cannot be read, or holds something else.
     """
     for file in (tls.ca_file, tls.cert_file, tls.key_file):
+        if file is None:
+            continue
         try:
-            if file is not None:
-                file.open("rb").close()  # OpenSSL's own error would not name it
+            file.open("rb").close()  # OpenSSL's own error would not name it
         except OSError as error:
-            raise TlsFileError(f"cannot read file {file}: {error.strerror}") from None
+            raise TlsFileError(f"cannot read file {named(file, '(its name is not shown)')}: {error.strerror}") from None
     file, holds = tls.ca_file, "it holds"
     try:
         if tls.insecure_skip_verify:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("llm_headroom")
+_FILES: Final = tuple(
+    f"OTEL_EXPORTER_OTLP_{kind}{name}" for kind in ("METRICS_", "") for name in ("CLIENT_KEY", "CLIENT_CERTIFICATE")
+)
+"""Variables that name files of keys: people write the key itself in the name's place."""
 _ATTEMPTS: Final = 16
 """Lines of the SDK's log that are looked at after an export: one for each attempt, of which it makes six."""
 
@@ -162,7 +166,8 @@ class Exporter:
         """What a collector may repeat of what it was sent, and nobody else may read."""
         public = {name.lower() for name in self._options.settings.headers}
         sent = [value for name, value in self._headers.items() if name not in public]
-        return [*sent, *(value.partition(" ")[2] for value in sent)]
+        files = [path for name in _FILES if (path := os.environ.get(name)) and not os.path.exists(path)]  # noqa: PTH110 - any text
+        return [*sent, *(value.partition(" ")[2] for value in sent), *files]
 
     def _all_headers(self) -> dict[str, str]:
         """Every header of an export, the variables' first; raises `_CredentialsError`."""

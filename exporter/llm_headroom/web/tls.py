@@ -136,8 +136,11 @@ def _read(pem: Pem) -> bytes:
         return pem.text.encode()
     try:
         return pem.file.read_bytes()
-    except OSError as error:
-        raise pem.place.error(f"{pem.file} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        # Without its name, since people write the key itself in the name's place.
+        start = f"a relative path starts at {pem.place.file.absolute().parent}"
+        why = getattr(error, "strerror", "no such file")
+        raise pem.place.error(f"this file ({start}) cannot be read: {why}") from None
 
 
 def _source(pem: Pem) -> str:
