@@ -9,7 +9,7 @@ from llm_headroom import schema
 from llm_headroom.derive.words import span
 from llm_headroom.model import Point, Series
 from llm_headroom.net.certificate import validity
-from llm_headroom.net.files import stamp
+from llm_headroom.net.files import content, stamp
 from llm_headroom.thresholds import DEFAULT
 from llm_headroom.web import config as web_config
 
@@ -81,7 +81,7 @@ class Certificates:
 
 def _validity(file: Path) -> Validity | None:
     try:
-        return validity(file.read_bytes())
+        return validity(content(file))
     except OSError:
         return None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llm_headroom.config.errors import ConfigError, Place, Problems, shown
-from llm_headroom.net.files import named
+from llm_headroom.net.files import content, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -226,10 +226,6 @@ def _expanded(node: Node, known: dict[int, int]) -> int:
 
 def _data(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
+        return content(path, LARGEST_FILE)
     except OSError as error:
         raise ConfigError(f"{named(path)}: {error.strerror}") from None
-    if len(data) > LARGEST_FILE:
-        raise ConfigError(f"{path}: is larger than {LARGEST_FILE} bytes")
-    return data

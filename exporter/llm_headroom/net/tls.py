@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from llm_headroom.net.files import named
+from llm_headroom.net.files import content, named
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_MOST_BYTES: Final = 16 * 1024 * 1024
+"""Of a file of certificates: some have all that anybody trusts."""
 
 
 class TlsFileError(OSError):
@@ -42,7 +46,7 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
         if file is None:
             continue
         try:
-            file.open("rb").close()  # OpenSSL's own error would not name it
+            content(file, _MOST_BYTES)  # OpenSSL's own error would not name it, and a FIFO would hold up all
         except OSError as error:
             raise TlsFileError(f"cannot read file {named(file, '(its name is not shown)')}: {error.strerror}") from None
     file, holds = tls.ca_file, "it holds"

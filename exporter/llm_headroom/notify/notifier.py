@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.model import Cause, Point, Series
 from llm_headroom.net.echoes import hidden, of_url
+from llm_headroom.net.files import content
 from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.net.tls import TlsFileError, client_context
 from llm_headroom.notify.incidents import Incidents, judgements, step
@@ -196,7 +197,7 @@ def _url(receiver: Receiver) -> str:
     if secret.file is None:
         return os.environ.get(secret.env or "", "").strip()
     try:
-        return secret.file.read_text(encoding="utf-8").strip()
+        return content(secret.file).decode().strip()
     except OSError as error:
         raise Refusal(Cause.CREDENTIALS, f"cannot read file {secret.file}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -12,6 +12,7 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.util.re import parse_env_headers
 
 from llm_headroom.net.echoes import hidden
+from llm_headroom.net.files import content
 from llm_headroom.otlp.conventions import conventional
 from llm_headroom.otlp.cumulative import Starts
 from llm_headroom.otlp.data import metrics_data, reading
@@ -192,7 +193,7 @@ def _value(secret: Secret) -> str:
     if secret.file is None:
         return os.environ.get(secret.env or "", "")
     try:
-        value = secret.file.read_text(encoding="utf-8").strip("\r\n")
+        value = content(secret.file).decode().strip("\r\n")
     except OSError as error:
         raise _CredentialsError(f"cannot read file {secret.file}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -12,6 +12,7 @@ import grpc
 from opentelemetry.exporter.otlp.proto.grpc import exporter as sdk
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
+from llm_headroom.net.files import content
 from llm_headroom.otlp.outcome import Drop, Outcome
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def opened(
 
 
 def _read(path: Path | None) -> bytes | None:
-    return None if path is None else path.read_bytes()
+    return None if path is None else content(path)
 
 
 def outcome_of(lines: Sequence[logging.LogRecord]) -> Outcome:

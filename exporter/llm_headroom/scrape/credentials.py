@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom.config.endpoint import VISIBLE, Basic, Bearer
 from llm_headroom.model import Cause
-from llm_headroom.net.files import stamp
+from llm_headroom.net.files import content, stamp
 from llm_headroom.scrape.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Authorization:
         now = stamp(file)
         if self._read is None or self._read[0] != now:
             try:
-                self._read = now, self._value(file.read_text(encoding="utf-8"), f"file {file}")
+                self._read = now, self._value(content(file).decode(), f"file {file}")
             except OSError as error:
                 raise Refusal(Cause.CREDENTIALS, f"cannot read file {file}: {error.strerror}") from None
             except UnicodeDecodeError:

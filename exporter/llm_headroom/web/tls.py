@@ -12,6 +12,7 @@ import ssl
 import warnings
 from typing import TYPE_CHECKING
 
+from llm_headroom.net.files import content
 from llm_headroom.web.config import ClientAuth
 
 if TYPE_CHECKING:
@@ -70,17 +71,17 @@ def _load_certificate(context: ssl.SSLContext, tls: TlsServer) -> None:
         raise tls.key.place.error(f"{_source(tls.key)} holds no private key in PEM form")
     if b"ENCRYPTED" in key:
         raise tls.key.place.error(f"{_source(tls.key)} is encrypted with a passphrase; give one that is not")
-    with _as_file(cert) as cert_file, _as_file(key) as key_file:
-        try:
+    try:
+        with _as_file(tls.cert) as cert_file, _as_file(tls.key) as key_file:
             # The empty password keeps OpenSSL from asking for one on the terminal.
             context.load_cert_chain(cert_file, key_file, password="")
-        except ssl.SSLError as error:
-            problem = (
-                f"{_source(tls.key)} does not belong to the certificate"
-                if error.reason == "KEY_VALUES_MISMATCH"
-                else f"certificate ({_source(tls.cert)}) and key ({_source(tls.key)}) are unusable: {_reason(error)}"
-            )
-            raise tls.key.place.error(problem) from error
+    except OSError as error:
+        problem = (
+            f"{_source(tls.key)} does not belong to the certificate"
+            if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH"
+            else f"certificate ({_source(tls.cert)}) and key ({_source(tls.key)}) are unusable: {_reason(error)}"
+        )
+        raise tls.key.place.error(problem) from error
 
 
 def _set_client_auth(context: ssl.SSLContext, tls: TlsServer) -> None:
@@ -135,7 +136,7 @@ def _read(pem: Pem) -> bytes:
     if pem.file is None:
         return pem.text.encode()
     try:
-        return pem.file.read_bytes()
+        return content(pem.file)
     except (OSError, ValueError) as error:
         # Without its name, since people write the key itself in the name's place.
         start = f"a relative path starts at {pem.place.file.absolute().parent}"
@@ -147,17 +148,25 @@ def _source(pem: Pem) -> str:
     return "the text" if pem.file is None else str(pem.file)
 
 
-def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or "unknown").lower().replace("_", " ")
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "unknown").lower().replace("_", " ")
+    return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
 
 
 @contextlib.contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
-    """A name under which OpenSSL can open bytes: in memory, so that a key never reaches a disk."""
+def _as_file(pem: Pem) -> Iterator[str]:
+    """A name under which OpenSSL can open it: text is in memory, so that a key never reaches a disk."""
+    if pem.file is not None:
+        yield str(pem.file)
+        return
     descriptor = os.memfd_create("llm-headroom-pem")
     try:
         with open(descriptor, "wb", closefd=False) as file:
-            file.write(content)
-        yield f"/proc/self/fd/{descriptor}"
+            file.write(pem.text.encode())
+        name = f"/proc/self/fd/{descriptor}"
+        if not os.path.exists(name):  # noqa: PTH110 - no path of the user's
+            raise pem.place.error("text can be used only where /proc is mounted; give files instead")
+        yield name
     finally:
         os.close(descriptor)

@@ -1,0 +1,146 @@
+"""Files that whoever runs the exporter may replace: none of them stops all else, and none needs `/proc`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+import bounded
+from llm_headroom.config.endpoint import Basic, Bearer, Secret, Tls
+from llm_headroom.config.errors import Problems
+from llm_headroom.config.yaml_nodes import Document, root
+from llm_headroom.net.files import content
+from llm_headroom.net.tls import client_context
+from llm_headroom.scrape.credentials import Authorization
+from llm_headroom.web.access import Access, Proved
+from llm_headroom.web.config import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import FrameType
+
+
+@contextmanager
+def alarm() -> Iterator[None]:
+    """Something that must not wait for anything outside: it is interrupted if it does."""
+
+    def late(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(bounded.LIMIT // 2)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def settings(path: Path) -> object:
+    """The configuration."""
+    return root(path, Document(Problems(), lambda _role, _name: None, lambda _value, _place: None))
+
+
+def web(path: Path) -> object:
+    """The web configuration, or one of its files."""
+    if path.name == "web.yml":
+        return parse(path)
+    text = "tls_server_config: {cert_file: cert, key_file: key}\n"
+    (path.parent / "web.yml").write_text(text)
+    return Access(parse(path.parent / "web.yml"), Proved())
+
+
+def pair(folder: Path) -> None:
+    """Writes a certificate and its key."""
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(folder / "cert")
+    issued.private_key_pem.write_to_path(folder / "key")
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "config.yml": settings,
+    "web.yml": web,
+    "cert": web,
+    "key": web,
+    "token": lambda path: Authorization(Bearer(Secret(file=path))).header(),
+    "password": lambda path: Authorization(Basic("name", Secret(file=path))).header(),
+    "ca": lambda path: client_context(Tls(ca_file=path)),
+    "shown": lambda path: client_context(Tls(cert_file=path, key_file=path.parent / "key")),
+}
+"""By the name of a file: what reads it while engines are polled and clients are answered."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_fifo_in_a_file_s_place_is_refused_where_all_would_wait_for_it(tmp_path: Path, name: str) -> None:
+    pair(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+
+    async def test() -> None:
+        with alarm(), pytest.raises(Exception, match=f"{name}.*is a FIFO"):  # of each reader's own kind
+            READERS[name](tmp_path / name)
+
+    bounded.run(test())
+
+
+def test_a_fifo_is_as_good_as_any_file_before_anything_runs(tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(b"{}",), daemon=True)
+    writer.start()
+    with alarm():
+        assert content(path) == b"{}"
+    writer.join(bounded.LIMIT)
+
+
+def test_a_file_may_be_so_long_and_no_longer(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert content(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="is larger than 4 bytes") as raised:
+        content(tmp_path / "file", 4)
+    assert raised.value.errno == errno.EFBIG
+    with pytest.raises(IsADirectoryError):
+        content(tmp_path)
+
+
+SERVES = """
+import sys
+from pathlib import Path
+from llm_headroom.web.access import Access, Proved
+from llm_headroom.web.config import WebConfigError, parse
+try:
+    print(Access(parse(Path(sys.argv[1])), Proved()).tls is not None)
+except WebConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tls_server_config: {cert_file: cert, key_file: key}", "True"),
+        (
+            'tls_server_config: {cert: "-----BEGIN CERTIFICATE-----", key_file: key}',
+            "tls_server_config.cert: text can be used only where /proc is mounted; give files instead",
+        ),
+    ],
+)
+def test_tls_needs_no_proc(tmp_path: Path, text: str, said: str) -> None:
+    hidden = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
+    if subprocess.run([*hidden, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no user namespace in which /proc could be hidden (unshare -rm)")
+    pair(tmp_path)
+    (tmp_path / "web.yml").write_text(text)
+    command = [*hidden, sys.executable, "-c", SERVES, str(tmp_path / "web.yml")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
+    assert shown.strip().endswith(said)
