@@ -18,12 +18,14 @@ SWITCHING: Final = 101
 FIRST_FINAL: Final = 200
 
 _END: Final = re.compile(rb"\r?\n\r?\n")
-_REQUEST: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ \r\n]+) HTTP/1\.[01]\r?\n")
-_FIELDS: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r?\n)*\r?\n")
+_REQUEST: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ \r\n]+) HTTP/1\.([01])\r\n")
+_FIELDS: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*\r\n")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _SIZE: Final = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
 _PLAIN_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
+_BLANKS: Final = " \t\r"
+"""Around names and values: those of RFC 9110, section 5.6.3, alone, and what is left of a line's end."""
 _HOST: Final = re.compile(rb"(?im)^host[ \t]*:[^\r\n]*")
 
 
@@ -94,11 +96,12 @@ class UntilClose:
 
 
 class Chunked:
-    """A body in chunks, with trailers at its end."""
+    """A body in chunks, with trailers at its end; `strict`: a line that engines read in different ways is an error."""
 
-    __slots__ = ("_expect", "_left", "_line")
+    __slots__ = ("_expect", "_left", "_line", "_strict")
 
-    def __init__(self) -> None:
+    def __init__(self, *, strict: bool = False) -> None:
+        self._strict = strict
         self._left = 0
         self._line = b""
         self._expect = "size"
@@ -137,6 +140,8 @@ class Chunked:
 
     def _step(self, line: bytes) -> bool:
         """Take a line between chunks; True if it ends the body."""
+        if self._strict and (line.startswith((b" ", b"\t")) or not line.endswith(b"\r\n")):
+            raise FramingError("a line of the chunked coding that engines read in different ways")
         blank = line in (b"\r\n", b"\n")
         if self._expect == "end of chunk":
             if not blank:
@@ -211,7 +216,7 @@ def _headers(raw: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in raw.decode("latin-1").split("\n")[1:]:
         name, _, value = line.partition(":")
-        name, value = name.strip().lower(), value.strip()
+        name, value = name.strip(_BLANKS).lower(), value.strip(_BLANKS)
         found[name] = f"{found[name]}, {value}" if name in found else value
     return found
 
@@ -220,15 +225,21 @@ def request_head(raw: bytes) -> RequestHead:
     """Read a request's head.
 
     Raises:
-        FramingError: it is none of HTTP/1.0 or 1.1, or has a line that engines read in different ways (RFC 9112,
-            section 5: a blank before the colon, or a line that goes on).
+        FramingError: it is none of HTTP/1.0 or 1.1, or has what engines read in different ways (RFC 9112, sections
+            2.2, 3.2, 5, 6.1): a blank before the colon, a line that goes on or ends in a line feed alone, a NUL, two
+            Hosts, a Transfer-Encoding in HTTP/1.0.
     """
     match = _REQUEST.match(raw)
     if match is None:
         raise FramingError("no request line of HTTP/1.1")
     if not _FIELDS.fullmatch(raw, match.end()):
-        raise FramingError("a header has no name that ends at its colon")
-    return RequestHead(match[1].decode("ascii"), match[2].decode("latin-1"), _headers(raw), raw)
+        raise FramingError("a header has no name that ends at its colon, or no CR LF at its end")
+    headers = _headers(raw)
+    if "," in headers.get("host", ""):
+        raise FramingError("several Hosts")
+    if match[3] == b"0" and "transfer-encoding" in headers:
+        raise FramingError("a Transfer-Encoding in HTTP/1.0")
+    return RequestHead(match[1].decode("ascii"), match[2].decode("latin-1"), headers, raw)
 
 
 def response_head(raw: bytes) -> ResponseHead:
@@ -260,14 +271,17 @@ def request_body(head: RequestHead) -> Body:
     """How a request's body ends (RFC 9112, section 6.3).
 
     Raises:
-        FramingError: its end is announced in two ways, which the engine may read otherwise, or in none.
+        FramingError: its end is announced in two ways, which the engine may read otherwise, or in none. So may each
+            coding but `chunked` alone: cpp-httplib 0.19 (httplib.h, `is_chunked_transfer_encoding`) sees no body then.
     """
     if head.headers.keys() >= {"content-length", "transfer-encoding"}:
         raise FramingError("both Content-Length and Transfer-Encoding")
-    body = _framed(head.headers) or Length(0)
-    if isinstance(body, UntilClose):
-        raise FramingError("a Transfer-Encoding that does not end in chunks")
-    return body
+    coding = head.headers.get("transfer-encoding")
+    if coding is None:
+        return _framed(head.headers) or Length(0)
+    if coding.lower() != "chunked":
+        raise FramingError("a Transfer-Encoding that is not chunked alone")
+    return Chunked(strict=True)
 
 
 def response_body(head: ResponseHead, method: str) -> Body:
