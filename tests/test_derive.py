@@ -284,13 +284,13 @@ def test_thresholds_move_to_the_next_bound_that_the_engine_has(
     assert found == ({} if moved is None else {"ttft": moved})
 
 
-def test_buckets_that_change_with_an_upgrade_count_on() -> None:
+def test_buckets_that_change_with_an_upgrade_begin_anew() -> None:
     other = point(schema.TIME_TO_FIRST_TOKEN, Histogram((1.0, 4.0, math.inf), (3.0, 5.0, 6.0), 1.0))
     later = point(schema.TIME_TO_FIRST_TOKEN, Histogram((1.0, 4.0, math.inf), (3.0, 7.0, 9.0), 1.0))
     _, derived = polls([(0.0, [ttft(0, 0, 0, 0, 0)]), (5.0, [ttft(2, 2, 2, 2, 2)]), (10.0, [other]), (15.0, [later])])
 
-    assert values(derived, "llm_slo_requests_total", "slo") == {"ttft": 5}
-    assert values(derived, "llm_slo_requests_good_total", "slo") == {"ttft": 4}
+    assert values(derived, "llm_slo_requests_total", "slo") == {"ttft": 3}
+    assert values(derived, "llm_slo_requests_good_total", "slo") == {"ttft": 2}
     assert values(derived, "llm_slo_threshold_seconds", "slo") == {"ttft": 4.0}
 
 

@@ -331,7 +331,8 @@ def test_counters_are_carried_over_polls_that_lack_them() -> None:
     every = Observation(
         prompt_tokens=1.0, generation_tokens=1.0, finished=1.0, steps=1.0, cached_tokens=1.0, preemptions=1.0,
         ttft=histogram(1.0, 1.0), inter_token=histogram(1.0, 1.0), duration=histogram(1.0, 1.0),
-        queue=histogram(1.0, 1.0), prompt_sizes=histogram(1.0, 1.0), generation_sizes=histogram(1.0, 1.0), missed=1.0,
+        queue=histogram(1.0, 1.0), prompt_sizes=histogram(1.0, 1.0), generation_sizes=histogram(1.0, 1.0),
+        missed_ttft=1.0, missed_duration=1.0,
     )  # fmt: skip
     assert since(last, every, Observation()) is last
 
@@ -353,12 +354,14 @@ def test_first_tokens_between_two_polls() -> None:
     assert slo.first_tokens(known, objective, before, now, 5.9) == (slo.Firsts(5.0, 17.0, 5.0),)
     assert slo.first_tokens(known, objective, now, now, 7.0) is known
     beyond = slo.Objective("ttft", "ttft", 1.1, 0.95)
-    assert slo.first_tokens(known, beyond, before, replace(now, missed=1.0), 7.0) is known
+    assert slo.first_tokens(known, beyond, before, replace(now, missed_ttft=1.0), 7.0) is known
 
 
 def test_a_first_token_that_nobody_got_counts_and_is_not_good() -> None:
     objective = slo.Objective("ttft", "ttft", 1.0, 0.95)
-    before, now = (Observation(ttft=histogram(1.0, 2.0), duration=histogram(1.0, 2.0), missed=n) for n in (1.0, 4.0))
+    before, now = (
+        Observation(ttft=histogram(1.0, 2.0), duration=histogram(1.0, 2.0), missed_ttft=n) for n in (1.0, 4.0)
+    )
     both = replace(now, ttft=histogram(2.0, 4.0))
     known = (slo.Firsts(5.0, 10.0, 1.0),)
     for later, total, good in ((now, 3.0, 0.0), (both, 5.0, 1.0)):
@@ -367,6 +370,8 @@ def test_a_first_token_that_nobody_got_counts_and_is_not_good() -> None:
         assert found == (*known, slo.Firsts(7.0, 10.0 + total, 1.0 + total - good))
     duration = replace(objective, field="duration")
     assert slo.tallied(slo.Tally(), duration, before, now) == slo.Tally(0.0, 0.0, 1.0)
+    late = [replace(each, missed_duration=n) for each, n in ((before, 1.0), (now, 4.0))]
+    assert slo.tallied(slo.Tally(), duration, *late) == slo.Tally(3.0, 0.0, 1.0)
 
 
 def test_a_window_has_just_the_first_tokens_of_its_polls_however_long_it_is_filled() -> None:
@@ -393,14 +398,17 @@ def test_the_share_of_slow_ones_is_of_those_in_the_window() -> None:
     assert slo.slow_share(recent, 60.0, 120.0) is None
 
 
-def test_a_tally_goes_on_at_the_bound_that_counts() -> None:
+def test_a_tally_is_of_one_bound() -> None:
     objective = slo.Objective("ttft", "ttft", 1.0, 0.95)
-    known, now = slo.Tally(10.0, 9.0, 0.5), Observation(ttft=histogram(4.0, 9.0))
-    assert slo.tallied(known, objective, Observation(ttft=histogram(1.0, 2.0)), now) == slo.Tally(17.0, 12.0, 1.0)
-    for before in (None, Observation(), now):
-        assert slo.tallied(known, objective, before, now) == slo.Tally(10.0, 9.0, 1.0)
+    before, now = (Observation(ttft=histogram(*counts)) for counts in ((1.0, 2.0), (4.0, 9.0)))
+    known = slo.Tally(10.0, 9.0, 1.0)
+    assert slo.tallied(known, objective, before, now) == slo.Tally(17.0, 12.0, 1.0)
+    assert slo.tallied(known, replace(objective, seconds=0.9), before, now) == slo.Tally(17.0, 12.0, 1.0)
+    for last in (None, Observation(), now):
+        assert slo.tallied(known, objective, last, now) == known
     assert slo.tallied(known, objective, now, Observation()) is known
     assert slo.tallied(known, replace(objective, seconds=1.1), None, now) is known
+    assert slo.tallied(replace(known, boundary=0.5), objective, before, now) == slo.Tally(7.0, 3.0, 1.0)
 
 
 # Words and money -----------------------------------------------------------------------------------------------------

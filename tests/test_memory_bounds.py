@@ -171,7 +171,7 @@ def test_first_tokens_that_a_proxy_awaits_are_trouble_now(
 def test_first_tokens_that_nobody_got_are_late_though_there_was_none(missed: float, *, late: bool) -> None:
     """As of a proxy whose first clients all give up: its counter and the histogram begin with them."""
     begun = [point(schema.REQUESTS_RUNNING, 1.0)]
-    counted = [*firsts(5.0, 0, 0)[1], *begun, point(schema.PROXY_FIRST_TOKENS_MISSED, missed)]
+    counted = [*firsts(5.0, 0, 0)[1], *begun, point(schema.PROXY_MISSED, missed, slo="ttft")]
 
     _, derived = polls([(0.0, begun), (5.0, counted)])
 
@@ -276,6 +276,33 @@ def test_a_model_that_appears_has_begun_unless_another_one_went() -> None:
     assert counted(named("a", 4.0), [], named("b", 7.0)) == {"b": 0.0}
     both = [*named("a", 4.0), *named("b", 3.0)]
     assert counted(named("x", 1.0), both, [*both, *named("c", 2.0)])["c"] == 2.0, "x went a poll earlier"
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.5])
+def test_objectives_with_other_bounds_begin_anew(seconds: float) -> None:
+    """Of first tokens as they come, all by 2.5 s and none by 1 s, after two minutes of an objective of 2.5 s."""
+
+    def judged(memory: Memory, at: float, limit: float) -> tuple[Memory, list[Point]]:
+        points = [*work(running=1.0), ttft(0.0, 0.0, at, at, at)]
+        return advance(memory, points, at, base=BASE, objectives=slo.objectives(ttft=limit))
+
+    memory, _ = judged(Memory(), 0.0, 2.5)
+    for at in range(5, 125, 5):
+        memory, before = judged(memory, float(at), 2.5)
+    estimate = Estimate(at=120.0, headroom={"ttft": Headroom(2.0, "compute")}, rate=1.0)
+    memory = with_estimate(memory, "m", estimate)
+    memory, at_once = judged(memory, 125.0, seconds)
+    memory, later = judged(memory, 130.0, seconds)
+    same = seconds == 2.5
+
+    assert values(before, "llm_slo_requests_total", "slo")["ttft"] == 120
+    assert values(at_once, "llm_slo_requests_total", "slo")["ttft"] == (125 if same else 5)
+    assert values(later, "llm_slo_requests_total", "slo")["ttft"] == (130 if same else 10)
+    assert values(later, "llm_slo_requests_good_total", "slo")["ttft"] == 130 * same
+    assert values(later, "llm_slo_threshold_seconds", "slo")["ttft"] == seconds
+    assert values(later, "llm_ttft_slow_ratio", "window")["60s"] == 0.0 if same else 1.0
+    assert values(later, "llm_ttft_window_requests", "window")["60s"] == (60 if same else 10)
+    assert (memory.models["m"].load.estimate is None) is not same
 
 
 # Load headroom -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from proxied import head, post
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-MISSED: Final = "llm_proxy_first_tokens_missed_total"
+MISSED: Final = "llm_proxy_requests_missed_total"
 SLO: Final = ("llm_slo_requests_totalttft", "llm_slo_requests_good_totalttft")
 CLIENTS: Final = 4
 
@@ -116,13 +116,13 @@ async def storm(ttft: float) -> AsyncIterator[Storm]:
 def test_clients_that_leave_after_the_objective_have_missed_it_and_the_engine_is_slow() -> None:
     async def test() -> None:
         async with storm(ttft=0.001) as here:
-            assert MISSED not in await here.poll()
+            assert f"{MISSED}ttft" not in await here.poll()
             states = []
             for number in (1, 2):
                 found = await here.wave(overdue=CLIENTS)
                 states.append(await here.judge(30.0 * number))
                 assert found["llm_proxy_requests_overduettft"] == 0
-                assert found[MISSED] == number * CLIENTS
+                assert found[f"{MISSED}ttft"] == number * CLIENTS
                 assert [found[name] for name in SLO] == [number * CLIENTS, 0]
                 assert found["llm_ttft_slow_ratio60s"] == 1
                 assert found["llm_ttft_window_requests60s"] == number * CLIENTS
@@ -138,7 +138,7 @@ def test_clients_that_leave_before_the_objective_say_nothing() -> None:
             for number in (1, 2):
                 found = await here.wave(overdue=0)
                 assert await here.judge(30.0 * number) is State.IDLE
-                assert not found.keys() & {MISSED, *SLO, "llm_ttft_slow_ratio60s"}
+                assert not found.keys() & {f"{MISSED}ttft", *SLO, "llm_ttft_slow_ratio60s"}
 
     bounded.run(test())
 
@@ -146,7 +146,7 @@ def test_clients_that_leave_before_the_objective_say_nothing() -> None:
 def test_an_engine_that_closes_what_it_let_wait_has_missed_the_objective() -> None:
     async def test() -> None:
         async with storm(ttft=0.001) as here:
-            assert (await here.wave(overdue=CLIENTS, refused=True))[MISSED] == CLIENTS
+            assert (await here.wave(overdue=CLIENTS, refused=True))[f"{MISSED}ttft"] == CLIENTS
 
     bounded.run(test())
 
@@ -190,8 +190,9 @@ class Asked:
         self.exchange.broken("aborted", at)
 
 
-def missed(measures: Measures) -> float:
-    return sum(value for key, value in told(measures).items() if key.startswith("proxy_first_tokens_missed_total"))
+def missed(measures: Measures, slo: str = "ttft") -> float:
+    told_of = told(measures).items()
+    return sum(value for key, value in told_of if key.startswith("proxy_requests_missed_total") and f"{slo}}}" in key)
 
 
 def measuring(clock: float = 100.0, *, loads: bool = False) -> Measures:
@@ -259,6 +260,33 @@ def test_a_request_that_is_answered_in_one_go_has_no_first_token_to_miss() -> No
     assert missed(measures) == 0
 
 
+@pytest.mark.parametrize(("at", "number"), [(30.9, 0), (31.1, 1)])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream", "text/plain"])
+def test_a_request_that_ends_unanswered_beyond_the_objective_of_its_duration_has_missed_it(
+    kind: str, path: str, at: float, number: int
+) -> None:
+    measures = measuring()
+    asked = Asked(measures, path)
+    asked.answered(kind=kind)
+    if path == "/v1/chat/completions":
+        asked.says({"content": "a"}, 2.0)
+    asked.leaves(at)
+    assert missed(measures, "request_duration") == number
+    assert "request_duration_seconds{m}" not in told(measures)
+
+
+def test_one_that_is_answered_late_is_in_the_histogram_alone() -> None:
+    measures = measuring()
+    asked = Asked(measures)
+    asked.answered()
+    asked.says({"content": "a"}, 2.0)
+    asked.exchange.received(b"data: [DONE]\n\n", 40.0)
+    asked.exchange.ended(40.0)
+    assert told(measures)["request_duration_seconds{m}"] == 1
+    assert missed(measures, "request_duration") == 0
+
+
 def shown(loaded: float) -> Sequence[Point]:
     return [Point(Series(schema.MODEL_LOADED, {"model": "m"}), loaded, "")]
 
@@ -283,9 +311,9 @@ def test_the_counter_is_there_before_the_first_one_is_missed() -> None:
     asked = Asked(measures)
 
     def shows() -> list[object]:
-        found = [each for each in measures.points({}) if each.series.metric is schema.PROXY_FIRST_TOKENS_MISSED]
-        return [(each.series.label("model"), each.value) for each in found]
+        found = [each for each in measures.points({}) if each.series.metric is schema.PROXY_MISSED]
+        return [(each.series.label("model"), each.series.label("slo"), each.value) for each in found]
 
-    assert shows() == [("m", 0.0)]
+    assert shows() == [("m", "ttft", 0.0), ("m", "request_duration", 0.0)]
     asked.leaves(20.0)
-    assert shows() == [("m", 1.0)]
+    assert shows() == [("m", "ttft", 1.0), ("m", "request_duration", 0.0)]

@@ -251,6 +251,14 @@ def test_slow_first_tokens_within_two_minutes_and_a_minute_after() -> None:
     assert states[-1] is State.OK
 
 
+def test_counters_that_begin_anew_are_of_another_life_however_soon_they_grow() -> None:
+    """As where objectives change, or an engine restarts: one of two counters has passed what it was, the other not."""
+    watch = Watch()
+    watch.polled(busy(firsts=1000, good=500))
+    for counted in range(50, 2000, 50):
+        assert (counted, watch.polled(busy(firsts=counted, good=counted)).state) == (counted, State.OK)
+
+
 def test_two_slow_first_tokens_are_none() -> None:
     watch = Watch()
     watch.polled(busy(firsts=0, good=0))

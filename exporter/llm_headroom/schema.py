@@ -169,11 +169,13 @@ PROXY_OVERDUE: Final = _gauge(
     "slo",
     subject=Subject.PROXY,
 )
-PROXY_FIRST_TOKENS_MISSED: Final = _counter(
-    "proxy_first_tokens_missed_total",
+PROXY_MISSED: Final = _counter(
+    "proxy_requests_missed_total",
     "{request}",
-    "Streamed requests through the measuring proxy that ended without a first token after they had waited for longer "
-    "than the objective: their clients left, or they failed. They count in llm_slo_requests_total, and not as good.",
+    "Requests through the measuring proxy that ended later than an objective without what it is about (ttft: streamed, "
+    "and without a first token; request_duration: without their end): their clients left, or they failed. They count "
+    "in llm_slo_requests_total, and not as good.",
+    "slo",
     subject=Subject.PROXY,
 )
 HTTP_RESPONSES: Final = _counter(

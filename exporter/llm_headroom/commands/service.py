@@ -122,7 +122,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     poller.start()
     await pusher.apply(config.otlp)
     watching = loop.create_task(_watch(file, reload)) if file is not None else None
-    reloading = loop.create_task(_reload(published, pusher, notifier, app.changed, read, reload))
+    reloading = loop.create_task(_reload(published, proxies, pusher, notifier, app.changed, read, reload))
     try:
         await ended.wait()
     finally:
@@ -154,6 +154,7 @@ async def _watch(file: Watched, reload: asyncio.Event) -> None:
 
 async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
     published: Published,
+    proxies: Proxies,
     pusher: Pusher,
     notifier: Notifier,
     changed: Callable[[], None],
@@ -172,9 +173,11 @@ async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
             changed()
             continue
         old = published.poller.config
-        fixed = [name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)]
+        fixed = {name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)}
+        if not await proxies.apply(config):
+            fixed.add("proxies")
         if fixed:
-            log.warning("not applied, restart required", extra={"keys": ",".join(fixed)})
+            log.warning("not applied, restart required", extra={"keys": ",".join(sorted(fixed))})
         await published.poller.apply(config)
         notifier.apply(config.notify)
         published.reload = Reload(time.time())

@@ -155,6 +155,10 @@ class Known:
             smoothed[name] = (total * keep + math.log(headroom.ratio), weight * keep + 1.0)
         return replace(self, smoothed=smoothed, estimate=estimate)
 
+    def without_estimates(self) -> Known:
+        """The same engine, before it was estimated by any objective."""
+        return replace(self, smoothed={}, estimate=None)
+
     @property
     def capacity(self) -> float | None:
         """KV tokens of a replica; None where they are not reported and matter."""

@@ -197,6 +197,10 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
     tallies = _tallies(known.tallies, begun, now, objectives)
     if restarted:
         return fresh(tallies, known.restarts + 1)
+    if _judged_otherwise(known.tallies, tallies):
+        known = replace(
+            known, firsts=(), queue=slo.Queue(), levels=pressure.Levels(), load=known.load.without_estimates()
+        )
     # What was not read for a while has grown in a time that nobody knows: it is counted, but makes no rate.
     before = restart.since(known.last, known.counts, begun)
     elapsed = at - known.at
@@ -241,6 +245,12 @@ def _tallies(
     known: Mapping[str, slo.Tally], before: Observation, now: Observation, objectives: Sequence[slo.Objective]
 ) -> dict[str, slo.Tally]:
     return {each.name: slo.tallied(known.get(each.name, slo.Tally()), each, before, now) for each in objectives}
+
+
+def _judged_otherwise(before: Mapping[str, slo.Tally], now: Mapping[str, slo.Tally]) -> bool:
+    """Whether objectives have changed: what was counted and estimated by others is not comparable."""
+    known = {name: tally.boundary for name, tally in before.items() if tally.boundary is not None}
+    return any(name not in now or now[name].boundary != boundary for name, boundary in known.items())
 
 
 def _busy(now: Observation) -> bool:

@@ -24,7 +24,8 @@ class Observation:
     the engine's start: `prompt_tokens`, `cached_tokens`, `generation_tokens`, `finished` requests, `steps`,
     `preemptions`. Histograms since the engine's start: `ttft`, `inter_token`, `duration`, `queue` in seconds,
     `prompt_sizes`, `generation_sizes` in tokens. As a proxy sees it: `silence`, seconds without a byte of any answer,
-    `overdue`, requests whose first token is late and has not come, and `missed`, a counter of those that ended so.
+    `overdue`, requests whose first token is late and has not come; counters of those that ended later than an
+    objective without what it is about: `missed_ttft`, `missed_duration`.
     """
 
     running: float | None = None
@@ -47,7 +48,8 @@ class Observation:
     generation_sizes: Histogram | None = None
     silence: float | None = None
     overdue: float | None = None
-    missed: float | None = None
+    missed_ttft: float | None = None
+    missed_duration: float | None = None
 
 
 _FIELDS: Final[Mapping[Metric, str]] = {
@@ -71,8 +73,10 @@ _FIELDS: Final[Mapping[Metric, str]] = {
     schema.REQUEST_GENERATION_TOKENS: "generation_sizes",
     schema.PROXY_SILENCE: "silence",
     schema.PROXY_OVERDUE: "overdue",
-    schema.PROXY_FIRST_TOKENS_MISSED: "missed",
+    schema.PROXY_MISSED: "missed",
 }
+_MISSED: Final = {"ttft": "missed_ttft", "request_duration": "missed_duration"}
+"""Fields by the label `slo`."""
 COUNTERS: Final = ("prompt_tokens", "generation_tokens", "finished", "steps")
 HISTOGRAMS: Final = tuple(field.name for field in fields(Observation) if "Histogram" in str(field.type))
 
@@ -84,6 +88,8 @@ def observe(points: Iterable[Point]) -> dict[str, Observation]:
         if series.metric is schema.PROXY_OVERDUE and series.label("slo") != "ttft":
             continue
         name = _FIELDS[series.metric]
+        if series.metric is schema.PROXY_MISSED:
+            name = _MISSED[series.label("slo")]
         known = found.setdefault(series.label("model"), {})
         if isinstance(value, float):  # finished requests come by reason
             before = known.get(name, 0.0)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from llm_headroom.derive.observation import COUNTERS, HISTOGRAMS, Observation
 from llm_headroom.model import Histogram
 
-_COUNTED: Final = (*COUNTERS, "cached_tokens", "preemptions", "missed", *HISTOGRAMS)
+_COUNTED: Final = (*COUNTERS, "cached_tokens", "preemptions", "missed_ttft", "missed_duration", *HISTOGRAMS)
 _TELLING: Final = (*COUNTERS, *HISTOGRAMS)
 """Those whose fall means a restart: some engines take others back."""
 _SAME_START: Final = 1.0

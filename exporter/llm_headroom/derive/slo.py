@@ -121,22 +121,25 @@ def boundary(seconds: float, bounds: Sequence[float]) -> int | None:
 
 
 def tallied(tally: Tally, objective: Objective, before: Observation | None, now: Observation) -> Tally:
-    """The tally with what came between two polls. An engine's restart takes nothing back."""
+    """The tally with what came between two polls. An engine's restart takes nothing back, another boundary all."""
     reading: Histogram | None = getattr(now, objective.field)
     if reading is None:
         return tally
     index = boundary(objective.seconds, reading.bounds)
     if index is None:
         return tally
+    if tally.boundary not in (None, reading.bounds[index]):
+        tally = Tally()
     total, good = (0.0, 0.0) if before is None else _between(objective, index, before, now)
     return Tally(tally.total + total, tally.good + good, reading.bounds[index])
 
 
 def _between(objective: Objective, index: int, before: Observation, now: Observation) -> tuple[float, float]:
-    """The requests between two polls, and those within the bound; first tokens that nobody got are among the former."""
+    """The requests between two polls, and those within the bound; those that nobody waited for are in the former."""
     grown = histogram_growth(getattr(before, objective.field), getattr(now, objective.field))
     total, good = (0.0, 0.0) if grown is None else (grown.count, grown.counts[index])
-    return total + (growth(before.missed, now.missed) if objective.field == "ttft" else 0.0), good
+    missed = f"missed_{objective.field}"
+    return total + growth(getattr(before, missed, None), getattr(now, missed, None)), good
 
 
 def first_tokens(

@@ -87,13 +87,14 @@ class Sample(NamedTuple):
 class Known:
     """What is remembered of one model: its state, its recent counts, since when requests wait and none is taken in.
 
-    `restarts` is the counter as it was read last, `restarted` when it grew within `RESTARTS_SECONDS`;
-    `loads` and `loaded` are the same of loads of the model within `LOADS_SECONDS`. `exposed`
-    is when each of `_LOSABLE` was seen last, `missed` how many requests had ended when one of them was missed first.
+    `counts` are the latest. `restarts` is the counter as it was read last, `restarted` when it grew within
+    `RESTARTS_SECONDS`; `loads` and `loaded` are the same of loads of the model within `LOADS_SECONDS`. `exposed` is
+    when each of `_LOSABLE` was seen last, `missed` how many requests had ended when one of them was missed first.
     """
 
     settled: Settled | None = None
     samples: tuple[Sample, ...] = ()
+    counts: tuple[float | None, ...] = ()
     progress: tuple[float | None, ...] = ()
     moved: float = 0.0
     unqueued: float = 0.0
@@ -185,6 +186,7 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
     if known is None:
         return Known(
             samples=(Sample(at, counts),),
+            counts=counts,
             progress=progress,
             moved=at,
             unqueued=at,
@@ -194,13 +196,14 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
         )
     exposed = {name: last for name, last in known.exposed.items() if at - last < LOST_SECONDS} | exposed
     ended = min(own.get("finished", 0.0), math.inf if known.missed is None else known.missed)
-    samples = known.samples
+    samples = _of_this_life(known.samples, known.counts, counts)
     if not samples or at - samples[-1].at >= SAMPLE_SECONDS:
         oldest = at - RATE_SECONDS - 2 * SAMPLE_SECONDS
         samples = (*(each for each in samples if each.at > oldest), Sample(at, counts))
     return Known(
         settled=known.settled,
         samples=samples,
+        counts=counts,
         progress=progress,
         moved=at if progress != known.progress else known.moved,
         unqueued=known.unqueued if queued else at,
@@ -210,6 +213,26 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
         loaded=_times(known.loaded, known.loads, loads, at, LOADS_SECONDS),
         exposed=exposed,
         missed=ended if exposed.keys() - own.keys() else None,
+    )
+
+
+def _of_this_life(
+    samples: tuple[Sample, ...], before: Sequence[float | None], now: Sequence[float | None]
+) -> tuple[Sample, ...]:
+    """The samples, in which counters that have begun anew were 0: two of them may have passed what they were since.
+
+    Their difference would then be of two lives, or of two objectives.
+    """
+    begun = {
+        place
+        for place, (last, count) in enumerate(zip(before, now, strict=False))
+        if last is not None and count is not None and count < last
+    }
+    if not begun:
+        return samples
+    return tuple(
+        Sample(at, tuple(0.0 if place in begun and count is not None else count for place, count in enumerate(counts)))
+        for at, counts in samples
     )
 
 

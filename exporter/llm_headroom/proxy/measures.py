@@ -149,20 +149,26 @@ class Measures:
         self.cap = LabelCap(limit)
         self.backlog = Backlog()
         self.serves: Callable[[str], bool] = _any
-        self._running_limit = running_limit
+        self.running_limit = running_limit
         self._untagged = untagged
         self._loads = loads
         self._silent_loads = silent_loads
         self._replicas = 1
-        self._objectives = {each.field: _at_bound(each) for each in objectives}
+        self._objectives: dict[str, Objective] = {}
         self._clock = clock
         self._histograms: dict[tuple[Metric, str], _Growing] = {}
         self._counters: dict[tuple[Metric, str, str], float] = {}
         self._traffic: dict[str, Traffic] = {}
-        self._missed: deque[tuple[str, UnderWay]] = deque(maxlen=MOST_MISSED)
+        self._missed: deque[tuple[str, str, UnderWay]] = deque(maxlen=MOST_MISSED)
         self._unseen: set[str] = set()
         self._totals: dict[str, float] = {}
         self._ready: Mapping[str, Ready] = {}
+        self.judge_by(objectives)
+
+    def judge_by(self, objectives: Collection[Objective]) -> None:
+        """From now on late is what these say."""
+        self._missed.clear()
+        self._objectives = {each.field: _at_bound(each) for each in objectives}
 
     def label(self, model: str) -> str:
         """The label of a model that the engine's answer has named; `other` if the engine has no such model."""
@@ -223,27 +229,29 @@ class Measures:
             traffic.left = now if request.first is None else -math.inf
 
     def unanswered(self, model: str, request: UnderWay, now: float) -> None:
-        """A request has ended without the answer that it was owed: if its first token is late by now, it has missed it.
+        """A request has ended without the answer that it was owed: what is late by now it has missed.
 
         Whether it waited for a load is known at the next poll.
         """
-        if request.awaited and self._late("ttft", request, now):
-            self._missed.append((model, request))
+        for field in _JUDGED:
+            if (field != "ttft" or request.awaited) and self._late(field, request, now):
+                self._missed.append((field, model, request))
 
     def _late(self, field: str, request: UnderWay, now: float) -> bool:
         objective = self._objectives.get(field)
         return objective is not None and now - request.sent_at > objective.seconds
 
     def _count_missed(self) -> None:
-        if "ttft" not in self._objectives:
-            return
-        for model in filter(None, self._traffic):
-            self.count(schema.PROXY_FIRST_TOKENS_MISSED, model, by=0)  # so that the first one is growth
+        for field in filter(self._objectives.__contains__, _JUDGED):
+            for model in filter(None, self._traffic):
+                self.count(
+                    schema.PROXY_MISSED, model, self._objectives[field].name, by=0
+                )  # so that the first is growth
         while self._missed:
-            model, request = self._missed.popleft()
+            field, model, request = self._missed.popleft()
             if not self._may_load(request):
-                self.count(schema.PROXY_FIRST_TOKENS_MISSED, model)
-                self.observe(schema.TIME_TO_FIRST_TOKEN, model)  # of none: its bounds are those of the objective
+                self.count(schema.PROXY_MISSED, model, self._objectives[field].name)
+                self.observe(_JUDGED[field], model)  # of none: its bounds are those of the objective
 
     def finished(self, model: str, reason: str) -> None:
         """A request was answered."""
@@ -310,10 +318,10 @@ class Measures:
             requests = len(traffic.open)
             if not model and not requests and len(self._traffic) > 1:
                 continue  # by now the engine has named the model
-            running = requests if self._running_limit is None else min(requests, self._running_limit * self._replicas)
+            running = requests if self.running_limit is None else min(requests, self.running_limit * self._replicas)
             origin = f"{ORIGIN}: requests in progress"
             yield point(schema.REQUESTS_RUNNING, float(running), origin, base, model=model)
-            if self._running_limit is not None:
+            if self.running_limit is not None:
                 above = f"{origin} above requests_running_limit"
                 yield point(schema.REQUESTS_WAITING, float(requests - running), above, base, model=model)
             yield from self._waits(traffic, now, {**base, "model": model})

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from llm_headroom.config.endpoint import Endpoint
-    from llm_headroom.config.settings import Config, Target
+    from llm_headroom.config.settings import Config, ProxySettings, Target
     from llm_headroom.model import Point
     from llm_headroom.proxy.framing import RequestHead
 
@@ -104,7 +104,6 @@ class ProxySource:
         self.retained: Sequence[Point] = ()
         self.polled: Callable[[], Sequence[Point]] = tuple
         """What the engine exposes itself, as its latest poll has shown."""
-        self.interval = config.interval
         self.engine_target = target.name
         self.name = f"{target.name}{schema.PROXY_TARGET}"
         self.labels = target.labels
@@ -112,8 +111,17 @@ class ProxySource:
         self._base = {**target.labels, "engine": self._engine, "target": self.name}
         self.measures = measures
         self._memory = Memory()
+        self._set(target, config)
+
+    def _set(self, target: Target, config: Config) -> None:
+        self.interval = config.interval
         self._objectives = slo.judging(target, config.objectives)
         self._estimates = LoadEstimates(self.name, self._objectives)
+
+    async def apply(self, target: Target, config: Config) -> None:
+        """Go on by another configuration: what has passed until now is counted by the one before."""
+        await self.collect()
+        self._set(target, config)
 
     @property
     def capped(self) -> Mapping[str, int]:
@@ -135,16 +143,26 @@ class ProxySource:
 
     async def estimate(self) -> None:
         """Estimate the load headroom from what the proxy has measured."""
-        for model, estimate in await self._estimates.made(self._memory):
+        estimates = self._estimates
+        for model, estimate in await estimates.made(self._memory):
+            if estimates is not self._estimates:
+                return  # it is by objectives of before
             self._memory = with_estimate(self._memory, model, estimate)
 
     async def close(self) -> None:
         """There is nothing to let go of."""
 
 
-def _available(target: Target, config: Config) -> slo.Objective:
-    """That requests are answered, however late."""
-    return slo.Objective(AVAILABILITY, AVAILABILITY, math.inf, target.objectives.ratio or config.objectives.ratio)
+def _judging(target: Target, config: Config) -> tuple[slo.Objective, ...]:
+    """What requests are judged by: latencies, and that they are answered, however late."""
+    ratio = target.objectives.ratio or config.objectives.ratio
+    available = slo.Objective(AVAILABILITY, AVAILABILITY, math.inf, ratio)
+    return (*slo.judging(target, config.objectives), available)
+
+
+def _fixed(proxy: ProxySettings, target: Target) -> tuple[object, ...]:
+    """What a proxy has of its target for good: where it forwards, how it understands, what its series are called."""
+    return proxy.upstream or target.endpoint.url, target.endpoint.tls, target.engine, target.labels
 
 
 class Proxies:
@@ -171,13 +189,29 @@ class Proxies:
                 untagged="latest" if target.engine == "ollama" else "",
                 loads=target.engine in JOINED | _SHOW_LOADS,
                 silent_loads=target.engine in JOINED,
-                objectives=(*slo.judging(target, config.objectives), _available(target, config)),
+                objectives=_judging(target, config),
                 clock=clock,
             )
             if target.engine in JOINED:
                 self.joined[target.name] = measures
             else:
                 self.sources.append(ProxySource(target, measures, config))
+
+    async def apply(self, config: Config) -> bool:
+        """Take over the objectives and limits of another configuration; whether nothing else concerns its proxies."""
+        targets = {target.name: target for target in config.targets}
+        for source in self.sources:
+            if source.engine_target in targets:
+                await source.apply(targets[source.engine_target], config)
+        for name in self._measures.keys() & targets.keys():
+            measures, target = self._measures[name], targets[name]
+            measures.running_limit = target.requests_running_limit
+            measures.cap.limit = config.label_limit
+            measures.judge_by(_judging(target, config))
+        return all(
+            target.name in targets and _fixed(proxy, target) == _fixed(proxy, targets[target.name])
+            for proxy, target in self._doors
+        )
 
     def know_engines_by(
         self, listed: Callable[[str], Collection[str] | None], polled: Callable[[str], Sequence[Point]]
