@@ -157,7 +157,7 @@ PROXY_SILENCE: Final = _gauge(
     "proxy_silence_seconds",
     "s",
     "Time during which streamed requests have been in progress through the measuring proxy without a byte of any "
-    "response; 0 if there are none.",
+    "response, or clients have left one after the other and none got any output; 0 if neither is so.",
     across=Across.MAX,
     subject=Subject.PROXY,
 )

@@ -219,7 +219,7 @@ AVAILABILITY: Final = (
         wait="1m",
         summary=f"{_WHO} is stalled",
         description="There are requests, but neither steps nor tokens of the engine, or of one of its data-parallel "
-        "replicas, have increased for over a minute.",
+        "replicas, have increased for over a minute; or no client has got anything through its measuring proxy.",
     ),
     Alert(
         name="LLMQueueStarved",

@@ -60,6 +60,7 @@ _FIGURES: Final[Mapping[Metric, tuple[Figure, ...]]] = {
         Figure("timely", label="slo", only="inter_token_latency"),
     ),
     schema.FIRST_TOKENS_OVERDUE: (Figure("overdue"),),
+    schema.PROXY_SILENCE: (Figure("silence", max),),
     schema.PROXY_OVERDUE: (Figure("overdue", label="slo", only="ttft"),),
     schema.SLO_THRESHOLD: (
         Figure("objective", max, label="slo", only="ttft"),

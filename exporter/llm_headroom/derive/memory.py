@@ -350,7 +350,7 @@ def _stalled(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterat
     """Whether nothing moves although requests are there, and what that follows from."""
     now = known.last
     if now.silence is not None:  # a proxy counts tokens when a request ends, and sees bytes as they come
-        value, sign = float(now.silence >= stalls.STALLED_SECONDS), "streams under way without a byte"
+        value, sign = float(now.silence >= stalls.STALLED_SECONDS), "clients that get nothing"
     elif now.steps is not None or now.generation_tokens is not None:
         value = float(_busy(now) and at - known.moved >= stalls.STALLED_SECONDS)
         sign = "busy while steps and tokens do not move"

@@ -302,6 +302,10 @@ def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Findin
     waiting, running = own.get("waiting", 0.0), own.get("running", 0.0)
     if own.get("stalled"):
         there = f"{running:.0f} running and {waiting:.0f} waiting requests"
+        if own.get("silence"):
+            asked = there if running or waiting else "clients ask again and again"
+            yield Finding(State.STALLED, f"{asked}, and none has got any output for {span(own['silence'])}")
+            return
         where = f" at {own['stalled']:.0f} of {own['replicas']:.0f} replicas" if own["replicas"] > 1 else ""
         yield Finding(State.STALLED, f"{there}, and{where} neither steps nor tokens have increased for a minute")
     since = max(known.moved, known.unqueued)

@@ -210,6 +210,7 @@ class Exchange:
         self._outputs.append(now)
         if request.first is None:
             request.first = now
+            request.traffic.unserved = 0
         elif len(self._outputs) > 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
             self._expose_latest(request)
 
@@ -272,10 +273,13 @@ class Exchange:
             self._measures.failed(model, failure)
             if failure not in _NOT_OWED:
                 self._measures.unanswered(model, request, now)
+            if failure == "aborted" and request.awaited:
+                request.traffic.leaves(request)
         return model
 
     def _succeed(self, request: UnderWay, now: float) -> None:
         model = self._close(request, now)
+        request.traffic.unserved = 0
         answer, measures = self._answer, self._measures
         if answer.reason in NO_INFERENCE:
             return

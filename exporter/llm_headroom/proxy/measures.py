@@ -72,15 +72,27 @@ class Traffic:
     """The requests to one model that are under way, in the order in which they were sent. Times are seconds.
 
     `streams` of them ask for their answers in parts. `since` is when the engine began to owe one of those a byte,
-    `heard` when a byte last came, `left` when the last of them ended without an answer.
+    `heard` when a byte last came, `left` when the last of them ended without an answer. `unserved` clients have left
+    since anybody got any output, the first of whom had asked at `thirst`.
     """
 
-    __slots__ = ("heard", "left", "open", "since", "streams")
+    __slots__ = ("heard", "left", "open", "since", "streams", "thirst", "unserved")
 
     def __init__(self) -> None:
         self.open: dict[UnderWay, None] = {}
-        self.streams = 0
-        self.since = self.heard = self.left = -math.inf
+        self.streams = self.unserved = 0
+        self.since = self.heard = self.left = self.thirst = -math.inf
+
+    def leaves(self, request: UnderWay) -> None:
+        """The client of a request has left that had no output yet."""
+        if not self.unserved:
+            self.thirst = request.sent_at
+        self.unserved += 1
+
+    def drought(self, now: float) -> float:
+        """For how long clients have asked again and again, and none has got any output."""
+        asked = self.streams or now - self.left <= RETRY_SECONDS
+        return now - self.thirst if asked and self.unserved >= MOST_PATIENT else 0.0
 
 
 class UnderWay:
@@ -117,6 +129,8 @@ LOAD_SECONDS: Final = 300.0
 RETRY_SECONDS: Final = 10.0
 """A client that gives up and asks again within this time has been waiting all the while."""
 
+MOST_PATIENT: Final = 3
+"""Clients who leave one after the other without any output, before which nobody wonders: one may press stop twice."""
 MOST_MISSED: Final = 10_000
 """Requests that ended late without a first token and are not counted yet: no more than that between two polls."""
 
@@ -214,6 +228,7 @@ class Measures:
         if streams:
             if not traffic.streams and now - traffic.left > RETRY_SECONDS:
                 traffic.since = now
+                traffic.unserved = 0
             traffic.streams += 1
         return request
 
@@ -344,8 +359,13 @@ class Measures:
         loads = self._silent_loads or any(self.awaited(each.wanted, each.sent_at) for each in streams)
         loading = loads and len(unanswered) == len(streams)
         owed = bool(streams) and not (loading and (silence < LOAD_SECONDS or len(streams) < len(traffic.open)))
+        if loads and not self._silent_loads:
+            traffic.unserved = 0  # who leaves meanwhile says nothing, also after that
+        drought = traffic.drought(now)
+        if self._silent_loads and drought < LOAD_SECONDS:
+            drought = 0.0
         yield point(schema.PROXY_FIRST_TOKEN_WAIT, max(unanswered, default=0.0), origin, labels)
-        yield point(schema.PROXY_SILENCE, max(0.0, silence) if owed else 0.0, origin, labels)
+        yield point(schema.PROXY_SILENCE, max(drought, silence if owed else 0.0), origin, labels)
         judged = [each for each in traffic.open if not self._may_load(each)]
         owing = [each for each in judged if each.awaited]
         for field, requests in (("ttft", owing), ("duration", judged)):
