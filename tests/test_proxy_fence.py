@@ -390,8 +390,8 @@ ABORTED = {"model": "m", "choices": [{"index": 0, "delta": {}, "finish_reason": 
         ("/api/chat", answered(503, {"error": "server busy, please try again"}), "overloaded"),
         ("/v1/chat/completions", event({"error": {"code": 500, "message": "x"}}), "engine_error"),
         ("/v1/messages", event({"type": "error", "error": {"type": "overloaded_error"}}), "overloaded"),
-        ("/v1/chat/completions", event(ABORTED), "aborted"),
-        ("/generate", event({"text": "", "meta_info": {"finish_reason": {"type": "abort"}}}), "aborted"),
+        ("/v1/chat/completions", event(ABORTED), "engine_aborted"),
+        ("/generate", event({"text": "", "meta_info": {"finish_reason": {"type": "abort"}}}), "engine_aborted"),
         (
             "/generate",
             event({"text": "", "meta_info": {"finish_reason": {"type": "abort", "status_code": 503}}}),

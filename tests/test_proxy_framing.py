@@ -366,7 +366,6 @@ def test_what_has_been_read_counts_no_more() -> None:
         (Events, [b"data: [DONE]\n\n", b"data: 1\n"], [documents.DONE], [1]),
         (Events, [b"data: 1\n\ndata: 2\n\n"], [1, 2], []),
         (Whole, [b"[1,", b"2]"], [], [[1, 2]]),
-        (Whole, [], [], []),
         (Lines, [b"NaN\n", b'"\\ud800"\n'], [None, "\ud800"], []),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from llm_headroom import schema
 from llm_headroom.proxy import framing
+from llm_headroom.proxy.documents import MOST_BYTES
 from llm_headroom.proxy.exchange import MOST_REQUEST_BYTES, Exchange
 from llm_headroom.proxy.measures import Measures
 from measured_values import Clock, counted, told, total, values
@@ -139,8 +140,6 @@ def test_an_answer_ends_by_its_status_then_by_its_content(
         (answer(kind="text/plain", content_encoding="br"), LAST, "compressed"),
         (answer(content_encoding="Identity"), LAST, None),
         (answer(content_encoding=""), LAST, None),
-        (answer(kind=NDJSON), b"broken\n", "format"),
-        (answer(), b"broken", "format"),
         (answer(), b'{"done":true,"eval_count":3}', None),
         (answer(), b'{"done":true,"eval_count":-3}', "usage_missing"),
         (answer(), b'{"done":true,"prompt_eval_count":-3}', "usage_missing"),
@@ -167,11 +166,20 @@ def test_what_could_not_be_read_is_counted_with_its_cause(
         (200, EVENTS, b"data: {}\n\n", "incomplete"),
         (200, "application/json", b"{}", None),
         (200, NDJSON, LAST, None),
-        (200, NDJSON, b"broken\n", None),
+        (200, NDJSON, b"broken\n", "malformed"),
+        (200, NDJSON, PART + b"broken\n" + LAST, "malformed"),
+        (200, EVENTS, b"data: broken\n\n", "malformed"),
+        (200, EVENTS, b"data: " + b"1" * (MOST_BYTES + 1), None),
+        (200, "application/json", b"<html>", "malformed"),
+        (200, "application/json", b"", "malformed"),
+        (200, "text/html", b"<html>", None),
         (503, NDJSON, PART, "overloaded"),
+        (503, "application/json", b"broken", "overloaded"),
     ],
 )
-def test_only_a_stream_can_be_incomplete(status: int, kind: str, body: bytes, reason: str | None) -> None:
+def test_only_a_stream_can_be_incomplete_and_any_document_malformed(
+    status: int, kind: str, body: bytes, reason: str | None
+) -> None:
     measures = Measures(limit=1)
     made = asking(measures)
     made.answers(answer(status, kind), 2.0)

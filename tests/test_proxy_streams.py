@@ -314,7 +314,7 @@ def test_answers_that_cannot_be_read_are_counted_as_unmeasured_by_cause() -> Non
     assert compressed["requests_finished_total{unknown}"] == 1
     assert with_head("Content-Type: text/plain\r\n", b"hello")["proxy_requests_unmeasured_total{format}"] == 1
     lines = with_head("Content-Type: application/x-ndjson\r\n", b"{broken\n")
-    assert lines["proxy_requests_unmeasured_total{format}"] == 1
+    assert lines["requests_failed_total{malformed}"] == 1
     long = with_head("Content-Type: application/x-ndjson\r\n", b"x" * (documents.MOST_BYTES + 1))
     assert long["proxy_requests_unmeasured_total{too_long}"] == 1
 

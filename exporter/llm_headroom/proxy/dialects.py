@@ -39,9 +39,17 @@ _REASONS: Final = {
 NO_INFERENCE: Final = frozenset({"load", "unload"})
 """Ollama's reasons of answers to requests that only load or unload a model."""
 _ABORT: Final = "abort"
-"""The finish reason of what the engine has given up (vllm-project/vllm vllm/v1/engine/__init__.py, FinishReason;
-sgl-project/sglang python/sglang/srt/managers/schedule_batch.py, FINISH_ABORT)."""
+_UNFINISHED: Final = {
+    _ABORT: "engine_aborted",
+    "error": "engine_error",
+    "failed": "engine_error",
+    "cancelled": "aborted",
+}
+"""Finish reasons of what is no answer: what the engine has given up although its client waits, and what a client has
+cancelled through the API, /v1/responses (vllm-project/vllm vllm/v1/engine/__init__.py, FinishReason; sgl-project/sglang
+python/sglang/srt/managers/schedule_batch.py, FINISH_ABORT)."""
 UNAVAILABLE: Final = 503
+_CLIENT_ERRORS: Final = range(400, 500)
 _MOST_TOKENS: Final = 10**9
 """Of one request: a larger count is no count."""
 
@@ -118,10 +126,12 @@ class Answer:
     def end(self, reason: object) -> None:
         """Note that nothing more is generated, and why."""
         self.ended = True
-        if reason == _ABORT:
-            self.failure = self.failure or "aborted"
-        elif reason:
-            known = str(reason)
+        if not reason:
+            return
+        known = str(reason)
+        if known in _UNFINISHED:
+            self.failure = self.failure or _UNFINISHED[known]
+        else:
             self.reason = known if known in NO_INFERENCE else _REASONS.get(known, "other")
 
 
@@ -290,8 +300,10 @@ def _sglang(answer: Answer, document: dict[str, Any]) -> None:
     cached = _count(meta.get("cached_tokens"))
     answer.cached = answer.cached if cached is None else cached
     finish = _inner(meta, "finish_reason")
-    if finish.get("type") == _ABORT and finish.get("status_code") == UNAVAILABLE:
-        answer.failure = "overloaded"
+    status = whole(finish.get("status_code"))
+    if finish.get("type") == _ABORT and status is not None:
+        refused = "client_error" if status in _CLIENT_ERRORS else "engine_error"
+        answer.failure = "overloaded" if status == UNAVAILABLE else refused
     if finish.get("type"):
         answer.end(finish["type"])
 

@@ -156,7 +156,7 @@ class Whole:
 
     def end(self) -> Sequence[Any]:
         """See `Reader`."""
-        return (_parsed(bytes(self._held)),) if self._held else ()
+        return (_parsed(bytes(self._held)),)
 
 
 def reader_of(content_type: str) -> Reader | None:

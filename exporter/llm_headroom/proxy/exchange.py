@@ -134,7 +134,7 @@ class Exchange:
             for document in self._reader.feed(payload):
                 self._read(request, document, now)
         except UnreadableError as error:
-            self._give_up(str(error))
+            self._unreadable(str(error))
 
     def part(self, data: bytes, start: int, end: int, now: float) -> bool:
         """A piece of the answer's body, if these bytes of `data` are one document of its API's form, as almost all are.
@@ -173,7 +173,7 @@ class Exchange:
                 for document in self._reader.end():
                     self._read(request, document, now)
             except UnreadableError as error:
-                self._give_up(str(error))
+                self._unreadable(str(error))
         if self.status >= _CLIENT_ERROR:
             self._close(request, now, self._refusal())
         elif self._answer.failure:
@@ -248,6 +248,12 @@ class Exchange:
             self._measures.observe(schema.INTER_TOKEN_LATENCY, self._label(), *map(sub, outputs[1:], outputs))
             del outputs[:-1]
 
+    def _unreadable(self, why: str) -> None:
+        """What claims to be JSON is none, which no client can read either; or it is too long for us."""
+        if why == "format" and not self._answer.ended:
+            self._answer.failure = self._answer.failure or "malformed"
+        self._give_up(why)
+
     def _give_up(self, why: str) -> None:
         if self._request is not None:
             self._request.watched = False
@@ -283,7 +289,7 @@ class Exchange:
         answer, measures = self._answer, self._measures
         if answer.reason in NO_INFERENCE:
             return
-        measures.finished(model, "embedding" if self._api is Api.EMBEDDING else answer.reason or "unknown")
+        measures.finished(model, self._finish(request))
         measures.observe(schema.REQUEST_DURATION, model, *(() if self._waited(request) else (now - request.sent_at,)))
         if self._api is Api.EMBEDDING:
             return
@@ -301,6 +307,14 @@ class Exchange:
             measures.count(schema.PROMPT_TOKENS_CACHED, model, by=answer.cached)
         if answer.generated is not None and answer.generated > 1:
             self._per_token(request, model, answer.generated)
+
+    def _finish(self, request: UnderWay) -> str:
+        """How it ended, as a value of the label `reason`."""
+        answer = self._answer
+        if self._api is Api.EMBEDDING:
+            return "embedding"
+        bore = self._unread or request.first is not None or answer.output or (answer.generated or 0) > 1
+        return "empty" if answer.reason == "stop" and not bore else answer.reason or "unknown"
 
     def _refusal(self) -> str:
         if self.status == UNAVAILABLE:
