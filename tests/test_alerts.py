@@ -211,7 +211,7 @@ def test_nothing_that_alerts_read_at_an_instant_is_recorded_too_rarely_for_it() 
 
 
 def test_every_threshold_is_used_by_an_alert_or_drawn_by_a_dashboard() -> None:
-    text = "\n".join(alert.expr for alert in alerts.ALERTS).replace("${", "$")
+    text = "\n".join(rule.expr for rule in EVERY).replace("${", "$")
     drawn = "\n".join(path.read_text() for path in Path(dashboards.__file__).parent.glob("*.py"))
 
     unused = {name for name in Thresholds.__dataclass_fields__ if f"${name}" not in text}
@@ -281,7 +281,7 @@ def test_no_ticket_silences_a_page_about_what_clients_get_now() -> None:
         for name in NAMES
         if re.fullmatch(targets, name) and severity[name] == "page" and severity[source] != "page"
     }
-    of_before = ("LLMEngineStalled", "LLMFirstTokensSlow", "LLMQueueStarved")
+    of_before = ("LLMEngineStalled", "LLMFirstTokensSlow", "LLMQueueStarved", "LLMTokensTrickle")
 
     assert silenced == {("LLMEngineDown", name) for name in of_before}
 
@@ -342,7 +342,8 @@ def test_what_is_around_the_expressions_is_what_is_written_down_for_it() -> None
         "pushed": texts["alerts/pushed.yml"],
         "intervals": {group["name"]: group["interval"] for group in rules},
         "alerts": {
-            rule["alert"]: f"{rule['labels']['severity']} after {rule.get('for', '0s')}"
+            rule["alert"]: f"{rule['labels']['severity']} after {rule.get('for', '0s')}, "
+            f"kept {rule.get('keep_firing_for', '0s')}"
             for group in rules
             for rule in group["rules"]
             if "alert" in rule

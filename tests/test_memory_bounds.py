@@ -205,6 +205,36 @@ def test_what_waits_while_no_first_token_comes_is_overdue(timeline: list[Poll], 
     assert (value(derived, "llm_saturation_high_water_ratio") == 0.95) is ((overdue or 0.0) >= 3)
 
 
+def unmeasured(at: float, waiting: float, prompts: float, *more: Point) -> Poll:
+    """Of an engine that does not measure first tokens, such as llama.cpp."""
+    counts = ((schema.REQUESTS_WAITING, waiting), (schema.PROMPT_TOKENS, prompts), (schema.GENERATION_TOKENS, 9.0))
+    return at, [*(point(metric, value) for metric, value in counts), *more]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "overdue"),
+    [
+        ([unmeasured(0.0, 0, 7), unmeasured(5.0, 4, 7), unmeasured(7.4, 4, 7)], None),
+        ([unmeasured(0.0, 0, 7), unmeasured(5.0, 4, 7), unmeasured(7.5, 3, 7)], 3.0),
+        ([unmeasured(0.0, 0, 7), unmeasured(5.0, 4, 7), unmeasured(10.0, 4, 8)], None),  # one got its turn
+        ([unmeasured(0.0, 0, 7), unmeasured(5.0, 4, 8), unmeasured(10.0, 4, 8), unmeasured(15.0, 0, 8)], None),
+    ],
+)
+def test_where_first_tokens_are_not_measured_prompts_show_whether_one_gets_its_turn(
+    timeline: list[Poll], overdue: float | None
+) -> None:
+    _, derived = polls(timeline)
+    assert value(derived, "llm_first_tokens_overdue") == overdue
+    assert value(derived, "llm_slo_requests_total") is None
+
+
+def test_what_waits_for_no_token_is_not_overdue() -> None:
+    """An engine that embeds gives none."""
+    embeds = [(at, points[:2]) for at, points in (unmeasured(0.0, 4, 7), unmeasured(5.0, 4, 7), unmeasured(10.0, 4, 7))]
+
+    assert number(embeds, "llm_first_tokens_overdue") is None
+
+
 def test_where_a_proxy_counts_or_nobody_is_judged_the_engine_has_nothing_overdue() -> None:
     timeline = [waits(0.0, 0), waits(5.0, 4), waits(10.0, 4)]
     proxied = [(at, [*points, point(schema.PROXY_OVERDUE, 1.0, slo="ttft")]) for at, points in timeline]

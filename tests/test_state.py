@@ -244,7 +244,7 @@ def test_slow_first_tokens_within_two_minutes_and_a_minute_after() -> None:
         if poll == 14:
             assert judged.reason == "8 of 140 first tokens of the last 2 min (6%) came later than 2.5 s"
         if poll == 37:  # the counts are those of then, not of the last two minutes
-            assert judged.reason.endswith(" came later than 2.5 s; ended 10 s ago")
+            assert judged.reason.endswith(" came later than 2.5 s; last seen 10 s ago")
 
     assert states[:12] == [State.OK] * 12
     assert states[12:38] == [State.SLOW] * 26  # from the third late one until the window and a minute are over
@@ -257,6 +257,55 @@ def test_counters_that_begin_anew_are_of_another_life_however_soon_they_grow() -
     watch.polled(busy(firsts=1000, good=500))
     for counted in range(50, 2000, 50):
         assert (counted, watch.polled(busy(firsts=counted, good=counted)).state) == (counted, State.OK)
+
+
+def test_few_requests_are_slow_until_enough_come_in_time() -> None:
+    """Three in two minutes, at whose pace the window of two minutes now and then has two."""
+    watch = Watch()
+    states = []
+    for poll in range(360):
+        first = poll // 8
+        late = max(0.0, min(first, 20.0) - 5.0)
+        states.append(watch.polled(busy(firsts=first, good=first - late)).state)
+
+    begun = states.index(State.SLOW)
+    ended = states.index(State.OK, begun)
+    assert 7 * 8 <= begun <= 8 * 8
+    assert 23 * 8 <= ended <= 24 * 8
+    assert set(states[ended:]) == {State.OK}
+
+
+def test_slow_first_tokens_after_which_nobody_asks_are_over_in_ten_minutes() -> None:
+    watch = Watch()
+    watch.polled(busy(firsts=0, good=0))
+    states = [watch.polled(busy(firsts=3, good=0)).state for _ in range(200)]
+
+    assert states.index(State.OK) in range(144, 148)  # of 5 s each: the window of two minutes, and ten
+
+
+def test_an_engine_that_counts_no_first_tokens_is_slow_while_anybody_waits() -> None:
+    watch = Watch()
+    watch.polled([*busy(waiting=4, prompts=1), point(schema.FIRST_TOKENS_OVERDUE, 4.0)])
+
+    waited = [watch.polled(busy(waiting=1, prompts=2 + poll)).state for poll in range(60)]
+    assert set(waited) == {State.SLOW}
+    assert watch.polled(busy(prompts=99)).state is State.OK
+
+
+def test_few_requests_that_fail_go_on_failing_until_fewer_do() -> None:
+    """One in a minute and a half: the window of five minutes has three of them, or four."""
+    watch = Watch()
+    states = []
+    for poll in range(360):
+        ended = poll // 18
+        failed = max(0, min(ended, 12) - 4)
+        states.append(watch.polled(busy(finished=ended - failed, failed=failed)).state)
+
+    begun = states.index(State.FAILING)
+    over = states.index(State.OK, begun)
+    assert begun == 5 * 18
+    assert 12 * 18 + 60 <= over <= 12 * 18 + 80
+    assert set(states[over:]) == {State.OK}
 
 
 def test_two_slow_first_tokens_are_none() -> None:

@@ -323,7 +323,7 @@ def test_others_hold_at_once_and_go_on_until_they_are_cleared() -> None:
     assert (slow.state, slow.since) == (State.SLOW, EPOCH + 10.0)
     still = settled(slow, 69.0, State.OK)
     assert (still.state, still.reason, still.since, still.seen) == (
-        State.SLOW, "slow at 10; ended 59 s ago", EPOCH + 10.0, 10.0,
+        State.SLOW, "slow at 10; last seen 59 s ago", EPOCH + 10.0, 10.0,
     )  # fmt: skip
     over = settled(still, 70.0, State.OK)
     assert (over.state, over.reason, over.since) == (State.OK, "ok at 70", EPOCH + 70.0)

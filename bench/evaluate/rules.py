@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SATURATION_ALERTS: Final = (
     "LLMFirstTokensSlow",
+    "LLMTokensTrickle",
     "LLMSaturationRisk",
     "LLMLatencyBudgetBurnFast",
     "LLMInterTokenLatencySlow",

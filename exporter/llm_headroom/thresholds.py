@@ -49,7 +49,12 @@ class Thresholds:
         "Share of tokens within 5 min, later than their objective, at which an alert warns: p95 is above it then.",
     )
     restarts_high: float = _at(3, "restarts", "Restarts of an engine within 30 min that are a crash loop.")
-    error_share_high: float = _at(0.05, "ratio", "Share of failed requests that pages.")
+    inter_token_trickle: float = _at(
+        2, "factor", "Mean gap between tokens within 2 min, beside the objective, at which somebody is paged."
+    )
+    error_share_high: float = _at(0.05, "ratio", "Share of failed requests that pages after 5 min.")
+    error_share_most: float = _at(0.5, "ratio", "Share of failed requests within a minute that pages at once.")
+    error_count: float = _at(5, "requests", "Fewest failed requests within a minute for that.")
     error_share: float = _at(0.01, "ratio", "The same for a ticket.")
     waiting_high: float = _at(10, "requests", "Waiting requests that count as a queue, if they exceed running ones.")
     kv_usage_high: float = _at(
@@ -100,6 +105,7 @@ _ASCENDING: Final = (
     ("burn_rate_slow", "burn_rate_fast"),
     ("burn_rate_days", "burn_rate_day"),
     ("error_share", "error_share_high"),
+    ("error_share_high", "error_share_most"),
     ("kv_usage_high", "kv_usage_critical"),
     ("preemption_share", "preemption_share_critical"),
     ("gpu_headroom_critical", "gpu_headroom_low"),

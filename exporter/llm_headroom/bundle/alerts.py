@@ -47,7 +47,7 @@ INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("LLMEngineCrashLoop", "LLMEngine(Down|LoadingLong)|LLMSourceStale", ("instance", "target")),
     (
         "LLMEngineDown",
-        "LLM(EngineStalled|Source|Signal|Saturation|GpuIdle|Queue|KV|FirstTokens|Model[ST]).*|LLMErrorRatio",
+        "LLM(EngineStalled|Source|Signal|Saturation|GpuIdle|Queue|KV|FirstTokens|Tokens|Model[ST]).*|LLMErrorRatio",
         ("instance", "target"),
     ),
     ("LLMEngineLoadingLong", "LLMSourceStale", ("instance", "target")),
@@ -56,12 +56,13 @@ INHIBITIONS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("LLMGpuSourceDown", "LLMSourceStale", ("instance", "target")),
     ("LLMGpuLost", "LLMGpu(Xid|Recovery).*", ("instance",)),
     ("LLMExporterDown", "LLM(Gpu|Source|Collection|Signal).*", ("instance",)),
-    ("LLMEngineStalled", "LLMQueue.*|LLMFirstTokens.*|LLMGpuIdleWhileQueued", ("instance", "target")),
+    ("LLMEngineStalled", "LLMQueue.*|LLM(First)?Tokens.*|LLMGpuIdleWhileQueued", ("instance", "target")),
     ("LLMQueueStarved", "LLMQueueBuilding|LLMFirstTokensSlow", ("instance", "target", "model")),
     ("LLMFirstTokensSlow", "LLMSaturationRisk|LLMQueueBuilding", ("instance", "target", "model")),
     ("LLMKVCacheExhausted", "LLMKVHeadroomLow", ("instance", "target", "model")),
     ("LLMGpuMemoryExhausted", "LLMGpuMemoryHeadroomLow|LLMGpuMemoryRunningOut|LLMOomRisk", ("instance", "uuid")),
     ("LLMErrorRatioHigh", "LLMErrorRatio", ("instance", "target", "model")),
+    ("LLMTokensTrickle", "LLMInterTokenLatencySlow", ("instance", "target", "model")),
     ("LLMLatencyBudgetBurnFast", "LLMLatencyBudgetBurnSlow", ("job", "engine", "model", "slo")),
 )
 """What a firing alert (first) makes needless (second), where they agree in these labels: one page for one trouble."""
@@ -158,6 +159,8 @@ def _rules(rules: Iterable[Recording | Alert], settings: BundleSettings) -> Iter
         document: dict[str, Any] = {"alert": rule.name, "expr": expression(rule.expr, settings)}
         if rule.wait != "0s":
             document["for"] = scaled(rule.wait, settings.for_scale)
+        if rule.kept != "0s":
+            document["keep_firing_for"] = scaled(rule.kept, settings.for_scale)
         yield document | {
             "labels": {"severity": rule.severity.value},
             "annotations": described(rule, settings),
@@ -262,6 +265,7 @@ def _grafana_rule(rule: Alert, settings: BundleSettings) -> dict[str, Any]:
         "title": rule.name,
         "condition": "B",
         "for": scaled(rule.wait, settings.for_scale),
+        "keepFiringFor": scaled(rule.kept, settings.for_scale),
         "noDataState": "OK",
         "execErrState": "Error",
         "labels": {"severity": rule.severity.value},

@@ -17,15 +17,17 @@ _SETTLED: Final = f"{SETTLED_SECONDS / 60:.0f}m"
 
 
 def _burn(rate: str, long: str, short: str) -> str:
-    return f"({_MISSED}{long} > {rate} * {_BUDGET} and {_MISSED}{short} > {rate} * {_BUDGET} and {_BUSY})"
+    """Without a request in the short window nothing is known to be well."""
+    return f"({_MISSED}{long} > {rate} * {_BUDGET} unless {_MISSED}{short} <= {rate} * {_BUDGET} and {_BUSY})"
 
 
-_BURNING: Final = f"{_MISSED}5m > {_BUDGET}"
-"""Whether any budget is lost now: what no longer happens pages nobody, however much of the last half hour it was."""
+_WELL: Final = f"{_MISSED}5m <= {_BUDGET}"
+"""Whether no budget is lost now: what no longer happens pages nobody, however much of the last half hour it was."""
 
 
-def _errors(share: str) -> str:
-    return f"max without (of) (target_model:llm_failed:ratio_rate5m > {share})"
+_FAILING: Final = "target_model:llm_failed:ratio_rate"
+_FIRSTS: Final = "target_model:llm_ttft:increase2m"
+_SLOW: Final = "target_model:llm_ttft_missed:ratio2m"
 
 
 def held(state: str) -> str:
@@ -72,12 +74,32 @@ LATENCY: Final = (
         name="LLMFirstTokensSlow",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr="""(target_model:llm_ttft_missed:increase2m > $ttft_slow_count - 0.5)
-            / target_model:llm_ttft:increase2m >= $ttft_slow_share""",
+        expr=f"""{_SLOW}
+            or last_over_time({_SLOW}[10m]) and {_FIRSTS}
+                unless ({_FIRSTS} > $ttft_slow_count - 0.5
+                    unless {_FIRSTS} - target_model:llm_ttft_missed:increase2m <= $ttft_slow_count - 0.5)
+            or last_over_time({_SLOW}[10m]) unless {_FIRSTS}
+                unless sum without (replica) (max_over_time(llm_requests_waiting[1m])) == 0""",
+        kept="0s",
         summary=f"First tokens of {_WHO} are slow",
-        description="{{ $value | humanizePercentage }} of the first tokens of the last two minutes, those that "
+        description="{{ $value | humanizePercentage }} of the first tokens of two minutes, those that "
         "are still awaited included, missed the TTFT objective; a share of $ttft_slow_share and at least "
-        "$ttft_slow_count of them are worth a page.",
+        "$ttft_slow_count of them are worth a page. It lasts until as many have come in time within two minutes, or "
+        "nobody waits where the engine does not count them, at most ten minutes.",
+    ),
+    Alert(
+        name="LLMTokensTrickle",
+        severity=Severity.PAGE,
+        dashboard=Dashboard.ENGINE,
+        expr="""sum without (replica) (rate(llm_inter_token_latency_seconds_sum[2m]))
+                / sum without (replica) (rate(llm_inter_token_latency_seconds_count[2m]) > 10 * $traffic_floor)
+                > $inter_token_trickle * max without (slo) (llm_slo_threshold_seconds{slo="inter_token_latency"})
+            and max without (slo) (2 * increase(llm_slo_requests_good_total{slo="inter_token_latency"}[2m])
+                < increase(llm_slo_requests_total{slo="inter_token_latency"}[2m]))""",
+        summary=f"Tokens of {_WHO} trickle",
+        description="{{ $value | humanizeDuration }} pass from one token to the next, on average of the last two "
+        "minutes: $inter_token_trickle times as long as the objective of inter-token latency allows, or longer, and "
+        "most tokens miss it.",
     ),
     Alert(
         name="LLMSaturationRisk",
@@ -85,6 +107,7 @@ LATENCY: Final = (
         dashboard=Dashboard.KV,
         expr="""llm_saturation_high_water_ratio >= $high_water_risk_clear
             and max_over_time(llm_saturation_high_water_ratio[5m]) >= $high_water_risk""",
+        kept="0s",
         summary=f"{_WHO} is close to saturation",
         description="The peaks of the last ten minutes make high TTFT or KV cache exhaustion within five minutes "
         "likely: {{ $value | humanizePercentage }}.",
@@ -93,7 +116,7 @@ LATENCY: Final = (
         name="LLMLatencyBudgetBurnFast",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
-        expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')} and {_BURNING}",
+        expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')} unless {_WELL}",
         wait="2m",
         summary=f"{MODEL} burns its {{{{ $labels.slo }}}} error budget fast",
         description="{{ $value | humanizePercentage }} of what counts towards the objective {{ $labels.slo }} missed "
@@ -132,16 +155,18 @@ AVAILABILITY: Final = (
         name="LLMErrorRatioHigh",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr=_errors("$error_share_high"),
-        wait="5m",
+        expr=f"""max without (of) ({_FAILING}1m > $error_share_most and {_FAILING}5m > $error_share_high
+            or {_FAILING}5m and min_over_time({_FAILING}5m[5m]) > $error_share_high
+                and last_over_time({_FAILING}5m[2m] offset 5m))""",
         summary=f"Many requests to {_WHO} fail",
-        description="{{ $value | humanizePercentage }} of the requests of the last five minutes failed.",
+        description="{{ $value | humanizePercentage }} of the requests failed, of the last minute or of the last "
+        "five; more than $error_share_most of a minute's, or $error_share_high for five minutes, are worth a page.",
     ),
     Alert(
         name="LLMErrorRatio",
         severity=Severity.TICKET,
         dashboard=Dashboard.ENGINE,
-        expr=_errors("$error_share"),
+        expr=f"max without (of) ({_FAILING}5m > $error_share)",
         wait="10m",
         summary=f"Some requests to {_WHO} fail",
         description="{{ $value | humanizePercentage }} of the requests of the last five minutes failed.",
@@ -165,6 +190,7 @@ AVAILABILITY: Final = (
             or llm_engine_state{{state="loading"}} == 1
                 and on (job, instance, target) ({DOWN} and max_over_time(llm_up{{engine!="nvml"}}[1h]) == 1))""",
         wait="3m",
+        kept="1m",
         summary=f"{_WHO} is down",
         description="The engine was up and has not answered llm-headroom for 3 minutes: one of several, or a restart.",
     ),

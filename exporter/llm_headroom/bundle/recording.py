@@ -26,12 +26,14 @@ _OVERDUE: Final = " or ".join(
 )
 """First tokens that have missed their objective and are still awaited: where none comes, these alone say so."""
 _TTFT: Final = "target_model:llm_ttft:increase2m"
+_TTFT_MISSED: Final = "target_model:llm_ttft_missed:increase2m"
 HOURS: Final = ("30m", "1h", "2h", "6h")
 DAYS: Final = ("1d", "3d")
 """Windows beyond 5 min over which the share of requests that miss an objective is recorded."""
 NEEDED: Final = ("llm_requests_running", "llm_requests_waiting", "llm_kv_cache_usage_ratio")
 """Signals whose absence is an alert, where they were there within a day."""
 _OBJECTIVES: Final = ("engine_model:llm_slo_requests_good:rate5m", "engine_model:llm_slo_requests:rate5m")
+_SIDES_GOOD, _SIDES = (f"{name.removesuffix(':rate5m')}_by_side:rate5m" for name in _OBJECTIVES)
 
 
 def _summed(metric: str) -> Recording:
@@ -42,10 +44,11 @@ def _rate(metric: str) -> Recording:
     return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {_BY} (rate({metric}{_OWN}[5m]))")
 
 
-def _judged(metric: str) -> Recording:
-    """What an engine counts of an objective itself; where it does not, what a proxy has counted of its requests."""
+def _by_side(metric: str) -> Recording:
+    """What engines count of an objective themselves, and what proxies have counted of their requests, side by side."""
     own, seen = (f"sum {_BY_SLO} (rate({metric}{{{which}}}[5m]))" for which in (NOT_PROXIED, PROXIED))
-    return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"{own} or {seen}")
+    name = f"engine_model:{metric.removesuffix('_total')}_by_side:rate5m"
+    return Recording(name, f'{own} or label_replace({seen}, "side", "proxy", "", "")')
 
 
 def _buckets(metric: str, beyond: str) -> Recording:
@@ -59,30 +62,35 @@ def _missed(window: str) -> Recording:
     return Recording(f"engine_model:llm_slo_missed:ratio_rate{window}", f"1 - {good} / {every}")
 
 
-_FINISHED: Final = Recording(
-    "target_model:llm_requests_finished:rate5m",
-    "sum without (replica, reason) (rate(llm_requests_finished_total[5m]))",
-)
-_FAILED: Final = Recording(
-    "target_model:llm_requests_failed:rate5m",
-    f"sum without (replica, reason) (rate(llm_requests_failed_total{{{FAULTS}}}[5m]))",
-)
+def _requests(which: str, matchers: str, window: str) -> str:
+    return f"sum without (replica, reason) (rate(llm_requests_{which}_total{matchers}[{window}]))"
 
 
-def _failed() -> str:
+_FAULTY: Final = f"{{{FAULTS}}}"
+_FINISHED: Final = Recording("target_model:llm_requests_finished:rate5m", _requests("finished", "", "5m"))
+_FAILED: Final = Recording("target_model:llm_requests_failed:rate5m", _requests("failed", _FAULTY, "5m"))
+
+
+_FEW: Final = "($error_count - 0.5) / 60"
+"""Failed requests per second of a minute up to which they are a few."""
+_FAILING: Final = Recording("target_model:llm_requests_failed:rate1m", f"{_requests('failed', _FAULTY, '1m')} > {_FEW}")
+
+
+def _failed(window: str, failed: str, finished: str, least: str, floor: str) -> str:
     """Requests that failed, or responses of class 5xx, or requests that the router could not have answered.
 
-    A client that leaves is no failure of the engine. Shares of less than `$traffic_floor` requests are not judged.
+    A client that leaves is no failure of the engine. Shares are judged of more than `floor` requests per second, of
+    which more than `least` failed. Where none has ever finished there may be no series of those that have.
     """
-    failed = f"({_FAILED.name} > 0)"
-    wrong = 'sum without (replica, code) (rate(llm_http_responses_total{code="5xx"}[5m]))'
-    answers = "sum without (replica, code) (rate(llm_http_responses_total[5m]))"
-    lost = "sum without (replica, reason) (rate(llm_router_errors_total[5m]))"
-    routed = "sum without (replica) (rate(llm_router_requests_total[5m]))"
+    failing = f"({failed} > {least})"
+    wrong = f'sum without (replica, code) (rate(llm_http_responses_total{{code="5xx"}}[{window}]))'
+    answers = f"sum without (replica, code) (rate(llm_http_responses_total[{window}]))"
+    lost = f"sum without (replica, reason) (rate(llm_router_errors_total[{window}]))"
+    routed = f"sum without (replica) (rate(llm_router_requests_total[{window}]))"
     return " or ".join(
-        f'label_replace({part} / ({whole} > $traffic_floor) > 0, "of", "{name}", "", "")'
+        f'label_replace(({part} > {least}) / ({whole} > {floor}), "of", "{name}", "", "")'
         for name, part, whole in (
-            ("requests", failed, f"({failed} + {_FINISHED.name})"),
+            ("requests", failed, f"({failing} + ({finished} or 0 * {failing}))"),
             ("responses", wrong, answers),
             ("routed", lost, routed),
         )
@@ -107,11 +115,19 @@ FLEET: Final = (
     _rate("llm_generation_tokens_total"),
     _FAILED,
     Recording("engine_model:llm_requests_failed:rate5m", f"sum {_BY} ({_FAILED.name}{_OWN})"),
-    Recording("target_model:llm_failed:ratio_rate5m", _failed()),
+    Recording(
+        "target_model:llm_failed:ratio_rate5m", _failed("5m", _FAILED.name, _FINISHED.name, "0", "$traffic_floor")
+    ),
+    _FAILING,
+    Recording(
+        "target_model:llm_failed:ratio_rate1m",
+        _failed("1m", _FAILING.name, _requests("finished", "", "1m"), _FEW, "0"),
+    ),
 )
 """Of a fleet, by model and engine, and what is a share of what is read again.
 
-In `target_model:llm_failed:ratio_rate5m`, which is there where requests fail, the label `of` is what it is a share of.
+In `target_model:llm_failed:ratio_rate5m`, which is there where requests fail, and in that of one minute, which is there
+where at least `$error_count` did, the label `of` is what it is a share of.
 """
 
 BUCKETS: Final = (
@@ -130,17 +146,29 @@ AVAILABILITY: Final = (Recording(DOWN, 'llm_up{engine!="nvml"} == 0'),)
 
 SLO: Final = (
     Recording("engine_model:llm_slo_objective_ratio:max", f"max {_BY_SLO} (llm_slo_objective_ratio)"),
-    _judged("llm_slo_requests_total"),
-    _judged("llm_slo_requests_good_total"),
+    _by_side("llm_slo_requests_total"),
+    _by_side("llm_slo_requests_good_total"),
+    Recording(_OBJECTIVES[1], f"max without (side) ({_SIDES})"),
+    Recording(
+        _OBJECTIVES[0],
+        f"{_OBJECTIVES[1]} - max without (side) ({_SIDES} - ({_SIDES_GOOD} or 0 * {_SIDES}))",
+    ),
     Recording("engine_model:llm_slo_requests:rate1h", f"avg_over_time({_OBJECTIVES[1]}[1h])"),
     Recording("engine_model:llm_slo_missed:ratio_rate5m", f"1 - {_OBJECTIVES[0]} / {_OBJECTIVES[1]}"),
     *map(_missed, HOURS),
     Recording(_TTFT, f"sum without (slo) ({_FIRSTS} or {_OVERDUE})"),
+    Recording(_TTFT_MISSED, f"{_TTFT} - sum without (slo) ({_GOOD} or 0 * ({_OVERDUE})) > 0"),
     Recording(
-        "target_model:llm_ttft_missed:increase2m", f"{_TTFT} - sum without (slo) ({_GOOD} or 0 * ({_OVERDUE})) > 0"
+        "target_model:llm_ttft_missed:ratio2m",
+        f"({_TTFT_MISSED} > $ttft_slow_count - 0.5) / {_TTFT} >= $ttft_slow_share",
     ),
 )
-"""Of objectives, by model and engine; burn-rate alerts read them. First tokens of a target that missed, if any did."""
+"""Of objectives, by model and engine; burn-rate alerts read them. First tokens of a target that missed, if any did;
+and their share, where it is worth a page.
+
+Where a measuring proxy saw the requests that the engine counts, too, each counts once: as many as the side that has more
+of them says, and as many of these missed the objective as the side that has more such says.
+"""
 
 SLO_DAYS: Final = tuple(map(_missed, DAYS))
 """Of objectives over days."""

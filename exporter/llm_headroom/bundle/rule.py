@@ -42,12 +42,19 @@ class Dashboard(enum.StrEnum):
     EXPORTER = "llm-headroom-exporter"
 
 
+KEPT: Final = "3m"
+"""Time for which alerts go on without a sign: an exporter that restarts takes up to so long to know again what it knew.
+
+Silence heals nothing, nor does a window that few requests leave empty for a while.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
     """One alert.
 
-    `expr` must hold for `wait` (a duration) before it fires. `summary` and `description` are Prometheus' templates,
-    `$name` in them a threshold.
+    `expr` must hold for `wait` (a duration) before it fires, and it goes on for `kept` after that last held.
+    `summary` and `description` are Prometheus' templates, `$name` in them a threshold.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Alert:
     dashboard: Dashboard
     expr: str
     wait: str = "0s"
+    kept: str = KEPT
     summary: str
     description: str
 

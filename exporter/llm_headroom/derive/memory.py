@@ -216,7 +216,12 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         firsts = slo.first_tokens(firsts, ttft, before, now, at)
     estimates = known.estimates.after(before, now, elapsed)
     threshold = None if ttft is None else tallies[ttft.name].boundary
+    patience = threshold
     moved_on = histogram_growth(before.ttft, now.ttft) is not None
+    if ttft is not None and now.ttft is None and now.generation_tokens is not None:
+        # Of an engine that does not measure first tokens, such as llama.cpp, prompts that are worked off show them.
+        patience = ttft.seconds
+        moved_on = growth(before.prompt_tokens, now.prompt_tokens) > 0
     own = estimates.of_one(replicas)
     return ModelMemory(
         at=at,
@@ -232,7 +237,7 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
             elapsed,
         ),
         firsts=firsts,
-        queue=(slo.Queue() if moved_on else known.queue).after(now.waiting or 0.0, at, threshold),
+        queue=(slo.Queue() if moved_on else known.queue).after(now.waiting or 0.0, at, patience),
         tallies=tallies,
         moved=at if moving else known.moved,
         restarts=known.restarts,
@@ -341,9 +346,9 @@ def _signals(
         ):
             yield from _point(metric, value, origin, labels, slo=each.name)
         if each.field == "ttft":
-            awaited = known.queue.overdue if now.overdue is None else 0.0
-            yield from _point(schema.FIRST_TOKENS_OVERDUE, awaited or None, "waits while no first token comes", labels)
             yield from _slow_first_tokens(known, at, labels)
+    awaited = known.queue.overdue if now.overdue is None else 0.0
+    yield from _point(schema.FIRST_TOKENS_OVERDUE, awaited or None, "waits while no first token comes", labels)
 
 
 def _stalled(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:

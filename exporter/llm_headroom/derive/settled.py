@@ -79,7 +79,7 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
                 continue
         began = taken if known is None or state is not known.state else known.since
         # What held on for `clear` was counted then, and is no reading of now.
-        reason = sign.reason if sign.last == at else f"{sign.reason}; ended {span(at - sign.last)} ago"
+        reason = sign.reason if sign.last == at else f"{sign.reason}; last seen {span(at - sign.last)} ago"
         return Settled(state=state, reason=reason, since=began, seen=sign.last, signs=signs)
     if known is None:
         return Settled(state=State.UNKNOWN, reason="nothing was seen", since=taken, seen=at, signs=signs)

@@ -38,6 +38,9 @@ CLEAR: Final[Mapping[State, float]] = {
 }
 """Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""
 
+UNSURE_SECONDS: Final = 600.0
+"""The same of slow first tokens while hardly any comes in time: that few ask heals nothing."""
+_UNSURE: Final = {**CLEAR, State.SLOW: UNSURE_SECONDS}
 REPLACED_SECONDS: Final = 1800.0
 """Time for which a model is missed whose place another one has taken: as long as LLMModelGone looks back."""
 AT_WORK_SECONDS: Final = 30.0
@@ -135,6 +138,7 @@ def judge(
     batches has none. `beside` is what this host shows of the engine while it does not answer.
     """
     memory = memory or Memory(at)
+    seen: dict[str, dict[str, float]] = {}
     if snapshot.health.up:
         seen = figures(snapshot.points)
         models = {
@@ -161,7 +165,8 @@ def judge(
         found = {model: [unread] for model in models}
     judged = []
     for model, known in models.items():
-        settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, CLEAR)
+        clear = _UNSURE if model in seen and _unsure(known, seen[model], at) else CLEAR
+        settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, clear)
         models[model] = replace(known, settled=settled)
         judged.append(settled.judged(model=model))
     return replace(memory, models=models), tuple(judged)
@@ -316,6 +321,8 @@ def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Findin
 
 def _failures(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
     grown = _increase(known.samples, own, at, RATE_SECONDS)
+    fails = known.settled is not None and known.settled.state is State.FAILING
+    least = 0.0 if fails else DEFAULT.traffic_floor * RATE_SECONDS  # that few ask heals nothing
     for part, whole, which in (
         (grown["failed"], grown["failed"] + grown["finished"], ""),
         (grown["wrong"], grown["responses"], ""),
@@ -323,7 +330,7 @@ def _failures(known: Known, own: Mapping[str, float], at: float) -> Iterator[Fin
         (grown["unnamed_failed"], grown["unnamed_failed"] + grown["unnamed_finished"], ", of no known model,"),
         (grown["unnamed_wrong"], grown["unnamed_responses"], ", of no known model,"),
     ):
-        if whole > DEFAULT.traffic_floor * RATE_SECONDS and part > DEFAULT.error_share_high * whole:
+        if whole > least and part > DEFAULT.error_share_high * whole:
             share = f"{part:.0f} of {_requests(whole)} of the last {span(RATE_SECONDS)}{which} failed"
             yield Finding(State.FAILING, f"{share} ({part / whole:.0%})")
     times = known.restarted
@@ -348,6 +355,18 @@ def _slow(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding
         late = f"{slow:.0f} of {total:.0f} first tokens of the last {span(SLOW_SECONDS)}"
         still = f"; {awaited:.0f} are still awaited" if awaited else ""
         yield Finding(State.SLOW, f"{late} ({slow / total:.0%}) came later than {_objective(own, 'objective')}{still}")
+
+
+def _unsure(known: Known, own: Mapping[str, float], at: float) -> bool:
+    """Whether first tokens were slow, and too few have come in time since to say that they no longer are.
+
+    Of an engine that does not count them: whether any request waits.
+    """
+    if known.settled is None or State.SLOW not in known.settled.signs:
+        return False
+    if "firsts" not in own:
+        return own.get("waiting", 0.0) > 0
+    return _increase(known.samples, own, at, SLOW_SECONDS)["good"] < DEFAULT.ttft_slow_count
 
 
 def _objective(own: Mapping[str, float], name: str) -> str:
