@@ -166,7 +166,7 @@ def all_fail(engine: Engine, at: float) -> None:
 
 def few_stray(engine: Engine, at: float) -> None:
     """Four of ten requests fail at once, after calm and before it."""
-    engine.work(failed=4.0 if at == 600 else 0.0)  # noqa: PLR2004
+    engine.work(failed=4.0 if at == 600 else 0.0)
 
 
 def failing(engine: Engine, at: float) -> None:
@@ -419,8 +419,7 @@ def test_no_page_ends_because_the_exporter_restarts(name: str, seconds: float, t
     play, wanted = HISTORIES[name]
     states, _ = played(play)
     of_states = {of: page for page, of in PAGES.items()}
-    checks: list[dict[str, Any]] = []
-    worst = max(wanted, key=lambda one: states.count(one))
+    worst = max(wanted, key=states.count)
     page = of_states[worst]
     there = [scrape for scrape, one in enumerate(states) if one is worst]
     begun = there[0] + math.ceil(GRACE[page][0] / SCRAPE)

@@ -84,7 +84,7 @@ LATENCY: Final = (
         summary=f"First tokens of {_WHO} are slow",
         description="{{ $value | humanizePercentage }} of the first tokens of two minutes, those that "
         "are still awaited included, missed the TTFT objective; a share of $ttft_slow_share and at least "
-        "$ttft_slow_count of them are worth a page. It lasts until as many have come in time within two minutes, or "
+        "$ttft_slow_count of them are worth a page. It lasts until as many come in time within two minutes, or "
         "nobody waits where the engine does not count them, at most ten minutes.",
     ),
     Alert(

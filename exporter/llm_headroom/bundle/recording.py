@@ -166,8 +166,8 @@ SLO: Final = (
 """Of objectives, by model and engine; burn-rate alerts read them. First tokens of a target that missed, if any did;
 and their share, where it is worth a page.
 
-Where a measuring proxy saw the requests that the engine counts, too, each counts once: as many as the side that has more
-of them says, and as many of these missed the objective as the side that has more such says.
+Where a measuring proxy saw the requests that the engine counts, too, each counts once: as many as the side that has
+more of them says, and as many of these missed the objective as the side that has more such says.
 """
 
 SLO_DAYS: Final = tuple(map(_missed, DAYS))

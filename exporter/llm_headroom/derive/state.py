@@ -39,7 +39,7 @@ CLEAR: Final[Mapping[State, float]] = {
 """Seconds after its last sign for which a state goes on, so that none flickers. Others end at once."""
 
 UNSURE_SECONDS: Final = 600.0
-"""The same of slow first tokens while hardly any comes in time: that few ask heals nothing."""
+"""The same of slow first tokens while almost none comes in time: that few ask heals nothing."""
 _UNSURE: Final = {**CLEAR, State.SLOW: UNSURE_SECONDS}
 REPLACED_SECONDS: Final = 1800.0
 """Time for which a model is missed whose place another one has taken: as long as LLMModelGone looks back."""
