@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import gc
 import subprocess
 import sys
 import threading
 from concurrent.futures import wait
-from typing import TYPE_CHECKING
 
 import pytest
 
 from llm_headroom.net.workers import MOST_WAITING, Heavy, Workers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from no_threads import no_threads
 
 
 def test_so_many_calls_run_at_once_and_the_others_wait_for_their_turn() -> None:
@@ -219,19 +215,9 @@ def test_an_error_of_heavy_work_is_its_owners() -> None:
     asyncio.run(worked())
 
 
-@contextlib.contextmanager
-def no_memory_for_threads() -> Iterator[None]:
-    """The system refuses every new thread: its stack would be larger than any address space."""
-    before = threading.stack_size(1 << 48)
-    try:
-        yield
-    finally:
-        threading.stack_size(before)
-
-
 def test_a_call_that_no_thread_can_make_is_refused_at_once_and_the_next_one_is_made() -> None:
     workers = Workers("test", 2)
-    with no_memory_for_threads(), pytest.raises(OSError, match=r"no thread can be started \(test\)"):
+    with no_threads(), pytest.raises(OSError, match=r"no thread can be started \(test\)"):
         workers.submit(int, 1)
     assert workers.submit(int, 2).result(20) == 2
 
@@ -246,7 +232,7 @@ def test_a_call_waits_for_the_threads_that_there_are_where_no_other_can_be_start
 
     waiting = workers.submit(first)
     assert started.wait(60)
-    with no_memory_for_threads():
+    with no_threads():
         second = workers.submit(int, 2)
     gate.set()
     assert (waiting.result(20), second.result(20)) == (True, 2)

@@ -10,6 +10,8 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from llm_headroom.net.threads import NoThreadError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -71,7 +73,7 @@ class Workers(ThreadPoolExecutor):
             _thread.start_new_thread(self._work, ())
         except (RuntimeError, MemoryError) as error:
             if not self._running:
-                raise OSError(errno.EAGAIN, f"no thread can be started ({self._name})") from error
+                raise NoThreadError(self._name) from error
 
     def _work(self) -> None:
         with self._lock:

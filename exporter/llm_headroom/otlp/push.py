@@ -7,13 +7,12 @@ collector that was away gets what holds now. The SDK is imported, and blocks, in
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from llm_headroom.net.threads import in_thread
+from llm_headroom.net.threads import NoThreadError, in_thread
 from llm_headroom.otlp.options import Problem
 from llm_headroom.otlp.outcome import Drop, Outcome
 
@@ -101,7 +100,12 @@ class Push:
         loop, interval = asyncio.get_running_loop(), self._options.interval
         await ready()
         try:
-            self._exporter = await in_thread(self._made, "otlp")
+            while self._exporter is None:
+                try:
+                    self._exporter = await in_thread(self._made, "otlp")
+                except NoThreadError as error:
+                    self._settle(Outcome(Drop.OTHER, error.strerror), 0)
+                    await asyncio.sleep(interval)
         except Exception as error:  # noqa: BLE001 - the SDK has no class of its own for settings that it refuses
             self._report(Problem("sdk", "off", f"{type(error).__name__}: {error}"))
             self._changed()
@@ -128,10 +132,14 @@ class Push:
         elif self._export is None or self._export.done():
             self._export = in_thread(lambda: exporter.export(sources), "otlp")
             # Its own deadline is renewed by each piece that a collector sends.
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(2 * self._options.timeout + 1):
                     outcome, count = await asyncio.shield(self._export)
                     self._export = None
+            except NoThreadError as error:
+                outcome = Outcome(Drop.OTHER, error.strerror)
+            except TimeoutError:
+                pass
             self._pause_until = loop.time() + min(outcome.pause, LONGEST_PAUSE)
         self._settle(outcome, count)
 

@@ -6,6 +6,7 @@ Both block (NVML, /proc), so each reading has a thread of its own: one that hang
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from llm_headroom.host.engines import addresses, runs_here
 from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot
-from llm_headroom.net.threads import in_thread
+from llm_headroom.net.threads import NoThreadError, in_thread
 from llm_headroom.poll.source import failed
 from llm_headroom.scrape.coverage import GPUS
 
@@ -108,6 +109,9 @@ class GpuSource:
             waited = time.monotonic() - self._pending_since
             failure = Failure(Cause.TIMEOUT, f"NVML has not answered for {waited:.1f} s: the driver may hang")
             return failed(GPU_TARGET, GPU_TARGET, taken, started, failure, self._last_success)
+        except NoThreadError as error:
+            failure = Failure(Cause.INTERNAL, error.strerror)
+            return failed(GPU_TARGET, GPU_TARGET, taken, started, failure, self._last_success)
         self._last_success = snapshot.health.last_success
         return snapshot
 
@@ -171,7 +175,8 @@ class GpuSource:
         if self._pending is not None:
             await asyncio.wait({self._pending}, timeout=min(self._timeout, _CLOSE_SECONDS))
         if self._pending is None or self._pending.done():
-            await in_thread(self._gpus.close, "nvml")
+            with contextlib.suppress(NoThreadError):
+                await in_thread(self._gpus.close, "nvml")
 
 
 class HostWatch:
@@ -216,8 +221,11 @@ class HostWatch:
             async with asyncio.timeout(self._timeout):
                 return await asyncio.shield(self._pending)
         except TimeoutError:
-            log.warning("host memory not read", extra={"reason": f"/proc has not answered within {self._timeout:g} s"})
-            return {}
+            reason = f"/proc has not answered within {self._timeout:g} s"
+        except NoThreadError as error:
+            reason = error.strerror
+        log.warning("host memory not read", extra={"reason": reason})
+        return {}
 
     def _read(self, watched: Sequence[Watched], now: float) -> dict[str, HostReading]:
         from llm_headroom.derive import oom  # noqa: PLC0415 - only where engines run on this host

@@ -13,7 +13,8 @@ import os
 import time
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from llm_headroom.config.endpoint import Endpoint
@@ -63,6 +64,7 @@ class Sought(NamedTuple):
 
 
 _GPUS: Final = Sought(GPU_TARGET, "GPUs")
+_Work: TypeAlias = "Callable[[], Coroutine[None, None, None]]"
 
 
 class Slot:
@@ -96,13 +98,17 @@ class Slot:
         if health.error is not None:
             self.errors[health.error.cause] += 1
         for part in health.warnings:
-            # The same object is not another failure, but one that is remembered until it is tried again.
+            # The same object is no other failure, but remembered until it is tried again.
             if not any(part is known for known in remembered):
                 self.errors[part.cause] += 1
         state = (health.up, health.error and health.error.cause, tuple(health.warnings), health.version)
         if state != self._logged:
             self._log(snapshot, state)
         return snapshot
+
+    def forget(self) -> None:
+        """Be as if nothing had been read."""
+        self.snapshot = None
 
     def _log(self, snapshot: Snapshot, state: tuple[object, ...]) -> None:
         health = snapshot.health
@@ -178,13 +184,14 @@ class Poller:
             if source.name not in self.slots:
                 before = former.get(source.name)
                 self._start(Slot(source.name, source, source.labels, self.config.detail, before), Pace())
+        works: list[_Work] = [self._estimate]
         if self._discovers():
-            self._spawn(self._discover())
+            works.append(self._discover)
         if self.config.gpu.enabled is not False:
-            self._spawn(self._watch_gpus(former.get(GPU_TARGET)))
+            works.append(partial(self._watch_gpus, former.get(GPU_TARGET)))
         if self.config.host:
-            self._spawn(self._watch_host())
-        self._spawn(self._estimate())
+            self._tasks.add(self._spawn(self._watch_host, self._forget_host))
+        self._tasks |= {self._spawn(work) for work in works}
 
     async def once(self) -> None:
         """Collect everything one time instead of again and again: engines, then GPUs and host, which go by them."""
@@ -296,6 +303,10 @@ class Poller:
             found = await self._read_host(host)
             await asyncio.sleep(host_pause(self.config.interval, found, self._watched()))
 
+    def _forget_host(self) -> None:
+        for source, _ in self._engine_slots():
+            source.here = ()
+
     async def _read_host(self, host: HostWatch) -> dict[str, HostReading] | None:
         """What this host shows of engines, by target; handed to their sources, too. None if none can be here."""
         sources = [source for source, _ in self._engine_slots()]
@@ -311,15 +322,19 @@ class Poller:
         config = config or self.config
         return not config.targets if config.discover is None else config.discover
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    def _spawn(self, work: _Work, forget: Callable[[], None] = lambda: None, name: str = "") -> asyncio.Task[None]:
+        """Work in the background. Where it fails, what it has read is forgotten, and it begins anew a little later."""
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (defect := task.exception()) is not None:
-            log.error("work of the poller has ended", extra={"work": task.get_coro()}, exc_info=defect)
+        async def lasting() -> None:
+            while True:
+                try:
+                    return await work()
+                except Exception:
+                    log.exception("work of the poller failed, and begins anew later", extra={"work": name})
+                forget()
+                await asyncio.sleep(LOOK_AGAIN)
+
+        return asyncio.get_running_loop().create_task(lasting(), name=name)
 
     def _added(self, targets: Iterable[Target], former: Mapping[str, Slot]) -> list[Slot]:
         found = []
@@ -349,8 +364,7 @@ class Poller:
 
     def _start(self, slot: Slot, pace: Pace) -> None:
         self.slots[slot.name] = slot
-        slot.task = asyncio.get_running_loop().create_task(self._poll(slot, pace), name=slot.name)
-        slot.task.add_done_callback(self._ended)
+        slot.task = self._spawn(partial(self._poll, slot, pace), slot.forget, slot.name)
 
     async def _drop(self, name: str) -> None:
         slot = self.slots.pop(name)
@@ -447,7 +461,7 @@ class Poller:
                     break
                 self._miss(_GPUS, error)
                 await asyncio.sleep(LOOK_AGAIN)
-        except asyncio.CancelledError:
+        except BaseException:
             await source.close()
             raise
         self.absent.pop(_GPUS, None)

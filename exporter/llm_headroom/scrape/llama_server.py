@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_headroom.engines.built_in.llamacpp import PROCESS
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
-from llm_headroom.net.threads import in_thread
+from llm_headroom.net.threads import NoThreadError, in_thread
 from llm_headroom.scrape.layers import Reported
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ServerLayer:
             try:
                 async with asyncio.timeout(max(deadline - now, 0.0)):
                     self._server = await in_thread(lambda: runners.server(self._proc, self._port), "llama-server")
-            except TimeoutError:
+            except (TimeoutError, NoThreadError):
                 self._server = None
         return Reported() if self._server is None else Reported(documents={PROCESS: self._server.unified})
 

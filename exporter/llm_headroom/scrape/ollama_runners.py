@@ -18,7 +18,7 @@ from llm_headroom.engines.built_in import llamacpp, ollama
 from llm_headroom.host import runners
 from llm_headroom.host.proc import Proc
 from llm_headroom.model import Cause, Failure, point
-from llm_headroom.net.threads import in_thread
+from llm_headroom.net.threads import NoThreadError, in_thread
 from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.http import Client, FetchError
 from llm_headroom.scrape.layers import Reported
@@ -102,6 +102,8 @@ class RunnerLayer:
                 return await self._listening(until)
         except TimeoutError:
             return _Look((), "/proc or a port did not answer in time")
+        except NoThreadError as error:
+            return _Look((), error.strerror)
 
     async def _listening(self, until: float) -> _Look:
         """Runners by what listens on loopback, where processes are hidden but the network is shared."""

@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.net.files import stamp
+from llm_headroom.net.threads import NoThreadError
 from llm_headroom.net.workers import Workers
 from llm_headroom.web import config as web_config
 
@@ -164,6 +165,8 @@ class Users:
                 return True
             loop = asyncio.get_running_loop()
             right = await loop.run_in_executor(_CHECKING, _matches, password, hashed.encode())
+        except NoThreadError as error:
+            raise TooManyChecksError from error
         finally:
             self._pass_on()
         if not (right and known):
