@@ -76,7 +76,7 @@ def test_work_that_ends_by_a_defect_is_logged_and_the_poller_goes_on(
 
     bounded.run(test())
     errors = {record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR}
-    assert errors == {"work of the poller failed, and begins anew later"}, "what is ended at the stop is no defect"
+    assert errors == {"work of the poller failed, and begins again later"}, "what is ended at the stop is no defect"
 
 
 def test_what_is_tried_again_and_again_is_late_by_a_small_part_of_a_minute() -> None:

@@ -184,14 +184,14 @@ class Poller:
             if source.name not in self.slots:
                 before = former.get(source.name)
                 self._start(Slot(source.name, source, source.labels, self.config.detail, before), Pace())
-        works: list[_Work] = [self._estimate]
+        works: list[_Work] = []
         if self._discovers():
             works.append(self._discover)
         if self.config.gpu.enabled is not False:
             works.append(partial(self._watch_gpus, former.get(GPU_TARGET)))
         if self.config.host:
             self._tasks.add(self._spawn(self._watch_host, self._forget_host))
-        self._tasks |= {self._spawn(work) for work in works}
+        self._tasks |= {self._spawn(work) for work in (*works, self._estimate)}
 
     async def once(self) -> None:
         """Collect everything one time instead of again and again: engines, then GPUs and host, which go by them."""
@@ -216,6 +216,7 @@ class Poller:
     async def stop(self) -> None:
         """End all polling and close every source."""
         await _cancelled([*self._tasks, *(slot.task for slot in self.slots.values() if slot.task is not None)])
+        self._tasks.clear()
         for slot in self.slots.values():
             await slot.source.close()
         self.slots.clear()
@@ -330,7 +331,7 @@ class Poller:
                 try:
                     return await work()
                 except Exception:
-                    log.exception("work of the poller failed, and begins anew later", extra={"work": name})
+                    log.exception("work of the poller failed, and begins again later", extra={"work": name})
                 forget()
                 await asyncio.sleep(LOOK_AGAIN)
 
