@@ -110,9 +110,20 @@ def test_an_autoscaler_grows_by_no_more_at_once_than_the_chart_says() -> None:
     sizes = []
     for minute in range(1, 9):
         loop.replicas = loop.replicas or [looped_replica(loop)]
+        loop.ready.append(sum(one.ready <= 60.0 * minute for one in loop.replicas))
         loop._scale(60.0 * minute)  # noqa: SLF001 - minute by minute; a whole run shows the end alone
         sizes.append(len(loop.replicas))
     assert sizes == [3, 3, 3, 5, 5, 5, 7, 7]
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(0.0, 8), (autoscaler.SHARED_SECONDS, 6)])
+def test_the_load_of_five_minutes_is_that_of_the_engines_which_shared_it(seconds: float, wanted: int) -> None:
+    """Four engines at their limits wanted five, and are six for a minute: two that have just begun add no load."""
+    loop = looped(autoscaler.Rule(lambda _: 1.0, 0.8, seconds=seconds))
+    loop.replicas = [looped_replica(loop) for _ in range(6)]
+    polls = int(60.0 / autoscaler.POLL_SECONDS)
+    loop.ready.extend([4] * 4 * polls + [6] * polls)
+    assert loop._wanted(600.0) == wanted  # noqa: SLF001 - one decision; a run takes hundreds
 
 
 def looped_replica(loop: autoscaler.Loop) -> autoscaler.Replica:

@@ -23,6 +23,7 @@ from functools import cache, partial
 from itertools import product
 from multiprocessing import Pool
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 import sections
@@ -64,6 +65,8 @@ TOLERANCE: Final = 0.1
 """By which a figure may be off its target; the default of Kubernetes."""
 POLL_SECONDS: Final = 5.0
 EVERY: Final = 60.0
+SHARED_SECONDS: Final = 300.0
+"""The load of an engine is that of so many seconds, in which it was shared by the engines that there were."""
 WINDOW: Final = 60.0
 """Seconds of which the p95 of first tokens is."""
 ESTIMATE_SECONDS: Final = 90.0
@@ -132,6 +135,8 @@ class Replica:
 class Rule:
     """What of a replica is to be at a target on average; `derives` says that the exporter has to derive it.
 
+    The mean is taken times the engines that are ready; if it is of the last `seconds`, then times those that were on
+    average, as the chart's query has it: what came was shared among these, and not among those that have just begun.
     Without a figure it knows the ramp that is to come, as shares of what the engines take each by itself: no real rule
     does, but it shows what of the slow ones is due to the traffic's own swings.
     """
@@ -139,11 +144,12 @@ class Rule:
     figure: Callable[[Replica], float | None] | None
     target: float
     derives: bool = False
+    seconds: float = 0.0
 
 
 RULES: Final = {
-    "llm_saturation_ratio 0.8": Rule(Replica.saturation, 0.8, derives=True),
-    "llm_saturation_ratio 0.65": Rule(Replica.saturation, 0.65, derives=True),
+    "llm_saturation_ratio 0.8": Rule(Replica.saturation, 0.8, derives=True, seconds=SHARED_SECONDS),
+    "llm_saturation_ratio 0.65": Rule(Replica.saturation, 0.65, derives=True, seconds=SHARED_SECONDS),
     "llm_pressure_ratio 0.8": Rule(Replica.pressure, 0.8, derives=True),
     "KV usage 0.8": Rule(Replica.usage, 0.8),
     "waiting 5": Rule(Replica.waiting, 5.0),
@@ -224,6 +230,7 @@ class Loop:
     replicas: list[Replica] = field(default_factory=list)
     wanted: list[tuple[float, int]] = field(default_factory=list)
     added: list[float] = field(default_factory=list)
+    ready: deque[int] = field(default_factory=lambda: deque(maxlen=int(SHARED_SECONDS / POLL_SECONDS)))
     slow: int = 0
     total: int = 0
     seconds: float = 0.0
@@ -248,6 +255,7 @@ class Loop:
                 if self.rule is not None and self.rule.figure is not None and one.ready <= at:
                     one.poll(at, self.replicas, derives=self.rule.derives)
             self.seconds += POLL_SECONDS * len(self.replicas)
+            self.ready.append(sum(one.ready <= at for one in self.replicas))
             if self.rule is not None and at % EVERY == 0:
                 gone += self._scale(at)
         for one in (*self.replicas, *gone):
@@ -280,17 +288,17 @@ class Loop:
         return gone
 
     def _wanted(self, at: float) -> int | None:
-        """So many as the rule wants; None where it knows nothing yet."""
+        """So many as Kubernetes wants by the rule, for an average value; None where the rule knows nothing yet."""
         if self.rule is None:
             return None
         if self.rule.figure is None:
             return math.ceil(load(min(at + self.start + EVERY, HOURS * 3600.0)) * FULL / self.rule.target)
-        ready = [one for one in self.replicas if one.ready <= at]
-        known = [value for one in ready if (value := self.rule.figure(one)) is not None]
+        known = [value for one in self.replicas if one.ready <= at and (value := self.rule.figure(one)) is not None]
         if not known:
             return None
-        ratio = sum(known) / len(known) / self.rule.target
-        return math.ceil(ratio * len(ready)) if abs(ratio - 1.0) > TOLERANCE else len(ready)
+        shared = list(self.ready)[-max(1, round(self.rule.seconds / POLL_SECONDS)) :]
+        count = fmean(known) * fmean(shared) / self.rule.target
+        return math.ceil(count) if abs(count / len(self.replicas) - 1.0) > TOLERANCE else len(self.replicas)
 
 
 @cache
