@@ -168,8 +168,10 @@ def test_the_last_minutes_are_as_many_as_are_known_and_one_at_least(
     assert f"One: at most 3 in the last {said}" in html
 
 
-def test_without_ages_a_minute_is_shown() -> None:
-    assert 'data-span="60"' in drawn(past(minutes=[minute(1499, BAD)], ages=()))
+def test_without_ages_the_minutes_of_states_are_shown_one_at_least_and_five_at_most() -> None:
+    for count, span in ((1, "60"), (2, "120"), (5, "300"), (7, "300")):
+        minutes = [minute(1500 - count, GOOD), *(minute(1500 - ago, BAD) for ago in range(count - 1, 0, -1))]
+        assert f'data-span="{span}"' in drawn(past(minutes=minutes, ages=()))
 
 
 def test_two_lines_have_their_names_and_one_has_none() -> None:

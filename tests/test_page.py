@@ -200,7 +200,7 @@ def test_a_chart_gives_its_values_and_the_day_is_a_choice(vllm: EngineServer, br
         axis = browser.evaluate("document.querySelector('.plot').innerText")
         browser.until("document.querySelector('svg.band rect.good title')?.textContent.startsWith('ok')")
         browser.evaluate("document.querySelector('h4 a[data-look]').click()")
-        browser.until("document.querySelector('.plot .then')?.innerText === '24 h ago'")
+        browser.until("document.querySelector('.plot .then')?.innerText === '24\\u00a0h ago'")
 
     assert "waiting 39" in tip
     assert "running 8" in tip

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,7 @@ SAME: Final = {
     "nvml": ("", Subject.GPU),
 }
 """Of which target, and as what, an engine exposes the series."""
+UNITS: Final = "ms|s|min|h|d|B|[KMGT]iB|W|°C"
 TITLES: Final = {"vllm": "vLLM", "ollama": "Ollama", "sglang_router": "Router", "nvml": "NVML"}
 
 
@@ -102,7 +104,11 @@ def test_a_page_is_what_it_was(name: str, copies: int, look: Look, update: bool)
         return history.minutes(card.source.target, key, now, count)
 
     parts = Painter(minutes, lambda: LINKS).parts(view, look)
-    check(name, page("1.2.3", parts, LINKS).body.decode(), update=update)
+    found = page("1.2.3", parts, LINKS).body.decode()
+    check(name, found, update=update)
+    apart = re.findall(rf"\d(?:</b>)? (?:<small>)?(?:{UNITS})\b.{{20}}", found)
+    assert not apart, "no line ends between a number and its unit"
+    assert len(re.findall(rf"\d(?:</b>)?\N{{NO-BREAK SPACE}}(?:{UNITS})\b", found)) > 20
 
 
 def test_the_json_is_what_it_was(update: bool) -> None:  # noqa: FBT001 - a fixture

@@ -119,6 +119,11 @@ ENGINES: Final[Mapping[str, Mapping[str, Any]]] = {
     "unloaded soon": {"offload": 1.0, "expires": NOW + 60.0},
     "unloaded now": {"offload": 1.0, "expires": NOW},
     "a latency without traffic": {"latencies": (Latency(TTFT, 120.0, 0.0),)},
+    "a latency without traffic that has an objective": {
+        "latencies": (Latency(TTFT, 120.0, 0.0),),
+        "objectives": (Objective("ttft", 2.5, None, 1.0, 5.0),),
+        "slow": (Slow("60s", 0.0), Slow("300s", 1.0)),
+    },
     "a latency": {"latencies": (Latency(TTFT, 120.0, 5.0, quantiles(2.0, 3.0, None)),)},
     "a latency beyond its objective": {
         "latencies": (Latency(TTFT, 60.0, 5.0, quantiles(2.0, 3.0, None)), Latency("llm_<other>", 90.0, 0.0)),

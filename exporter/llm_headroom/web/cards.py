@@ -338,7 +338,7 @@ def _latencies(card: EngineCard) -> str:
     than = "the objective" if ttft is None else text.seconds(ttft)
     slow = [
         f'<b class="{"bad" if each.ratio else ""}">{text.percent(each.ratio)}</b> later than {than} '
-        f"in {escape(each.window)}"
+        f"in {escape(_window(each.window))}"
         for each in card.slow
     ]
     ranks = "".join(f'<th scope="col">{rank}</th>' for rank in ("p50", "p95", "p99", "objective"))
@@ -346,9 +346,15 @@ def _latencies(card: EngineCard) -> str:
     return _section("Latency", f"last {window}", table + _line("First tokens", slow))
 
 
+def _window(label: str) -> str:
+    """A window as people write it: its label is `60s`."""
+    number = label.removesuffix("s")
+    return text.span(float(number)) if number.isdecimal() else label
+
+
 def _latency(latency: Latency, threshold: float | None) -> str:
     unit, shown = text.row(latency)
-    name = f"{text.latency_name(latency)}{f', {unit}' if shown else ''}"
+    name = f"{text.latency_name(latency)}{f', {unit}' if shown or threshold is not None else ''}"
     objective = "" if threshold is None else f"≤ {text.in_unit(threshold, unit)}"
     cells = "".join(
         f'<td class="{"bad" if text.later(value, threshold) else ""}" title="{text.bucket(value)}">{words}</td>'

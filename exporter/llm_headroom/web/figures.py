@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.view import text
+from llm_headroom.view.history import SPAN
 from llm_headroom.web.charts import SHORTEST, Curve, Segment, band, chart, rounded_up
 
 if TYPE_CHECKING:
@@ -63,9 +64,14 @@ def history(figures: Sequence[Figure], past: Past, other: str) -> str:
     curves, ages = (
         (_daily(past), _bin_ages(past)) if past.day else ({line.name: line.values for line in past.lines}, past.ages)
     )
-    span = DAY if past.day else max(SHORTEST, *ages, 0.0)
-    drawn = [made for figure in figures if (made := _figure(figure, curves, ages, span, past.tops))]
     segments = _segments(past)
+    if past.day:
+        span = DAY
+    elif ages:
+        span = max(SHORTEST, *ages)
+    else:  # of what does not answer now there are states alone
+        span = max([SHORTEST, *(min(each.start, SPAN) for each in segments)])
+    drawn = [made for figure in figures if (made := _figure(figure, curves, ages, span, past.tops))]
     if not drawn and not segments:
         return ""
     choices = [(False, text.span(span) if not past.day else "minutes"), (True, "24 h")]

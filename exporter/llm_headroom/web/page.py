@@ -7,6 +7,7 @@ the parts that have changed.
 from __future__ import annotations
 
 import logging
+import re
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -56,6 +57,8 @@ _NO_ENGINE: Final = (
     "No engine yet. Start one on this host, or name one: <code>llm-headroom run --target vllm=http://HOST:8000</code>"
 )
 _NO_GPU: Final = "No GPU is being read."
+_APART: Final = re.compile(r"(?<=\d)(</b>)? (?=(?:<small>)?(?:ms|s|min|h|d|[KMGT]?i?B|W|°C|×)(?!\w))")
+"""Between a number and its unit, where no line may end."""
 
 
 class Parts(NamedTuple):
@@ -80,14 +83,14 @@ class Painter:
     def parts(self, view: View, look: Look) -> Parts:
         """What there is to show to a reader who has chosen a look."""
         top = summary(view, look)
-        html = {"summary": f'<section data-id="summary">{top.html}</section>'}
+        html = {"summary": f'<section data-id="summary">{_unbroken(top.html)}</section>'}
         lists: dict[str, Sequence[EngineCard | GpuCard]] = {"engines": view.engines, "gpus": view.gpus}
         for name, found in lists.items():
             html[name] = _frame(name, found)
             many = len(found) > table.MOST_CARDS
             for card in sorted(found, key=lambda card: urgency(card.state)):
                 html[key(card)] = self._card(card, view.time, look, many=many)
-        html["absent"] = _absent(view.absent)
+        html["absent"] = _unbroken(_absent(view.absent))
         present = {card.id for found in lists.values() for card in found}
         self._made = {known: made for known, made in self._made.items() if known[0] in present}
         if len(self._made) > _MOST_MADE:
@@ -101,7 +104,7 @@ class Painter:
         made = self._made.get(known)
         if made is None or made[0] is not card:
             try:
-                drawn = self._drawn(card, now, look, whole=whole, many=many)
+                drawn = _unbroken(self._drawn(card, now, look, whole=whole, many=many))
             except Exception:  # it costs no other card
                 log.exception("rendering failed: internal error (bug)", extra={"target": card.source.target})
                 drawn = cards.unshown(card, many=many)
@@ -117,6 +120,10 @@ class Painter:
             row = table.gpu_row if isinstance(card, GpuCard) else table.engine_row
             drawn = row(card, look, drawn)  # type: ignore[arg-type]  # the function goes by the card's kind
         return drawn
+
+
+def _unbroken(html: str) -> str:
+    return _APART.sub("\\1\u00a0", html)
 
 
 def page(version: str, parts: Parts, links: Links) -> Response:
