@@ -324,7 +324,8 @@ def test_counters_at_the_poll_before() -> None:
 
 def test_counters_are_carried_over_polls_that_lack_them() -> None:
     now = Observation(finished=9.0, running=3.0)
-    assert carried(COUNTS, now) == replace(COUNTS, finished=9.0)
+    assert carried(COUNTS, now) == replace(COUNTS, finished=9.0, running=3.0)
+    assert carried(now, COUNTS) is COUNTS
     last = Observation(running=1.0, finished=5.0)
     assert since(last, Observation(finished=5.0, steps=1.0), Observation(finished=5.0, steps=1.0)).steps is None
     assert since(last, Observation(finished=5.0), Observation(finished=5.0, steps=0.0)) == replace(last, steps=0.0)

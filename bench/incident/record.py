@@ -52,7 +52,8 @@ class Scraper:
         lines: list[bytes] = []
         for place, (_, points) in enumerate(self._published.sources()):
             found = self._renderers.setdefault(place, Renderer()).lines(points)
-            lines += [line for metric in found.places for line in found.text(metric).splitlines(keepends=True)]
+            text = "".join([each for metric in found.places for each in found.texts(metric)])
+            lines += text.encode().splitlines(keepends=True)
         duration = 2e-6 * len(lines)
         own = (f"up 1.0\nscrape_samples_scraped {len(lines)}\nscrape_duration_seconds {duration:.4f}\n").encode()
         self._write([*lines, *own.splitlines(keepends=True)], at)

@@ -1,4 +1,4 @@
-"""The values that flow through the pipeline. All are immutable; this module imports none of its siblings."""
+"""The values that flow through the pipeline. All are immutable; of its siblings this module imports `frozen` alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar, cast
 from weakref import WeakValueDictionary
+
+from llm_headroom.frozen import frozen, frozen_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -93,12 +95,13 @@ class Metric:
 class Series:
     """A metric with label values: the identity of a point. Hashed once, since every poll looks it up."""
 
-    __slots__ = ("__weakref__", "_combined", "_hash", "labels", "metric", "replicated")
+    __slots__ = ("__weakref__", "_combined", "_hash", "labels", "metric", "model", "replica")
 
     metric: Metric
     labels: Labels
-    replicated: bool
-    """Whether it is of one of a target's data-parallel replicas."""
+    model: str
+    replica: str
+    """The values of these labels, which every poll asks for; `replica` is one of a target's data-parallel replicas."""
 
     def __init__(self, metric: Metric, labels: Mapping[str, str]) -> None:
         """Drops empty label values: Prometheus takes them for absent ones.
@@ -108,7 +111,8 @@ class Series:
         self.metric = metric
         pairs = sorted((name, _encodable(value)) for name, value in labels.items() if value)
         self.labels = _shared(tuple([_shared(pair) for pair in pairs]))
-        self.replicated = "replica" in labels
+        self.model = self.label("model")
+        self.replica = self.label("replica")
         self._combined: Series | None = None
         self._hash = hash((metric.name, self.labels))
 
@@ -129,7 +133,7 @@ class Series:
     @property
     def combined(self) -> Series:
         """The series of the target's own value, of all data-parallel replicas: this one without `replica`."""
-        if not self.replicated:
+        if not self.replica:
             return self
         if self._combined is None:
             self._combined = series_of(self.metric, tuple(pair for pair in self.labels if pair[0] != "replica"))
@@ -210,7 +214,7 @@ class Common(dict[str, str]):
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Histogram:
     """A histogram as a value, like a float.
 
@@ -366,7 +370,7 @@ _LEVELS: Final[Mapping[State, Level]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Judged:
     """The state of an engine's model (`model`, empty where none is known) or of a GPU (`gpu`, `uuid`).
 
@@ -388,7 +392,7 @@ class Failure(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Health:
     """How a collection went, apart from what it gave. Times are unix seconds, durations seconds.
 
@@ -406,7 +410,7 @@ class Health:
     version: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Snapshot:
     """One collection of one source. A failed collection carries health and no points.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -14,6 +14,7 @@ from llm_headroom.derive.interval import between
 from llm_headroom.derive.step_cost import Learner
 from llm_headroom.derive.traffic import CHANGE_SECONDS, QUIET_SECONDS, USUAL_SECONDS, Lengths, Traffic
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.frozen import frozen_named
 from llm_headroom.model import point
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Headroom(NamedTuple):
     binding: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Estimate:
     """The load headroom for each objective at time `at` (seconds), and arrivals per second of the whole target.
 
@@ -113,7 +114,7 @@ class Estimate:
     factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Known:
     """An engine's traffic, its step cost, and the estimates so far.
 
@@ -301,7 +302,11 @@ def saturation(known: Known) -> float | None:
     Load is the arrivals of the last minutes, the last one above all, of which a new replica has taken its part; and
     what waits, as if it came within five minutes.
     """
-    headroom = next((each for name, each in known.headroom.items() if name == "ttft"), None)
+    return _saturation(known, known.headroom)
+
+
+def _saturation(known: Known, found: Mapping[str, Headroom]) -> float | None:
+    headroom = found.get("ttft")
     if headroom is None:
         return None
     sustainable = headroom.ratio * known.traffic.rate * known.replicas
@@ -313,16 +318,17 @@ def saturation(known: Known) -> float | None:
 def points(known: Known, labels: Mapping[str, str]) -> Iterator[Point]:
     """The signals of the load headroom; none where something is missing."""
     origin = "step cost learned from latencies, traffic of 15 min replayed"
-    for name, (ratio, binding) in known.headroom.items():
+    found = known.headroom
+    for name, (ratio, binding) in found.items():
         yield point(schema.LOAD_HEADROOM, ratio, origin, labels, objective=name)
         sustainable = ratio * known.traffic.rate * known.replicas
         yield point(schema.SUSTAINABLE_REQUESTS, sustainable, origin, labels, objective=name)
         for resource in (twin.KV_CACHE, twin.COMPUTE, twin.CONCURRENCY):
             binds = float(resource == binding)
             yield point(schema.LOAD_HEADROOM_BINDING, binds, origin, labels, objective=name, resource=resource)
-    if known.headroom:
+    if found:
         against = "predicted against seen tokens per second"
         yield point(schema.LOAD_HEADROOM_SUSPECT, float(known.suspect), against, labels)
-    level = saturation(known)
+    level = _saturation(known, found)
     if level is not None:
         yield point(schema.SATURATION, level, "1 / load headroom, and the queue", labels, resource="max")

@@ -5,12 +5,13 @@ Ratios of decayed sums over the same time, so that idle time is paid for, as in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive.estimates import Mean
 from llm_headroom.derive.observation import growth
+from llm_headroom.frozen import frozen, frozen_named
 from llm_headroom.model import numbers, point
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ LONGEST_GAP: Final = 120.0
 _LEAST_TOKENS: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gpus:
     """An engine's devices: how many, and the energy counter of each in joules with the engine's share of the device.
 
@@ -42,7 +43,7 @@ class Gpus:
         return float(self.count) if self.paid is None else self.paid
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Price:
     """What one GPU costs for an hour."""
 
@@ -50,7 +51,7 @@ class Price:
     currency: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Ledger:
     """What is remembered of one target: sums since the first poll, and the last readings.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.observation import growth, histogram_growth
+from llm_headroom.frozen import frozen, frozen_named
 
 if TYPE_CHECKING:
     from llm_headroom.derive.observation import Observation
@@ -18,7 +19,7 @@ LEAST_DISPERSION: Final = 1.0
 MOST_DISPERSION: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mean:
     """A decayed sum over a decayed sum, which uneven polls do not bias. `seconds` is the time constant."""
 
@@ -41,7 +42,7 @@ class Mean:
         return self.above / self.below if self.below > 1e-9 else None  # noqa: PLR2004 - decayed to nothing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Estimates:
     """What the recent past says of the next minutes.
 

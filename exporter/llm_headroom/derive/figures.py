@@ -88,7 +88,9 @@ def figures(points: Iterable[Point]) -> dict[str, dict[str, float]]:
         if kinds is None:
             continue
         value = reading.count if isinstance(reading, Histogram) else reading
-        own = found.setdefault(series.label("model"), {})
+        own = found.get(series.model)
+        if own is None:
+            own = found[series.model] = {}
         for name, combine, label, only, never in kinds:
             if label:
                 text = series.label(label)

@@ -189,7 +189,7 @@ def _held(most: Mapping[DeviceKey, float], holdings: Iterable[Holding]) -> dict[
 def _reported(snapshot: Snapshot, configured: ModelMemory) -> _Reported:
     kinds: dict[str, dict[str, list[float]]] = {}
     for series, value in numbers(snapshot.points, schema.MODEL_MEMORY):
-        kinds.setdefault(series.label("kind"), {}).setdefault(series.label("model"), []).append(value)
+        kinds.setdefault(series.label("kind"), {}).setdefault(series.model, []).append(value)
     # Replicas repeat one another on devices of their own, models lie side by side.
     ranks = {
         kind: sum(sum(values) / len(values) for values in models.values())
@@ -200,7 +200,7 @@ def _reported(snapshot: Snapshot, configured: ModelMemory) -> _Reported:
     kv = _kv(snapshot)
     capacity, used = kv.get(schema.KV_CACHE_CAPACITY), kv.get(schema.KV_CACHE_USED)
     if configured.weights is not None:
-        replica_names = {series.label("replica") for series, _ in numbers(snapshot.points, schema.KV_CACHE_CAPACITY)}
+        replica_names = {series.replica for series, _ in numbers(snapshot.points, schema.KV_CACHE_CAPACITY)}
         whole["weights"] = float(configured.weights * max(1, len(replica_names)))
     if configured.kv_bytes_per_token is not None and capacity:
         whole["kv_cache"] = configured.kv_bytes_per_token * capacity

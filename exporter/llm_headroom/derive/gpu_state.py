@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
+from llm_headroom.frozen import frozen
 from llm_headroom.model import GPU_STATES, State, numbers, point
 from llm_headroom.thresholds import DEFAULT, FATAL_XIDS, HARD_THROTTLES, XID_SECONDS
 
@@ -43,7 +44,7 @@ class Gpu(NamedTuple):
 _NAMELESS: Final = Gpu("", "")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """What is remembered: the state of every GPU that was ever seen."""
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llm_headroom.derive.observation import growth, histogram_growth
+from llm_headroom.frozen import frozen_named
 
 if TYPE_CHECKING:
     from llm_headroom.derive.observation import Observation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Interval:
     """Some seconds of one engine.
 

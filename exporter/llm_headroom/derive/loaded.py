@@ -56,7 +56,7 @@ def loaded(points: Iterable[Point]) -> Loaded:
     parts: dict[str, dict[Metric, float]] = {}
     by_itself = False
     for series, value in numbers(points, schema.MODELS_LOADED, schema.MODEL_LOADED, *_PARTS):
-        metric, model = series.metric, series.label("model")
+        metric, model = series.metric, series.model
         if metric is schema.MODELS_LOADED:
             by_itself = True
         elif metric is schema.MODEL_LOADED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
@@ -13,10 +13,11 @@ from llm_headroom.derive import capacity, headroom, pressure, residency, restart
 from llm_headroom.derive.estimates import Estimates
 from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.observation import Observation, growth, histogram_growth, observe
+from llm_headroom.frozen import frozen, frozen_named
 from llm_headroom.model import Common, Point, numbers, point, series_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.model import Labels, Metric
 
@@ -33,11 +34,11 @@ MOST_MODELS: Final = 200
 """Models that are remembered while they are away, those that were seen last."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class ModelMemory:
     """What is remembered of one model. `at` is the time of `last`, in seconds of the same clock as every poll's.
 
-    `counts` are the latest values of its counters, also of those that `last` lacks. `hottest` is `last` with the KV
+    `counts` is `last` with the latest values of the counters that it lacks. `hottest` is `last` with the KV
     cache and queue of the fullest of its `replicas`. `moved` is when its steps or tokens last moved, `restarts` how
     often its counters were reset, `preempted` when requests were last seen to be preempted, `load` what its load
     headroom follows from. `queue` is what has waited since the last first token.
@@ -59,7 +60,7 @@ class ModelMemory:
     load: capacity.Known
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """What is remembered of one target.
 
@@ -285,70 +286,64 @@ def _peaks(usage: Mapping[Labels, tuple[tuple[float, float], ...]]) -> Iterator[
         yield Point(series_of(schema.KV_CACHE_USAGE_PEAK, labels), peak, "highest poll of the last minute")
 
 
-def _point(metric: Metric, value: float | None, origin: str, labels: Mapping[str, str], **more: str) -> Iterator[Point]:
-    """A point, unless there is no value."""
-    if value is not None:
-        yield point(metric, value, origin, labels, **more)
-
-
 def _signals(
     known: ModelMemory,
     at: float,
     labels: Mapping[str, str],
     objectives: Sequence[slo.Objective],
     queue_limit: int | None,
-) -> Iterator[Point]:
+) -> list[Point]:
     now, estimates = known.last, known.estimates
     hottest, each_one = known.hottest, estimates.of_one(known.replicas)
     exhausted = at - known.preempted < HAPPENING_SECONDS or risk.blocked(hottest, each_one)
-    for metric, value, origin in (
-        (schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell or are gone, start, version"),
-        (schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size"),
-        (schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence"),
-        (
-            schema.QUEUE_OVERFLOW_RISK,
-            risk.queue_overflow(now, estimates, queue_limit),
-            "queue and arrivals against its limit",
-        ),
-        (
-            schema.KV_SATURATION_RISK,
-            risk.with_facts(risk.kv_saturation(hottest, each_one), exhausted),
-            "demand and its dispersion, preemptions, what waits",
-        ),
-        (
-            schema.SATURATION_HIGH_WATER,
-            # It says how likely first tokens are to miss their objective: a target for batches has none.
-            risk.with_facts(risk.high_water(known.levels, estimates), exhausted, _overdue(known, at))
-            if objectives
-            else None,
-            "highest TTFT forecast and KV demand of 10 min",
-        ),
-    ):
-        yield from _point(metric, value, origin, labels)
+    found: list[Point] = []
+
+    def say(metric: Metric, value: float | None, origin: str, **more: str) -> None:
+        if value is not None:
+            found.append(point(metric, value, origin, labels, **more))
+
+    say(schema.ENGINE_RESTARTS, float(known.restarts), "counters that fell or are gone, start, version")
+    say(schema.KV_CACHE_HEADROOM_REQUESTS, headroom.requests(now, estimates), "headroom / request size")
+    say(schema.KV_CACHE_EXHAUSTION, headroom.exhaustion_seconds(hottest, each_one), "demand and residence")
+    overflow = risk.queue_overflow(now, estimates, queue_limit)
+    say(schema.QUEUE_OVERFLOW_RISK, overflow, "queue and arrivals against its limit")
+    saturation = risk.with_facts(risk.kv_saturation(hottest, each_one), exhausted)
+    say(schema.KV_SATURATION_RISK, saturation, "demand and its dispersion, preemptions, what waits")
+    if objectives:  # it says how likely first tokens are to miss their objective: a target for batches has none
+        high_water = risk.with_facts(risk.high_water(known.levels, estimates), exhausted, _overdue(known, at))
+        say(schema.SATURATION_HIGH_WATER, high_water, "highest TTFT forecast and KV demand of 10 min")
     for resource, level in known.levels.by_resource().items():
-        yield from _point(schema.PRESSURE, level, "demand / capacity", labels, resource=resource)
-    for phase, counter, rate in (
-        ("prompt", now.prompt_tokens, estimates.prompt_rate),
-        ("generation", now.generation_tokens, estimates.generation_rate),
-    ):
-        if counter is not None:
-            origin = f"growth of llm_{phase}_tokens_total"
-            yield from _point(schema.TOKEN_THROUGHPUT, rate.value, origin, labels, phase=phase)
+        say(schema.PRESSURE, level, "demand / capacity", resource=resource)
+    if now.prompt_tokens is not None:
+        say(schema.TOKEN_THROUGHPUT, estimates.prompt_rate.value, "growth of llm_prompt_tokens_total", phase="prompt")
+    if now.generation_tokens is not None:
+        rate, origin = estimates.generation_rate.value, "growth of llm_generation_tokens_total"
+        say(schema.TOKEN_THROUGHPUT, rate, origin, phase="generation")
+    _service_levels(known, at, objectives, say)
+    awaited = known.queue.overdue if now.overdue is None else 0.0
+    say(schema.FIRST_TOKENS_OVERDUE, awaited or None, "waits while no first token comes")
+    return found
+
+
+def _service_levels(
+    known: ModelMemory, at: float, objectives: Sequence[slo.Objective], say: Callable[..., None]
+) -> None:
+    now = known.last
     for each in objectives:
         tally = known.tallies[each.name]
         if tally.boundary is None or getattr(now, each.field) is None:  # what is no longer counted is no count of now
             continue
-        for metric, value, origin in (
-            (schema.SLO_REQUESTS, tally.total, each.field),
-            (schema.SLO_REQUESTS_GOOD, tally.good, each.field),
-            (schema.SLO_THRESHOLD, tally.boundary, each.field),
-            (schema.SLO_OBJECTIVE, each.ratio, "configuration"),
-        ):
-            yield from _point(metric, value, origin, labels, slo=each.name)
+        say(schema.SLO_REQUESTS, tally.total, each.field, slo=each.name)
+        say(schema.SLO_REQUESTS_GOOD, tally.good, each.field, slo=each.name)
+        say(schema.SLO_THRESHOLD, tally.boundary, each.field, slo=each.name)
+        say(schema.SLO_OBJECTIVE, each.ratio, "configuration", slo=each.name)
         if each.field == "ttft":
-            yield from _slow_first_tokens(known, at, labels)
-    awaited = known.queue.overdue if now.overdue is None else 0.0
-    yield from _point(schema.FIRST_TOKENS_OVERDUE, awaited or None, "waits while no first token comes", labels)
+            for window in slo.WINDOWS:
+                share = slo.slow_share(known.firsts, window, at)
+                if share is not None:
+                    name = f"{window:.0f}s"
+                    say(schema.TTFT_SLOW, share[0], "first tokens of the window", window=name)
+                    say(schema.TTFT_WINDOW_REQUESTS, share[1], "first tokens of the window", window=name)
 
 
 def _stalled(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:
@@ -370,13 +365,3 @@ def _overdue(known: ModelMemory, at: float) -> bool:
     share, total = slo.slow_share(known.firsts, min(slo.WINDOWS), at) or (0.0, 0.0)
     late = share * total + awaited
     return late >= _LATE_FIRSTS and late / (total + awaited) >= _LATE_SHARE
-
-
-def _slow_first_tokens(known: ModelMemory, at: float, labels: Mapping[str, str]) -> Iterator[Point]:
-    origin = "first tokens of the window"
-    for window in slo.WINDOWS:
-        share = slo.slow_share(known.firsts, window, at)
-        if share is not None:
-            name = f"{window:.0f}s"
-            yield from _point(schema.TTFT_SLOW, share[0], origin, labels, window=name)
-            yield from _point(schema.TTFT_WINDOW_REQUESTS, share[1], origin, labels, window=name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from operator import sub
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
+from llm_headroom.frozen import frozen_named
 from llm_headroom.model import Histogram
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric, Point
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Observation:
     """One poll of one model. None: not exposed by the engine.
 
@@ -90,7 +91,7 @@ def observe(points: Iterable[Point]) -> dict[str, Observation]:
         name = _FIELDS[series.metric]
         if series.metric is schema.PROXY_MISSED:
             name = _MISSED[series.label("slo")]
-        known = found.setdefault(series.label("model"), {})
+        known = found.setdefault(series.model, {})
         if isinstance(value, float):  # finished requests come by reason
             before = known.get(name, 0.0)
             known[name] = value + (before if isinstance(before, float) else 0.0)

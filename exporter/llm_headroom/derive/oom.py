@@ -8,7 +8,7 @@ on. Memory that engines take when they start or load a model is no transient: su
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llm_headroom import schema
 from llm_headroom.derive.loaded import loaded
 from llm_headroom.derive.trend import Trend
+from llm_headroom.frozen import frozen_named
 from llm_headroom.model import numbers, point
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class _Window(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Device:
     """What is remembered of one device: open windows and closed rises in bytes, and the trend of its used memory.
 
@@ -217,7 +218,7 @@ def gpus(
     return devices, points
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Host:
     """What is remembered of the memory of one engine's host or control group.
 

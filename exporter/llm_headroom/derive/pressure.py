@@ -6,12 +6,13 @@ What an autoscaler wants: monotone in the load, without jumps, and comparable be
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import field
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.estimates import Mean
 from llm_headroom.derive.headroom import demanded
+from llm_headroom.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +77,7 @@ def resources(now: Observation, estimates: Estimates, slo_seconds: float | None)
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mark:
     """The highest forecast of TTFT over its objective and KV demand around `at` (seconds)."""
 
@@ -90,7 +91,7 @@ _TTFT: Final = attrgetter("ttft")
 _DEMAND: Final = attrgetter("demand")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Levels:
     """What is remembered: each resource's level, smoothed, and the marks of the last ten minutes."""
 

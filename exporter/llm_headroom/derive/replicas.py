@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def names(points: Iterable[Point]) -> set[str]:
     """The names of a target's replicas, by their running requests; one without a name is alone."""
-    return {series.label("replica") for series, _ in numbers(points, schema.REQUESTS_RUNNING)}
+    return {series.replica for series, _ in numbers(points, schema.REQUESTS_RUNNING)}
 
 
 def combined(points: Iterable[Point]) -> Iterable[Point]:
@@ -25,8 +25,11 @@ def combined(points: Iterable[Point]) -> Iterable[Point]:
     bounds differ. A capacity-weighted ratio without known capacities is the plain mean.
     """
     points = list(points)
-    replicated = [point for point in points if point[0].replicated]
-    return _groups(points) if replicated else points  # a series of no replica has one point
+    found = {point[0].replica for point in points}
+    if len(found) > 1:
+        return _groups(points)
+    # Without its replica's name each series still has one point.
+    return [Point(series.combined, value, origin) for series, value, origin in points] if any(found) else points
 
 
 def _groups(points: Iterable[Point]) -> Iterator[Point]:

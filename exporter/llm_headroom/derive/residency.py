@@ -6,11 +6,12 @@ Learnt from what this server has done: how often a load did not fit, how often a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
 from llm_headroom.derive.estimates import Mean
+from llm_headroom.frozen import frozen, frozen_named
 from llm_headroom.model import point
 from llm_headroom.thresholds import DEFAULT
 
@@ -30,7 +31,7 @@ _RARE: Final = 0.02
 _MOST_MODELS: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loads:
     """Loads of one model that were seen, and how many of them spilled."""
 
@@ -38,7 +39,7 @@ class Loads:
     spilled: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Residency:
     """What is remembered: `offload` is the GPU share of each model now in memory, `gone` and `came` the last times.
 

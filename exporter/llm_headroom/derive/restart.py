@@ -7,14 +7,20 @@ says something, too, as long as whatever could have exposed it was read.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_headroom.derive.observation import COUNTERS, HISTOGRAMS, Observation
 from llm_headroom.model import Histogram
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _COUNTED: Final = (*COUNTERS, "cached_tokens", "preemptions", "missed_ttft", "missed_duration", *HISTOGRAMS)
 _TELLING: Final = (*COUNTERS, *HISTOGRAMS)
 """Those whose fall means a restart: some engines take others back."""
+_counted: Final[Callable[[Observation], tuple[Any, ...]]] = attrgetter(*_COUNTED)
+_telling: Final[Callable[[Observation], tuple[Any, ...]]] = attrgetter(*_TELLING)
 _SAME_START: Final = 1.0
 """Seconds by which two readings of one process's start may differ."""
 
@@ -66,9 +72,9 @@ def restarted(counts: Observation, now: Observation, time: Between) -> bool:
     One that fell says so. So does one that is missing after a gap; without a gap it takes all of them, since a single
     one may just be unreadable for once.
     """
-    had = [name for name in _COUNTED if _amount(counts, name)]
-    missing = [name for name in had if getattr(now, name) is None]
-    gone = time.lacks and bool(missing) and (time.gap or len(missing) == len(had))
+    had = [new for old, new in zip(_counted(counts), _counted(now), strict=True) if old is not None and _amount(old)]
+    missing = sum(new is None for new in had)
+    gone = time.lacks and missing > 0 and (time.gap or missing == len(had))
     return time.started or time.upgraded or gone or _fallen(counts, now)
 
 
@@ -78,38 +84,39 @@ def begun(counts: Observation, now: Observation, time: Between, *, restart: bool
         counts = Observation()
     if not restart and not time.born:
         return counts
-    fresh = {name: _zero(now, name) for name in _COUNTED if getattr(counts, name) is None and _told(now, name)}
+    both = zip(_COUNTED, _counted(counts), _counted(now), strict=True)
+    fresh = {name: _zero(new) for name, old, new in both if old is None and new is not None}
     return replace(counts, **fresh) if fresh else counts
 
 
 def carried(counts: Observation, now: Observation) -> Observation:
-    """The latest value of each counter: those of this poll, and of polls before where it lacks one."""
-    return Observation(**{name: getattr(now if _told(now, name) else counts, name) for name in _COUNTED})
+    """This poll with the latest values of the counters that it lacks."""
+    both = zip(_COUNTED, _counted(counts), _counted(now), strict=True)
+    lacking = {name: old for name, old, new in both if new is None and old is not None}
+    return replace(now, **lacking) if lacking else now
 
 
 def since(last: Observation, counts: Observation, begun: Observation) -> Observation:
     """The poll before, for rates: with the counters that have begun since then, without those that it lacked."""
-    absent = {name: getattr(begun, name) for name in _COUNTED if not _told(counts, name)}
-    return replace(last, **absent) if absent else last
-
-
-def _told(observation: Observation, name: str) -> bool:
-    return getattr(observation, name) is not None
+    all_three = zip(_COUNTED, _counted(last), _counted(counts), _counted(begun), strict=True)
+    other = {name: new for name, old, known, new in all_three if known is None and new is not old}
+    return replace(last, **other) if other else last
 
 
 def _any_of_both(counts: Observation, now: Observation) -> bool:
-    return any(_told(counts, name) and _told(now, name) for name in _COUNTED)
+    return any(old is not None and new is not None for old, new in zip(_counted(counts), _counted(now), strict=True))
 
 
-def _amount(observation: Observation, name: str) -> float:
-    value = getattr(observation, name)
-    return value.count if isinstance(value, Histogram) else value or 0.0
+def _amount(value: float | Histogram) -> float:
+    return value.count if isinstance(value, Histogram) else value
 
 
 def _fallen(counts: Observation, now: Observation) -> bool:
-    return any(_told(now, name) and _amount(now, name) < _amount(counts, name) for name in _TELLING)
+    return any(
+        old is not None and new is not None and _amount(new) < _amount(old)
+        for old, new in zip(_telling(counts), _telling(now), strict=True)
+    )
 
 
-def _zero(now: Observation, name: str) -> Any:  # noqa: ANN401 - of the field's type
-    value = getattr(now, name)
+def _zero(value: float | Histogram) -> Any:  # noqa: ANN401 - of the field's type
     return Histogram(value.bounds, (0.0,) * len(value.counts), 0.0) if isinstance(value, Histogram) else 0.0

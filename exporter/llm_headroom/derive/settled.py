@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from llm_headroom.derive.words import span
+from llm_headroom.frozen import frozen_named
 from llm_headroom.model import Judged, State
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Sign(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Settled:
     """The state that holds, its reason, the unix time at which it began, and all signs of states at present.
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom.derive.observation import growth, histogram_growth
+from llm_headroom.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,7 @@ LONGEST_GAP: Final = 30.0
 """Seconds between two polls beyond which their difference belongs to no window."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Objective:
     """A service level: `field` of the observation (ttft, inter_token, duration), seconds, and the share to reach."""
 
@@ -62,7 +63,7 @@ def judging(target: Target, configured: Objectives) -> tuple[Objective, ...]:
     return () if target.purpose == "batch" else objectives(**asdict(configured) | own)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tally:
     """Requests (for inter-token latency: tokens) so far, those within the boundary, and the boundary in seconds."""
 
@@ -71,7 +72,7 @@ class Tally:
     boundary: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Firsts:
     """First tokens up to a poll: when (seconds), how many so far, how many of them slower than the SLO's boundary.
 
@@ -87,7 +88,7 @@ _AT: Final = attrgetter("at")
 _NONE: Final = Firsts(-math.inf, 0.0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Queue:
     """What has waited since the last first token: the polls of the objective's last seconds, and how many are overdue.
 

@@ -7,7 +7,7 @@ thresholds; a contract test holds both together. No forecast takes part: what is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
@@ -15,6 +15,7 @@ from llm_headroom.derive.figures import UNNAMED, figures
 from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
+from llm_headroom.frozen import frozen, frozen_named
 from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State
 from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, RESTARTS_SECONDS, SETTLED_SECONDS, SLOW_SECONDS
 
@@ -86,7 +87,7 @@ class Sample(NamedTuple):
     counts: tuple[float | None, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Known:
     """What is remembered of one model: its state, its recent counts, since when requests wait and none is taken in.
 
@@ -109,7 +110,7 @@ class Known:
     missed: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """What is remembered of one target: when it was judged first, whether it has ever been up, and its models.
 
@@ -272,11 +273,13 @@ def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, wi
     One that began within the window has grown from its first sample on, as Prometheus sees it.
     """
     base = next((number for number in reversed(range(len(samples))) if samples[number].at <= at - window), 0)
-    found = {}
+    found = dict.fromkeys(COUNTED, 0.0)
     for place, name in enumerate(COUNTED):
         now = own.get(name)
-        first = None
-        if now is not None:
+        if now is None:
+            continue
+        first = samples[base].counts[place] if samples else None
+        if first is None:
             first = next((count for each in samples[base:] if (count := each.counts[place]) is not None), None)
         found[name] = growth(first, now)
     return found

@@ -8,9 +8,11 @@ to first tokens that did not queue. Old evidence fades.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from llm_headroom.frozen import frozen_named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +145,7 @@ def non_negative(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> l
     return best
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Learner:
     """What has been learned of one engine. `cost` is None until tokens were decoded.
 

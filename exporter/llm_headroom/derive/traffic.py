@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.derive.observation import histogram_growth
+from llm_headroom.frozen import frozen, frozen_named
 
 if TYPE_CHECKING:
     import random
@@ -59,7 +60,7 @@ class Call(NamedTuple):
     answer: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lengths:
     """Lengths of prompts or outputs in tokens, or of waits in seconds: a histogram whose observations fade.
 
@@ -110,7 +111,7 @@ class Lengths:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sampler:
     """A distribution of lengths: its cumulative shares, and each bucket's low end and logarithmic width."""
 
@@ -139,7 +140,7 @@ class Sampler:
         return max(1, round(low * math.exp(width * chance.random())))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Sizes:
     """Mean prompt and answer in tokens, the share of prompts that is cached, and tokens that a step yields."""
 
@@ -149,7 +150,7 @@ class Sizes:
     per_step: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Traffic:
     """The intervals of the last fifteen minutes, and lengths of a little longer.
 

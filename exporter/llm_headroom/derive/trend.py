@@ -7,9 +7,10 @@ no trend.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import NormalDist, median
 from typing import Final
+
+from llm_headroom.frozen import frozen
 
 WINDOW_SECONDS: Final = 1800.0
 STEP_SECONDS: Final = 30.0
@@ -20,7 +21,7 @@ _LEAST_READINGS: Final = 4
 _NORMAL_QUARTILE: Final = 0.6745
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Trend:
     """Readings of the last half hour, (seconds, value); `slope` per second and its deviation, None before it is known.
 

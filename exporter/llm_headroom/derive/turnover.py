@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import schema
+from llm_headroom.frozen import frozen
 from llm_headroom.model import point
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Count(NamedTuple):
     unloads: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Turnover:
     """What is remembered: the models in memory, and the counts of all that were ever seen."""
 

@@ -13,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.frozen import frozen_named
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,7 @@ _LONGEST_SHARE: Final = 0.45
 """Of the cache that one prompt, or one answer, may take: an engine refuses what does not fit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Engine:
     """What the twin stands for: the cost of a step, KV tokens, running requests, and the tokens a sequence gets in one.
 

@@ -10,12 +10,14 @@ import contextlib
 import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 from urllib.parse import parse_qsl, unquote
 
 import h11
+
+from llm_headroom.frozen import frozen, frozen_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,7 +38,7 @@ _NO_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "CONNECT"})
 """Methods whose bodies mean nothing (RFC 9110, sections 9.3.1, 9.3.2, 9.3.5, 9.3.6): skipped, not retained."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """A request: `path` and `query` percent-decoded, of each parameter its first value, header names in lower case.
 
@@ -62,7 +64,7 @@ class Stream(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Response:
     """A response; the server adds Content-Length and headers of its own, and leaves the body out where HTTP does.
 
@@ -85,7 +87,7 @@ class CutError(Exception):
     """Raised by a handler or a stream: the connection ends at once, without an answer or in the middle of it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@frozen_named
 class Limits:
     """What a client may take up; times in seconds, sizes in bytes.
 
@@ -224,8 +226,7 @@ class Connection:
         """The response to the next request, None if there was none."""
         self._head_only = False
         try:
-            async with asyncio.timeout_at(deadline):
-                request = await self._receive(http, reader, writer)
+            request = await self._receive(http, reader, writer, deadline)
         except TimeoutError:
             if http.their_state is h11.IDLE and not http.trailing_data[0]:
                 return None
@@ -245,9 +246,9 @@ class Connection:
             return await answered(self._handler, request)
 
     async def _receive(
-        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float
     ) -> Request | None:
-        head = await _event(http, reader)
+        head = await _event(http, reader, deadline)
         if not isinstance(head, h11.Request):
             return None
         self._head_only = head.method == b"HEAD"
@@ -262,7 +263,7 @@ class Connection:
                 if request.method in _NO_BODY:
                     return request  # answered without its body, which the client then does not send
                 writer.write(http.send(h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[])) or b"")
-            event = await _event(http, reader)
+            event = await _event(http, reader, deadline)
             if not isinstance(event, h11.Data):
                 return replace(request, body=b"".join(parts)) if parts else request
             received += len(event.data)
@@ -338,10 +339,11 @@ def _gone() -> ConnectionResetError:
     return ConnectionResetError(errno.ECONNRESET, "the client has closed the connection")
 
 
-async def _event(http: h11.Connection, reader: asyncio.StreamReader) -> object:
-    """h11's next event, or its PAUSED."""
+async def _event(http: h11.Connection, reader: asyncio.StreamReader, deadline: float) -> object:
+    """h11's next event, or its PAUSED; raises TimeoutError where what it takes has not come by a time of the loop's."""
     while (event := http.next_event()) is h11.NEED_DATA:
-        http.receive_data(await reader.read(READ_BYTES))
+        async with asyncio.timeout_at(deadline):
+            http.receive_data(await reader.read(READ_BYTES))
     return event
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -93,8 +92,10 @@ class EngineSource:
             None if self._collector is None else self._collector.cap,
             self._measured.cap if self._measured is not None else None,
         ]
-        counts = [Counter(cap.capped()) for cap in caps if cap is not None]
-        return sum(counts, Counter())
+        counts: dict[str, int] = {}
+        for label, count in (each for cap in caps if cap is not None for each in cap.capped().items()):
+            counts[label] = counts.get(label, 0) + count
+        return counts
 
     @property
     def interval(self) -> float:
@@ -144,7 +145,8 @@ class EngineSource:
         if not snapshot.health.up:
             return snapshot
         self._role = tuple(each for each in snapshot.points if each.series.metric is schema.ENGINE_ROLE)
-        return replace(snapshot, points=(*snapshot.points, *self._economy(snapshot), *self.here))
+        more = (*self._economy(snapshot), *self.here)
+        return replace(snapshot, points=(*snapshot.points, *more)) if more else snapshot
 
     def _economy(self, snapshot: Snapshot) -> Iterator[Point]:
         """What its tokens cost, where its GPUs are known."""

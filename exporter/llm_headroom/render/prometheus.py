@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.exposition import choose_encoder
 
 from llm_headroom import schema
+from llm_headroom.frozen import frozen
 from llm_headroom.model import Histogram, Kind
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ UNIT_WORDS: Final[Mapping[str, str]] = {
 
 _LAYOUTS: Final = 256
 """Lists of metrics, in the order of their points, that are remembered for all targets."""
+_POINTS_AT_ONCE: Final = 250
+"""Of an exposition, points whose lines are joined at once: some 100 KB."""
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
@@ -62,7 +64,7 @@ def negotiate(accept: str) -> Format:
     return Format.OPENMETRICS if content_type.startswith("application/openmetrics-text") else Format.TEXT
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Lines:
     """The sample lines of some points, made family by family when asked for: all at once of many targets fill memory.
 
@@ -74,16 +76,16 @@ class Lines:
     labels: Sequence[str]
     places: Mapping[Metric, Sequence[int]]
 
-    def text(self, metric: Metric) -> bytes:
-        """The lines of one metric, empty if they cannot be made: that costs no other family its own."""
+    def texts(self, metric: Metric) -> list[str]:
+        """The lines of one metric, those of a point together; none if they cannot be made: others keep their own."""
         points, labels, name = self.points, self.labels, metric.name
         make = _buckets if metric.kind is Kind.HISTOGRAM else _number
         try:
-            return "".join([make(name, labels[place], points[place][1]) for place in self.places[metric]]).encode()
+            return [make(name, labels[place], points[place][1]) for place in self.places[metric]]
         except Exception:
             target = points[self.places[metric][0]].series.label("target")
             log.exception("rendering failed: internal error (bug)", extra={"target": target, "metric": name})
-            return b""
+            return []
 
 
 class Renderer:
@@ -157,7 +159,7 @@ def _heading(metric: Metric, form: Format) -> str:
     return f"# TYPE {family} {metric.kind}\n{unit}# HELP {family} {metric.help}\n"
 
 
-_HEADINGS: Final = {form: {metric: _heading(metric, form).encode() for metric in schema.ALL} for form in Format}
+_HEADINGS: Final = {form: {metric: _heading(metric, form) for metric in schema.ALL} for form in Format}
 
 
 def exposition(sources: Iterable[Lines], form: Format) -> bytes:
@@ -166,15 +168,24 @@ def exposition(sources: Iterable[Lines], form: Format) -> bytes:
 
 
 def pieces(sources: Iterable[Lines], form: Format) -> Iterator[bytes]:
-    """The same, family by family: of many targets the whole takes much memory."""
+    """The same, some families at a time: of many targets the whole takes much memory."""
     exposing: dict[Metric, list[Lines]] = {}
     for lines in sources:
         for metric in lines.places:
             exposing.setdefault(metric, []).append(lines)
     headings = _HEADINGS[form]
+    made: list[str] = []
     for metric in schema.ALL:
         found = exposing.get(metric)
-        if found is not None:
-            yield b"".join([headings[metric], *(lines.text(metric) for lines in found)])
+        if found is None:
+            continue
+        made.append(headings[metric])
+        for lines in found:
+            made += lines.texts(metric)
+        if len(made) > _POINTS_AT_ONCE:
+            yield "".join(made).encode()
+            made.clear()
     if form is Format.OPENMETRICS:
-        yield b"# EOF\n"
+        made.append("# EOF\n")
+    if made:
+        yield "".join(made).encode()

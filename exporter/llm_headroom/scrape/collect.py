@@ -44,6 +44,8 @@ MANY_SAMPLES: Final = 5000
 LOOK_AGAIN: Final = 300.0
 """Seconds between looks at what answers in an engine's place."""
 
+_NO_SAMPLES: Final[dict[SampleState, int]] = dict.fromkeys(SampleState, 0)
+
 T = TypeVar("T")
 
 
@@ -205,9 +207,9 @@ class Collector:
     def _derive(self, reading: Reading, at: float) -> None:
         """Add to a reading what a proxy has measured, and what follows of both."""
         seen = self._seen(reading)
-        own = self._own.union(point.series.metric.name for point in reading.points)
-        if own != self._own:
-            self._own = _same(own)
+        own = {point.series.metric.name for point in reading.points}
+        if not own <= self._own:
+            self._own = _same(self._own | own)
         reading.points.extend(self.measured(reading.points))
         self.memory, derived = advance(
             self.memory,
@@ -242,7 +244,7 @@ class Collector:
 
     def _read(self, reported: Sequence[Reported]) -> Reading:
         points: list[Point] = []
-        samples: dict[SampleState, int] = dict.fromkeys(SampleState, 0)
+        samples = _NO_SAMPLES.copy()
         unmapped: tuple[str, ...] = ()
         problems: tuple[str, ...] = ()
         held = self._documents.held

@@ -108,6 +108,8 @@ class Documents:
     def withheld(self) -> tuple[str, ...]:
         """Addresses of optional documents that want credentials."""
         wanting = {key for key, value in self.held.items() if isinstance(value, Absent) and value.status in (401, 403)}
+        if not wanting:
+            return ()
         return tuple(self._url(each) for each in self._engine.documents(self.held) if each.key in wanting)
 
     async def looks_like(self, engines: Iterable[Engine], deadline: float) -> Look | None:

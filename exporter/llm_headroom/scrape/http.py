@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
 from llm_headroom import __version__
 from llm_headroom.config.endpoint import VISIBLE, check, parse_target, parse_url, without_query
+from llm_headroom.frozen import frozen
 from llm_headroom.model import Cause, Failure
 from llm_headroom.net.files import stamp
 from llm_headroom.net.lean_httpx import httpx
@@ -38,7 +38,7 @@ _AS_GET: Final = frozenset({301, 302, 303})
 """After these a request with a body goes on as a GET without one (RFC 9110, section 15.4)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Response:
     """A final answer: header names are looked up in any case, `body` is decompressed."""
 

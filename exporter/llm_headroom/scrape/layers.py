@@ -46,7 +46,7 @@ def merge(layers: Iterable[Iterable[Point]]) -> list[Point]:
     for layer in layers:
         mine: set[tuple[str, str]] = set()
         for point in layer:
-            key = (point.series.metric.name, point.series.label("model"))
+            key = (point.series.metric.name, point.series.model)
             if key not in taken:
                 mine.add(key)
                 merged.append(point)

@@ -123,7 +123,7 @@ def _card(  # noqa: PLR0913, PLR0917 - what a card is made of
         state=state or (NOT_LOADED if loaded == 0.0 else UNJUDGED),
         notes=_notes(offload, source),
         model=model,
-        replicas=len({replica for point in points if (replica := point.series.label("replica"))}),
+        replicas=len({replica for point in points if (replica := point.series.replica)}),
         load=_load(points, said),
         running=running,
         waiting=waiting,

@@ -12,12 +12,12 @@ from array import array
 from collections import deque
 from itertools import pairwise
 from math import isfinite
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from llm_headroom import schema
 from llm_headroom.derive import replicas
 from llm_headroom.derive.observation import growth, histogram_growth
-from llm_headroom.model import Histogram, Kind
+from llm_headroom.model import Histogram
 from llm_headroom.scrape.coverage import GPUS
 from llm_headroom.view.day import MINUTES, Day
 from llm_headroom.view.judged import states
@@ -91,7 +91,7 @@ class Reading(NamedTuple):
 
 def key_of(point: Point) -> str:
     """What a point is about within its source: a model, or a GPU by its uuid."""
-    return point.series.label("uuid") or point.series.label("model")
+    return point.series.label("uuid") or point.series.model
 
 
 class _Track:
@@ -131,17 +131,20 @@ class _Track:
                     values[name] = p95(self.readings, schema.TIME_TO_FIRST_TOKEN, _DAY_WINDOW)
         self.day.put(at, values, state)
 
-    def add(self, at: float, points: Sequence[Point]) -> None:
+    def add(self, at: float, gauging: Sequence[Point], growing: Sequence[Point]) -> None:
         """Append a reading, or replace the latest one where readings come faster than they are stored."""
         gauges = {
-            point.series.metric.name: point.value
-            for point in replicas.combined(point for point in points if point.series.metric.kind is Kind.GAUGE)
-            if isinstance(point.value, float) and isfinite(point.value) and point.series.metric in _GAUGES
+            series.metric.name: value
+            for series, value, _ in replicas.combined(gauging)
+            if isinstance(value, float) and isfinite(value) and series.metric in _GAUGES
         }
-        self._grow([point for point in points if point.series.metric in _GROWING])
-        reading = Reading(at, gauges, dict(self._totals) if points else {})
+        self._grow(growing)
+        any_point = bool(gauging or growing)
+        reading = Reading(at, gauges, dict(self._totals) if any_point else {})
         readings = self.readings
-        self._replaced = bool(points and len(readings) > 1 and readings[-1].gauges and at - readings[-2].at < SPACING)
+        self._replaced = bool(
+            any_point and len(readings) > 1 and readings[-1].gauges and at - readings[-2].at < SPACING
+        )
         if self._replaced:
             readings.pop()
         readings.append(reading)
@@ -200,6 +203,11 @@ def _grown(known: float | Grown | None, pairs: Sequence[tuple[Histogram, Histogr
     return Grown(bounds, counts)
 
 
+_Places: TypeAlias = tuple[list[int], list[int]]
+"""Where gauges are among a source's points, and where what grows."""
+_NOWHERE: Final[_Places] = ([], [])
+
+
 class History:
     """The readings of every source: the only state behind the status page."""
 
@@ -252,16 +260,16 @@ class _Source:
         self.models: tuple[str, ...] = ()
         self.tracks: dict[str, _Track] = {}
         self._series: list[Series] = []
-        self._places: dict[str, list[int]] = {}
+        self._places: dict[str, _Places] = {}
 
     def add(self, snapshot: Snapshot) -> None:
         """Remember a snapshot."""
         tracks, points = self.tracks, snapshot.points
-        by_key = {key: [points[place] for place in places] for key, places in self._kept(points).items()}
+        kept = self._kept(points)
         if snapshot.health.up:
-            self.models = tuple(sorted(filter(None, by_key)))
+            self.models = tuple(sorted(filter(None, kept)))
         gpus = snapshot.engine == GPUS
-        for key in by_key:
+        for key in kept:
             if key in tracks:
                 continue
             if len(tracks) == MOST_TRACKS and (gone := [name for name, track in tracks.items() if not track.known]):
@@ -270,17 +278,18 @@ class _Source:
                 tracks[key] = _Track(GPU_DAY_LINES if gpus else DAY_LINES)
         judged = states(snapshot)
         for key, track in tracks.items():
-            track.add(snapshot.taken, by_key.get(key, ()))
+            gauging, growing = kept.get(key, _NOWHERE)
+            track.add(snapshot.taken, [points[place] for place in gauging], [points[place] for place in growing])
             track.note(snapshot.taken, judged.get(key))
 
-    def _kept(self, points: Sequence[Point]) -> Mapping[str, list[int]]:
-        """The places of the points that are remembered, by key: those of the last poll if it had the same series."""
+    def _kept(self, points: Sequence[Point]) -> Mapping[str, _Places]:
+        """Where the points that are remembered are, by key: where they were last if the poll has the same series."""
         series = [point[0] for point in points]
         if series != self._series:
             self._series, self._places = series, {}
             for place, point in enumerate(points):
-                if point.series.metric in _KEPT:
-                    self._places.setdefault(key_of(point), []).append(place)
+                if (metric := point.series.metric) in _KEPT:
+                    self._places.setdefault(key_of(point), ([], []))[metric in _GROWING].append(place)
         return self._places
 
 
