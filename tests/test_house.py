@@ -25,6 +25,7 @@ ROOMS: Final = (
     ("thresholds",),
     ("schema",),
     ("model",),
+    ("frozen",),
 )
 """From the top floor to the ground: a room imports from lower floors, never from a neighbour or from above."""
 FLOOR: Final = {room: -number for number, floor in enumerate(ROOMS) for room in floor}

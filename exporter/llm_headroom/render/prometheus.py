@@ -68,8 +68,7 @@ def negotiate(accept: str) -> Format:
 class Lines:
     """The sample lines of some points, made family by family when asked for: all at once of many targets fill memory.
 
-    `labels` has what stands between the braces of each point's line, `%` doubled, `places` where each metric's points
-    are, in order.
+    `labels` has what stands between the braces of each point's line, `places` where each metric's points are, in order.
     """
 
     points: Sequence[Point]
@@ -118,11 +117,11 @@ def _places(metrics: tuple[Metric, ...]) -> Mapping[Metric, Sequence[int]]:
 
 
 def _label_text(labels: Labels) -> str:
-    return ",".join([f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels]).replace("%", "%%")
+    return ",".join([f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels])
 
 
 def _number(name: str, labels: str, value: float | Histogram) -> str:
-    return (f"{name}{{{labels}}} %r\n" if labels else f"{name} %r\n") % value
+    return f"{name}{{{labels}}} {value!r}\n" if labels else f"{name} {value!r}\n"
 
 
 def _buckets(name: str, labels: str, value: float | Histogram) -> str:
@@ -130,8 +129,9 @@ def _buckets(name: str, labels: str, value: float | Histogram) -> str:
         return ""
     bucket = f'{name}_bucket{{{labels},le="' if labels else f'{name}_bucket{{le="'
     closed = f"{{{labels}}}" if labels else ""
-    form = bucket + ("%r\n" + bucket).join(_bound_texts(value.bounds))
-    return (f"{form}%r\n{name}_count{closed} %r\n{name}_sum{closed} %r\n") % (*value.counts, value.count, value.sum)
+    counts = zip(_bound_texts(value.bounds), value.counts, strict=True)
+    buckets = "".join([f"{bucket}{bound}{count!r}\n" for bound, count in counts])
+    return f"{buckets}{name}_count{closed} {value.count!r}\n{name}_sum{closed} {value.sum!r}\n"
 
 
 @lru_cache

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.engines.answers import NotUnderstood, decode
 from llm_headroom.engines.openai_api import MODELS
 from llm_headroom.engines.rules import Absent
-from llm_headroom.exposition.text import Exposition, Parser
+from llm_headroom.exposition.text import Exposition, Parser, TooManyLines
 from llm_headroom.model import Cause, Failure
 from llm_headroom.scrape.credentials import HINT
 from llm_headroom.scrape.http import Client, FetchError
@@ -234,15 +235,17 @@ class Documents:
         return Failure(cause, f"{self._url(document)} answered {response.status}" + (f": {hint}" if hint else ""))
 
     async def _exposition(self, document: Document, response: Response, deadline: float) -> Exposition:
-        if len(response.body) > MOST_LINES and (lines := response.body.count(b"\n")) > MOST_LINES:
-            message = f"{self._url(document)} has {lines} lines; {MOST_LINES} are the most that are read"
-            raise FetchError(Failure(Cause.TOO_LARGE, message))
-        parser = self._parsers.setdefault(document.key, Parser())
+        parser = self._parsers.setdefault(document.key, Parser(MOST_LINES))
         openmetrics = response.headers.get("content-type", "").startswith("application/openmetrics-text")
-        if len(response.body) < LARGE_BODY:
-            exposition = parser.parse(response.body, openmetrics=openmetrics)
-        else:
-            exposition = await self._heavy.do(lambda: parser.parse(response.body, openmetrics=openmetrics), deadline)
+        try:
+            if len(response.body) < LARGE_BODY:
+                exposition = parser.parse(response.body, openmetrics=openmetrics)
+            else:
+                work = partial(parser.parse, response.body, openmetrics=openmetrics)
+                exposition = await self._heavy.do(work, deadline)
+        except TooManyLines as many:
+            message = f"{self._url(document)} has {many} lines; {MOST_LINES} are the most that are read"
+            raise FetchError(Failure(Cause.TOO_LARGE, message)) from None
         layout = exposition.layout
         if not layout.keys and (layout.invalid or not layout.families):
             found = layout.problems[0] if layout.problems else "an empty body"
