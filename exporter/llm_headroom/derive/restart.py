@@ -72,10 +72,11 @@ def restarted(counts: Observation, now: Observation, time: Between) -> bool:
     One that fell says so. So does one that is missing after a gap; without a gap it takes all of them, since a single
     one may just be unreadable for once.
     """
+    if time.started or time.upgraded or _fallen(counts, now):
+        return True
     had = [new for old, new in zip(_counted(counts), _counted(now), strict=True) if old is not None and _amount(old)]
     missing = sum(new is None for new in had)
-    gone = time.lacks and missing > 0 and (time.gap or missing == len(had))
-    return time.started or time.upgraded or gone or _fallen(counts, now)
+    return time.lacks and missing > 0 and (time.gap or missing == len(had))
 
 
 def begun(counts: Observation, now: Observation, time: Between, *, restart: bool) -> Observation:

@@ -159,18 +159,19 @@ def judge(
             for model, known in {**memory.away, **memory.models}.items()
             if model not in models and known.samples and at - known.samples[-1].at < LOADS_SECONDS
         }
-        memory = Memory(memory.began, ever_up=True, at_work=working, replaced=replaced, away=away)
+        memory = Memory(memory.began, ever_up=True, at_work=working, models=models, replaced=replaced, away=away)
     else:
         models = dict(memory.models) or {"": Known()}
         unread = _unread(memory, snapshot, at, beside)
         found = {model: [unread] for model in models}
+        memory = replace(memory, models=models)
     judged = []
     for model, known in models.items():
         clear = _UNSURE if model in seen and _unsure(known, seen[model], at) else CLEAR
         settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, clear)
         models[model] = replace(known, settled=settled)
         judged.append(settled.judged(model=model))
-    return replace(memory, models=models), tuple(judged)
+    return memory, tuple(judged)
 
 
 def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:

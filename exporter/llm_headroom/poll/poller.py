@@ -35,7 +35,7 @@ from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from llm_headroom.config.kinds import Detail
     from llm_headroom.derive.memory import Memory
@@ -286,8 +286,9 @@ class Poller:
     def _engine_slots(self) -> list[tuple[EngineSource, Slot]]:
         return [(slot.source, slot) for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
 
-    def _memories(self) -> list[Memory]:
-        return [source.memory for source, _ in self._engine_slots()]
+    def _memories(self) -> Iterator[Memory]:
+        for source, _ in self._engine_slots():
+            yield source.memory
 
     def _watched(self) -> list[Watched]:
         """Engines with their latest collections, for what is read of them on this host."""
