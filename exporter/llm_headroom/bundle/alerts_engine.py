@@ -17,12 +17,11 @@ _SETTLED: Final = f"{SETTLED_SECONDS / 60:.0f}m"
 
 
 def _burn(rate: str, long: str, short: str) -> str:
-    """Without a request in the short window nothing is known to be well."""
-    return f"({_MISSED}{long} > {rate} * {_BUDGET} unless {_MISSED}{short} <= {rate} * {_BUDGET} and {_BUSY})"
+    return f"({_MISSED}{long} > {rate} * {_BUDGET} and {_MISSED}{short} > {rate} * {_BUDGET} and {_BUSY})"
 
 
-_WELL: Final = f"{_MISSED}5m <= {_BUDGET}"
-"""Whether no budget is lost now: what no longer happens pages nobody, however much of the last half hour it was."""
+_BURNING: Final = f"{_MISSED}5m > {_BUDGET}"
+"""Whether any budget is lost now: what no longer happens pages nobody, however much of the last half hour it was."""
 
 
 _FAILING: Final = "target_model:llm_failed:ratio_rate"
@@ -75,11 +74,11 @@ LATENCY: Final = (
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
         expr=f"""{_SLOW}
-            or last_over_time({_SLOW}[10m]) and {_FIRSTS}
+            or last_over_time({_SLOW}[10m]) and ignoring (alertname, alertstate, severity)
+                    ALERTS{{alertname="LLMFirstTokensSlow", alertstate="firing"}}
                 unless ({_FIRSTS} > $ttft_slow_count - 0.5
                     unless {_FIRSTS} - target_model:llm_ttft_missed:increase2m <= $ttft_slow_count - 0.5)
-            or last_over_time({_SLOW}[10m]) unless {_FIRSTS}
-                unless sum without (replica) (max_over_time(llm_requests_waiting[1m])) == 0""",
+                unless (sum without (replica) (max_over_time(llm_requests_waiting[1m])) == 0 unless {_FIRSTS})""",
         kept="0s",
         summary=f"First tokens of {_WHO} are slow",
         description="{{ $value | humanizePercentage }} of the first tokens of two minutes, those that "
@@ -116,8 +115,9 @@ LATENCY: Final = (
         name="LLMLatencyBudgetBurnFast",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
-        expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')} unless {_WELL}",
+        expr=f"{_burn('$burn_rate_fast', '1h', '5m')} or {_burn('$burn_rate_slow', '6h', '30m')} and {_BURNING}",
         wait="2m",
+        kept="5m",
         summary=f"{MODEL} burns its {{{{ $labels.slo }}}} error budget fast",
         description="{{ $value | humanizePercentage }} of what counts towards the objective {{ $labels.slo }} missed "
         "it over the last 1 h or 6 h, and more than the objective allows still does. If this goes on, the error budget "
