@@ -152,7 +152,7 @@ def test_what_first_tokens_waited_corrects_the_twin(counts: tuple[float, ...], r
 def test_an_estimate_is_the_same_wherever_it_begins(begins: dict[str, float]) -> None:
     model = learned(0.7 * LIMIT).models["m"]
     wanted = targets(OBJECTIVES, model.tallies)
-    last = Estimate(at=0.0, headroom={}, rate=1.0, factors={"ttft": begins})
+    last = Estimate(at=0.0, headroom={}, rate=1.0, since=0.0, factors={"ttft": begins})
     found = estimated(replace(model.load, estimate=last), wanted)
     assert found is not None
     assert found.headroom["ttft"].ratio == pytest.approx(1.6, rel=0.2)
@@ -288,6 +288,45 @@ def test_estimates_are_made_in_a_thread_for_each_model_that_is_due_and_not_again
         assert [each.__dict__["model"] for each in caplog.records] == ["m"] * failed
 
 
+def test_an_estimate_of_another_mix_is_made_at_once_and_rested_for_after_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, known = 0.0, learned(0.5 * LIMIT).models["m"]
+    monkeypatch.setattr("llm_headroom.scrape.load_estimates.REST", 0.0)
+    monkeypatch.setattr("llm_headroom.scrape.load_estimates.estimated", lambda load, _: settled_at(load))
+    estimates = LoadEstimates("t", OBJECTIVES, clock=lambda: now)
+
+    def settled_at(load: Known) -> Estimate:
+        return Estimate(at=load.at, headroom={"ttft": Headroom(2.0, "compute")}, rate=1.0, since=load.since)
+
+    def made(alike: float) -> bool:
+        nonlocal known
+        load = replace(known.load, at=1000.0 + now, traffic=replace(known.load.traffic, alike=alike))
+        memory = Memory(models={"m": replace(known, load=load)})
+        for model, estimate in asyncio.run(estimates.made(memory)):
+            memory = with_estimate(memory, model, estimate)
+        found, known = memory.models["m"].load.estimate is not known.load.estimate, memory.models["m"]
+        return found
+
+    assert made(900.0)
+    now = 40.0
+    assert not made(940.0)
+    assert made(10.0), "the mix has changed"
+    now = 50.0
+    assert not made(20.0)
+    assert not made(10.0), "it has again, but twenty seconds are owed"
+    now = 99.0
+    assert not made(59.0)
+    now = 100.0
+    assert made(60.0)
+    now = 179.0
+    assert not made(139.0), "a minute, and what was owed"
+    now = 180.0
+    assert made(140.0)
+    now = 181.0
+    assert made(10.0)
+
+
 def test_a_new_engine_has_nothing_to_estimate() -> None:
     memory, _ = polled(Simulated(1.0), 60)
     assert asyncio.run(LoadEstimates("t", OBJECTIVES).made(memory)) == []
@@ -336,7 +375,7 @@ def settled(ratio: float, waiting: float = 0.0) -> Known:
     known = learned(1.0).models["m"].load
     known = replace(known, last=replace(known.last, waiting=waiting))
     headroom = {"ttft": Headroom(ratio, "compute")}
-    return known.with_estimate(Estimate(at=known.at, headroom=headroom, rate=known.traffic.rate))
+    return known.with_estimate(Estimate(at=known.at, headroom=headroom, rate=known.traffic.rate, since=known.since))
 
 
 @lru_cache
@@ -370,7 +409,9 @@ def test_estimates_are_smoothed_over_minutes() -> None:
     known = settled(2.0)
     for minute in (1, 2, 3, 4, 5, 6, 7, 8):
         at = known.at + 60.0 * minute
-        known = known.with_estimate(Estimate(at=at, headroom={"ttft": Headroom(4.0, "kv_cache")}, rate=1.0))
+        known = known.with_estimate(
+            Estimate(at=at, headroom={"ttft": Headroom(4.0, "kv_cache")}, rate=1.0, since=known.since)
+        )
         if minute == 1:
             assert 2.0 < known.headroom["ttft"].ratio < 3.5
     assert known.headroom["ttft"].ratio == pytest.approx(4.0, rel=0.05)

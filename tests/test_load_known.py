@@ -42,7 +42,7 @@ def known(**changes: Any) -> Known:  # noqa: ANN401 - fields of several types
 
 
 def estimate(ratio: float = 2.0, at: float = 1000.0) -> Estimate:
-    return Estimate(at=at, headroom={"ttft": Headroom(ratio, "compute")}, rate=0.1)
+    return Estimate(at=at, headroom={"ttft": Headroom(ratio, "compute")}, rate=0.1, since=100.0)
 
 
 def last(**changes: Any) -> Observation:  # noqa: ANN401 - fields of several types
@@ -78,7 +78,18 @@ def test_why_there_is_no_load_headroom(changes: Mapping[str, Any], missing: Miss
 
 @pytest.mark.parametrize(("age", "due"), [(0.0, False), (59.0, False), (60.0, True)])
 def test_the_next_estimate_is_due_after_a_minute(age: float, *, due: bool) -> None:
-    assert known(at=1000.0 + age).due is due
+    found = known(at=1000.0 + age, traffic=replace(known().traffic, alike=900.0 + age))
+    assert found.due is due
+    assert not found.of_other_mix
+
+
+@pytest.mark.parametrize(("alike", "other"), [(901.0, False), (896.5, False), (895.0, True), (5.0, True)])
+def test_an_estimate_is_due_at_once_for_another_mix_of_requests(alike: float, *, other: bool) -> None:
+    found = known(at=1001.0, traffic=replace(known().traffic, alike=alike))
+    assert (found.of_other_mix, found.due) == (other, other)
+    assert not replace(found, estimate=None).of_other_mix
+    lacking = replace(found, last=last(capacity=None))
+    assert (lacking.of_other_mix, lacking.due) == (other, False)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +150,7 @@ def test_estimates_are_smoothed_over_two_minutes() -> None:
     fade = math.exp(-1.0)
     assert found.smoothed["ttft"] == pytest.approx((math.log(2.0) * fade + math.log(8.0), fade + 1.0))
     assert found.headroom["ttft"] == pytest.approx((2.0 ** ((3.0 + fade) / (fade + 1.0)), "compute"))
-    other = found.with_estimate(Estimate(at=1120.0, headroom={"itl": Headroom(4.0, "kv_cache")}, rate=0.1))
+    other = found.with_estimate(Estimate(at=1120.0, headroom={"itl": Headroom(4.0, "kv_cache")}, rate=0.1, since=100.0))
     assert list(other.headroom) == ["itl"]
     assert other.headroom["itl"] == pytest.approx((4.0, "kv_cache"))
 
@@ -290,7 +301,7 @@ def test_saturation_is_load_over_what_fits() -> None:
     assert saturation(known(traffic=more, last=last(waiting=0.0))) == pytest.approx(2.0 * 0.28 / (2.0 * 0.16))
     fewer = replace(known().traffic, intervals=(*(MINUTE,) * 10, *(calm,) * 5))
     assert saturation(known(traffic=fewer, last=last(waiting=0.0))) == 0.0
-    only = Estimate(at=1000.0, headroom={"itl": Headroom(2.0, "compute")}, rate=0.1)
+    only = Estimate(at=1000.0, headroom={"itl": Headroom(2.0, "compute")}, rate=0.1, since=100.0)
     assert saturation(replace(known(smoothed={}), estimate=None).with_estimate(only)) is None
 
 

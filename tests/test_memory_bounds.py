@@ -319,7 +319,7 @@ def test_objectives_with_other_bounds_begin_anew(seconds: float) -> None:
     memory, _ = judged(Memory(), 0.0, 2.5)
     for at in range(5, 125, 5):
         memory, before = judged(memory, float(at), 2.5)
-    estimate = Estimate(at=120.0, headroom={"ttft": Headroom(2.0, "compute")}, rate=1.0)
+    estimate = Estimate(at=120.0, headroom={"ttft": Headroom(2.0, "compute")}, rate=1.0, since=0.0)
     memory = with_estimate(memory, "m", estimate)
     memory, at_once = judged(memory, 125.0, seconds)
     memory, later = judged(memory, 130.0, seconds)
@@ -338,7 +338,7 @@ def test_objectives_with_other_bounds_begin_anew(seconds: float) -> None:
 # Load headroom -------------------------------------------------------------------------------------------------------
 def test_an_estimate_is_of_the_life_in_which_it_began() -> None:
     memory, _ = polls([(10.0, work()), (15.0, work())])
-    estimate = Estimate(at=10.0, headroom={"ttft": Headroom(2.0, "compute")}, rate=1.0)
+    estimate = Estimate(at=10.0, headroom={"ttft": Headroom(2.0, "compute")}, rate=1.0, since=0.0)
     assert with_estimate(memory, "m", estimate).models["m"].load.estimate == estimate
     assert with_estimate(memory, "m", replace(estimate, at=9.9)) is memory
     assert with_estimate(memory, "other", estimate) is memory

@@ -157,8 +157,9 @@ def test_the_latest_arrivals_and_at_least_two_minutes() -> None:
     [(60, (1.0, 1.0), 0.4), (59, (1.0, 1.0), None), (60, (1.0, 0.0), None), (60, (0.0, 1.0), None)],
 )
 def test_what_was_served_while_requests_waited(full: int, waiting: tuple[float, float], served: float | None) -> None:
-    known = Traffic(intervals=(*(poll(),) * 9, *(poll(waiting=waiting),) * full))
+    known = Traffic(intervals=(*(poll(),) * 9, *(poll(waiting=waiting),) * full), alike=345.0)
     assert known.served == served
+    assert replace(known, alike=295.0).served is None, "what others waited for"
 
 
 @pytest.mark.parametrize(
@@ -204,54 +205,6 @@ def test_requests_are_known_once_enough_were_seen(
     if "firsts" in interval:
         seen = replace(seen, intervals=(replace(poll(**interval), arrivals=2.0),) * 5)
     assert (replace(seen, **changes).sizes() is not None) is known  # type: ignore[arg-type]
-
-
-# Changes of the mix --------------------------------------------------------------------------------------------------
-def mixed(*intervals: Interval, alike: float | None = None) -> float:
-    """For how long requests are alike after the last of some intervals."""
-    *before, last = intervals
-    seconds = sum(each.seconds for each in before) if alike is None else alike
-    return Traffic(intervals=tuple(before), alike=seconds).after(last, NOTHING, NOTHING).alike
-
-
-OLD = (poll(),) * 54
-
-
-@pytest.mark.parametrize(
-    ("intervals", "alike", "expected"),
-    [
-        ((*OLD, *(poll(length=2740.0),) * 6), None, 30.0),  # 1,740 are 6.03 times 1,000 over the root of 12
-        ((*OLD, *(poll(length=2725.0),) * 6), None, 300.0),
-        ((*OLD, *(poll(length=9000.0),) * 6), 234.0, 239.0),  # too short a while
-        ((*OLD, *(poll(length=9000.0),) * 6), 235.0, 30.0),
-        (((*OLD[:48], *(poll(length=5000.0),) * 12)), None, 60.0),
-        (((*OLD[:36], *(poll(length=5000.0),) * 24)), None, 120.0),
-        ((*(poll(0.0),) * 34, *(poll(1.0),) * 10, *(poll(0.0),) * 10, *(poll(length=9000.0),) * 6), None, 60.0),
-        ((*(poll(0.0),) * 34, *(poll(0.9),) * 10, *(poll(0.0),) * 10, *(poll(length=9000.0),) * 6), None, 300.0),
-        ((*OLD[:30], *(poll(0.0),) * 24, *(poll(2.0, 9000.0),) * 5, poll(0.0)), None, 120.0),
-        ((*OLD[:30], *(poll(0.0),) * 24, *(poll(1.9, 9000.0),) * 5, poll(0.0)), None, 300.0),
-        ((*(poll(length=0.0),) * 54, *(poll(length=9000.0),) * 6), None, 300.0),  # of a length that is not known
-    ],
-)
-def test_another_mix_is_one_of_another_mean_prompt(
-    intervals: tuple[Interval, ...], alike: float | None, expected: float
-) -> None:
-    assert mixed(*intervals, alike=alike) == expected
-
-
-def test_minutes_that_differ_anyway_are_no_change() -> None:
-    minutes = [poll(20.0, length) for length in (500.0, 1500.0) * 3 for _ in range(12)]
-    assert mixed(*minutes, *(poll(20.0, 3000.0),) * 6) == 390.0
-    assert mixed(*minutes, *(poll(20.0, 6000.0),) * 6) == 30.0
-
-
-def test_after_a_change_sizes_are_those_since_then() -> None:
-    new = poll(length=9000.0, generated=70.0)
-    known = Traffic(intervals=(*OLD, *(new,) * 5), alike=295.0, generated=1e6, answered=1e4).after(
-        new, NOTHING, NOTHING
-    )
-    assert (known.generated, known.answered, known.alike, len(known.intervals)) == (420.0, 12.0, 30.0, 60)
-    assert known.prompts == known.answers == known.waited == Lengths()
 
 
 # Draws ---------------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from llm_headroom import schema
 from llm_headroom.derive import twin
 from llm_headroom.derive.interval import between
+from llm_headroom.derive.mix import CHANGE_SECONDS
 from llm_headroom.derive.step_cost import Learner
-from llm_headroom.derive.traffic import CHANGE_SECONDS, QUIET_SECONDS, USUAL_SECONDS, Lengths, Traffic
+from llm_headroom.derive.traffic import QUIET_SECONDS, USUAL_SECONDS, Lengths, Traffic
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.frozen import frozen_named
 from llm_headroom.model import point
@@ -105,12 +106,14 @@ class Headroom(NamedTuple):
 class Estimate:
     """The load headroom for each objective at time `at` (seconds), and arrivals per second of the whole target.
 
-    `factors` are those that were found on the way, for each objective: near them the next estimate begins.
+    `since` is when the mix of requests that it is of began. `factors` are those that were found on the way, for each
+    objective: near them the next estimate begins.
     """
 
     at: float
     headroom: Mapping[str, Headroom]
     rate: float
+    since: float
     factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -169,9 +172,19 @@ class Known:
 
     @property
     def due(self) -> bool:
-        """Whether there is enough for an estimate, and none that is recent."""
+        """Whether there is enough for an estimate, and none that is recent and of this mix of requests."""
         recent = self.estimate is not None and self.at - self.estimate.at < ESTIMATE_SECONDS
-        return not recent and self._lacking is None
+        return (self.of_other_mix or not recent) and self._lacking is None
+
+    @property
+    def since(self) -> float:
+        """When the present mix of requests began."""
+        return self.at - self.traffic.alike
+
+    @property
+    def of_other_mix(self) -> bool:
+        """Whether the mix of requests has changed since the last estimate, as far as is seen."""
+        return self.estimate is not None and self.since - self.estimate.since > FINEST_SECONDS
 
     @property
     def missing(self) -> Missing | None:

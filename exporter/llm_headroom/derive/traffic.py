@@ -8,6 +8,16 @@ from dataclasses import field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_headroom.derive.mix import (
+    ANSWER,
+    COMPUTED,
+    LEAST_ARRIVALS,
+    PROMPT,
+    between_minutes,
+    blocks_of,
+    by_minute,
+    changed,
+)
 from llm_headroom.derive.observation import histogram_growth
 from llm_headroom.frozen import frozen, frozen_named
 
@@ -23,12 +33,6 @@ WINDOW_SECONDS: Final = 900.0
 QUIET_SECONDS: Final = 60.0
 """A minute is busy if anything happens in it."""
 LEAST_SECONDS: Final = 120.0
-LIKE_SECONDS: Final = 60.0
-"""Prompts of so many seconds are taken to be alike, as far as they are."""
-CHANGE_SECONDS: Final = (30.0, 60.0, 120.0)
-"""How long ago the mix of requests is looked at for a change."""
-_CHANGED: Final = 6.0
-"""Standard errors by which the mean prompt of a new mix lies away."""
 COARSE_SECONDS: Final = 60.0
 """Bursts are estimated at this scale first, and within it at that of single intervals."""
 ANSWER_SECONDS: Final = 1800.0
@@ -39,7 +43,6 @@ USUAL_SECONDS: Final = 300.0
 PRESENT_SECONDS: Final = 60.0
 """The present rate is that of five minutes, or of the last one where that is higher by more than chance."""
 _MOST_CHANGE: Final = 2.0
-LEAST_ARRIVALS: Final = 10
 FULL_SECONDS: Final = 300.0
 """With requests that wait, after which what ends meanwhile is what the engine can do."""
 LEAST_FIRSTS: Final = 5
@@ -90,6 +93,11 @@ class Lengths:
         """The share above a bucket's bound."""
         above = sum(count for upper, count in zip(self.bounds, self.counts, strict=True) if upper > bound)
         return above / self.total if self.total else 0.0
+
+    @property
+    def variation(self) -> float:
+        """The standard deviation as a share of the mean."""
+        return self.sampler(1.0).deviation
 
     def sampler(self, mean: float) -> Sampler:
         """Draws lengths of the given mean in tokens; exponential ones where there is no histogram."""
@@ -193,8 +201,7 @@ class Traffic:
             busy=self.busy + (interval.seconds if quiet < QUIET_SECONDS else 0.0),
             quiet=quiet,
         )
-        change = known._change()  # noqa: SLF001 - of the same class
-        return known._since(change) if change else known  # noqa: SLF001 - of the same class
+        return known._of_one_mix()  # noqa: SLF001 - of the same class
 
     def _latest(self, seconds: float) -> tuple[Interval, ...]:
         """The intervals of the last so many seconds."""
@@ -206,41 +213,35 @@ class Traffic:
             count += 1
         return self.intervals[len(self.intervals) - count :]
 
-    def _change(self) -> float:
-        """How long ago the mix of requests has changed: seconds since when prompts are others, 0 if they are not."""
-        found = max((self._difference(seconds), seconds) for seconds in CHANGE_SECONDS)
-        return found[1] if found[0] > _CHANGED else 0.0
+    def _of_one_mix(self) -> Traffic:
+        """The same, or what came since the mix of requests has changed."""
+        alike = self._latest(self.alike)
+        prompts = changed(alike, PROMPT, lambda: self.prompts.variation)
+        computed = changed(alike, COMPUTED, lambda: self._computed_variation(alike))
+        # the tokens of some seconds are of other requests than those that end in them
+        answers = changed(alike, ANSWER, lambda: math.hypot(1.0, self.answers.variation))
+        since = max(prompts, computed, answers)
+        return self._since(alike[len(alike) - since :], of_other_answers=answers > 0) if since else self
 
-    def _difference(self, seconds: float) -> float:
-        """How far the prompts of the last so many seconds are from those before, in standard errors; 0 for no change.
+    def _computed_variation(self, alike: Sequence[Interval]) -> float:
+        """That of what is computed of a prompt, if each is either cached or not, so that they differ by most."""
+        share = sum(each.computed for each in alike) / sum(each.prompt for each in alike)
+        return math.sqrt(max(0.0, (1.0 + self.prompts.variation**2) / share - 1.0))
 
-        The error is that of the requests' own deviation and of what minutes differ by.
+    def _since(self, recent: Sequence[Interval], *, of_other_answers: bool) -> Traffic:
+        """The traffic with the sizes of the latest intervals alone; how it arrives is still known of all of it.
+
+        Answers that have not changed as far as is seen weigh as much as those of the latest intervals.
         """
-        recent, alike = self._latest(seconds), self._latest(self.alike)
-        before = alike[: len(alike) - len(recent)]
-        old, new = sum(each.firsts for each in before), sum(each.firsts for each in recent)
-        if self.alike < 2.0 * max(CHANGE_SECONDS) or old < LEAST_ARRIVALS or new < LEAST_ARRIVALS:
-            return 0.0
-        mean, now = sum(each.prompt for each in before) / old, sum(each.prompt for each in recent) / new
-        if mean <= 0:
-            return 0.0
-        deviation = self.prompts.sampler(mean).deviation
-        apart, chance = abs(now - mean), deviation**2 / new
-        if apart <= _CHANGED * math.sqrt(chance):
-            return 0.0  # what minutes differ by, which takes long to find, would only make it less
-        minutes = max(1.0, seconds / LIKE_SECONDS)
-        return apart / math.sqrt(chance + _between(before, mean, deviation) / minutes)
-
-    def _since(self, seconds: float) -> Traffic:
-        """The traffic with the sizes of the last so many seconds alone; how it arrives is still known of all of it."""
-        recent = self._latest(seconds)
+        generated, answered = sum(each.generated for each in recent), sum(each.admitted for each in recent)
+        keep = 0.0 if of_other_answers or not self.answered else min(1.0, answered / self.answered)
         return replace(
             self,
             prompts=Lengths(),
             answers=Lengths(),
             waited=Lengths(),
-            generated=sum(each.generated for each in recent),
-            answered=sum(each.admitted for each in recent),
+            generated=generated + keep * max(0.0, self.generated - generated),
+            answered=answered + keep * max(0.0, self.answered - answered),
             alike=sum(each.seconds for each in recent),
         )
 
@@ -297,14 +298,14 @@ class Traffic:
         seconds = [each.seconds for each in self.intervals]
         counts = [each.arrivals * each.replicas for each in self.intervals]
         rate = sum(counts) / sum(seconds) if seconds else 0.0
-        blocks = _blocks(seconds, COARSE_SECONDS)
+        blocks = blocks_of(seconds, COARSE_SECONDS)
         came = [sum(counts[i] for i in block) for block in blocks]
         return blocks, came, [rate * sum(seconds[i] for i in block) for block in blocks]
 
     @property
     def served(self) -> float | None:
         """Requests per second that ended while others waited, which is all that was possible; None where few did."""
-        full = [each for each in self.intervals if all(each.waiting)]
+        full = [each for each in self._latest(self.alike) if all(each.waiting)]
         seconds = sum(each.seconds for each in full)
         return sum(each.finished for each in full) / seconds if seconds >= FULL_SECONDS else None
 
@@ -353,9 +354,9 @@ class Traffic:
         What chance explains, with requests of that standard deviation, is shrunk away.
         """
         alike = self._latest(self.alike)
-        between = _between(alike, mean, deviation)
+        between = between_minutes(alike, PROMPT, mean, deviation)
         found = [1.0] * (len(self.intervals) - len(alike))
-        for block, count, each in _minutes(alike, mean):
+        for block, count, each in by_minute(alike, PROMPT, mean):
             trust = between * count / (between * count + deviation**2) if count and between else 0.0
             found += [1.0 + trust * (each / mean - 1.0)] * len(block)
         return found
@@ -419,37 +420,6 @@ def _summing(sampler: Sampler, count: int, total: float, chance: random.Random) 
     best = min(tries, key=lambda lengths: abs(math.log(sum(lengths) / total)))
     scale = total / sum(best)
     return [max(1, round(length * scale)) for length in best]
-
-
-def _minutes(intervals: Sequence[Interval], mean: float) -> Iterator[tuple[list[int], float, float]]:
-    """Minute by minute: which intervals, how many first tokens, and their mean prompt."""
-    for block in _blocks([each.seconds for each in intervals], LIKE_SECONDS):
-        count = sum(intervals[i].firsts for i in block)
-        yield block, count, sum(intervals[i].prompt for i in block) / count if count else mean
-
-
-def _between(intervals: Sequence[Interval], mean: float, deviation: float) -> float:
-    """The variance of the mean prompt from minute to minute, beyond what that of single prompts explains."""
-    minutes = [(count, each) for _, count, each in _minutes(intervals, mean)]
-    total = sum(count for count, _ in minutes)
-    if total <= 0:
-        return 0.0
-    spread = total - sum(count**2 for count, _ in minutes) / total
-    seen = sum(count * (each - mean) ** 2 for count, each in minutes)
-    return max(0.0, (seen - (len(minutes) - 1) * deviation**2) / spread) if spread > 0 else 0.0
-
-
-def _blocks(seconds: Sequence[float], length: float) -> list[list[int]]:
-    """Indices of neighbouring intervals, together about `length` seconds."""
-    blocks: list[list[int]] = [[]]
-    filled = 0.0
-    for index, each in enumerate(seconds):
-        if filled >= length:
-            blocks.append([])
-            filled = 0.0
-        blocks[-1].append(index)
-        filled += each
-    return blocks
 
 
 def ratios(counts: Iterable[float], expected: Sequence[float], chance: random.Random) -> list[float]:

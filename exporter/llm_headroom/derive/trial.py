@@ -56,7 +56,8 @@ def estimated(known: Known, targets: Sequence[Target]) -> Estimate | None:
         ratio = trial.ratio()
         found[target.name] = Headroom(ratio, trial.binding(ratio))
         factors[target.name] = trial.factors
-    return Estimate(at=known.at, headroom=found, rate=known.traffic.rate * known.replicas, factors=factors)
+    rate = known.traffic.rate * known.replicas
+    return Estimate(at=known.at, headroom=found, rate=rate, since=known.since, factors=factors)
 
 
 def factor(excess: Callable[[float], bool], guess: float) -> float:

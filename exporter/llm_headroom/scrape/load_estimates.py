@@ -32,18 +32,26 @@ class LoadEstimates:
     ) -> None:
         self._target, self._objectives, self._clock = target, tuple(objectives), clock
         self._not_before: dict[str, float] = {}
+        self._owed: dict[str, float] = {}
 
     async def made(self, memory: Memory) -> list[tuple[str, Estimate]]:
-        """An estimate, made in a worker thread, for each model whose last one is old enough."""
+        """An estimate, made in a worker thread, for each model whose last one is old enough, or of another mix.
+
+        The seconds that one comes early by are rested after the next one.
+        """
         now = self._clock()
         self._not_before = {model: at for model, at in self._not_before.items() if at > now}
+        self._owed = {model: seconds for model, seconds in self._owed.items() if model in memory.models}
         found = []
         for model, known in memory.models.items():
-            if model in self._not_before or not known.load.due:
+            early = self._not_before.get(model, now) - now
+            if not known.load.due or (early and (model in self._owed or not known.load.of_other_mix)):
                 continue
             wanted = targets(self._objectives, known.tallies)
             estimate, spent = await asyncio.to_thread(self._run, model, known.load, wanted)
-            self._not_before[model] = now + max(ESTIMATE_SECONDS, REST * spent)
+            self._not_before[model] = now + max(ESTIMATE_SECONDS, REST * spent) + self._owed.pop(model, 0.0)
+            if early:
+                self._owed[model] = early
             if estimate is not None:
                 found.append((model, estimate))
         return found
