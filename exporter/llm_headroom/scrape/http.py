@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urljoin
 
 from llm_headroom import __version__
@@ -25,7 +25,7 @@ from llm_headroom.scrape.refusals import Refusal
 from llm_headroom.scrape.transport import Died, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterable, Mapping
 
     from llm_headroom.config.endpoint import Endpoint
     from llm_headroom.net.files import Stamp
@@ -224,13 +224,14 @@ class Client:
             headers = response.headers
             if request.method != "HEAD" and int(headers.get("content-length", "0")) > cap:
                 raise _too_large(cap)
-            body = await _collected(response.aiter_raw(), cap, headers.get("content-encoding", "").strip().lower())
+            pieces = cast("httpx.AsyncByteStream", response.stream)  # as `aiter_raw` gives it, at half the cost
+            body = await _collected(pieces, cap, headers.get("content-encoding", "").strip().lower())
         finally:
             await response.aclose()
         return Response(response.status_code, headers, body)
 
 
-async def _collected(pieces: AsyncIterator[bytes], cap: int, coding: str) -> bytes:
+async def _collected(pieces: AsyncIterable[bytes], cap: int, coding: str) -> bytes:
     """A body, decompressed as it comes: no more than the cap is ever held, whatever it would expand to."""
     if coding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
         raise Refusal(Cause.PROTOCOL, f"the body's Content-Encoding {coding[:40]!r} is not one we asked for")
