@@ -49,16 +49,19 @@ def of_model(metric: Metric, value: float | Histogram, **labels: str) -> Point:
 
 
 def snapshot(at: float, *points: Point, engine: str = "vllm", target: str = "t", state: State = State.OK) -> Snapshot:
+    models = dict.fromkeys(each.series.label("model") for each in points)
+    subjects = (
+        [{"gpu": "0", "uuid": "GPU-1"}]
+        if any(each.series.label("uuid") for each in points)
+        else [{"model": model} for model in models]
+    )
     return Snapshot(
         target=target,
         engine=engine,
         taken=at,
         points=points,
         health=Health(up=True, last_success=at, version="1.2"),
-        states=(
-            Judged(state=state, reason="because", since=50.0, model="m"),
-            Judged(state=state, reason="because", since=50.0, gpu="0", uuid="GPU-1"),
-        ),
+        states=tuple(Judged(state=state, reason="because", since=50.0, **whose) for whose in subjects),
     )
 
 
@@ -258,7 +261,7 @@ def test_a_model_beside_the_gpus_is_noted(share: float, said: tuple[str, ...]) -
 
 def test_what_nobody_has_judged_is_unknown_and_a_model_that_is_not_loaded_is_neither_good_nor_bad() -> None:
     points = [of_model(schema.REQUESTS_RUNNING, 1.0, model="other"), of_model(schema.MODEL_LOADED, 0.0, model="cold")]
-    states = {card.model: card.state for card in shown([snapshot(100.0, *points)]).engines}
+    states = {card.model: card.state for card in shown([replace(snapshot(100.0, *points), states=())]).engines}
 
     assert (states["other"].name, states["other"].level) == ("unknown", Level.UNKNOWN)
     assert (states["cold"].name, states["cold"].level) == ("not loaded", Level.GOOD)

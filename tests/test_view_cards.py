@@ -239,6 +239,18 @@ def test_a_target_that_is_down_has_one_card(models: tuple[str, ...], id_: str, s
 
 
 # Routers -------------------------------------------------------------------------------------------------------------
+def test_models_that_are_judged_and_no_longer_exposed_have_one_card() -> None:
+    here, taken = point(schema.REQUESTS_RUNNING, 1.0, "b"), Condition("misread", Level.BAD, "b is served here instead")
+    found = cards(here, states={"a": taken, "b": GOOD})
+    assert [(each.id, each.model, each.state) for each in found] == [
+        ("engine/t/b", "b", GOOD),
+        ("engine/t/a", "a", taken),
+    ]
+    several = cards(here, states={"a": Condition("unknown", Level.UNKNOWN), "b": GOOD, "c": taken})
+    assert [(each.id, each.model, each.state) for each in several[1:]] == [("engine/t/", "a, c", taken)]
+    assert (several[1].running, several[1].missing) == (None, ())
+
+
 def test_a_router_has_one_card_for_all_of_its_models() -> None:
     healthy = [point(schema.ROUTER_WORKER_HEALTHY, value, "", worker=name) for name, value in (("a", 1.0), ("b", 0.0))]
     found = card(

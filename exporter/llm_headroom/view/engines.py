@@ -59,10 +59,11 @@ def cards(
 ) -> tuple[EngineCard, ...]:
     """The cards of a target, with the states of its models by name.
 
-    One that is down has a single card with the error, the names of its models, and no value from before.
+    One that is down has a single card with the error, the names of its models, and no value from before. So have models
+    that are judged although they are no longer exposed, as where others have taken their place.
     """
     if not source.up:
-        return (_down(source, history.models(source.target), states),)
+        return (_bare(source, history.models(source.target), states),)
     by_model: dict[str, list[Point]] = {}
     for point in snapshot.points:
         by_model.setdefault(key_of(point), []).append(point)
@@ -78,20 +79,25 @@ def cards(
     models = sorted(by_model, key=lambda name: Said(by_model[name]).get(schema.MODEL_LOADED) == 0.0)
     # What an engine exposes of itself and of no model is of the only model, where there is only one.
     shared = whole if len(models) == 1 else []
-    return tuple(
+    found = [
         _card(
             name, [*by_model[name], *shared], source, history.readings(source.target, name), missing, states.get(name)
         )
         for name in models
-    )
+    ]
+    gone = {model: state for model, state in states.items() if model and model not in by_model}
+    return (*found, _bare(source, tuple(gone), gone)) if gone else tuple(found)
 
 
 def _id(target: str, model: str) -> str:
     return f"engine/{target}/{model}"
 
 
-def _down(source: Source, models: Sequence[str], states: Mapping[str, Condition]) -> EngineCard:
-    """The name of the only model stays in the card's id, so that whoever looks at it goes on to see it."""
+def _bare(source: Source, models: Sequence[str], states: Mapping[str, Condition]) -> EngineCard:
+    """A card without values, of the worst state.
+
+    The name of the only model stays in its id, so that whoever looks at it goes on to see it.
+    """
     only = models[0] if len(models) == 1 else ""
     worst = min(states.values(), key=lambda state: ORDER[state.level], default=None)
     return EngineCard(
