@@ -92,8 +92,8 @@ LATENCY: Final = (
         dashboard=Dashboard.ENGINE,
         expr="""sum without (replica) (rate(llm_inter_token_latency_seconds_sum[2m]))
                 / sum without (replica) (rate(llm_inter_token_latency_seconds_count[2m]) > 10 * $traffic_floor)
-                > $inter_token_trickle * max without (slo) (llm_slo_threshold_seconds{slo="inter_token_latency"})
-            and max without (slo) (2 * increase(llm_slo_requests_good_total{slo="inter_token_latency"}[2m])
+                > ignoring (slo) $inter_token_trickle * llm_slo_threshold_seconds{slo="inter_token_latency"}
+            and ignoring (slo) (2 * increase(llm_slo_requests_good_total{slo="inter_token_latency"}[2m])
                 < increase(llm_slo_requests_total{slo="inter_token_latency"}[2m]))""",
         summary=f"Tokens of {_WHO} trickle",
         description="{{ $value | humanizeDuration }} pass from one token to the next, on average of the last two "
