@@ -46,7 +46,7 @@ GRACE: Final = {
     "LLMModelDown": (150, KEPT + 60),
     "LLMEngineStalled": (90, KEPT + 60),
     "LLMQueueStarved": (120, KEPT + 60),
-    "LLMInterTokenLatencySlow": (690, KEPT + 90),
+    "LLMInterTokenLatencySlow": (840, KEPT + 90),
 }
 """Seconds by which each page may come and may go after its state: how long it must hold or is kept, and two scrapes."""
 SOON: Final = {

@@ -332,6 +332,18 @@ def test_tokens_that_come_too_late_are_lagging_while_first_tokens_are_in_time() 
     assert judged[100].state.level is Level.WARN
 
 
+def test_tokens_at_a_crawl_are_lagging_though_they_are_few_beside_those_before() -> None:
+    """From 200 a second to four, each of them late."""
+    watch = Watch()
+    states = []
+    for poll in range(120):
+        late = 20.0 * max(0, poll - 60)
+        timely = 1000.0 * min(poll, 60)
+        states.append(watch.polled(busy(tokens=timely + late, timely=timely)).state)
+
+    assert 82 <= states.index(State.LAGGING) <= 98, "a minute after most of those of two minutes are late"
+
+
 @pytest.mark.parametrize(
     ("tokens", "late", "wanted"),
     [(600.0, 31.0, State.LAGGING), (600.0, 30.0, State.OK), (31.0, 30.0, State.LAGGING), (29.0, 29.0, State.OK)],

@@ -48,6 +48,8 @@ AT_WORK_SECONDS: Final = 30.0
 """An engine that ends within so much of its last request has not been drained: it ended unplanned."""
 _LATE_TOKENS: Final = 30.0
 """Fewest late tokens that count: of the few of a single answer some always wait for the prompt of another one."""
+_MOST: Final = 0.5
+"""Share of late tokens that is most of them, as for LLMTokensTrickle."""
 _ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cause.STATUS, Cause.PROTOCOL})
 """Failures of an engine that is not there, or not yet."""
 _MISREAD: Final = frozenset({Cause.NOT_THIS_ENGINE, Cause.FORMAT, Cause.REDIRECT, Cause.TOO_LARGE, Cause.TRUNCATED})
@@ -378,12 +380,14 @@ def _objective(own: Mapping[str, float], name: str) -> str:
 
 
 def _lagging(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
-    grown = _increase(known.samples, own, at, RATE_SECONDS)
-    total = grown["tokens"]
-    late = total - grown["timely"]
-    if late >= _LATE_TOKENS and late > DEFAULT.inter_token_slow_share * total:
-        which = f"{late / total:.0%} of the tokens of the last {span(RATE_SECONDS)}"
-        yield Finding(State.LAGGING, f"{which} came later than {_objective(own, 'gap')} after the one before")
+    """By a share of a longer window; or by most of a shorter one: where tokens come at a crawl, they are few."""
+    for window, share in ((RATE_SECONDS, DEFAULT.inter_token_slow_share), (SLOW_SECONDS, _MOST)):
+        grown = _increase(known.samples, own, at, window)
+        total = grown["tokens"]
+        late = total - grown["timely"]
+        if late >= _LATE_TOKENS and late > share * total:
+            which = f"{late / total:.0%} of the tokens of the last {span(window)}"
+            yield Finding(State.LAGGING, f"{which} came later than {_objective(own, 'gap')} after the one before")
 
 
 def _thrash(known: Known, at: float) -> Iterator[Finding]:
