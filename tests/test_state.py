@@ -125,6 +125,23 @@ def test_an_engine_whose_metrics_come_too_late_is_unknown_and_one_slow_poll_is_n
     assert watch.polled(busy()).state is State.OK
 
 
+@pytest.mark.parametrize("failure", [Failure(Cause.TIMEOUT, "late"), REFUSED])
+def test_an_engine_whose_proxy_sees_answers_is_unknown_and_down_a_minute_after_the_last_one(failure: Failure) -> None:
+    watch = Watch()
+    watch.polled(busy())
+    states = []
+    for poll in range(40):
+        judged = watch.polled(failure, beside=[point(schema.REQUESTS_FINISHED, 7.0 + min(poll, 20), reason="stop")])
+        states.append(judged.state)
+        if poll == 10:
+            assert judged.reason == f"clients get answers through its proxy, but it cannot be read: {failure.message}"
+    assert set(states[2:32]) == {State.UNKNOWN}
+    assert set(states[35:]) == {State.DOWN}
+    assert watch.polled(busy()).state is State.OK
+    before = [point(schema.REQUESTS_FINISHED, 99.0)]
+    assert [watch.polled(failure, beside=before).state for _ in range(3)][-1] is State.DOWN
+
+
 def test_an_engine_that_never_answered_is_loading_however_long_that_takes() -> None:
     watch = Watch(step=600.0)
     judged = [watch.polled(REFUSED) for _ in range(4)]

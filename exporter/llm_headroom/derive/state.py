@@ -16,7 +16,7 @@ from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
 from llm_headroom.frozen import frozen, frozen_named
-from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State
+from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State, numbers
 from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, RESTARTS_SECONDS, SETTLED_SECONDS, SLOW_SECONDS
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ UNSURE_SECONDS: Final = 600.0
 _UNSURE: Final = {**CLEAR, State.SLOW: UNSURE_SECONDS}
 REPLACED_SECONDS: Final = 1800.0
 """Time for which a model is missed whose place another one has taken: as long as LLMModelGone looks back."""
+ANSWERED_SECONDS: Final = 60.0
+"""Time for which an answer through its proxy shows that an engine is there although it cannot be read."""
 AT_WORK_SECONDS: Final = 30.0
 """An engine that ends within so much of its last request has not been drained: it ended unplanned."""
 _LATE_TOKENS: Final = 30.0
@@ -118,7 +120,8 @@ class Memory:
 
     `at_work`: at the last collection that succeeded it had requests, or had had one within `AT_WORK_SECONDS`.
     `replaced`: models that it no longer serves although they had requests, and since when. `away`: models that are
-    loaded on demand and were in memory within `LOADS_SECONDS`.
+    loaded on demand and were in memory within `LOADS_SECONDS`. `finished`: requests that a proxy had seen answered at
+    the last collection, which failed, and `answered` when another one was.
     """
 
     began: float
@@ -127,6 +130,8 @@ class Memory:
     models: Mapping[str, Known] = field(default_factory=dict)
     replaced: Mapping[str, float] = field(default_factory=dict)
     away: Mapping[str, Known] = field(default_factory=dict)
+    finished: float = math.inf
+    answered: float = -math.inf
 
 
 def judge(
@@ -138,7 +143,7 @@ def judge(
     """The memory after a collection, and the state of each model; of the target where no model is known.
 
     `at` is a monotonic time in seconds. Late first tokens are a fault where they have an objective: a target for
-    batches has none. `beside` is what this host shows of the engine while it does not answer.
+    batches has none. `beside` is what this host, or a proxy, shows of the engine while it does not answer.
     """
     memory = memory or Memory(at)
     seen: dict[str, dict[str, float]] = {}
@@ -164,6 +169,9 @@ def judge(
         memory = Memory(memory.began, ever_up=True, at_work=working, models=models, replaced=replaced, away=away)
     else:
         models = dict(memory.models) or {"": Known()}
+        finished = sum(value for _, value in numbers(beside, schema.REQUESTS_FINISHED))
+        answered = at if finished > memory.finished else memory.answered
+        memory = replace(memory, finished=finished, answered=answered)
         unread = _unread(memory, snapshot, at, beside)
         found = {model: [unread] for model in models}
         memory = replace(memory, models=models)
@@ -428,6 +436,10 @@ def _unread(memory: Memory, snapshot: Snapshot, at: float, beside: Sequence[Poin
         return Finding(State.MISREAD, failure.message)
     if failure.cause not in _ABSENT:
         return Finding(State.UNKNOWN, failure.message)
+    if at - memory.answered < ANSWERED_SECONDS:
+        return Finding(
+            State.UNKNOWN, f"clients get answers through its proxy, but it cannot be read: {failure.message}"
+        )
     if not memory.ever_up:
         watched = span(at - memory.began)
         return Finding(State.LOADING, f"no response since llm-headroom started {watched} ago: {failure.message}")

@@ -26,7 +26,7 @@ from llm_headroom.model import Cause, Common, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points, labels_of
-from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
+from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes, proxied
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.pace import Pace, host_pause, paces
 from llm_headroom.poll.source import failed
@@ -87,11 +87,11 @@ class Slot:
             self.snapshot, self.errors = former.snapshot, former.errors
             self._judge, self._logged = former._judge, former._logged  # noqa: SLF001 - of its own class
 
-    def publish(self, snapshot: Snapshot) -> Snapshot:
-        """Publish a snapshot with its state; count its failures, and log what changed since the one before."""
+    def publish(self, snapshot: Snapshot, measured: Sequence[Point] = ()) -> Snapshot:
+        """Publish a snapshot with its state, by what a proxy has `measured`, too; count failures, log what changed."""
         before = () if self.snapshot is None else self.snapshot.states
         remembered = () if self.snapshot is None else self.snapshot.health.warnings
-        beside = () if snapshot.health.up else self.source.retained
+        beside = () if snapshot.health.up else (*self.source.retained, *measured)
         self.snapshot = snapshot = self._judge.judged(snapshot, time.monotonic(), beside)
         log_changes(snapshot, before)
         health = snapshot.health
@@ -391,7 +391,7 @@ class Poller:
             log.exception("collection failed: internal error (bug)", extra={"target": slot.name})
             failure = Failure(Cause.INTERNAL, f"{type(error).__name__} in llm-headroom; see its log")
             snapshot = failed(slot.name, "", taken, started, failure)
-        self._fresh[slot.name] = slot.publish(snapshot)
+        self._fresh[slot.name] = slot.publish(snapshot, self.polled(proxied(slot.name)))
         if slot.name == GPU_TARGET:
             held = economy.held_gpus(snapshot.points)
             none = economy.Gpus(0) if snapshot.health.up else None
