@@ -908,6 +908,14 @@ def test_an_expired_certificate_is_refused(certificates: Certificates) -> None:
     assert "expired" in failure.message
 
 
+def test_a_certificate_that_is_not_yet_valid_is_no_matter_of_its_authority(certificates: Certificates) -> None:
+    begin = dt.datetime.now(dt.UTC) + dt.timedelta(days=2)
+    context = certificates.server(not_before=begin, not_after=begin + dt.timedelta(days=1))
+    failure = failure_of(EngineServer({}, tls=context), tls=Tls(ca_file=certificates.ca_file)).failure
+    assert failure.cause is Cause.TLS
+    assert failure.message.endswith("is not yet valid; compare the clocks of both hosts")
+
+
 def test_verification_can_be_switched_off(certificates: Certificates) -> None:
     server = EngineServer({"/metrics": reply(BODY)}, tls=certificates.server("engine.example"))
     assert fetch(server, tls=Tls(insecure_skip_verify=True)).body == BODY

@@ -450,6 +450,10 @@ REFUSED = OSError(f"Multiple exceptions: [Errno {errno.ECONNREFUSED}] a, [Errno 
         (ConnectionResetError(104, "x"), True, Cause.UNREACHABLE, "cannot connect: [Errno 104] x"),
         (ConnectionResetError("x"), False, Cause.UNREACHABLE, "cannot connect: x"),
         (OSError("x"), True, Cause.UNREACHABLE, "cannot connect: x"),
+        (unverified(9), True, Cause.TLS, "is not accepted: bad; compare the clocks of both hosts"),
+        (unverified(66), True, Cause.TLS, "is not accepted: bad; have it issued again with a key of 2048 bits"),
+        (unverified(67), True, Cause.TLS, "is not accepted: bad; have it issued again with a key of 2048 bits"),
+        (unverified(68), True, Cause.TLS, "is not accepted: bad; have it issued again with a key of 2048 bits"),
         (unverified(10), True, Cause.TLS, "is not accepted: bad; renew it on the engine"),
         (unverified(62), True, Cause.TLS, "is not accepted: bad; set the target's TLS server_name"),
         (unverified(64), True, Cause.TLS, "is not accepted: bad; set the target's TLS server_name"),
@@ -467,6 +471,7 @@ def test_why_there_is_no_connection(error: Exception, cause: Cause, words: str, 
 def test_why_a_connection_is_no_longer_there() -> None:
     assert (broken(OSError("x")).cause, str(broken(OSError("x")))) == (Cause.TRUNCATED, "the connection broke: x")
     assert str(broken(tls(""))) == "TLS failed: (1, 'it broke')" or "it broke" in str(broken(tls("")))
+    assert "not accept the one that it was shown" in str(unanswered(encrypted=True))
     assert (unanswered(encrypted=False).cause, unanswered(encrypted=True).cause) == (Cause.TRUNCATED, Cause.TLS)
 
 

@@ -55,10 +55,12 @@ class Certificates:
             yield Point(Series(schema.CERTIFICATE_NOT_AFTER, labels), valid.end, "")
 
     def problems(self) -> Iterable[str]:
-        """What runs out soon or has run out, in words, by the alert's thresholds."""
+        """What runs out soon, has run out or is not valid yet, in words, by the alert's thresholds."""
         now = time.time()
         for file, (begin, end) in self._valid():
-            if end - now < min(DEFAULT.certificate_soon, DEFAULT.certificate_share * (end - begin)):
+            if begin > now:
+                yield f"The certificate in {file} is not valid before {span(begin - now)} have passed"
+            elif end - now < min(DEFAULT.certificate_soon, DEFAULT.certificate_share * (end - begin)):
                 yield f"The certificate in {file} " + (
                     f"ran out {span(now - end)} ago" if end <= now else f"runs out in {span(end - now)}"
                 )

@@ -9,12 +9,21 @@ from typing import Final
 
 from llm_headroom.model import Cause
 
+_NAME: Final = "set the target's TLS server_name to a name that is in it"
+_WEAK: Final = "have it issued again with a key of 2048 bits or more, signed with SHA-256 or better"
 _VERIFY_HINTS: Final = {
+    9: "compare the clocks of both hosts",
     10: "renew it on the engine",
-    62: "set the target's TLS server_name to a name that is in it",
-    64: "set the target's TLS server_name to a name that is in it",
+    62: _NAME,
+    64: _NAME,
+    66: _WEAK,
+    67: _WEAK,
+    68: _WEAK,
 }
-"""By OpenSSL's X509_V_ERR codes: expired, host name mismatch, IP address mismatch."""
+"""By OpenSSL's X509_V_ERR codes: not yet valid, expired, host name and IP address mismatch, weak keys and digest."""
+_CLIENT: Final = (
+    "a client certificate (TLS cert_file), or not accept the one that it was shown (expired? of another CA?)"
+)
 _NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"})
 
 
@@ -40,7 +49,7 @@ def unconnected(error: BaseException, *, encrypted: bool) -> Refusal:
     if isinstance(error, UnicodeError | socket.gaierror):
         return Refusal(Cause.UNREACHABLE, f"the host name cannot be resolved: {error}")
     if encrypted and isinstance(error, ConnectionError) and error.errno is None:
-        hint = "it may not speak TLS (http://), or ask for a client certificate (TLS cert_file)"
+        hint = f"it may not speak TLS (http://), or none from 1.2 on; it may ask for {_CLIENT}"
         return Refusal(Cause.TLS, f"the server closed the connection during the TLS handshake; {hint}")
     # Of a name with several addresses asyncio gives all errors as one text. One refusal means that the host is there.
     if f"[Errno {errno.ECONNREFUSED}]" in str(error):
@@ -59,7 +68,7 @@ def broken(error: BaseException) -> Refusal:
     elif reason in _NO_TLS:
         text = f"the server does not speak TLS on this port ({reason}); should the target's URL begin with http://?"
     elif "ALERT" in reason:
-        text = f"the server refused the TLS session ({reason}); does it ask for a client certificate (TLS cert_file)?"
+        text = f"the server refused the TLS session ({reason}); it may ask for {_CLIENT}"
     else:
         text = f"TLS failed: {reason}"
     return Refusal(Cause.TLS, text)
@@ -72,5 +81,5 @@ def unanswered(*, encrypted: bool) -> Refusal:
         return Refusal(Cause.TRUNCATED, f"the connection was closed before any answer; {hint}")
     # With TLS 1.3 a server judges the client's certificate after the client's side of the handshake is done,
     # and one on asyncio, such as uvicorn, then closes the connection without the alert that would say so.
-    hint = "the server may ask for a client certificate (TLS cert_file)"
+    hint = f"the server may ask for {_CLIENT}"
     return Refusal(Cause.TLS, f"the connection was closed after the TLS handshake, before any answer; {hint}")
