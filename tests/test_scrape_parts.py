@@ -286,6 +286,16 @@ def test_labels_that_no_rule_knows_keep_series_apart_and_ranks_repeat_one_anothe
     assert (values, one.problems) == ({("", ""): 2.0}, ())
 
 
+def test_a_rule_of_the_configuration_adds_up_ranks_that_repeat_one_another_for_others() -> None:
+    engine = replace(OURS, rules=(*OURS.rules, Rule(schema.REQUESTS_WAITING, ("x:waiting",), sums=True)))
+    lines = [
+        f'x:{name}{{local_rank="{rank}",model_name="{name}"}} {value}'
+        for name in ("running", "waiting")
+        for rank, value in ((0, 2), (1, 3))
+    ]
+    assert mapped(*lines, engine=engine)[1] == {("running", ""): 3.0, ("waiting", ""): 5.0}
+
+
 def test_a_series_that_is_exposed_twice_is_read_once() -> None:
     made, values = mapped('x:running{a="b"} 2', 'x:running{a="b"} 7', "x:new 1")
     assert values == {("", ""): 2.0}
