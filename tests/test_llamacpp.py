@@ -139,6 +139,28 @@ def test_an_awake_server_on_another_host_gives_its_figures_while_it_is_asked() -
     assert asyncio.run(running()) == [20.0, 20.0]
 
 
+@pytest.mark.parametrize(("host", "left_alone"), [("127.0.0.1", 20.0), ("192.0.2.9", None)])
+def test_of_a_quiet_server_that_is_left_alone_figures_stay_only_where_every_client_would_be_seen(
+    host: str, left_alone: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def generated() -> tuple[list[object], list[str]]:
+        routes = {"/props": properties(asleep=False), "/slots": slots(4), "/metrics": METRICS, "/v1/models": MODEL}
+        with EngineServer(routes) as server:
+            url = f"http://{host}:{Endpoint(url=server.url).port}"
+            target = Target(name="t", endpoint=Endpoint(url=url, address="127.0.0.1"))
+            collector = Collector(target, BUILT_IN["llamacpp"], timeout=30, label_limit=200)
+            snapshots = [await collector.collect() for _ in range(4)]
+            await collector.close()
+            assert all(each.health.up for each in snapshots)
+            found = [value(each.points, "llm_generation_tokens_total") for each in snapshots]
+            return list(found), [path for _, path in server.requests]
+
+    monkeypatch.setattr("llm_headroom.scrape.visitors.PATIENCE", 0.0)  # left alone as soon as a second answer is alike
+    found, asked = asyncio.run(generated())
+    assert found == [20.0, 20.0, left_alone, left_alone]
+    assert (asked.count("/props"), asked.count("/slots"), asked.count("/metrics")) == (4, 2, 2)
+
+
 def test_the_quieter_an_engine_the_longer_it_is_left_alone(tmp_path: Path) -> None:
     tree = ProcTree(tmp_path)
     elsewhere = Visitors(Endpoint(url="http://192.0.2.9:8080"), tree.proc)
