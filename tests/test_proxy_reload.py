@@ -18,6 +18,7 @@ from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.objectives import Objectives, OwnObjectives
 from llm_headroom.config.settings import Config, ProxySettings, Target
+from llm_headroom.model import Point, Series
 from llm_headroom.proxy import framing
 from llm_headroom.proxy.exchange import Exchange
 from llm_headroom.proxy.service import Proxies
@@ -118,6 +119,25 @@ def test_batches_are_judged_no_longer_and_a_limit_holds_at_once() -> None:
         assert source.measures.cap.limit == 3
 
     bounded.run(test())
+
+
+def test_what_stands_among_the_series_of_its_engine_is_judged_by_the_new_objectives_too() -> None:
+    target = replace(TARGET, engine="ollama")
+    config = replace(CONFIG, targets=(target,))
+    proxies = Proxies(config, clock=lambda: 400.0)
+    measures = proxies.joined["a"]
+    measures.label("m:latest")
+    loaded = [Point(Series(schema.MODEL_LOADED, {"model": "m:latest"}), 1.0, "")]
+    measures.points({}, loaded)
+    asked(measures, 398.0)
+
+    def overdue() -> list[object]:
+        points = measures.points({}, loaded)
+        return [each.value for each in points if each.series.metric is schema.PROXY_OVERDUE]
+
+    assert overdue() == [0.0]
+    assert asyncio.run(proxies.apply(replace(config, objectives=Objectives(ttft=1.0))))
+    assert overdue() == [1.0]
 
 
 @pytest.mark.parametrize(
