@@ -337,6 +337,50 @@ def test_the_layout_is_kept_while_only_values_move() -> None:
         assert got.values == pytest.approx([float(one.split()[0]), float(other)], nan_ok=True)
 
 
+ODD = (
+    *(
+        b"NaN",
+        b"+Inf",
+        b"-Inf",
+        b"1e400",
+        b"5",
+        b"-5",
+        b"-0",
+        b" -0",
+        b"-0.0",
+        b"-0.5",
+        b"5e-05",
+        b"1E5",
+        b"01",
+        b".5",
+        b"5.",
+    ),
+    *(
+        b"+1",
+        b"1_0",
+        b"1,2",
+        b"",
+        b"0x10",
+        b"[1",
+        b"1]",
+        b"null",
+        b"true",
+        b'"1"',
+        b" 7",
+        b"123456789012345678901234567890",
+    ),
+)
+"""What is a number for Python, for JSON, for both, or for neither."""
+
+
+@pytest.mark.parametrize("text", ODD, ids=repr)
+def test_a_number_is_the_same_whether_its_line_is_known_or_new(text: bytes) -> None:
+    body = b"# TYPE a gauge\na %b\nb %b\nc %b\n"
+    parser = Parser()
+    for values in ((b"1", b"2", b"3"), (text, b"2.5", b"NaN"), (b"7", text, b"1e-05"), (b"1", b"-2", text)):
+        assert same(parse(body % values, parser), parse(body % values))
+
+
 def test_the_layout_is_kept_when_only_comments_space_or_the_text_of_malformed_lines_change() -> None:
     parser = Parser()
     layout = parse(b"# HELP a x\n# TYPE a gauge\na 1\n1 2\n", parser).layout

@@ -190,7 +190,7 @@ def _floats(texts: list[bytes]) -> list[float] | None:
             texts[place] = b"0"
         joined = b",".join(texts)
     values = _json_list(joined)
-    if len(values) != len(texts):
+    if len(values) != len(texts) or b"-0" in joined.replace(b"e-0", b""):  # JSON's -0 is read as 0
         try:
             values = list(map(float, texts))
         except ValueError:
