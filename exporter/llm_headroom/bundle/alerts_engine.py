@@ -78,7 +78,8 @@ LATENCY: Final = (
                     ALERTS{{alertname="LLMFirstTokensSlow", alertstate="firing"}}
                 unless ({_FIRSTS} > $ttft_slow_count - 0.5
                     unless {_FIRSTS} - target_model:llm_ttft_missed:increase2m <= $ttft_slow_count - 0.5)
-                unless (sum without (replica) (max_over_time(llm_requests_waiting[1m])) == 0 unless {_FIRSTS})""",
+                unless (sum without (replica) (max_over_time(llm_requests_waiting[1m])) == 0
+                    unless {_FIRSTS} unless ignoring (slo) llm_slo_requests_total{{slo="ttft"}})""",
         kept="0s",
         summary=f"First tokens of {_WHO} are slow",
         description="{{ $value | humanizePercentage }} of the first tokens of two minutes, those that "
