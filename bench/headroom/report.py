@@ -47,8 +47,9 @@ TITLES: Final = {
     "steady": "Steady traffic of constant sizes",
 }
 LAST: Final = "## Where it fails"
-OF_OTHERS: Final = ("## On a real engine", loops.TITLE)
-"""Begins of the titles of sections that `make live` and `headroom.autoscaler` write."""
+OF_CHANGES: Final = "## After a change of mix"
+OF_OTHERS: Final = (OF_CHANGES, "## On a real engine", loops.TITLE)
+"""Begins of the titles of sections that `headroom.changes`, `make live` and `headroom.autoscaler` write."""
 TAIL: Final = f"""{LAST}
 
 - Bursts within a poll are known only by what first tokens waited: far below the limit, where few wait, it stays
