@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
@@ -19,6 +20,7 @@ from llm_headroom.config.endpoint import Basic, Bearer, Secret, Tls
 from llm_headroom.config.errors import Problems
 from llm_headroom.config.yaml_nodes import Document, root
 from llm_headroom.net.files import content
+from llm_headroom.net.threads import in_thread
 from llm_headroom.net.tls import client_context
 from llm_headroom.scrape.credentials import Authorization
 from llm_headroom.web.access import Access, Proved
@@ -89,6 +91,17 @@ def test_a_fifo_in_a_file_s_place_is_refused_where_all_would_wait_for_it(tmp_pat
     async def test() -> None:
         with alarm(), pytest.raises(Exception, match=f"{name}.*is a FIFO"):  # of each reader's own kind
             READERS[name](tmp_path / name)
+
+    bounded.run(test())
+
+
+def test_a_fifo_is_refused_in_a_thread_beside_what_runs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yml")
+
+    async def test() -> None:
+        async with asyncio.timeout(bounded.LIMIT // 2):
+            with pytest.raises(OSError, match="is a FIFO"):
+                await in_thread(lambda: content(tmp_path / "config.yml"), "reload")
 
     bounded.run(test())
 

@@ -11,10 +11,16 @@ import pytest
 import bounded
 from captures import Capture
 from engine_server import EngineServer, Reply, replayed
+from llm_headroom.commands import service
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.objectives import Objectives
 from llm_headroom.config.settings import Config, Cost, EngineSettings, GpuSettings, RuleSettings, Target
+from llm_headroom.notify.notifier import Notifier
+from llm_headroom.otlp.pusher import Pusher
+from llm_headroom.otlp.tally import Tally
 from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.published import Published
+from llm_headroom.proxy.service import Proxies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -193,3 +199,32 @@ def test_engines_that_were_found_go_on_for_as_long_as_any_are_looked_for() -> No
                 await poller.stop()
 
     bounded.run(test())
+
+
+def test_a_configuration_is_read_beside_what_goes_on() -> None:
+    """A file of thousands of targets takes seconds."""
+    alone = Config(gpu=GpuSettings(enabled=False), host=False, discover=False)
+    poller = Poller(alone)
+    published, tally = Published(poller, list), Tally()
+
+    async def test() -> None:
+        here, wanted, applied = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+        def read() -> Config:
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), here).result(bounded.LIMIT // 4)
+            return replace(alone, interval=7.0)
+
+        async def ready() -> None:
+            """At once."""
+
+        pusher = Pusher(tally, sources=published.sources, changed=applied.set, ready=ready, port="1")
+        notifier = Notifier(poller.snapshots, dict)
+        beside = (published, Proxies(alone), pusher, notifier, applied.set)
+        reloading = here.create_task(service._reload(*beside, read, wanted))  # noqa: SLF001 - without the other services
+        wanted.set()
+        await applied.wait()
+        reloading.cancel()
+        await poller.stop()
+
+    bounded.run(test())
+    assert (poller.config.interval, published.reload.error) == (7.0, "")

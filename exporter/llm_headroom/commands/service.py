@@ -17,6 +17,7 @@ from llm_headroom.net import descriptors
 from llm_headroom.net.files import stamp
 from llm_headroom.net.http_connection import Limits
 from llm_headroom.net.listen import ListenError
+from llm_headroom.net.threads import NoThreadError, in_thread
 from llm_headroom.net.workers import Workers
 from llm_headroom.notify.notifier import Notifier
 from llm_headroom.otlp.pusher import Pusher
@@ -165,9 +166,9 @@ async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
         await reload.wait()
         reload.clear()
         try:
-            config = read()
+            config = await in_thread(read, "reload")  # thousands of targets take seconds: others have their turn
             await pusher.apply(config.otlp)
-        except ConfigError as error:
+        except (ConfigError, NoThreadError) as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
             published.reload = published.reload._replace(error=str(error))
             changed()

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import stat
+import threading
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ def stamp(path: Path) -> Stamp | None:
 def content(path: Path, most: int = MOST_BYTES) -> bytes:
     """What a file holds.
 
-    Where an event loop runs, a FIFO is refused: all else would wait for whoever writes into it, perhaps for ever.
-    Before that it is as good as any other, such as that of a shell's `<(…)`.
+    Where an event loop runs, or in a thread beside it, a FIFO is refused: all else, or what the thread is for, would
+    wait for whoever writes into it, perhaps for ever. Before that it is as good as any other, as of a shell's `<(…)`.
 
     Raises:
         OSError: it cannot be read, or is larger than `most` bytes.
     """
-    waits = asyncio._get_running_loop() is None  # noqa: SLF001 - documented, and raises nothing
+    first = threading.current_thread() is threading.main_thread()
+    waits = first and asyncio._get_running_loop() is None  # noqa: SLF001 - documented, and raises nothing
 
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags if waits else flags | os.O_NONBLOCK)
