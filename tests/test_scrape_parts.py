@@ -296,6 +296,24 @@ def test_a_rule_of_the_configuration_adds_up_ranks_that_repeat_one_another_for_o
     assert mapped(*lines, engine=engine)[1] == {("running", ""): 3.0, ("waiting", ""): 5.0}
 
 
+@pytest.mark.parametrize(
+    ("metric", "combine", "expected"),
+    [
+        (schema.REQUESTS_WAITING, Combine.SUM, 0.875),
+        (schema.REQUESTS_WAITING, Combine.MAX, 0.5),
+        (schema.REQUESTS_WAITING, Combine.FIRST, 0.25),
+        (USAGE, Combine.SUM, 0.5),  # ratios are never summed
+        (USAGE, Combine.FIRST, 0.25),
+    ],
+)
+def test_a_rule_of_the_configuration_combines_series_as_it_says(
+    metric: Metric, combine: Combine, expected: float
+) -> None:
+    engine = replace(OURS, rules=(Rule(metric, ("x:some",), combine=combine, sums=True),))
+    lines = (f'x:some{{queue="{name}"}} {value}' for name, value in (("b", 0.25), ("a", 0.5), ("c", 0.125)))
+    assert mapped(*lines, engine=engine)[1] == {("", ""): expected}
+
+
 def test_a_series_that_is_exposed_twice_is_read_once() -> None:
     made, values = mapped('x:running{a="b"} 2', 'x:running{a="b"} 7', "x:new 1")
     assert values == {("", ""): 2.0}
