@@ -32,6 +32,8 @@ too (load average {load:.0f}). [SECURITY.md](../SECURITY.md) says who is trusted
 
 {table}
 """
+BY_HAND = "\n## Surroundings\n"
+"""From here on the page is written by hand."""
 
 
 def soaked(hours: float, speed: float, seed: int) -> Figure:
@@ -63,7 +65,9 @@ def main() -> int:
     ]
     machine = {"cpus": os.cpu_count(), "load": os.getloadavg()[0]}
     fields = machine | {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "seed": chosen.seed}
-    chosen.output.write_text(PAGE.format(table=table(figures), seconds=chosen.seconds, **fields))
+    known = chosen.output.read_text() if chosen.output.exists() else ""
+    by_hand = "".join(known.partition(BY_HAND)[1:])
+    chosen.output.write_text(PAGE.format(table=table(figures), seconds=chosen.seconds, **fields) + by_hand)
     print(table(figures))
     return int(any(each.faults for each in figures))
 
