@@ -102,6 +102,13 @@ def test_another_mix_is_one_of_another_mean_answer(requests: float, answer: floa
     assert traffic(*(old,) * 54, *(new,) * 6).alike == expected
 
 
+@pytest.mark.parametrize(("polls", "expected"), [(47, 265.0), (48, 30.0)])
+def test_answers_that_end_together_look_like_others_until_four_minutes_are_known(polls: int, expected: float) -> None:
+    """A full engine whose requests began together ends few of them for half a minute."""
+    usual, none_ends = poll(20.0, answer=100.0), Interval(seconds=5.0, admitted=2.0, generated=2000.0)
+    assert traffic(*(usual,) * polls, *(none_ends,) * 6).alike == expected
+
+
 def test_longer_answers_are_seen_before_one_of_them_has_ended() -> None:
     old = poll(10.0, answer=100.0)
     new = Interval(seconds=5.0, arrivals=10.0, firsts=10.0, prompt=1e4, admitted=5.0, generated=3000.0, running=50.0)

@@ -17,8 +17,6 @@ CHANGE_SECONDS: Final = (30.0, 60.0, 120.0)
 """How long ago the mix of requests is looked at for a change."""
 LEAST_ARRIVALS: Final = 10
 """Requests from which on a mix is known well enough to be told from another one."""
-_OLD_SECONDS: Final = 120.0
-"""Of the old mix: in less, minutes that differ anyway look like a change."""
 LIKE_SECONDS: Final = 60.0
 """Requests of so many seconds are taken to be alike, as far as they are."""
 _CHANGED: Final = 6.0
@@ -28,15 +26,20 @@ _LEAST_FACTOR: Final = 1.3
 
 
 class Part(NamedTuple):
-    """What is counted of requests: the field of an interval that has tokens, and that of their requests."""
+    """What is counted of requests: the field of an interval that has tokens, and that of their requests.
+
+    `old_seconds` of the old mix have to be known: in less, minutes that differ anyway look like a change.
+    """
 
     tokens: str
     requests: str
+    old_seconds: float
 
 
-PROMPT: Final = Part("prompt", "firsts")
-COMPUTED: Final = Part("computed", "firsts")
-ANSWER: Final = Part("generated", "admitted")
+PROMPT: Final = Part("prompt", "firsts", 120.0)
+COMPUTED: Final = Part("computed", "firsts", 120.0)
+ANSWER: Final = Part("generated", "admitted", 240.0)
+"""Answers that began together end together, so that a full engine's minutes differ for some time."""
 
 
 def changed(intervals: Sequence[Interval], part: Part, variation: Callable[[], float]) -> int:
@@ -55,7 +58,8 @@ class _Sums:
     def __init__(self, intervals: Sequence[Interval], part: Part) -> None:
         self._intervals, self._part = intervals, part
         self._seconds, self._tokens, self._requests = (
-            list(accumulate(map(attrgetter(name), reversed(intervals)))) for name in ("seconds", *part)
+            list(accumulate(map(attrgetter(name), reversed(intervals))))
+            for name in ("seconds", part.tokens, part.requests)
         )
 
     def count(self, seconds: float) -> int:
@@ -77,7 +81,7 @@ class _Sums:
         """
         mean, now, requests = self._means(count)
         old_seconds = self._seconds[-1] - self._seconds[count - 1]
-        if old_seconds < _OLD_SECONDS or mean <= 0 or 1.0 / _LEAST_FACTOR < now / mean < _LEAST_FACTOR:
+        if old_seconds < self._part.old_seconds or mean <= 0 or 1.0 / _LEAST_FACTOR < now / mean < _LEAST_FACTOR:
             return 0.0
         own = variation() * mean
         apart, chance = abs(now - mean) / _CHANGED, own**2 / requests
