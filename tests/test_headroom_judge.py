@@ -162,6 +162,7 @@ def test_an_engine_that_starts_quickly_serves_sooner() -> None:
     quick = replace(loop, start=autoscaler.QUICK_START, replicas=[], wanted=[], added=[])
     for each in (loop, quick):
         each.replicas = [looped_replica(each)]
+        each.ready.append(1)
         each._scale(60.0)  # noqa: SLF001 - one minute; a whole run shows the end alone
     assert [one.ready for one in loop.replicas] == [0.0, 240.0, 240.0]
     assert [one.ready for one in quick.replicas] == [0.0, 120.0, 120.0]
