@@ -295,6 +295,10 @@ class Unrenderable:
     retained = ()
 
     async def collect(self) -> Snapshot:
+        """Both, which cannot be published either."""
+        return self.snapshot()
+
+    def snapshot(self) -> Snapshot:
         """Both."""
         series = Series(schema.TIME_TO_FIRST_TOKEN, {"target": self.name})
         broken = Point(series, Histogram((1.0, math.inf), (1.0,), math.nan), "")
@@ -312,7 +316,8 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape(caplog: p
     async def scraped() -> tuple[bytes, bytes, bytes, View]:
         with EngineServer(replayed(CAPTURED["vllm"])) as server:
             config = load(None, targets=[f"vllm={server.url}"], gpu=False, discover=False, engine_names=("vllm",))
-            poller = Poller(config, beside=[Unrenderable()])
+            broken = Unrenderable()
+            poller = Poller(config, beside=[broken])
             app = App(Published(poller))
             published = asyncio.Event()
             poller.on_change(published.set)
@@ -321,12 +326,17 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape(caplog: p
             while poller.slots["broken"].snapshot is None:
                 published.clear()
                 await published.wait()
+            slot = poller.slots["broken"]
+            published_as = slot.snapshot
+            assert published_as is not None
+            assert published_as.health.error is not None
+            assert published_as.health.error.cause is Cause.INTERNAL
+            slot.snapshot = broken.snapshot()
             app.changed()
             paths = ("/metrics", "/api/v1/snapshot", "/")
             answers = [await app.handle(Request("GET", path, {}, {})) for path in paths]
             view = Board(poller).view()
-            slot = poller.slots["broken"]
-            slot.snapshot = replace(slot.snapshot, points=(None,))  # type: ignore[type-var]  # broken still more
+            slot.snapshot = replace(slot.snapshot, points=(None,))  # type: ignore[arg-type]  # broken still more
             app.changed()
             assert b"llm_requests_running{" in (await app.handle(Request("GET", "/metrics", {}, {}))).body
             await app.close()
@@ -345,7 +355,7 @@ def test_a_source_that_cannot_be_rendered_costs_nobody_else_the_scrape(caplog: p
     assert (card.source.up, card.source.cause, card.state.name) == (False, "internal", "down")
     assert (view.sources, view.up) == (2, 1), "what is not shown is not well"
     logged = {(each.funcName, vars(each)["target"]) for each in caplog.records if "(bug)" in each.getMessage()}
-    assert logged == {(name, "broken") for name in ("text", "_as_json", "_made", "_rendered")}
+    assert logged == {(name, "broken") for name in ("_collect", "texts", "_as_json", "_made", "_rendered")}
 
 
 @pytest.mark.parametrize(("reused", "expected"), [(3600.0, [1.0, 1.0, 3.0]), (0.0, [1.0, 2.0, 3.0])])

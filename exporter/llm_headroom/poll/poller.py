@@ -386,12 +386,12 @@ class Poller:
     async def _collect(self, slot: Slot) -> None:
         taken, started = time.time(), time.monotonic()
         try:
-            snapshot = await slot.source.collect()
+            snapshot = slot.publish(await slot.source.collect(), self.polled(proxied(slot.name)))
         except Exception as error:
             log.exception("collection failed: internal error (bug)", extra={"target": slot.name})
             failure = Failure(Cause.INTERNAL, f"{type(error).__name__} in llm-headroom; see its log")
-            snapshot = failed(slot.name, "", taken, started, failure)
-        self._fresh[slot.name] = slot.publish(snapshot, self.polled(proxied(slot.name)))
+            snapshot = slot.publish(failed(slot.name, "", taken, started, failure), self.polled(proxied(slot.name)))
+        self._fresh[slot.name] = snapshot
         if slot.name == GPU_TARGET:
             held = economy.held_gpus(snapshot.points)
             none = economy.Gpus(0) if snapshot.health.up else None
