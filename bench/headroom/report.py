@@ -67,7 +67,7 @@ TAIL: Final = f"""{LAST}
   (four times, for a system prompt of 1,700 tokens on an L4).
 - At the present load the requests are those that came, but for when within a poll they did, and for which prompt had
   which answer. With both known the median error on the tuning traces was 0.09.
-- As an autoscaler's signal at 0.8 it lets up to 2 % of first tokens be slow on small engines with less than a request
+- As an autoscaler's signal at 0.8 it lets up to 3 % of first tokens be slow on small engines with less than a request
   a second each, whose traffic swings by a half within the minutes in which an engine starts; so do fixed sizes of the
   same hours, and a rule that knows the ramp to come.
 - Speculation, data-parallel replicas and disaggregation were not judged here.
