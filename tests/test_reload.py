@@ -201,30 +201,57 @@ def test_engines_that_were_found_go_on_for_as_long_as_any_are_looked_for() -> No
     bounded.run(test())
 
 
-def test_a_configuration_is_read_beside_what_goes_on() -> None:
-    """A file of thousands of targets takes seconds."""
-    alone = Config(gpu=GpuSettings(enabled=False), host=False, discover=False)
-    poller = Poller(alone)
+ALONE: Final = Config(gpu=GpuSettings(enabled=False), host=False, discover=False)
+
+
+def errors_of_reloads(times: int, read: Callable[[asyncio.AbstractEventLoop], Config]) -> tuple[list[str], Config]:
+    """What is said to be wrong after each of some reloads of ALONE, and the configuration that then applies."""
+    poller = Poller(ALONE)
     published, tally = Published(poller, list), Tally()
+    errors = []
 
     async def test() -> None:
         here, wanted, applied = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
 
-        def read() -> Config:
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), here).result(bounded.LIMIT // 4)
-            return replace(alone, interval=7.0)
-
         async def ready() -> None:
             """At once."""
 
-        pusher = Pusher(tally, sources=published.sources, changed=applied.set, ready=ready, port="1")
+        pusher = Pusher(tally, sources=published.sources, changed=lambda: None, ready=ready, port="1")
         notifier = Notifier(poller.snapshots, dict)
-        beside = (published, Proxies(alone), pusher, notifier, applied.set)
-        reloading = here.create_task(service._reload(*beside, read, wanted))  # noqa: SLF001 - without the other services
-        wanted.set()
-        await applied.wait()
+        beside = (published, Proxies(ALONE), pusher, notifier, applied.set)
+        reloading = here.create_task(service._reload(*beside, lambda: read(here), wanted))  # noqa: SLF001 - without the other services
+        for _ in range(times):
+            applied.clear()
+            wanted.set()
+            await applied.wait()
+            errors.append(published.reload.error)
         reloading.cancel()
         await poller.stop()
 
     bounded.run(test())
-    assert (poller.config.interval, published.reload.error) == (7.0, "")
+    return errors, poller.config
+
+
+def test_a_configuration_is_read_beside_what_goes_on() -> None:
+    """A file of thousands of targets takes seconds."""
+
+    def read(here: asyncio.AbstractEventLoop) -> Config:
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), here).result(bounded.LIMIT // 4)
+        return replace(ALONE, interval=7.0)
+
+    errors, applied = errors_of_reloads(1, read)
+    assert (applied.interval, errors) == (7.0, [""])
+
+
+def test_a_reload_that_fails_by_a_defect_is_said_and_the_next_one_applies(caplog: pytest.LogCaptureFixture) -> None:
+    found = iter((None, replace(ALONE, interval=7.0)))
+
+    def read(here: asyncio.AbstractEventLoop) -> Config:  # noqa: ARG001 - as the other
+        config = next(found)
+        if config is None:
+            raise ZeroDivisionError
+        return config
+
+    errors, applied = errors_of_reloads(2, read)
+    assert (applied.interval, errors) == (7.0, ["ZeroDivisionError in llm-headroom; see its log", ""])
+    assert "configuration not reloaded: internal error (bug)" in caplog.text

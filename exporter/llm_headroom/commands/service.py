@@ -166,21 +166,30 @@ async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
         await reload.wait()
         reload.clear()
         try:
-            config = await in_thread(read, "reload")  # thousands of targets take seconds: others have their turn
-            await pusher.apply(config.otlp)
+            await _applied(published, proxies, pusher, notifier, read)
         except (ConfigError, NoThreadError) as error:
             log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
             published.reload = published.reload._replace(error=str(error))
-            changed()
-            continue
-        old = published.poller.config
-        fixed = {name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)}
-        if not await proxies.apply(config):
-            fixed.add("proxies")
-        if fixed:
-            log.warning("not applied, restart required", extra={"keys": ",".join(sorted(fixed))})
-        await published.poller.apply(config)
-        notifier.apply(config.notify)
-        published.reload = Reload(time.time())
+        except Exception as error:  # the next one may go well
+            log.exception("configuration not reloaded: internal error (bug)")
+            defect = f"{type(error).__name__} in llm-headroom; see its log"
+            published.reload = published.reload._replace(error=defect)
+        else:
+            published.reload = Reload(time.time())
         changed()
-        log.info("configuration reloaded", extra={"targets": len(config.targets)})
+
+
+async def _applied(
+    published: Published, proxies: Proxies, pusher: Pusher, notifier: Notifier, read: Callable[[], Config]
+) -> None:
+    config = await in_thread(read, "reload")  # thousands of targets take seconds: others have their turn
+    await pusher.apply(config.otlp)
+    old = published.poller.config
+    fixed = {name for name in NOT_RELOADED if getattr(old, name) != getattr(config, name)}
+    if not await proxies.apply(config):
+        fixed.add("proxies")
+    if fixed:
+        log.warning("not applied, restart required", extra={"keys": ",".join(sorted(fixed))})
+    await published.poller.apply(config)
+    notifier.apply(config.notify)
+    log.info("configuration reloaded", extra={"targets": len(config.targets)})
