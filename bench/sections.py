@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _SECTION: Final = re.compile(r"^## .*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -27,3 +28,8 @@ def replaced(document: str, part: str, before: str) -> str:
         return document.replace(own, part.rstrip() + "\n\n", 1).rstrip() + "\n"
     begin = document.index(f"\n{before}") + 1
     return document[:begin] + part.rstrip() + "\n\n" + document[begin:]
+
+
+def put(part: str, page: Path, before: str) -> None:
+    """Write the part into a page, as `replaced` does."""
+    page.write_text(replaced(page.read_text(), part, before))

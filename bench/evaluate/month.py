@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     began = time.monotonic()
     month = operate(FLEET, min(options.days * DAY, WEEK), rules())
-    options.output.write_text(sections.replaced(options.output.read_text(), section(month), BEFORE))
+    sections.put(section(month), options.output, BEFORE)
     print(f"{len(month.pages)} pages, {len(month.tickets)} tickets, {time.monotonic() - began:.0f} s")
     return 0
 

@@ -365,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
     part = section(whole(rows))
     if options.output:
-        options.output.write_text(sections.replaced(options.output.read_text(), part, report.LAST))
+        sections.put(part, options.output, report.LAST)
     else:
         print(part)
     return 0

@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.rows.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
     part = section(rows)
     if options.output:
-        options.output.write_text(sections.replaced(options.output.read_text(), part, report.LAST))
+        sections.put(part, options.output, report.LAST)
     else:
         print(part)
     return 0

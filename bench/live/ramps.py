@@ -96,11 +96,7 @@ async def _each(engine: Running, mixes: Sequence[Mix], folder: Path, page: Path)
             await client.close()
         part = written(engine, found)
         print(part, flush=True)
-        _save(part, page)
-
-
-def _save(part: str, page: Path) -> None:
-    page.write_text(sections.replaced(page.read_text(), part, BEFORE))
+        sections.put(part, page, BEFORE)
 
 
 def written(engine: Running, ramps: Sequence[Ramp]) -> str:
