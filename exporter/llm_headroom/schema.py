@@ -128,6 +128,13 @@ PROXY_TARGET: Final = "/proxy"
 """What the name of a target ends with that is what the measuring proxy saw of an engine with metrics of its own.
 
 The same requests are counted under both names, in buckets that differ."""
+
+
+def proxied(target: str) -> str:
+    """The name of what a measuring proxy saw of a target."""
+    return f"{target}{PROXY_TARGET}"
+
+
 NO_FAULT: Final = ("abort", "aborted", "client_error", "proxy_stopped")
 """Reasons of `REQUESTS_FAILED` that are no failure of the engine: the client left, as engines (abort) and the measuring
 proxy (aborted) call it, or asked for what there is not, or the proxy itself ended."""

@@ -298,8 +298,10 @@ def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, wi
 
 def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) -> list[Finding]:
     """Everything that can be said of a model whose engine answers."""
-    found = [*_queue(known, own, at), *_failures(known, own, at), *_workers(own)]
-    found += [*_slow(known, own, at), *_lagging(known, own, at), *_room(own), *_thrash(known, at), *_lost(known, own)]
+    grown = {window: _increase(known.samples, own, at, window) for window in (RATE_SECONDS, SLOW_SECONDS)}
+    found = [*_queue(known, own, at), *_failures(known, grown[RATE_SECONDS], at), *_workers(own)]
+    found += [*_slow(own, grown[SLOW_SECONDS]), *_lagging(own, grown)]
+    found += [*_room(own), *_thrash(known, at), *_lost(known, own)]
     running, waiting = own.get("running"), own.get("waiting")
     if own.get("asleep"):
         found.append(Finding(State.ASLEEP, "it is in sleep mode and holds no GPU memory"))
@@ -333,8 +335,7 @@ def _queue(known: Known, own: Mapping[str, float], at: float) -> Iterator[Findin
         yield Finding(State.BLOCKED, f"{_requests(waiting)} waiting, and {what} for {span(at - since)}")
 
 
-def _failures(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
-    grown = _increase(known.samples, own, at, RATE_SECONDS)
+def _failures(known: Known, grown: Mapping[str, float], at: float) -> Iterator[Finding]:
     fails = known.settled is not None and known.settled.state is State.FAILING
     least = 0.0 if fails else DEFAULT.traffic_floor * RATE_SECONDS  # that few ask heals nothing
     for part, whole, which in (
@@ -360,8 +361,7 @@ def _workers(own: Mapping[str, float]) -> Iterator[Finding]:
         yield Finding(state, f"{workers - healthy:.0f} of {workers:.0f} workers unhealthy")
 
 
-def _slow(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
-    grown = _increase(known.samples, own, at, SLOW_SECONDS)
+def _slow(own: Mapping[str, float], grown: Mapping[str, float]) -> Iterator[Finding]:
     awaited = own.get("overdue", 0.0)
     total = grown["firsts"] + awaited
     slow = total - grown["good"]
@@ -387,12 +387,11 @@ def _objective(own: Mapping[str, float], name: str) -> str:
     return f"{own[name]:g} s" if name in own else "the objective"
 
 
-def _lagging(known: Known, own: Mapping[str, float], at: float) -> Iterator[Finding]:
+def _lagging(own: Mapping[str, float], grown: Mapping[float, Mapping[str, float]]) -> Iterator[Finding]:
     """By a share of a longer window; or by most of a shorter one: where tokens come at a crawl, they are few."""
     for window, share in ((RATE_SECONDS, DEFAULT.inter_token_slow_share), (SLOW_SECONDS, _MOST)):
-        grown = _increase(known.samples, own, at, window)
-        total = grown["tokens"]
-        late = total - grown["timely"]
+        total = grown[window]["tokens"]
+        late = total - grown[window]["timely"]
         if late >= _LATE_TOKENS and late > share * total:
             which = f"{late / total:.0%} of the tokens of the last {span(window)}"
             yield Finding(State.LAGGING, f"{which} came later than {_objective(own, 'gap')} after the one before")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from llm_headroom.derive import gpu_state, state
 from llm_headroom.model import Level
-from llm_headroom.schema import PROXY_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -52,11 +51,6 @@ class GpuJudge:
     def points(self, snapshot: Snapshot, _labels: Mapping[str, str]) -> Iterable[Point]:
         """The states to export."""
         return gpu_state.state_points(snapshot.states)
-
-
-def proxied(target: str) -> str:
-    """The name of what a proxy measures of a target."""
-    return f"{target}{PROXY_TARGET}"
 
 
 def log_changes(snapshot: Snapshot, before: Iterable[Judged]) -> None:

@@ -26,10 +26,11 @@ from llm_headroom.model import Cause, Common, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points, labels_of
-from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes, proxied
+from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.pace import Pace, host_pause, paces
 from llm_headroom.poll.source import failed
+from llm_headroom.schema import proxied
 from llm_headroom.scrape import catalog
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
@@ -184,14 +185,13 @@ class Poller:
             if source.name not in self.slots:
                 before = former.get(source.name)
                 self._start(Slot(source.name, source, source.labels, self.config.detail, before), Pace())
-        works: list[_Work] = []
         if self._discovers():
-            works.append(self._discover)
+            self._tasks.add(self._spawn(self._discover))
         if self.config.gpu.enabled is not False:
-            works.append(partial(self._watch_gpus, former.get(GPU_TARGET)))
+            self._tasks.add(self._spawn(partial(self._watch_gpus, former.get(GPU_TARGET))))
         if self.config.host:
             self._tasks.add(self._spawn(self._watch_host, self._forget_host))
-        self._tasks |= {self._spawn(work) for work in (*works, self._estimate)}
+        self._tasks.add(self._spawn(self._estimate))
 
     async def once(self) -> None:
         """Collect everything one time instead of again and again: engines, then GPUs and host, which go by them."""

@@ -105,7 +105,7 @@ class ProxySource:
         self.polled: Callable[[], Sequence[Point]] = tuple
         """What the engine exposes itself, as its latest poll has shown."""
         self.engine_target = target.name
-        self.name = f"{target.name}{schema.PROXY_TARGET}"
+        self.name = schema.proxied(target.name)
         self.labels = target.labels
         self._engine = target.engine or ""
         self._base = {**target.labels, "engine": self._engine, "target": self.name}
