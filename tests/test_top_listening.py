@@ -135,7 +135,7 @@ def test_once_everything_is_fine_or_not(
         assert from_json(json.loads(printed)) == view
     else:
         assert printed.startswith("llm-headroom")
-        assert {len(line) for line in printed.splitlines() if "STATE" in line} <= {180}
+        assert printed.count("STATE") == bool(engines) + bool(gpus)
 
 
 def test_once_there_is_nothing_to_show() -> None:
@@ -143,15 +143,18 @@ def test_once_there_is_nothing_to_show() -> None:
         show_once(lambda latest: latest.lost("it went away"), "text")
 
 
-def test_a_wide_pipe_is_used(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "240")
+def test_a_pipe_gets_every_column_and_the_whole_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "it is far too slow " * 12
+    bad = replace(BAD, state=Condition("slow", Level.BAD, reason))
 
     def listen(latest: Latest) -> None:
-        latest.show(VIEW)
+        latest.show(replace(VIEW, engines=(bad,), gpus=()))
         latest.settled.set()
 
     show_once(listen, "text")
-    assert len(capsys.readouterr().out.splitlines()[1]) == 240
+    _, head, row = capsys.readouterr().out.splitlines()
+    assert all(column in head for column in ("ENGINE", "TAKES", "SAT", "WHY"))
+    assert reason.strip() in row
 
 
 @pytest.mark.parametrize(

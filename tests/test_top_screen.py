@@ -99,6 +99,11 @@ def lines(shown: RenderableType, width: int) -> list[str]:
     return [" ".join(line.split()) for line in raw(shown, width)]
 
 
+def rows(shown: RenderableType, width: int) -> list[str]:
+    """The rows of the tables, which are indented, without their heads."""
+    return [" ".join(line.split()) for line in raw(shown, width) if line[:1] == " " and line[1:2] in "■▲?✓"]
+
+
 def coloured(shown: RenderableType, word: str, width: int) -> set[str]:
     """The styles of the pieces of what is shown that hold a word."""
     return {str(piece.style) for piece in Console(width=width).render(shown) if word in piece.text}
@@ -157,13 +162,14 @@ ALL = view(SLOW, FINE, ROUTER, UNKNOWN, gpus=(GPU,), notices=("a notice",))
         ("first tokens", "dbac", "abdc"),
         ("KV cache", "bacd", "abcd"),
         ("saturation", "bacd", "abcd"),
+        ("takes", "bacd", "bacd"),
     ],
 )
 def test_engines_are_sorted_and_what_is_not_known_comes_last(sort: str, order: str, turned: str) -> None:
     for reverse, wanted in ((False, order), (True, turned)):
-        shown = lines(screen(ALL, "", 100.0, Chosen(sort=SORTS.index(sort), reverse=reverse), width=80, height=40), 80)
-        assert "".join(line.split()[2] for line in shown[2:6]) == wanted
-        assert shown[-1] == f"by {sort} ? help q quits"
+        shown = screen(ALL, "", 100.0, Chosen(sort=SORTS.index(sort), reverse=reverse), width=80, height=40)
+        assert "".join(row.split()[2] for row in rows(shown, 80)[:4]) == wanted
+        assert lines(shown, 80)[-1] == f"by {sort} ? help q quits"
 
 
 @pytest.mark.parametrize(
@@ -180,9 +186,9 @@ def test_engines_are_sorted_and_what_is_not_known_comes_last(sort: str, order: s
     ],
 )
 def test_a_filter_is_words_that_all_occur(words: str, found: str) -> None:
-    shown = lines(screen(ALL, "", 100.0, Chosen(words=words), width=80, height=40), 80)
-    assert "".join(line.split()[2] for line in shown[1:] if line.startswith(("■", "?", "✓"))) == found
-    assert ("Nothing fits the filter." in shown) is (words == "serving m2")
+    shown = screen(ALL, "", 100.0, Chosen(words=words), width=80, height=40)
+    assert "".join(row.split()[2] for row in rows(shown, 80) if row[0] != "▲") == found
+    assert ("Nothing fits the filter." in lines(shown, 80)) is (words == "serving m2")
 
 
 def test_a_filter_finds_labels_and_gpus() -> None:
@@ -199,11 +205,8 @@ def test_a_filter_finds_labels_and_gpus() -> None:
 
 def test_everything_of_a_wide_terminal() -> None:
     assert lines(screen(ALL, "", 107.0, Chosen(), width=200, height=40), 200) == [
-        (
-            "llm-headroom ■ 1 in trouble ▲ 1 with a warning ? 1 unknown ✓ 2 fine 2 of 3 sources up 7 s ago a notice "
-            "b saturated: requests wait"
-        ),
-        "STATE TARGET MODEL ENGINE TAKES RUN WAIT TOK/S TTFT P95 ITL P95 KV CACHE HEADROOM SAT WHY",
+        ("llm-headroom ■ 1 in trouble ▲ 1 with a warning ? 1 unknown ✓ 2 fine 2 of 3 sources up 7 s ago a notice"),
+        "STATE TARGET MODEL ENGINE TAKES RUN WAIT TOK/S TTFT P95 ITL P95 KV CACHE KV FITS SAT WHY",
         "■ saturated b m2 vLLM 0.9 0.80 × 12 9 250 3 s – ████████ 97% 1.0 120% requests wait; n",
         "? unknown d m4 vLLM 0.9 – – – – > 9 s – – – – it was not read",
         "✓ serving a m3 vLLM 0.9 – 1 0 – 0.25 s > 0.1 s ██░░░░░░ 25% – 10%",
@@ -214,41 +217,65 @@ def test_everything_of_a_wide_terminal() -> None:
     ]
 
 
-ROOM = {
-    "ENGINE": 150, "ITL P95": 130, "TAKES": 125, "HEADROOM": 120, "SAT": 110, "TOK/S": 100, "RUN": 90, "KV CACHE": 80,
-    "WHY": 80, "MODEL": 70, "TTFT P95": 60,
-}  # fmt: skip
+IMPORTANCE = (
+    "STATE", "TARGET", "TAKES", "WAIT", "TTFT P95", "KV CACHE", "MODEL", "RUN", "TOK/S", "ITL P95", "KV FITS", "WHY",
+    "SAT", "ENGINE",
+)  # fmt: skip
 
 
-def test_a_column_comes_with_the_room_for_it() -> None:
-    every = "STATE TARGET MODEL ENGINE TAKES RUN WAIT TOK/S TTFT P95 ITL P95 KV CACHE HEADROOM SAT WHY"
-    for width in {room - less for room in ROOM.values() for less in (0, 1)}:
-        shown = lines(screen(ALL, "", 100.0, Chosen(), width=width, height=40), width)
-        columns = every
-        for name in (name for name, room in ROOM.items() if room > width):
-            columns = columns.replace(f" {name}", "")
-        assert shown[1] == columns
-        gpus = {"NAME": 100, "FREE": 70, "POWER": 80, "TEMP": 80, "WHY": 80}
-        known = [name for name in ("STATE", "GPU", *gpus, "BUSY", "MEMORY") if gpus.get(name, 0) <= width]
-        assert set(shown[6].split()) == set(known)
+def test_what_is_more_important_has_room_first_and_what_is_shown_is_not_cut_off() -> None:
+    everything = " ".join(row for row in rows(screen(ALL, "", 100.0, Chosen(), width=200, height=40), 200)).split()
+    had = 0
+    for width in range(60, 140):
+        shown = screen(ALL, "", 100.0, Chosen(), width=width, height=40)
+        head = next(line for line in lines(shown, width) if line.startswith("STATE TARGET"))
+        names = {name for name in IMPORTANCE if name in head}
+        assert names == set(IMPORTANCE[: len(names)]), width
+        assert len(names) >= had
+        had = len(names)
+        cells = " ".join(row for row in rows(shown, width) if not row.startswith("▲")).split()
+        assert set(cells) <= {*everything, "███░", "████", "█░░░"}, f"what is cut off at {width}"
+    assert had == len(IMPORTANCE)
 
 
-def test_what_is_known_best_takes_no_more_than_it_needs_and_the_reason_has_the_rest() -> None:
-    shown = raw(screen(ALL, "", 107.0, Chosen(), width=100, height=40), 100)
-    assert shown[0].startswith("llm-headroom  ■ 1 in trouble  ▲ 1 with a warning  ? 1 unknown  ✓ 2 fine  2 of 3 ")
-    assert (shown[0][-1], len(shown[0])) == ("…", 100)
-    assert shown[1:-1] == [
-        " STATE        TARGET    MODEL     RUN  WAIT  TOK/S  TTFT P95       KV CACHE  WHY                    ",
-        " ■ saturated  b         m2         12     9    250       3 s  ████████  97%  requests wait; n       ",
-        " ? unknown    d         m4          –     –      –     > 9 s              –  it was not read        ",
-        " ✓ serving    a         m3          1     0      –    0.25 s  ██░░░░░░  25%                         ",
-        " ✓ serving    c         m1          4     5      –         –              –                         ",
-        " STATE      GPU   NAME          BUSY         MEMORY     FREE  POWER   TEMP  WHY                     ",
-        " ▲ hot      0     H100 1g.10gb   50%  ██████░░  75%  1.0 GiB  310 W  84 °C  it is hot               ",
-    ]
+LONG = replace(
+    SLOW,
+    source=source("inference-gateway-7f9c5.models.example:8000"),
+    state=Condition("saturated", Level.BAD, "many requests wait, " * 5),
+    model="an-organisation/a-model-with-a-long-name-31b-instruct",
+)
 
 
-def test_a_report_has_long_words_on_several_lines_and_a_screen_has_not() -> None:
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (120, 40), (160, 50)])
+def test_long_names_push_no_number_and_no_state_out_of_its_column(width: int, height: int) -> None:
+    shown = screen(view(LONG, FINE, gpus=(GPU,)), "", 100.0, Chosen(), width=width, height=height)
+    (row,) = (line for line in rows(shown, width) if line.startswith("■"))
+    for whole in ("■ saturated", "0.80 ×", " 9 ", " 3 s ", "97%"):
+        assert whole in row
+    assert "an-organisation" not in row or "instruct" in row, "the end of a model's name says which it is"
+    assert all(len(line) <= width for line in raw(shown, width))
+    assert " ".join(lines(shown, width)).count("many requests wait") >= 5, "the reason is whole"
+
+
+def test_reasons_stand_above_where_their_rows_have_no_room_or_are_elsewhere() -> None:
+    def said(*engines: EngineCard, width: int = 200, height: int = 40, **chosen: Any) -> list[str]:  # noqa: ANN401 - fields
+        shown = lines(screen(view(*engines), "", 100.0, Chosen(**chosen), width=width, height=height), width)
+        return shown[1 : next(number for number, line in enumerate(shown) if line.startswith("STATE"))]
+
+    fine = [card(f"t{number}") for number in range(30)]
+    assert said(FINE, SLOW) == []
+    assert said(FINE) == said(FINE, width=80) == []
+    assert said(FINE, SLOW, width=80) == ["■ b saturated: requests wait; n"]
+    assert said(*fine, SLOW, height=20, sort=SORTS.index("target"), reverse=True) == ["■ b saturated: requests wait; n"]
+    assert said(*fine, SLOW, words="serving") == ["■ b saturated: requests wait; n"]
+    assert said(FINE, SLOW, width=80, height=11) == [], "there the title says it"
+    bad = [card(f"b{number}", Condition("down", Level.BAD, "reason " * 30)) for number in range(5)]
+    whole, cut = said(*bad, width=120, height=40), said(*bad, width=120, height=15)
+    assert [line[:4] for line in cut] == ["■ b0", "■ b1", "■ b2"]
+    assert (len(whole), "".join(whole).count("reason"), [line[-1] for line in cut]) == (6, 90, ["…"] * 3)
+
+
+def test_long_reasons_are_whole_and_break_no_line_of_a_pipe() -> None:
     why = " ".join(f"reason{number}" for number in range(12))
     long = replace(SLOW, state=Condition("saturated", Level.BAD, why), model="a-model-with-a-name " * 2)
     hot = replace(GPU, state=Condition("hot", Level.WARN, why))
@@ -256,9 +283,12 @@ def test_a_report_has_long_words_on_several_lines_and_a_screen_has_not() -> None
         lines(screen(view(long, gpus=(hot,)), "", 100.0, Chosen(), width=100, height=40), 100),
         lines(report(view(long, gpus=(hot,)), "", 100.0, width=100), 100),
     )
-    assert len(shown) == 6
-    assert [" ".join(whole[2:]).replace(";", "").split().count(f"reason{number}") for number in range(12)] == [2] * 12
-    assert " 3 s " in whole[2], "numbers are not broken"
+    for each in (shown, whole):
+        words = " ".join(each).replace(";", "").split()
+        assert [words.count(f"reason{number}") for number in range(12)] == [2] * 12
+    piped = lines(report(view(long, gpus=(hot,)), "", 100.0, width=10_000), 10_000)
+    assert [line[:7] for line in piped] == ["llm-hea", "STATE T", "■ satur", "STATE G", "▲ hot 0"]
+    assert piped[2].endswith(f"{why}; n")
 
 
 def test_of_what_nothing_is_known_there_are_dashes() -> None:
@@ -308,7 +338,7 @@ def test_latencies_are_judged_by_their_own_objectives_and_others_are_not_shown()
 
 def test_the_title_names_the_worst_only_where_something_is_wrong() -> None:
     def title(*cards: EngineCard, gpus: tuple[GpuCard, ...] = (), now: float = 100.0) -> str:
-        return lines(screen(view(*cards, gpus=gpus), "", now, Chosen(), width=200, height=40), 200)[0]
+        return lines(screen(view(*cards, gpus=gpus), "", now, Chosen(), width=200, height=11), 200)[0]
 
     assert title(FINE) == "llm-headroom ✓ 1 fine 2 of 3 sources up 0 s ago"
     assert title(FINE, now=90.0) == "llm-headroom ✓ 1 fine 2 of 3 sources up 0 s ago"
@@ -321,9 +351,9 @@ def test_of_two_states_of_a_level_the_worse_comes_first_and_gpus_are_sorted_by_n
     bad = {name: Condition(name, Level.BAD) for name in ("slow", "down", "lost", "error")}
     engines = (card("a", bad["slow"]), card("z", bad["down"]))
     gpus = tuple(replace(GPU, gpu=gpu, state=bad[name]) for gpu, name in (("1", "error"), ("2", "lost")))
-    for sort, order in ((0, "za21"), (1, "az21")):
-        shown = lines(screen(view(*engines, gpus=gpus), "", 100.0, Chosen(sort=sort), width=100, height=40), 100)
-        assert "".join(line.split()[2] for line in shown if line[0] == "■") == order
+    for sort, order in ((0, "za21"), (SORTS.index("target"), "az21")):
+        shown = screen(view(*engines, gpus=gpus), "", 100.0, Chosen(sort=sort), width=100, height=40)
+        assert "".join(row.split()[2] for row in rows(shown, 100)) == order
 
 
 def test_names_cannot_move_the_terminal() -> None:
@@ -380,7 +410,7 @@ def test_pages_of_engines_and_gpus() -> None:
     many = view(*(card(f"t{n}") for n in range(10)), gpus=tuple(replace(GPU, gpu=f"g{n}") for n in range(4)))
     pages = []
     for page in range(5):
-        shown = lines(screen(many, "", 100.0, Chosen(sort=1, page=page), width=80, height=10), 80)
+        shown = lines(screen(many, "", 100.0, Chosen(sort=2, page=page), width=80, height=10), 80)
         pages.append([line.split()[2] for line in shown if line[0] in "✓▲"])
     assert pages == [
         ["t0", "t1", "t2", "t3", "g0", "g1"],
@@ -389,7 +419,7 @@ def test_pages_of_engines_and_gpus() -> None:
         ["t8", "t9", "g2", "g3"],
         ["t8", "t9", "g2", "g3"],
     ]
-    shown = lines(screen(many, "", 100.0, Chosen(sort=1, page=2), width=140, height=10), 140)
+    shown = lines(screen(many, "", 100.0, Chosen(sort=2, page=2), width=140, height=10), 140)
     assert shown[-1] == (
         "engines hidden: 8 on other pages GPUs hidden: 2 on other pages page 3 of 3 (n, p) by target ? help q quits"
     )

@@ -63,8 +63,8 @@ TIMEOUT: Final = 20.0
 """Seconds without a word (a heartbeat comes every 15) after which an exporter is held to be gone."""
 RETRY: Final = 2.0
 REDRAW: Final = 0.5
-WIDEST: Final = 180
-"""Columns of a pipe, which has no width of its own: lines must not break."""
+WIDEST: Final = 10_000
+"""Columns of a pipe, which has no width of its own: lines must not break, and nothing is cut off."""
 
 
 class Unusable(Exception):  # noqa: N818 - what it says about the exporter, not about our code

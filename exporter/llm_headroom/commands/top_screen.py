@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.styled import Styled
-from rich.table import Table
 from rich.text import Text
 
+from llm_headroom.commands.top_table import Column, layout, table, whole
 from llm_headroom.model import Level
 from llm_headroom.view import text
 from llm_headroom.view.text import plain
 from llm_headroom.view.values import EngineCard, GpuCard, urgency
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
+    from rich.table import Table
 
-    from llm_headroom.view.values import Latency, View
+    from llm_headroom.view.values import Latency, Load, View
 
 
 Card = TypeVar("Card", EngineCard, GpuCard)
 BAR: Final = 8
+SHORT_BAR: Final = 4
+"""The length of a bar in a terminal that is narrower than `WIDE`."""
+WIDE: Final = 100
 STYLES: Final = {Level.GOOD: "green", Level.WARN: "yellow", Level.BAD: "bold red", Level.UNKNOWN: "magenta"}
-SORTS: Final = ("state", "target", "model", "waiting", "first tokens", "KV cache", "saturation")
+SORTS: Final = ("state", "takes", "target", "model", "waiting", "first tokens", "KV cache", "saturation")
 LARGEST_FIRST: Final = frozenset({"waiting", "first tokens", "KV cache", "saturation"})
 _KEYS: Final = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
 """A key: what begins with Escape and means one, as terminals send it (xterm's ctlseqs, "PC-Style Function Keys")."""
@@ -40,48 +44,45 @@ n, p     next and previous page; so do PgDn, PgUp, space, b and the arrows
 q        quit
 
 STATE    as on the status page and in the alerts, worst first
-HEADROOM how many more typical requests fit into the KV cache
-TAKES    load headroom: how many times its present traffic the engine can take within the TTFT objective
+TAKES    load headroom: how many times its present traffic the engine can take within the TTFT objective;
+         known after ten minutes with requests
+TTFT, ITL time to first token, inter-token latency; P95: 95 of 100 are faster
+KV FITS  how many more typical requests fit into the KV cache
 SAT      saturation: at 100% first tokens begin to miss the TTFT objective
 –        not known; never 0
 """
 
 
-class Column(NamedTuple):
-    """A column, and the width of the terminal from which on there is room for it."""
-
-    name: str
-    number: bool = False
-    room: int = 0
-    narrowest: int = 1
-
-
+MOST_SAID: Final = 3
+"""Cards in trouble whose reasons stand above the tables, where they have no room for them."""
+ROOMY: Final = 12
+"""Lines of a terminal from which on there is room for that."""
 ENGINE_COLUMNS: Final = (
-    Column("STATE", narrowest=9),
-    Column("TARGET", narrowest=8),
-    Column("MODEL", room=70, narrowest=8),
-    Column("ENGINE", room=150),
-    Column("TAKES", number=True, room=125),
-    Column("RUN", number=True, room=90),
-    Column("WAIT", number=True),
-    Column("TOK/S", number=True, room=100),
-    Column("TTFT P95", number=True, room=60),
-    Column("ITL P95", number=True, room=130),
-    Column("KV CACHE", number=True, room=80),
-    Column("HEADROOM", number=True, room=120),
-    Column("SAT", number=True, room=110),
-    Column("WHY", room=80, narrowest=12),
+    Column("STATE", 0, 9, number=False),
+    Column("TARGET", 0, 15, number=False, cut=True),
+    Column("MODEL", 5, 15, number=False, cut=True),
+    Column("ENGINE", 13, 8, number=False, cut=True),
+    Column("TAKES", 1, 6),
+    Column("RUN", 6, 4),
+    Column("WAIT", 2, 4),
+    Column("TOK/S", 8, 5),
+    Column("TTFT P95", 3, 8),
+    Column("ITL P95", 9, 7),
+    Column("KV CACHE", 4, 9),
+    Column("KV FITS", 10, 7),
+    Column("SAT", 12, 4),
+    Column("WHY", 11, 40, number=False, cut=True),
 )
 GPU_COLUMNS: Final = (
-    Column("STATE", narrowest=9),
-    Column("GPU", narrowest=4),
-    Column("NAME", room=100),
-    Column("BUSY", number=True),
-    Column("MEMORY", number=True),
-    Column("FREE", number=True, room=70),
-    Column("POWER", number=True, room=80),
-    Column("TEMP", number=True, room=80),
-    Column("WHY", room=80, narrowest=12),
+    Column("STATE", 0, 9, number=False),
+    Column("GPU", 0, 3, number=False, cut=True),
+    Column("NAME", 6, 10, number=False, cut=True),
+    Column("BUSY", 2, 4),
+    Column("MEMORY", 1, 9),
+    Column("FREE", 3, 8),
+    Column("POWER", 5, 5),
+    Column("TEMP", 4, 5),
+    Column("WHY", 11, 40, number=False, cut=True),
 )
 
 
@@ -145,33 +146,40 @@ def screen(  # noqa: PLR0913 - what is shown, and where
     if chosen.help:
         return Group(_title(view, problem, now), Text(), Text(HELP), Text("? goes back, q quits", style="dim"))
     engines, gpus = _wanted(view.engines, chosen), _wanted(view.gpus, chosen)
-    found = _title(view, problem, now)
-    lines = max(height - 2 - bool(engines) - bool(gpus), 2)  # less title, footer and heads
-    gpu_lines = min(len(gpus), max(lines // 3, 1)) if engines else min(len(gpus), lines)
-    engine_lines = max(lines - gpu_lines, 1)
-    parts: list[RenderableType] = [found]
+    engine_table, engines_told = _drawn(engines, ENGINE_COLUMNS, _engine_row, width)
+    gpu_table, gpus_told = _drawn(gpus, GPU_COLUMNS, _gpu_row, width)
+    said: list[Text] = []
+    pages = _pages(engines, gpus, chosen.page, height)
+    wrong = [card for card in _worst_first(view) if card.level is not Level.GOOD][:MOST_SAID]
+    seen = engines_told and gpus_told and all(card in pages.engines or card in pages.gpus for card in wrong)
+    if height >= ROOMY and not seen:
+        said = _reasons(wrong, width, height // 3)
+        pages = _pages(engines, gpus, chosen.page, height - len(said))
+    parts: list[RenderableType] = [_title(view, problem, now, worst=height < ROOMY), *said]
     as_it_was = "dim" if problem else ""
-    shown_engines, engine_pages = _page(engines, engine_lines, chosen.page)
-    shown_gpus, gpu_pages = _page(gpus, max(gpu_lines, 1), chosen.page)
-    if shown_engines:
-        parts.append(Styled(_table(ENGINE_COLUMNS, map(_engine_row, shown_engines), width, whole=False), as_it_was))
-    if shown_gpus:
-        parts.append(Styled(_table(GPU_COLUMNS, map(_gpu_row, shown_gpus), width, whole=False), as_it_was))
-    if not shown_engines and not shown_gpus:
+    if engines:
+        parts.append(Styled(engine_table(pages.engines), as_it_was))
+    if gpus:
+        parts.append(Styled(gpu_table(pages.gpus), as_it_was))
+    if not engines and not gpus:
         parts.append(Text("Nothing fits the filter." if chosen.words else "No engine and no GPU yet.", style="dim"))
-    counts = (len(view.engines), len(engines), len(shown_engines)), (len(view.gpus), len(gpus), len(shown_gpus))
-    parts.append(_footer(chosen, counts, max(engine_pages, gpu_pages)))
+    counts = (len(view.engines), len(engines), len(pages.engines)), (len(view.gpus), len(gpus), len(pages.gpus))
+    parts.append(_footer(chosen, counts, pages.number))
     return Group(*parts)
 
 
 def report(view: View, problem: str, now: float, *, width: int) -> RenderableType:
-    """Everything at once, the worst first, with whole errors and what was not found."""
-    parts: list[RenderableType] = [_title(view, problem, now)]
+    """Everything at once, the worst first, with whole reasons and errors and what was not found."""
     engines, gpus = _wanted(view.engines, Chosen()), _wanted(view.gpus, Chosen())
+    engine_table, engines_told = _drawn(engines, ENGINE_COLUMNS, _engine_row, width)
+    gpu_table, gpus_told = _drawn(gpus, GPU_COLUMNS, _gpu_row, width)
+    parts: list[RenderableType] = [_title(view, problem, now)]
+    if not (engines_told and gpus_told):
+        parts += _reasons([card for card in _worst_first(view) if card.level is not Level.GOOD], width)
     if engines:
-        parts.append(_table(ENGINE_COLUMNS, map(_engine_row, engines), width, whole=True))
+        parts.append(engine_table(engines))
     if gpus:
-        parts.append(_table(GPU_COLUMNS, map(_gpu_row, gpus), width, whole=True))
+        parts.append(gpu_table(gpus))
     if not engines and not gpus:
         parts.append(Text("No engine and no GPU yet.", style="dim"))
     sources = [*(card.source for card in view.engines), *(card.source for card in view.gpus)]
@@ -180,6 +188,42 @@ def report(view: View, problem: str, now: float, *, width: int) -> RenderableTyp
     for line in lines:
         line.overflow = "ignore"
     return Group(*parts, *lines)
+
+
+def _drawn(
+    cards: Sequence[Card], columns: Sequence[Column], row: Callable[[Card, int], Sequence[Text | str]], width: int
+) -> tuple[Callable[[Sequence[Card]], Table], bool]:
+    """What draws some of the cards, with the columns that all of them have room for; and whether their reasons have."""
+    bar = BAR if width >= WIDE else SHORT_BAR
+
+    def rows(some: Sequence[Card]) -> list[list[Text]]:
+        return [[Text(each) if isinstance(each, str) else each for each in row(card, bar)] for card in some]
+
+    every = rows(cards)
+    shown = layout(columns, every, width)
+    return lambda some: table(columns, rows(some), shown), whole(columns, every, shown, "WHY")
+
+
+def _reasons(wrong: Sequence[EngineCard | GpuCard], width: int, most: int | None = None) -> list[Text]:
+    """Who is in trouble and why; a line each where all of it takes more than so many lines."""
+    said = [
+        Text(f"{text.STATE_MARKS[card.level]} {_who(card)} {card.state.name}: {_why(card).plain}", STYLES[card.level])
+        for card in wrong
+    ]
+    lines = [line for each in said for line in each.wrap(Console(), width)]
+    if most is None or len(lines) <= most:
+        return lines
+    for each in said:
+        each.truncate(width, overflow="ellipsis")
+    return said
+
+
+def _worst_first(view: View) -> list[EngineCard | GpuCard]:
+    return sorted([*view.engines, *view.gpus], key=lambda card: urgency(card.state))
+
+
+def _who(card: EngineCard | GpuCard) -> str:
+    return plain(f"GPU {card.gpu}" if isinstance(card, GpuCard) else card.source.target)
 
 
 def _wanted(cards: Sequence[Card], chosen: Chosen) -> list[Card]:
@@ -212,6 +256,9 @@ def _order(card: EngineCard | GpuCard, name: str) -> tuple[Any, ...] | None:
     if name == "state" or isinstance(card, GpuCard):
         return (*urgency(card.state), card.state.name)
     match name:
+        case "takes":
+            load = card.first_token_load
+            return None if load is None else (load.headroom,)
         case "target":
             return (card.source.target,)
         case "model":
@@ -227,6 +274,23 @@ def _order(card: EngineCard | GpuCard, name: str) -> tuple[Any, ...] | None:
     return None if value is None else (value,)
 
 
+class Pages(NamedTuple):
+    """The engines and the GPUs of a page, or of the last one where there are fewer; and how many pages there are."""
+
+    engines: list[EngineCard]
+    gpus: list[GpuCard]
+    number: int
+
+
+def _pages(engines: list[EngineCard], gpus: list[GpuCard], page: int, height: int) -> Pages:
+    """What fits besides title, footer and heads."""
+    lines = max(height - 2 - bool(engines) - bool(gpus), 2)
+    gpu_lines = min(len(gpus), max(lines // 3, 1)) if engines else min(len(gpus), lines)
+    shown_engines, engine_pages = _page(engines, max(lines - gpu_lines, 1), page)
+    shown_gpus, gpu_pages = _page(gpus, max(gpu_lines, 1), page)
+    return Pages(shown_engines, shown_gpus, max(engine_pages, gpu_pages))
+
+
 def _page(cards: list[Card], lines: int, page: int) -> tuple[list[Card], int]:
     """The cards of a page, or of the last one where there are fewer; and how many pages there are."""
     pages = max(-(-len(cards) // lines), 1)
@@ -234,10 +298,9 @@ def _page(cards: list[Card], lines: int, page: int) -> tuple[list[Card], int]:
     return cards[page * lines : (page + 1) * lines], pages
 
 
-def _title(view: View, problem: str, now: float) -> Text:
-    """How many are in which state of attention, and the worst by name; first of all why nothing newer is known."""
-    every: list[EngineCard | GpuCard] = [*view.engines, *view.gpus]
-    cards = sorted(every, key=lambda card: urgency(card.state))
+def _title(view: View, problem: str, now: float, *, worst: bool = False) -> Text:
+    """How many are in which state of attention, perhaps the worst by name; first of all why nothing newer is known."""
+    cards = _worst_first(view)
     title = Text("llm-headroom  ", "bold", no_wrap=True, overflow="ellipsis")
     if problem:
         title.append(f"{plain(problem)}  ", "red")
@@ -248,10 +311,9 @@ def _title(view: View, problem: str, now: float) -> Text:
     title.append(f"{view.up} of {view.sources} sources up  {text.span(max(now - view.time, 0.0))} ago", "dim")
     for notice in view.notices:
         title.append(f"  {plain(notice)}", "yellow")
-    if cards and cards[0].level is not Level.GOOD:
-        worst = cards[0]
-        who = f"GPU {worst.gpu}" if isinstance(worst, GpuCard) else worst.source.target
-        title.append(f"  {plain(who)} {worst.state.name}: {plain(worst.state.reason)}", STYLES[worst.level])
+    if worst and cards and cards[0].level is not Level.GOOD:
+        state = cards[0].state
+        title.append(f"  {_who(cards[0])} {state.name}: {plain(state.reason)}", STYLES[cards[0].level])
     return title
 
 
@@ -274,19 +336,6 @@ def _footer(chosen: Chosen, counts: tuple[tuple[int, int, int], ...], pages: int
     return Text("  ".join(parts), "dim", no_wrap=True, overflow="ellipsis")
 
 
-def _table(columns: Sequence[Column], rows: Iterable[Sequence[Text | str]], width: int, *, whole: bool) -> Table:
-    table = Table(box=None, expand=True, padding=(0, 1), header_style="dim")
-    shown = [index for index, column in enumerate(columns) if width >= column.room]
-    for index in shown:
-        name, number, _, narrowest = columns[index]
-        flexible = 1 if name == "WHY" else None  # takes what the others leave
-        justify: Literal["left", "right"] = "right" if number else "left"
-        table.add_column(name, justify=justify, no_wrap=not whole, min_width=narrowest, ratio=flexible)
-    for row in rows:
-        table.add_row(*(row[index] for index in shown))
-    return table
-
-
 def _state(card: EngineCard | GpuCard) -> Text:
     return Text(f"{text.STATE_MARKS[card.level]} {card.state.name}", STYLES[card.level])
 
@@ -297,7 +346,7 @@ def _why(card: EngineCard | GpuCard) -> Text:
     return Text(plain("; ".join(said)), STYLES[card.level])
 
 
-def _engine_row(card: EngineCard) -> tuple[Text | str, ...]:
+def _engine_row(card: EngineCard, bar: int) -> tuple[Text | str, ...]:
     source, kv, router = card.source, card.kv, card.router
     first, between = _p95(card)
     return (
@@ -305,26 +354,26 @@ def _engine_row(card: EngineCard) -> tuple[Text | str, ...]:
         plain(source.target),
         plain(card.model),
         Text(plain(f"{source.title} {source.version}".strip()), "dim"),
-        text.times(None if card.first_token_load is None else card.first_token_load.headroom),
+        _takes(card.first_token_load),
         text.count(card.running if router is None else router.active),
         text.count(card.waiting if router is None else router.waiting),
         text.rate(card.generation_rate),
         first,
         between,
-        _bar(None if kv is None else kv.usage),
+        _bar(None if kv is None else kv.usage, bar),
         text.rate(None if kv is None else kv.headroom_requests),
         text.percent(card.saturation),
         _why(card),
     )
 
 
-def _gpu_row(card: GpuCard) -> tuple[Text | str, ...]:
+def _gpu_row(card: GpuCard, bar: int) -> tuple[Text | str, ...]:
     return (
         _state(card),
         plain(card.gpu or card.source.target),
-        Text(plain(f"{card.name} {card.profile}".strip()), "dim"),
+        Text(plain(f"{card.name} {card.profile}".removeprefix("NVIDIA ").strip()), "dim"),
         text.percent(card.utilization),
-        _bar(None if not card.total or card.free is None else 1 - card.free / card.total),
+        _bar(None if not card.total or card.free is None else 1 - card.free / card.total, bar),
         text.size(card.free),
         text.UNKNOWN if card.power is None else f"{card.power:.0f} W",
         text.UNKNOWN if card.temperature is None else f"{card.temperature:.0f} °C",
@@ -349,8 +398,15 @@ def _quantile(latency: Latency, threshold: float | None) -> Text:
     return Text(text.quantile(found), STYLES[Level.BAD] if text.later(found, threshold) else "")
 
 
-def _bar(share: float | None) -> Text:
+def _takes(load: Load | None) -> Text:
+    if load is None:
+        return Text(text.UNKNOWN)
+    styles = {"bad": STYLES[Level.BAD], "warn": STYLES[Level.WARN]}
+    return Text(text.times(load.headroom), styles.get(text.urgency_of(load), ""))
+
+
+def _bar(share: float | None, size: int) -> Text:
     if share is None:
         return Text(text.UNKNOWN)
-    full = round(min(max(share, 0.0), 1.0) * BAR)
-    return Text.assemble(("█" * full, "blue"), ("░" * (BAR - full), "dim"), f" {text.percent(share):>4}")
+    full = round(min(max(share, 0.0), 1.0) * size)
+    return Text.assemble(("█" * full, "blue"), ("░" * (size - full), "dim"), f" {text.percent(share):>4}")
