@@ -1,12 +1,16 @@
 """One judgement: on the same series a page fires if and only if the engine is in the state that it speaks of.
 
 Histories of engines are played through the derivation, and what it exports through Prometheus' own evaluation of the
-shipped rules. A page may come and go by at most `GRACE` seconds beside its state.
+shipped rules: all histories at once, each as an exporter and a cluster of its own. A page may come and go by at most
+`GRACE` seconds beside its state.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+import re
 import subprocess
 from collections import defaultdict
 from pathlib import Path
@@ -23,7 +27,7 @@ from llm_headroom.poll.health import health_points
 from programs import program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from llm_headroom.model import Metric
 
@@ -59,7 +63,8 @@ SOON: Final = {
 BEGIN: Final = 600
 """When the troubles begin."""
 BASE: Final = {"engine": "vllm", "target": "t"}
-SCRAPED: Final = {"job": "llm-headroom", "instance": "host:9836"}
+Scrapes = dict[str, list[float | None]]
+"""Series, with what each scrape found of them; None where one was not there."""
 
 
 class Engine:
@@ -263,24 +268,27 @@ HISTORIES: Final[dict[str, tuple[Callable[[Engine, float], Failure | None], set[
 }
 
 
+@functools.cache
 def played(
-    play: Callable[[Engine, float], Failure | None], away: tuple[float, float] = (math.inf, math.inf)
-) -> tuple[list[State | None], dict[str, list[float | None]]]:
-    """The state at each scrape of 40 minutes, and the series that were scraped; None where one was not there.
+    name: str, away: tuple[float, float] = (math.inf, math.inf), until: int = 2400
+) -> tuple[list[State | None], Scrapes]:
+    """The state at each scrape of a history, and the series that were scraped.
 
     `away` is from when to when there is no exporter: the one that is there afterwards knows nothing of before.
     """
+    play, _ = HISTORIES[name]
     engine, memory, judge = Engine(), derivation.Memory(), None
     states: list[State | None] = []
-    series: dict[str, list[float | None]] = defaultdict(list)
+    series: Scrapes = defaultdict(list)
     last: float | None = None
-    for at in range(0, 2400, int(POLL)):
+    up = named(name, "up", {})
+    for at in range(0, until, int(POLL)):
         failure = play(engine, float(at))
         if away[0] <= at < away[1]:
             memory, judge, last = derivation.Memory(), None, None
             if at % SCRAPE == 0:
                 states.append(None)
-                scraped(series, len(states), {UP: 0.0})
+                scraped(series, len(states), {up: 0.0})
             continue
         points: tuple[Point, ...] = ()
         if failure is None:
@@ -294,29 +302,28 @@ def played(
             continue
         states.append(judged[0].state)
         exported = [*points, *state.state_points(judged, BASE), *health_points(snapshot, {}, {}, BASE)]
-        samples = {UP: 1.0}
+        samples = {up: 1.0}
         for each in exported:
+            metric, labels = each.series.metric.name, dict(each.series.labels)
             if isinstance(each.value, Histogram):
-                samples[named(each.series, "_count")] = each.value.count
-                samples[named(each.series, "_sum")] = each.value.sum
+                samples[named(name, f"{metric}_count", labels)] = each.value.count
+                samples[named(name, f"{metric}_sum", labels)] = each.value.sum
             else:
-                samples[named(each.series)] = each.value
+                samples[named(name, metric, labels)] = each.value
         scraped(series, len(states), samples)
     for values in series.values():
         values.extend([None] * (len(states) - len(values)))
     return states, series
 
 
-UP: Final = 'up{job="llm-headroom",instance="host:9836"}'
-
-
-def named(series: Series, part: str = "") -> str:
+def named(history: str, metric: str, labels: dict[str, str]) -> str:
     """A series as Prometheus names it, with what a scrape adds."""
-    labels = ",".join(f'{name}="{value}"' for name, value in {**dict(series.labels), **SCRAPED}.items())
-    return f"{series.metric.name}{part}{{{labels}}}"
+    added = {"job": "llm-headroom", "instance": f"{history}:9836", "cluster": history}
+    text = ",".join(f'{name}="{value}"' for name, value in {**labels, **added}.items())
+    return f"{metric}{{{text}}}"
 
 
-def scraped(series: dict[str, list[float | None]], scrapes: int, samples: dict[str, float]) -> None:
+def scraped(series: Scrapes, scrapes: int, samples: dict[str, float]) -> None:
     """Note what the last of so many scrapes has."""
     for name, value in samples.items():
         values = series[name]
@@ -329,36 +336,45 @@ def written(name: str, values: list[float | None]) -> dict[str, str]:
     return {"series": name, "values": " ".join(text)}
 
 
-def fires(alert: str, scrape: int, must: float, name: str = "vector(0)") -> dict[str, Any]:
-    """A check of promtool's, whether an alert fires at a scrape."""
+def fires(history: str, scrape: int, pages: dict[str, bool]) -> dict[str, Any]:
+    """A check of promtool's: of these pages those fire at a scrape that must, and no other."""
     return {
-        "expr": f'count(ALERTS{{alertname=~"{alert}", alertstate="firing"}}) > bool 0 or {name}',
+        "expr": f"group by (alertname) ({_alerts(history, pages)})",
         "eval_time": f"{scrape * SCRAPE}s",
-        "exp_samples": [{"labels": "{}", "value": float(must)}],
+        "exp_samples": [{"labels": f'{{alertname="{page}"}}', "value": 1} for page, must in pages.items() if must],
     }
 
 
-def checked(folder: Path, series: dict[str, list[float | None]], checks: list[dict[str, Any]]) -> str:
-    """What promtool finds wrong of checks on the shipped rules over what was scraped; nothing if all is well."""
+def one_fires(history: str, scrape: int, *pages: str) -> dict[str, Any]:
+    """A check of promtool's: at least one of these pages fires at a scrape."""
+    samples = [{"labels": "{}", "value": 1}]
+    return {"expr": f"group({_alerts(history, pages)})", "eval_time": f"{scrape * SCRAPE}s", "exp_samples": samples}
+
+
+def _alerts(history: str, pages: Iterable[str]) -> str:
+    return f'ALERTS{{cluster="{history}", alertname=~"{"|".join(pages)}", alertstate="firing"}}'
+
+
+def wrong(folder: Path, series: Iterable[Scrapes], checks: list[dict[str, Any]]) -> dict[str, str]:
+    """Of which histories promtool finds a check wrong, and the first of them, by the shipped rules over the series."""
     groups = [
         {"name": group["name"], "rules": [rule for rule in group["rules"] if _needed(rule)]}
         for group in yaml.safe_load(RULES.read_text())["groups"]
     ]
     groups = [group for group in groups if group["rules"]]
-    (folder / "rules.yml").write_text(yaml.safe_dump({"groups": groups}))
+    (folder / "rules.yml").write_text(json.dumps({"groups": groups}))  # JSON is YAML, and written in no time
     test = {
         "interval": f"{SCRAPE}s",
-        "input_series": [written(each, values) for each, values in series.items()],
+        "input_series": [written(each, values) for one in series for each, values in one.items()],
         "promql_expr_test": checks,
     }
-    order = [group["name"] for group in groups]  # else promtool draws one
     document = {
         "rule_files": ["rules.yml"],
         "evaluation_interval": f"{SCRAPE}s",
-        "group_eval_order": order,
+        "group_eval_order": [group["name"] for group in groups],  # else promtool draws one
         "tests": [test],
     }
-    (folder / "test.yml").write_text(yaml.safe_dump(document))
+    (folder / "test.yml").write_text(json.dumps(document))
     done = subprocess.run(
         [program("promtool", "prometheus"), "test", "rules", "test.yml"],
         cwd=folder,
@@ -366,7 +382,11 @@ def checked(folder: Path, series: dict[str, list[float | None]], checks: list[di
         text=True,
         check=False,
     )
-    return done.stdout[-3000:] + done.stderr[-3000:] if done.returncode else ""
+    said = done.stdout + done.stderr
+    found = re.findall(r'(expr: "[^\n]*?cluster=[\\]*"(.*?)[\\]*".*?\n *got:[^\n]*)', said, re.DOTALL)
+    by_name = {name: text for text, name in reversed(found)}
+    assert bool(by_name) == bool(done.returncode), said[-3000:]
+    return by_name
 
 
 def expected(page: str, states: list[State | None], scrape: int) -> bool | None:
@@ -385,52 +405,52 @@ def expected(page: str, states: list[State | None], scrape: int) -> bool | None:
     return None if any(there[max(0, scrape - fall) : scrape + outlasted + 1]) else False
 
 
-@pytest.mark.parametrize("name", HISTORIES)
-def test_a_page_fires_if_and_only_if_the_state_is_there(name: str, tmp_path: Path) -> None:
-    play, wanted = HISTORIES[name]
-    states, series = played(play)
-    checks = [
-        fires(page, scrape, must)
-        for page in PAGES
-        for scrape in range(len(states))
-        if (must := expected(page, states, scrape)) is not None
-    ]
-    gapless = [  # users wait all the time: between these two pages there is no gap
-        fires("LLMFirstTokensSlow|LLMQueueStarved", scrape, must=True)
-        for scrape in range(4, len(states))
-        if State.SLOW in wanted and {*states[scrape - 4 : scrape + 7]} <= {State.SLOW, State.BLOCKED}
-    ]
-    soon, seconds = SOON.get(name, ("LLMTokensTrickle", math.inf))
-    quick = [fires(soon, scrape, must=False) for scrape in range(BEGIN // SCRAPE)]
-    if math.isinf(seconds):
-        quick += [fires(soon, scrape, must=False) for scrape in range(len(states))]
-    else:
-        quick += [fires(soon, scrape, must=True) for scrape in range(math.ceil((BEGIN + seconds) / SCRAPE), 100)]
+def test_a_page_fires_if_and_only_if_the_state_is_there(tmp_path: Path) -> None:
+    checks = []
+    fired: dict[str, set[State]] = {name: set() for name in HISTORIES}
+    for name, (_, wanted) in HISTORIES.items():
+        states, _ = played(name)
+        for scrape in range(len(states)):
+            may = {page: expected(page, states, scrape) for page in PAGES}
+            must = {page: fires for page, fires in may.items() if fires is not None}
+            fired[name] |= {PAGES[page] for page, fires in must.items() if fires}
+            checks.append(fires(name, scrape, must))
+            users_wait = {*states[max(0, scrape - 4) : scrape + 7]} <= {State.SLOW, State.BLOCKED}
+            if State.SLOW in wanted and scrape >= 4 and users_wait:  # between these two pages there is no gap
+                checks.append(one_fires(name, scrape, "LLMFirstTokensSlow", "LLMQueueStarved"))
+        soon, seconds = SOON.get(name, ("LLMTokensTrickle", math.inf))
+        until = len(states) if math.isinf(seconds) else BEGIN // SCRAPE
+        checks += [fires(name, scrape, {soon: False}) for scrape in range(until)]
+        if not math.isinf(seconds):
+            since = math.ceil((BEGIN + seconds) / SCRAPE)
+            checks += [fires(name, scrape, {soon: True}) for scrape in range(since, 100)]
 
-    assert {each for each in states if each in PAGES.values()} == wanted
-    assert not checked(tmp_path, series, checks + gapless + quick)
-    fired = {page for page in PAGES for check in checks if page in check["expr"] and check["exp_samples"][0]["value"]}
-    assert {PAGES[page] for page in fired} == wanted
+    wanted_states = {name: wanted for name, (_, wanted) in HISTORIES.items()}
+    assert {name: {each for each in played(name)[0] if each in PAGES.values()} for name in HISTORIES} == wanted_states
+    assert wrong(tmp_path, (played(name)[1] for name in HISTORIES), checks) == {}
+    assert fired == wanted_states
 
 
 @pytest.mark.parametrize("seconds", [15.0, 150.0], ids=["restart", "upgrade"])
-@pytest.mark.parametrize("name", [name for name, (_, wanted) in HISTORIES.items() if wanted])
-def test_no_page_ends_because_the_exporter_restarts(name: str, seconds: float, tmp_path: Path) -> None:
+def test_no_page_ends_because_the_exporter_restarts(seconds: float, tmp_path: Path) -> None:
     """The one that comes knows nothing of what the one that ended knew."""
-    play, wanted = HISTORIES[name]
-    states, _ = played(play)
     of_states = {of: page for page, of in PAGES.items()}
-    worst = max(wanted, key=states.count)
-    page = of_states[worst]
-    there = [scrape for scrape, one in enumerate(states) if one is worst]
-    begun = there[0] + math.ceil(GRACE[page][0] / SCRAPE)
-    last = there[-1] - math.ceil(state.CLEAR.get(worst, 0.0) / SCRAPE) - 2
-    away = (begun + 3) * SCRAPE - 1.0
+    checks, series = [], []
+    for name, (_, wanted) in HISTORIES.items():
+        if not wanted:
+            continue
+        states, _ = played(name)
+        worst = max(wanted, key=states.count)
+        page = of_states[worst]
+        there = [scrape for scrape, one in enumerate(states) if one is worst]
+        begun = there[0] + math.ceil(GRACE[page][0] / SCRAPE)
+        last = there[-1] - math.ceil(state.CLEAR.get(worst, 0.0) / SCRAPE) - 2
+        away = (begun + 3) * SCRAPE - 1.0
+        assert away + seconds < last * SCRAPE, name
+        series.append(played(name, (away, away + seconds), last * SCRAPE)[1])
+        checks += [fires(name, scrape, {page: True}) for scrape in range(begun, last)]
 
-    _, series = played(play, (away, away + seconds))
-
-    checks = [fires(page, scrape, must=True) for scrape in range(begun, last)]
-    assert not checked(tmp_path, series, checks)
+    assert wrong(tmp_path, series, checks) == {}
 
 
 def _needed(rule: dict[str, str]) -> bool:
