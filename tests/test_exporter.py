@@ -231,7 +231,7 @@ def test_the_state_of_an_engine_is_the_same_in_metrics_and_json_and_outlives_its
         misread = told(exporter)
 
     ((model, state),) = working[0]
-    assert state in {"ok", "tight"}
+    assert state == "unknown"  # what it has does not move
     assert working == ({(model, state)}, [(model, state)])
     assert misread == ({(model, "misread")}, [(model, "misread")])
     assert (logged["before"], logged["model"]) == (state, model)
@@ -509,7 +509,8 @@ def test_check_reports_as_text_and_fails_with_a_failed_source(vllm: EngineServer
 
     assert checked.returncode == 1
     assert f"{vllm.name}  vllm 0.32.0  up" in checked.stdout
-    assert "✓ tiny-llama is ok: 8 running, 39 waiting" in checked.stdout
+    judged = "? tiny-llama is unknown: 8 running, 39 waiting; it was not seen yet whether it gets on with them"
+    assert judged in checked.stdout, "a single look does not show it"
     assert "llm_requests_waiting{model=tiny-llama, replica=0}" in checked.stdout
     assert "39 requests  vllm:num_requests_waiting" in checked.stdout
     assert "2,048 tokens" in checked.stdout

@@ -38,7 +38,7 @@ def test_it_is_unknown_and_not_down() -> None:
     async def test() -> None:
         api = await asyncio.start_server(serve, "127.0.0.1", 0)
         address = f"http://127.0.0.1:{api.sockets[0].getsockname()[1]}"
-        with EngineServer(replayed(Capture("vllm", "0.32.0", "saturated"))) as engine:
+        with EngineServer(replayed(Capture("vllm", "0.32.0", "after_load"))) as engine:
             target = Target(name="a", endpoint=Endpoint(url=engine.url), engine="vllm")
             door = ProxySettings(listen="127.0.0.1:0", target="a", upstream=address)
             config = Config(
@@ -61,7 +61,7 @@ def test_it_is_unknown_and_not_down() -> None:
                     await asyncio.sleep(0.05)
 
             try:
-                await until(State.OK)
+                await until(State.IDLE)
                 engine.routes = {}
                 assert await until(State.DOWN, State.UNKNOWN) is State.UNKNOWN
             finally:

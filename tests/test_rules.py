@@ -16,6 +16,7 @@ from llm_headroom import schema
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.load import load
 from llm_headroom.engines.built_in import BUILT_IN
+from llm_headroom.model import Kind
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.scrape import catalog
 
@@ -64,7 +65,8 @@ def generated(capture: Capture, dice: random.Random) -> list[dict[str, object]]:
         ours = sorted(set(metric.labels) - {"engine", "target"})
         labels = dict(zip(dice.sample(upstream, min(len(upstream), len(ours), 2)), ours, strict=False))
         names = [key.name.removesuffix("_bucket") for key in some]
-        rules.append({"metric": metric.name, "names": names, "labels": labels, "combine": dice.choice(["sum", "max"])})
+        combine = "sum" if metric.kind is Kind.HISTOGRAM else dice.choice(["sum", "max"])
+        rules.append({"metric": metric.name, "names": names, "labels": labels, "combine": combine})
     return rules
 
 

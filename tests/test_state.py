@@ -86,6 +86,66 @@ def test_an_engine_at_work_is_ok_and_says_how_much() -> None:
     assert judged == Judged(state=State.OK, reason="12 running, 3 waiting", since=EPOCH, model="m")
 
 
+@pytest.mark.parametrize(
+    ("amounts", "growth", "states"),
+    [
+        ({"generated": 9000.0}, {"generated": 300.0}, [State.UNKNOWN, State.OK]),
+        ({"generated": 9000.0}, {}, [State.UNKNOWN] * 36 + [State.OK]),
+        ({"generated": 9000.0, "waiting": 5.0, "first": 9.0}, {"generated": 300.0}, [State.UNKNOWN] * 36),
+        ({"waiting": 5.0, "first": 9.0}, {"first": 1.0}, [State.UNKNOWN, State.OK]),
+        (
+            {"firsts": 90.0, "good": 90.0, "prompts": 9.0},
+            {"firsts": 1.0, "good": 1.0, "prompts": 9.0},
+            [State.UNKNOWN, State.OK],
+        ),
+        (
+            {"firsts": 90.0, "good": 90.0, "prompts": 9.0},
+            {"firsts": 1.0, "prompts": 9.0},
+            [State.UNKNOWN, State.UNKNOWN, State.UNKNOWN, State.SLOW],
+        ),
+        ({}, {}, [State.OK]),
+        ({"running": 0.0, "generated": 9000.0}, {"running": 1.0}, [State.IDLE, State.OK]),
+    ],
+    ids=[
+        "tokens come",
+        "nothing moves",
+        "a queue stands",
+        "a queue moves",
+        "in time",
+        "late",
+        "it shows nothing",
+        "idle",
+    ],
+)
+def test_requests_that_were_there_first_are_no_sign_that_all_is_well(
+    amounts: dict[str, float], growth: dict[str, float], states: list[State]
+) -> None:
+    """An exporter that starts beside an engine at work knows nothing of before."""
+    watch = Watch()
+
+    found = [
+        watch.polled(busy(**{name: value + poll * growth.get(name, 0.0) for name, value in amounts.items()})).state
+        for poll in range(len(states))
+    ]
+
+    assert found == states
+
+
+def test_what_has_been_seen_to_get_on_is_ok_however_it_goes_on() -> None:
+    """Until something is wrong for long enough; also what begins where nobody asked."""
+    at_work, idle = Watch(), Watch()
+    at_work.polled(busy(generated=9000.0))
+    at_work.polled(busy(generated=9300.0))
+    idle.polled(busy(running=0, generated=9000.0))
+
+    assert {watch.polled(busy(generated=9300.0)).state for watch in (at_work, idle) for _ in range(20)} == {State.OK}
+
+
+def test_an_engine_that_is_met_at_work_says_what_it_has() -> None:
+    reason = "4 running, 2 waiting; it was not seen yet whether it gets on with them"
+    assert Watch().polled(busy(waiting=2, first=5)).reason == reason
+
+
 def test_one_lost_poll_is_no_outage_but_two_are() -> None:
     watch = Watch()
     watch.polled(busy())
@@ -382,6 +442,7 @@ def test_what_an_engine_was_judged_by_and_no_longer_exposes_makes_it_unknown(gon
         points = busy(**whole, finished=finished)
         return watch.polled([each for each in points if each.series.metric is not METRICS_OF[gone]])
 
+    watch.polled(busy(running=0, first=9.0))
     watch.polled(busy(**whole, finished=50.0))
     assert [polled(0.0).state for _ in range(9)] == [State.OK] * 9, "no request has ended since"
     found = [polled(float(1 + poll)) for poll in range(4)]
@@ -463,6 +524,7 @@ def test_one_failed_request_of_three_decides_nothing() -> None:
 
 def test_waiting_without_a_first_token_blocks_while_another_request_generates() -> None:
     watch = Watch()
+    watch.polled(busy(running=0))
     states = [
         watch.polled(busy(running=1, waiting=5, first=501, prompts=900_000, generated=300.0 * poll))
         for poll in range(40)

@@ -9,8 +9,9 @@ import pytest
 
 from llm_headroom import schema
 from llm_headroom.derive import gpu_state, state
+from llm_headroom.derive.counts import COUNTED, Sample
 from llm_headroom.derive.settled import Finding, Settled, Sign, settle
-from llm_headroom.derive.state import Known, Memory, Sample
+from llm_headroom.derive.state import Known, Memory
 from llm_headroom.model import Cause, Failure, Health, Histogram, Judged, Point, Series, Snapshot, State
 from state_metrics import METRICS
 
@@ -36,7 +37,7 @@ def snapshot(**amounts: float) -> Snapshot:
 
 
 def sample(at: float, **counts: float) -> Sample:
-    return Sample(at, tuple(counts.get(name) for name in state.COUNTED))
+    return Sample(at, tuple(counts.get(name) for name in COUNTED))
 
 
 def judged(known: Known | None, **amounts: float) -> tuple[str, str]:
@@ -85,7 +86,7 @@ def test_an_engine_of_which_only_ends_are_seen_does_not_look_fine() -> None:
     """So a version looks that has renamed what says whether requests wait."""
     ends = {"usage": 0.1, "finished": 3.0, "generated": 9.0, "prompts": 9.0, "asleep": 0.0, "stalled": 0.0}
     assert judged(None, **ends)[0] == "unknown"
-    assert judged(None, **ends, running=1.0)[0] == "ok"
+    assert judged(Known(), **ends, running=1.0)[0] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_requests_that_wait_while_none_is_taken_in_are_blocked(
     ],
 )
 def test_requests_that_fail(part: dict[str, float], whole: dict[str, float], *, failing: bool) -> None:
-    none = sample(700.0, **dict.fromkeys(state.COUNTED, 0.0))
+    none = sample(700.0, **dict.fromkeys(COUNTED, 0.0))
     found = judged(Known(samples=(none,)), running=1.0, **part, **whole)
     assert (found[0] == "failing") is failing
 
@@ -173,6 +174,7 @@ def replace_at(one: Sample, at: float) -> Sample:
         (101.0, 3.0, {}, None),
         (3.0, 3.0, {"objective": 2.5}, "3 of 3 first tokens of the last 2 min (100%) came later than 2.5 s"),
         (2.0, 2.0, {}, None),
+        (98.0, 0.0, {"overdue": 2.0}, None),
         (
             97.0,
             0.0,
@@ -187,7 +189,6 @@ def replace_at(one: Sample, at: float) -> Sample:
             {"overdue": 2.0},
             "3 of 98 first tokens of the last 2 min (3%) came later than the objective; 2 are still awaited",
         ),
-        (0.0, 0.0, {"overdue": 2.0}, None),
         (
             0.0,
             0.0,
@@ -200,6 +201,24 @@ def test_slow_first_tokens(firsts: float, slow: float, amounts: dict[str, float]
     none = sample(880.0, firsts=0.0, good=0.0)
     found = judged(Known(samples=(none,)), running=1.0, firsts=firsts, good=firsts - slow, **amounts)
     assert found == (("slow", reason) if reason else ("ok", "1 running"))
+
+
+@pytest.mark.parametrize(
+    ("firsts", "overdue", "reason"),
+    [
+        (0.0, 1.0, "1 request waiting for a first token for longer than 2.5 s"),
+        (60.0, 2.0, "2 requests waiting for a first token for longer than 2.5 s"),
+        (65.0, 2.0, None),
+        (0.0, 0.0, None),
+    ],
+)
+def test_few_first_tokens_that_are_owed_call_nobody_and_are_not_fine(
+    firsts: float, overdue: float, reason: str | None
+) -> None:
+    none = sample(880.0, firsts=0.0, good=0.0)
+    amounts = {"firsts": firsts, "good": firsts, "overdue": overdue, "objective": 2.5}
+    found = judged(Known(samples=(none,)), running=1.0, **amounts)
+    assert found == (("tight", reason) if reason else ("ok", "1 running"))
 
 
 def test_what_is_remembered_of_a_model() -> None:

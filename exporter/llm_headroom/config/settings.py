@@ -232,10 +232,14 @@ class RuleSettings:
     scale: Scale = 1.0
     """Factor that converts the value to the metric's unit."""
     combine: Combine = "sum"
-    """How several series of the engine that map to one of ours are combined."""
+    """How several series of the engine that map to one of ours are combined. Of ratios `sum` takes the largest;
+    histograms always add up."""
 
     def __post_init__(self) -> None:
         metric = schema.BY_NAME[self.metric]
+        if self.combine != "sum" and metric.kind is Kind.HISTOGRAM:
+            why = f"{self.metric} is a histogram, whose series always add up"
+            raise ConfigError(f"{why}: leave out `combine`, and choose one of them by `where`")
         if self.times and metric.kind is Kind.HISTOGRAM:
             raise ConfigError(f"{self.metric} is a histogram, which `times` cannot multiply")
         declared = metric.labels

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import field, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.derive.figures import UNNAMED, figures
+from llm_headroom.derive.counts import COUNTED, Sample, increase, of_this_life
+from llm_headroom.derive.figures import figures
 from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
@@ -57,13 +58,10 @@ _ABSENT: Final = frozenset({Cause.REFUSED, Cause.UNREACHABLE, Cause.TIMEOUT, Cau
 _MISREAD: Final = frozenset({Cause.NOT_THIS_ENGINE, Cause.FORMAT, Cause.REDIRECT, Cause.TOO_LARGE, Cause.TRUNCATED})
 """Failures of something that answers, but not as this engine."""
 
-COUNTED: Final = (
-    *("firsts", "good", "tokens", "timely", "finished", "failed", "responses", "wrong", "routed", "lost"),
-    *UNNAMED.values(),
-)
-"""The counters of which the last minutes are judged."""
 PROGRESS: Final = ("first", "prompts", "finished")
 """Counters that move when a request is admitted: first tokens, prompt tokens; without these, finished requests."""
+_MOVES: Final = (*PROGRESS, "routed", "generated")
+"""Counters that show that an engine gets on with its requests; the last one does not of those that wait."""
 _SEEN_BY: Final = ("running", "waiting", "firsts", "first", "workers")
 """Without any of these nobody knows whether requests wait: those that end say nothing of it."""
 
@@ -84,13 +82,6 @@ _REMEDIES: Final = {"ollama": "start llm-headroom with --ollama-proxy :11435 and
 """How to have requests seen where an engine does not show them, by engine."""
 
 
-class Sample(NamedTuple):
-    """The counters of `COUNTED` at one time; None where one is not exposed."""
-
-    at: float
-    counts: tuple[float | None, ...]
-
-
 @frozen_named
 class Known:
     """What is remembered of one model: its state, its recent counts, since when requests wait and none is taken in.
@@ -98,6 +89,7 @@ class Known:
     `counts` are the latest. `restarts` is the counter as it was read last, `restarted` when it grew within
     `RESTARTS_SECONDS`; `loads` and `loaded` are the same of loads of the model within `LOADS_SECONDS`. `exposed` is
     when each of `_LOSABLE` was seen last, `missed` how many requests had ended when one of them was missed first.
+    `met` is what `_MOVES` were when it was seen first, as long as it has requests and nothing shows that it gets on.
     """
 
     settled: Settled | None = None
@@ -112,6 +104,7 @@ class Known:
     loaded: tuple[float, ...] = ()
     exposed: Mapping[str, float] = field(default_factory=dict)
     missed: float | None = None
+    met: Sample | None = None
 
 
 @frozen
@@ -210,10 +203,11 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
             restarts=restarts,
             loads=loads,
             exposed=exposed,
+            met=_met(own, at),
         )
     exposed = {name: last for name, last in known.exposed.items() if at - last < LOST_SECONDS} | exposed
     ended = min(own.get("finished", 0.0), math.inf if known.missed is None else known.missed)
-    samples = _of_this_life(known.samples, known.counts, counts)
+    samples = of_this_life(known.samples, known.counts, counts)
     if not samples or at - samples[-1].at >= SAMPLE_SECONDS:
         oldest = at - RATE_SECONDS - 2 * SAMPLE_SECONDS
         samples = (*(each for each in samples if each.at > oldest), Sample(at, counts))
@@ -230,27 +224,32 @@ def _seen(known: Known | None, own: Mapping[str, float], at: float) -> Known:
         loaded=_times(known.loaded, known.loads, loads, at, LOADS_SECONDS),
         exposed=exposed,
         missed=ended if exposed.keys() - own.keys() else None,
+        met=None if known.met is None or _gets_on(known.met, samples, own, at) else known.met,
     )
 
 
-def _of_this_life(
-    samples: tuple[Sample, ...], before: Sequence[float | None], now: Sequence[float | None]
-) -> tuple[Sample, ...]:
-    """The samples, in which counters that have begun anew were 0: two of them may have passed what they were since.
+def _has_requests(own: Mapping[str, float]) -> bool:
+    return any(own.get(name) for name in ("running", "waiting", "overdue"))
 
-    Their difference would then be of two lives, or of two objectives.
+
+def _met(own: Mapping[str, float], at: float) -> Sample | None:
+    """Where an engine stands that has requests when it is seen first; None where nothing could show that it moves."""
+    counts = tuple(own.get(name) for name in _MOVES)
+    return Sample(at, counts) if _has_requests(own) and any(each is not None for each in counts) else None
+
+
+def _gets_on(met: Sample, samples: Sequence[Sample], own: Mapping[str, float], at: float) -> bool:
+    """Whether an engine that had requests when it was seen first is seen to get on with them.
+
+    If not, what is wrong shows at last: by then a stall, slow first tokens and a queue that stands are seen.
     """
-    begun = {
-        place
-        for place, (last, count) in enumerate(zip(before, now, strict=False))
-        if last is not None and count is not None and count < last
-    }
-    if not begun:
-        return samples
-    return tuple(
-        Sample(at, tuple(0.0 if place in begun and count is not None else count for place, count in enumerate(counts)))
-        for at, counts in samples
-    )
+    if not _has_requests(own) or at - met.at >= DEFAULT.blocked_seconds:
+        return True
+    grown = increase(samples, own, at, SLOW_SECONDS)
+    total, late = _late(own, grown)
+    names = _MOVES[:-1] if own.get("waiting") else _MOVES
+    moves = any(growth(before or 0.0, own.get(name)) > 0 for name, before in zip(names, met.counts, strict=False))
+    return moves and not (late and late >= DEFAULT.ttft_slow_share * total)
 
 
 def _times(times: Sequence[float], before: float, now: float, at: float, window: float) -> tuple[float, ...]:
@@ -278,27 +277,9 @@ def _replaced(memory: Memory, seen: Mapping[str, Mapping[str, float]], at: float
     return replaced
 
 
-def _increase(samples: Sequence[Sample], own: Mapping[str, float], at: float, window: float) -> dict[str, float]:
-    """What each counter has grown by within a window's seconds, as far back as is remembered; never negative.
-
-    One that began within the window has grown from its first sample on, as Prometheus sees it.
-    """
-    base = next((number for number in reversed(range(len(samples))) if samples[number].at <= at - window), 0)
-    found = dict.fromkeys(COUNTED, 0.0)
-    for place, name in enumerate(COUNTED):
-        now = own.get(name)
-        if now is None:
-            continue
-        first = samples[base].counts[place] if samples else None
-        if first is None:
-            first = next((count for each in samples[base:] if (count := each.counts[place]) is not None), None)
-        found[name] = growth(first, now)
-    return found
-
-
 def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) -> list[Finding]:
     """Everything that can be said of a model whose engine answers."""
-    grown = {window: _increase(known.samples, own, at, window) for window in (RATE_SECONDS, SLOW_SECONDS)}
+    grown = {window: increase(known.samples, own, at, window) for window in (RATE_SECONDS, SLOW_SECONDS)}
     found = [*_queue(known, own, at), *_failures(known, grown[RATE_SECONDS], at), *_workers(own)]
     found += [*_slow(own, grown[SLOW_SECONDS]), *_lagging(own, grown)]
     found += [*_room(own), *_thrash(known, at), *_lost(known, own)]
@@ -314,8 +295,11 @@ def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) ->
             found.append(Finding(State.UNKNOWN, f"it responds, but its requests cannot be seen; {remedy}"))
         return found
     counts = (("running", running), ("waiting", waiting))
-    numbers = [f"{value:.0f} {name}" for name, value in counts if value is not None]
-    found.append(Finding(State.OK, ", ".join(numbers) or "no problem found"))
+    numbers = ", ".join(f"{value:.0f} {name}" for name, value in counts if value is not None)
+    if known.met is not None:
+        found.append(Finding(State.UNKNOWN, f"{numbers}; it was not seen yet whether it gets on with them"))
+    else:
+        found.append(Finding(State.OK, numbers or "no problem found"))
     return found
 
 
@@ -361,14 +345,25 @@ def _workers(own: Mapping[str, float]) -> Iterator[Finding]:
         yield Finding(state, f"{workers - healthy:.0f} of {workers:.0f} workers unhealthy")
 
 
+def _late(own: Mapping[str, float], grown: Mapping[str, float]) -> tuple[float, float]:
+    """How many first tokens came or are overdue, and how many of these are late."""
+    total = grown["firsts"] + own.get("overdue", 0.0)
+    return total, total - grown["good"]
+
+
 def _slow(own: Mapping[str, float], grown: Mapping[str, float]) -> Iterator[Finding]:
+    """Few that are still awaited are no reason to call anybody, and nothing that is fine."""
     awaited = own.get("overdue", 0.0)
-    total = grown["firsts"] + awaited
-    slow = total - grown["good"]
-    if slow >= DEFAULT.ttft_slow_count and slow >= DEFAULT.ttft_slow_share * total:
+    total, slow = _late(own, grown)
+    if not slow or slow < DEFAULT.ttft_slow_share * total:
+        return
+    objective = _objective(own, "objective")
+    if slow >= DEFAULT.ttft_slow_count:
         late = f"{slow:.0f} of {total:.0f} first tokens of the last {span(SLOW_SECONDS)}"
         still = f"; {awaited:.0f} are still awaited" if awaited else ""
-        yield Finding(State.SLOW, f"{late} ({slow / total:.0%}) came later than {_objective(own, 'objective')}{still}")
+        yield Finding(State.SLOW, f"{late} ({slow / total:.0%}) came later than {objective}{still}")
+    elif awaited:
+        yield Finding(State.TIGHT, f"{_requests(awaited)} waiting for a first token for longer than {objective}")
 
 
 def _unsure(known: Known, own: Mapping[str, float], at: float) -> bool:
@@ -380,7 +375,7 @@ def _unsure(known: Known, own: Mapping[str, float], at: float) -> bool:
         return False
     if "firsts" not in own:
         return own.get("waiting", 0.0) > 0
-    return _increase(known.samples, own, at, SLOW_SECONDS)["good"] < DEFAULT.ttft_slow_count
+    return increase(known.samples, own, at, SLOW_SECONDS)["good"] < DEFAULT.ttft_slow_count
 
 
 def _objective(own: Mapping[str, float], name: str) -> str:
