@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import resource
+import stat
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from llm_headroom.bundle import chart, kubernetes, pushed, sidecars
 from llm_headroom.bundle.rule import expression, scaled, words
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.bundle.text import as_yaml
+from llm_headroom.commands.bundle import files, renew, settings
 from llm_headroom.thresholds import DEFAULT
 
 if TYPE_CHECKING:
@@ -106,6 +110,30 @@ def test_an_edited_file_is_overwritten_only_by_force(tmp_path: Path) -> None:
     assert refused.stderr == f"llm-headroom: {RULES}: edited since it was written; --force overwrites it\n"
     assert kept.endswith("# ours\n")
     assert "# ours" not in edited.read_text()
+
+
+def test_a_full_disk_leaves_everything_as_it_was_and_asks_for_no_force(tmp_path: Path) -> None:
+    def there() -> dict[str, bytes]:
+        return {str(each.relative_to(tmp_path)): each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()}
+
+    other = files(settings(("waiting_high=20",), ""), ("alerts", "runbooks"))
+    renew(tmp_path, files(settings((), ""), ("alerts", "runbooks")))
+    (tmp_path / RULES).chmod(0o640)
+    before = there()
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(other[RULES]) - 1, most))
+    try:
+        with pytest.raises(OSError, match=re.escape(str(tmp_path / RULES))):
+            renew(tmp_path, {"alerts/first.md": "small", **other})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+    after = there()
+    renew(tmp_path, other)
+
+    assert after == before
+    assert there()[RULES] == other[RULES].encode()
+    assert not [each for each in there() if each.endswith(".new")]
+    assert stat.S_IMODE((tmp_path / RULES).stat().st_mode) == 0o640
 
 
 def test_every_alert_that_is_written_has_its_runbook_beside_it(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,15 +59,30 @@ def files(chosen: BundleSettings, only: Iterable[str] = ()) -> dict[str, str]:
 
 
 def write(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write files below a folder, which is created if needed.
+    """Write files below a folder, which is created if needed: each is there as a whole, or as it was before.
+
+    On a full disk none is replaced: they are put in place when all are written.
 
     Raises:
         OSError: one cannot be written.
     """
-    for name, text in texts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    with contextlib.ExitStack() as made:
+        ready: list[tuple[Path, Path]] = []
+        for name, text in texts.items():
+            path = (folder / name).resolve()  # where a link leads to, as that stays
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_name(f".{path.name}.new")
+            made.callback(new.unlink, missing_ok=True)
+            try:
+                new.write_text(text, encoding="utf-8")
+            except OSError as error:
+                error.filename = str(path)  # Python names it only where it cannot be opened
+                raise
+            if path.exists():
+                shutil.copymode(path, new)
+            ready.append((new, path))
+        for new, path in ready:
+            new.replace(path)
 
 
 def renew(folder: Path, texts: Mapping[str, str], *, force: bool = False) -> None:
@@ -84,9 +101,8 @@ def renew(folder: Path, texts: Mapping[str, str], *, force: bool = False) -> Non
     ]
     if edited and not force:
         raise ValueError(f"{', '.join(edited)}: edited since it was written; --force overwrites it")
-    write(folder, texts)
     known |= {name: _checksum(text.encode()) for name, text in texts.items()}
-    (folder / WRITTEN).write_text("".join(f"{known[name]}  {name}\n" for name in sorted(known)), encoding="utf-8")
+    write(folder, {**texts, WRITTEN: "".join(f"{known[name]}  {name}\n" for name in sorted(known))})
 
 
 def _checksum(data: bytes) -> str:
