@@ -31,6 +31,9 @@ def record(message: str, **fields: Any) -> logging.LogRecord:  # noqa: ANN401 - 
         ("back\\slash", r'"back\\slash"'),
         ("line\nfeed", r'"line\nfeed"'),
         ("\x1b[31m", r'"\u001b[31m"'),
+        ("\x9b31m", r'"\u009b31m"'),
+        ("a\u202eb", r'"a\u202eb"'),
+        ("\udcff", r'"\udcff"'),
         ("größer", "größer"),
         (3, "3"),
         (0.1234567, "0.123457"),
@@ -56,6 +59,15 @@ def test_json_has_the_same_fields_as_they_are() -> None:
         "other": ["a", None],
     }
     assert "\n" not in line
+
+
+def test_no_form_lets_a_text_turn_or_colour_a_terminal() -> None:
+    evil = "a\x1b[31m\x9b2J\u202eb\u2028\U000e0001 größer"
+    shown = record("it ends", who=evil)
+    assert Json().format(shown).isprintable()
+    assert json.loads(Json().format(shown))["who"] == evil
+    assert Logfmt().format(shown).isprintable()
+    assert json.loads(Logfmt().format(shown).partition(" who=")[2]) == evil
 
 
 def test_a_traceback_is_one_field() -> None:

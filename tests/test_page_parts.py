@@ -140,6 +140,23 @@ def test_where_there_is_nothing_each_part_says_so() -> None:
     assert html["absent"] == '<section data-id="absent"></section>'
 
 
+def test_no_text_turns_the_direction_of_what_stands_beside_it() -> None:
+    evil = "a\u202eb\u2066c\x1b[1m<i>"
+    source = replace(
+        SOURCE, target=evil, title=evil, version=evil, error=evil, warnings=(evil,), labels=((evil, evil),)
+    )
+    down = Condition(evil, Level.BAD, evil)
+    one = EngineCard(id=f"e{evil}", source=source, state=down, model=evil, notes=(evil,))
+    card = replace(gpu(evil), source=source, state=down, name=evil)
+    many = [replace(one, id=f"e{number}") for number in range(9)]
+    for shown in (view([one], [card], [Absent(evil, evil)]), view(many, [replace(card, id=f"g{n}") for n in range(9)])):
+        parts = Drawn().painter.parts(shown, Look(frozenset(map(key, (*many[:1], card)))))
+        html = page.page(evil, parts, Links()).body.decode()
+        assert not {each for each in html if not each.isprintable()} - {"\n", "\xa0"}
+        assert "<i>" not in html
+        assert r"a\u202eb\u2066c\x1b[1m&lt;i&gt;" in html
+
+
 @pytest.mark.parametrize(
     ("level", "mark", "icon"),
     [("bad", "■ ", "icon-bad"), ("warn", "▲ ", "icon-warn"), ("unknown", "", "icon-warn"), ("good", "", "icon")],

@@ -42,7 +42,13 @@ class Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        return json.dumps(fields(record), default=str, ensure_ascii=False)
+        return _shown(fields(record))
+
+
+def _shown(value: object) -> str:
+    """JSON of what it is; what would colour, move or turn a terminal's text is escaped, as engines may have said it."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
 
 
 def _plain(value: object) -> str:
@@ -51,7 +57,7 @@ def _plain(value: object) -> str:
     text = str(value)
     if text and text.isprintable() and not set(text) & set(' "=\\'):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return _shown(text)
 
 
 class Unblocked(logging.Handler):

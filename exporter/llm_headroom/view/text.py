@@ -179,11 +179,13 @@ def later(value: Quantile | None, threshold: float | None) -> bool:
 
 
 def plain(text: str) -> str:
-    r"""A text that engines or users made up, for a terminal: nothing in it colours, moves or turns what is shown.
+    r"""A text that engines or users made up, for people: nothing in it colours, moves or turns what is shown.
 
     Control and format characters (Unicode's categories Cc, Cf, Co, Cs, Zl, Zp; the latter turn the direction of
     writing) become escapes such as `\x1b`.
     """
+    if text.isprintable():
+        return text
     return "".join(each if category(each) not in _UNPRINTABLE else _escaped(each) for each in text)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html import escape
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -14,7 +13,7 @@ from llm_headroom.view.signals import risk_name, risk_word
 from llm_headroom.view.values import Share
 from llm_headroom.web.charts import bar
 from llm_headroom.web.figures import ENGINE_FIGURES, GPU_FIGURES, Past, history
-from llm_headroom.web.look import key
+from llm_headroom.web.look import escape, key
 from llm_headroom.web.summary import ago, mark
 
 if TYPE_CHECKING:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from math import floor, log10
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom.web.look import escape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,10 +1,13 @@
-"""What a reader of the page has chosen to see, as its address says, and short keys for what can be chosen."""
+"""What a reader of the page has chosen to see, as its address says, short keys for that, and how a text is written."""
 
 from __future__ import annotations
 
+import html
 from functools import lru_cache
 from hashlib import blake2s
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from llm_headroom.view.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +37,11 @@ def look(query: Mapping[str, str]) -> Look:
     """What an address asks for: `open` has keys with commas between them, `range` may be `24h`."""
     keys = [key for key in query.get("open", "").split(",") if key]
     return Look(frozenset(keys[:_MOST_OPENED]), query.get("range") == "24h")
+
+
+def escape(said: str) -> str:
+    """A text in HTML: neither markup nor anything that turns the direction of what stands beside it."""
+    return html.escape(plain(said))
 
 
 def key(card: EngineCard | GpuCard) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from functools import cache
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -18,7 +17,7 @@ from llm_headroom.view.day import MINUTES
 from llm_headroom.view.values import GpuCard, urgency
 from llm_headroom.web import cards, table
 from llm_headroom.web.cards import Around
-from llm_headroom.web.look import key
+from llm_headroom.web.look import escape, key
 from llm_headroom.web.summary import summary
 
 if TYPE_CHECKING:

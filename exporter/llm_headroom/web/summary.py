@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.model import Level
 from llm_headroom.view import text
 from llm_headroom.view.values import EngineCard, GpuCard, urgency
-from llm_headroom.web.look import key
+from llm_headroom.web.look import escape, key
 
 if TYPE_CHECKING:
     from llm_headroom.view.values import View

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.view import text
 from llm_headroom.view.values import urgency
-from llm_headroom.web.look import key
+from llm_headroom.web.look import escape, key
 from llm_headroom.web.summary import mark
 
 if TYPE_CHECKING:
