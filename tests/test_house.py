@@ -23,6 +23,7 @@ ROOMS: Final = (
     ("config",),
     ("exposition", "net"),
     ("thresholds",),
+    ("clock",),
     ("schema",),
     ("model",),
     ("frozen",),

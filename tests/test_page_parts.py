@@ -150,7 +150,7 @@ def test_no_text_turns_the_direction_of_what_stands_beside_it() -> None:
     card = replace(gpu(evil), source=source, state=down, name=evil)
     many = [replace(one, id=f"e{number}") for number in range(9)]
     for shown in (view([one], [card], [Absent(evil, evil)]), view(many, [replace(card, id=f"g{n}") for n in range(9)])):
-        parts = Drawn().painter.parts(shown, Look(frozenset(map(key, (*many[:1], card)))))
+        parts = Drawn().painter.parts(shown, Look(frozenset({key(many[0]), key(card)})))
         html = page.page(evil, parts, Links()).body.decode()
         assert not {each for each in html if not each.isprintable()} - {"\n", "\xa0"}
         assert "<i>" not in html

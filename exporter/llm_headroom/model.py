@@ -374,7 +374,7 @@ _LEVELS: Final[Mapping[State, Level]] = {
 class Judged:
     """The state of an engine's model (`model`, empty where none is known) or of a GPU (`gpu`, `uuid`).
 
-    `reason` says why in words that hold the numbers, `since` is the unix time at which the state began.
+    `reason` says why in words that hold the numbers, `since` is when the state began, by `clock`.
     """
 
     state: State
@@ -414,7 +414,7 @@ class Health:
 class Snapshot:
     """One collection of one source. A failed collection carries health and no points.
 
-    `taken` is the unix time at which the collection began, `engine` is empty as long as nobody knows it. `states` are
+    `taken` is when the collection began, by `clock`, `engine` is empty as long as nobody knows it. `states` are
     what is judged of its models or GPUs, in whatever way the collection went; empty until it is published.
     """
 

@@ -7,10 +7,9 @@ import contextlib
 import gc
 import logging
 import signal
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from llm_headroom import __version__
+from llm_headroom import __version__, clock
 from llm_headroom.commands.certificates import Certificates
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.net import descriptors
@@ -175,7 +174,7 @@ async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
             defect = f"{type(error).__name__} in llm-headroom; see its log"
             published.reload = published.reload._replace(error=defect)
         else:
-            published.reload = Reload(time.time())
+            published.reload = Reload(clock.now())
         changed()
 
 

@@ -52,21 +52,22 @@ class Memory:
 
 
 def judge(
-    memory: Memory | None, snapshot: Snapshot, at: float, retained: Sequence[Point] = ()
+    memory: Memory | None, snapshot: Snapshot, at: float, retained: Sequence[Point] = (), set_by: float = 0.0
 ) -> tuple[Memory, tuple[Judged, ...]]:
     """The memory after a reading, and the state of each GPU; `at` is a monotonic time in seconds.
 
     `retained`: errors so far, known while no GPU can be read. A GPU that NVML lists and that was never read has a
-    state without an index.
+    state without an index. `set_by`: what the clock of points is ahead of the snapshot's.
     """
+    now = snapshot.taken + set_by
     known = {} if memory is None else memory.gpus
     points = snapshot.points if snapshot.health.up else retained
     values = _values(points)
     present = {gpu for gpu, own in values.items() if own.keys() & _ANY}
-    found = {gpu: _findings(own, snapshot.taken) for gpu, own in values.items() if gpu in present}
+    found = {gpu: _findings(own, now) for gpu, own in values.items() if gpu in present}
     why = snapshot.health.error.message if snapshot.health.error else "it can no longer be read"
     for gpu in known.keys() - present:
-        errors = _errors(values.get(gpu, {}), snapshot.taken)
+        errors = _errors(values.get(gpu, {}), now)
         state = State.LOST if snapshot.health.up else State.UNKNOWN
         found[gpu] = [*errors, Finding(state, why)]
     found |= _unseen(snapshot, {*known, *present} - {_NAMELESS})

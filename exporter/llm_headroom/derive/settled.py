@@ -31,7 +31,7 @@ class Sign(NamedTuple):
 
 @frozen_named
 class Settled:
-    """The state that holds, its reason, the unix time at which it began, and all signs of states at present.
+    """The state that holds, its reason, when it began by `clock`, and all signs of states at present.
 
     `seen` is when the state last had a sign, in monotonic seconds.
     """
@@ -56,7 +56,7 @@ def settle(  # noqa: PLR0913, PLR0917 - two clocks and three tables
     rise: Mapping[State, float],
     clear: Mapping[State, float],
 ) -> Settled:
-    """The state after a reading at `at` (monotonic) and `taken` (unix time): the worst of `order` that holds.
+    """The state after a reading at `at` (monotonic) and `taken` (by `clock`): the worst of `order` that holds.
 
     A finding holds once it has lasted `rise` seconds, or once the state that held has been without a sign for so long;
     where it must last, one reading is never enough. It holds until `clear` seconds after its last sign, and its reason

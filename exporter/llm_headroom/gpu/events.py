@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from llm_headroom import schema
+from llm_headroom import clock, schema
 from llm_headroom.gpu.nvml import DEVICE_LOST, Code
 from llm_headroom.model import point
 
@@ -49,8 +48,8 @@ class XidWatcher:
     events, which uses handles and so must have ended before nvmlShutdown.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(self, now: Callable[[], float] = clock.now) -> None:
+        self._now = now
         self._seen: dict[tuple[Labels, int], _Seen] = {}
         self._watched: dict[Labels, bool] = {}
         self._lock = threading.Lock()
@@ -98,7 +97,7 @@ class XidWatcher:
         ]
         for (device, xid), (times, last) in seen.items():
             points.append(point(schema.GPU_XID_ERRORS, float(times), _ORIGIN, dict(device), xid=str(xid)))
-            points.append(point(schema.GPU_XID_LAST, last, _ORIGIN, dict(device), xid=str(xid)))
+            points.append(point(schema.GPU_XID_LAST, clock.shown(last), _ORIGIN, dict(device), xid=str(xid)))
         return points
 
     def _run(self, pynvml: Nvml, named: Sequence[tuple[Handle, Labels]], registered: _Registered | None) -> None:
@@ -123,7 +122,7 @@ class XidWatcher:
             key = (registered.devices.get(_address(event.device), ()), event.eventData)
             with self._lock:
                 times = self._seen[key].times if key in self._seen else 0
-                self._seen[key] = _Seen(times + 1, self._clock())
+                self._seen[key] = _Seen(times + 1, self._now())
         return 0
 
 

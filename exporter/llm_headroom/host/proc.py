@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from llm_headroom import clock
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -117,9 +119,9 @@ class Proc:
         return found
 
     def started(self, stat: Stat) -> float | None:
-        """Unix seconds at which the process started; None if the time of the boot is unknown."""
-        boot = re.search(r"^btime (\d+)$", self._text("stat"), re.MULTILINE)
-        return int(boot[1]) + stat.start / os.sysconf("SC_CLK_TCK") if boot else None
+        """When the process started, by `clock`; None if the time of the boot is unknown."""
+        boot = re.search(r"^btime (\d+)$", self._text("stat"), re.MULTILINE)  # moves with the host's clock
+        return int(boot[1]) + stat.start / os.sysconf("SC_CLK_TCK") - clock.set_by() if boot else None
 
     def cgroups(self, pid: int | str) -> dict[str, str]:
         """The process' control groups: path by controller, that of version 2 under the empty name."""

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llm_headroom import schema
+from llm_headroom import clock, schema
 from llm_headroom.derive import economy, slo
 from llm_headroom.derive.memory import Memory
 from llm_headroom.host.engines import runs_here
@@ -133,7 +133,7 @@ class EngineSource:
     async def collect(self) -> Snapshot:
         """One collection; failures are in its health, never raised."""
         if self._collector is None:
-            taken, started = time.time(), time.monotonic()
+            taken, started = clock.now(), time.monotonic()
             timeout = self.config.timeout if self.target.timeout is None else self.target.timeout
             try:
                 engine = await identify(self.target.endpoint, self._engines, timeout=timeout)

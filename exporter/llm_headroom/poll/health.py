@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_headroom import schema
+from llm_headroom import clock, schema
 from llm_headroom.model import Common, point
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def health_points(
     yield point(schema.UP, float(health.up), origin, labels)
     yield point(schema.SOURCE_DURATION, health.duration_seconds, origin, labels)
     if health.last_success is not None:
-        yield point(schema.SOURCE_LAST_SUCCESS, health.last_success, origin, labels)
+        yield point(schema.SOURCE_LAST_SUCCESS, clock.shown(health.last_success), origin, labels)
     for cause, count in errors.items():
         yield point(schema.SOURCE_ERRORS, float(count), origin, labels, cause=cause)
     for state, samples in health.samples.items():

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llm_headroom import clock
 from llm_headroom.derive import gpu_state, state
 from llm_headroom.model import Level
 
@@ -45,7 +46,7 @@ class GpuJudge:
 
     def judged(self, snapshot: Snapshot, at: float, beside: Sequence[Point]) -> Snapshot:
         """The snapshot with its states."""
-        self._memory, states = gpu_state.judge(self._memory, snapshot, at, beside)
+        self._memory, states = gpu_state.judge(self._memory, snapshot, at, beside, clock.set_by())
         return replace(snapshot, states=states)
 
     def points(self, snapshot: Snapshot, _labels: Mapping[str, str]) -> Iterable[Point]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
+from llm_headroom import clock
 from llm_headroom.host.engines import addresses, runs_here
 from llm_headroom.model import Cause, Failure, Health, SampleState, Snapshot
 from llm_headroom.net.threads import NoThreadError, in_thread
@@ -96,7 +97,7 @@ class GpuSource:
 
     async def collect(self) -> Snapshot:
         """One collection; failures are in its health, never raised."""
-        taken, started = time.time(), time.monotonic()
+        taken, started = clock.now(), time.monotonic()
         if self._pending is None or self._pending.done():
             self._pending_since = started
             watched = tuple(self._engines())
@@ -119,7 +120,7 @@ class GpuSource:
         from llm_headroom.derive import gpu_memory, oom  # noqa: PLC0415 - see above
         from llm_headroom.gpu import GpuError  # noqa: PLC0415
 
-        taken, started = time.time(), time.monotonic()
+        taken, started = clock.now(), time.monotonic()
         try:
             reading = self._gpus.read()
         except GpuError as error:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
+from llm_headroom import clock
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.identity import placed
 from llm_headroom.config.settings import Config, Target
@@ -384,7 +385,7 @@ class Poller:
             await self._collect(slot)
 
     async def _collect(self, slot: Slot) -> None:
-        taken, started = time.time(), time.monotonic()
+        taken, started = clock.now(), time.monotonic()
         try:
             snapshot = slot.publish(await slot.source.collect(), self.polled(proxied(slot.name)))
         except Exception as error:
@@ -394,9 +395,8 @@ class Poller:
         self._fresh[slot.name] = snapshot
         if slot.name == GPU_TARGET:
             held = economy.held_gpus(snapshot.points)
-            none = economy.Gpus(0) if snapshot.health.up else None
             for source, engine in self._engine_slots():
-                source.gpus = held.get(engine.name, none)
+                source.gpus = held.get(engine.name, economy.Gpus(0) if snapshot.health.up else None)
         if not self._round.is_set() and all(
             target.name in self.slots and self.slots[target.name].snapshot is not None for target in self.config.targets
         ):

@@ -6,7 +6,7 @@ import platform
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from llm_headroom import __version__, schema
+from llm_headroom import __version__, clock, schema
 from llm_headroom.model import Point, Series
 from llm_headroom.poll.process_series import ProcessSeries
 
@@ -21,7 +21,7 @@ _RELOAD_TIME: Final = Series(schema.CONFIG_RELOAD_TIME, {})
 
 
 class Reload(NamedTuple):
-    """What was wrong at the last reading of the configuration, if it failed, and the unix time of the last success."""
+    """What was wrong at the last reading of the configuration, if it failed; when the last success was, by `clock`."""
 
     last_success: float
     error: str = ""
@@ -34,19 +34,20 @@ class Published:
         self.poller = poller
         self._more = more
         self._process = ProcessSeries()
-        self.reload = Reload(time.time())
+        self.reload = Reload(clock.now())
 
     def sources(self) -> list[tuple[float, Sequence[Point]]]:
         """Everything, by source: the unix time at which its points were taken, and the points."""
-        slots = [(slot.snapshot.taken, slot.points()) for slot in self.poller.slots.values() if slot.snapshot]
-        return [*slots, (time.time(), self.own())]
+        slots = self.poller.slots.values()
+        read = [(clock.shown(slot.snapshot.taken), slot.points()) for slot in slots if slot.snapshot]
+        return [*read, (time.time(), self.own())]
 
     def own(self) -> list[Point]:
         """The exporter's own metrics as they are now."""
         return [
             BUILD,
             Point(_RELOADED, float(not self.reload.error), ""),
-            Point(_RELOAD_TIME, self.reload.last_success, ""),
+            Point(_RELOAD_TIME, clock.shown(self.reload.last_success), ""),
             *self._process.points(),
             *self._more(),
         ]

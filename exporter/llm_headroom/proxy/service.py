@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohappyeyeballs import start_connection
 
-from llm_headroom import schema
+from llm_headroom import clock, schema
 from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
@@ -130,7 +130,7 @@ class ProxySource:
 
     async def collect(self) -> Snapshot:
         """What was measured until now; it cannot fail."""
-        taken, started = time.time(), time.monotonic()
+        taken, started = clock.now(), time.monotonic()
         points = list(self.measures.points(self._base, self.polled()))
         self._memory, derived = advance(self._memory, points, started, base=self._base, objectives=self._objectives)
         return Snapshot(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llm_headroom import clock
 from llm_headroom.model import Histogram
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def judged(value: Judged) -> dict[str, Any]:
         "state": value.state.value,
         "level": value.state.level.value,
         "reason": value.reason,
-        "since": value.since,
+        "since": clock.shown(value.since),
     }
 
 
@@ -57,8 +58,8 @@ def source(snapshot: Snapshot) -> dict[str, Any]:
         "up": health.up,
         "error": None if health.error is None else failure(health.error),
         "warnings": [failure(warning) for warning in health.warnings],
-        "taken": snapshot.taken,
-        "last_success": health.last_success,
+        "taken": clock.shown(snapshot.taken),
+        "last_success": health.last_success and clock.shown(health.last_success),
         "duration_seconds": health.duration_seconds,
         "samples": {str(state): count for state, count in health.samples.items()},
         "states": [judged(each) for each in snapshot.states],

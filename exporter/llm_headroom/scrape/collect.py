@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from llm_headroom import schema
+from llm_headroom import clock, schema
 from llm_headroom.derive import replicas, restart
 from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
 from llm_headroom.derive.slo import OBJECTIVES
@@ -107,7 +107,7 @@ class Collector:
 
     async def collect(self) -> Snapshot:
         """One collection; failures are in its health, never raised."""
-        taken = time.time()
+        taken = clock.now()
         started = time.monotonic()
         reading = Reading([], {}, ())
         error: Failure | None = None

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom import __version__
+from llm_headroom import __version__, clock
 from llm_headroom.model import NOTHING, Cause, Failure, Health
 from llm_headroom.scrape import coverage
 from llm_headroom.scrape.coverage import GPUS
@@ -49,9 +49,9 @@ def cards(
         title=titles.get(snapshot.engine, snapshot.engine or "Unknown engine"),
         version=health.version,
         up=health.up,
-        taken=snapshot.taken,
+        taken=clock.shown(snapshot.taken),
         duration=health.duration_seconds,
-        last_success=health.last_success,
+        last_success=health.last_success and clock.shown(health.last_success),
         cause="" if health.error is None else str(health.error.cause),
         error="" if health.error is None else health.error.message,
         warnings=tuple(warning.message for warning in health.warnings),
@@ -123,7 +123,9 @@ class Board:
     def minutes(self, card: EngineCard | GpuCard, now: float, count: int) -> Iterable[Minute]:
         """What is known of a card's last `count` minutes, 24 hours at most."""
         key = card.uuid if isinstance(card, GpuCard) else card.model
-        return self._history.minutes(card.source.target, key, now, count)
+        moved = clock.set_by()
+        for each in self._history.minutes(card.source.target, key, now - moved, count):
+            yield each._replace(minute=each.minute + round(moved / 60))
 
     def _lacking(self, snapshot: Snapshot) -> tuple[Missing, ...]:
         """As at the last view if what it follows from is the same: half of what a card takes."""
