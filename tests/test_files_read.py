@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import http.client
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 import trustme
 
 import bounded
+from exporter_process import Exporter
 from llm_headroom.config.endpoint import Basic, Bearer, Secret, Tls
 from llm_headroom.config.errors import Problems
 from llm_headroom.config.yaml_nodes import Document, root
@@ -157,3 +160,37 @@ def test_tls_needs_no_proc(tmp_path: Path, text: str, said: str) -> None:
     command = [*hidden, sys.executable, "-c", SERVES, str(tmp_path / "web.yml")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
     assert shown.strip().endswith(said)
+
+
+def test_files_that_changed_while_descriptors_were_short_are_read_when_there_are_some(tmp_path: Path) -> None:
+    web, main, shown = tmp_path / "web.yml", tmp_path / "main.yml", tmp_path / "client.pem"
+    settings = "gpu: false\nhost: false\nweb_config: web.yml\ntargets: [{url: 'https://127.0.0.1:9', engine: vllm"
+    web.write_text("http_server_config: {headers: {X-Frame-Options: deny}}\n")
+    main.write_text(f"{settings}}}]\n")
+    shown.write_bytes(trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+    with Exporter("--config", str(main), strict=False) as exporter:
+        host, port = exporter.url.removeprefix("http://").split(":")
+        client = http.client.HTTPConnection(host, int(port), timeout=bounded.LIMIT)
+
+        def framing() -> str | None:
+            client.request("GET", "/-/healthy")
+            answer = client.getresponse()
+            answer.read()
+            return answer.getheader("X-Frame-Options")
+
+        assert framing() == "deny"
+        _, most = limits = resource.prlimit(exporter.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(exporter.process.pid, resource.RLIMIT_NOFILE, (3, most))
+        web.write_text("http_server_config: {headers: {X-Frame-Options: sameorigin}}\n")
+        main.write_text(f"{settings}, tls: {{cert_file: client.pem}}, labels: {{team: a}}}}]\n")
+        assert framing() == "deny"
+        exporter.logged("web configuration not reloaded", error=f"{web}: Too many open files")
+        exporter.logged("configuration not reloaded", error=f"{main}: Too many open files")
+        resource.prlimit(exporter.process.pid, resource.RLIMIT_NOFILE, limits)
+        exporter.logged("configuration reloaded")
+        exporter.until(lambda: framing() == "sameorigin")
+        exporter.until(
+            lambda: exporter.value("llm_certificate_not_after_timestamp_seconds", file=str(shown)) is not None
+        )
+        client.close()
+        assert len([each for each in exporter.log if each["msg"].endswith("not reloaded")]) == 2

@@ -26,7 +26,7 @@ _Found = TypeVar("_Found")
 
 
 class _Files(Generic[_Found]):
-    """What was read of files; a file is read again when it has changed."""
+    """What was read of files; a file is read again when it has changed, or when nothing could be read of it."""
 
     def __init__(self, read: Callable[[Path], _Found]) -> None:
         self._read = read
@@ -34,7 +34,7 @@ class _Files(Generic[_Found]):
 
     def of(self, file: Path) -> _Found:
         now, known = stamp(file), self._known.get(file)
-        if known is None or known[0] != now:
+        if known is None or known[0] != now or known[1] is None:
             known = self._known[file] = now, self._read(file)
         return known[1]
 

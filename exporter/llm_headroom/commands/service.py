@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__, clock
 from llm_headroom.commands.certificates import Certificates
-from llm_headroom.config.errors import ConfigError
+from llm_headroom.config.errors import ConfigError, UnreadError
 from llm_headroom.net import descriptors
 from llm_headroom.net.files import stamp
 from llm_headroom.net.http_connection import Limits
@@ -161,14 +161,20 @@ async def _reload(  # noqa: PLR0913, PLR0917 - all that a reload reaches
     read: Callable[[], Config],
     reload: asyncio.Event,
 ) -> None:
+    unread = ""
     while True:
         await reload.wait()
         reload.clear()
+        said, unread = unread, ""
         try:
             await _applied(published, proxies, pusher, notifier, read)
         except (ConfigError, NoThreadError) as error:
-            log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
+            if str(error) != said:
+                log.error("configuration not reloaded", extra={"error": str(error)})  # noqa: TRY400 - no defect of ours
             published.reload = published.reload._replace(error=str(error))
+            if isinstance(error, UnreadError | NoThreadError):  # what is missing now may be there then
+                unread = str(error)
+                asyncio.get_running_loop().call_later(LOOK_AT_FILE, reload.set)
         except Exception as error:  # the next one may go well
             log.exception("configuration not reloaded: internal error (bug)")
             defect = f"{type(error).__name__} in llm-headroom; see its log"

@@ -26,6 +26,10 @@ class ConfigError(Exception):
         self.problems = problems or (message,)
 
 
+class UnreadError(ConfigError):
+    """The file cannot be read, which may be over a moment later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A position in a file: `line` counts from 1, `key` is the path of keys, empty at the top."""

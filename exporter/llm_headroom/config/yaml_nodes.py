@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from llm_headroom.config.errors import ConfigError, Place, Problems, shown
+from llm_headroom.config.errors import ConfigError, Place, Problems, UnreadError, shown
 from llm_headroom.net.files import content, named
 
 if TYPE_CHECKING:
@@ -228,4 +228,4 @@ def _data(path: Path) -> bytes:
     try:
         return content(path, LARGEST_FILE)
     except OSError as error:
-        raise ConfigError(f"{named(path)}: {error.strerror}") from None
+        raise UnreadError(f"{named(path)}: {error.strerror}") from None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import binascii
 import logging
+import math
 import os
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+LOOK_AGAIN: Final = 5.0
+"""Seconds after which files that could not be used are read again: it may have been descriptors that were missing."""
 _VERIFIED_LIMIT: Final = 256
 _CHECKS_LIMIT: Final = 64
 """Passwords that wait to be checked."""
@@ -60,9 +64,9 @@ class Access:
 
 
 class Watched:
-    """The web configuration in force: read again when one of its files changes; unchanged if that fails."""
+    """The web configuration in force: read again when one of its files changes; unchanged as long as that fails."""
 
-    __slots__ = ("_access", "_path", "_proved", "_stamps", "_watched")
+    __slots__ = ("_access", "_again", "_path", "_problem", "_proved", "_stamps", "_watched")
 
     def __init__(self, path: Path | None) -> None:
         """Raises WebConfigError if the file is unusable; without a path nothing is configured or watched."""
@@ -70,16 +74,23 @@ class Watched:
         self._proved = Proved()
         self._watched: tuple[Path, ...] = ()
         self._stamps: tuple[Stamp | None, ...] = ()
+        self._again, self._problem = math.inf, ""
         self._access = Access(web_config.WebConfig(), self._proved) if path is None else self._read(path)
 
     def current(self) -> Access:
         """The configuration in force, after a look at whether the files are still those that were read."""
-        if self._path is not None and tuple(map(stamp, self._watched)) != self._stamps:
+        if self._path is not None and (
+            tuple(map(stamp, self._watched)) != self._stamps or time.monotonic() >= self._again
+        ):
             try:
                 self._access = self._read(self._path)
             except web_config.WebConfigError as error:
-                _log.error("web configuration not reloaded", extra={"error": str(error)})
+                self._again = time.monotonic() + LOOK_AGAIN
+                if str(error) != self._problem:
+                    _log.error("web configuration not reloaded", extra={"error": str(error)})
+                self._problem = str(error)
             else:
+                self._again, self._problem = math.inf, ""
                 _log.info("web configuration reloaded", extra={"file": str(self._path)})
         return self._access
 
