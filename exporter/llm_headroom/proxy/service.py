@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import math
@@ -44,13 +45,17 @@ others has a target of its own, since one series must not mix two rulers."""
 _SHOW_LOADS: Final = frozenset({"llamacpp"})
 """Those others that load models on demand, and show at each poll which are in memory."""
 _HAPPY_EYEBALLS_SECONDS: Final = 0.25
+_LOOP: Final = "it leads back to a proxy of llm-headroom; give the target the engine's own address"
+_EVERY: Final = frozenset({ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")})
+_IPV4: Final = 4
 
 
 class _Address:
     """The engine behind a proxy; see `relay.Upstream`."""
 
-    def __init__(self, endpoint: Endpoint, names: Collection[str]) -> None:
+    def __init__(self, endpoint: Endpoint, names: Collection[str], listeners: Sequence[socket.socket] = ()) -> None:
         self._endpoint = endpoint
+        self._listeners = listeners
         self._origin, self._host, _ = parse_target(endpoint.url)
         self.authority = self._origin.authority
         address = _address(self._host)
@@ -78,6 +83,7 @@ class _Address:
             secured["ssl"] = client_context(self._endpoint.tls)
             secured["server_hostname"] = self._endpoint.tls.server_name or self._origin.host
         if self._literal:
+            self._refuse_own(self._host, self._origin.port)
             return asyncio.get_running_loop().create_connection(made, self._host, self._origin.port, **secured)
         return self._by_name(made, secured)
 
@@ -85,7 +91,38 @@ class _Address:
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self._host, self._origin.port, type=socket.SOCK_STREAM)
         connected = await start_connection(found, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
+        try:
+            self._refuse_own(*connected.getpeername()[:2])
+        except OSError:
+            connected.close()
+            raise
         await loop.create_connection(made, sock=connected, **secured)
+
+    def _refuse_own(self, host: str, port: int) -> None:
+        """Refuse where a proxy of this process listens: each request would be many, until no descriptor is left.
+
+        Raises:
+            OSError: so it is.
+        """
+        there = _address(host)
+        for listener in self._listeners:
+            own, listening = listener.getsockname()[:2]
+            if listening == port and (_address(own) == there or (_address(own) in _EVERY and _is_local(host))):
+                raise OSError(errno.ELOOP, _LOOP)
+
+
+@lru_cache(maxsize=256)
+def _is_local(host: str) -> bool:
+    """Whether an address is one of this host's own: packets to it would leave from it. None is sent."""
+    here = _address(host)
+    if here is None or here.is_loopback:
+        return here is not None
+    with socket.socket(socket.AF_INET if here.version == _IPV4 else socket.AF_INET6, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.connect((host, 9))
+        except OSError:
+            return False
+        return _address(trial.getsockname()[0]) == here
 
 
 @lru_cache(maxsize=256)
@@ -242,7 +279,9 @@ class Proxies:
             for proxy, target in self._doors:
                 there = target.endpoint if proxy.upstream is None else replace(target.endpoint, url=proxy.upstream)
                 host, _, port = proxy.listen.rpartition(":")
-                upstream = _Address(there, {host.lower(), *map(str.lower, proxy.hosts), *_names_here()})
+                upstream = _Address(
+                    there, {host.lower(), *map(str.lower, proxy.hosts), *_names_here()}, self._listeners
+                )
                 for listener in await bind(f"{host or 'localhost'}:{port}"):
                     self._listeners.append(listener)
                     take = partial(self._accept, upstream, self._measures[target.name])
