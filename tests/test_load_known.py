@@ -195,6 +195,9 @@ def test_the_twin_is_like_the_engine() -> None:
     assert twin_of(MINUTE, last=last(capacity=None)) is None
     assert twin_of(MINUTE, last=last(limit=64.0), replicas=4).limit == 16.0
     assert twin_of().limit == math.inf
+    sharing = known().twin(replace(SIZES, shared=0.5))
+    assert sharing is not None
+    assert sharing.shared == 0.5 * SIZES.prompt
 
 
 def full(running: float, before: float, after: float, held: float = 0.0) -> Interval:

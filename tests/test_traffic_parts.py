@@ -185,6 +185,40 @@ def test_what_requests_are_like() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({}, 0.1),  # 4,500 tokens are held of 4 * (1,000 + 50) + 700, and each of four others would hold 100 more
+        ({"held": (4600.0, 4400.0)}, 0.1),
+        ({"held": (4899.0, 4899.0)}, 0.00025),
+        ({"held": (4901.0, 4901.0)}, 0.0),
+        ({"held": (0.0, 0.0)}, 0.0),  # not told
+        ({"held": (100.0, 100.0)}, 0.4),  # no more than is cached
+        ({"cached": 0.0}, 0.0),
+        ({"running": 1.0}, 0.0),  # nobody to share with
+        ({"token_seconds": 30.0}, 0.1875),  # a preempted one is no more than one that runs
+    ],
+)
+def test_what_running_requests_share_is_what_is_held_less_than_they_have(
+    changes: dict[str, Any], shared: float
+) -> None:
+    like = {"cached": 800.0, "running": 5.0, "token_seconds": 20.0, "held": (4500.0, 4500.0), **changes}
+    known = Traffic(intervals=(poll(**like),) * 5, generated=50.0, answered=1.0, alike=25.0)
+    sizes = known.sizes()
+    assert sizes is not None
+    assert sizes.shared == pytest.approx(shared)
+
+
+def test_answers_of_one_length_are_half_done_on_average() -> None:
+    like: dict[str, Any] = {"cached": 800.0, "running": 4.0, "token_seconds": 20.0, "held": (3800.0, 3800.0)}
+    known = Traffic(intervals=(poll(**like),) * 5, generated=50.0, answered=1.0, alike=25.0)
+    alike = replace(known, answers=Lengths((49.999, 50.0), (0.0, 7.0)))
+    for traffic, had in ((known, 50.0), (alike, 25.0)):
+        sizes = traffic.sizes()
+        assert sizes is not None
+        assert sizes.shared == pytest.approx((4.0 * (1000.0 + had) - 3800.0) / 3000.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(
     ("changes", "interval", "known"),
     [
         ({}, {}, True),
@@ -260,11 +294,12 @@ def test_prompts_of_a_minute_are_as_long_as_chance_does_not_explain() -> None:
 def test_a_draw_in_the_middle_has_those_that_came_and_as_many_more() -> None:
     intervals = (poll(1.0, 300.0, seconds=40.0, generated=50.0), poll(1.0, 500.0, seconds=40.0))
     known = Traffic(intervals=intervals, alike=80.0, generated=100.0, answered=2.0)
-    sizes = Sizes(prompt=400.0, answer=50.0, cached=0.25, per_step=1.0)
+    sizes = Sizes(prompt=400.0, answer=50.0, cached=0.25, per_step=1.0, shared=0.2)
     drawn = known.draw(sizes, 2.0, Middle())
     assert known.warm_up == 60.0
     assert [(mark, *call) for mark, call in drawn if mark <= 1.0] == [
-        (0.5, 0.0, 300, 75, 35), (0.5, 40.0, 500, 125, 35), (0.5, 80.0, 300, 75, 35), (0.5, 120.0, 500, 125, 35),
+        (0.5, 0.0, 300, 75, 35, 60), (0.5, 40.0, 500, 125, 35, 100),
+        (0.5, 80.0, 300, 75, 35, 60), (0.5, 120.0, 500, 125, 35, 100),
     ]  # fmt: skip
     more = [(mark, *call) for mark, call in drawn if mark > 1.0]
     step = math.log(2.0) * 40.0

@@ -116,20 +116,49 @@ def test_what_never_comes_is_slow() -> None:
     assert 94 <= outcome.slow_firsts <= 96
 
 
+def test_tokens_that_all_share_are_held_once() -> None:
+    """Of 1,000 tokens 390 are the shared ones; both have 10 and 201 of their own."""
+    calls = [*[Call(0.0, 400, 390, 201, 390)] * 2, Call(100.0, 1, 0, 1)]
+    outcome = replay(calls, Engine(cost=COST, capacity=1000.0, shared=390.0), first=200.0, between=1.0)
+    assert outcome.waits == pytest.approx(
+        {KV_CACHE: 0.0, COMPUTE: 2 * (0.02 + 20e-4) + (0.02 + 1e-4), CONCURRENCY: 0.0}
+    )
+    assert outcome.tokens == 400
+
+
+def test_shared_tokens_are_there_still_after_a_preemption() -> None:
+    """After 125 steps of both 450 of their own are held; the other one's 75 last steps of 0.0201 s make room."""
+    calls = [*[Call(0.0, 490, 390, 201, 390)] * 2, Call(100.0, 1, 0, 1)]
+    outcome = replay(calls, Engine(cost=COST, capacity=840.0, shared=390.0), first=200.0, between=1.0)
+    prefilled = 2 * (0.02 + 200e-4) + (0.02 + 226e-4) + (0.02 + 1e-4)
+    assert outcome.waits == pytest.approx({KV_CACHE: 75 * 0.0201, COMPUTE: prefilled, CONCURRENCY: 0.0})
+    assert outcome.tokens == 399
+
+
+def test_steps_take_as_long_as_what_is_held() -> None:
+    """Two of 1,000 to 3,000 tokens of their own and 5,000 together: from 7,000 to 11,000 of 1 us each, as seen."""
+    calls = [*[Call(0.0, 6000, 5000, 2001, 5000)] * 2, Call(100.0, 1, 0, 1)]
+    engine = Engine(cost=COST._replace(context=1e-6), capacity=1e6, shared=5000.0)
+    assert replay(calls, engine, first=1.0, between=0.0293).slow_tokens == 0
+    assert replay(calls, engine, first=1.0, between=0.0291).slow_tokens == 4000
+
+
 CALLS = st.lists(
-    st.tuples(st.floats(0.0, 3.0), st.integers(1, 3000), st.floats(0.0, 1.0), st.integers(1, 600)), max_size=40
+    st.tuples(st.floats(0.0, 3.0), st.integers(1, 3000), st.floats(0.0, 1.0), st.integers(1, 600), st.floats(0.0, 1.0)),
+    max_size=40,
 )
 
 
 @settings(deadline=None)
 @given(drawn=CALLS, capacity=st.floats(500.0, 20_000.0), limit=st.integers(1, 50), prefill_first=st.booleans())
 def test_every_request_is_counted_at_most_once_and_with_patience_exactly_once(
-    drawn: list[tuple[float, int, float, int]], capacity: float, limit: int, *, prefill_first: bool
+    drawn: list[tuple[float, int, float, int, float]], capacity: float, limit: int, *, prefill_first: bool
 ) -> None:
     calls, at = [], 0.0
-    for gap, prompt, cached, answer in drawn:
+    for gap, prompt, cached, answer, shared in drawn:
         at += gap
-        calls.append(Call(at, prompt, int(cached * (prompt - 1)), answer))
+        found = int(cached * (prompt - 1))
+        calls.append(Call(at, prompt, found, answer, int(shared * found)))
     engine = Engine(cost=COST, capacity=capacity, limit=limit, prefill_first=prefill_first)
     outcome = replay(calls, engine, first=1e5, between=0.05)
     assert outcome.firsts == len(calls)

@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING
 import sections
 from headroom import report
 from headroom.ladder import Row, ladder
-from headroom.scenarios import HELD_OUT, INTER_TOKEN, STEADY, TUNING
+from headroom.scenarios import HELD_OUT, INTER_TOKEN, STEADY, SYSTEM_PROMPT, TUNING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-KINDS = {"tuning": TUNING, "held-out": HELD_OUT, "steady": STEADY, "inter-token": INTER_TOKEN}
+KINDS = {
+    "tuning": TUNING,
+    "held-out": HELD_OUT,
+    "steady": STEADY,
+    "system prompt": SYSTEM_PROMPT,
+    "inter-token": INTER_TOKEN,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -233,7 +233,7 @@ after the change.
 TAIL: Final = """What is still far off after two minutes is nearly always a relief that few requests show: less than ten
 are not told apart from those before, nor less than a hundred where a batch job has most of the tokens. The L4 gets
 less than a request a second, and one in ten where the old mix is heavy. What is left there after five minutes is not
-due to the change: of long prompts some are late even alone, and the tokens of a shared prefix count for each request.
+due to the change: of long prompts some are late even alone.
 """
 
 

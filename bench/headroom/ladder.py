@@ -43,6 +43,8 @@ def ladder(scenario: Scenario, *, levels: tuple[float, ...] = LADDER, peers: boo
         if scenario.tokens
         else "tuning"
         if scenario.tuning
+        else "system prompt"
+        if scenario.shared
         else "steady"
         if scenario.steady
         else "held out"

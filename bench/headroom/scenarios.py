@@ -48,7 +48,8 @@ COPIES: Final = 4
 class Scenario:
     """Traffic on an engine. `group` is the trace, by which results are resampled.
 
-    `tokens` says that the objective is one of inter-token latency instead of first tokens.
+    `tokens` says that the objective is one of inter-token latency instead of first tokens. `shared` are tokens at the
+    begin of each prompt that are the same in all.
     """
 
     group: str
@@ -57,6 +58,7 @@ class Scenario:
     sizes: tuple[int, int] = (0, 0)
     tuning: bool = False
     tokens: bool = False
+    shared: int = 0
 
     @property
     def name(self) -> str:
@@ -86,7 +88,10 @@ class Scenario:
             prompt, answer = self.sizes
             rate, at, steady = 60.0, 0.0, []
             while (at := at + chance.expovariate(rate)) < SPAN:
-                steady.append((chance.random(), Request(at, prompt, answer, max(USUAL_MAX_TOKENS, answer))))
+                own = Request(at, prompt, answer, max(USUAL_MAX_TOKENS, answer))
+                if self.shared:
+                    own = replace(own, prefix=(1,), prefix_block_tokens=self.shared)
+                steady.append((chance.random(), own))
             return steady
         rows = trace(self.group)
         span = rows[-1].arrival + 0.001
@@ -143,6 +148,16 @@ STEADY: Final = tuple(
         (4000, 100, H100_70B),
         (500, 1000, SGLANG_8B),
         (2000, 300, L4_8B),
+    )
+)
+SYSTEM_PROMPT: Final = tuple(
+    Scenario(f"steady {prompt} ({shared} the same) + {answer}", setup, sizes=(prompt, answer), shared=shared)
+    for prompt, shared, answer, setup in (
+        (2000, 1696, 150, L4_8B),
+        (2000, 1696, 150, A100_8B),
+        (6000, 4096, 300, A100_8B),
+        (2000, 1696, 150, SGLANG_70B),
+        (1000, 512, 400, SGLANG_8B),
     )
 )
 INTER_TOKEN: Final = tuple(

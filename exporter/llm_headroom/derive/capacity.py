@@ -259,6 +259,7 @@ class Known:
             cost=self.learner.cost,
             capacity=capacity,
             ceiling=self._ceiling(capacity) if reserving else 1.0,
+            shared=sizes.prompt * sizes.shared,
             limit=self._limit,
             per_step=sizes.per_step,
             prefill_first=reserving,

@@ -55,12 +55,16 @@ _RESIDENCES: Final = 3.0
 
 
 class Call(NamedTuple):
-    """A request: seconds of its arrival, tokens of its prompt, how many of them are cached, tokens of its answer."""
+    """A request: seconds of its arrival, tokens of its prompt, how many are cached, and tokens of its answer.
+
+    `shared` are those of the cached ones that the engine holds once for all who run.
+    """
 
     arrival: float
     prompt: int
     cached: int
     answer: int
+    shared: int = 0
 
 
 @frozen
@@ -150,12 +154,16 @@ class Sampler:
 
 @frozen_named
 class Sizes:
-    """Mean prompt and answer in tokens, the share of prompts that is cached, and tokens that a step yields."""
+    """Mean prompt and answer in tokens, the share of prompts that is cached, and tokens that a step yields.
+
+    `shared` is the share of prompts that the engine holds once for all who run, such as a system prompt.
+    """
 
     prompt: float
     answer: float
     cached: float
     per_step: float
+    shared: float = 0.0
 
 
 @frozen_named
@@ -323,12 +331,30 @@ class Traffic:
         if firsts < LEAST_FIRSTS or prompt <= 0 or self.generated <= 0 or self.total("arrivals") < LEAST_ARRIVALS:
             return None
         steps = self.total("tokens") + firsts
-        return Sizes(
+        sizes = Sizes(
             prompt=prompt / firsts,
             answer=max(1.0, self.generated / max(1.0, self.answered)),
             cached=sum(each.cached for each in alike) / prompt,
             per_step=max(1.0, self.total("generated") / steps),
         )
+        return replace(sizes, shared=self._shared(alike, sizes))
+
+    def _shared(self, alike: Sequence[Interval], sizes: Sizes) -> float:
+        """The share of prompts that running requests hold together: by how much less is held than they have.
+
+        Only cached tokens can be.
+        """
+        variation = self.answers.variation if self.answers.total else 1.0
+        whole = sizes.prompt + sizes.answer * (1.0 + variation**2) / 2.0
+        begun = sizes.prompt * (1.0 + sizes.cached) / 2.0
+        have = held = others = 0.0
+        for each in alike:
+            if each.context:
+                decoding = min(each.decoding, each.running)
+                have += each.seconds * (decoding * whole + (each.running - decoding) * begun)
+                held += each.seconds * each.context
+                others += each.seconds * max(0.0, each.running - 1.0)
+        return min(max(0.0, (have - held) / (others * sizes.prompt)), sizes.cached) if others else 0.0
 
     def intensity(self, chance: random.Random) -> list[float]:
         """Arrivals per second of each interval, drawn from what its count leaves open.
@@ -384,7 +410,9 @@ class Traffic:
                 mark = interval.replicas + chance.random() * (most - interval.replicas)
                 sent.append((at, mark, max(1, round(ratio * prompts.draw(chance)))))
             for at, mark, prompt in sorted(sent):
-                call = Call(at, prompt, min(prompt - 1, round(prompt * sizes.cached)), answers.draw(chance))
+                cached = min(prompt - 1, round(prompt * sizes.cached))
+                shared = min(cached, round(prompt * sizes.shared))
+                call = Call(at, prompt, cached, answers.draw(chance), shared)
                 if mark <= most:
                     drawn.append((mark, call))
             begin += interval.seconds

@@ -34,13 +34,14 @@ _LONGEST_SHARE: Final = 0.45
 class Engine:
     """What the twin stands for: the cost of a step, KV tokens, running requests, and the tokens a sequence gets in one.
 
-    Requests are admitted up to `ceiling`, a share of the KV tokens; what runs may grow beyond. `prefill_first` is how
-    SGLang schedules; vLLM decodes in every step.
+    Requests are admitted up to `ceiling`, a share of the KV tokens; what runs may grow beyond. `shared` tokens are held
+    once for all. `prefill_first` is how SGLang schedules; vLLM decodes in every step.
     """
 
     cost: StepCost
     capacity: float
     ceiling: float = 1.0
+    shared: float = 0.0
     limit: float = math.inf
     per_step: float = 1.0
     prefill_first: bool = False
@@ -113,8 +114,8 @@ class _Batch:
 
     def __init__(self, calls: Sequence[Call], engine: Engine, first: float, between: float, since: float) -> None:
         self.outcome = Outcome(objective=first, waits={KV_CACHE: 0.0, COMPUTE: 0.0, CONCURRENCY: 0.0})
-        longest = max(1, int(engine.capacity * _LONGEST_SHARE))
-        self._calls = [_fitting(call, longest) if call.prompt + call.answer > longest else call for call in calls]
+        longest = max(1, int((engine.capacity - engine.shared) * _LONGEST_SHARE))
+        self._calls = [_fitting(each, longest) for each in calls]
         self._engine, self._objectives, self._since = engine, (first, between), since
         self._arrivals = [*(call.arrival for call in self._calls), math.inf]
         self._whole = [call.prompt for call in self._calls]  # tokens to compute before it decodes
@@ -128,7 +129,7 @@ class _Batch:
         self._due: dict[int, int] = {}
         self._ends: list[tuple[int, int]] = []  # (decode step, sequence); one that was preempted since is stale
         self._running = self._decoding = self._steps = 0
-        self._held = self._context = 0.0
+        self._held = self._context = engine.shared
         self._decoded_at = self._now
         self._blocked = COMPUTE
 
@@ -202,19 +203,20 @@ class _Batch:
             if self._running >= engine.limit:
                 self._blocked = CONCURRENCY
                 break
-            if target > room - reserved and self._running:
+            if target - self._calls[one].shared > room - reserved and self._running:
                 self._blocked = KV_CACHE
                 break
             queue.popleft()
             self._running += 1
             self._admitted.append(one)
-            cached = 0 if self._generated[one] else self._calls[one].cached
-            self._computed[one] = cached
-            self._held += cached
-            part = min(target - cached, budget)
+            call = self._calls[one]
+            begin = call.shared if self._generated[one] else call.cached
+            self._computed[one] = begin
+            self._held += begin - call.shared
+            part = min(target - begin, budget)
             chunks.append((one, part))
             budget -= part
-            room -= cached + part
+            room -= begin - call.shared + part
         return chunks
 
     def _pass(self, seconds: float) -> None:
@@ -256,7 +258,7 @@ class _Batch:
             self._count_first(one)
         if not self._decoding:
             self._decoded_at = self._now
-        self._context += self._whole[one]
+        self._context += self._whole[one] - self._calls[one].shared
         self._generated[one] += 1
         self._begun[one] = self._steps
         self._decoding += 1
@@ -300,7 +302,8 @@ class _Batch:
     def _withdraw(self, one: int) -> float:
         """Take a sequence that decodes out of the batch; the tokens that it has by now."""
         decoded = (self._steps - self._begun.pop(one)) * self._engine.per_step
-        held = self._calls[one].prompt + self._generated[one] - 1 + decoded
+        call = self._calls[one]
+        held = call.prompt - call.shared + self._generated[one] - 1 + decoded
         self._held -= held
         self._context -= held
         self._decoding -= 1
@@ -314,7 +317,7 @@ class _Batch:
             self._generated[one] = int(self._withdraw(one))
             self._whole[one] = self._calls[one].prompt + self._generated[one]
         elif one in self._computed:
-            self._held -= self._computed.pop(one)
+            self._held -= self._computed.pop(one) - self._calls[one].shared
         else:
             return  # has ended
         self._running -= 1
@@ -322,5 +325,8 @@ class _Batch:
 
 
 def _fitting(call: Call, longest: int) -> Call:
-    prompt = min(call.prompt, longest)
+    """The call, with no more tokens of its own than an engine takes."""
+    if call.prompt - call.shared + call.answer <= longest:
+        return call
+    prompt = call.shared + min(call.prompt - call.shared, longest)
     return call._replace(prompt=prompt, cached=min(call.cached, prompt - 1), answer=min(call.answer, longest))
