@@ -2,10 +2,15 @@
 
 A small engine sends each stream a chunk every 100 ms, with the time at which it was sent; clients read through each
 route by turns and note when it came. Clocks are one: CLOCK_MONOTONIC of this host.
+
+    python bench/proxy.py [--chunks 60] [--streams 1,50,500]
+
+What a stream costs once weighs more in short ones: answers in traces of chats have 200 to 350 tokens.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -18,12 +23,11 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 PACE: Final = 0.1
-CHUNKS: Final = 60
-LEVELS: Final = (1, 50, 500)
 ROUNDS: Final = 2
 BODY: Final = b'{"model":"bench","messages":[{"role":"user","content":"hello"}]}'
 HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -41,15 +45,15 @@ http {{
 """
 
 
-def line(*, last: bool = False) -> bytes:
-    """A line as Ollama's, with the time at which it is sent."""
-    end = b'true,"done_reason":"stop","prompt_eval_count":9,"eval_count":%d' % CHUNKS if last else b"false"
+def line(*, last_of: int = 0) -> bytes:
+    """A line as Ollama's, with the time at which it is sent; the last one says of how many."""
+    end = b'true,"done_reason":"stop","prompt_eval_count":9,"eval_count":%d' % last_of if last_of else b"false"
     text = b'{"model":"bench","created_at":"%020d","message":{"role":"assistant","content":" word"},"done":%b}\n'
     whole = text % (time.monotonic_ns(), end)
     return b"%x\r\n%b\r\n" % (len(whole), whole)
 
 
-async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chunks: int) -> None:
     """One connection of the engine."""
     loop = asyncio.get_running_loop()
     try:
@@ -61,17 +65,17 @@ async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             await reader.readexactly(len(BODY))
             begun = loop.time()
             writer.write(HEAD + line())
-            for number in range(1, CHUNKS):
+            for number in range(1, chunks):
                 await asyncio.sleep(begun + number * PACE - loop.time())
-                writer.write(line(last=number == CHUNKS - 1))
+                writer.write(line(last_of=chunks if number == chunks - 1 else 0))
             writer.write(b"0\r\n\r\n")
     except (OSError, asyncio.IncompleteReadError):
         writer.close()
 
 
-async def engine(port: int) -> None:
+async def engine(port: int, chunks: int) -> None:
     """Serve until killed."""
-    server = await asyncio.start_server(stream, "127.0.0.1", port, backlog=1024)
+    server = await asyncio.start_server(partial(stream, chunks=chunks), "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 
 
@@ -100,14 +104,14 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-async def client(port: int, seen: Seen) -> None:
+async def client(port: int, seen: Seen, chunks: int) -> None:
     """One stream."""
     await asyncio.sleep(random.uniform(0.0, 10 * PACE))  # noqa: S311 - no secret
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     asked = time.monotonic_ns()
     writer.write(b"POST /api/chat HTTP/1.1\r\nHost: bench\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
     await reader.readuntil(b"\r\n\r\n")
-    for number in range(CHUNKS):
+    for number in range(chunks):
         text = await reader.readuntil(b"}\n")
         now = time.monotonic_ns()
         if number == 0:
@@ -127,10 +131,10 @@ def usage(processes: list[int]) -> tuple[float, int]:
     return cpu, rss
 
 
-async def measure(port: int, processes: list[int], streams: int, seen: Seen) -> None:
+async def measure(port: int, processes: list[int], streams: int, seen: Seen, chunks: int) -> None:
     """Add one round of so many streams to what was seen."""
     before, _ = usage(processes)
-    await asyncio.gather(*(client(port, seen) for _ in range(streams)))
+    await asyncio.gather(*(client(port, seen, chunks) for _ in range(streams)))
     after, rss = usage(processes)
     seen.cpu += after - before
     seen.rss = max(seen.rss, rss)
@@ -162,7 +166,7 @@ def children(pid: int) -> list[int]:
     return [pid, *map(int, text.split())]
 
 
-async def main() -> None:
+async def main(levels: list[int], chunks: int) -> None:
     """Print the table."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -174,7 +178,7 @@ async def main() -> None:
             return process
 
         behind, front, door = free(), free(), free()
-        start(sys.executable, __file__, str(behind))
+        start(sys.executable, __file__, "--serve", str(behind), "--chunks", str(chunks))
         await listening(behind)
         listen, upstream = f"127.0.0.1:{door}", f"ollama=http://127.0.0.1:{behind}"
         ours = start(
@@ -192,11 +196,11 @@ async def main() -> None:
         routes["llm-headroom"] = (door, [ours.pid])
         print("| streams | through | TTFT p50 | p99 | chunk p50 | p99 | CPU ms per 1000 chunks | RSS MiB |")
         print("|---|---|---|---|---|---|---|---|")
-        for streams in LEVELS:
+        for streams in levels:
             seen = {name: Seen() for name in routes}
             for _ in range(ROUNDS):
                 for name, (port, processes) in routes.items():
-                    await measure(port, processes, streams, seen[name])
+                    await measure(port, processes, streams, seen[name], chunks)
             for name, found in seen.items():
                 if name != "direct":
                     print(found.row(name, streams, seen["direct"]))
@@ -208,4 +212,12 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(engine(int(sys.argv[1])) if len(sys.argv) > 1 else main())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chunks", type=int, default=60, help="chunks of a stream, one every 100 ms")
+    parser.add_argument("--streams", default="1,50,500", help="numbers of streams at a time")
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(engine(options.serve, options.chunks))
+    else:
+        asyncio.run(main([int(each) for each in options.streams.split(",")], options.chunks))
