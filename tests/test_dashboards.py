@@ -17,6 +17,7 @@ from llm_headroom import schema
 from llm_headroom.bundle.alerts import GROUPS
 from llm_headroom.bundle.dashboards import dashboards, files
 from llm_headroom.bundle.dashboards.colours import BAD, GOOD, UNKNOWN, WARN
+from llm_headroom.bundle.dashboards.panel import NOT_EXPOSED, NOT_KNOWN
 from llm_headroom.bundle.rule import Recording
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
@@ -136,6 +137,53 @@ def test_conventions_of_panels(document: Json) -> None:
             values = {name for name in columns if name.startswith("Value")}
             several = [f"Value #{target['refId']}" for target in panel["targets"]]
             assert values == set(several if len(several) > 1 else ["Value"]), panel["title"]
+
+
+def test_conventions_of_titles(document: Json) -> None:
+    for panel in drawn(document):
+        before, found, _ = panel["title"].rpartition(" 5 min")
+        assert not found or "," not in before or before.endswith(","), "what comes first is not of five minutes"
+
+
+def test_whole_numbers_are_not_shortened_to_thousands(document: Json) -> None:
+    for panel in drawn(document):
+        fields = panel["fieldConfig"]
+        assert fields["defaults"]["unit"] != "short" or fields["defaults"].get("decimals") != 0, panel["title"]
+        for each in fields["overrides"]:
+            own = {one["id"]: one["value"] for one in each["properties"]}
+            assert own.get("decimals") != 0 or own["unit"] not in {"", "short"}, panel["title"]
+
+
+def test_what_takes_traffic_to_be_known_is_not_called_unexposed(document: Json) -> None:
+    """An engine of which nothing is known yet exposes all that it should."""
+    learned = "|".join(one.name for one in (*capacity.FOLLOWING, schema.KV_CACHE_HEADROOM_REQUESTS))
+    for panel in (one for one in drawn(document) if one["type"] == "stat"):
+        for target in panel["targets"]:
+            if re.search(learned, target["expr"]):
+                assert f" * 0 - {-NOT_EXPOSED})" not in target["expr"], panel["title"]
+                assert f" * 0 - {-NOT_KNOWN})" in target["expr"], panel["title"]
+
+
+def test_no_legend_says_a_resource_by_its_label(document: Json) -> None:
+    for panel in drawn(document):
+        named = [
+            each["matcher"]["options"]
+            for each in panel["fieldConfig"]["overrides"]
+            if any(one["id"] == "displayName" for one in each["properties"])
+        ]
+        if panel["type"] == "timeseries" and any("{{resource}}" in one["legendFormat"] for one in panel["targets"]):
+            assert any("kv_cache" in pattern for pattern in named), panel["title"]
+
+
+def test_alerts_that_page_come_first() -> None:
+    (panel,) = (one for document in DOCUMENTS for one in drawn(document) if one["title"] == "Firing alerts")
+    assert panel["options"]["sortBy"] == [{"displayName": "Severity", "desc": True}]
+    severities = re.findall(r'severity="(\w+)"\}\) \* (\d)', panel["targets"][0]["expr"])
+    assert [name for name, _ in sorted(severities, key=lambda each: each[1], reverse=True)] == [
+        "page",
+        "ticket",
+        "info",
+    ]
 
 
 def test_conventions_of_tiles(document: Json) -> None:

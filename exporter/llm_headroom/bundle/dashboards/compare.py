@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.colours import BAD
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import Column, Query, Steps, below
+from llm_headroom.bundle.dashboards.panel import NOT_KNOWN, Column, Query, Steps, below
 from llm_headroom.bundle.dashboards.parts import OBJECTIVE, bars, lines, objective, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_MODEL, ENGINES, MODEL, SOURCE, WINDOW, Scope
@@ -153,7 +153,7 @@ def _manager(scope: Scope, every_target: Scope) -> tuple[Panel, ...]:
             "Would fit",
             "Requests per second like those of the last 15 minutes that the engines take within the objective of first "
             "tokens; of those where it is known.",
-            scope.exposed(fits),
+            scope.exposed(fits, absent=NOT_KNOWN),
             whose="sum",
             unit="requests/s",
             decimals=1,
@@ -161,7 +161,7 @@ def _manager(scope: Scope, every_target: Scope) -> tuple[Panel, ...]:
         stat(
             "Headroom",
             "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
-            scope.exposed(f"min({room})"),
+            scope.exposed(f"min({room})", absent=NOT_KNOWN),
             whose="worst",
             unit="suffix: ×",
             decimals=1,

@@ -9,7 +9,7 @@ from llm_headroom import schema
 from llm_headroom.bundle.dashboards import engine_parts
 from llm_headroom.bundle.dashboards.colours import BAD, DECODE, GOOD, PREFILL, QUEUE, UNKNOWN, WARN
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import Kind, Panel, Query, above, below, fixed
+from llm_headroom.bundle.dashboards.panel import Kind, Panel, Query, above, fixed
 from llm_headroom.bundle.dashboards.parts import (
     OBJECTIVE,
     areas,
@@ -18,6 +18,7 @@ from llm_headroom.bundle.dashboards.parts import (
     finished_requests_now,
     heatmap,
     lines,
+    load_headroom,
     objective,
     quiet,
     stat,
@@ -26,7 +27,6 @@ from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_MODEL, MODEL, TARGET, Scope
 from llm_headroom.bundle.dashboards.words import ENGINE_WORDS
 from llm_headroom.model import ENGINE_STATES
-from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
     from llm_headroom.bundle.dashboards.panel import Json
@@ -73,6 +73,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         return scope.exposed(f"max({scope.quantile(0.95, metric)})")
 
     return (
+        load_headroom(scope, whose=""),
         finished_requests_now(scope),
         stat("Running", "Requests in the running batch.", scope.exposed(f"sum({scope.of(schema.REQUESTS_RUNNING)})")),
         stat(
@@ -98,14 +99,6 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             unit="s",
             steps=above(limits.inter_token_slow),
             alert="LLMInterTokenLatencySlow",
-        ),
-        stat(
-            "Headroom",
-            "How many times its traffic of 15 minutes it takes within the objective of first tokens.",
-            scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
-            unit="suffix: ×",
-            decimals=1,
-            steps=below(LOAD_HEADROOM_LOW, 1),
         ),
         failed_share(scope, limits),
         stat(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.colours import UNKNOWN
+from llm_headroom.bundle.dashboards.colours import BAD, GOOD, UNKNOWN
 from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import UNPAINTED, Column, Kind, Panel, Query, above, below, fixed, thresholds
 from llm_headroom.bundle.dashboards.parts import lines, stat, table
@@ -92,9 +92,10 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         ),
         stat(
             "Config",
-            "1 if the last reload of the configuration succeeded.",
+            "Whether the last reload of the configuration succeeded, on every exporter.",
             f"min({scope.of(schema.CONFIG_RELOAD_SUCCESS)})",
             steps=below(1, 1),
+            words=((0.0, "not read", BAD), (1.0, "read", GOOD)),
             alert="LLMConfigReloadFailed",
         ),
         stat(

@@ -30,7 +30,7 @@ from llm_headroom.bundle.dashboards.parts import (
 )
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_GPU, BY_MODEL, ENGINES, MODEL, TARGET, Scope
-from llm_headroom.bundle.dashboards.words import ENGINE_WORDS
+from llm_headroom.bundle.dashboards.words import ENGINE_WORDS, SEVERITY_WORDS
 from llm_headroom.model import ENGINE_STATES
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW, RATE_SECONDS, SATURATION_HIGH, SLOW_SECONDS
 
@@ -120,6 +120,7 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
             alert="LLMEngineDown",
         ),
         _firing("Pages firing", "page", alerts, above(1, 1)),
+        load_headroom(scope, link=_TO_KV_ALL),
         stat(
             "On time",
             "Share of the first tokens of five minutes within their objective, on the target that has fewest.",
@@ -141,7 +142,6 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
             empty="without traffic",
             alert="LLMFirstTokensSlow",
         ),
-        load_headroom(scope, link=_TO_KV_ALL),
         finished_requests_now(scope.once()),
         stat(
             "Output",
@@ -214,6 +214,21 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             Column(title="Target", label="target", link=_TO_TARGET, width=125),
             Column(title="Model", label="model", link=_TO_ENGINE),
             (
+                f"min by ({TARGET}) ({room})",
+                Column(
+                    title="Headroom",
+                    unit="suffix: ×",
+                    decimals=1,
+                    steps=below(LOAD_HEADROOM_LOW, 1),
+                    width=80,
+                    link=_TO_KV,
+                ),
+            ),
+            (
+                f"clamp_max(max by ({TARGET}) ({saturation}), 2)",
+                Column(title="Saturation", unit="percentunit", steps=above(SATURATION_HIGH, 1), width=90, link=_TO_KV),
+            ),
+            (
                 f"sum by ({TARGET}) ({scope.of(schema.REQUESTS_WAITING)})",
                 Column(title="Waiting", steps=above(limits.waiting_high), width=80),
             ),
@@ -237,21 +252,6 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
                     width=110,
                     link=_TO_KV,
                 ),
-            ),
-            (
-                f"min by ({TARGET}) ({room})",
-                Column(
-                    title="Headroom",
-                    unit="suffix: ×",
-                    decimals=1,
-                    steps=below(LOAD_HEADROOM_LOW, 1),
-                    width=80,
-                    link=_TO_KV,
-                ),
-            ),
-            (
-                f"clamp_max(max by ({TARGET}) ({saturation}), 2)",
-                Column(title="Saturation", unit="percentunit", steps=above(SATURATION_HIGH, 1), width=90, link=_TO_KV),
             ),
         ),
         height=10,
@@ -410,11 +410,19 @@ def _latencies(scope: Scope) -> tuple[Panel, ...]:
 
 
 def _alerts(alerts: str) -> Panel:
+    by = f"alertname, {TARGET}, gpu"
+    fires = f'ALERTS{{alertstate="firing", {alerts}'
     return table(
         "Firing alerts",
         "Firing alerts of llm-headroom.",
         (
-            Column(title="Severity", label="severity", width=90),
+            (
+                " or ".join(
+                    f'group by ({by}) ({fires}, severity="{severity}"}}) * {place}'
+                    for place, severity in ((3, "page"), (2, "ticket"), (1, "info"))
+                ),
+                Column(title="Severity", words=SEVERITY_WORDS, width=100),
+            ),
             Column(title="Alert", label="alertname", width=260),
             Column(title="Cluster", label="cluster", width=100),
             Column(title="Instance", label="instance", width=150),
@@ -423,11 +431,11 @@ def _alerts(alerts: str) -> Panel:
             Column(title="Model", label="model"),
             Column(title="GPU", label="gpu", width=80),
             (
-                f'count by (alertname, severity, {TARGET}, gpu) (ALERTS{{alertstate="firing", {alerts}}})',
+                f"count by ({by}) ({fires}}})",
                 Column(title="Alerts", width=80),
             ),
         ),
         empty="while no alert fires",
         height=7,
-        sort="Severity",
+        sort="-Severity",
     )

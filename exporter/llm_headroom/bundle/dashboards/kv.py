@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom import schema
 from llm_headroom.bundle.dashboards.colours import DECODE, GOOD, PREFILL, QUEUE, WARN
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import NOT_FILLING, Column, Query, above, below, fixed
+from llm_headroom.bundle.dashboards.panel import NOT_FILLING, NOT_KNOWN, Column, Query, above, below, fixed
 from llm_headroom.bundle.dashboards.parts import areas, dashed, lines, load_headroom, stat, table
 from llm_headroom.bundle.dashboards.plan import KEPT, Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, MOST, TARGET, Scope
@@ -55,7 +55,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         stat(
             "Saturation",
             "Load as a share of what the fullest target takes, its queue included; 200 % at most.",
-            scope.exposed(f"clamp_max(max({scope.of(schema.SATURATION, resource='max')}), 2)"),
+            scope.exposed(f"clamp_max(max({scope.of(schema.SATURATION, resource='max')}), 2)", absent=NOT_KNOWN),
             whose="worst",
             unit="percentunit",
             steps=above(SATURATION_HIGH, 1),
@@ -84,7 +84,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         stat(
             "Requests fit",
             "Requests of the recent mean size that the fullest target can still admit and finish.",
-            scope.exposed(f"min({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})"),
+            scope.exposed(f"min({scope.of(schema.KV_CACHE_HEADROOM_REQUESTS)})", absent=NOT_KNOWN),
             whose="worst",
             decimals=0,
             steps=below(limits.headroom_requests_low),
@@ -203,7 +203,9 @@ def _room(scope: Scope) -> tuple[Panel, ...]:
             Query(f"sum by (resource) ({scope.of(schema.LOAD_HEADROOM_BINDING, objective='ttft')})", "{{resource}}"),
             unit="suffix: targets",
             width=12,
-            styles=tuple((f"^{name}$", fixed(hue)) for name, (_, _, hue) in _BINDING.items()),
+            styles=tuple(
+                (f"^{name}$", fixed(hue) | {"displayName": text}) for name, (_, text, hue) in _BINDING.items()
+            ),
             empty=_TEN_MINUTES,
         ),
         lines(
@@ -218,6 +220,10 @@ def _room(scope: Scope) -> tuple[Panel, ...]:
             highest=2,
             steps=above(1, 1),
             calcs=_LAST,
+            styles=tuple(
+                (f"^{name} ", {"displayName": f"{text} (${{__field.labels.engine}})"})
+                for name, text in (("kv_cache", "KV cache"), ("gpu_memory", "GPU memory"))
+            ),
         ),
     )
 

@@ -16,6 +16,8 @@ Words: TypeAlias = tuple[tuple[float, str, str], ...]
 
 NOT_EXPOSED: Final = -2
 """Stands for a reading that no selected source gives although one is up; no metric that a panel shows can be -2."""
+NOT_KNOWN: Final = -4
+"""The same of what is worked out, and takes traffic to be known."""
 NOT_FILLING: Final = -3
 """Stands for a time that does not come, as nothing grows."""
 
@@ -110,7 +112,7 @@ class Panel:
         whose: of a tile, what one number of many it is: the sum, the worst target's.
         styles: per regular expression of series names, properties that differ.
         calcs: what a legend as a table says of each curve, the first of which sorts it.
-        words: of a state timeline, its states.
+        words: of a state timeline, its states; of a tile, what its numbers mean.
         repeat: the variable for each of whose values it is drawn.
         step: the least time from one point of its curves to the next, where it is not as of others.
     """
@@ -201,8 +203,12 @@ class Panel:
 
     def _defaults(self) -> Json:
         found: Json = {
-            "unit": self.unit,
-            "mappings": [*_mappings(), *([_MISSING] if self.kind is Kind.TABLE else [])],
+            "unit": _unit(self.unit, self.decimals),
+            "mappings": [
+                *_mappings(),
+                *([_MISSING] if self.kind is Kind.TABLE else []),
+                *([_worded(self.words)] if self.kind is Kind.STAT and self.words else []),
+            ],
             "thresholds": thresholds(self.steps),
             "color": {"mode": "thresholds"},
             "noValue": self._nothing(),
@@ -354,7 +360,13 @@ class Panel:
 def _mappings() -> list[Json]:
     """Texts for what is not a number: a value that no source exposes, and one that needs traffic."""
     return [
-        {"type": "value", "options": {str(NOT_EXPOSED): {"text": "Not exposed", "color": UNKNOWN, "index": 0}}},
+        {
+            "type": "value",
+            "options": {
+                str(NOT_EXPOSED): {"text": "Not exposed", "color": UNKNOWN, "index": 0},
+                str(NOT_KNOWN): {"text": "Not known yet", "color": UNKNOWN, "index": 3},
+            },
+        },
         {"type": "value", "options": {str(NOT_FILLING): {"text": "Not filling", "color": GOOD, "index": 2}}},
         {
             "type": "special",
@@ -385,7 +397,7 @@ def _spoken(steps: Steps, whose: str) -> list[Json]:
         for at, colour in ((_LOWEST, steps.base), *steps.bounds)
     ]
     named.append(("eq", NOT_FILLING, _WORDS[GOOD]))
-    named.append(("eq", NOT_EXPOSED, f"{STATE_MARKS['unknown']} unknown"))
+    named += [("eq", absent, f"{STATE_MARKS['unknown']} unknown") for absent in (NOT_EXPOSED, NOT_KNOWN)]
     return [
         {
             "matcher": {"id": "byValue", "options": {"reducer": "last", "op": op, "value": at}},
@@ -417,10 +429,15 @@ def _unpainted(colour: str) -> str:
     return "transparent" if colour == GOOD else colour
 
 
+def _unit(unit: str, decimals: int | None) -> str:
+    """Whole numbers stay whole: `short` would make 1 K of 1041."""
+    return "none" if decimals == 0 and unit in {"", "short"} else unit
+
+
 def _cells(column: Column) -> Json:
     found: Json = {}
-    if column.unit:
-        found["unit"] = column.unit
+    if unit := _unit(column.unit, column.decimals):
+        found["unit"] = unit
     if column.steps is not None:
         painted = Steps(_unpainted(column.steps.base), tuple((at, _unpainted(hue)) for at, hue in column.steps.bounds))
         found["thresholds"] = thresholds(column.steps if column.bar is not None else painted)

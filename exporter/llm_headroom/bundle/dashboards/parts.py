@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.panel import Column, Json, Kind, Panel, Query, above, below
+from llm_headroom.bundle.dashboards.panel import NOT_KNOWN, Column, Json, Kind, Panel, Query, above, below
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
 
 def _named(title: str, queries: tuple[Query, ...], window: str = "5 min") -> str:
     """Return the title with the window of its rates, which is one everywhere."""
-    return f"{title} {window}" if any(_RECENT.search(one.expr) for one in queries) else title
+    between = ", " if "," in title else " "
+    return f"{title}{between}{window}" if any(_RECENT.search(one.expr) for one in queries) else title
 
 
 def _without_nan(expr: str) -> str:
@@ -68,15 +69,16 @@ def finished_requests_now(scope: Scope) -> Panel:
 
 def load_headroom(scope: Scope, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
     """Return the present load headroom within the objective of first tokens, of the target that has least."""
+    shown = {"whose": "worst"} | more
     return stat(
         "Headroom",
-        "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
-        scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})"),
+        "How many times its traffic of 15 minutes the target takes that is nearest its limit; below 1 it breaks its "
+        "objective of first tokens. Known after ten minutes with requests, of engines that report their KV cache.",
+        scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})", absent=NOT_KNOWN),
         unit="suffix: ×",
         decimals=1,
         steps=below(LOAD_HEADROOM_LOW, 1),
-        whose="worst",
-        **more,
+        **shown,
     )
 
 

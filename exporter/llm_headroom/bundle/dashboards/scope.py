@@ -178,11 +178,11 @@ class Scope:
         every = f"{held} or {seen}"
         return f"max by ({by}) ({f'({every}) and on ({by}) {among}' if among else every})"
 
-    def exposed(self, expr: str, by: str = "") -> str:
-        """Return the expression, or `NOT_EXPOSED` if it has no series although a source is up; nothing if none is."""
+    def exposed(self, expr: str, by: str = "", absent: int = NOT_EXPOSED) -> str:
+        """Return the expression, or `absent` if it has no series although a source is up; nothing if none is."""
         grouping = f" by ({by})" if by else ""
         alive = self.of(schema.UP, ENGINES)
-        return f"({expr}) or (group{grouping} ({alive} == 1) * 0 - {-NOT_EXPOSED})"
+        return f"({expr}) or (group{grouping} ({alive} == 1) * 0 - {-absent})"
 
     def exposed_gpu(self, expr: str) -> str:
         """Return `exposed` for what NVML provides."""

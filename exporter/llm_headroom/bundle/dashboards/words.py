@@ -36,6 +36,11 @@ EXPORTER_WORDS: Final[Words] = (
     (0.0, f"{STATE_MARKS[Level.BAD]} unreachable", JUDGED[Level.BAD]),
     (1.0, f"{STATE_MARKS[Level.GOOD]} reached", JUDGED[Level.GOOD]),
 )
+SEVERITY_WORDS: Final[Words] = (
+    (3.0, f"{STATE_MARKS[Level.BAD]} page", JUDGED[Level.BAD]),
+    (2.0, f"{STATE_MARKS[Level.WARN]} ticket", JUDGED[Level.WARN]),
+    (1.0, "info", UNKNOWN),
+)
 UP_WORDS: Final[Words] = (
     (0.0, f"{STATE_MARKS[Level.BAD]} down", JUDGED[Level.BAD]),
     (1.0, f"{STATE_MARKS[Level.GOOD]} up", JUDGED[Level.GOOD]),
