@@ -215,6 +215,10 @@ def test_nothing_that_alerts_read_at_an_instant_is_recorded_too_rarely_for_it() 
         assert not metrics(instant) & rare, alert.name
 
 
+def test_no_rule_reads_what_grafana_and_vmalert_do_not_record() -> None:
+    assert [rule for rule in EVERY if "ALERTS" in rule.expr] == []
+
+
 def test_every_threshold_is_used_by_an_alert_or_drawn_by_a_dashboard() -> None:
     text = "\n".join(rule.expr for rule in EVERY).replace("${", "$")
     drawn = "\n".join(path.read_text() for path in Path(dashboards.__file__).parent.glob("*.py"))

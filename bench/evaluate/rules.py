@@ -69,7 +69,7 @@ def read(path: Path) -> list[Rule]:
     """
     groups = yaml.safe_load(path.read_text())["groups"]
     rules = [(group["name"], rule) for group in groups for rule in group["rules"]]
-    recorded = {rule["record"]: rule["expr"] for _, rule in rules if "record" in rule}
+    recorded = {rule["record"]: _alone(rule["record"], rule["expr"]) for _, rule in rules if "record" in rule}
     return [
         Rule(
             rule["alert"],
@@ -81,6 +81,11 @@ def read(path: Path) -> list[Rule]:
         for group, rule in rules
         if "alert" in rule
     ]
+
+
+def _alone(name: str, expression: str) -> str:
+    """What a rule records without what it knows of itself from the look before."""
+    return re.sub(rf"(?<![\w:]){re.escape(name)}(?![\w:])", "(vector(0) > 0)", expression)
 
 
 def inlined(expression: str, recorded: Mapping[str, str]) -> str:

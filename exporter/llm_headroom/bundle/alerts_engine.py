@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from llm_headroom.bundle.recording import HELD
 from llm_headroom.bundle.rule import DOWN, MODEL, NOT_PROXIED, PROXIED, SOURCE, Alert, Dashboard, Severity
 from llm_headroom.thresholds import RESTARTS_SECONDS, SETTLED_SECONDS
 
@@ -25,8 +26,6 @@ _BURNING: Final = f"{_MISSED}5m > {_BUDGET}"
 
 
 _FAILING: Final = "target_model:llm_failed:ratio_rate"
-_FIRSTS: Final = "target_model:llm_ttft:increase2m"
-_SLOW: Final = "target_model:llm_ttft_missed:ratio2m"
 
 
 def held(state: str) -> str:
@@ -73,13 +72,7 @@ LATENCY: Final = (
         name="LLMFirstTokensSlow",
         severity=Severity.PAGE,
         dashboard=Dashboard.ENGINE,
-        expr=f"""{_SLOW}
-            or last_over_time({_SLOW}[10m]) and ignoring (alertname, alertstate, severity)
-                    ALERTS{{alertname="LLMFirstTokensSlow", alertstate="firing"}}
-                unless ({_FIRSTS} > $ttft_slow_count - 0.5
-                    unless {_FIRSTS} - target_model:llm_ttft_missed:increase2m <= $ttft_slow_count - 0.5)
-                unless (sum without (replica) (max_over_time(llm_requests_waiting[1m])) == 0
-                    unless {_FIRSTS} unless ignoring (slo) llm_slo_requests_total{{slo="ttft"}})""",
+        expr=HELD,
         kept="0s",
         summary=f"First tokens of {_WHO} are slow",
         description="{{ $value | humanizePercentage }} of the first tokens of two minutes, those that "

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.rule import DOWN, FAULTS, NOT_PROXIED, PROXIED, Recording
+from llm_headroom.schema import PROXY_TARGET
 from llm_headroom.thresholds import SLOW_SECONDS
 
 _OWN: Final = f"{{{NOT_PROXIED}}}"
@@ -27,13 +28,15 @@ _OVERDUE: Final = " or ".join(
 """First tokens that have missed their objective and are still awaited: where none comes, these alone say so."""
 _TTFT: Final = "target_model:llm_ttft:increase2m"
 _TTFT_MISSED: Final = "target_model:llm_ttft_missed:increase2m"
+_TTFT_SLOW: Final = "target_model:llm_ttft_missed:ratio2m"
+HELD: Final = "target_model:llm_ttft_missed:ratio2m_held"
+"""The same, until enough come in time: what few requests show comes and goes."""
 HOURS: Final = ("30m", "1h", "2h", "6h")
 DAYS: Final = ("1d", "3d")
 """Windows beyond 5 min over which the share of requests that miss an objective is recorded."""
 NEEDED: Final = ("llm_requests_running", "llm_requests_waiting", "llm_kv_cache_usage_ratio")
 """Signals whose absence is an alert, where they were there within a day."""
 _OBJECTIVES: Final = ("engine_model:llm_slo_requests_good:rate5m", "engine_model:llm_slo_requests:rate5m")
-_SIDES_GOOD, _SIDES = (f"{name.removesuffix(':rate5m')}_by_side:rate5m" for name in _OBJECTIVES)
 
 
 def _summed(metric: str) -> Recording:
@@ -44,11 +47,13 @@ def _rate(metric: str) -> Recording:
     return Recording(f"engine_model:{metric.removesuffix('_total')}:rate5m", f"sum {_BY} (rate({metric}{_OWN}[5m]))")
 
 
-def _by_side(metric: str) -> Recording:
-    """What engines count of an objective themselves, and what proxies have counted of their requests, side by side."""
-    own, seen = (f"sum {_BY_SLO} (rate({metric}{{{which}}}[5m]))" for which in (NOT_PROXIED, PROXIED))
-    name = f"engine_model:{metric.removesuffix('_total')}_by_side:rate5m"
-    return Recording(name, f'{own} or label_replace({seen}, "side", "proxy", "", "")')
+def _by_target(metric: str) -> Recording:
+    """What each target counts of an objective itself, and beside it what a proxy has counted of the same requests."""
+    by = _BY_SLO.replace(")", ", target)")
+    own, seen = (f"sum {by} (rate({metric}{{{which}}}[5m]))" for which in (NOT_PROXIED, PROXIED))
+    named = f'label_replace({seen}, "target", "$$1", "target", "(.+){PROXY_TARGET}")'
+    name = f"engine_model:{metric.removesuffix('_total')}_by_target:rate5m"
+    return Recording(name, f'{own} or label_replace({named}, "side", "proxy", "", "")')
 
 
 def _buckets(metric: str, beyond: str) -> Recording:
@@ -144,30 +149,37 @@ between tokens those below 5 ms and from 6 s on, of requests those from 1,000 s 
 AVAILABILITY: Final = (Recording(DOWN, 'llm_up{engine!="nvml"} == 0'),)
 """What several alerts ask: the engines alone that are down, with the value 0."""
 
+_SIDES, _SIDES_GOOD = map(_by_target, ("llm_slo_requests_total", "llm_slo_requests_good_total"))
 SLO: Final = (
     Recording("engine_model:llm_slo_objective_ratio:max", f"max {_BY_SLO} (llm_slo_objective_ratio)"),
-    _by_side("llm_slo_requests_total"),
-    _by_side("llm_slo_requests_good_total"),
-    Recording(_OBJECTIVES[1], f"max without (side) ({_SIDES})"),
+    _SIDES,
+    _SIDES_GOOD,
+    Recording(_OBJECTIVES[1], f"sum without (target) (max without (side) ({_SIDES.name}))"),
     Recording(
         _OBJECTIVES[0],
-        f"{_OBJECTIVES[1]} - max without (side) ({_SIDES} - ({_SIDES_GOOD} or 0 * {_SIDES}))",
+        f"""{_OBJECTIVES[1]} - sum without (target) (max without (side)
+            ({_SIDES.name} - ({_SIDES_GOOD.name} or 0 * {_SIDES.name})))""",
     ),
     Recording("engine_model:llm_slo_requests:rate1h", f"avg_over_time({_OBJECTIVES[1]}[1h])"),
     Recording("engine_model:llm_slo_missed:ratio_rate5m", f"1 - {_OBJECTIVES[0]} / {_OBJECTIVES[1]}"),
     *map(_missed, HOURS),
     Recording(_TTFT, f"sum without (slo) ({_FIRSTS} or {_OVERDUE})"),
     Recording(_TTFT_MISSED, f"{_TTFT} - sum without (slo) ({_GOOD} or 0 * ({_OVERDUE})) > 0"),
+    Recording(_TTFT_SLOW, f"({_TTFT_MISSED} > $ttft_slow_count - 0.5) / {_TTFT} >= $ttft_slow_share"),
     Recording(
-        "target_model:llm_ttft_missed:ratio2m",
-        f"({_TTFT_MISSED} > $ttft_slow_count - 0.5) / {_TTFT} >= $ttft_slow_share",
+        HELD,
+        f"""{_TTFT_SLOW} or last_over_time({_TTFT_SLOW}[10m]) and {HELD}
+            unless ({_TTFT} > $ttft_slow_count - 0.5 unless {_TTFT} - {_TTFT_MISSED} <= $ttft_slow_count - 0.5)
+            unless (sum without (replica) (max_over_time(llm_requests_waiting[1m])) == 0
+                unless {_TTFT} unless ignoring (slo) llm_slo_requests_total{{slo="ttft"}})""",
     ),
 )
 """Of objectives, by model and engine; burn-rate alerts read them. First tokens of a target that missed, if any did;
 and their share, where it is worth a page.
 
-Where a measuring proxy saw the requests that the engine counts, too, each counts once: as many as the side that has
-more of them says, and as many of these missed the objective as the side that has more such says.
+Where a measuring proxy saw the requests that a target counts, too, each counts once: as many as the side that has more
+of them says, and as many of these missed the objective as the side that has more such says. Other targets of the model
+may have no proxy: theirs are added. `HELD` reads itself, as it was at the last look.
 """
 
 SLO_DAYS: Final = tuple(map(_missed, DAYS))
