@@ -363,6 +363,36 @@ def test_the_summary_is_as_bad_as_the_worst(shown: View, level: Level, title: st
     assert ("wrong" in made.html) == any(each.level is not Level.GOOD for each in shown.engines)
 
 
+def test_the_summary_names_the_engine_that_takes_least_more() -> None:
+    def taking(at: int, *headroom: float, level: Level = Level.GOOD) -> EngineCard:
+        loads = tuple(Load("ttft", each, "kv_cache", None, suspect=False) for each in headroom)
+        return replace(card(at, level), load=loads)
+
+    def said(*engines: EngineCard) -> list[str]:
+        found = re.findall('<p class="least">(.*?)</p>', summary(view(*engines), Look()).html)
+        return [unescape(re.sub("<[^>]*>", "", each)) for each in found]
+
+    assert said(taking(1, 1.8)) == ["t1 takes 1.8 × its traffic; KV cache binds."]
+    least = ["Least headroom: t2 takes 1.2 × its traffic; KV cache binds."]
+    assert said(taking(1, 1.8), taking(2, 1.2), taking(3)) == least
+    assert said(taking(1, 1.8), taking(2, 1.2), taking(3, level=Level.BAD)) == least
+    assert said(taking(1), taking(2)) == []
+
+
+def test_a_card_says_why_its_load_headroom_is_not_known() -> None:
+    lacks = (Missing("derived: it is too early", ("llm_saturation_ratio", "llm_load_headroom_ratio")),)
+    known = Load("ttft", 1.8, "kv_cache", None, suspect=False)
+    for made, said in (
+        (replace(ENGINE, missing=lacks), True),
+        (replace(ENGINE, missing=lacks, loaded=True), True),
+        (replace(ENGINE, missing=lacks, load=(known,)), False),
+        (replace(ENGINE, missing=lacks, loaded=False), False),
+        (replace(ENGINE, missing=(Missing("x", ("llm_up",)),)), False),
+        (replace(ENGINE, source=DOWN, missing=lacks), False),
+    ):
+        assert ("Not known: it is too early<" in cards.engine(made, AROUND)) is said
+
+
 @pytest.mark.parametrize(("wrong", "more"), [(3, []), (4, ["and 1 more"]), (5, ["and 2 more"])])
 def test_three_in_trouble_are_named_those_of_longest_first(wrong: int, more: list[str]) -> None:
     html = summary(view(*(card(at, Level.BAD, since=100.0 - at) for at in range(wrong))), Look()).html

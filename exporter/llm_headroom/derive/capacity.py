@@ -79,7 +79,7 @@ class Missing(StrEnum):
     CAPACITY = "the engine does not report the size of its KV cache"
     LATENCIES = "the engine does not report histograms of first tokens and of inter-token latency"
     REQUESTS = "the engine does not report the requests that run, or those that have finished"
-    BUSY = "ten busy minutes have to be seen first, and requests in the last 15"
+    BUSY = "ten minutes with requests have to be seen first, some of them in the last 15"
     TRAFFIC = "there were too few requests in the last 15 minutes"
     DECODING = "no tokens are decoded here"
     PENDING = "the first estimate is under way"

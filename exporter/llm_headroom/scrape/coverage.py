@@ -94,18 +94,20 @@ def missing(snapshot: Snapshot, engine: Engine | None) -> Iterator[tuple[str, st
             yield (
                 metric.name,
                 down
-                or _load_headroom(metric, snapshot)
+                or _load_headroom(metric, snapshot, engine)
                 or _reason(metric, engine, exposed, read, snapshot.health.withheld),
             )
 
 
-def _load_headroom(metric: Metric, snapshot: Snapshot) -> str:
+def _load_headroom(metric: Metric, snapshot: Snapshot, engine: Engine | None) -> str:
     """Why there is no load headroom, nor what follows from it, for the first model that lacks something."""
     if metric not in capacity.FOLLOWING:
         return ""
     if any(value for _, value in numbers(snapshot.points, schema.ENGINE_STALLED)):
         return f"derived: {capacity.Missing.STALLED}"
     models = observe(snapshot.points)
+    if not models:
+        return _proxy(engine) if _by_proxy(engine) else f"derived: {capacity.Missing.REQUESTS}"
     reasons = (capacity.begun(now, 0.0, snapshot.engine).missing for now in models.values())
     return next((f"derived: {reason}" for reason in reasons if reason is not None), "")
 
@@ -118,9 +120,14 @@ def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
+def _by_proxy(engine: Engine | None) -> bool:
+    """Whether the engine reports no request by itself."""
+    return engine is not None and engine.name == "ollama"
+
+
 def _proxy(engine: Engine | None) -> str:
     seen = "seen only by a measuring proxy in front of the engine"
-    if engine is not None and engine.name == "ollama":
+    if _by_proxy(engine):
         return f"{seen}; run with `--ollama-proxy :11435` to get it"
     return f"{seen}; name one under `proxies` to get it"
 
@@ -153,7 +160,7 @@ def _reason(
         return why
     if metric.subject in _GIVEN_BY_OTHERS:
         return _GIVEN_BY_OTHERS[metric.subject]
-    if metric.subject is Subject.PROXY or (metric in BY_PROXY and engine is not None and engine.name == "ollama"):
+    if metric.subject is Subject.PROXY or (metric in BY_PROXY and _by_proxy(engine)):
         return _proxy(engine)
     if engine is None:
         return "not supported by these devices or this driver"

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlencode
 
+from llm_headroom import schema
 from llm_headroom.model import Level
 from llm_headroom.view import text
 from llm_headroom.view.board import UNSHOWN
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         GpuCard,
         KvCache,
         Latency,
-        Load,
         Missing,
         Objective,
         Risk,
@@ -50,6 +50,7 @@ PART_NAMES: Final = {
 OBJECTIVE_NAMES: Final = {"ttft": "TTFT", "inter_token_latency": "Inter-token", "request_duration": "Duration"}
 
 
+_LOAD: Final = ("Load headroom", "times its present traffic")
 RECLAIMABLE: Final = "Reusable prefixes of earlier prompts. Freed when a request needs the memory."
 
 
@@ -74,7 +75,7 @@ def engine(card: EngineCard, around: Around) -> str:
     ]
     if source.up:
         parts += [
-            _load(card.load),
+            _load(card),
             _traffic(card) if card.router is None else _numbers(_router(card.router)),
             "" if card.kv is None else _kv_cache(card.kv),
             _model_memory(card, around.now),
@@ -180,15 +181,25 @@ def _down(card: EngineCard | GpuCard, now: float) -> str:
     return "".join(parts)
 
 
-def _load(loads: Sequence[Load]) -> str:
-    """How much more the engine takes: the first thing to know of it."""
-    parts = []
-    for each in loads:
+def _load(card: EngineCard) -> str:
+    """How much more the engine takes: the first thing to know of it. Where that is not known, why."""
+    if not card.load:
+        why = next((each.reason for each in card.missing if schema.LOAD_HEADROOM.name in each.metrics), "")
+        note = f'<p class="note">Not known: {escape(why.removeprefix("derived: "))}</p>'
+        return _section(*_LOAD, note) if why and card.loaded is not False else ""
+    thresholds = {each.name: each.threshold for each in card.objectives}
+    numbers = []
+    for each in card.load:
+        within = thresholds.get(each.objective)
         name = escape(OBJECTIVE_NAMES.get(each.objective, each.objective))
-        sustainable = "" if each.sustainable is None else f", {text.rate(each.sustainable)} requests/s"
-        doubt = "; suspect" if each.suspect else ""
-        parts.append(f'{name}: <b class="{text.urgency_of(each)}">{escape(text.takes(each))}</b>{sustainable}{doubt}')
-    return _line("Load", parts)
+        said = [
+            *([text.binds(each)] if each.binding else []),
+            *([] if each.sustainable is None else [f"{text.rate(each.sustainable)} requests/s"]),
+            *(["suspect"] if each.suspect else []),
+        ]
+        value = f'<b class="{text.urgency_of(each)}">{escape(text.times(each.headroom))}</b>'
+        numbers.append((f"{name}{'' if within is None else f' ≤ {text.seconds(within)}'}", value, " · ".join(said)))
+    return _section(*_LOAD, _numbers(numbers), "load")
 
 
 def _traffic(card: EngineCard) -> str:

@@ -34,9 +34,10 @@ def summary(view: View, look: Look) -> Summary:
     )
     notices = "".join(f'<p class="notice warn">{escape(each)}</p>' for each in view.notices)
     level = wrong[0].level if wrong else Level.WARN if view.notices else Level.GOOD if cards else Level.UNKNOWN
+    least = _least(view, look)
     if not wrong:
         what = _fine(view) if cards else "No engine and no GPU yet."
-        return Summary(level, what, _paragraph(level, what) + notices)
+        return Summary(level, what, _paragraph(level, what, least) + notices)
     rest = len(wrong) - MOST_NAMED
     more = f"<li>and {rest} more</li>" if rest > 0 else ""
     named = "".join(f"<li>{_sentence(card, view.time, look)}</li>" for card in wrong[:MOST_NAMED])
@@ -44,7 +45,7 @@ def summary(view: View, look: Look) -> Summary:
     names = {Level.BAD: "in trouble", Level.WARN: "with a warning", Level.UNKNOWN: "unknown"}
     words = ", ".join(f"{count} {names[each]}" for each, count in counts.items() if count)
     title = f"{words} of {len(cards)}"
-    return Summary(level, title, _paragraph(level, title, f'<ul class="wrong">{named}{more}</ul>') + notices)
+    return Summary(level, title, _paragraph(level, title, f'<ul class="wrong">{named}{more}</ul>{least}') + notices)
 
 
 def name(card: EngineCard | GpuCard) -> str:
@@ -72,14 +73,27 @@ def _fine(view: View) -> str:
     return f"{' and '.join(parts)}, all fine"
 
 
+def _least(view: View, look: Look) -> str:
+    """The engine that takes least more, of those of which it is known."""
+    known = [(load.headroom, card, load) for card in view.engines if (load := card.first_token_load) is not None]
+    if not known:
+        return ""
+    _, card, load = min(known, key=lambda each: each[0])
+    which = "Least headroom: " if len(view.engines) > 1 else ""
+    return f'<p class="least">{which}{_link(card, look)} {escape(text.takes(load))}.</p>'
+
+
 def _paragraph(level: Level, words: str, more: str = "") -> str:
     return f'<div class="summary {level}"><p>{mark(level)}{escape(words)}</p>{more}</div>'
 
 
 def _sentence(card: EngineCard | GpuCard, now: float, look: Look) -> str:
-    own = key(card)
-    target = look.address(toggled="" if own in look.opened else own)
     since = "" if card.state.since is None else f", for {ago(card.state.since, now)}"
     reason = f": {escape(card.state.reason)}" if card.state.reason else ""
-    link = f'<a href="{target}#{own}" data-look="{own}">{escape(name(card))}</a>'
-    return f"{link} <b>{escape(card.state.name)}</b>{since}{reason}"
+    return f"{_link(card, look)} <b>{escape(card.state.name)}</b>{since}{reason}"
+
+
+def _link(card: EngineCard | GpuCard, look: Look) -> str:
+    own = key(card)
+    target = look.address(toggled="" if own in look.opened else own)
+    return f'<a href="{target}#{own}" data-look="{own}">{escape(name(card))}</a>'
