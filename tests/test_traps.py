@@ -398,6 +398,15 @@ def test_pipeline_stages_repeat_one_another() -> None:
     assert value(points, "llm_requests_waiting") == 5
 
 
+def test_sglang_s_requests_wait_wherever_they_queue_before_they_run() -> None:
+    """A decode worker whose prefill worker is gone has nothing in its own queue, and all of its clients wait."""
+    queues = {"queue": 1, "grammar_queue": 2, "decode_prealloc_queue": 3, "decode_transfer_queue": 4}
+    queues |= {"prefill_bootstrap_queue": 5, "prefill_inflight_queue": 60}
+    points = mapped("sglang", lines(*(f"sglang:num_{name}_reqs {n}" for name, n in queues.items())))
+
+    assert value(points, "llm_requests_waiting") == 15
+
+
 def test_priorities_are_not_added_to_their_total() -> None:
     points = mapped(
         "sglang",

@@ -27,6 +27,10 @@ _TRANSFER_QUEUES: Final = {
     "decode_transfer": ("sglang:num_decode_transfer_queue_reqs",),
 }
 """Our stage → SGLang's queue, one of which had a slip of the pen in its name until 0.5.1."""
+_BEFORE_RUNNING: Final = tuple(
+    name for stage, names in _TRANSFER_QUEUES.items() if stage != "prefill_inflight" for name in names
+)
+"""Queues of requests that wait, in none of which is one that the engine's own queue has."""
 _STREAMING: Final = {"is_streaming": "(true)?"}
 _FIRST_EVENT: Final = "appears with its first event"
 
@@ -78,7 +82,13 @@ ENGINE: Final = Engine(
             where=_TOTAL_OF_PRIORITIES,
             note="Written when batches are reported, so it lags; up to 0.5.15 an idle server can show it for 30 s.",
         ),
-        Rule(schema.REQUESTS_WAITING, ("sglang:num_queue_reqs",), where=_TOTAL_OF_PRIORITIES),
+        Rule(
+            schema.REQUESTS_WAITING,
+            ("sglang:num_queue_reqs",),
+            where=_TOTAL_OF_PRIORITIES,
+            plus=("sglang:num_grammar_queue_reqs", *_BEFORE_RUNNING),
+            note="Their clients wait all the same: with those whose grammar is compiled, or whose KV cache has not come.",
+        ),
         Rule(
             schema.REQUESTS_RUNNING_BY_PRIORITY,
             ("sglang:num_running_reqs",),
@@ -98,7 +108,7 @@ ENGINE: Final = Engine(
             ("sglang:num_grammar_queue_reqs",),
             where=_TOTAL_OF_PRIORITIES,
             fixed={"reason": "grammar"},
-            note="Not among llm_requests_waiting.",
+            note="They are among llm_requests_waiting.",
         ),
         *(
             Rule(
@@ -107,7 +117,7 @@ ENGINE: Final = Engine(
                 where=_TOTAL_OF_PRIORITIES,
                 fixed={"wait_stage": stage},
                 needs=_DISAGGREGATION,
-                note="Not among llm_requests_waiting.",
+                note="Prefilled ones that are sent are not among llm_requests_waiting.",
             )
             for stage, names in _TRANSFER_QUEUES.items()
         ),
