@@ -87,7 +87,7 @@ ENGINE: Final = Engine(
             ("sglang:num_queue_reqs",),
             where=_TOTAL_OF_PRIORITIES,
             plus=("sglang:num_grammar_queue_reqs", *_BEFORE_RUNNING),
-            note="Their clients wait all the same: with those whose grammar is compiled, or whose KV cache has not come.",
+            note="With those whose grammar is being compiled or whose KV cache has not come: their clients wait, too.",
         ),
         Rule(
             schema.REQUESTS_RUNNING_BY_PRIORITY,
