@@ -275,6 +275,13 @@ def test_reasons_stand_above_where_their_rows_have_no_room_or_are_elsewhere() ->
     assert (len(whole), "".join(whole).count("reason"), [line[-1] for line in cut]) == (6, 90, ["…"] * 3)
 
 
+@pytest.mark.parametrize("height", range(6, 30))
+def test_what_the_rows_have_no_room_for_is_said_once_whatever_the_height(height: int) -> None:
+    """By the title where there are few lines, else in lines of its own."""
+    shown = lines(screen(view(FINE, SLOW), "", 100.0, Chosen(), width=80, height=height), 80)
+    assert sum("b saturated" in line for line in shown) == 1
+
+
 def test_long_reasons_are_whole_and_break_no_line_of_a_pipe() -> None:
     why = " ".join(f"reason{number}" for number in range(12))
     long = replace(SLOW, state=Condition("saturated", Level.BAD, why), model="a-model-with-a-name " * 2)
