@@ -264,6 +264,23 @@ def test_problems_are_few_and_short() -> None:
     assert parse(b'a{b="\xff"} 1\n').layout.problems == ("line 1: it is not UTF-8: 'a{b=\"�\"} 1'",)
 
 
+ABOVE = [b"", b" \t", b"# a comment", b"# HELP a b", b"# TYPE a gauge", b"a 1", b'b{x="y"} 1', b"1x 1"]
+
+
+@given(st.lists(st.sampled_from(ABOVE), max_size=6), st.none() | st.lists(st.sampled_from(ABOVE), max_size=3))
+def test_a_problem_names_its_line_whatever_stands_above(above: list[bytes], beyond: list[bytes] | None) -> None:
+    """`beyond` is what follows the end of OpenMetrics, of which every line is a problem."""
+    end = [] if beyond is None else [b"# EOF", *beyond]
+    lines = [*above, *end, b"2x 2"]
+    wrong = [
+        f"line {number}"
+        for number, line in enumerate(lines, 1)
+        if re.match(rb"\dx", line) or (end and number > len(above) + 1 and line.strip())
+    ]
+    got = Parser().parse(b"".join(line + b"\n" for line in lines), openmetrics=bool(end))
+    assert [problem.partition(":")[0] for problem in got.layout.problems] == wrong[:5]
+
+
 @pytest.mark.parametrize("body", [b"", b"\n", b" \n\t\r\n", b"# a comment\n#\n#TYPE a gauge\n"])
 def test_a_body_may_hold_no_samples(body: bytes) -> None:
     got = parse(body)
