@@ -465,11 +465,12 @@ OPTIONS: Final = frozenset(
         *("--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len"),
         *("--kv-cache-dtype", "--tensor-parallel-size", "--kv-offloading-size", "--cpu-offload-gb", "--enforce-eager"),
         *("--max-num-queued-reqs", "--api-server-count", "--show-hidden-metrics-for-version"),
+        *("--served-model-name", "--lora-modules"),
         # SGLang 0.5 (fields of its /get_server_info); --kv-cache-dtype and --cpu-offload-gb, too
         *("--mem-fraction-static", "--max-running-requests", "--schedule-conservativeness", "--chunked-prefill-size"),
         *("--max-prefill-tokens", "--max-queued-requests", "--max-total-tokens", "--context-length", "--tp-size"),
         *("--dp-size", "--enable-hierarchical-cache", "--hicache-ratio", "--cuda-graph-max-bs", "--watchdog-timeout"),
-        *("--allow-auto-truncate", "--enable-metrics"),
+        *("--allow-auto-truncate", "--enable-metrics", "--lora-paths"),
         # Ollama 0.33 (`ollama serve --help`)
         *("OLLAMA_NUM_PARALLEL", "OLLAMA_MAX_LOADED_MODELS", "OLLAMA_MAX_QUEUE", "OLLAMA_KEEP_ALIVE"),
         *("OLLAMA_CONTEXT_LENGTH", "OLLAMA_KV_CACHE_TYPE", "OLLAMA_FLASH_ATTENTION", "OLLAMA_GPU_OVERHEAD"),

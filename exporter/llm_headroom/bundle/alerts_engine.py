@@ -166,6 +166,18 @@ AVAILABILITY: Final = (
         description="{{ $value | humanizePercentage }} of the requests of the last five minutes failed.",
     ),
     Alert(
+        name="LLMRequestsRefused",
+        severity=Severity.TICKET,
+        dashboard=Dashboard.ENGINE,
+        expr="""sum without (replica, code) (rate(llm_http_responses_total{code="4xx"}[5m]))
+            / (sum without (replica, code) (rate(llm_http_responses_total[5m])) > $traffic_floor)
+            > $error_share_high""",
+        wait="10m",
+        summary=f"Many requests to {_WHO} are refused as wrong",
+        description="{{ $value | humanizePercentage }} of the responses of the last five minutes were of class 4xx: a "
+        "model or adapter that is not there, a key that is not accepted, a limit, or a client that asks wrongly.",
+    ),
+    Alert(
         name="LLMModelDown",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
