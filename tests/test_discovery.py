@@ -62,7 +62,7 @@ def test_a_silent_port_is_told_with_every_engine_that_may_be_there(tmp_path: Pat
     with Exporter("--config", str(path)) as exporter:
         said = exporter.logged("not found", what=f"{server.name} (one, two)")
 
-    assert said["cause"] == "refused"
+    assert (said["cause"], said["reason"]) == ("refused", "nothing listens on this port"), "nobody said that it does"
 
 
 def test_why_nothing_was_found_is_logged_once_for_each_cause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -582,7 +582,9 @@ def test_what_exposes_nothing_of_its_requests_is_unknown() -> None:
     judged = Watch().polled([point(schema.MODEL_LOADED, 1.0)])
 
     assert (judged.state, judged.state.level) == (State.UNKNOWN, Level.UNKNOWN)
-    assert judged.reason.startswith("it responds, but its requests cannot be seen; a measuring proxy in front of it")
+    assert judged.reason.startswith(
+        "it responds, but its requests cannot be seen: no measuring proxy has received any yet"
+    )
 
 
 def test_a_plain_ollama_says_how_its_requests_would_be_seen() -> None:
@@ -593,7 +595,8 @@ def test_a_plain_ollama_says_how_its_requests_would_be_seen() -> None:
 
     assert judged.state is State.UNKNOWN
     assert judged.reason.endswith(
-        "; start llm-headroom with --ollama-proxy :11435 and let clients use it: none has yet"
+        ": no measuring proxy has received any yet; start llm-headroom with --ollama-proxy :11435 and send clients to "
+        "that port"
     )
 
 

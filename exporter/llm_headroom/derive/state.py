@@ -77,8 +77,11 @@ LOADS_SECONDS: Final = 3600.0
 LOST_SECONDS: Final = 86_400.0
 """Time for which it is missed: as long as LLMSignalLost looks back."""
 
-_REMEDY: Final = "a measuring proxy in front of it (`proxies`) shows those that come through it: none has yet"
-_REMEDIES: Final = {"ollama": "start llm-headroom with --ollama-proxy :11435 and let clients use it: none has yet"}
+_REMEDY: Final = "no measuring proxy has received any yet (`proxies`)"
+_REMEDIES: Final = {
+    "ollama": "no measuring proxy has received any yet; start llm-headroom with --ollama-proxy :11435 and send "
+    "clients to that port"
+}
 """How to have requests seen where an engine does not show them, by engine."""
 
 
@@ -292,7 +295,7 @@ def _findings(known: Known, own: Mapping[str, float], at: float, remedy: str) ->
         found.append(Finding(State.IDLE, "no requests"))
     if not any(name in own for name in _SEEN_BY):
         if not found:
-            found.append(Finding(State.UNKNOWN, f"it responds, but its requests cannot be seen; {remedy}"))
+            found.append(Finding(State.UNKNOWN, f"it responds, but its requests cannot be seen: {remedy}"))
         return found
     counts = (("running", running), ("waiting", waiting))
     numbers = ", ".join(f"{value:.0f} {name}" for name, value in counts if value is not None)

@@ -52,6 +52,7 @@ ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
+_FREE: Final = "nothing listens on this port"
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -437,7 +438,9 @@ class Poller:
         try:
             engine = await identify(endpoint, self.engines, timeout=LOOK_TIMEOUT)
         except FetchError as error:
-            self._miss(sought, error.failure)
+            # Nobody has said that an engine is on this port: what to do about a wrong one is no answer.
+            free = error.failure.cause is Cause.REFUSED
+            self._miss(sought, Failure(Cause.REFUSED, _FREE) if free else error.failure)
             return None
         self.absent.pop(sought, None)
         log.info("engine found", extra={"address": address, "engine": engine.name})
