@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from llm_headroom import clock
@@ -30,6 +30,7 @@ from llm_headroom.poll.health import health_points, labels_of
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
 from llm_headroom.poll.pace import Pace, host_pause, paces
+from llm_headroom.poll.sought import FREE, SOUGHT_GPUS, Sought
 from llm_headroom.poll.source import failed
 from llm_headroom.schema import proxied
 from llm_headroom.scrape import catalog
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
     from llm_headroom.poll.local import GpuReader
-    from llm_headroom.poll.source import Measured, NamedSource, Source
+    from llm_headroom.poll.sought import FREE, SOUGHT_GPUS, Sought
+from llm_headroom.poll.source import Measured, NamedSource, Source
 
 log = logging.getLogger("llm_headroom")
 
@@ -52,21 +54,9 @@ ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
-_FREE: Final = "nothing listens on this port"
 LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
-class Sought(NamedTuple):
-    """Something that is looked for on this host: where, and what is usually there."""
-
-    address: str
-    usual: str
-
-    def __str__(self) -> str:
-        return self.usual if self.address == GPU_TARGET else f"{self.address} ({self.usual})"
-
-
-_GPUS: Final = Sought(GPU_TARGET, "GPUs")
 _Work: TypeAlias = "Callable[[], Coroutine[None, None, None]]"
 
 
@@ -207,7 +197,7 @@ class Poller:
                 slot = self.slots[GPU_TARGET] = Slot(GPU_TARGET, source, {}, self.config.detail)
                 slot.publish(snapshot)
             else:
-                self._miss(_GPUS, snapshot.health.error)
+                self._miss(SOUGHT_GPUS, snapshot.health.error)
                 await source.close()
         if self.config.host:
             readings = await self._read_host(HostWatch(self._finder, timeout=self.config.timeout)) or {}
@@ -438,9 +428,7 @@ class Poller:
         try:
             engine = await identify(endpoint, self.engines, timeout=LOOK_TIMEOUT)
         except FetchError as error:
-            # Nobody has said that an engine is on this port: what to do about a wrong one is no answer.
-            free = error.failure.cause is Cause.REFUSED
-            self._miss(sought, Failure(Cause.REFUSED, _FREE) if free else error.failure)
+            self._miss(sought, FREE if error.failure.cause is Cause.REFUSED else error.failure)
             return None
         self.absent.pop(sought, None)
         log.info("engine found", extra={"address": address, "engine": engine.name})
@@ -464,12 +452,12 @@ class Poller:
                 error = (await source.collect()).health.error
                 if error is None:
                     break
-                self._miss(_GPUS, error)
+                self._miss(SOUGHT_GPUS, error)
                 await asyncio.sleep(LOOK_AGAIN)
         except BaseException:
             await source.close()
             raise
-        self.absent.pop(_GPUS, None)
+        self.absent.pop(SOUGHT_GPUS, None)
         self._start(Slot(GPU_TARGET, source, {}, self.config.detail, former), Pace())
 
 
