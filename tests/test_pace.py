@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import Counter
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,8 +16,12 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, Target
 from llm_headroom.host.engines import Watched
 from llm_headroom.model import Health, Snapshot
-from llm_headroom.poll.pace import START_SPACING, Pace, host_pause, paces
+from llm_headroom.poll.pace import LATE, MOST_STRETCH, START_SPACING, STRAINED, Pace, Strain, host_pause, paces
 from llm_headroom.poll.poller import Poller
+from silent_source import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 
 @pytest.mark.parametrize(
@@ -115,3 +123,77 @@ def test_more_than_fifty_targets_do_not_start_at_once() -> None:
 def test_a_target_is_polled_again_at_its_interval_and_no_faster() -> None:
     polls, _, took = polled(4, 0.05, 4)
     assert max(polls.values()) <= took / 0.05 + 3.0  # the one at the start, a beat at once after it, and one at the end
+
+
+def strained(lates: Iterable[float]) -> list[float]:
+    """The stretch after each second, in which polls begin so late."""
+    strain, found = Strain(), []
+    for second, late in enumerate(lates):
+        for poll in range(4):
+            now = 1000.0 + 2 * second + 0.1 * poll
+            strain.note(now - late, now)
+        found.append(strain.stretch)
+    return found
+
+
+def test_intervals_are_longer_while_polls_always_begin_late_and_go_back_afterwards() -> None:
+    long = strained([2 * LATE] * 30 + [0.0] * 300)
+    assert long[:30] == sorted(long[:30])
+    assert max(long) == MOST_STRETCH
+    assert long[30:] == sorted(long[30:], reverse=True)
+    assert long[-1] == 1.0
+
+
+@pytest.mark.parametrize("lates", [[0.0] * 9, [LATE / 2] * 9, [0.0, 75.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0, 9.0, 0.0]])
+def test_neither_a_little_delay_nor_a_single_stop_makes_intervals_longer(lates: list[float]) -> None:
+    assert set(strained(lates)) == {1.0}
+
+
+class Hungry(Silent):
+    """A source that takes more CPU than there is, until it has had enough."""
+
+    name = "hungry"
+    interval = 0.01
+    labels: Mapping[str, str] = MappingProxyType({})
+    seconds = 0.7
+
+    async def collect(self) -> Snapshot:
+        """Keeps everybody waiting."""
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            pass
+        return Snapshot(target=self.name, engine="", taken=0.0, health=Health(up=True))
+
+
+@pytest.mark.waits(30)
+def test_a_poller_that_cannot_keep_up_reads_more_rarely_says_so_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    hungry = [Hungry() for _ in range(3)]
+    for number, each in enumerate(hungry):
+        each.name = f"hungry {number}"
+    said: list[str] = []
+
+    async def test() -> None:
+        config = Config(gpu=GpuSettings(enabled=False), host=False, discover=False, interval=0.01)
+        poller, changed = Poller(config, beside=hungry), asyncio.Event()
+        poller.on_change(changed.set)
+        poller.start()
+        try:
+            while poller.strain.stretch < STRAINED:
+                changed.clear()
+                await changed.wait()
+            said.extend(poller.strain.problems())
+            for each in hungry:
+                each.seconds = 0.0
+            while poller.strain.stretch > 1.0:
+                changed.clear()
+                await changed.wait()
+            said.extend(poller.strain.problems())
+        finally:
+            await poller.stop()
+
+    bounded.run(test())
+    assert len(said) == 1
+    assert "times as rarely as configured" in said[0]
+    logged = [record.getMessage() for record in caplog.records if "sources are read" in record.getMessage()]
+    assert logged == ["sources are read more rarely: too little CPU", "sources are read as often as configured"]

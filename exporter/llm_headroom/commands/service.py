@@ -81,7 +81,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     notifier = Notifier(poller.snapshots, lambda: {target.name: target.labels for target in poller.config.targets})
     certificates = Certificates(lambda: poller.config)
     published = Published(poller, lambda: [*tally.points(), *notifier.points(), *certificates.points()])
-    app = App(published, lambda: [*notifier.problems(), *certificates.problems()])
+    app = App(published, lambda: [*notifier.problems(), *certificates.problems(), *poller.strain.problems()])
 
     def changed() -> None:
         app.changed()

@@ -245,3 +245,12 @@ class HostWatch:
 def _on_loopback(engine: Watched) -> bool:
     found = addresses(engine.target)
     return bool(found) and all(address.is_loopback for address in found)
+
+
+def joined(snapshot: Snapshot, host: HostReading) -> Snapshot:
+    """An engine that is up, with what this host shows of it, or why it does not."""
+    if not snapshot.health.up:
+        return snapshot
+    hidden = () if host.hidden is None else (host.hidden,)
+    health = replace(snapshot.health, warnings=(*snapshot.health.warnings, *hidden))
+    return replace(snapshot, points=(*snapshot.points, *host.points), health=health)

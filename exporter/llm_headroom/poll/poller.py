@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -28,8 +27,8 @@ from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points, labels_of
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
-from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch
-from llm_headroom.poll.pace import Pace, host_pause, paces
+from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, joined
+from llm_headroom.poll.pace import Pace, Strain, host_pause, paces
 from llm_headroom.poll.sought import FREE, SOUGHT_GPUS, Sought
 from llm_headroom.poll.source import failed
 from llm_headroom.schema import proxied
@@ -149,6 +148,7 @@ class Poller:
         self.slots: dict[str, Slot] = {}
         self.absent: dict[Sought, Failure] = {}
         """What was looked for on this host and not found, and why."""
+        self.strain = Strain()
         self._gpus = gpus
         self._beside = beside
         self._measured = measured or {}
@@ -202,7 +202,7 @@ class Poller:
             readings = await self._read_host(HostWatch(self._finder, timeout=self.config.timeout)) or {}
             for slot in slots:
                 if slot.snapshot is not None and slot.name in readings:
-                    slot.snapshot = _joined(slot.snapshot, readings[slot.name])
+                    slot.snapshot = joined(slot.snapshot, readings[slot.name])
 
     async def stop(self) -> None:
         """End all polling and close every source."""
@@ -371,7 +371,9 @@ class Poller:
         await self._collect(slot)
         while True:
             now = loop.time()
-            await asyncio.sleep(pace.next(now, slot.source.interval) - now)
+            due = pace.next(now, slot.source.interval * self.strain.stretch)
+            await asyncio.sleep(due - now)
+            self.strain.note(due, loop.time())
             await self._collect(slot)
 
     async def _collect(self, slot: Slot) -> None:
@@ -479,12 +481,3 @@ async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _joined(snapshot: Snapshot, host: HostReading) -> Snapshot:
-    """An engine that is up, with what this host shows of it, or why it does not."""
-    if not snapshot.health.up:
-        return snapshot
-    hidden = () if host.hidden is None else (host.hidden,)
-    health = replace(snapshot.health, warnings=(*snapshot.health.warnings, *hidden))
-    return replace(snapshot, points=(*snapshot.points, *host.points), health=health)
