@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 import nvml_library
 from captures import Capture
 from engine_server import EngineServer, Reply, as_json, garbage, half, hang, huge, replayed
-from exporter_process import Exporter, check
+from exporter_process import COMMAND, Exporter, check
 from llm_headroom import schema
 from llm_headroom.model import Subject
 from llm_headroom.proxy import measures
@@ -355,6 +356,20 @@ def configured(path: Path, *urls: str, more: str = "") -> Path:
     targets = "".join(f"  - {{url: '{url}', engine: vllm}}\n" for url in urls)
     path.write_text(f"interval: 100ms\ngpu: false\ndiscover: false\ntargets:\n{targets}{more}")
     return path
+
+
+def test_a_wish_to_reload_does_not_end_an_exporter_that_is_only_beginning(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    os.mkfifo(given)
+    ended, log = os.pipe()
+    with subprocess.Popen([*COMMAND, "run", "--config", str(given), "--log-format", "json"], stderr=log) as process:
+        os.close(log)
+        with given.open("w") as config:  # it waits for what is written here, and listens nowhere yet
+            process.send_signal(signal.SIGHUP)
+            config.write("gpu: false\nhost: false\ndiscover: false\nlisten: ['127.0.0.1:0']\n")
+        with os.fdopen(ended) as lines:
+            assert json.loads(lines.readline())["msg"] == "listening"
+            process.send_signal(signal.SIGTERM)
 
 
 def test_sighup_reloads_the_configuration_and_a_broken_one_changes_nothing(tmp_path: Path, vllm: EngineServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from importlib import import_module
@@ -33,6 +34,7 @@ COMMANDS: Final = {
     "completion": "Print the completion script of a shell.",
 }
 """The summary of each command in `--help`, here so that `--help` imports none of them."""
+_SERVICES: Final = frozenset({"run", "proxy"})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -93,6 +95,8 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in _SERVICES:  # SIGHUP is a wish to reload, which must not end what is only beginning
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with _quick():
             command = import_module(f"llm_headroom.commands.{cmd_name.replace('-', '_')}").command
         return command if isinstance(command, click.Command) else None

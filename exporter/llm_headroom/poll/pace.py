@@ -65,11 +65,11 @@ class Strain:
         self._late.append(now - due)
         if now - self._began < STRAIN_SECONDS:
             return
-        late = sum(self._late) / len(self._late) > LATE
-        self._late, self._began, self._running = [], now, (self._running + 1) * late
+        late = sum(self._late) / len(self._late)
+        self._late, self._began, self._running = [], now, (self._running + 1) * (late > LATE)
         if self._running >= STOPPED:
-            self._set(min(self.stretch * 1.5, MOST_STRETCH))
-        elif not late:
+            self._set(min(self.stretch * min(max(1.5, late), 3.0), MOST_STRETCH))
+        elif not self._running:
             self._set(max(self.stretch * 0.98, 1.0))
 
     def problems(self) -> Iterable[str]:
