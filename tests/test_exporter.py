@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 import nvml_library
+import refused_calls
 from captures import Capture
 from engine_server import EngineServer, Reply, as_json, garbage, half, hang, huge, replayed
 from exporter_process import COMMAND, Exporter, check
@@ -370,6 +371,12 @@ def test_a_wish_to_reload_does_not_end_an_exporter_that_is_only_beginning(tmp_pa
         with os.fdopen(ended) as lines:
             assert json.loads(lines.readline())["msg"] == "listening"
             process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.skipif(refused_calls.PRLIMIT64 is None, reason="the call's number is not known of this machine")
+def test_a_process_that_may_not_know_its_limits_has_the_usual_ones(vllm: EngineServer) -> None:
+    with Exporter(f"--target={vllm.url}", *FAST, refused=refused_calls.PRLIMIT64) as exporter:
+        exporter.until(exporter.all_up)
 
 
 def test_sighup_reloads_the_configuration_and_a_broken_one_changes_nothing(tmp_path: Path, vllm: EngineServer) -> None:

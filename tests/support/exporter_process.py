@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+import refused_calls
 from forked import Forked
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Exporter:
     """`llm-headroom run` (or `proxy`) with some arguments, on ports of its own. Its log is JSON, read by `logged`.
 
     `descriptors` are the most that it may have. `strict`: a warning of Python's is an error; otherwise it is started as
-    users start it, never forked. `tls`: how to ask one that serves with TLS.
+    users start it, never forked. `tls`: how to ask one that serves with TLS. `refused`: the number of a system call
+    that the kernel refuses to it.
     """
 
     def __init__(  # noqa: PLR0913 - a process has many sides
@@ -88,10 +90,13 @@ class Exporter:
         descriptors: int | None = None,
         strict: bool = True,
         tls: ssl.SSLContext | None = None,
+        refused: int | None = None,
     ) -> None:
         self._tls = tls
         self._prefix: tuple[str, ...] | None = None
-        if descriptors is not None:
+        if refused is not None:
+            self._prefix = (sys.executable, refused_calls.__file__, str(refused), *COMMAND)
+        elif descriptors is not None:
             self._prefix = ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *COMMAND)
         elif not strict:
             self._prefix = (sys.executable, "-m", "llm_headroom")

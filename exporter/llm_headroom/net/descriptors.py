@@ -11,6 +11,8 @@ MOST_PROXIED: Final = 16 * 1024
 """Clients of the proxies: each may hold some 200 KB of bytes on their way."""
 _REST: Final = 64
 """Files, listeners, GPUs, name lookups."""
+_USUAL: Final = 1024
+"""Descriptors of a process that may not ask how many it has."""
 _WANTED: Final = 2 * MOST_PROXIED + 4096
 
 
@@ -39,8 +41,12 @@ def usable(most: int) -> int:
 
 def available() -> int:
     """How many descriptors this process has: its limit is raised as far as that is of use, and allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = usable(hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft = _USUAL
+    try:  # a filter of system calls may refuse both
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = usable(hard)
+        if soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return usable(soft)
     return wanted
