@@ -85,6 +85,7 @@ def test_the_first_view_of_a_stream_is_shown_and_what_is_no_data_is_passed_over(
     [
         (Reply(b"busy", 503), "URL answered 503 X"),
         (Reply(b"data: {}\n\n"), "URL: not a view of llm-headroom"),
+        (Reply(b"data: " + b"[" * 200_000 + b"\n\n"), "URL: maximum recursion depth exceeded"),
         (garbage, "URL: illegal"),
     ],
 )

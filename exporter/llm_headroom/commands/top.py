@@ -121,7 +121,7 @@ def follow(exporter: Exporter, latest: Latest) -> None:
         except httpx.ConnectError as error:
             first = root(error)
             latest.lost(f"{shown} cannot be reached: {getattr(first, 'strerror', None) or first}")
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TlsFileError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, TlsFileError, RecursionError, MemoryError) as error:
             latest.lost(f"{shown}: {error}")
         latest.ended.wait(RETRY)
 

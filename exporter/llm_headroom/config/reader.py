@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_typ
 
 from llm_headroom.config.errors import ConfigError, Place, Problems, near
 from llm_headroom.config.kinds import Kind, kind_of, parsed
-from llm_headroom.config.yaml_nodes import Document, OversizeError, ReportedError, Value, root
+from llm_headroom.config.yaml_nodes import MOST_VALUES, Document, OversizeError, ReportedError, Value, root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,8 +81,10 @@ def read(
     try:
         top = root(path, Document(problems, check, accept))
         return (top.attempt(lambda value: _fields(value, section)) if top else None) or {}
-    except (RecursionError, OversizeError):
-        raise ConfigError(f"{path}: is nested too deeply, or its aliases expand too far") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: is nested too deeply") from None
+    except OversizeError:
+        raise ConfigError(f"{path}: has more than {MOST_VALUES:,} values, or its aliases expand to as many") from None
 
 
 def _value(value: Value, kind: Kind) -> Any:  # noqa: ANN401 - whatever the kind is of
