@@ -471,6 +471,35 @@ def test_where_nobody_is_told_nothing_is_judged_and_at_the_end_nobody_waits() ->
     asyncio.run(test())
 
 
+def test_sources_that_publish_faster_than_all_can_be_looked_at_are_looked_at_together() -> None:
+    """Each of thousands publishes by itself: a look at all for each would take all of the CPU."""
+    asked: list[int] = []
+    states = [State.OK]
+
+    async def test() -> None:
+        again = asyncio.Event()
+
+        def snapshots() -> list[Snapshot]:
+            asked.append(1)
+            if len(asked) > 1:
+                again.set()
+            return [snapshot(State.OK if number else states[0], target=f"t{number}") for number in range(2000)]
+
+        with Receiver() as receiver:
+            notifier = Notifier(snapshots, dict)
+            notifier.apply([Settings(url=receiver.url, after=0.0)])
+            for _ in range(1000):
+                notifier.changed()
+            assert len(asked) == 1
+            states[:] = [State.SLOW]  # what the last of them said is seen
+            await asyncio.wait_for(again.wait(), DEADLINE)
+            assert len(asked) == 2
+            await asyncio.to_thread(receiver.post, 0)
+            await notifier.close()
+
+    asyncio.run(test())
+
+
 def test_a_clock_that_is_set_back_in_an_incident_delays_neither_its_beginning_nor_its_end() -> None:
     judged, behind = [State.SLOW], [0.0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -36,6 +37,8 @@ PAUSES: Final = (1.0, 5.0, 15.0, 60.0, 120.0)
 TIMEOUT: Final = 10.0
 MOST_WAITING: Final = 100
 """Messages that wait for a receiver; further ones are dropped."""
+REST: Final = 20.0
+"""Times that a look at all sources took until the next one: many sources publish far more often than anybody needs."""
 _LARGEST_ANSWER: Final = 300
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -66,6 +69,8 @@ class Notifier:
     ) -> None:
         self._snapshots, self._labels, self._pauses, self._unix = snapshots, labels, pauses, unix
         self._doors: dict[Receiver, _Door] = {}
+        self._free = -math.inf
+        self._later: asyncio.TimerHandle | None = None
         self._counts: Counter[tuple[str, Result]] = Counter()
 
     def apply(self, receivers: Sequence[Receiver]) -> None:
@@ -77,13 +82,23 @@ class Notifier:
                 self._doors[receiver] = _Door(receiver, self._pauses, self._counts)
 
     def changed(self) -> None:
-        """A source was judged again."""
-        if not self._doors:
+        """A source was judged again; what follows is seen at once, or a little later where there are many sources."""
+        if not self._doors or self._later is not None:
             return
-        judged = judgements(self._snapshots(), self._labels())
+        wait = self._free - time.monotonic()
+        if wait > 0.0:
+            self._later = asyncio.get_running_loop().call_later(wait, self._look)
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        self._later = None
         now = time.monotonic()
+        judged = judgements(self._snapshots(), self._labels())
         for door in self._doors.values():
             door.look(judged, now, self._unix() - now)
+        end = time.monotonic()
+        self._free = end + REST * (end - now)
 
     def problems(self) -> Iterable[str]:
         """What is wrong with receivers, in words."""
@@ -101,6 +116,8 @@ class Notifier:
         """End, without what has not been sent."""
         doors = [*self._doors.values()]
         self._doors.clear()
+        if self._later is not None:
+            self._later.cancel()
         for door in doors:
             door.close()
         await asyncio.gather(*(door.task for door in doors), return_exceptions=True)
