@@ -166,13 +166,14 @@ def test_what_takes_traffic_to_be_known_is_not_called_unexposed(document: Json) 
 
 def test_no_legend_says_a_resource_by_its_label(document: Json) -> None:
     for panel in drawn(document):
+        styles = panel["fieldConfig"]["overrides"]
         named = [
-            each["matcher"]["options"]
-            for each in panel["fieldConfig"]["overrides"]
-            if any(one["id"] == "displayName" for one in each["properties"])
+            each["matcher"]["options"] for each in styles for one in each["properties"] if one["id"] == "displayName"
         ]
-        if panel["type"] == "timeseries" and any("{{resource}}" in one["legendFormat"] for one in panel["targets"]):
-            assert any("kv_cache" in pattern for pattern in named), panel["title"]
+        for target in panel["targets"]:
+            if "{{resource}}" in target.get("legendFormat", ""):
+                worded = '"resource", "kv_cache")' in target["expr"]
+                assert worded or "/^kv_cache$/" in named, panel["title"]
 
 
 def test_alerts_that_page_come_first() -> None:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from llm_headroom.host.reading import Reading as HostReading
     from llm_headroom.model import Point
     from llm_headroom.poll.local import GpuReader
-from llm_headroom.poll.source import Measured, NamedSource, Source
+    from llm_headroom.poll.source import Measured, NamedSource, Source
 
 log = logging.getLogger("llm_headroom")
 

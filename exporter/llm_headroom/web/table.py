@@ -35,7 +35,7 @@ ENGINE_COLUMNS: Final = (
     Column("Waiting", number=True, hint="Requests in the queue"),
     Column("First token", number=True, hint="95th percentile of the time to first token, last 2 minutes"),
     Column("KV cache", number=True, hint="Share of the KV cache that requests hold"),
-    Column("Headroom", number=True, hint="How many more typical requests fit into the KV cache"),
+    Column("KV fits", number=True, hint="How many more typical requests fit into the KV cache"),
     Column(
         "Saturation",
         number=True,

@@ -202,6 +202,7 @@ def _room(scope: Scope) -> tuple[Panel, ...]:
             "Targets by the resource that tokens wait for where their load headroom ends.",
             Query(f"sum by (resource) ({scope.of(schema.LOAD_HEADROOM_BINDING, objective='ttft')})", "{{resource}}"),
             unit="suffix: targets",
+            decimals=0,
             width=12,
             styles=tuple(
                 (f"^{name}$", fixed(hue) | {"displayName": text}) for name, (_, text, hue) in _BINDING.items()
@@ -213,19 +214,23 @@ def _room(scope: Scope) -> tuple[Panel, ...]:
             "Demand over what there is, of the target where it is greatest: KV cache, concurrency, prefill, GPU "
             "memory. No share of what an engine takes. Cut at 200 %.",
             Query(
-                f"clamp_max(max by (engine, resource) ({scope.of(schema.PRESSURE)}), 2)", "{{resource}} ({{engine}})"
+                _in_words(f"clamp_max(max by (engine, resource) ({scope.of(schema.PRESSURE)}), 2)"),
+                "{{resource}} ({{engine}})",
             ),
             unit="percentunit",
             width=12,
             highest=2,
             steps=above(1, 1),
             calcs=_LAST,
-            styles=tuple(
-                (f"^{name} ", {"displayName": f"{text} (${{__field.labels.engine}})"})
-                for name, text in (("kv_cache", "KV cache"), ("gpu_memory", "GPU memory"))
-            ),
         ),
     )
+
+
+def _in_words(expr: str) -> str:
+    """Return the expression with resources as people call them."""
+    for name, words in (("kv_cache", "KV cache"), ("gpu_memory", "GPU memory")):
+        expr = f'label_replace({expr}, "resource", "{words}", "resource", "{name}")'
+    return expr
 
 
 def _held(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
