@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.recording import HELD
-from llm_headroom.bundle.rule import DOWN, MODEL, NOT_PROXIED, PROXIED, SOURCE, Alert, Dashboard, Severity
+from llm_headroom.bundle.rule import DOWN, LOADS_LONG, MODEL, NOT_PROXIED, PROXIED, SOURCE, Alert, Dashboard, Severity
 from llm_headroom.thresholds import RESTARTS_SECONDS, SETTLED_SECONDS
 
 _WHO: Final = "{{ $labels.engine }} {{ $labels.target }}{{ with $labels.model }} ({{ . }}){{ end }}"
@@ -54,6 +54,13 @@ def _of_a_role() -> str:
         for role in _ROLES
     )
     return f"({roles}) == 1 unless on ({_MODEL}) ({flag} == 0 unless {part % '|'.join(_ROLES)})"
+
+
+def _dead() -> str:
+    """1 for an engine that is down, or that loads for longer than any takes although its model was used; else 0."""
+    loads = f'llm_engine_state{{state="loading", {NOT_PROXIED}}}'
+    used = f"on ({_MODEL}) max_over_time(engine_model:llm_requests_running:sum[1h]) > 0"
+    return f"max without (state) ({held('down')} or {loads} * ({loads} offset {LOADS_LONG}) and {used})"
 
 
 _ANSWERED: Final = f"rate(llm_requests_finished_total{{{PROXIED}}}[1m]) > 0"
@@ -181,12 +188,12 @@ AVAILABILITY: Final = (
         name="LLMModelDown",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
-        expr=f"""(min by ({_MODEL}) ({held("down")}) == 1 or on ({_MODEL}) ({_of_a_role()}))
+        expr=f"""(min by ({_MODEL}) ({_dead()}) == 1 or on ({_MODEL}) ({_of_a_role()}))
             unless on ({_MODEL}) {_ANSWERED}""",
         wait="2m",
         summary="No {{ with $labels.engine_role }}{{ . }} worker{{ else }}engine{{ end }} serves " + MODEL,
         description="Every engine of the model{{ with $labels.engine_role }} that does its {{ . }}{{ end }} was up and "
-        "does not answer llm-headroom any more, and none is starting.",
+        "does not answer llm-headroom any more, and none is starting, or has been for less than half an hour.",
     ),
     Alert(
         name="LLMEngineDown",
@@ -205,7 +212,7 @@ AVAILABILITY: Final = (
         severity=Severity.TICKET,
         dashboard=Dashboard.FLEET,
         expr='llm_engine_state{state="loading"} == 1',
-        wait="30m",
+        wait=LOADS_LONG,
         summary=f"{_WHO} has not answered for half an hour",
         description="It has been loading for 30 minutes, or is not there at all.",
     ),

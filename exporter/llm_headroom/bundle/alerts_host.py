@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llm_headroom.bundle.recording import LATEST, NEEDED
-from llm_headroom.bundle.rule import MODEL, SOURCE, Alert, Dashboard, Severity
+from llm_headroom.bundle.rule import LOADS_LONG, MODEL, SOURCE, Alert, Dashboard, Severity
 from llm_headroom.thresholds import FATAL_XIDS, XID_SECONDS
 
 _GPU: Final = "{{ with $labels.gpu }}GPU {{ . }}{{ else }}A GPU{{ end }} of {{ $labels.instance }}"
@@ -242,16 +242,17 @@ SOURCES: Final = (
         name="LLMModelGone",
         severity=Severity.PAGE,
         dashboard=Dashboard.FLEET,
-        expr="""last_over_time(engine_model:llm_requests_running:sum[30m]) > 0
+        expr=f"""last_over_time(engine_model:llm_requests_running:sum[1h]) > 0
             unless engine_model:llm_requests_running:sum
-            and on (job) ((up{job="$exporter_job"} offset 30m or up{job="$exporter_job"} offset 10m)
-                unless up{job="$exporter_job"})
-            unless on (cluster, namespace, job, engine) llm_engine_state{state="loading"} == 1""",
+            and on (job) ((up{{job="$exporter_job"}} offset {LOADS_LONG} or up{{job="$exporter_job"}} offset 10m
+                or up{{job="$exporter_job"}} offset 1h) unless up{{job="$exporter_job"}})
+            unless on (cluster, namespace, job, engine) (llm_engine_state{{state="loading"}} == 1
+                unless llm_engine_state{{state="loading"}} offset {LOADS_LONG} == 1)""",
         wait="5m",
         summary=f"{MODEL} is gone from monitoring",
         description="Its last engine and that engine's llm-headroom are no longer among the targets of Prometheus, as "
-        "when a node is lost, and no other engine is starting. Requests that were running when it was seen last: "
-        "{{ $value }}.",
+        "when a node is lost, and no other engine is starting, or has been for less than half an hour. Requests that "
+        "were running when it was seen last: {{ $value }}.",
     ),
     Alert(
         name="LLMGpuSourceDown",

@@ -86,6 +86,8 @@ class Group:
 PROXIED: Final = f'target=~".+{PROXY_TARGET}"'
 NOT_PROXIED: Final = f'target!~".+{PROXY_TARGET}"'
 """Matchers of what the measuring proxy saw of an engine with metrics of its own, and of all else."""
+LOADS_LONG: Final = "30m"
+"""Longer than any engine loads: whatever has been loading since then is as good as down."""
 DOWN: Final = "target:llm_up:down"
 """The recording of the engines that do not answer."""
 FAULTS: Final = f'reason!~"{"|".join(NO_FAULT)}"'

@@ -44,7 +44,7 @@ UNSURE_SECONDS: Final = 600.0
 """The same of slow first tokens while almost none comes in time: that few ask heals nothing."""
 _UNSURE: Final = {**CLEAR, State.SLOW: UNSURE_SECONDS}
 REPLACED_SECONDS: Final = 1800.0
-"""Time for which a model is missed whose place another one has taken: as long as LLMModelGone looks back."""
+"""Time for which a model is missed whose place another one has taken."""
 ANSWERED_SECONDS: Final = 60.0
 """Time for which an answer through its proxy shows that an engine is there although it cannot be read."""
 AT_WORK_SECONDS: Final = 30.0
