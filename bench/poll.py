@@ -1,9 +1,11 @@
 """What a whole poll costs: the exporter beside vmagent, Prometheus, and httpx with prometheus_client.
 
     python bench/poll.py [--seconds N] [--peer DIR ...]
+    python bench/poll.py --interval 5 --served 15 --seconds 120
 
-`--peer` measures another source tree of the exporter beside this one, such as `git worktree add DIR COMMIT` makes of
-an earlier one. It runs with this one's installed packages.
+The second form measures one vLLM target alone, polled every `--interval` seconds, with `/metrics` read every `--served`
+seconds. `--peer` measures another source tree of the exporter beside this one, such as `git worktree add DIR COMMIT`
+makes of an earlier one. It runs with this one's installed packages.
 
 All run at the same time over the same window against the same capture server, so that whatever else the machine does
 hits all of them. The CPU of a process is that of all its threads, kernel time included; it is divided by the scrapes
@@ -54,14 +56,14 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 class Case(NamedTuple):
     """What is polled: so many targets of each capture, all of them every `interval` seconds.
 
-    `served`: the exporter's `/metrics` is read (compressed) once per interval too, so that each poll has its output,
-    as vmagent's has; else the exporter fetches, parses, maps and derives, and nobody reads it.
+    `served`: seconds between two reads of the exporter's `/metrics` (compressed). Where they are an interval, each poll
+    has its output, as vmagent's has; without them the exporter fetches, parses, maps and derives, and nobody reads it.
     """
 
     title: str
     targets: Mapping[str, int]
     interval: float
-    served: bool
+    served: float | None
 
     @property
     def goal(self) -> bool:
@@ -70,17 +72,18 @@ class Case(NamedTuple):
         vmagent's CPU has its remote write in it, once a second by default, which cannot be separated. So below a
         second, where one write carries several polls, there is no goal.
         """
-        return self.interval >= 1.0 and not self.served
+        return self.interval >= 1.0 and self.served is None
 
 
+_ONE: Final = {"vllm/0.32.0": 1}
 _FIFTY: Final = {"vllm/0.32.0": 25, "sglang/0.5.23": 25}
 
 CASES: Final = (
-    Case("1 vLLM target every second", {"vllm/0.32.0": 1}, 1.0, served=False),
-    Case("1 SGLang target every second", {"sglang/0.5.23": 1}, 1.0, served=False),
-    Case("50 targets (25 vLLM, 25 SGLang) every 2 s", _FIFTY, 2.0, served=False),
-    Case("1 vLLM target every second, /metrics served", {"vllm/0.32.0": 1}, 1.0, served=True),
-    Case("50 targets every 2 s, /metrics served", _FIFTY, 2.0, served=True),
+    Case("1 vLLM target every second", _ONE, 1.0, served=None),
+    Case("1 SGLang target every second", {"sglang/0.5.23": 1}, 1.0, served=None),
+    Case("50 targets (25 vLLM, 25 SGLang) every 2 s", _FIFTY, 2.0, served=None),
+    Case("1 vLLM target every second, /metrics served", _ONE, 1.0, served=1.0),
+    Case("50 targets every 2 s, /metrics served", _FIFTY, 2.0, served=2.0),
 )
 
 
@@ -163,11 +166,10 @@ def measure(case: Case, seconds: float = SECONDS, trees: Sequence[Path] = ()) ->
         others = [_exporter(stack, case, targets, folder, tree) for tree in trees]
         contenders = [exporter, *(other for other, _ in others)]
         contenders += _peers(stack, case, [address for _, address in targets], folder)
-        readers = [_Reader(each, case.interval) for each in (address, *(there for _, there in others))]
-        if case.served:
-            for reader in readers:
-                stack.enter_context(reader)
-        time.sleep(max(3.0, 2.5 * case.interval))
+        readers = [_Reader(each, case.served) for each in (address, *(there for _, there in others))]
+        for reader in readers:
+            stack.enter_context(reader)
+        time.sleep(max(3.0, 2.5 * max(case.interval, case.served or 0.0)))
         usages = _window(contenders, targets[0][1], seconds)
         for reader in readers:
             _check(reader.once(), len(targets))
@@ -284,11 +286,11 @@ def _peers(stack: ExitStack, case: Case, addresses: Sequence[str], folder: Path)
 
 
 class _Reader:
-    """Reads the exporter's `/metrics` once per interval over one connection, as Prometheus does."""
+    """Reads the exporter's `/metrics` every so many seconds over one connection, as Prometheus does; never if None."""
 
-    def __init__(self, address: str, interval: float) -> None:
+    def __init__(self, address: str, every: float | None) -> None:
         self._connection = http.client.HTTPConnection(address, timeout=10)
-        self._interval = interval
+        self._every = every
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._read)
 
@@ -310,7 +312,7 @@ class _Reader:
         return self._connection.getresponse().read()
 
     def _read(self) -> None:
-        while not self._ended.wait(self._interval):
+        while not self._ended.wait(self._every):
             self._connection.request("GET", "/metrics", headers=SCRAPER)
             self._connection.getresponse().read()
 
@@ -377,10 +379,20 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def main() -> None:
     """Prints the tables."""
-    arguments = parser("Measures whole polls of llm-headroom beside its peers.").parse_args()
+    options = parser("Measures whole polls of llm-headroom beside its peers.")
+    options.add_argument("--interval", type=float, metavar="S", help="only one vLLM target, polled every S seconds")
+    options.add_argument("--served", type=float, metavar="S", help="of that, /metrics is read every S seconds")
+    arguments = options.parse_args()
+    cases: Sequence[Case] = CASES
+    if arguments.interval is not None:
+        read = f", /metrics every {arguments.served:g} s" if arguments.served else ""
+        title = f"1 vLLM target every {arguments.interval:g} s{read}"
+        cases = (Case(title, _ONE, arguments.interval, arguments.served or None),)
+    elif arguments.served is not None:
+        options.error("--served needs --interval")
     for name in missing():
         print(f"without {name}: {MISSING[name]}")
-    for case in CASES:
+    for case in cases:
         print(table(measure(case, arguments.seconds, arguments.peer)), flush=True)
 
 
