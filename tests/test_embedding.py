@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -222,6 +223,9 @@ def test_the_package_alone_loads_nothing() -> None:
         _ = llm_headroom.Headroom  # type: ignore[attr-defined]  # what is tested
 
 
+PYTHON = {schema.PYTHON_INFO, schema.GC_COLLECTED, schema.GC_UNCOLLECTABLE, schema.GC_COLLECTIONS}
+
+
 # Our own process -----------------------------------------------------------------------------------------------------
 def test_the_process_has_the_names_and_kinds_that_prometheus_client_gives() -> None:
     registry = CollectorRegistry()
@@ -246,25 +250,49 @@ def test_the_names_of_before_say_the_same() -> None:
 
 def test_values_are_the_kernels(tmp_path: Path) -> None:
     tree = ProcTree(tmp_path)
-    (tree.root / "self/limits").write_text("Limit  Soft Limit  Hard Limit  Units\nMax open files  1024  4096  files\n")
+    (tree.root / "self/statm").write_text("765 210 170 1 0 120 0\n")
     values = {point.series.metric: point.value for point in ProcessSeries(str(tree.root)).points()}
 
+    page = resource.getpagesize()
     assert values[schema.PROCESS_START] == pytest.approx(BOOT + 0.1)
-    assert values[schema.PROCESS_VIRTUAL_MEMORY] == 3133440
-    assert (values[schema.PROCESS_FILES], values[schema.PROCESS_FILES_LIMIT]) == (0, 1024)
+    assert (values[schema.PROCESS_VIRTUAL_MEMORY], values[schema.PROCESS_MEMORY]) == (765 * page, 210 * page)
+    assert values[schema.PROCESS_FILES] == 0
 
 
+def test_values_are_those_that_prometheus_client_gives() -> None:
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    ours = {(point.series.metric.name, point.series.labels): point.value for point in ProcessSeries().points()}
+
+    for sample in (sample for family in registry.collect() for sample in family.samples):
+        value = ours[sample.name, tuple(sorted(sample.labels.items()))]
+        assert value == pytest.approx(sample.value, rel=0.2, abs=100.0), sample  # read a moment later
+
+
+@pytest.mark.parametrize("broken", ["statm", "fd"])
 def test_a_proc_that_cannot_be_understood_costs_only_what_is_in_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str
 ) -> None:
     tree = ProcTree(tmp_path)
-    (tree.root / "self/limits").write_text("Max open files  unlimited  unlimited  files\n")
+    (tree.root / "self/statm").write_text("765 210 170 1 0 120 0\n" if broken == "fd" else "many pages\n")
+    if broken == "fd":
+        (tree.root / "self/fd").rmdir()
     process = ProcessSeries(str(tree.root))
 
+    gone = {schema.PROCESS_FILES, schema.PROCESS_FILES_LIMIT}
+    if broken == "statm":
+        gone = {*PROCESS, schema.EXPORTER_CPU, schema.EXPORTER_MEMORY} - gone - PYTHON
     for _ in range(2):
-        found = {point.series.metric for point in process.points()}
-        assert found == {schema.PYTHON_INFO, schema.GC_COLLECTED, schema.GC_UNCOLLECTABLE, schema.GC_COLLECTIONS}
+        assert {*PROCESS, schema.EXPORTER_CPU, schema.EXPORTER_MEMORY} - gone == {
+            point.series.metric for point in process.points()
+        }
     assert [record.getMessage() for record in caplog.records] == ["own process not read"]
+
+
+def test_without_procfs_there_is_what_python_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert {point.series.metric for point in ProcessSeries(str(tmp_path)).points()} == PYTHON
+    assert not caplog.records
 
 
 def test_what_is_served_of_the_process_is_read_at_the_scrape() -> None:
