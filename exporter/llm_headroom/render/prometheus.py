@@ -127,17 +127,15 @@ def _number(name: str, labels: str, value: float | Histogram) -> str:
 def _buckets(name: str, labels: str, value: float | Histogram) -> str:
     if not isinstance(value, Histogram):
         return ""
-    bucket = f'{name}_bucket{{{labels},le="' if labels else f'{name}_bucket{{le="'
-    closed = f"{{{labels}}}" if labels else ""
-    counts = zip(_bound_texts(value.bounds), value.counts, strict=True)
-    buckets = "".join([f"{bucket}{bound}{count!r}\n" for bound, count in counts])
+    opened, closed = (f"{{{labels},", f"{{{labels}}}") if labels else ("{", "")
+    buckets = (_bucket_lines(value.bounds) % value.counts).replace("\0", f"{name}_bucket{opened}")
     return f"{buckets}{name}_count{closed} {value.count!r}\n{name}_sum{closed} {value.sum!r}\n"
 
 
 @lru_cache
-def _bound_texts(bounds: tuple[float, ...]) -> tuple[str, ...]:
-    """What ends the labels of each bucket."""
-    return tuple([f'{bound_text(bound)}"}} ' for bound in bounds])
+def _bucket_lines(bounds: tuple[float, ...]) -> str:
+    """The lines of all buckets, for a count in each; what the label `le` stands behind is left open as a NUL."""
+    return "".join([f'\0le="{bound_text(bound)}"}} %r\n' for bound in bounds])
 
 
 def bound_text(bound: float) -> str:
