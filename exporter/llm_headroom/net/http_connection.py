@@ -34,8 +34,13 @@ LINGER_BYTES: Final = 1024 * 1024
 _MOST_PIECES: Final = 512
 """Of a body: each chunk takes h11 some microseconds, in which nobody else has a turn, however small it is."""
 _QUERY_FIELDS: Final = 100
+_BODY: Final = frozenset({"content-length", "transfer-encoding"})
+"""Headers of a request that announce a body (RFC 9112, section 6)."""
 _NO_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "CONNECT"})
 """Methods whose bodies mean nothing (RFC 9110, sections 9.3.1, 9.3.2, 9.3.5, 9.3.6): skipped, not retained."""
+
+
+_Fields: TypeAlias = list[tuple[bytes, bytes]]
 
 
 @frozen
@@ -119,13 +124,16 @@ class Connection:
     """
 
     __slots__ = (
+        "_arrived",
         "_bodies",
         "_client_left",
         "_handler",
         "_head_only",
         "_interruptible",
+        "_known",
         "_limits",
         "_needs_client",
+        "_repeated",
         "ending",
         "streaming",
         "stuck_since",
@@ -150,6 +158,9 @@ class Connection:
         self._head_only = False
         self._client_left = False
         self._interruptible: asyncio.Task[object] | None = None
+        self._arrived = b""
+        self._known: tuple[bytes, Request] | None = None
+        self._repeated = False
         self.ending = False
         self.streaming = False
         self.stuck_since = None
@@ -182,10 +193,12 @@ class Connection:
         while True:
             if not await self._exchange(http, reader, writer, deadline):
                 return
-            if self.ending or http.our_state is not h11.DONE:
+            if self.ending or http.our_state not in {h11.DONE, h11.IDLE}:
                 break
-            http.start_next_cycle()
+            if http.our_state is h11.DONE:
+                http.start_next_cycle()
             self.waiting_since = loop.time()
+            self._arrived, self._repeated = b"", False
             if http.trailing_data[0]:
                 await asyncio.sleep(0)  # pipelined requests need no wait, and other connections must have their turn
             elif not await self._next_bytes(http, reader):
@@ -195,13 +208,18 @@ class Connection:
             await _linger(reader, writer)
 
     async def _next_bytes(self, http: h11.Connection, reader: asyncio.StreamReader) -> bool:
-        """Waits for the next request to start; False if the client has closed, or is idle for too long."""
+        """Waits for the next request to start; False if the client has closed, or is idle for too long.
+
+        One that is the last one again, byte for byte, as a scraper's is, h11 does not get to see.
+        """
         try:
             async with asyncio.timeout(self._limits.idle_seconds):
                 data = await reader.read(READ_BYTES)
         except TimeoutError:
             return False
-        http.receive_data(data)
+        self._arrived, self._repeated = data, self._known is not None and data == self._known[0]
+        if not self._repeated:
+            http.receive_data(data)
         return bool(data)
 
     async def _exchange(
@@ -215,6 +233,10 @@ class Connection:
         if response is None:
             return False
         if response.stream is not None:
+            if self._repeated:
+                http.receive_data(self._arrived)
+                while http.next_event() is not h11.PAUSED:
+                    pass
             await self._stream(http, writer, response, response.stream)
         else:
             await self._send(http, writer, response)
@@ -224,7 +246,10 @@ class Connection:
         self, http: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float
     ) -> Response | None:
         """The response to the next request, None if there was none."""
+        if self._repeated and self._known is not None:
+            return await self._answered(self._known[1])
         self._head_only = False
+        self._known = None
         try:
             request = await self._receive(http, reader, writer, deadline)
         except TimeoutError:
@@ -239,6 +264,12 @@ class Connection:
             return plain(error.status, str(error))
         if request is None:
             return None
+        # A head alone, and all that has come: then these bytes mean this request whenever they come.
+        if self._arrived.endswith(b"\r\n\r\n") and not (request.headers.keys() & _BODY or http.trailing_data[0]):
+            self._known = self._arrived, request
+        return await self._answered(request)
+
+    async def _answered(self, request: Request) -> Response:
         self.waiting_since = None
         if not self._needs_client:
             return await answered(self._handler, request)
@@ -281,7 +312,7 @@ class Connection:
         self.streaming = True
         try:
             with self._while_client_stays():
-                writer.write(http.send(_head(response, *self._closing(http))) or b"")
+                writer.write(http.send(_head(response.status, _fields(response, *self._closing(http)))) or b"")
                 await self._flush(writer)
                 if not self._head_only:
                     async for part in stream:
@@ -300,10 +331,14 @@ class Connection:
     async def _send(self, http: h11.Connection, writer: asyncio.StreamWriter, response: Response) -> None:
         bodiless = response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}
         length = () if bodiless else (("Content-Length", str(len(response.body))),)
-        head = http.send(_head(response, *length, *self._closing(http)))
         body = b"" if bodiless or self._head_only else response.body
-        http.send_with_data_passthrough(h11.Data(data=body))
-        http.send(h11.EndOfMessage())
+        fields = _fields(response, *length, *self._closing(http))
+        if self._repeated:
+            head = _written(response.status, fields)
+        else:
+            head = http.send(_head(response.status, fields)) or b""
+            http.send_with_data_passthrough(h11.Data(data=body))
+            http.send(h11.EndOfMessage())
         if len(body) <= _WRITE_BYTES:
             # Never an empty part: Python 3.12 and later keep it in the buffer, and the connection never closes.
             writer.writelines((head, body) if body else (head,))
@@ -326,13 +361,25 @@ class Connection:
             self.stuck_since = None
 
 
-def _head(response: Response, *extra: tuple[str, str]) -> h11.Response:
+def _fields(response: Response, *extra: tuple[str, str]) -> _Fields:
     headers = [("Content-Type", response.content_type), *response.headers, *extra]
     if all(name.lower() != "x-content-type-options" for name, _ in response.headers):
         headers.append(("X-Content-Type-Options", "nosniff"))
-    raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
-    phrase = HTTPStatus(response.status).phrase.encode()
-    return h11.Response(status_code=response.status, headers=raw, reason=phrase)
+    return [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers]
+
+
+def _head(status: int, fields: _Fields) -> h11.Response:
+    return h11.Response(status_code=status, headers=fields, reason=_phrase(status))
+
+
+def _written(status: int, fields: _Fields) -> bytes:
+    """A head as h11 writes it."""
+    lines = b"".join([b"%s: %s\r\n" % field for field in fields])
+    return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, _phrase(status), lines)
+
+
+def _phrase(status: int) -> bytes:
+    return HTTPStatus(status).phrase.encode()
 
 
 def _gone() -> ConnectionResetError:
