@@ -22,7 +22,9 @@ import trustme
 from llm_headroom import __version__
 from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.model import Cause
+from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.scrape.http import Client, FetchError, Response
+from llm_headroom.scrape.transport import prepared
 from scripted_server import EngineServer, Request, hang, head, in_turn, pour, raw, reply, running, trickle
 
 if TYPE_CHECKING:
@@ -178,6 +180,11 @@ def test_the_urls_path_is_a_prefix_and_the_query_is_kept() -> None:
 
     asyncio.run(main())
     assert server.requests[0].target == "/engine1/metrics?name[]=a"
+
+
+@pytest.mark.parametrize(("url", "port"), [("http://h", 80), ("https://h", 443), ("http://h:443", 443)])
+def test_a_url_without_a_port_has_its_schemes(url: str, port: int) -> None:
+    assert prepared(httpx.Request("GET", f"{url}/metrics")).port == port
 
 
 def test_localhost_is_reached_on_whichever_address_family_listens() -> None:

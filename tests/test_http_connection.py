@@ -398,3 +398,76 @@ def test_nothing_is_sent_to_a_client_that_is_gone(size: int, *, stream: bool) ->
         other_writer.close()
 
     run(test())
+
+
+async def mirror(request: Request) -> Response:
+    """What it was asked, as a whole or, below /stream, in parts."""
+    said = f"{request.method} {request.path} {dict(request.query)} {dict(request.headers)}".encode() + request.body
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        yield said[:5]
+        yield said[5:]
+
+    if request.path.startswith("/stream"):
+        return Response(b"", stream=parts())
+    return Response(said, 404 if request.path == "/none" else 200, headers=(("Vary", "Accept"),))
+
+
+ASKED = (
+    HEAD + b"Accept: a\r\n\r\n",
+    HEAD + b"Accept: b\r\n\r\n",
+    HEAD.replace(b"GET", b"HEAD") + b"Accept: a\r\n\r\n",
+    HEAD.replace(b"GET", b"POST") + b"Content-Length: 3\r\n\r\nabc",
+    HEAD + b"Content-Length: 4\r\n\r\n\r\n\r\n",
+    HEAD.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    HEAD.replace(b"/", b"/stream", 1) + b"\r\n",
+    HEAD.replace(b"/", b"/none", 1) + b"\r\n",
+    b"GET / HTTP/1.1\nHost: h\n\nGET /none HTTP/1.1\r\nHost: h\r\n\r\n",
+)
+
+
+def test_a_request_that_comes_again_is_answered_as_it_was() -> None:
+    """Whatever came between: each gets what it gets on a connection of its own."""
+    order = [place for place in range(len(ASKED)) for _ in range(3)] + [0, 1, 0, 2, 0, 3, 0, 4, 2, 2, 6, 0, 0, 7, 8, 0]
+
+    async def test() -> None:
+        here, there = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=here)
+        other, other_writer = await asyncio.open_connection(sock=there)
+        talking = asyncio.create_task(Connection(Limits(), mirror, Bodies()).converse(reader, writer))
+        for place in order:
+            alone = (await Talk(ASKED[place], mirror).end()).answer
+            other_writer.write(ASKED[place])
+            assert await other.readexactly(len(alone)) == alone, ASKED[place]
+        other_writer.close()
+        await talking
+        writer.close()
+        assert await other.read() == b""
+
+    run(test())
+
+
+def test_a_request_that_comes_again_at_the_end_is_told_of_it() -> None:
+    async def test() -> None:
+        here, there = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=here)
+        other, other_writer = await asyncio.open_connection(sock=there)
+        asked: list[Request] = []
+
+        async def handler(request: Request) -> Response:
+            asked.append(request)
+            connection.ending = len(asked) == 4
+            return Response(b"", 204)
+
+        connection = Connection(Limits(), handler, Bodies())
+        talking = asyncio.create_task(connection.converse(reader, writer))
+        for _ in range(4):
+            other_writer.write(HEAD + b"\r\n")
+            answer = await other.readuntil(b"\r\n\r\n")
+            assert (b"Connection: close" in answer) == connection.ending
+        await talking
+        writer.close()
+        other_writer.close()
+        assert asked[1] is asked[2], "not parsed again"
+
+    run(test())

@@ -41,18 +41,18 @@ def test_numbers_with_and_without_labels() -> None:
 
 
 def test_histograms_with_and_without_labels() -> None:
-    found = lines(Point(Series(TTFT, {}), SEEN, ""), Point(Series(TTFT, {"model": "5%s"}), SEEN, ""))
+    found = lines(Point(Series(TTFT, {}), SEEN, ""), Point(Series(TTFT, {"model": "5%s\0"}), SEEN, ""))
     assert found == [
         'llm_time_to_first_token_seconds_bucket{le="0.5"} 1.0',
         'llm_time_to_first_token_seconds_bucket{le="1.0"} 2.0',
         'llm_time_to_first_token_seconds_bucket{le="+Inf"} 4.0',
         "llm_time_to_first_token_seconds_count 4.0",
         "llm_time_to_first_token_seconds_sum 7.25",
-        'llm_time_to_first_token_seconds_bucket{model="5%s",le="0.5"} 1.0',
-        'llm_time_to_first_token_seconds_bucket{model="5%s",le="1.0"} 2.0',
-        'llm_time_to_first_token_seconds_bucket{model="5%s",le="+Inf"} 4.0',
-        'llm_time_to_first_token_seconds_count{model="5%s"} 4.0',
-        'llm_time_to_first_token_seconds_sum{model="5%s"} 7.25',
+        'llm_time_to_first_token_seconds_bucket{model="5%s\0",le="0.5"} 1.0',
+        'llm_time_to_first_token_seconds_bucket{model="5%s\0",le="1.0"} 2.0',
+        'llm_time_to_first_token_seconds_bucket{model="5%s\0",le="+Inf"} 4.0',
+        'llm_time_to_first_token_seconds_count{model="5%s\0"} 4.0',
+        'llm_time_to_first_token_seconds_sum{model="5%s\0"} 7.25',
     ]
 
 

@@ -235,8 +235,7 @@ class Connection:
         if response.stream is not None:
             if self._repeated:
                 http.receive_data(self._arrived)
-                while http.next_event() is not h11.PAUSED:
-                    pass
+                http.next_event(), http.next_event()  # its head, and its end
             await self._stream(http, writer, response, response.stream)
         else:
             await self._send(http, writer, response)

@@ -1,6 +1,6 @@
 """The HTTP client: one connection to one engine, reused between polls.
 
-httpx's requests over aiohttp's connections, and what a poller needs besides: one deadline for everything, a cap on what
+httpx's requests over aiohttp's protocol, and what a poller needs besides: one deadline for everything, a cap on what
 a body expands to, redirects within the origin, and failures in words that help. Proxies named in the environment
 (`HTTP_PROXY` and the like) are deliberately not used: an exporter runs beside its engines, and a proxy would hide
 which of them does not answer. Cookies are not stored.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
 from llm_headroom import __version__
@@ -22,7 +22,7 @@ from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.net.tls import TlsFileError, client_context
 from llm_headroom.scrape.credentials import Authorization
 from llm_headroom.scrape.refusals import Refusal
-from llm_headroom.scrape.transport import Died, Transport
+from llm_headroom.scrape.transport import Died, Prepared, Transport, pieces, prepared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Mapping
@@ -73,11 +73,11 @@ class Client:
         self._address = f"{self._origin.scheme}://{f'[{host}]' if ':' in host else host}:{self._origin.port}"
         self._encrypted = self._origin.scheme == "https"
         self._authorization = None if endpoint.credentials is None else Authorization(endpoint.credentials)
-        self._extensions = {"sni_hostname": tls.server_name or self._origin.host} if self._encrypted else {}
+        self._server_name = tls.server_name or self._origin.host
         self._transport: Transport | None = None
         self._files = (tls.ca_file, tls.cert_file, tls.key_file)
         self._stamps: tuple[Stamp | None, ...] = ()
-        self._made: dict[str, tuple[tuple[object, ...], httpx.Request]] = {}
+        self._made: dict[str, tuple[tuple[object, ...], Prepared]] = {}
         self._moved: dict[str, str] = {}
         self._busy = False
 
@@ -113,7 +113,7 @@ class Client:
                 response = await self._follow(method, path, accept, body)
             answered = True
         except TimeoutError:
-            doing = "preparing the request" if self._transport is None else self._transport.connection.doing
+            doing = "preparing the request" if self._transport is None else self._transport.doing
             raise self._error(path, Cause.TIMEOUT, f"no answer within {_rounded(timeout)} s ({doing})") from None
         except Refusal as refusal:
             raise self._error(path, refusal.cause, str(refusal)) from None
@@ -128,7 +128,7 @@ class Client:
         """Closes the connection; a later `get` would open a new one."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            await transport.aclose()
+            transport.close()
 
     def _error(self, path: str, cause: Cause, reason: str) -> FetchError:
         # A query is left out: filters make it long, and it may hold an API key.
@@ -183,23 +183,22 @@ class Client:
         try:
             return await self._converse(transport, request)
         except Died:
-            if not transport.connection.reused:
+            if not transport.reused:
                 raise
         return await self._converse(transport, request)
 
-    def _request(self, method: str, target: str, headers: dict[str, str], body: bytes | None) -> httpx.Request:
+    def _request(self, method: str, target: str, headers: dict[str, str], body: bytes | None) -> Prepared:
         # A poll asks what the last one asked, and making a request costs a fifth of what fetching the answer does.
         parts = (method, headers, body)
         made = self._made.get(target)
         if made is None or made[0] != parts:
             try:
-                url = httpx.URL(self._address + target)
+                request = httpx.Request(method, self._address + target, headers=headers, content=body)
             except httpx.InvalidURL as error:
                 raise Refusal(Cause.UNREACHABLE, f"the host name cannot be resolved: {error}") from None
-            request = httpx.Request(method, url, headers=headers, content=body, extensions=self._extensions)
             if len(self._made) >= _MOST_MADE:  # redirects can lead to ever other places
                 self._made.clear()
-            made = self._made[target] = (parts, request)
+            made = self._made[target] = (parts, prepared(request))
         return made[1]
 
     async def _connection(self) -> Transport:
@@ -209,36 +208,35 @@ class Client:
             if self._transport is None or self._stamps != stamps:
                 await self.close()  # it was vouched for by the old certificates
                 try:
-                    self._transport = Transport(client_context(self._endpoint.tls))
+                    self._transport = Transport(client_context(self._endpoint.tls), self._server_name)
                 except TlsFileError as error:
                     raise Refusal(Cause.TLS, str(error)) from None
                 self._stamps = stamps
         elif self._transport is None:
-            self._transport = Transport(None)
+            self._transport = Transport(None, None)
         return self._transport
 
-    async def _converse(self, transport: Transport, request: httpx.Request) -> Response:
+    async def _converse(self, transport: Transport, request: Prepared) -> Response:
         cap = self._endpoint.max_bytes
-        response = await transport.handle_async_request(request)
+        answer = await transport.ask(request)
         try:
-            headers = response.headers
-            if request.method != "HEAD" and int(headers.get("content-length", "0")) > cap:
+            headers = answer.headers
+            if not request.bodiless and int(headers.get("content-length", "0")) > cap:
                 raise _too_large(cap)
-            pieces = cast("httpx.AsyncByteStream", response.stream)  # as `aiter_raw` gives it, at half the cost
-            body = await _collected(pieces, cap, headers.get("content-encoding", "").strip().lower())
+            body = await _collected(pieces(answer.body), cap, headers.get("content-encoding", "").strip().lower())
         finally:
-            await response.aclose()
-        return Response(response.status_code, headers, body)
+            transport.done()
+        return Response(answer.status, headers, body)
 
 
-async def _collected(pieces: AsyncIterable[bytes], cap: int, coding: str) -> bytes:
+async def _collected(parts: AsyncIterable[bytes], cap: int, coding: str) -> bytes:
     """A body, decompressed as it comes: no more than the cap is ever held, whatever it would expand to."""
     if coding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
         raise Refusal(Cause.PROTOCOL, f"the body's Content-Encoding {coding[:40]!r} is not one we asked for")
     plain = coding in {"", "identity"}
     inflate: Any = None  # zlib has no public name for the type of a decompressor
     collected, room = [], cap
-    async for piece in pieces:
+    async for piece in parts:
         data = piece
         if not plain:
             if inflate is None:

@@ -1,29 +1,37 @@
-"""How httpx's requests reach an engine: over one connection of aiohttp's, which is reused."""
+"""How httpx's requests reach an engine: over one connection with aiohttp's protocol, which is reused.
+
+aiohttp's sessions and pools would be between each poll and its connection, for one connection and one kind of request.
+"""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiohttp
+from aiohappyeyeballs import start_connection
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
-from yarl import URL
 
 from llm_headroom.model import Cause
-from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.scrape.refusals import Refusal, broken, root, unanswered, unconnected
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout, connector
-    from aiohttp.tracing import Trace
+    from aiohappyeyeballs import AddrInfoType
+    from aiohttp import StreamReader
+
+    from llm_headroom.net.lean_httpx import httpx
 
 _LINE_BYTES: Final = 16 * 1024
 _MOST_UNREAD: Final = 16
 """Answers that may have come at once, those of 100 to 199 included, which none of our requests asks for."""
+_HAPPY_EYEBALLS_SECONDS: Final = 0.25
+"""Until another address of a name is tried beside one that does not answer (RFC 8305, section 5)."""
+_INFORMATIONAL: Final = frozenset({*range(100, 200)} - {101})
 
 
 class Died(Refusal):
@@ -45,112 +53,141 @@ class _Answers(ResponseHandler):
             self.set_exception(HttpProcessingError(code=0, message=f"more than {_MOST_UNREAD} answers at once"))
 
 
-class Connection(aiohttp.TCPConnector):
-    """The one connection: whether the last request found it open, and what that request has come to, in words."""
+class Prepared(NamedTuple):
+    """A request as it is sent, and where to: polls send the same again and again."""
 
-    reused = False
-    doing = "preparing the request"
-    _served: object = None
-
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - aiohttp's
-        super().__init__(**options)
-        self._factory = cast("partial[ResponseHandler]", partial(_Answers, loop=self._loop))
-
-    async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> connector.Connection:  # noqa: ASYNC109 - aiohttp's signature
-        """Called by aiohttp for every request."""
-        connection = await super().connect(req, traces, timeout)
-        protocol = connection.protocol
-        if protocol is self._served and protocol is not None and protocol.should_close:
-            # Something was said unasked, such as a 408 to an idle client; aiohttp would take it for the next answer.
-            connection.close()
-            connection = await super().connect(req, traces, timeout)
-        self.reused = connection.protocol is self._served
-        self._served = connection.protocol
-        self.doing = "waiting for the answer"
-        return connection
+    host: str
+    port: int
+    sent: bytes
+    bodiless: bool
+    """Whether its answer has no body, whatever its head says."""
 
 
-class Transport(httpx.AsyncBaseTransport):
-    """Requests to one origin, one at a time, without a time limit; nothing follows redirects or keeps cookies."""
+def prepared(request: httpx.Request) -> Prepared:
+    """A request that was made once, to be sent any number of times."""
+    url = request.url
+    fields = b"".join([b"%s: %s\r\n" % field for field in request.headers.raw])
+    sent = b"%s %s HTTP/1.1\r\n%s\r\n%s" % (request.method.encode(), url.raw_path, fields, request.content)
+    port = url.port or (443 if url.scheme == "https" else 80)  # httpx leaves the usual ones out
+    return Prepared(url.raw_host.decode(), port, sent, request.method == "HEAD")
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
-        self.connection = Connection(
-            limit=1,
-            ssl=context or True,
-            keepalive_timeout=None,  # the engine's decision
-            use_dns_cache=False,
-            resolver=aiohttp.ThreadedResolver(),
-        )
-        self._session = aiohttp.ClientSession(
-            connector=self.connection,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(),
-            auto_decompress=False,
-            max_line_size=_LINE_BYTES,
-            max_field_size=_LINE_BYTES,
-            middlewares=(_once,),
-        )
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """The head of the answer, its body to be read as it comes; the extension `sni_hostname` as httpx has it.
+class Answer(NamedTuple):
+    """The head of an answer, its body to be read as it comes; header names are looked up in any case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: StreamReader
+
+
+class Transport:
+    """Requests to one origin, one at a time, without a time limit; nothing follows redirects or keeps cookies.
+
+    Attributes:
+        doing: what the last request has come to, in words.
+        reused: whether it found the connection open.
+    """
+
+    def __init__(self, context: ssl.SSLContext | None, server_name: str | None) -> None:
+        self.doing = "preparing the request"
+        self.reused = False
+        self._context = context
+        self._server_name = server_name and server_name.rstrip(".")
+        self._protocol: _Answers | None = None
+
+    async def ask(self, request: Prepared) -> Answer:
+        """The head of the answer to a request.
 
         Raises:
             Died: the connection ended before any byte of an answer.
-            Refusal: there is no answer for another reason; the body's iterator raises it too.
+            Refusal: there is no answer for another reason.
         """
-        self.connection.doing = "connecting"
+        self.doing = "connecting"
+        protocol = await self._connected(request)
+        self.doing = "waiting for the answer"
+        protocol.set_response_params(
+            skip_payload=request.bodiless,
+            read_until_eof=True,
+            auto_decompress=False,
+            max_line_size=_LINE_BYTES,
+            max_field_size=_LINE_BYTES,
+        )
+        if protocol.transport is not None:  # else it has just ended, which its answer says
+            protocol.transport.write(request.sent)
+        answer = await self._answer(protocol)
+        self.doing = "reading the body"
+        return answer
+
+    async def _connected(self, request: Prepared) -> _Answers:
+        """The connection, made anew if it has ended, or if something was said on it unasked, such as a 408."""
+        known = self._protocol
+        self.reused = known is not None and known.is_connected() and not known.should_close
+        if self.reused and known is not None:
+            return known
+        self.close()
+        loop = asyncio.get_running_loop()
         try:
-            response = await self._session.request(
-                request.method,
-                URL(str(request.url), encoded=True),
-                headers=request.headers.multi_items(),
-                data=request.content or None,
-                allow_redirects=False,
-                server_hostname=request.extensions.get("sni_hostname"),
+            connected = await start_connection(
+                await _found(request.host, request.port), happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS
             )
-        except (aiohttp.ClientError, OSError, UnicodeError) as error:
-            if self.connection.doing == "connecting":
-                raise unconnected(root(error), encrypted=request.url.scheme == "https") from None
-            raise _invalid(error) from None
-        self.connection.doing = "reading the body"
-        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response), request=request)
+            _, self._protocol = await loop.create_connection(
+                lambda: _Answers(loop), sock=connected, ssl=self._context, server_hostname=self._server_name
+            )
+        except (OSError, UnicodeError) as error:
+            raise unconnected(root(error), encrypted=self._context is not None) from None
+        return self._protocol
 
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._session.close()
-
-
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, response: ClientResponse) -> None:
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def _answer(self, protocol: _Answers) -> Answer:
         try:
-            async for piece in self._response.content.iter_any():
-                yield piece
-        except aiohttp.ClientPayloadError as error:
-            reason = getattr(root(error), "message", error)
-            raise Refusal(Cause.TRUNCATED, f"the connection was closed too early: {reason}") from None
-        except aiohttp.ClientError as error:
+            message, body = await protocol.read()
+            while message.code in _INFORMATIONAL:
+                message, body = await protocol.read()
+        except aiohttp.ServerDisconnectedError as error:
+            if not isinstance(error.message, str):  # but what there is of a head
+                raise Refusal(Cause.TRUNCATED, "the connection was closed too early, within the header") from None
+            refusal = unanswered(encrypted=self._context is not None)
+            raise Died(refusal.cause, str(refusal)) from None
+        except aiohttp.ClientOSError as error:
+            refusal = broken(root(error))
+            raise Died(refusal.cause, str(refusal)) from None
+        except (aiohttp.ClientError, HttpProcessingError) as error:
             raise _invalid(error) from None
+        return Answer(message.code, message.headers, body)
 
-    async def aclose(self) -> None:
-        self._response.close()
+    def done(self) -> None:
+        """Take note that no more of the answer is wanted: the connection is kept where all of it has come."""
+        if self._protocol is not None and self._protocol.should_close:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None:
+            protocol.abort()
 
 
-async def _once(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-    """Keeps aiohttp from asking again where a connection died that had not been idle, or had begun to answer."""
+async def _found(host: str, port: int) -> Sequence[AddrInfoType]:
+    """The addresses of a host, which an address itself needs no thread for."""
     try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise
-    except aiohttp.ClientOSError as error:
-        refusal = broken(root(error))
-    except aiohttp.ServerDisconnectedError as error:
-        if not isinstance(error.message, str):  # but what there is of a head
-            raise Refusal(Cause.TRUNCATED, "the connection was closed too early, within the header") from None
-        refusal = unanswered(encrypted=request.is_ssl())
-    raise Died(refusal.cause, str(refusal))
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+async def pieces(body: StreamReader) -> AsyncIterator[bytes]:
+    """A body as it comes.
+
+    Raises:
+        Refusal: it ends before its end, or is no valid HTTP.
+    """
+    try:
+        async for piece in body.iter_any():
+            yield piece
+    except aiohttp.ClientPayloadError as error:
+        reason = getattr(root(error), "message", error)
+        raise Refusal(Cause.TRUNCATED, f"the connection was closed too early: {reason}") from None
+    except (aiohttp.ClientError, HttpProcessingError) as error:
+        raise _invalid(error) from None
 
 
 def _invalid(error: Exception) -> Refusal:
