@@ -420,6 +420,7 @@ ASKED = (
     HEAD.replace(b"GET", b"POST") + b"Content-Length: 3\r\n\r\nabc",
     HEAD + b"Content-Length: 4\r\n\r\n\r\n\r\n",
     HEAD.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    HEAD.replace(b"GET", b"HEAD") + b"Content-Length: 0\r\n\r\n",
     HEAD.replace(b"/", b"/stream", 1) + b"\r\n",
     HEAD.replace(b"/", b"/none", 1) + b"\r\n",
     b"GET / HTTP/1.1\nHost: h\n\nGET /none HTTP/1.1\r\nHost: h\r\n\r\n",
@@ -428,7 +429,27 @@ ASKED = (
 
 def test_a_request_that_comes_again_is_answered_as_it_was() -> None:
     """Whatever came between: each gets what it gets on a connection of its own."""
-    order = [place for place in range(len(ASKED)) for _ in range(3)] + [0, 1, 0, 2, 0, 3, 0, 4, 2, 2, 6, 0, 0, 7, 8, 0]
+    order = [place for place in range(len(ASKED)) for _ in range(3)] + [
+        0,
+        1,
+        0,
+        2,
+        0,
+        3,
+        0,
+        4,
+        2,
+        2,
+        6,
+        0,
+        0,
+        6,
+        0,
+        7,
+        8,
+        9,
+        0,
+    ]
 
     async def test() -> None:
         here, there = socket.socketpair()
@@ -443,6 +464,27 @@ def test_a_request_that_comes_again_is_answered_as_it_was() -> None:
         await talking
         writer.close()
         assert await other.read() == b""
+
+    run(test())
+
+
+def test_a_head_that_comes_again_may_have_another_body() -> None:
+    async def test() -> None:
+        here, there = socket.socketpair()
+        _, writer = await asyncio.open_connection(sock=here)
+        other, other_writer = await asyncio.open_connection(sock=there)
+        reader = asyncio.StreamReader()
+        talking = asyncio.create_task(Connection(Limits(), echo, Bodies()).converse(reader, writer))
+        for body in (b"one", b"two", b"six"):
+            reader.feed_data(HEAD.replace(b"GET", b"POST") + b"Content-Length: 3\r\n\r\n")
+            await until(lambda: not reader._buffer)  # type: ignore[attr-defined]  # noqa: SLF001 - read on its own
+            reader.feed_data(body)
+            await other.readuntil(b"\r\n\r\n")
+            assert await other.readexactly(3) == body
+        reader.feed_eof()
+        await talking
+        writer.close()
+        other_writer.close()
 
     run(test())
 

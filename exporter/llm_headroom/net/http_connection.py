@@ -263,9 +263,8 @@ class Connection:
             return plain(error.status, str(error))
         if request is None:
             return None
-        # A head alone, and all that has come: then these bytes mean this request whenever they come.
-        if self._arrived.endswith(b"\r\n\r\n") and not (request.headers.keys() & _BODY or http.trailing_data[0]):
-            self._known = self._arrived, request
+        if self._arrived.endswith(b"\r\n\r\n") and not request.headers.keys() & _BODY:
+            self._known = self._arrived, request  # a head alone means the same whenever it comes
         return await self._answered(request)
 
     async def _answered(self, request: Request) -> Response:
