@@ -402,7 +402,7 @@ class Poller:
                 # Only the name is held while others are awaited: a target that has gone must leave memory.
                 if name in self.slots:
                     await self.slots[name].source.estimate()
-            await asyncio.sleep(ESTIMATE_PAUSE)
+            await asyncio.sleep(max(ESTIMATE_PAUSE, self.config.interval))  # before a poll there is nothing new
 
     def _ports(self) -> list[int]:
         """This host's usual ports of engines where no target is yet."""
