@@ -24,7 +24,7 @@ from llm_headroom.config.people import Receiver as Settings
 from llm_headroom.model import Health, Judged, Level, Snapshot, State
 from llm_headroom.notify.incidents import Incidents, Message, judgements, step
 from llm_headroom.notify.messages import request, text, title
-from llm_headroom.notify.notifier import MOST_WAITING, PAUSES, Notifier
+from llm_headroom.notify.notifier import MOST_WAITING, PAUSES, TIMEOUT, Notifier
 from webhook_receiver import DEADLINE, Receiver
 
 if TYPE_CHECKING:
@@ -374,6 +374,14 @@ def test_why_a_message_was_not_sent_is_said(
         assert outcome(receiver, settings=settings) == {"failed": 1.0}
     tries, error = given_up(caplog)
     assert (tries, error[: len(expected[1])]) == expected
+
+
+def test_the_page_says_how_long_and_how_often_is_tried_and_how_many_wait() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "notifications.md").read_text(encoding="utf-8").replace("\n", " ")
+    *most, last = (f"{pause:g}" for pause in PAUSES)
+    assert f"no answer within {TIMEOUT:g} s" in page
+    assert f"tried again after {', '.join(most)} and {last} s and then given up" in page
+    assert f"At most {MOST_WAITING} messages wait" in page
 
 
 def test_a_receiver_that_does_not_answer_is_asked_again_and_given_up(
