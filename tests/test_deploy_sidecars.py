@@ -33,6 +33,20 @@ POD_SPECS: Final = {
     "ray-serve": "rayClusterConfig.workerGroupSpecs.0.template.spec",
 }
 """Where in an object's spec a pod's is."""
+KINDS: Final = {
+    ("apps/v1", "DaemonSet"),
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "StatefulSet"),
+    ("argoproj.io/v1alpha1", "AnalysisTemplate"),
+    ("kustomize.config.k8s.io/v1alpha1", "Component"),
+    ("kustomize.config.k8s.io/v1beta1", "Kustomization"),
+    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"),
+    ("monitoring.coreos.com/v1", "PodMonitor"),
+    ("ome.io/v1beta1", "InferenceService"),
+    ("ray.io/v1", "RayService"),
+    ("serving.kserve.io/v1beta1", "InferenceService"),
+}
+"""Version and kind of every object that is shipped as a file: those of the sources above, of kustomize and Argo."""
 
 
 def at(value: Any, path: str) -> Any:  # noqa: ANN401 - JSON
@@ -56,6 +70,12 @@ def as_pod(spec: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_example_is_read_somewhere_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.yaml")} == POD_SPECS.keys() | CHARTS.keys() - {"production-stack"}
+
+
+def test_every_object_is_of_a_version_and_a_kind_that_there_are() -> None:
+    files = [path for path in (ROOT / "deploy").rglob("*.yaml") if "templates" not in path.parts]
+    found = [one for path in files for one in yaml.safe_load_all(path.read_text()) if "kind" in one]
+    assert {(one["apiVersion"], one["kind"]) for one in found} == KINDS
 
 
 @pytest.mark.parametrize("name", sorted(CHARTS.keys() - {"production-stack"}))
