@@ -452,15 +452,30 @@ def test_a_stream_that_always_has_news_ends_after_its_time() -> None:
     run(test())
 
 
-def test_a_quiet_stream_beats_and_ends_after_its_time() -> None:
+def test_a_quiet_stream_beats() -> None:
     async def test() -> None:
-        feed = Feed(Poller(Config(discover=False)), Pace(heartbeat=0.01, lifetime=0.05, retry=0.5))
+        feed = Feed(Poller(Config(discover=False)), Pace(heartbeat=0.01, retry=0.5))
         response = feed.subscribe({})
         assert response.stream is not None
-        parts = [each async for each in response.stream]
+        stream = aiter(response.stream)
+        parts = [await anext(stream) for _ in range(5)]
         assert parts[0] == b"retry: 500\n\n"
         assert parts[1].startswith(b"data: ")
-        assert set(parts[2:]) <= {b":\n\n"}
+        assert parts[2:] == [b":\n\n"] * 3
+        await response.stream.aclose()
+
+    run(test())
+
+
+@pytest.mark.parametrize(("heartbeat", "most"), [(0.01, 5), (3600.0, 0)])
+def test_a_quiet_stream_ends_after_its_time_and_beats_no_more_often_than_it_should(heartbeat: float, most: int) -> None:
+    async def test() -> None:
+        feed = Feed(Poller(Config(discover=False)), Pace(heartbeat=heartbeat, lifetime=0.05))
+        response = feed.subscribe({})
+        assert response.stream is not None
+        _, _, *beats = [each async for each in response.stream]
+        assert set(beats) <= {b":\n\n"}
+        assert len(beats) <= most
         await response.stream.aclose()
 
     run(test())
