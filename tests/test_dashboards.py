@@ -154,6 +154,13 @@ def test_whole_numbers_are_not_shortened_to_thousands(document: Json) -> None:
             assert own.get("decimals") != 0 or own["unit"] not in {"", "short"}, panel["title"]
 
 
+def test_an_axis_of_whole_things_has_no_parts_of_them(document: Json) -> None:
+    for panel in (one for one in drawn(document) if one["type"] == "timeseries"):
+        defaults = panel["fieldConfig"]["defaults"]
+        counted = all(re.search(r"llm_model_loaded|llm_load_headroom_binding", one["expr"]) for one in panel["targets"])
+        assert defaults.get("decimals") == 0 or not counted, panel["title"]
+
+
 def test_what_takes_traffic_to_be_known_is_not_called_unexposed(document: Json) -> None:
     """An engine of which nothing is known yet exposes all that it should."""
     learned = "|".join(one.name for one in (*capacity.FOLLOWING, schema.KV_CACHE_HEADROOM_REQUESTS))

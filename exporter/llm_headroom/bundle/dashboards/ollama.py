@@ -213,6 +213,7 @@ def _loads(scope: Scope) -> tuple[Panel, ...]:
             "Models in memory",
             "By model, over all that is selected.",
             Query(f"sum by (model) ({scope.of(schema.MODEL_LOADED, _OURS)})", "{{model}}"),
+            decimals=0,
             width=12,
             empty=_NONE,
             alert="LLMModelThrash",
