@@ -145,6 +145,9 @@ def test_states_that_change_are_logged(caplog: pytest.LogCaptureFixture) -> None
     assert logged((fine,), ()) == []
     assert logged((slow,), ()) == [("WARNING", "state", "a", "slow", "why", "m")]
     assert logged((slow,), (slow,)) == []
+    unknown = judged(State.UNKNOWN, model="m")
+    assert logged((unknown,), ()) == [("INFO", "state", "a", "unknown", "why", "m")]
+    assert logged((unknown,), (fine,)) == [("WARNING", "state", "a", "unknown", "why", "m", "ok")]
     assert logged((slow,), (fine,)) == [("WARNING", "state", "a", "slow", "why", "m", "ok")]
     assert logged((fine,), (slow,)) == [("INFO", "state", "a", "ok", "why", "m", "slow")]
     cards = tuple(judged(State.LOST, gpu=gpu, uuid=f"GPU-{gpu}") for gpu in "01")

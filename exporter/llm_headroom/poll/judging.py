@@ -61,7 +61,8 @@ def log_changes(snapshot: Snapshot, before: Iterable[Judged]) -> None:
         was = known.get((each.model, each.uuid))
         if (was is None and each.state.level is Level.GOOD) or (was is not None and was.state is each.state):
             continue
-        level = logging.INFO if each.state.level is Level.GOOD else logging.WARNING
+        harmless = each.state.level is Level.GOOD or (was is None and each.state.level is Level.UNKNOWN)
+        level = logging.INFO if harmless else logging.WARNING  # what is not known yet is no trouble
         fields = {"model": each.model, "gpu": each.gpu, "before": was and was.state.value}
         log.log(
             level,
