@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import time
 import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -401,6 +403,37 @@ def test_a_stream_has_a_form(query: Mapping[str, str], status: int, has: str, *,
         assert json.dumps(event, separators=(",", ":")).encode() in body, "without spaces"
 
     run(test())
+
+
+@pytest.mark.parametrize("query", [{}, {"form": "page"}])
+def test_what_takes_long_to_make_is_made_the_more_rarely(query: Mapping[str, str]) -> None:
+    """The view of thousands of engines takes seconds, in which nobody else has a turn."""
+    took: list[float] = []
+    apart: list[float] = []
+
+    def slow() -> tuple[str, ...]:
+        begun = time.monotonic()
+        apart.append(begun)
+        while time.monotonic() < begun + 0.05:
+            pass
+        took.append(time.monotonic() - begun)
+        return ()
+
+    async def test() -> None:
+        feed = Feed(Poller(Config(discover=False)), Pace(spacing=0.0), slow)
+        response = feed.subscribe(query)
+        assert response.stream is not None
+        events = aiter(response.stream)
+        await anext(events)
+        for _ in range(3):
+            await anext(events)
+            feed.changed()
+        await response.stream.aclose()
+
+    run(test())
+    pauses = [later - made for made, later in itertools.pairwise(apart)]
+    assert len(pauses) == 2
+    assert all(pause >= 10 * spent for pause, spent in zip(pauses, took, strict=False))
 
 
 def test_so_many_streams_there_may_be_and_one_that_is_closed_makes_room() -> None:
