@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import Counter
@@ -16,7 +17,17 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, Target
 from llm_headroom.host.engines import Watched
 from llm_headroom.model import Health, Snapshot
-from llm_headroom.poll.pace import LATE, MOST_STRETCH, START_SPACING, STRAINED, Pace, Strain, host_pause, paces
+from llm_headroom.poll.pace import (
+    LATE,
+    MOST_AT_ONCE,
+    MOST_STRETCH,
+    START_SPACING,
+    STRAINED,
+    Pace,
+    Strain,
+    host_pause,
+    paces,
+)
 from llm_headroom.poll.poller import Poller
 from silent_source import Silent
 
@@ -118,6 +129,33 @@ def test_more_than_fifty_targets_do_not_start_at_once() -> None:
     _, first, _ = polled(51, 60.0, 1)
     assert first["t50"] >= START_SPACING
     assert min(first.values()) < first["t50"]
+
+
+@pytest.mark.works(10)
+def test_no_more_targets_begin_at_once_however_busy_the_process_is() -> None:
+    targets = tuple(
+        Target(name=f"t{n}", endpoint=Endpoint(url="http://127.0.0.1:9"), engine="vllm")
+        for n in range(5 * MOST_AT_ONCE)
+    )
+    config = Config(gpu=GpuSettings(enabled=False), host=False, discover=False, interval=3600.0, targets=targets)
+    begun: list[int] = []
+
+    async def test() -> None:
+        poller = Poller(config)
+        poller.start()
+        try:
+            while not poller.ready:
+                end = time.monotonic() + 5 * START_SPACING
+                while time.monotonic() < end:
+                    pass
+                for _ in range(10):  # what is ready has its turns
+                    await asyncio.sleep(0)
+                begun.append(len(poller.snapshots()))
+        finally:
+            await poller.stop()
+
+    bounded.run(test())
+    assert max(more - before for before, more in itertools.pairwise([0, *begun])) <= 2 * MOST_AT_ONCE
 
 
 def test_a_target_is_polled_again_at_its_interval_and_no_faster() -> None:

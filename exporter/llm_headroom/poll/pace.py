@@ -35,7 +35,10 @@ HOST_POLLS: Final = 10
 
 
 class Pace(NamedTuple):
-    """When a source is polled: first `after` seconds, then `phase` of an interval (0 to below 1) behind the beat."""
+    """When a source is polled: first `after` seconds, then `phase` of an interval (0 to below 1) behind the beat.
+
+    The first time is later where those that began before keep this process busy.
+    """
 
     after: float = 0.0
     phase: float = 0.0

@@ -28,7 +28,7 @@ from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points, labels_of
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, joined
-from llm_headroom.poll.pace import Pace, Strain, host_pause, paces
+from llm_headroom.poll.pace import MOST_AT_ONCE, START_SPACING, Pace, Strain, host_pause, paces
 from llm_headroom.poll.sought import FREE, SOUGHT_GPUS, Sought
 from llm_headroom.poll.source import failed
 from llm_headroom.schema import proxied
@@ -149,6 +149,7 @@ class Poller:
         self.absent: dict[Sought, Failure] = {}
         """What was looked for on this host and not found, and why."""
         self.strain = Strain()
+        self._starting, self._started = asyncio.Lock(), 0
         self._gpus = gpus
         self._beside = beside
         self._measured = measured or {}
@@ -367,7 +368,8 @@ class Poller:
 
     async def _poll(self, slot: Slot, pace: Pace) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(pace.after)
+        if pace.after:
+            await self._turn()
         await self._collect(slot)
         while True:
             now = loop.time()
@@ -375,6 +377,13 @@ class Poller:
             await asyncio.sleep(due - now)
             self.strain.note(due, loop.time())
             await self._collect(slot)
+
+    async def _turn(self) -> None:
+        """Wait for one's turn to begin: as many at a time as are read at once, later where these keep us busy."""
+        async with self._starting:
+            self._started += 1
+            if self._started % MOST_AT_ONCE == 1:
+                await asyncio.sleep(START_SPACING)
 
     async def _collect(self, slot: Slot) -> None:
         taken, started = clock.now(), time.monotonic()
