@@ -25,7 +25,19 @@ from llm_headroom.view.day import MINUTES, Day
 from llm_headroom.view.history import HISTOGRAM_SPAN, MOST_READINGS, MOST_TRACKS, SPAN, History
 from llm_headroom.view.quantiles import RANKS, quantile
 from llm_headroom.view.signals import risk_word
-from llm_headroom.view.values import Absent, Condition, Load, Missing, Objective, Share, Slow, as_json, from_json
+from llm_headroom.view.values import (
+    Absent,
+    Condition,
+    EngineCard,
+    Load,
+    Missing,
+    Objective,
+    Share,
+    Slow,
+    as_json,
+    from_json,
+    standing,
+)
 from llm_headroom.web import cards, table
 from llm_headroom.web.look import Look
 
@@ -183,8 +195,10 @@ def test_how_much_more_an_engine_takes_is_said_with_what_binds() -> None:
 
     assert card.load == (Load("ttft", 1.83, "kv_cache", 4.2, suspect=True),)
     assert text.takes(card.load[0]) == "takes 1.8 × its traffic; KV cache binds"
-    assert "TTFT: <b" in (html := cards.engine(card, AROUND))
-    assert "takes 1.8 × its traffic; KV cache binds</b>, 4.2 requests/s; suspect" in html
+    html = cards.engine(card, AROUND)
+    assert (
+        '<dt>TTFT</dt><dd><b class="">1.8 ×</b> <small>KV cache binds · 4.2 requests/s · suspect</small></dd>' in html
+    )
     assert engine(snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 1.0))).load == ()
 
 
@@ -207,7 +221,26 @@ def test_times_are_written_for_people(headroom: float | None, written: str) -> N
 @pytest.mark.parametrize(("headroom", "level"), [(0.9, "bad"), (1.1, "warn"), (1.3, "")])
 def test_an_engine_near_its_limit_is_coloured(headroom: float, level: str) -> None:
     card = engine(snapshot(100.0, of_model(schema.LOAD_HEADROOM, headroom, objective="ttft")))
-    assert f'<b class="{level}">takes {text.times(headroom)} its traffic</b>' in cards.engine(card, AROUND)
+    assert f'<b class="{level}">{text.times(headroom)}</b>' in cards.engine(card, AROUND)
+
+
+def test_of_many_engines_that_are_well_those_that_take_least_more_come_first() -> None:
+    def of(name: str, headroom: float | None, state: str = "ok", level: Level = Level.GOOD) -> EngineCard:
+        load = () if headroom is None else (Load("ttft", headroom, "", None, suspect=False),)
+        known = engine(snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 1.0)))
+        return replace(known, model=name, state=Condition(state, level), load=load)
+
+    made = [
+        of("idle", None, "idle"),
+        of("much", 9.0),
+        of("little", 1.2),
+        of("no less, by its steps", 1.25),
+        of("slow", 8.0, "slow", Level.BAD),
+        of("down", None, "down", Level.BAD),
+        of("not known", None),
+    ]
+    order = ["down", "slow", "little", "no less, by its steps", "much", "idle", "not known"]
+    assert [card.model for card in sorted(made, key=standing)] == order
 
 
 def test_an_engine_that_tells_no_kv_cache_has_none() -> None:

@@ -14,7 +14,7 @@ from llm_headroom.commands.top_table import Column, layout, table, whole
 from llm_headroom.model import Level
 from llm_headroom.view import text
 from llm_headroom.view.text import plain
-from llm_headroom.view.values import EngineCard, GpuCard, urgency
+from llm_headroom.view.values import EngineCard, GpuCard, standing, urgency
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -254,7 +254,7 @@ def _searched(card: EngineCard | GpuCard) -> str:
 def _order(card: EngineCard | GpuCard, name: str) -> tuple[Any, ...] | None:
     """What cards are sorted by; of GPUs only the state counts."""
     if name == "state" or isinstance(card, GpuCard):
-        return (*urgency(card.state), card.state.name)
+        return standing(card)
     match name:
         case "takes":
             load = card.first_token_load

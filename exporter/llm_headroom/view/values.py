@@ -5,6 +5,7 @@ Times are unix seconds, durations seconds, rates per second, ratios in [0, 1]; w
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -255,6 +256,18 @@ class GpuCard:
     def level(self) -> Level:
         """How bad its state is."""
         return self.state.level
+
+
+def standing(card: EngineCard | GpuCard) -> tuple[float, ...]:
+    """Where a card stands among many: the worst first, and of engines that are well those that take least more.
+
+    In coarse steps, so that rows do not change places with every estimate; last where it is not known.
+    """
+    level, place = urgency(card.state)
+    if isinstance(card, GpuCard) or card.level is not Level.GOOD:
+        return level, place
+    load = card.first_token_load
+    return level, math.inf if load is None else round(2.0 * math.log2(load.headroom)), place
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.net.http_connection import Response, plain
 from llm_headroom.view.day import MINUTES
-from llm_headroom.view.values import GpuCard, urgency
+from llm_headroom.view.values import GpuCard, standing, urgency
 from llm_headroom.web import cards, table
 from llm_headroom.web.cards import Around
 from llm_headroom.web.look import escape, key
@@ -87,7 +87,7 @@ class Painter:
         for name, found in lists.items():
             html[name] = _frame(name, found)
             many = len(found) > table.MOST_CARDS
-            for card in sorted(found, key=lambda card: urgency(card.state)):
+            for card in sorted(found, key=standing if many else lambda card: urgency(card.state)):
                 html[key(card)] = self._card(card, view.time, look, many=many)
         html["absent"] = _unbroken(_absent(view.absent))
         present = {card.id for found in lists.values() for card in found}
