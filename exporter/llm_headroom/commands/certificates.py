@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from llm_headroom import schema
+from llm_headroom.config.errors import UnreadError
 from llm_headroom.derive.words import span
 from llm_headroom.model import Point, Series
 from llm_headroom.net.certificate import validity
@@ -26,16 +27,19 @@ _Found = TypeVar("_Found")
 
 
 class _Files(Generic[_Found]):
-    """What was read of files; a file is read again when it has changed, or when nothing could be read of it."""
+    """What was read of files; a file is read again when it has changed, or could not be read."""
 
     def __init__(self, read: Callable[[Path], _Found]) -> None:
         self._read = read
         self._known: dict[Path, tuple[Stamp | None, _Found]] = {}
 
-    def of(self, file: Path) -> _Found:
+    def of(self, file: Path) -> _Found | None:
         now, known = stamp(file), self._known.get(file)
-        if known is None or known[0] != now or known[1] is None:
-            known = self._known[file] = now, self._read(file)
+        if known is None or known[0] != now:
+            try:
+                known = self._known[file] = now, self._read(file)
+            except (OSError, UnreadError):  # what is missing now may be there the next time
+                return None
         return known[1]
 
 
@@ -82,16 +86,15 @@ class Certificates:
 
 
 def _validity(file: Path) -> Validity | None:
-    try:
-        return validity(content(file))
-    except OSError:
-        return None
+    return validity(content(file))
 
 
 def _served(path: Path) -> Path | None:
     """The file that holds the server's certificate: the web configuration itself, where it is written there."""
     try:
         tls = web_config.parse(path).tls
+    except UnreadError:
+        raise
     except web_config.WebConfigError:
         return None  # the server goes on with what it read before, and says so
     return None if tls is None else tls.cert.file or path

@@ -82,10 +82,12 @@ class Watched:
         if self._path is not None and (
             tuple(map(stamp, self._watched)) != self._stamps or time.monotonic() >= self._again
         ):
+            began = time.monotonic()
             try:
                 self._access = self._read(self._path)
             except web_config.WebConfigError as error:
-                self._again = time.monotonic() + LOOK_AGAIN
+                end = time.monotonic()
+                self._again = end + max(LOOK_AGAIN, 20 * (end - began))
                 if str(error) != self._problem:
                     _log.error("web configuration not reloaded", extra={"error": str(error)})
                 self._problem = str(error)
