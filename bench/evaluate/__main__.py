@@ -85,6 +85,7 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         kept = runs or directory
+        kept.mkdir(parents=True, exist_ok=True)
         work = partial(job, names=frozenset(metrics(rules)), directory=kept, most_seconds=most_seconds)
         with Pool(min(len(places), 2)) as pool:
             done = pool.map(work, places, chunksize=1)
