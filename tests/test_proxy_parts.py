@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
@@ -23,9 +23,6 @@ from llm_headroom.schema import PROXY_FIRST_TOKEN_WAIT, PROXY_SILENCE
 from measured_values import told
 from proxied import LAST, LINE, STREAM, chunk, head, place, post
 from stream_captures import ANSWERS, Answer
-
-if TYPE_CHECKING:
-    import asyncio
 
 STREAMED = [answer for answer in ANSWERS.values() if answer.chunked]
 SHORT = [answer for answer in STREAMED if len(answer.body) < 11_000]
@@ -122,11 +119,16 @@ def test_a_reading_within_a_stream_has_all_that_passed_before() -> None:
 
 
 def test_a_stream_that_never_ends_takes_no_more_memory() -> None:
+    """Each piece comes by itself, so that it may wait among others."""
+
     async def test() -> None:
+        taken = asyncio.Semaphore()
+
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await head(reader)
             writer.write(STREAM)
-            while True:
+            for _ in range(2 * MOST_PIECES):
+                await taken.acquire()
                 writer.write(chunk(LINE))
                 await writer.drain()
 
@@ -135,11 +137,14 @@ def test_a_stream_that_never_ends_takes_no_more_memory() -> None:
             reader, writer = await here.connect()
             writer.write(post())
             await head(reader)
+            waiting = []
             for _ in range(2 * MOST_PIECES):
                 await reader.readuntil(LINE)
-                assert len(backlog.passed) < MOST_PIECES
+                waiting.append(len(backlog.passed))
                 assert sum(len(piece) for _, piece, _ in backlog.passed) <= MOST_PIECES * LARGE
+                taken.release()
             writer.close()
+        assert MOST_PIECES / 2 < max(waiting) < MOST_PIECES
 
     bounded.run(test())
 
