@@ -382,7 +382,7 @@ def test_engines_with_slots_need_no_cache_but_their_number() -> None:
     now = replace(complete(), capacity=None, limit=4.0)
     assert begun(now, 0.0, "llamacpp").missing is Missing.BUSY
     assert begun(now, 0.0, "vllm").missing is Missing.CAPACITY
-    assert begun(replace(now, limit=None), 0.0, "ollama").missing is Missing.CAPACITY
+    assert begun(replace(now, limit=None), 0.0, "ollama").missing is Missing.SLOTS
 
 
 def settled(ratio: float, waiting: float = 0.0) -> Known:

@@ -450,7 +450,14 @@ def test_what_a_card_lacks_is_what_is_not_exposed_now_and_why_that_is_so_now() -
         return replace(now, health=replace(now.health, withheld=withheld))
 
     running, waiting = of_model(schema.REQUESTS_RUNNING, 1.0), of_model(schema.REQUESTS_WAITING, 1.0)
-    rounds = (polled(1.0, running), polled(2.0, running, waiting), polled(3.0, running, withheld=("/v1/models",)))
+    stalled = [of_model(schema.ENGINE_STALLED, value) for value in (0.0, 1.0)]
+    rounds = (
+        polled(1.0, running),
+        polled(2.0, running, waiting),
+        polled(3.0, running, withheld=("/v1/models",)),
+        polled(4.0, running, stalled[0]),
+        polled(5.0, running, stalled[1]),
+    )
 
     async def test() -> None:
         poller = Poller(Config(gpu=GpuSettings(enabled=False), host=False, discover=False), beside=[Scripted(*rounds)])
@@ -470,8 +477,9 @@ def test_what_a_card_lacks_is_what_is_not_exposed_now_and_why_that_is_so_now() -
         await poller.stop()
         assert views.view().engines == ()
         told = [{name: each.reason for each in shown[at.taken].missing for name in each.metrics} for at in rounds]
-        assert ["llm_requests_waiting" in missing for missing in told] == [True, False, True]
-        assert ["credentials" in missing["llm_model_context_tokens"] for missing in told] == [False, False, True]
+        assert ["llm_requests_waiting" in missing for missing in told][:3] == [True, False, True]
+        assert ["credentials" in missing["llm_model_context_tokens"] for missing in told][:3] == [False, False, True]
+        assert ["progress" in missing["llm_load_headroom_ratio"] for missing in told] == [False] * 4 + [True]
 
     bounded.run(test())
 

@@ -77,6 +77,7 @@ class Missing(StrEnum):
     """Why there is no load headroom, in an operator's words."""
 
     CAPACITY = "the engine does not report the size of its KV cache"
+    SLOTS = "how many requests the engine runs at once is not known; set `requests_running_limit` of its target"
     LATENCIES = "the engine does not report histograms of first tokens and of inter-token latency"
     REQUESTS = "the engine does not report the requests that run, or those that have finished"
     BUSY = "ten minutes with requests have to be seen first, some of them in the last 15"
@@ -195,7 +196,7 @@ class Known:
     @property
     def _lacking(self) -> Missing | None:
         if self.capacity is None:
-            return Missing.CAPACITY
+            return Missing.SLOTS if self.engine in _SLOTTED else Missing.CAPACITY
         if self.last.ttft is None or self.last.inter_token is None:
             return Missing.LATENCIES
         if self.last.running is None or self.last.finished is None or self.last.generation_tokens is None:

@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom import __version__, clock
-from llm_headroom.model import NOTHING, Cause, Failure, Health
+from llm_headroom import __version__, clock, schema
+from llm_headroom.model import NOTHING, Cause, Failure, Health, numbers
 from llm_headroom.scrape import coverage
 from llm_headroom.scrape.coverage import GPUS
 from llm_headroom.view import engines, gpus
@@ -129,7 +129,9 @@ class Board:
 
     def _lacking(self, snapshot: Snapshot) -> tuple[Missing, ...]:
         """As at the last view if what it follows from is the same: half of what a card takes."""
-        reasons = (snapshot.engine, snapshot.health.withheld, {point.series.metric.name for point in snapshot.points})
+        stalled = any(value for _, value in numbers(snapshot.points, schema.ENGINE_STALLED))
+        names = {point.series.metric.name for point in snapshot.points}
+        reasons = (snapshot.engine, snapshot.health.withheld, names, stalled)
         known, found = self._missing.get(snapshot.target, (None, ()))
         if reasons != known:
             found = lacking(snapshot, self._poller.engines.get(snapshot.engine))
