@@ -95,7 +95,9 @@ def _passes(document: Mapping[str, Any]) -> Iterator[list[dict[str, str]]]:
     """Recording rules, those after the others that read what these record: promtool evaluates each on what is there."""
     left = {rule["record"]: rule for group in document["groups"] for rule in group["rules"] if "record" in rule}
     while left:
-        ready = [rule for rule in left.values() if not left.keys() & set(_RECORDED.findall(rule["expr"]))]
+        ready = [  # one that reads itself, as it was at the look before, begins without
+            rule for name, rule in left.items() if not (left.keys() - {name}) & set(_RECORDED.findall(rule["expr"]))
+        ]
         yield ready
         for rule in ready:
             del left[rule["record"]]
