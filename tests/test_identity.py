@@ -288,7 +288,7 @@ def test_what_an_engine_can_never_have_is_not_said_to_come_with_time() -> None:
     assert "run llm-headroom there" in reasons["llm_host_memory_limit_bytes"]
 
 
-@pytest.mark.parametrize(("stalled", "said"), [(0.0, "ten busy minutes"), (1.0, "makes no progress")])
+@pytest.mark.parametrize(("stalled", "said"), [(0.0, "ten minutes with requests"), (1.0, "makes no progress")])
 def test_an_engine_that_is_stalled_has_no_load_headroom_for_that_reason(stalled: float, said: str) -> None:
     snapshot = polled("vllm", replayed(Capture("vllm", "0.32.0", "saturated"))).snapshot
     points = [each for each in snapshot.points if each.series.metric is not schema.ENGINE_STALLED]

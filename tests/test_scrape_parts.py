@@ -426,7 +426,7 @@ def test_why_a_metric_is_missing() -> None:
     assert vllm[schema.PRESSURE.name].startswith("worked out from several readings")
     assert vllm[schema.REQUESTS_WAITING.name].startswith("the engine exposes no vllm:num_requests_waiting")
     assert vllm[schema.PROXY_SILENCE.name].endswith("; name one under `proxies` to get it")
-    assert missing("vllm")[schema.LOAD_HEADROOM.name].startswith("worked out from several readings")
+    assert missing("vllm")[schema.LOAD_HEADROOM.name].startswith("derived: the engine does not report the requests")
 
     host = missing("vllm", point(schema.HOST_MEMORY_USED, 1.0))
     assert host[schema.HOST_MEMORY_LIMIT.name] == "the engine's control group has no memory limit"
