@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llm_headroom.bundle.recording import HELD
+from llm_headroom.bundle.recording import HELD, USED
 from llm_headroom.bundle.rule import DOWN, LOADS_LONG, MODEL, NOT_PROXIED, PROXIED, SOURCE, Alert, Dashboard, Severity
 from llm_headroom.thresholds import RESTARTS_SECONDS, SETTLED_SECONDS
 
@@ -59,7 +59,7 @@ def _of_a_role() -> str:
 def _dead() -> str:
     """1 for an engine that is down, or that loads for longer than any takes although its model was used; else 0."""
     loads = f'llm_engine_state{{state="loading", {NOT_PROXIED}}}'
-    used = f"on ({_MODEL}) max_over_time(engine_model:llm_requests_running:sum[1h]) > 0"
+    used = f"on ({_MODEL}) {USED} > 0"
     return f"max without (state) ({held('down')} or {loads} * ({loads} offset {LOADS_LONG}) and {used})"
 
 

@@ -182,8 +182,12 @@ of them says, and as many of these missed the objective as the side that has mor
 may have no proxy: theirs are added. `HELD` reads itself, as it was at the last look.
 """
 
-SLO_DAYS: Final = tuple(map(_missed, DAYS))
-"""Of objectives over days."""
+USED: Final = "engine_model:llm_requests_running:max6h"
+SLO_DAYS: Final = (
+    *map(_missed, DAYS),
+    Recording(USED, "max_over_time(engine_model:llm_requests_running:sum[6h])"),
+)
+"""Of objectives over days; and whether a model was used within hours, which tells a loss from what nobody misses."""
 
 GPU_DAYS: Final = (
     Recording(
