@@ -14,14 +14,13 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohappyeyeballs import start_connection
-
 from llm_headroom import clock, schema
 from llm_headroom.config.endpoint import parse_target
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.model import Health, Snapshot
 from llm_headroom.net.accept import Accepting
+from llm_headroom.net.dial import dialled
 from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.net.tls import client_context
 from llm_headroom.proxy.gate import Gate
@@ -44,7 +43,6 @@ JOINED: Final = frozenset({"ollama"})
 others has a target of its own, since one series must not mix two rulers."""
 _SHOW_LOADS: Final = frozenset({"llamacpp"})
 """Those others that load models on demand, and show at each poll which are in memory."""
-_HAPPY_EYEBALLS_SECONDS: Final = 0.25
 _LOOP: Final = "it leads back to a proxy of llm-headroom; give the target the engine's own address"
 _EVERY: Final = frozenset({ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")})
 _IPV4: Final = 4
@@ -88,15 +86,13 @@ class _Address:
         return self._by_name(made, secured)
 
     async def _by_name(self, made: Callable[[], asyncio.BaseProtocol], secured: dict[str, Any]) -> None:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self._host, self._origin.port, type=socket.SOCK_STREAM)
-        connected = await start_connection(found, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
+        connected = await dialled(self._host, self._origin.port)
         try:
             self._refuse_own(*connected.getpeername()[:2])
         except OSError:
             connected.close()
             raise
-        await loop.create_connection(made, sock=connected, **secured)
+        await asyncio.get_running_loop().create_connection(made, sock=connected, **secured)
 
     def _refuse_own(self, host: str, port: int) -> None:
         """Refuse where a proxy of this process listens: each request would be many, until no descriptor is left.

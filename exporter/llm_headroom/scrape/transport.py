@@ -6,22 +6,20 @@ aiohttp's sessions and pools would be between each poll and its connection, for 
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiohttp
-from aiohappyeyeballs import start_connection
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 from llm_headroom.model import Cause
+from llm_headroom.net.dial import dialled
 from llm_headroom.scrape.refusals import Refusal, broken, root, unanswered, unconnected
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping
 
-    from aiohappyeyeballs import AddrInfoType
     from aiohttp import StreamReader
 
     from llm_headroom.net.lean_httpx import httpx
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 _LINE_BYTES: Final = 16 * 1024
 _MOST_UNREAD: Final = 16
 """Answers that may have come at once, those of 100 to 199 included, which none of our requests asks for."""
-_HAPPY_EYEBALLS_SECONDS: Final = 0.25
-"""Until another address of a name is tried beside one that does not answer (RFC 8305, section 5)."""
 _INFORMATIONAL: Final = frozenset({*range(100, 200)} - {101})
 
 
@@ -127,9 +123,7 @@ class Transport:
         self.close()
         loop = asyncio.get_running_loop()
         try:
-            connected = await start_connection(
-                await _found(request.host, request.port), happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS
-            )
+            connected = await dialled(request.host, request.port)
             _, self._protocol = await loop.create_connection(
                 lambda: _Answers(loop), sock=connected, ssl=self._context, server_hostname=self._server_name
             )
@@ -164,14 +158,6 @@ class Transport:
         protocol, self._protocol = self._protocol, None
         if protocol is not None:
             protocol.abort()
-
-
-async def _found(host: str, port: int) -> Sequence[AddrInfoType]:
-    """The addresses of a host, which an address itself needs no thread for."""
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 async def pieces(body: StreamReader) -> AsyncIterator[bytes]:
