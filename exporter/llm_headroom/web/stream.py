@@ -110,15 +110,16 @@ class Feed:
             yield event
             spaced = loop.time() + max(pace.spacing, rest)
             while not news.is_set():
+                beat = loop.time() + pace.heartbeat
                 try:
-                    async with asyncio.timeout_at(min(loop.time() + pace.heartbeat, end)):
+                    async with asyncio.timeout_at(min(beat, end)):
                         await news.wait()
                 except TimeoutError:
-                    if loop.time() >= end:
+                    if end <= beat:  # not by the clock: a loop's timer may be up to a millisecond early by it
                         return
                     yield b":\n\n"
             await asyncio.sleep(min(spaced, end) - loop.time())
-            if loop.time() >= end:
+            if end <= spaced:
                 return
 
     def _shared(self) -> View:
