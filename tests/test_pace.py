@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import bounded
 from llm_headroom.config.endpoint import Endpoint
@@ -73,6 +75,18 @@ def test_the_next_poll_is_on_the_beat_and_later_than_now(
     phase: float, step: float, now: float, expected: float
 ) -> None:
     assert Pace(7.0, phase).next(now, step) == expected
+
+
+@given(
+    phase=st.floats(0.0, 0.99),
+    step=st.floats(0.05, 3600.0),
+    beats=st.integers(0, 10**6),
+    early=st.floats(-0.4, 0.4),
+)
+def test_a_timer_that_is_a_little_early_or_late_polls_once(phase: float, step: float, beats: int, early: float) -> None:
+    pace = Pace(0.0, phase)
+    last = pace.next(beats * step, step)
+    assert pace.next(last - early * step, step, last) == pytest.approx(last + step)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +172,9 @@ def test_no_more_targets_begin_at_once_however_busy_the_process_is() -> None:
     assert max(more - before for before, more in itertools.pairwise([0, *begun])) <= 2 * MOST_AT_ONCE
 
 
-def test_a_target_is_polled_again_at_its_interval_and_no_faster() -> None:
+@pytest.mark.parametrize("early", [0.0, 0.003])
+def test_a_target_is_polled_again_at_its_interval_and_no_faster(early: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded.timers_are_early(early, monkeypatch)
     polls, _, took = polled(4, 0.05, 4)
     assert max(polls.values()) <= took / 0.05 + 3.0  # the one at the start, a beat at once after it, and one at the end
 

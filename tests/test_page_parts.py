@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+import bounded
 from bounded import run
 from llm_headroom import schema
 from llm_headroom.config.people import Links
@@ -500,8 +501,13 @@ def test_a_quiet_stream_beats() -> None:
     run(test())
 
 
-@pytest.mark.parametrize(("heartbeat", "most"), [(0.01, 5), (3600.0, 0)])
-def test_a_quiet_stream_ends_after_its_time_and_beats_no_more_often_than_it_should(heartbeat: float, most: int) -> None:
+@pytest.mark.parametrize("early", [0.0, 0.003])
+@pytest.mark.parametrize(("heartbeat", "most"), [(0.01, 8), (3600.0, 0)])
+def test_a_quiet_stream_ends_after_its_time_and_beats_no_more_often_than_it_should(
+    heartbeat: float, most: int, early: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounded.timers_are_early(early, monkeypatch)
+
     async def test() -> None:
         feed = Feed(Poller(Config(discover=False)), Pace(heartbeat=heartbeat, lifetime=0.05))
         response = feed.subscribe({})

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from typing import Any
 
+    import pytest
+
 LIMIT = 60  # seconds; a healthy test takes a small part of them
 
 
@@ -26,3 +28,18 @@ def run(test: Coroutine[Any, Any, None]) -> None:
             await test
 
     loop.run(bounded())
+
+
+def timers_are_early(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the timers of the loops that follow fire so long before their time, as uvloop's do by up to a millisecond."""
+
+    class Early(loop._Loop):  # noqa: SLF001 - the loop that the service has, but for its timers
+        def call_later(  # type: ignore[override]
+            self,
+            delay: float,
+            *args: Any,  # noqa: ANN401 - handed on
+            **options: Any,  # noqa: ANN401
+        ) -> asyncio.TimerHandle:
+            return super().call_later(max(delay - seconds, 0.0), *args, **options)
+
+    monkeypatch.setattr(loop, "_Loop", Early)

@@ -43,11 +43,13 @@ class Pace(NamedTuple):
     after: float = 0.0
     phase: float = 0.0
 
-    def next(self, now: float, step: float) -> float:
+    def next(self, now: float, step: float, last: float = -math.inf) -> float:
         """The next time on the clock of `now`, later than that, whose beat is every `step` seconds.
 
-        What was missed is skipped, not caught up in a burst.
+        What was missed is skipped, not caught up in a burst. The time at `last` is over, though the timer that was set
+        to it may be a little early by that clock.
         """
+        now = max(now, last + 0.5 * step)
         return (math.floor(now / step - self.phase) + 1 + self.phase) * step
 
 

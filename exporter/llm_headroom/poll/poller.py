@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -371,9 +372,10 @@ class Poller:
         if pace.after:
             await self._turn()
         await self._collect(slot)
+        due = -math.inf
         while True:
             now = loop.time()
-            due = pace.next(now, slot.source.interval * self.strain.stretch)
+            due = pace.next(now, slot.source.interval * self.strain.stretch, due)
             await asyncio.sleep(due - now)
             self.strain.note(due, loop.time())
             await self._collect(slot)
