@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import bounded
+from llm_headroom.proxy.circle import Circle
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
 from llm_headroom.proxy.observer import Observer
@@ -38,6 +39,7 @@ class Engine:
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
+        self.circle = Circle()
         self.asked = asyncio.Event()
         self.go_on = asyncio.Event()
         self.given_up = asyncio.Event()

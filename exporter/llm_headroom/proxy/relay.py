@@ -1,14 +1,13 @@
 """The proxy's byte path: each client's connection has one of its own to the engine, and bytes pass as they come.
 
 So whatever HTTP/1.1 allows between two ends (keep-alive, pipelining, 100-continue, upgrades, trailers, half-closed
-connections) goes on between the client and the engine. Only a request's Host may be another one: see `Upstream`. Who
-cannot write on is not read from; who leaves is left.
+connections) goes on between the client and the engine. Only a request's Host may be another one, see `Upstream`, and
+where many wait it may get a Via, see `circle`. Who cannot write on is not read from; who leaves is left.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 import struct
@@ -18,11 +17,14 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from llm_headroom.proxy import framing
 from llm_headroom.proxy.backlog import LARGE, MOST_PIECES
+from llm_headroom.proxy.circle import CircleError
 from llm_headroom.proxy.observer import Observer
+from llm_headroom.proxy.refusal import answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from llm_headroom.proxy.circle import Circle
     from llm_headroom.proxy.exchange import Exchange
     from llm_headroom.proxy.gate import Gate
     from llm_headroom.proxy.measures import Measures
@@ -55,6 +57,11 @@ class Upstream(Protocol):
         """Its host and port, for messages."""
         ...
 
+    @property
+    def circle(self) -> Circle:
+        """Which of its requests were here before."""
+        ...
+
     def addressed(self, head: framing.RequestHead) -> bytes:
         """A request's head as the engine is to get it."""
         ...
@@ -82,7 +89,6 @@ class Client(asyncio.Protocol):
         """Bytes for an engine that is not connected yet; the client is not read from meanwhile."""
         self._head = framing.HeadReader()
         self._deadline: asyncio.TimerHandle | None = None
-        """Bytes of the head that has started to arrive."""
         self._body: framing.Body | None = None
         self._tunnel = False
         self._asked = 0
@@ -120,6 +126,8 @@ class Client(asyncio.Protocol):
             self._requests(data)
         except framing.FramingError as error:
             self._refuse(_BAD_REQUEST, f"not a request that can be relayed: {error}", "/")
+        except CircleError as error:
+            self._unreachable(error, error.target)
         self._rest()
 
     def eof_received(self) -> bool:
@@ -207,9 +215,10 @@ class Client(asyncio.Protocol):
         self._asked += 1
         self.backlog.add(self.observer.request, head, monotonic(), len(head.raw))
         self._body = framing.request_body(head)
+        raw = self._upstream.circle.sent(head, self._upstream.addressed(head), self, self.backlog.look)
         if self._engine is None and self._connecting is None:
             self._connecting = self._loop.create_task(self._connect(head.target))
-        self._forward(self._upstream.addressed(head))
+        self._forward(raw)
         if self._under_way >= MOST_PIPELINED:
             self.backlog.look()
             if self._under_way >= MOST_PIPELINED:
@@ -281,21 +290,13 @@ class Client(asyncio.Protocol):
         """Answer in the engine's place and close; possible only as long as no answer is under way."""
         log.debug("request not relayed", extra={"reason": text})
         self._end("client_error")
-        error: object = f"llm-headroom proxy: {text}"
-        if target.startswith("/v1/"):  # clients of OpenAI's and Anthropic's API look for a message within
-            error = {"message": error, "type": "proxy_error", "code": status.value}
-        body = json.dumps({"error": error}).encode() + b"\n"
-        head = (
-            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
         self._held.clear()
         if self._transport is None or self._transport.is_closing():
             return
         if self._engine is not None:
             self._transport.close()
             return
-        self._transport.write(head.encode() + body)
+        self._transport.write(answer(status, text, target))
         if self._left:
             self._transport.close()
             return
@@ -319,6 +320,7 @@ class Client(asyncio.Protocol):
     def _progressed(self) -> None:
         """A response has started or ended, or no more of them will be observed."""
         observer = self.observer
+        self._upstream.circle.answered(self)
         if "pipelined" in self._stops and self._under_way < MOST_PIPELINED:
             self.read_on("pipelined")
             self._attend()
@@ -377,6 +379,7 @@ class Client(asyncio.Protocol):
             self._transport.close()
 
     def _end(self, reason: str) -> None:
+        self._upstream.circle.answered(self)
         if not self._over:
             self._over = True
             self.backlog.add(self.observer.broken, reason, monotonic())

@@ -23,6 +23,7 @@ from llm_headroom.net.accept import Accepting
 from llm_headroom.net.dial import dialled
 from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.net.tls import client_context
+from llm_headroom.proxy.circle import LEADS_BACK, MOST_WAITING, Circle
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import AVAILABILITY, Measures
 from llm_headroom.proxy.relay import Client
@@ -43,7 +44,6 @@ JOINED: Final = frozenset({"ollama"})
 others has a target of its own, since one series must not mix two rulers."""
 _SHOW_LOADS: Final = frozenset({"llamacpp"})
 """Those others that load models on demand, and show at each poll which are in memory."""
-_LOOP: Final = "it leads back to a proxy of llm-headroom; give the target the engine's own address"
 _EVERY: Final = frozenset({ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")})
 _IPV4: Final = 4
 
@@ -51,7 +51,10 @@ _IPV4: Final = 4
 class _Address:
     """The engine behind a proxy; see `relay.Upstream`."""
 
-    def __init__(self, endpoint: Endpoint, names: Collection[str], listeners: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self, endpoint: Endpoint, names: Collection[str], circle: Circle, listeners: Sequence[socket.socket] = ()
+    ) -> None:
+        self.circle = circle
         self._endpoint = endpoint
         self._listeners = listeners
         self._origin, self._host, _ = parse_target(endpoint.url)
@@ -104,7 +107,7 @@ class _Address:
         for listener in self._listeners:
             own, listening = listener.getsockname()[:2]
             if listening == port and (_address(own) == there or (_address(own) in _EVERY and _is_local(host))):
-                raise OSError(errno.ELOOP, _LOOP)
+                raise OSError(errno.ELOOP, LEADS_BACK)
 
 
 @lru_cache(maxsize=256)
@@ -208,6 +211,7 @@ class Proxies:
         self.sources: list[ProxySource] = []
         self.addresses: tuple[str, ...] = ()
         self._gate = Gate(connections)
+        self._marking = min(MOST_WAITING, connections // 2)
         self._listeners: list[socket.socket] = []
         self._accepting: list[Accepting] = []
         self._beginning: dict[Client, asyncio.Task[None]] = {}
@@ -275,9 +279,8 @@ class Proxies:
             for proxy, target in self._doors:
                 there = target.endpoint if proxy.upstream is None else replace(target.endpoint, url=proxy.upstream)
                 host, _, port = proxy.listen.rpartition(":")
-                upstream = _Address(
-                    there, {host.lower(), *map(str.lower, proxy.hosts), *_names_here()}, self._listeners
-                )
+                names = {host.lower(), *map(str.lower, proxy.hosts), *_names_here()}
+                upstream = _Address(there, names, Circle(self._marking), self._listeners)
                 for listener in await bind(f"{host or 'localhost'}:{port}"):
                     self._listeners.append(listener)
                     take = partial(self._accept, upstream, self._measures[target.name])
