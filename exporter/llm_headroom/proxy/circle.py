@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
     from llm_headroom.proxy.framing import RequestHead
 
-MOST_WAITING: Final = 64
-"""Requests at once of which none has had a byte of an answer, before one is marked: a circle has more at once."""
+MOST_WAITING: Final = 1000
+"""Requests at once of which none has had a byte of an answer, before one is marked: few engines ever have as many, and
+a circle has them within seconds."""
 LEADS_BACK: Final = "it leads back to a proxy of llm-headroom; give the target the engine's own address"
 _END: Final = b"\r\n"
 
