@@ -25,11 +25,14 @@ def queries() -> dict[str, str]:
     hpa = (HELM / "examples/hpa.yaml").read_text(encoding="utf-8")
     adapter = re.search(r"metricsQuery: >-\n((?:#  +\S.*\n)+)", hpa)
     assert adapter
+    shown = re.search(r"## Autoscaling\n.*?```promql\n(.*?)```", (ROOT / "docs/examples.md").read_text(), re.DOTALL)
+    assert shown
     values = yaml.safe_load((HELM / "llm-headroom/values.yaml").read_text(encoding="utf-8"))
     keda = yaml.safe_load((HELM / "examples/keda.yaml").read_text(encoding="utf-8"))
     return {
         "values.yaml": values["autoscaling"]["query"],
         "keda.yaml": keda["autoscaling"]["query"],
+        "examples.md": shown[1],
         "hpa.yaml": adapter[1].replace("#", " ").replace("<<.LabelMatchers>>", 'namespace="llm"'),
     }
 
