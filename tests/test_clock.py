@@ -78,7 +78,7 @@ def preloaded(folder: Path, shift: Path) -> dict[str, str]:
 
 def view(exporter: Exporter) -> dict[str, Any]:
     """What the page shows, as JSON."""
-    with urllib.request.urlopen(f"{exporter.url}/api/v1/stream", timeout=30) as answer:  # noqa: S310 - our own server
+    with urllib.request.urlopen(f"{exporter.url}/api/v1/stream", timeout=90) as answer:  # noqa: S310 - our own server
         for line in answer:
             if line.startswith(b"data: "):
                 return dict(json.loads(line[6:]))

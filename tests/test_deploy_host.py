@@ -29,7 +29,7 @@ def loaded(path: Path) -> Any:  # noqa: ANN401 - YAML
 
 def sbom(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, DEPLOY / "sbom.py", folder], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, DEPLOY / "sbom.py", folder], capture_output=True, text=True, check=False, timeout=90
     )
 
 
@@ -168,7 +168,7 @@ def test_the_unit_is_valid_and_exposes_little(tmp_path: Path) -> None:
     )  # verify wants a program that is there
 
     verified = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False, timeout=30
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False, timeout=90
     )
     assert (verified.returncode, verified.stderr) == (0, "")
     judged = subprocess.run(

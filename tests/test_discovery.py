@@ -10,6 +10,7 @@ import pytest
 import bounded
 from engine_server import EngineServer, Reply, garbage
 from exporter_process import Exporter, check
+from free_port import free_port
 from llm_headroom.config.load import load
 from llm_headroom.poll.poller import Poller
 
@@ -57,10 +58,8 @@ def test_a_port_where_a_target_is_configured_is_not_looked_at_again(tmp_path: Pa
 
 
 def test_a_silent_port_is_told_with_every_engine_that_may_be_there(tmp_path: Path) -> None:
-    with EngineServer() as server:
-        path = configured(tmp_path, server.port)
-    with Exporter("--config", str(path)) as exporter:
-        said = exporter.logged("not found", what=f"{server.name} (one, two)")
+    with free_port() as port, Exporter("--config", str(configured(tmp_path, port))) as exporter:
+        said = exporter.logged("not found", what=f"127.0.0.1:{port} (one, two)")
 
     assert (said["cause"], said["reason"]) == ("refused", "nothing listens on this port"), "nobody said that it does"
 

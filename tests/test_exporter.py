@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,8 @@ import nvml_library
 import refused_calls
 from captures import Capture
 from engine_server import EngineServer, Reply, as_json, garbage, half, hang, huge, replayed
-from exporter_process import COMMAND, Exporter, check
+from exporter_process import COMMAND, DEADLINE, Exporter, check
+from free_port import free_port
 from llm_headroom import schema
 from llm_headroom.model import Subject
 from llm_headroom.proxy import measures
@@ -60,7 +62,7 @@ def test_every_engine_is_found_out_and_served_side_by_side() -> None:
 
     assert {(dict(key)["engine"], dict(key)["target"]): up for key, up in metrics["llm_up"].items()} == {
         (engine, server.name): 1.0 for engine, server in servers.items()
-    }
+    }, exporter.log
     waiting = {dict(key)["engine"]: value for key, value in metrics["llm_requests_waiting"].items()}
     assert waiting == {"vllm": 39, "sglang": 12, "llamacpp": 4}
     assert metrics["llm_time_to_first_token_seconds_count"] != {}
@@ -167,22 +169,15 @@ def test_broken_engines_cost_only_themselves(vllm: EngineServer) -> None:
         "format": {"/metrics": Reply(b"0 hello")},
         "not_this_engine": {"/metrics": Reply(b"<html><body>hello</body></html>", content_type="text/html")},
     }
-    servers = {cause: EngineServer(routes) for cause, routes in broken.items()}
-    for server in servers.values():
-        server.__enter__()
-    with EngineServer() as gone:
-        pass
-    targets = {"refused": gone.url} | {cause: server.url for cause, server in servers.items()}
-    try:
+    with ExitStack() as stack:
+        targets = {cause: stack.enter_context(EngineServer(routes)).url for cause, routes in broken.items()}
+        targets["refused"] = f"http://127.0.0.1:{stack.enter_context(free_port())}"
         arguments = [f"--target=vllm={url}" for url in (*targets.values(), vllm.url)]
         with Exporter(*arguments, "--no-gpu", "--interval", "1s") as exporter:
             served = exporter.logged("source up", target=vllm.name)
             for cause, url in targets.items():
                 exporter.logged("source down", target=url.removeprefix("http://"), cause=cause)
             metrics = exporter.metrics()
-    finally:
-        for server in servers.values():
-            server.__exit__()
 
     assert served["points"] > 30
     up = {dict(key)["target"]: value for key, value in metrics["llm_up"].items()}
@@ -369,8 +364,9 @@ def test_a_wish_to_reload_does_not_end_an_exporter_that_is_only_beginning(tmp_pa
             process.send_signal(signal.SIGHUP)
             config.write("gpu: false\nhost: false\ndiscover: false\nlisten: ['127.0.0.1:0']\n")
         with os.fdopen(ended) as lines:
-            assert json.loads(lines.readline())["msg"] == "listening"
+            first = lines.readline()
             process.send_signal(signal.SIGTERM)
+    assert json.loads(first)["msg"] == "listening"
 
 
 @pytest.mark.skipif(refused_calls.PRLIMIT64 is None, reason="the call's number is not known of this machine")
@@ -491,7 +487,7 @@ def test_signals_end_it_cleanly(number: signal.Signals) -> None:
         while not server.requests:  # in the middle of a poll
             exporter.get("/metrics")
         exporter.process.send_signal(number)
-        assert exporter.process.wait(30) == 0
+        assert exporter.process.wait(DEADLINE) == 0
     assert all("msg" in line and "Traceback" not in line["msg"] for line in exporter.log)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import pytest
 import trustme
 
+from free_port import free_port
 from llm_headroom import __version__
 from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Secret, Tls
 from llm_headroom.model import Cause
@@ -480,13 +481,12 @@ def test_after_a_cancellation_the_next_request_gets_its_own_answer(beginning: by
 
 
 def test_a_dead_port_is_refused() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    for host in ("127.0.0.1", "localhost"):
-        with pytest.raises(FetchError) as caught:
-            asyncio.run(Client(Endpoint(url=f"http://{host}:{port}")).get("/metrics", timeout=PATIENT))
-        assert caught.value.failure.cause is Cause.REFUSED
-        assert f"http://{host}:{port}/metrics: " in str(caught.value)
+    with free_port() as port:
+        for host in ("127.0.0.1", "localhost"):
+            with pytest.raises(FetchError) as caught:
+                asyncio.run(Client(Endpoint(url=f"http://{host}:{port}")).get("/metrics", timeout=PATIENT))
+            assert caught.value.failure.cause is Cause.REFUSED
+            assert f"http://{host}:{port}/metrics: " in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from llm_headroom.host.engines import EngineProcess, Finder, How, Watched, runs_
 from llm_headroom.host.proc import Listener, Proc, addresses_of, reaches
 from llm_headroom.host.reading import HostMemory
 from llm_headroom.model import Health, Snapshot
-from proc_tree import BOOT, FIXTURES, ProcTree, free_port, ticks
+from proc_tree import BOOT, FIXTURES, ProcTree, ticks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -677,11 +677,11 @@ def test_where_the_time_of_the_boot_is_not_known_no_start_is(tree: ProcTree) -> 
 # The real /proc ------------------------------------------------------------------------------------------------------
 ENGINE = """
 import socket, subprocess, sys
-listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+listener = socket.create_server(("127.0.0.1", 0))
 worker = subprocess.Popen([sys.executable, "-c", "import sys; print('ready', flush=True); sys.stdin.read()"],
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 worker.stdout.readline()
-print(worker.pid, flush=True)
+print(listener.getsockname()[1], worker.pid, flush=True)
 sys.stdin.read()
 worker.communicate()
 """
@@ -690,12 +690,12 @@ worker.communicate()
 @pytest.fixture
 def engine() -> Iterator[tuple[int, int, int]]:
     """PID and port of a process that listens, and the PID of a worker of its own."""
-    port = free_port()
     with subprocess.Popen(
-        [sys.executable, "-c", ENGINE, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ENGINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        yield process.pid, port, int(process.stdout.readline())
+        port, worker = process.stdout.readline().split()
+        yield process.pid, int(port), int(worker)
         process.communicate()
 
 

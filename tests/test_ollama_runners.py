@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import captures
 from captures import Capture, values
 from engine_server import EngineServer, Reply, as_json, garbage, hang, replayed
+from free_port import free_port
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.engines.built_in import BUILT_IN
@@ -22,7 +23,7 @@ from llm_headroom.host import runners
 from llm_headroom.host.runners import Runner, command
 from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.ollama_runners import RunnerLayer
-from proc_tree import BOOT, ProcTree, free_port, ticks
+from proc_tree import BOOT, ProcTree, ticks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -320,8 +321,8 @@ def test_a_runner_that_fails_costs_only_what_it_alone_tells(tree: ProcTree, brok
 
 
 def test_a_runner_that_has_ended_between_the_look_and_the_question(tree: ProcTree) -> None:
-    with Setting(tree) as setting:
-        run(tree, free_port())
+    with Setting(tree) as setting, free_port() as port:
+        run(tree, port)
         snapshot = setting.poll()
 
     assert [warning.cause.value for warning in snapshot.health.warnings] == ["refused"]
@@ -349,9 +350,9 @@ def test_without_any_of_it_slots_and_cache_are_absent(tree: ProcTree) -> None:
 
 def test_where_processes_are_hidden_the_shared_network_shows_the_runner(tmp_path: Path) -> None:
     tree = ProcTree(tmp_path, namespace=4026532000)
-    with Setting(tree, "busy_2") as setting:
+    with Setting(tree, "busy_2") as setting, free_port() as port:
         tree.listen(setting.runner.port, 950)
-        tree.listen(free_port(), 951)
+        tree.listen(port, 951)
         first = setting.poll()
         asked = len([path for _, path in setting.runner.requests if path == "/props"])
         setting.poll()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +27,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from captures import Capture
 from engine_server import EngineServer, replayed
 from exporter_process import DEADLINE, Exporter
+from free_port import free_port
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Basic, Bearer, Secret, Tls
 from llm_headroom.config.settings import OtlpSettings
@@ -48,6 +50,8 @@ TOKENS = Series(schema.PROMPT_TOKENS, {"engine": "vllm", "target": "a"})
 NOW = Reply(503, b"busy", {"Retry-After": "0"}, "text/plain")
 ONCE: Final = 0.75
 """Seconds in which there is one attempt: the SDK's second one comes after 0.8 s at the soonest."""
+TWICE: Final = 2.35
+"""Seconds in which there are two: the second comes after 1.2 s at the latest, a third after 2.4 s at the soonest."""
 
 
 class Pushing:
@@ -319,7 +323,7 @@ def test_a_certificate_may_be_wanted_of_another_name_than_the_address_has(
 ) -> None:
     protocol, collector = tls_collector
     tls = replace(certificates, server_name=server_name)
-    push = Pushing(f"https://127.0.0.1:{collector.port}", protocol=protocol, tls=tls, timeout=2.0)
+    push = Pushing(f"https://127.0.0.1:{collector.port}", protocol=protocol, tls=tls, timeout=TWICE)
     told = push.until(lambda: bool(push.told()))
     assert told == ({"accepted": 1.0} if server_name else {"dropped": 1.0, "tls": 1.0})
 
@@ -345,9 +349,8 @@ def test_a_busy_collector_is_asked_again_and_gets_the_same_interval_once(caplog:
 @pytest.mark.parametrize("value", ["0", "Mon, 01 Jan 2024 00:00:00 GMT", "soon", "-1"])
 def test_a_collector_cannot_make_us_ask_again_at_once(value: str) -> None:
     with HttpReceiver(*[Reply(503, b"", {"Retry-After": value})] * 9) as collector:
-        push = Pushing(collector.url, timeout=2.2)
+        push = Pushing(collector.url, timeout=TWICE)
         told, attempts = push.until(lambda: bool(push.told()), collector)
-    # A second attempt after about a second; the third would come after the timeout, at 2.4 s at the soonest.
     assert (told, attempts) == ({"dropped": 1.0, "unavailable": 1.0}, 2)
 
 
@@ -428,21 +431,16 @@ def test_what_was_dropped_is_said_once_and_so_is_what_a_collector_says(caplog: p
 
 def test_a_dead_collector_costs_its_intervals_and_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    push = Pushing(f"http://127.0.0.1:{port}", interval=0.1, timeout=ONCE)
     receiver: list[HttpReceiver] = []
+    with free_port() as port, ExitStack() as stack:
+        push = Pushing(f"http://127.0.0.1:{port}", interval=0.1, timeout=ONCE)
 
-    def returns() -> bool:
-        if push.told().get("dropped", 0) >= 3 and not receiver:
-            receiver.append(HttpReceiver(port=port).__enter__())
-        return bool(push.told().get("accepted"))
+        def returns() -> bool:
+            if push.told().get("dropped", 0) >= 3 and not receiver:
+                receiver.append(stack.enter_context(HttpReceiver(port=port)))
+            return bool(push.told().get("accepted"))
 
-    try:
         told = push.until(returns)
-    finally:
-        for each in receiver:
-            each.__exit__()
     assert told["unreachable"] == told["dropped"] >= 3
     failed, works = (record for record in caplog.records if "otlp" in record.getMessage())
     assert (failed.getMessage(), failed.__dict__["cause"]) == ("otlp export failed", "unreachable")
@@ -489,7 +487,7 @@ def test_why_an_attempt_failed_is_not_hidden_by_the_next_one_that_the_deadline_c
     receiver: type[HttpReceiver | GrpcReceiver], replies: Sequence[Any], protocol: str
 ) -> None:
     with receiver(*replies) as collector:
-        push = Pushing(collector.url, protocol=protocol, timeout=2.0)
+        push = Pushing(collector.url, protocol=protocol, timeout=TWICE)
         told, attempts = push.until(lambda: bool(push.told()), collector)
     assert (told, attempts) == ({"dropped": 1.0, "unavailable": 1.0}, 2)
 
@@ -546,18 +544,18 @@ def test_grpc_that_is_unavailable_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "cause"),
+    ("code", "cause", "attempts"),
     [
-        (grpc.StatusCode.INVALID_ARGUMENT, "refused"),
-        (grpc.StatusCode.UNAUTHENTICATED, "auth"),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "unavailable"),
-        (grpc.StatusCode.UNIMPLEMENTED, "protocol"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "refused", 1),
+        (grpc.StatusCode.UNAUTHENTICATED, "auth", 1),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "unavailable", 2),
+        (grpc.StatusCode.UNIMPLEMENTED, "protocol", 1),
     ],
 )
-def test_why_grpc_failed_is_counted(code: grpc.StatusCode, cause: str) -> None:
-    with GrpcReceiver(code) as collector:
-        push = Pushing(collector.url, protocol="grpc", timeout=ONCE)
-        assert push.until(lambda: bool(push.told()), collector) == ({"dropped": 1.0, cause: 1.0}, 1)
+def test_why_grpc_failed_is_counted(code: grpc.StatusCode, cause: str, attempts: int) -> None:
+    with GrpcReceiver(*[code] * 9) as collector:
+        push = Pushing(collector.url, protocol="grpc", timeout=TWICE)
+        assert push.until(lambda: bool(push.told()), collector) == ({"dropped": 1.0, cause: 1.0}, attempts)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import time
 from contextlib import ExitStack
@@ -20,7 +19,8 @@ from llm_headroom.bundle import alerts
 from llm_headroom.bundle.dashboards import files
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import programs
-from llm_headroom.commands.programs import Program
+from llm_headroom.commands.programs import Program, free_place
+from llm_headroom.net.listen import bound_address
 from programs import program
 from prometheus_server import asked
 from simulator_process import Simulator
@@ -34,41 +34,35 @@ FILES: Final = ("llm-headroom.rules.yml", "pushed.yml")
 RULES: Final = BundleSettings(for_scale=0.001)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def store(folder: Path) -> Program:
     """VictoriaMetrics with the relabelling that is shipped."""
     path = program("victoria-metrics", "victoria-metrics")
     help_text = subprocess.run([path, "-help"], capture_output=True, text=True, check=False)
     if "-opentelemetry.usePrometheusNaming" not in help_text.stdout + help_text.stderr:
         pytest.skip("this victoria-metrics is too old for OTLP's names")
-    port = free_port()
+    place = free_place()
     flags = (
         "-opentelemetry.usePrometheusNaming",
         "-search.latencyOffset=0s",
         f"-storageDataPath={folder}/store",
     )
     relabel = f"-relabelConfig={ROOT}/deploy/victoria-metrics/relabel.yml"
-    return Program([path, f"-httpListenAddr=127.0.0.1:{port}", relabel, *flags], port, "/health", folder / "store.log")
+    command = [path, f"-httpListenAddr={bound_address(place)}", relabel, *flags]
+    return Program(command, place, "/health", folder / "store.log")
 
 
 def evaluating(folder: Path, address: str) -> Program:
     """Vmalert with the rules that are shipped, over a store."""
-    port = free_port()
+    path, place = program("vmalert", "victoria-metrics"), free_place()
     url = f"http://{address}"
     return Program(
         [
-            program("vmalert", "victoria-metrics"), f"-httpListenAddr=127.0.0.1:{port}",
+            path, f"-httpListenAddr={bound_address(place)}",
             "-evaluationInterval=1s", "-datasource.queryStep=5s",
             f"-datasource.url={url}", f"-remoteWrite.url={url}", "-notifier.blackhole",
             f"-rule={folder}/rules.yml", f"-rule={folder}/pushed.yml",
         ],
-        port, "/health", folder / "vmalert.log",
+        place, "/health", folder / "vmalert.log",
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from llm_headroom.commands import demo_stack, programs
-from llm_headroom.commands.programs import NotStartedError, Program
+from llm_headroom.commands.programs import NotStartedError, Program, free_place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,11 +41,12 @@ def install(folder: Path, name: str, ready: str) -> None:
 
 def test_a_program_that_ends_at_once_is_said_with_its_last_line(tmp_path: Path) -> None:
     for script, said in (("print('first'); print('last words ')", "last words"), ("", "it wrote no output")):
-        program = Program([sys.executable, "-c", script], 9, "/", tmp_path / "log")
+        command = [sys.executable, "-c", script]
+        program = Program(command, free_place(), "/", tmp_path / "log")
         with pytest.raises(NotStartedError) as raised:
             program.wait()
         assert str(raised.value) == said
-        with pytest.raises(NotStartedError), Program([sys.executable, "-c", script], 9, "/", tmp_path / "log"):
+        with pytest.raises(NotStartedError), Program(command, free_place(), "/", tmp_path / "log"):
             raise AssertionError
 
 

@@ -14,7 +14,7 @@ import pytest
 import captures
 from engine_server import EngineServer, Reply, as_json, replayed
 from exporter_process import DEADLINE, Exporter, ran
-from proc_tree import free_port
+from free_port import free_port
 from simulator_process import Simulator, events, post
 
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ def counted(exporter: Exporter, metric: str, **labels: str) -> float:
     [("127.0.0.1", "127.0.0.1"), ("", "localhost"), ("0.0.0.0", "127.0.0.1"), ("0.0.0.0", "localhost")],
 )
 def test_a_proxy_that_leads_back_to_itself_says_so_to_the_first_who_asks(listen: str, host: str) -> None:
-    port = free_port()
-    loop = (f"--ollama-proxy={listen}:{port}", f"--target=ollama=http://{host}:{port}")
-    with Exporter(*loop, "--no-gpu", "--interval", "100ms") as exporter:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-        connection.request("GET", "/api/tags")
-        answer = connection.getresponse()
-        said = json.load(answer)["error"]
-        connection.close()
-        exporter.logged("source down", cause="status", error=f"http://{host}:{port}/api/ps answered 502")
+    with free_port() as port:
+        loop = (f"--ollama-proxy={listen}:{port}", f"--target=ollama=http://{host}:{port}")
+        with Exporter(*loop, "--no-gpu", "--interval", "100ms") as exporter:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+            connection.request("GET", "/api/tags")
+            answer = connection.getresponse()
+            said = json.load(answer)["error"]
+            connection.close()
+            exporter.logged("source down", cause="status", error=f"http://{host}:{port}/api/ps answered 502")
 
     assert answer.status == 502
     assert "it leads back to a proxy of llm-headroom" in said

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter_process import DEADLINE, Exporter, ran
+from hand_clock import Hands
 from llm_headroom.simulate import scenario
-from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.hardware import A100_80GB, LLAMA_3_8B
 from llm_headroom.simulate.live import LiveOllama
 from llm_headroom.simulate.misbehave import Burst, Misbehaviour, parsed
@@ -215,13 +215,13 @@ async def _send(address: str, path: str, document: object) -> tuple[asyncio.Stre
 def test_ollama_is_busy_when_its_queue_is_full() -> None:
     async def queue() -> bytes:
         config = OllamaConfig(models={"small:latest": LLAMA_3_8B}, gpu=A100_80GB, max_queue=1)
-        server = ollama_server(config, Clock())
+        server = ollama_server(config, Hands())  # the model is never loaded
         await server.start("127.0.0.1:0")
         document = {"model": "small", "prompt": "a"}
         try:
             async with asyncio.timeout(DEADLINE):
                 _, first = await _send(server.address, "/api/generate", document)
-                while isinstance(server.live, LiveOllama) and not server.live.read().pending:  # noqa: ASYNC110 - virtual time
+                while isinstance(server.live, LiveOllama) and not server.live.read().pending:  # noqa: ASYNC110 - a client
                     await asyncio.sleep(0)
                 reader, second = await _send(server.address, "/api/generate", document)
                 answer = await reader.read()
@@ -239,7 +239,7 @@ def test_ollama_is_busy_when_its_queue_is_full() -> None:
 def test_a_client_of_ollama_that_leaves_aborts_its_request_and_a_stall_stops_all() -> None:
     async def leave() -> None:
         config = OllamaConfig(models={"small:latest": LLAMA_3_8B}, gpu=A100_80GB, context_length=100_000)
-        clock = Clock(speed=20.0)
+        clock = Hands()
         server = ollama_server(config, clock)
         await server.start("127.0.0.1:0")
         live = server.live
@@ -252,17 +252,18 @@ def test_a_client_of_ollama_that_leaves_aborts_its_request_and_a_stall_stops_all
             async with asyncio.timeout(DEADLINE):
                 document = {"model": "small", "prompt": "a", "options": {"num_predict": 80_000}}
                 reader, writer = await _send(server.address, "/api/generate", document)
-                while not tokens():  # noqa: ASYNC110 - virtual time
+                while not live.read().pending:  # noqa: ASYNC110 - a client
                     await asyncio.sleep(0)
+                clock.moment = 60.0
+                begun = tokens()
                 server.misbehave(Misbehaviour(stall_seconds=20.0))
-                begin, stalled = clock.now(), tokens()
-                while clock.now() < begin + 10:  # noqa: ASYNC110 - virtual time
-                    await asyncio.sleep(0)
-                assert tokens() == stalled
+                clock.moment = 79.0
+                assert 0 < tokens() == begun
                 writer.close()
-                while live.read().loaded[0].engine.running:  # noqa: ASYNC110 - virtual time
+                while live.read().loaded[0].engine.running:  # it has left after the stall
+                    clock.moment += 0.01
                     await asyncio.sleep(0)
-                assert tokens() < 80_000
+                assert begun < tokens() < 80_000
                 del reader
         finally:
             await server.close()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DASHBOARDS: Final = Path(__file__).parents[2] / "dashboards"
-DEADLINE: Final = 60.0
+DEADLINE: Final = 90.0
 _ROW: Final = re.compile(r'data-v="\d+([a-z ]+)"><span>.*?<a [^>]*data-look="[^"]*"[^>]*>([^<]+)</a>', re.DOTALL)
 """A row of the page's table: its state, and the name of its target."""
 

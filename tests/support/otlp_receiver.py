@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-DEADLINE = 30.0
+DEADLINE = 90.0
 Labels = tuple[tuple[str, str], ...]
 
 

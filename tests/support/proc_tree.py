@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -117,15 +116,6 @@ class ProcTree:
         (path / "stat").write_text(f"{pid} ({name}) S {parent} {group} 1 {rest} {start} 3133440 382\n")
         (path / "comm").write_text(f"{name}\n")
         (path / "cgroup").write_text(f"{cgroup}\n")
-
-
-def free_port() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 def ticks(seconds: float) -> int:

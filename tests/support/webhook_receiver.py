@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 if TYPE_CHECKING:
     import ssl
 
-DEADLINE = 30.0
+DEADLINE = 90.0
 """Seconds after which what a test waits for is held not to come."""
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Self
 
+from llm_headroom.net.listen import bound_address, hold
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -42,10 +44,19 @@ class Program:
     patience = _READY_SECONDS
 
     def __init__(
-        self, command: Sequence[str], port: int, ready: str, log: Path, variables: Mapping[str, str] = _NO_VARIABLES
+        self,
+        command: Sequence[str],
+        place: socket.socket,
+        ready: str,
+        log: Path,
+        variables: Mapping[str, str] = _NO_VARIABLES,
     ) -> None:
-        """Start it; ``ready`` is the path that it answers with 200 once it is, ``log`` where its output goes."""
-        self.address = f"127.0.0.1:{port}"
+        """Start it; ``ready`` is the path that it answers with 200 once it is, ``log`` where its output goes.
+
+        ``place`` is bound to the address where it will listen, and is closed here: nobody else gets the port meanwhile.
+        """
+        self.address = bound_address(place)
+        self._place = place
         self._ready = ready
         self._log = log
         with log.open("wb") as output:
@@ -76,10 +87,11 @@ class Program:
             NotStartedError: it ended, or took too long.
         """
         end = time.monotonic() + self.patience
-        while self.process.poll() is None and time.monotonic() < end:
-            if self._is_ready():
-                return
-            time.sleep(_LOOK_SECONDS)
+        with self._place:
+            while self.process.poll() is None and time.monotonic() < end:
+                if self._is_ready():
+                    return
+                time.sleep(_LOOK_SECONDS)
         last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
         raise NotStartedError(last[0] if last else "it wrote no output")
 
@@ -95,6 +107,7 @@ class Program:
 
     def end(self) -> None:
         """End it, gently at first."""
+        self._place.close()
         self.process.terminate()
         try:
             self.process.wait(_GRACE_SECONDS)
@@ -114,10 +127,12 @@ def prometheus(folder: Path, config: Mapping[str, object], *flags: str) -> Progr
     Raises:
         NotStartedError: it is not installed.
     """
-    port = _free_port()
+    path = _path(PROMETHEUS)
     (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML, too
-    arguments = ("--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address=127.0.0.1:{port}")
-    return Program([_path(PROMETHEUS), *arguments, *flags], port, "/-/ready", folder / "prometheus.log")
+    place = free_place()
+    listen = f"--web.listen-address={bound_address(place)}"
+    command = [path, "--config.file=prometheus.yml", "--storage.tsdb.path=data", listen, *flags]
+    return Program(command, place, "/-/ready", folder / "prometheus.log")
 
 
 def alertmanager(folder: Path, config: Mapping[str, object]) -> Program:
@@ -126,15 +141,16 @@ def alertmanager(folder: Path, config: Mapping[str, object]) -> Program:
     Raises:
         NotStartedError: it is not installed.
     """
-    port = _free_port()
+    path = _path(ALERTMANAGER)
     (folder / "alertmanager.yml").write_text(json.dumps(config))
+    place = free_place()
     arguments = (
         "--config.file=alertmanager.yml",
         "--storage.path=alertmanager",
-        f"--web.listen-address=127.0.0.1:{port}",
+        f"--web.listen-address={bound_address(place)}",
         "--cluster.listen-address=",
     )
-    return Program([_path(ALERTMANAGER), *arguments], port, "/-/ready", folder / "alertmanager.log")
+    return Program([path, *arguments], place, "/-/ready", folder / "alertmanager.log")
 
 
 def grafana(folder: Path, source: str, dashboards: Path) -> Program:
@@ -143,7 +159,7 @@ def grafana(folder: Path, source: str, dashboards: Path) -> Program:
     Raises:
         NotStartedError: it is not installed.
     """
-    port = _free_port()
+    command = [_path(GRAFANA), "--homepath", str(_GRAFANA_HOME)]
     provisioned = folder / "provisioning"
     for part in ("datasources", "dashboards", "plugins", "alerting"):
         (provisioned / part).mkdir(parents=True)
@@ -153,19 +169,19 @@ def grafana(folder: Path, source: str, dashboards: Path) -> Program:
         provider = {"name": "llm-headroom", "type": "file", "options": {"path": str(dashboards)}}
         file = provisioned / "dashboards" / "llm-headroom.yml"
         file.write_text(json.dumps({"apiVersion": 1, "providers": [provider]}))
+    place = free_place()
     variables = {
         "GF_PATHS_DATA": str(folder / "grafana"),
         "GF_PATHS_LOGS": str(folder / "grafana"),
         "GF_PATHS_PLUGINS": str(folder / "grafana-plugins"),
         "GF_PATHS_PROVISIONING": str(provisioned),
         "GF_SERVER_HTTP_ADDR": "127.0.0.1",
-        "GF_SERVER_HTTP_PORT": str(port),
+        "GF_SERVER_HTTP_PORT": str(place.getsockname()[1]),
         "GF_AUTH_ANONYMOUS_ENABLED": "true",
         "GF_ANALYTICS_REPORTING_ENABLED": "false",
         "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
     }
-    command = [_path(GRAFANA), "--homepath", str(_GRAFANA_HOME)]
-    return Program(command, port, "/api/health", folder / "grafana.log", variables)
+    return Program(command, place, "/api/health", folder / "grafana.log", variables)
 
 
 def _path(names: Sequence[str]) -> str:
@@ -175,8 +191,6 @@ def _path(names: Sequence[str]) -> str:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_place() -> socket.socket:
+    """Bound to a free port of this host, so that nobody else is given it before who is told of it listens there."""
+    return hold(socket.AF_INET, ("127.0.0.1", 0))
