@@ -6,10 +6,10 @@ Times are unix seconds, durations seconds, rates per second, ratios in [0, 1]; w
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import cache
-from types import UnionType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import msgspec
 
 from llm_headroom.model import ENGINE_STATES, GPU_STATES, Level
 
@@ -301,35 +301,12 @@ def as_json(view: View) -> dict[str, Any]:
 
 
 def from_json(data: object) -> View:
-    """The view out of what `as_json` made of it; fields that this version does not know are left out.
+    """The view out of what `as_json` made of it; fields that only a newer or an older version knows do no harm.
 
     Raises:
         ValueError: it is no view.
     """
     try:
-        view = _value(View, data)
-    except (TypeError, KeyError, AttributeError) as error:
+        return msgspec.convert(data, View)
+    except msgspec.ValidationError as error:
         raise ValueError(f"not a view of llm-headroom: {error}") from error
-    if not isinstance(view, View):
-        raise ValueError("not a view of llm-headroom")  # noqa: TRY004 - the input is wrong, not the call
-    return view
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _value(kind: Any, data: Any) -> Any:  # noqa: ANN401 - any field's type, and JSON
-    if get_origin(kind) is tuple:
-        return tuple(_value(get_args(kind)[0], each) for each in data)
-    if isinstance(kind, UnionType):
-        return None if data is None else _value(get_args(kind)[0], data)
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = _hints(kind)
-        return kind(**{each.name: _value(hints[each.name], data[each.name]) for each in fields(kind)})
-    if kind is Level:
-        return Level(data)
-    if not isinstance(data, (int, float) if kind is float else kind):
-        raise TypeError(f"{data!r} is no {kind.__name__}")
-    return data
