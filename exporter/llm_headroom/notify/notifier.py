@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections import Counter
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.model import Cause, Point, Series
+from llm_headroom.model import Point, Series
 from llm_headroom.net.echoes import hidden, of_url
-from llm_headroom.net.files import content
 from llm_headroom.net.lean_httpx import httpx
 from llm_headroom.net.tls import TlsFileError, client_context
 from llm_headroom.notify.incidents import Incidents, judgements, step
 from llm_headroom.notify.messages import request, title
-from llm_headroom.scrape.credentials import Authorization
+from llm_headroom.scrape.credentials import Authorization, secret_text
 from llm_headroom.scrape.refusals import Refusal, root
 from llm_headroom.view.text import plain
 
@@ -211,11 +209,4 @@ def _url(receiver: Receiver) -> str:
     secret = receiver.url_file or receiver.url_env
     if secret is None:
         return receiver.url
-    if secret.file is None:
-        return os.environ.get(secret.env or "", "").strip()
-    try:
-        return content(secret.file).decode().strip()
-    except OSError as error:
-        raise Refusal(Cause.CREDENTIALS, f"cannot read file {secret.file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise Refusal(Cause.CREDENTIALS, f"file {secret.file} is not text in UTF-8") from None
+    return secret_text(secret).strip()

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.util.re import parse_env_headers
 
+from llm_headroom.model import Cause
 from llm_headroom.net.echoes import hidden
-from llm_headroom.net.files import content
 from llm_headroom.otlp.conventions import conventional
 from llm_headroom.otlp.cumulative import Starts
 from llm_headroom.otlp.data import metrics_data, reading
 from llm_headroom.otlp.options import GRPC
 from llm_headroom.otlp.outcome import Drop, Outcome
 from llm_headroom.otlp.resource import resource
-from llm_headroom.scrape.credentials import Authorization
+from llm_headroom.scrape.credentials import Authorization, secret_text
 from llm_headroom.scrape.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Exporter:
         self._headers: dict[str, str] = {}
         self._sdk: MetricExporter | None = None
         self._why: Callable[[Sequence[logging.LogRecord]], Outcome]
-        with suppress(OSError, _CredentialsError):  # reported at each export until the file exists
+        with suppress(OSError, Refusal):  # reported at each export until the file exists
             self._opened(self._all_headers())
 
     def export(self, sources: Iterable[tuple[float, Sequence[Point]]]) -> tuple[Outcome, int]:
@@ -129,7 +129,7 @@ class Exporter:
         readings = self._readings(sources)
         try:
             sdk = self._opened(self._all_headers())
-        except _CredentialsError as error:
+        except Refusal as error:
             return Outcome(Drop.CREDENTIALS, str(error)), len(readings)
         except OSError as error:
             return Outcome(Drop.TLS, f"cannot read file {error.filename}: {error.strerror}"), len(readings)
@@ -171,33 +171,26 @@ class Exporter:
         return [*sent, *(value.partition(" ")[2] for value in sent), *files]
 
     def _all_headers(self) -> dict[str, str]:
-        """Every header of an export, the variables' first; raises `_CredentialsError`."""
+        """Every header of an export, the variables' first; raises `Refusal`."""
         variables = ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
         text = next((os.environ[name] for name in variables if name in os.environ), "")
         given = {**self._options.settings.headers}
         given |= {name: _value(secret) for name, secret in self._options.settings.secrets.items()}
         if self._authorization is not None:
-            try:
-                given["Authorization"] = self._authorization.header()
-            except Refusal as error:
-                raise _CredentialsError(str(error)) from None
+            given["Authorization"] = self._authorization.header()
         return {**parse_env_headers(text, liberal=True), **{name.lower(): value for name, value in given.items()}}
 
 
-class _CredentialsError(Exception):
-    """A header's value cannot be read."""
-
-
 def _value(secret: Secret) -> str:
-    """A header's value, read again at each export."""
+    """A header's value, read again at each export.
+
+    Raises:
+        Refusal: it cannot be read, or is none.
+    """
+    value = secret_text(secret)
     if secret.file is None:
-        return os.environ.get(secret.env or "", "")
-    try:
-        value = content(secret.file).decode().strip("\r\n")
-    except OSError as error:
-        raise _CredentialsError(f"cannot read file {secret.file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        value = "\0"
+        return value
+    value = value.strip("\r\n")
     if value.isascii() and value.isprintable():
         return value
-    raise _CredentialsError(f"file {secret.file} does not hold one line of ASCII")
+    raise Refusal(Cause.CREDENTIALS, f"file {secret.file} does not hold one line of ASCII")

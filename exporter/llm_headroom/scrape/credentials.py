@@ -1,4 +1,4 @@
-"""The Authorization header of requests to one endpoint."""
+"""Secrets from where they are configured to be, and the Authorization header of requests to one endpoint."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llm_headroom.net.files import content, stamp
 from llm_headroom.scrape.refusals import Refusal
 
 if TYPE_CHECKING:
+    from llm_headroom.config.endpoint import Secret
     from llm_headroom.net.files import Stamp
 
 
@@ -19,6 +20,22 @@ HINT: Final = (
     "credentials are missing or wrong (the target's `auth`: `bearer_token_file`, or `username` and `password_file`)"
 )
 """What to do where an engine asks for credentials."""
+
+
+def secret_text(secret: Secret) -> str:
+    """What a file or a variable holds now; empty if the variable is not set.
+
+    Raises:
+        Refusal: the file cannot be read, or is not text; the message names it and shows nothing of it.
+    """
+    if secret.file is None:
+        return os.environ.get(secret.env or "", "")
+    try:
+        return content(secret.file).decode()
+    except OSError as error:
+        raise Refusal(Cause.CREDENTIALS, f"cannot read file {secret.file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Refusal(Cause.CREDENTIALS, f"file {secret.file} is not text in UTF-8") from None
 
 
 class Authorization:
@@ -37,16 +54,10 @@ class Authorization:
         """
         file = self._secret.file
         if file is None:
-            name = self._secret.env or ""
-            return self._value(os.environ.get(name, ""), f"environment variable {name}")
+            return self._value(secret_text(self._secret), f"environment variable {self._secret.env}")
         now = stamp(file)
         if self._read is None or self._read[0] != now:
-            try:
-                self._read = now, self._value(content(file).decode(), f"file {file}")
-            except OSError as error:
-                raise Refusal(Cause.CREDENTIALS, f"cannot read file {file}: {error.strerror}") from None
-            except UnicodeDecodeError:
-                raise Refusal(Cause.CREDENTIALS, f"file {file} is not text in UTF-8") from None
+            self._read = now, self._value(secret_text(self._secret), f"file {file}")
         return self._read[1]
 
     def _value(self, text: str, place: str) -> str:
