@@ -7,10 +7,11 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
-from llm_headroom.model import Cause
+from llm_headroom.model import Cause, Level
 from llm_headroom.scrape import coverage
 from llm_headroom.view import text
 from llm_headroom.view.text import plain
+from llm_headroom.view.values import ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,11 +40,8 @@ def text_report(reports: Iterable[Mapping[str, Any]], absent: Iterable[Mapping[s
 
 def rank(report: Mapping[str, Any]) -> int:
     """How bad a source is: the smaller, the worse."""
-    levels = [each["level"] for each in report["states"]] or ["good" if report["up"] else "bad"]
-    return min(_LEVELS.index(level) for level in levels)
-
-
-_LEVELS: Final = ("bad", "warn", "unknown", "good")
+    levels = [Level(each["level"]) for each in report["states"]] or [Level.GOOD if report["up"] else Level.BAD]
+    return min(ORDER[level] for level in levels)
 
 
 def fine(report: Mapping[str, Any]) -> bool:
@@ -52,7 +50,7 @@ def fine(report: Mapping[str, Any]) -> bool:
     One that answers and exposes too little to be judged is not wrong; one that looks like something else is.
     """
     stranger = any(warning["cause"] == Cause.NOT_THIS_ENGINE for warning in report["warnings"])
-    return bool(report["up"]) and not stranger and rank(report) >= _LEVELS.index("unknown")
+    return bool(report["up"]) and not stranger and rank(report) >= ORDER[Level.UNKNOWN]
 
 
 def _absent(entry: Mapping[str, Any]) -> str:

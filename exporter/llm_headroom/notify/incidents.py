@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from llm_headroom.model import Level
+from llm_headroom.view.values import ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +81,7 @@ def judgements(snapshots: Sequence[Snapshot], labels: Mapping[str, Mapping[str, 
     found: list[Judgement] = []
     for snapshot in snapshots:
         worst: dict[str, Judgement] = {}
-        for each in sorted(snapshot.states, key=lambda each: _rank(each.state.level)):
+        for each in sorted(snapshot.states, key=lambda each: ORDER[each.state.level]):
             where = each.uuid or snapshot.target
             if where in worst:
                 continue
@@ -127,10 +128,6 @@ def step(
     gone = incidents.open.keys() - {each.subject.key for each in judged}
     messages += [Message(incidents.open[key], now) for key in gone if incidents.open[key].sent]
     return Incidents(open_), messages
-
-
-def _rank(level: Level) -> int:
-    return (Level.BAD, Level.WARN, Level.UNKNOWN, Level.GOOD).index(level)
 
 
 def _lasting(known: Trouble | None, each: Judgement, severity: str, now: float) -> Trouble:

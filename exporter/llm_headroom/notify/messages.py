@@ -12,6 +12,8 @@ from hashlib import blake2s
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from llm_headroom.derive.words import span
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -22,8 +24,6 @@ ALERT: Final = "LLMEngineState"
 """The label `alertname` of all messages in Alertmanager's form."""
 _NEVER: Final = "0001-01-01T00:00:00Z"
 """The end of what has not ended, as Alertmanager writes it."""
-_MINUTE: Final = 60
-_HOUR: Final = 3600
 
 
 def title(message: Message) -> str:
@@ -37,7 +37,7 @@ def text(message: Message) -> str:
     trouble = message.trouble
     if message.ended is None:
         return trouble.reason
-    return f"It was {', '.join(trouble.states)} for {_span(message.ended - trouble.since)}: {trouble.reason}"
+    return f"It was {', '.join(trouble.states)} for {span(message.ended - trouble.since)}: {trouble.reason}"
 
 
 def request(receiver: Receiver, url: str, message: Message) -> tuple[str, Mapping[str, Any]]:
@@ -98,9 +98,3 @@ def _slack(words: str) -> str:
 
 def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _span(seconds: float) -> str:
-    if seconds < 2 * _MINUTE:
-        return f"{max(seconds, 0.0):.0f} s"
-    return f"{seconds / _MINUTE:.0f} min" if seconds < 2 * _HOUR else f"{seconds / _HOUR:.0f} h"
