@@ -125,7 +125,7 @@ _UNITS: Final[Mapping[str, Callable[[float], str]]] = {
     "1": lambda number: text.percent(number, 1),
     "{flag}": lambda number: "yes" if number else "no",
     "{info}": lambda _: "",
-    "Cel": lambda number: f"{number:.0f} °C",
+    "Cel": text.celsius,
     "Hz": lambda number: f"{number / 1e6:,.0f} MHz",
 }
 """How numbers are written that are no counts, by their UCUM code."""

@@ -264,7 +264,7 @@ def _order(card: EngineCard | GpuCard, name: str) -> tuple[Any, ...] | None:
         case "model":
             return (card.model,)
         case "waiting":
-            value = card.waiting if card.router is None else card.router.waiting
+            value = card.queued
         case "first tokens":
             value = text.p95_seconds(card.latencies)
         case "KV cache":
@@ -356,7 +356,7 @@ def _engine_row(card: EngineCard, bar: int) -> tuple[Text | str, ...]:
         Text(plain(f"{source.title} {source.version}".strip()), "dim"),
         _takes(card.first_token_load),
         text.count(card.running if router is None else router.active),
-        text.count(card.waiting if router is None else router.waiting),
+        text.count(card.queued),
         text.rate(card.generation_rate),
         first,
         between,
@@ -371,23 +371,22 @@ def _gpu_row(card: GpuCard, bar: int) -> tuple[Text | str, ...]:
     return (
         _state(card),
         plain(card.gpu or card.source.target),
-        Text(plain(f"{card.name} {card.profile}".removeprefix("NVIDIA ").strip()), "dim"),
+        Text(plain(card.full_name.removeprefix("NVIDIA ")), "dim"),
         text.percent(card.utilization),
-        _bar(None if not card.total or card.free is None else 1 - card.free / card.total, bar),
+        _bar(card.taken, bar),
         text.size(card.free),
-        text.UNKNOWN if card.power is None else f"{card.power:.0f} W",
-        text.UNKNOWN if card.temperature is None else f"{card.temperature:.0f} °C",
+        text.watts(card.power),
+        text.celsius(card.temperature),
         _why(card),
     )
 
 
 def _p95(card: EngineCard) -> tuple[Text, Text]:
     """The 95th percentiles of first tokens and of those between; red beyond their objectives."""
-    thresholds = {each.name: each.threshold for each in card.objectives}
     shown = {"ttft": Text(text.UNKNOWN), "inter_token_latency": Text(text.UNKNOWN)}
     for latency in card.latencies:
         objective = text.OBJECTIVES.get(latency.metric, "")
-        shown[objective] = _quantile(latency, thresholds.get(objective))
+        shown[objective] = _quantile(latency, card.thresholds.get(objective))
     return shown["ttft"], shown["inter_token_latency"]
 
 

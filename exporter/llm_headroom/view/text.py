@@ -114,6 +114,16 @@ def seconds(value: float | None) -> str:
     return f"{value:.0f} s" if value >= 100 else f"{value:.3g} s"  # noqa: PLR2004 - three digits
 
 
+def watts(value: float | None) -> str:
+    """An electrical power."""
+    return UNKNOWN if value is None else f"{value:.0f} W"
+
+
+def celsius(value: float | None) -> str:
+    """A temperature."""
+    return UNKNOWN if value is None else f"{value:.0f} °C"
+
+
 def span(value: float | None) -> str:
     """A duration in the two units that matter: 45 s, 3 min, 2 h 5 min, 3 d."""
     if value is None:
@@ -164,9 +174,14 @@ def p95(latency: Latency) -> Quantile | None:
     return next((each for each in latency.quantiles if each.rank == 0.95), None)  # noqa: PLR2004 - the p95
 
 
+def first_tokens(latencies: Sequence[Latency]) -> Latency | None:
+    """The latency of first tokens, None where the engine does not report it."""
+    return next((each for each in latencies if OBJECTIVES.get(each.metric) == "ttft"), None)
+
+
 def p95_seconds(latencies: Sequence[Latency]) -> float | None:
     """The 95th percentile of first tokens, or the bound that it is beyond."""
-    first = next((each for each in latencies if OBJECTIVES.get(each.metric) == "ttft"), None)
+    first = first_tokens(latencies)
     found = None if first is None else p95(first)
     return None if found is None else found.low if found.estimate is None else found.estimate
 

@@ -214,6 +214,16 @@ class EngineCard:
         return self.state.level
 
     @property
+    def queued(self) -> float | None:
+        """Requests that wait, at the engine or at the router; None if not known."""
+        return self.waiting if self.router is None else self.router.waiting
+
+    @property
+    def thresholds(self) -> dict[str, float | None]:
+        """The thresholds of the objectives in seconds, by their names; None where unknown."""
+        return {each.name: each.threshold for each in self.objectives}
+
+    @property
     def first_token_load(self) -> Load | None:
         """The load beside the objective of first tokens, which is what a row of a table has room for."""
         return next((load for load in self.load if load.objective == "ttft"), None)
@@ -251,6 +261,16 @@ class GpuCard:
     ages: tuple[float, ...] = ()
     lines: tuple[Line, ...] = ()
     missing: tuple[Missing, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """What it is called, with its MIG profile if it is an instance."""
+        return " ".join(part for part in (self.name, self.profile) if part)
+
+    @property
+    def taken(self) -> float | None:
+        """The share of its memory that cannot be allocated any more; None if not known."""
+        return None if not self.total or self.free is None else 1 - self.free / self.total
 
     @property
     def level(self) -> Level:

@@ -93,18 +93,17 @@ def gpu(card: GpuCard, around: Around) -> str:
     """The card of a GPU."""
     source = card.source
     title = f"GPU {card.gpu}" if card.gpu else "GPUs"
-    name = " ".join(part for part in (card.name, card.profile) if part)
     parts = [
-        _head(card, title, [escape(name)] if name else [], around),
+        _head(card, title, [escape(card.full_name)] if card.full_name else [], around),
         _notes(card.notes),
         _down(card, around.now),
     ]
     if source.up:
-        power = "" if card.power_limit is None else f"of {card.power_limit:.0f} W"
+        power = "" if card.power_limit is None else f"of {text.watts(card.power_limit)}"
         numbers = [
             ("Utilisation", text.percent(card.utilization), ""),
-            ("Power", text.UNKNOWN if card.power is None else f"{card.power:.0f} W", power),
-            ("Temperature", text.UNKNOWN if card.temperature is None else f"{card.temperature:.0f} °C", ""),
+            ("Power", text.watts(card.power), power),
+            ("Temperature", text.celsius(card.temperature), ""),
             ("Memory free", text.size(card.free), f"of {text.size(card.total)}"),
         ]
         parts += [_numbers(numbers), _gpu_memory(card)]
@@ -187,7 +186,7 @@ def _load(card: EngineCard) -> str:
         why = next((each.reason for each in card.missing if schema.LOAD_HEADROOM.name in each.metrics), "")
         note = f'<p class="note">Not known: {escape(why.removeprefix("derived: "))}</p>'
         return _section(*_LOAD, note) if why and card.loaded is not False else ""
-    thresholds = {each.name: each.threshold for each in card.objectives}
+    thresholds = card.thresholds
     numbers = []
     for each in card.load:
         within = thresholds.get(each.objective)
@@ -330,7 +329,7 @@ def _gpu_memory(card: GpuCard) -> str:
     shares = [(part.name.replace("_", "-"), part.bytes / card.total) for part in parts]
     if card.free is not None:
         parts.append(Share("free", card.free))
-    used = 1 - card.free / card.total if card.free is not None else card.used / card.total
+    used = card.used / card.total if card.taken is None else card.taken
     holders = [f"{escape(share.name)} <b>{text.size(share.bytes)}</b>" for share in card.engines]
     drawn = bar(shares, f"Memory: {text.percent(used)} taken")
     about = f"{text.percent(used)} of {text.size(card.total)}"
@@ -341,7 +340,7 @@ def _latencies(card: EngineCard) -> str:
     """Percentiles, each row in one unit; those beyond the objective say so by colour and mark."""
     if not card.latencies:
         return ""
-    thresholds = {each.name: each.threshold for each in card.objectives}
+    thresholds = card.thresholds
     rows = "".join(_latency(each, thresholds.get(text.OBJECTIVES.get(each.metric, ""))) for each in card.latencies)
     window = text.span(max(each.window for each in card.latencies))
     ttft = thresholds.get("ttft")

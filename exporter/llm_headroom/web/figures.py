@@ -120,7 +120,7 @@ def amount(value: float, unit: str) -> str:
         case "bytes":
             return text.size(value)
         case "watts":
-            return f"{value:.0f} W"
+            return text.watts(value)
         case "seconds":
             return text.seconds(value)
         case _:

@@ -84,22 +84,20 @@ TAIL: Final = "</table></div>"
 def engine_row(card: EngineCard, look: Look, opened: str) -> str:
     """The row of an engine's model, and the card `opened` below it, if there is one."""
     source, kv = card.source, card.kv
-    threshold = next((each.threshold for each in card.objectives if each.name == "ttft"), None)
-    first = next((each for each in card.latencies if text.OBJECTIVES.get(each.metric) == "ttft"), None)
+    first = text.first_tokens(card.latencies)
     p95 = text.p95(first) if first else None
     labels = " ".join(f"{escape(name)}={escape(value)}" for name, value in source.labels)
-    waiting = card.waiting if card.router is None else card.router.waiting
     room = None if kv is None else kv.headroom_requests
     cells = (
         _state(card),
         Cell(_link(card, source.target, look) + (f" <small>{labels}</small>" if labels else ""), source.target),
         Cell(f"{escape(card.model)} <small>{escape(source.title)} {escape(source.version)}</small>", card.model),
         _takes(card.first_token_load),
-        Cell(text.count(waiting), waiting),
+        Cell(text.count(card.queued), card.queued),
         Cell(
             "–" if first is None else "no traffic" if p95 is None else text.quantile(p95),
             text.p95_seconds(card.latencies),
-            "bad" if text.later(p95, threshold) else "",
+            "bad" if text.later(p95, card.thresholds.get("ttft")) else "",
         ),
         Cell(text.percent(None if kv is None else kv.usage), None if kv is None else kv.usage),
         Cell(text.rate(room), room),
@@ -110,17 +108,15 @@ def engine_row(card: EngineCard, look: Look, opened: str) -> str:
 
 def gpu_row(card: GpuCard, look: Look, opened: str) -> str:
     """The row of a GPU, and the card `opened` below it, if there is one."""
-    used = None if not card.total or card.free is None else 1 - card.free / card.total
-    name = " ".join(part for part in (card.name, card.profile) if part)
     cells = (
         _state(card),
         Cell(_link(card, f"GPU {card.gpu}" if card.gpu else "GPUs", look), card.gpu.rjust(8)),
-        Cell(escape(name), name),
-        Cell(text.percent(used), used),
+        Cell(escape(card.full_name), card.full_name),
+        Cell(text.percent(card.taken), card.taken),
         Cell(text.size(card.free), card.free),
         Cell(text.percent(card.utilization), card.utilization),
-        Cell(text.UNKNOWN if card.power is None else f"{card.power:.0f} W", card.power),
-        Cell(text.UNKNOWN if card.temperature is None else f"{card.temperature:.0f} °C", card.temperature),
+        Cell(text.watts(card.power), card.power),
+        Cell(text.celsius(card.temperature), card.temperature),
     )
     return _row(card, cells, GPU_COLUMNS, opened)
 
