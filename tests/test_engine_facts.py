@@ -149,6 +149,14 @@ def test_where_engines_listen_and_what_they_bear() -> None:
         "vllm": ([8000], 0, 0, None, False, False),
     }
     assert [name for name, each in BUILT_IN.items() if each.limit_per_model] == ["ollama"]
+    of_proxies = {
+        name: (each.proxy_flag, each.loads_on_demand, each.hides_loads, each.default_tag)
+        for name, each in BUILT_IN.items()
+    }
+    assert {name: facts for name, facts in of_proxies.items() if any(facts)} == {
+        "llamacpp": ("", True, False, ""),
+        "ollama": ("--ollama-proxy :11435", True, True, "latest"),
+    }
     assert [name for name, each in BUILT_IN.items() if each.labels_requests] == ["sglang"]
     assert {name: each.subject for name, each in BUILT_IN.items() if each.subject is not Subject.ENGINE} == {
         "sglang_router": Subject.ROUTER

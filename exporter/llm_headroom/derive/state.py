@@ -16,6 +16,7 @@ from llm_headroom.derive.figures import figures
 from llm_headroom.derive.observation import growth
 from llm_headroom.derive.settled import Finding, Settled, settle
 from llm_headroom.derive.words import span
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.frozen import frozen, frozen_named
 from llm_headroom.model import ENGINE_STATES, Cause, Point, Series, State, numbers
 from llm_headroom.thresholds import DEFAULT, RATE_SECONDS, RESTARTS_SECONDS, SETTLED_SECONDS, SLOW_SECONDS
@@ -79,8 +80,10 @@ LOST_SECONDS: Final = 86_400.0
 
 _REMEDY: Final = "no measuring proxy has received any yet (`proxies`)"
 _REMEDIES: Final = {
-    "ollama": "no measuring proxy has received any yet; start llm-headroom with --ollama-proxy :11435 and send "
-    "clients to that port"
+    name: f"no measuring proxy has received any yet; start llm-headroom with {engine.proxy_flag} and send clients to "
+    "that port"
+    for name, engine in BUILT_IN.items()
+    if engine.proxy_flag
 }
 """How to have requests seen where an engine does not show them, by engine."""
 

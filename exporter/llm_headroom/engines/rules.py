@@ -198,6 +198,12 @@ class Engine:
     timeout: the shortest deadline that makes sense for it, seconds.
     queue_limit: the most requests that wait in it by default before it turns more away, None for any number.
     slotted: True if each of its requests has a slot with a whole context, so that no KV cache is shared.
+    proxy_flag: llm-headroom's flag for a measuring proxy in front of it, if it reports no requests by itself. What the
+        proxy sees then stands among the engine's own series; that of others has a target of its own, since one series
+        must not mix two rulers.
+    loads_on_demand: True if it loads models when they are asked for, and shows at each poll which are in memory.
+    hides_loads: True if it does not show that a model is being loaded, so that any silence may be just that.
+    default_tag: what it adds to a model's name that has no tag.
     reserves: True if it prefills first, and reserves room for an answer before it admits the request.
     vocabulary: every name that its rules use, in every spelling.
     """
@@ -233,6 +239,10 @@ class Engine:
     interval: float = 0.0
     timeout: float = 0.0
     queue_limit: int | None = None
+    proxy_flag: str = ""
+    loads_on_demand: bool = False
+    hides_loads: bool = False
+    default_tag: str = ""
     slotted: bool = False
     reserves: bool = False
     vocabulary: frozenset[str] = field(init=False)

@@ -27,6 +27,7 @@ from llm_headroom.proxy.circle import LEADS_BACK, MOST_WAITING, Circle
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import AVAILABILITY, Measures
 from llm_headroom.proxy.relay import Client
+from llm_headroom.scrape import catalog
 from llm_headroom.scrape.load_estimates import LoadEstimates
 
 if TYPE_CHECKING:
@@ -39,11 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm_headroom")
 
-JOINED: Final = frozenset({"ollama"})
-"""Engines without metrics of their own: what is measured of their traffic stands among their other series. That of
-others has a target of its own, since one series must not mix two rulers."""
-_SHOW_LOADS: Final = frozenset({"llamacpp"})
-"""Those others that load models on demand, and show at each poll which are in memory."""
 _EVERY: Final = frozenset({ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")})
 _IPV4: Final = 4
 
@@ -207,6 +203,7 @@ class Proxies:
     def __init__(self, config: Config, *, connections: int = 1024, clock: Callable[[], float] = time.monotonic) -> None:
         """`connections` of clients at once, over all proxies; `clock` gives seconds of the event loop's clock."""
         targets = {target.name: target for target in config.targets}
+        engines = catalog.engines(config)
         self.joined: dict[str, Measures] = {}
         self.sources: list[ProxySource] = []
         self.addresses: tuple[str, ...] = ()
@@ -220,16 +217,17 @@ class Proxies:
         for _, target in self._doors:
             if target.name in self._measures:
                 continue
+            engine = engines[target.engine or ""]
             measures = self._measures[target.name] = Measures(
                 limit=config.label_limit,
                 running_limit=target.requests_running_limit,
-                untagged="latest" if target.engine == "ollama" else "",
-                loads=target.engine in JOINED | _SHOW_LOADS,
-                silent_loads=target.engine in JOINED,
+                untagged=engine.default_tag,
+                loads=engine.loads_on_demand,
+                silent_loads=engine.hides_loads,
                 objectives=_judging(target, config),
                 clock=clock,
             )
-            if target.engine in JOINED:
+            if engine.proxy_flag:
                 self.joined[target.name] = measures
             else:
                 self.sources.append(ProxySource(target, measures, config))

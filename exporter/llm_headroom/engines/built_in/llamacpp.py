@@ -183,6 +183,7 @@ ENGINE: Final = Engine(
     port=8080,
     later_port=9931,  # announced at each start (ggml-org/llama.cpp, pull request 26508)
     colour="purple",
+    loads_on_demand=True,
     slotted=True,
     prefixes=("llamacpp:", "llamacpp_"),
     model_label="model",
