@@ -457,6 +457,8 @@ def test_runbooks_have_their_parts_and_name_options_that_engines_have(path: Path
         assert option in OPTIONS, option
     for word in re.findall(r"`([a-z]+_[a-z_]+)`", text):
         assert word in SETTINGS or word in Thresholds.__dataclass_fields__ or known(word), word
+    valued = re.findall(r"\*\*[^*]+\*\* \(`([a-z_]+)`\)", text)
+    assert {word for word in re.findall(r"`(\w+)`", text) if word in Thresholds.__dataclass_fields__} == {*valued}
 
 
 OPTIONS: Final = frozenset(
@@ -464,7 +466,12 @@ OPTIONS: Final = frozenset(
         # vLLM 0.32 (fields of its /server_info and `vllm serve --help`)
         *("--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens", "--max-model-len"),
         *("--kv-cache-dtype", "--tensor-parallel-size", "--kv-offloading-size", "--cpu-offload-gb", "--enforce-eager"),
-        *("--max-num-queued-reqs", "--api-server-count", "--show-hidden-metrics-for-version"),
+        *(
+            "--max-num-queued-reqs",
+            "--max-num-queued-tokens",
+            "--api-server-count",
+            "--show-hidden-metrics-for-version",
+        ),
         *("--served-model-name", "--lora-modules"),
         # SGLang 0.5 (fields of its /get_server_info); --kv-cache-dtype and --cpu-offload-gb, too
         *("--mem-fraction-static", "--max-running-requests", "--schedule-conservativeness", "--chunked-prefill-size"),
@@ -478,5 +485,10 @@ OPTIONS: Final = frozenset(
     }
 )
 """What engines are started with."""
-SETTINGS: Final = frozenset({"label_limit", "num_ctx", "num_gpu", "max_num_queued_reqs", "max_num_queued_tokens"})
-"""Of llm-headroom's configuration, of requests to Ollama, and reasons of vLLM's."""
+SETTINGS: Final = frozenset(
+    {
+        *("label_limit", "num_ctx", "num_gpu", "max_num_queued_reqs", "max_num_queued_tokens"),
+        *("upstream_unreachable", "upstream_closed", "server_error", "engine_error", "engine_aborted"),
+    }
+)
+"""Of llm-headroom's configuration, of requests to Ollama, and reasons of vLLM's and of the measuring proxy's."""

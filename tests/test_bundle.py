@@ -55,6 +55,20 @@ def test_everything_is_written_with_the_users_choices(tmp_path: Path) -> None:
     assert "dashboard_url: https://grafana/d/llm-headroom-kv?orgId=1" in text
 
 
+def test_runbooks_show_the_users_thresholds_and_job(tmp_path: Path) -> None:
+    chosen = ("headroom_requests_low=5", "certificate_soon=604800", "gpu_headroom_low_bytes=2147483648")
+    options = [word for each in chosen for word in ("--threshold", each)]
+    done = bundle("--output", str(tmp_path), *options, "--job", "engines", "--only", "runbooks")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    texts = {path.stem: path.read_text() for path in (tmp_path / "alerts/runbooks").glob("*.md")}
+    assert "**5** (`headroom_requests_low`) requests" in texts["LLMKVHeadroomLow"]
+    assert "**7 d** (`certificate_soon`)" in texts["LLMCertificateExpiring"]
+    assert "**3%** (`gpu_headroom_low`) of the device or **2 GiB** (" in texts["LLMGpuMemoryHeadroomLow"]
+    assert 'up{job="engines"} == 0' in texts["LLMExporterDown"]
+    assert 'job="llm-headroom"' not in "".join(texts.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -125,6 +125,9 @@ def words(text: str, settings: BundleSettings) -> str:
     return Template(" ".join(text.split())).safe_substitute(said)
 
 
+_DAY: Final = 86400
+
+
 def _said(value: float, unit: str) -> str:
     if isinstance(value, Placeholder):
         return f"@{value.name}:said@"
@@ -132,9 +135,13 @@ def _said(value: float, unit: str) -> str:
         case "ratio":
             return f"{value * 100:.4g}%"
         case "s":
+            if value >= 2 * _DAY:
+                return f"{value / _DAY:.4g} d"
             return span(value) if value >= 120 else f"{value:g} s"  # noqa: PLR2004 - from where on it counts minutes
         case "degrees Celsius":
             return f"{value:g} °C"
+        case "bytes":
+            return f"{value / 2**30:.4g} GiB" if value >= 2**30 else f"{value / 2**20:.4g} MiB"
         case _:
             return f"{value:g}"
 
