@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bounded
+import documents_read
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, OtlpSettings, Target
+from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.model import Cause, Health, Point, Series, Snapshot
 from llm_headroom.net import loop
@@ -113,7 +115,9 @@ def test_what_processes_show_of_an_engine_is_not_seen_without_a_thread(tmp_path:
     tree = ProcTree(tmp_path)
     tree.listen(11434, 7)
     tree.process(60, sockets=(7,), name="llama-server", command=("llama-server",))
-    documents = {"ps": [{"digest": "d", "name": "small"}], "show d": {"path": "/blob"}}
+    documents = documents_read.read(
+        BUILT_IN["ollama"], {"/api/ps": {"models": [{"name": "small"}]}, "/api/show small": {"modelfile": "FROM /blob"}}
+    )
 
     async def test() -> None:
         server = ServerLayer(OLLAMA, tree.proc)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import captures
+import documents_read
 from captures import Capture, values
 from engine_server import EngineServer, Reply, as_json, garbage, hang, replayed
 from free_port import free_port
@@ -399,7 +400,10 @@ def test_what_is_not_seen_is_no_warning_unless_a_report_asks(tree: ProcTree) -> 
     async def read() -> Reported:
         target = Target(name="t", endpoint=Endpoint(url="http://127.0.0.1:11434"), engine="ollama")
         layer = RunnerLayer(target, label_limit=200, proc=tree.proc)
-        documents = {"ps": [{"digest": "d", "name": "small"}], "show d": {"path": BLOB}}
+        documents = documents_read.read(
+            BUILT_IN["ollama"],
+            {"/api/ps": {"models": [{"name": "small"}]}, "/api/show small": {"modelfile": f"FROM {BLOB}"}},
+        )
         return await layer.read(documents, time.monotonic() + 5.0)
 
     assert asyncio.run(read()) == ([], [], {"runners": {}})

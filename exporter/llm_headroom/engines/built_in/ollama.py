@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta, Struct, field
 
@@ -19,9 +19,10 @@ from llm_headroom.engines.openai_api import MOST_NAMED, SLOWLY, present, whole
 from llm_headroom.engines.rules import Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from llm_headroom.config.settings import Target
+    from llm_headroom.engines.ollama_geometry import Geometry
 
 NEVER_AFTER_YEARS: Final = 100
 """keep_alive = -1 shows as an expiry about 292 years ahead."""
@@ -39,7 +40,7 @@ class _Details(Struct):
     format: Text | None = None
 
 
-class _Model(Struct):
+class _Listed(Struct):
     """A model in memory or in the library; one with a `remote_…` runs elsewhere (ollama.com)."""
 
     name: Text
@@ -52,13 +53,18 @@ class _Model(Struct):
     remote_host: Text | None = None
     remote_model: Text | None = None
 
+    @property
+    def here(self) -> bool:
+        """Whether something of it is in the memory or on the disk of this server."""
+        return not self.remote_host and not self.remote_model
+
 
 class _Loaded(Struct):
-    models: Annotated[list[_Model], Meta(max_length=1000)] | None
+    models: Annotated[list[_Listed], Meta(max_length=1000)] | None
 
 
 class _Installed(Struct):
-    models: Annotated[list[_Model], Meta(max_length=10_000)] | None
+    models: Annotated[list[_Listed], Meta(max_length=10_000)] | None
 
 
 class _Show(Struct):
@@ -69,7 +75,53 @@ class _Show(Struct):
     capabilities: list[Text] | None = None
 
 
-def _details(model: _Model) -> dict[str, str]:
+class Model(NamedTuple):
+    """A model of this server: bytes, those of them on GPUs, tokens of a slot, and when it is unloaded (unix seconds).
+
+    `details` are labels; what is None is not known, of `expires` also what never comes.
+    """
+
+    name: str
+    digest: str
+    size: int | None
+    on_gpus: int | None
+    context: int | None
+    expires: float | None
+    details: dict[str, str]
+
+    @property
+    def show(self) -> str:
+        """The key of the document about it."""
+        return f"show {self.digest}"
+
+
+class Shown(NamedTuple):
+    """What is known of a model besides; `path` is that of its weights, empty if unknown."""
+
+    parameters: int | None
+    trained_context: int | None
+    path: str
+    geometry: Geometry | None
+    embedding: bool
+
+
+def _models(answer: _Loaded | _Installed) -> list[Model]:
+    return [
+        Model(
+            each.name,
+            each.digest or "",
+            each.size,
+            each.size_vram,
+            each.context_length,
+            _expiry(each.expires_at or ""),
+            _details(each),
+        )
+        for each in answer.models or ()
+        if each.here
+    ]
+
+
+def _details(model: _Listed) -> dict[str, str]:
     details = model.details or _Details()
     return {
         "architecture": details.architecture or "",
@@ -80,41 +132,17 @@ def _details(model: _Model) -> dict[str, str]:
     }
 
 
-def _here(answer: _Loaded | _Installed) -> Iterator[_Model]:
-    """The models of which something is in the memory or on the disk of this server."""
-    return (model for model in answer.models or () if not model.remote_host and not model.remote_model)
-
-
-def _loaded(answer: _Loaded) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": model.name,
-            "digest": model.digest or "",
-            "size": model.size,
-            "size_vram": model.size_vram,
-            "context": model.context_length,
-            "expires": _expiry(model.expires_at or ""),
-            "details": _details(model),
-        }
-        for model in _here(answer)
-    ]
-
-
-def _installed(answer: _Installed) -> list[dict[str, Any]]:
-    return [{"name": model.name, "size": model.size, "details": _details(model)} for model in _here(answer)]
-
-
-def _shown(answer: _Show) -> dict[str, Any]:
+def _shown(answer: _Show) -> Shown:
     info = answer.model_info or {}
     architecture = info.get("general.architecture", "")
     path = _FROM.search(answer.modelfile or "")
-    return {
-        "parameters": whole(info.get("general.parameter_count")),
-        "trained_context": whole(info.get(f"{architecture}.context_length")),
-        "path": path[1] if path else "",
-        "geometry": geometry(info),
-        "embedding": answer.capabilities == ["embedding"],
-    }
+    return Shown(
+        parameters=whole(info.get("general.parameter_count")),
+        trained_context=whole(info.get(f"{architecture}.context_length")),
+        path=path[1] if path else "",
+        geometry=geometry(info),
+        embedding=answer.capabilities == ["embedding"],
+    )
 
 
 def _expiry(text: str) -> float | None:
@@ -128,7 +156,7 @@ def _expiry(text: str) -> float | None:
     return moment.timestamp()
 
 
-_PS: Final = Document(key="ps", path="/api/ps", form=_Loaded, read=_loaded)
+_PS: Final = Document(key="ps", path="/api/ps", form=_Loaded, read=_models)
 _TAGS: Final = Document(
     key="tags",
     path="/api/tags",
@@ -136,7 +164,7 @@ _TAGS: Final = Document(
     optional=True,
     tolerated=(401, 403, 404),
     form=_Installed,
-    read=_installed,
+    read=_models,
 )
 _VERSION: Final = Document(
     key="version",
@@ -155,12 +183,12 @@ def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
     yield _TAGS
     yield _VERSION
     yield _METRICS
-    for model in (present(known, "ps") or ())[:MOST_SHOWN]:
+    for model in _in_memory(known)[:MOST_SHOWN]:
         yield Document(
-            key=f"show {model['digest']}",
+            key=model.show,
             path="/api/show",
             method="POST",
-            body=json.dumps({"model": model["name"]}).encode(),
+            body=json.dumps({"model": model.name}).encode(),
             every=ONCE,
             optional=True,
             tolerated=(400, 401, 403, 404),
@@ -169,51 +197,55 @@ def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
         )
 
 
+def _in_memory(documents: Mapping[str, Any]) -> Sequence[Model]:
+    return present(documents, _PS.key) or ()
+
+
 def paths(documents: Mapping[str, Any]) -> dict[str, str]:
     """The models in memory by the path of their weights, as far as known."""
     found = {}
-    for model in present(documents, "ps") or ():
-        shown = present(documents, f"show {model['digest']}")
-        if shown is not None and shown["path"]:
-            found[shown["path"]] = model["name"]
+    for model in _in_memory(documents):
+        shown: Shown | None = present(documents, model.show)
+        if shown is not None and shown.path:
+            found[shown.path] = model.name
     return found
 
 
 def _facts(documents: Mapping[str, Any]) -> Iterator[Fact]:
     """Values out of the API; `runners` (by path) and `settings` add what the API lacks about the cache."""
-    loaded = present(documents, "ps") or []
+    loaded = _in_memory(documents)
     yield Fact(schema.MODELS_LOADED, {}, float(len(loaded)), "/api/ps models")
     for model in loaded:
-        labels = {"model": model["name"]}
+        labels = {"model": model.name}
         yield Fact(schema.MODEL_LOADED, labels, 1.0, "/api/ps models")
-        yield Fact(schema.MODEL_INFO, labels | model["details"], 1.0, "/api/ps details")
-        if model["context"]:
-            yield Fact(schema.MODEL_CONTEXT, labels, float(model["context"]), "/api/ps context_length")
-        if model["expires"] is not None:
-            yield Fact(schema.MODEL_EXPIRY, labels, model["expires"], "/api/ps expires_at")
-        size, device = model["size"], model["size_vram"]
+        yield Fact(schema.MODEL_INFO, labels | model.details, 1.0, "/api/ps details")
+        if model.context:
+            yield Fact(schema.MODEL_CONTEXT, labels, float(model.context), "/api/ps context_length")
+        if model.expires is not None:
+            yield Fact(schema.MODEL_EXPIRY, labels, model.expires, "/api/ps expires_at")
+        size, device = model.size, model.on_gpus
         if size and device is not None and min(size, device) >= 0:
             yield Fact(schema.MODEL_MEMORY, labels | {"kind": "total"}, float(size), "/api/ps size")
             yield Fact(schema.MODEL_MEMORY, labels | {"kind": "device"}, float(device), "/api/ps size_vram")
             yield Fact(schema.MODEL_OFFLOAD, labels, min(1.0, device / size), "/api/ps size_vram / size")
-        shown = present(documents, f"show {model['digest']}")
+        shown: Shown | None = present(documents, model.show)
         if shown is not None:
-            if shown["parameters"]:
-                yield Fact(schema.MODEL_PARAMETERS, labels, float(shown["parameters"]), "/api/show parameter_count")
-            if shown["trained_context"]:
+            if shown.parameters:
+                yield Fact(schema.MODEL_PARAMETERS, labels, float(shown.parameters), "/api/show parameter_count")
+            if shown.trained_context:
                 yield Fact(
-                    schema.MODEL_TRAINED_CONTEXT, labels, float(shown["trained_context"]), "/api/show context_length"
+                    schema.MODEL_TRAINED_CONTEXT, labels, float(shown.trained_context), "/api/show context_length"
                 )
             yield from _cache(model, shown, documents)
-    yield from _library({model["name"] for model in loaded}, documents)
+    yield from _library({model.name for model in loaded}, documents)
 
 
-def _cache(model: Mapping[str, Any], shown: Mapping[str, Any], documents: Mapping[str, Any]) -> Iterator[Fact]:
+def _cache(model: Model, shown: Shown, documents: Mapping[str, Any]) -> Iterator[Fact]:
     """The KV cache, which is allocated whole when a model is loaded. Embedding models keep none between requests."""
-    if not model["context"] or shown["embedding"]:
+    if not model.context or shown.embedding:
         return
-    labels = {"model": model["name"]}
-    runner = (documents.get("runners") or {}).get(shown["path"])
+    labels = {"model": model.name}
+    runner = (documents.get("runners") or {}).get(shown.path)
     given: Target | None = documents.get("settings")
     parallel, slots_from = (runner and runner.parallel) or None, "the runner's -np"
     if parallel is None and given is not None and given.requests_running_limit is not None:
@@ -221,32 +253,32 @@ def _cache(model: Mapping[str, Any], shown: Mapping[str, Any], documents: Mappin
     if parallel is None:
         return
     yield Fact(schema.REQUESTS_RUNNING_LIMIT, labels, float(parallel), slots_from)
-    capacity = parallel * cells(model["context"])
+    capacity = parallel * cells(model.context)
     yield Fact(schema.KV_CACHE_CAPACITY, labels, float(capacity), f"/api/ps context_length * {slots_from}")
     types, types_from = (runner.keys, runner.values) if runner and runner.keys else None, "the runner's cache types"
     if types is None and given is not None and given.kv_cache_type is not None:
         types, types_from = (given.kv_cache_type, given.kv_cache_type), "kv_cache_type of the configuration"
-    if types is None or shown["geometry"] is None:
+    if types is None or shown.geometry is None:
         return
-    each = shown["geometry"].token_bytes(model["context"], *types)
+    each = shown.geometry.token_bytes(model.context, *types)
     if each is not None:
         origin = f"/api/show geometry * capacity, {types_from}"
         yield Fact(schema.MODEL_MEMORY, labels | {"kind": "kv_cache"}, capacity * each, origin)
 
 
 def _library(loaded: Collection[str], documents: Mapping[str, Any]) -> Iterator[Fact]:
-    installed = present(documents, "tags")
+    installed: list[Model] | None = present(documents, _TAGS.key)
     if installed is None:
         return
     yield Fact(schema.MODELS_INSTALLED, {}, float(len(installed)), "/api/tags models")
-    if all(model["size"] is not None for model in installed):
-        total = float(sum(model["size"] for model in installed))
-        yield Fact(schema.MODELS_INSTALLED_BYTES, {}, total, "/api/tags size")
+    sizes = [model.size for model in installed if model.size is not None]
+    if len(sizes) == len(installed):
+        yield Fact(schema.MODELS_INSTALLED_BYTES, {}, float(sum(sizes)), "/api/tags size")
     for model in installed[:MOST_NAMED]:
-        if model["name"] not in loaded:
-            labels = {"model": model["name"]}
+        if model.name not in loaded:
+            labels = {"model": model.name}
             yield Fact(schema.MODEL_LOADED, labels, 0.0, "/api/tags models")
-            yield Fact(schema.MODEL_INFO, labels | model["details"], 1.0, "/api/tags details")
+            yield Fact(schema.MODEL_INFO, labels | model.details, 1.0, "/api/tags details")
 
 
 _COUNTED: Final = (
