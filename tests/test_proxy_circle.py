@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bounded
+from free_port import free_port
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, ProxySettings, Target
 from llm_headroom.proxy.service import Proxies
-from proc_tree import free_port
 from proxied import place, post
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def test_a_request_in_a_circle_of_proxies_is_refused_with_the_reason(
     number: int, connections: int, request_: bytes
 ) -> None:
     async def test() -> None:
-        ports = [free_port() for _ in range(number)]
         async with AsyncExitStack() as stack:
+            ports = [stack.enter_context(free_port()) for _ in range(number)]
             await in_a_row(stack, [*ports, ports[0]], connections)
             for _ in range(2):  # the second one finds nothing that the first has left
                 answer = await answer_of(ports[0], request_)
@@ -86,7 +86,7 @@ def test_a_request_is_marked_only_where_many_wait_and_each_is_answered() -> None
         # two in a row, of which each counts its own
         async with AsyncExitStack() as stack:
             door = await stack.enter_async_context(place(serve, connections=FEW))
-            first = free_port()
+            first = stack.enter_context(free_port())
             await in_a_row(stack, [first, door.port], FEW)
             request = f"GET /v1/models HTTP/1.1\r\nHost: {HERE}:{door.engine_port}\r\n\r\n".encode()
             answers = await asyncio.gather(*(answer_of(first, request) for _ in range(WAITING + 2)))
