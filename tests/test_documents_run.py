@@ -19,7 +19,7 @@ from programs import program
 if TYPE_CHECKING:
     from pathlib import Path
 
-STAND_INS: Final = {"DIR": "written", "my": "written"}
+STAND_INS: Final = {"DIR": "written", "my": "written", "FILE": "some.yml"}
 BLOCKS: Final = [(shown.page, shown.line.removeprefix("$ ").strip()) for shown in SHOWN if not shown.prose]
 OWN: Final = [
     each for each in BLOCKS if re.match(r"llm-headroom (bundle|completion|hash-password|config check)\b", each[1])
@@ -38,6 +38,7 @@ def test_commands_are_found() -> None:
 def test_a_command_of_the_program_does_what_it_says(page: str, line: str, tmp_path: Path) -> None:
     (tmp_path / "llm-headroom").write_text(f'#!/bin/sh\nexec {sys.executable} -W error -m llm_headroom "$@"\n')
     (tmp_path / "llm-headroom").chmod(0o755)
+    (tmp_path / "some.yml").write_text("interval: 5s\n")
     written = re.findall(r" > (?:~/)?(\S+)", line)
     for name in written:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
