@@ -391,17 +391,23 @@ def test_figures_are_those_of_the_evaluation_s_row_by_its_columns(tmp_path: Path
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/evaluation.md").write_text(
         "## Alerts, 2.5 held-out days in 7 runs, 31 incidents\n\n"
-        "| rule | FA/day | recall | precision |\n|---|---|---|---|\n"
-        "| other | 9 | 9 | 9 |\n| `LLMFirstTokensSlow` | 1.5 | 0.75 [0.7, 0.8] | 0.5 [0.4, 0.6] |\n"
+        "| rule | FA/day | recall | precision | lead s |\n|---|---|---|---|---|\n"
+        "| other | 9 | 9 | 9 | 9 |\n| `LLMFirstTokensSlow` | 1.5 | 0.75 [0.7, 0.8] | 0.5 [0.4, 0.6] | -27 |\n"
     )
     (tmp_path / "docs/load-headroom.md").write_text(
-        "| estimator | median of the error |\n|---|---|\n| llm_load_headroom_ratio | 0.69 [0.1, 0.9] |\n"
+        "| estimator | median of the error | p90 |\n|---|---|---|\n"
+        "| llm_load_headroom_ratio | 0.69 [0.1, 0.9] | 1.1 |\n"
+        "| 400 + 8 | 611 s | kv_cache | 3.24 × | 2.62 × | 1.24 | 45% |\n"
+        "| 40 + 60 | 607 s | concurrency | 3.63 ×, suspect | 4.14 × | 0.88 | 66% |\n"
+        "| 40 + 9 | 607 s | – | none | 4.14 × | – | 66% |\n"
     )
 
     assert generated.figures(tmp_path) == {
-        "headroom-error": "1.99",
-        "page-figures": "On 2.5 days of replayed traffic with 31 incidents, the page on slow first tokens\n"
-        "  was right in 50% and caught 75% of them, with 1.5 false alarms a day",
+        "headroom-error": "1.99 at the median and 3.00 at the 90th percentile",
+        "headroom-ramps": "it said 0.88 to 1.24 times what 2 ramps found",
+        "page-figures": "On 2.5 days of production traffic, replayed on simulated engines near their limit,\n"
+        "  with 31 incidents, the page on slow first tokens was right in 50%, caught 75% of them, 27 s after they\n"
+        "  began at the median, and gave 1.5 false alarms a day",
     }
     (tmp_path / "docs/load-headroom.md").write_text("nothing")
     with pytest.raises(ValueError, match="no table has a row llm_load_headroom_ratio"):

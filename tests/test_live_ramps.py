@@ -46,7 +46,7 @@ def test_a_ramp_that_shows_no_limit_has_none(shares: tuple[tuple[float, int], ..
 def test_a_ramp_within_the_goal_is_counted() -> None:
     good = replace(RAMP, steps=steps((1.0, 0), (2.0, 0), (4.0, 10)))
     written = "\n".join(section("title", "how", [good, replace(good, said=6.0), replace(good, said=None)]))
-    assert "1 of 3 are within a factor of 1.35." in written
+    assert "1 of 3 are within a factor of 1.35; 2 said more than was found, 0 less." in written
     assert (
         "| 40 + 60 | 1 s | 0.50/s | 620 s | compute | 3.00 × | 2.83 × | 1.06 | 1.00: 0%, 2.00: 0%, 4.00: 10% |"
         in written

@@ -229,7 +229,8 @@ def section(title: str, how: str, ramps: Sequence[Ramp]) -> Iterator[str]:
     right = sum(one.off is not None and 1 / WITHIN <= one.off <= WITHIN for one in ramps)
     yield f"## {title}\n"
     yield f"Written by `make live ARGS=--ramps`. {how}\n"
-    yield f"{right} of {len(ramps)} are within a factor of {WITHIN}.\n"
+    high, low = (sum(one.off is not None and side * one.off > side for one in ramps) for side in (1, -1))
+    yield f"{right} of {len(ramps)} are within a factor of {WITHIN}; {high} said more than was found, {low} less.\n"
     yield (
         "| prompt + answer, mean tokens | objective | learned at | said after | binds | said limit | found limit "
         "| said / found | slow at the steps |"

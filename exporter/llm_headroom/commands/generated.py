@@ -74,12 +74,19 @@ def figures(root: Path) -> dict[str, str]:
     if scope is None:
         raise ValueError("docs/evaluation.md no longer says how many days and incidents it is of")
     page = _measured(evaluation, "`LLMFirstTokensSlow`")
-    headroom = _measured((root / "docs/load-headroom.md").read_text(encoding="utf-8"), "llm_load_headroom_ratio")
+    of_headroom = (root / "docs/load-headroom.md").read_text(encoding="utf-8")
+    headroom = _measured(of_headroom, "llm_load_headroom_ratio")
+    ramps = [float(off) for off in re.findall(r"×(?:, suspect)? \| [\d.]+ × \| ([\d.]+) \|", of_headroom)]
+    if not ramps:
+        raise ValueError("docs/load-headroom.md no longer has ramps of a real engine")
     return {
-        "page-figures": f"On {scope[1]} days of replayed traffic with {scope[2]} incidents, the page on slow first "
-        f"tokens\n  was right in {page['precision']:.0%} and caught {page['recall']:.0%} of them, with "
+        "page-figures": f"On {scope[1]} days of production traffic, replayed on simulated engines near their limit,\n"
+        f"  with {scope[2]} incidents, the page on slow first tokens was right in {page['precision']:.0%}, caught "
+        f"{page['recall']:.0%} of them, {-page['lead s']:.0f} s after they\n  began at the median, and gave "
         f"{page['FA/day']:g} false alarms a day",
-        "headroom-error": f"{math.exp(headroom['median of the error']):.2f}",
+        "headroom-error": f"{math.exp(headroom['median of the error']):.2f} at the median and "
+        f"{math.exp(headroom['p90']):.2f} at the 90th percentile",
+        "headroom-ramps": f"it said {min(ramps):.2f} to {max(ramps):.2f} times what {len(ramps)} ramps found",
     }
 
 
