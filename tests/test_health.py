@@ -10,6 +10,7 @@ import trustme
 
 from engine_server import EngineServer, Reply, garbage, hang
 from exporter_process import Exporter, ran
+from free_port import free_port
 from llm_headroom.commands import health
 
 if TYPE_CHECKING:
@@ -29,11 +30,12 @@ def ask(*arguments: str, **variables: str) -> tuple[int, str]:
 
 
 def test_a_running_exporter_is_well_and_an_ended_one_is_not() -> None:
-    with Exporter(*WITHOUT) as exporter:
-        listen = exporter.url.removeprefix("http://")
-        assert ask(LLM_HEADROOM_LISTEN=listen) == (0, "")
-        assert ask("--url", exporter.url) == (0, "")
-    status, message = ask("--url", exporter.url)
+    with free_port() as port:
+        listen = f"127.0.0.1:{port}"
+        with Exporter("--listen", listen, *WITHOUT):
+            assert ask(LLM_HEADROOM_LISTEN=listen) == (0, "")
+            assert ask("--url", f"http://{listen}") == (0, "")
+        status, message = ask("--url", f"http://{listen}")
     assert status == 1
     assert "refused" in message
 

@@ -19,6 +19,7 @@ from captures import Capture
 from chromium import Chromium
 from engine_server import EngineServer, Reply, at_work, replayed
 from exporter_process import Exporter
+from free_port import free_port
 from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
 from llm_headroom.net.http_connection import Limits, Request, Response
@@ -91,13 +92,14 @@ def test_the_page_follows_the_engines_without_being_loaded_again(vllm: EngineSer
 
 
 def test_the_page_says_when_the_exporter_is_gone_and_returns_with_it(vllm: EngineServer, browser: Chromium) -> None:
-    with Exporter(f"--target=vllm={vllm.url}", "--no-gpu", *FAST) as exporter:
-        browser.open(f"{exporter.url}/")
-        browser.until(LIVE)
-        address = exporter.url.removeprefix("http://")
-    browser.until("document.getElementById('live').textContent === 'connection lost'")
-    with Exporter("--listen", address, f"--target=vllm={vllm.url}", "--no-gpu", *FAST):
-        browser.until(LIVE)
+    with free_port() as port:
+        arguments = ("--listen", f"127.0.0.1:{port}", f"--target=vllm={vllm.url}", "--no-gpu", *FAST)
+        with Exporter(*arguments):
+            browser.open(f"http://127.0.0.1:{port}/")
+            browser.until(LIVE)
+        browser.until("document.getElementById('live').textContent === 'connection lost'")
+        with Exporter(*arguments):
+            browser.until(LIVE)
 
 
 MANY = 9

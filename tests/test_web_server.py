@@ -289,7 +289,7 @@ def test_who_waits_to_be_told_to_send_a_body_is_answered_without_it() -> None:
 )
 def test_a_client_that_does_not_finish_its_request_is_closed(payload: bytes, answer: list[int]) -> None:
     async def test() -> None:
-        async with serving(limits=Limits(head_seconds=0.1)) as server:
+        async with serving(limits=Limits(head_seconds=0.3)) as server:
             assert statuses(await say(server, payload)) == answer
 
     run(test())
