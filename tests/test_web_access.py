@@ -74,9 +74,10 @@ def hashed(password: str) -> str:
 
 
 def written(directory: Path, text: str) -> Path:
-    file = directory / "web.yml"
-    file.write_text(text)
-    return file
+    """A web configuration; one in its place is replaced, since what is as long and as old as that is no news."""
+    file, new = directory / "web.yml", directory / "web.new"
+    new.write_text(text)
+    return new.replace(file)
 
 
 def install(authority: trustme.CA, directory: Path) -> None:
