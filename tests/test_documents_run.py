@@ -13,7 +13,7 @@ import pytest
 
 from exporter_process import environment
 from kubernetes_objects import program as deploy_program
-from pages import ROOT, SHOWN
+from pages import ROOT, SHOWN, blocks
 from programs import program
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ def test_a_command_of_the_program_does_what_it_says(page: str, line: str, tmp_pa
     assert (done.returncode, done.stderr) == (0, ""), page
     assert done.stdout or written
     assert all((tmp_path / name).stat().st_size for name in written)
+
+
+def test_the_simulator_s_example_runs() -> None:
+    [example] = [text for language, text in blocks(ROOT / "docs/simulator.md") if language == "python"]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(float(number) > 0 for number in done.stdout.split())
 
 
 @pytest.mark.parametrize(("page", "line"), sorted(set(HELM)))
