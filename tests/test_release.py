@@ -18,7 +18,7 @@ import pytest
 
 import release
 from llm_headroom import __version__, schema
-from llm_headroom.bundle.alerts import ALERTS
+from llm_headroom.bundle.alerts import ALERTS, RECORDINGS
 from programs import program
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.works(1.5)
 ROOT = Path(__file__).parents[1]
 AT = "1700000000"
-OLD = ROOT / "tests" / "fixtures" / "names-0.1.txt"
+OLD = sorted((ROOT / "tests" / "fixtures").glob("names-*.txt"))
 
 
 def built(folder: Path) -> dict[str, bytes]:
@@ -175,14 +175,15 @@ def test_the_changelog_has_this_version_with_its_date() -> None:
     assert len(dated) == 1
 
 
-def test_every_name_of_the_last_release_is_still_there_or_has_an_upgrade_note() -> None:
+@pytest.mark.parametrize("old", OLD, ids=lambda old: old.stem)
+def test_every_name_of_a_release_is_still_there_or_has_an_upgrade_note(old: Path) -> None:
     notes = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
-    alerts = {alert.name for alert in ALERTS}
+    rules = {rule.name for rule in (*ALERTS, *RECORDINGS)}
     missing = []
-    for line in OLD.read_text(encoding="ascii").splitlines()[1:]:
+    for line in old.read_text(encoding="ascii").splitlines()[1:]:
         name, *labels = line.split()
         metric = schema.BY_NAME.get(name)
-        if f"`{name}`" not in notes and metric is None and name not in alerts:
+        if f"`{name}`" not in notes and metric is None and name not in rules:
             missing.append(name)
         elif metric is not None:
             gone = [label for label in labels if label not in metric.labels]
