@@ -26,8 +26,9 @@ from llm_headroom.net.files import content
 from llm_headroom.net.threads import in_thread
 from llm_headroom.net.tls import client_context
 from llm_headroom.scrape.credentials import Authorization
-from llm_headroom.web.access import Access, Proved
+from llm_headroom.web.access import Access
 from llm_headroom.web.config import parse
+from llm_headroom.web.users import Proved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -132,8 +133,9 @@ def test_a_file_may_be_so_long_and_no_longer(tmp_path: Path) -> None:
 SERVES = """
 import sys
 from pathlib import Path
-from llm_headroom.web.access import Access, Proved
+from llm_headroom.web.access import Access
 from llm_headroom.web.config import WebConfigError, parse
+from llm_headroom.web.users import Proved
 try:
     print(Access(parse(Path(sys.argv[1])), Proved()).tls is not None)
 except WebConfigError as error:

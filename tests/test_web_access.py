@@ -17,10 +17,10 @@ import trustme
 
 from bounded import run
 from llm_headroom.net.http_connection import Request, Response
-from llm_headroom.web.access import Proved, Users
 from llm_headroom.web.config import WebConfigError
 from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of
+from llm_headroom.web.users import Proved, Users
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -14,11 +14,12 @@ import trustme
 
 from bounded import run
 from llm_headroom.net.http_connection import Limits, Request, Response
-from llm_headroom.web.access import Access, Proved, TokenBucket, TooManyChecksError, Users
+from llm_headroom.web.access import Access, TokenBucket
 from llm_headroom.web.app import accepts_gzip
 from llm_headroom.web.config import RateLimit, WebConfig, WebConfigError, parse
 from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of, server_context
+from llm_headroom.web.users import Proved, TooManyChecksError, Users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

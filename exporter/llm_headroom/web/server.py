@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from llm_headroom.net.http_connection import Limits, answered, plain
 from llm_headroom.net.http_server import HttpServer
 from llm_headroom.net.listen import bind_all
-from llm_headroom.web.access import TooManyChecksError, Watched
+from llm_headroom.web.access import Watched
+from llm_headroom.web.users import TooManyChecksError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
