@@ -24,7 +24,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
-from llm_headroom.simulate.batching import Engine, EngineConfig, EngineReading, Outcome
+from llm_headroom.simulate.batching import Engine
+from llm_headroom.simulate.engine_state import EngineConfig, EngineReading, Outcome
 from llm_headroom.simulate.hardware import A100_80GB, H100_SXM, LLAMA_2_70B, LLAMA_3_8B, Roofline, plan_memory
 from llm_headroom.simulate.traffic import Lengths, Request, Synthetic
 

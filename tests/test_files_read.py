@@ -133,12 +133,13 @@ def test_a_file_may_be_so_long_and_no_longer(tmp_path: Path) -> None:
 SERVES = """
 import sys
 from pathlib import Path
+from llm_headroom.config.errors import ConfigError
 from llm_headroom.web.access import Access
-from llm_headroom.web.config import WebConfigError, parse
+from llm_headroom.web.config import parse
 from llm_headroom.web.users import Proved
 try:
     print(Access(parse(Path(sys.argv[1])), Proved()).tls is not None)
-except WebConfigError as error:
+except ConfigError as error:
     print(error)
 """
 

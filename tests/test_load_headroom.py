@@ -25,7 +25,8 @@ from llm_headroom.derive.traffic import Lengths
 from llm_headroom.derive.trial import estimated, factor
 from llm_headroom.model import Point, Series
 from llm_headroom.scrape.load_estimates import FAILED_SECONDS, LoadEstimates
-from llm_headroom.simulate.batching import Engine, EngineConfig
+from llm_headroom.simulate.batching import Engine
+from llm_headroom.simulate.engine_state import EngineConfig
 from llm_headroom.simulate.hardware import A100_80GB, L4, LLAMA_3_8B, Gpu, Roofline
 from llm_headroom.simulate.traffic import Request
 

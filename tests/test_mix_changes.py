@@ -16,7 +16,8 @@ from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.derive.observation import Observation
 from llm_headroom.derive.traffic import Lengths, Traffic
 from llm_headroom.scrape.load_estimates import LoadEstimates
-from llm_headroom.simulate.batching import Engine, EngineConfig
+from llm_headroom.simulate.batching import Engine
+from llm_headroom.simulate.engine_state import EngineConfig
 from llm_headroom.simulate.hardware import A100_80GB, LLAMA_3_8B, Roofline
 from llm_headroom.simulate.traffic import Request
 

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_headroom.simulate.batching import Engine, EngineConfig, Outcome
+from llm_headroom.simulate.batching import Engine
+from llm_headroom.simulate.engine_state import EngineConfig, Outcome
 from llm_headroom.simulate.hardware import (
     A100_80GB,
     H100_SXM,

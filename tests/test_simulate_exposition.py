@@ -21,11 +21,13 @@ from llm_headroom.exposition.text import Parser
 from llm_headroom.exposition.text_lines import parse_series
 from llm_headroom.model import Histogram, Point
 from llm_headroom.simulate import ollama_api
-from llm_headroom.simulate.batching import Engine, EngineConfig, EngineReading
-from llm_headroom.simulate.exposition import Exposition, renamed, versions
+from llm_headroom.simulate.batching import Engine
+from llm_headroom.simulate.engine_state import EngineConfig, EngineReading
+from llm_headroom.simulate.exposition import Exposition, renamed
 from llm_headroom.simulate.hardware import A100_80GB, GIB, L4, LLAMA_3_8B, TINY_LLAMA, Roofline, plan_memory
 from llm_headroom.simulate.measures import HistogramBounds
 from llm_headroom.simulate.ollama_model import OllamaConfig, OllamaServer
+from llm_headroom.simulate.templates import versions
 from llm_headroom.simulate.traffic import Lengths, Request, Synthetic
 
 if TYPE_CHECKING:

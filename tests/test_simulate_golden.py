@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from hand_clock import Hands
 from llm_headroom.simulate import ollama_api
-from llm_headroom.simulate.batching import Engine, EngineConfig
+from llm_headroom.simulate.batching import Engine
+from llm_headroom.simulate.engine_state import EngineConfig
 from llm_headroom.simulate.exposition import Exposition
 from llm_headroom.simulate.gpus import Holder, SimulatedGpus
 from llm_headroom.simulate.hardware import GIB, H100_SXM, L4, LLAMA_3_8B, QWEN_2_5_7B, TINY_LLAMA, Roofline, plan_memory

@@ -11,8 +11,8 @@ import pytest
 from hand_clock import Hands
 from llm_headroom.net.http_connection import CutError
 from llm_headroom.net.http_connection import Request as HttpRequest
-from llm_headroom.simulate.batching import EngineConfig, Outcome
 from llm_headroom.simulate.clock import Clock
+from llm_headroom.simulate.engine_state import EngineConfig, Outcome
 from llm_headroom.simulate.exposition import Exposition
 from llm_headroom.simulate.hardware import GIB, L4, QWEN_2_5_7B, TINY_LLAMA
 from llm_headroom.simulate.live import LiveEngine, LiveOllama, QueueFullError, keep_busy

@@ -14,7 +14,7 @@ import pytest
 from hand_clock import Hands, Jumps
 from llm_headroom import schema
 from llm_headroom.simulate import clients, scenario
-from llm_headroom.simulate.batching import EngineConfig, Outcome
+from llm_headroom.simulate.engine_state import EngineConfig, Outcome
 from llm_headroom.simulate.gpus import Holder, SimulatedGpus
 from llm_headroom.simulate.hardware import GIB, L4, QWEN_2_5_7B, TINY_LLAMA, Gpu, Model, Roofline, plan_memory
 from llm_headroom.simulate.ollama_model import Host, OllamaConfig, OllamaServer, SpilledCost

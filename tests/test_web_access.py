@@ -16,8 +16,8 @@ import pytest
 import trustme
 
 from bounded import run
+from llm_headroom.config.errors import ConfigError
 from llm_headroom.net.http_connection import Request, Response
-from llm_headroom.web.config import WebConfigError
 from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of
 from llm_headroom.web.users import Proved, Users
@@ -522,7 +522,7 @@ def test_configured_headers_go_with_every_response_and_win_over_the_pages(tmp_pa
 
 def test_an_unusable_file_keeps_the_server_from_starting(tmp_path: Path) -> None:
     async def test() -> None:
-        with pytest.raises(WebConfigError, match=r"web\.yml:1: basic_auth: unknown key"):
+        with pytest.raises(ConfigError, match=r"web\.yml:1: basic_auth: unknown key"):
             await serve(page, ["127.0.0.1:0"], web_config=written(tmp_path, "basic_auth: {}\n"))
 
     run(test())

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from llm_headroom.web.config import ClientAuth, RateLimit, WebConfig, WebConfigError, parse
+from llm_headroom.config.errors import ConfigError
+from llm_headroom.web.config import ClientAuth, RateLimit, WebConfig, parse
 from llm_headroom.web.tls import server_context
 
 HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
@@ -137,7 +138,7 @@ def test_every_suite_of_go_has_the_name_that_openssl_has_for_it(directory: Path)
         tls = load(written(directory, f"{TLS}  cipher_suites: [{suite}]\n")).tls
         return None if tls is None else tls.ciphers
 
-    with pytest.raises(WebConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         chosen("none")
     suites = str(error.value).partition("expected one of ")[2].partition(", got")[0].split(", ")
     newest = {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
@@ -242,20 +243,20 @@ def test_an_interval_of_zero_is_no_rate_limit(tmp_path: Path) -> None:
 )
 def test_an_error_names_file_line_and_key(directory: Path, text: str, line: int, problem: str) -> None:
     file = written(directory, text)
-    with pytest.raises(WebConfigError) as raised:
+    with pytest.raises(ConfigError) as raised:
         load(file)
     assert str(raised.value).startswith(f"{file}:{line}: ")
     assert problem in str(raised.value)
 
 
 def test_a_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WebConfigError, match=r"web\.yml: is nested too deeply"):
+    with pytest.raises(ConfigError, match=r"web\.yml: is nested too deeply"):
         load(written(tmp_path, "[" * 5000))
 
 
 def test_an_error_does_not_quote_what_may_be_secret(tmp_path: Path) -> None:
     for text in ("basic_auth_users:\n  alice: hunter2\n", "basic_auth_users:\n  alice: hunter2: x\n"):
-        with pytest.raises(WebConfigError) as raised:
+        with pytest.raises(ConfigError) as raised:
             load(written(tmp_path, text))
         assert "hunter2" not in str(raised.value)
 
@@ -292,7 +293,7 @@ def test_unusable_certificates_are_found_before_serving(directory: Path, text: s
         "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n"
     )
     file = written(directory, text)
-    with pytest.raises(WebConfigError) as raised:
+    with pytest.raises(ConfigError) as raised:
         load(file)
     assert str(raised.value).startswith(f"{file}:" + problem.format(directory))
 
@@ -307,13 +308,13 @@ def test_the_example_of_the_documentation_is_accepted(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WebConfigError, match=r"absent\.yml: No such file"):
+    with pytest.raises(ConfigError, match=r"absent\.yml: No such file"):
         load(tmp_path / "absent.yml")
 
 
 def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "web.yml").write_bytes(b"# fine\n\xff\n")
-    with pytest.raises(WebConfigError, match=r"web\.yml:2: is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"web\.yml:2: is not UTF-8"):
         load(tmp_path / "web.yml")
 
 
@@ -359,7 +360,7 @@ def test_an_interval_is_a_sum_of_units(tmp_path: Path, written: str, seconds: fl
 )
 def test_what_is_beyond_a_limit_is_an_error(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "web.yml").write_text(text + "\n")
-    with pytest.raises(WebConfigError, match=problem):
+    with pytest.raises(ConfigError, match=problem):
         parse(tmp_path / "web.yml")
 
 

@@ -13,10 +13,11 @@ import pytest
 import trustme
 
 from bounded import run
+from llm_headroom.config.errors import ConfigError
 from llm_headroom.net.http_connection import Limits, Request, Response
 from llm_headroom.web.access import Access, TokenBucket
 from llm_headroom.web.app import accepts_gzip
-from llm_headroom.web.config import RateLimit, WebConfig, WebConfigError, parse
+from llm_headroom.web.config import RateLimit, WebConfig, parse
 from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of, server_context
 from llm_headroom.web.users import Proved, TooManyChecksError, Users
@@ -460,7 +461,7 @@ def test_only_a_certificate_that_was_shown_is_asked_for_its_names(
 def test_entries_that_contradict_each_other_are_an_error(
     configured: Callable[[str], WebConfig], lines: str, problem: str
 ) -> None:
-    with pytest.raises(WebConfigError, match=problem.replace(".", r"\.")):
+    with pytest.raises(ConfigError, match=problem.replace(".", r"\.")):
         configured(lines)
 
 

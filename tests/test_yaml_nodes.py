@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.yaml_nodes import LARGEST_FILE
-from llm_headroom.web.config import WebConfigError, parse
+from llm_headroom.web.config import parse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,7 @@ HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
 def complaint(directory: Path, text: str) -> list[str]:
     file = directory / "web.yml"
     file.write_text(text)
-    with pytest.raises(WebConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         parse(file)
     return str(error.value).replace(f"{directory}/", "").split("\n")
 

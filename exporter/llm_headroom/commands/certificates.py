@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from llm_headroom import schema
-from llm_headroom.config.errors import UnreadError
+from llm_headroom.config.errors import ConfigError, UnreadError
 from llm_headroom.derive.words import span
 from llm_headroom.model import Point, Series
 from llm_headroom.net.certificate import validity
@@ -95,6 +95,6 @@ def _served(path: Path) -> Path | None:
         tls = web_config.parse(path).tls
     except UnreadError:
         raise
-    except web_config.WebConfigError:
+    except ConfigError:
         return None  # the server goes on with what it read before, and says so
     return None if tls is None else tls.cert.file or path

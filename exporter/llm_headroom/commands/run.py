@@ -16,7 +16,6 @@ from llm_headroom.config.errors import ConfigError
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.net import loop
 from llm_headroom.net.listen import ListenError
-from llm_headroom.web.config import WebConfigError
 
 if TYPE_CHECKING:
     from llm_headroom.config.settings import Config
@@ -76,5 +75,5 @@ def command(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's 
         for name, problem in variables.unknown(os.environ):
             log.warning("unknown environment variable", extra={"variable": name, "problem": problem})
         loop.run(service.run(config, file=file, read=read))
-    except (ConfigError, WebConfigError, ListenError) as error:
+    except (ConfigError, ListenError) as error:
         fail(str(error))

@@ -70,7 +70,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
 
     Raises:
         llm_headroom.net.listen.ListenError: an address cannot be listened on.
-        llm_headroom.web.config.WebConfigError: the web configuration is wrong.
+        llm_headroom.config.errors.ConfigError: the web configuration is wrong.
     """
     loop = asyncio.get_running_loop()
     loop.set_default_executor(Workers("names", MOST_NAMES, shared=True))  # asyncio looks up names there

@@ -16,7 +16,7 @@ import random
 from collections import deque
 from typing import TYPE_CHECKING
 
-from llm_headroom.simulate.engine_state import EngineConfig, EngineReading, Outcome, StepCost
+from llm_headroom.simulate.engine_state import EngineConfig, EngineReading, Outcome
 from llm_headroom.simulate.kv_pool import KvPool
 from llm_headroom.simulate.measures import Measures
 from llm_headroom.simulate.sequence import Sequence, State
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llm_headroom.simulate.traffic import Request
-
-__all__ = ["Engine", "EngineConfig", "EngineReading", "Outcome", "StepCost"]
 
 # sgl-project/sglang: SGLANG_INIT_NEW_TOKEN_RATIO, _MIN_NEW_TOKEN_RATIO_FACTOR, _NEW_TOKEN_RATIO_DECAY_STEPS,
 # SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION, SGLANG_RETRACT_DECODE_STEPS

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from llm_headroom.simulate import engine_documents
 from llm_headroom.simulate.exposition_lines import Setting, bounds_of, compiled, written
 from llm_headroom.simulate.exposition_values import SCALARS
-from llm_headroom.simulate.templates import template, versions
+from llm_headroom.simulate.templates import template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from llm_headroom.simulate.engine_state import EngineConfig, EngineReading
     from llm_headroom.simulate.hardware import MemoryPlan
-
-__all__ = ["Exposition", "renamed", "versions"]
 
 
 class Exposition:
@@ -48,7 +46,7 @@ class Exposition:
         """Prepare to render.
 
         Args:
-            version: one of ``versions()``.
+            version: one of ``templates.versions()``.
             model: name of the model, as served.
             config: of each replica; its ``bounds`` do not matter.
             start: unix seconds at virtual second 0.

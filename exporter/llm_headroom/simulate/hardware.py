@@ -90,7 +90,7 @@ MODELS = {
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """The cost of steps of one model on ``tensor_parallel`` equal GPUs; fits ``batching.StepCost``.
+    """The cost of steps of one model on ``tensor_parallel`` equal GPUs; fits ``engine_state.StepCost``.
 
     Attributes:
         model: what runs.
@@ -115,7 +115,7 @@ class Roofline:
     def step_seconds(
         self, prefill_tokens: int, decode_sequences: int, context_tokens: int, attention_pairs: int = 0
     ) -> float:
-        """Return the seconds of one step; see ``batching.StepCost`` for the arguments."""
+        """Return the seconds of one step; see ``engine_state.StepCost`` for the arguments."""
         model, gpus = self.model, self.tensor_parallel
         read = model.weights_bytes + context_tokens * model.kv_bytes_per_token
         tokens = prefill_tokens + decode_sequences

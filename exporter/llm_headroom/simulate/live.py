@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from llm_headroom.simulate.batching import Engine, Outcome
+from llm_headroom.simulate.batching import Engine
+from llm_headroom.simulate.engine_state import Outcome
 from llm_headroom.simulate.ollama_model import OllamaServer
 from llm_headroom.simulate.traffic import Request
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.net.http_connection import CutError, Response
 from llm_headroom.simulate import ollama_api, prompts, replies
-from llm_headroom.simulate.batching import Outcome
+from llm_headroom.simulate.engine_state import Outcome
 from llm_headroom.simulate.live import QueueFullError
 from llm_headroom.simulate.ollama_model import BUSY_MESSAGE
 

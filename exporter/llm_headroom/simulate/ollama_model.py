@@ -11,7 +11,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llm_headroom.simulate.batching import Engine, EngineConfig, EngineReading, Outcome
+from llm_headroom.simulate.batching import Engine
+from llm_headroom.simulate.engine_state import EngineConfig, EngineReading, Outcome
 from llm_headroom.simulate.hardware import GIB, Gpu, Model, Roofline
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class SpilledCost:
     def step_seconds(
         self, prefill_tokens: int, decode_sequences: int, context_tokens: int, attention_pairs: int = 0
     ) -> float:
-        """Return the seconds of one step; see ``batching.StepCost``."""
+        """Return the seconds of one step; see ``engine_state.StepCost``."""
         work = (prefill_tokens, decode_sequences, context_tokens, attention_pairs)
         cpu = Gpu("CPU", 0, self.host.bandwidth, self.host.flops)
         on_cpu = Roofline(self.model, cpu).step_seconds(*work)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.net.http_connection import CutError, Response
 from llm_headroom.simulate import prompts, replies
-from llm_headroom.simulate.batching import Outcome
+from llm_headroom.simulate.engine_state import Outcome
 from llm_headroom.simulate.exposition import renamed
 
 if TYPE_CHECKING:

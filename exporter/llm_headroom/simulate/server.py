@@ -14,7 +14,7 @@ from llm_headroom.net import listen as net_listen
 from llm_headroom.net.http_connection import Limits
 from llm_headroom.net.http_server import HttpServer
 from llm_headroom.simulate import replies
-from llm_headroom.simulate.batching import EngineConfig
+from llm_headroom.simulate.engine_state import EngineConfig
 from llm_headroom.simulate.exposition import Exposition
 from llm_headroom.simulate.hardware import Roofline, plan_memory
 from llm_headroom.simulate.live import LiveEngine, LiveOllama

@@ -7,6 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.config.errors import ConfigError
 from llm_headroom.net.files import stamp
 from llm_headroom.web import config as web_config
 from llm_headroom.web.users import Proved, Users
@@ -30,7 +31,7 @@ class Access:
     __slots__ = ("config", "rate", "tls", "users")
 
     def __init__(self, config: web_config.WebConfig, proved: Proved) -> None:
-        """Raises WebConfigError if the certificates are unusable."""
+        """Raises ConfigError if the certificates are unusable."""
         self.config = config
         self.tls: ssl.SSLContext | None = None
         if config.tls is not None:
@@ -56,7 +57,7 @@ class Watched:
     __slots__ = ("_access", "_again", "_path", "_problem", "_proved", "_stamps", "_watched")
 
     def __init__(self, path: Path | None) -> None:
-        """Raises WebConfigError if the file is unusable; without a path nothing is configured or watched."""
+        """Raises ConfigError if the file is unusable; without a path nothing is configured or watched."""
         self._path = path
         self._proved = Proved()
         self._watched: tuple[Path, ...] = ()
@@ -72,7 +73,7 @@ class Watched:
             began = time.monotonic()
             try:
                 self._access = self._read(self._path)
-            except web_config.WebConfigError as error:
+            except ConfigError as error:
                 end = time.monotonic()
                 self._again = end + max(LOOK_AGAIN, 20 * (end - began))
                 if str(error) != self._problem:

@@ -17,11 +17,6 @@ from llm_headroom.config.errors import ConfigError, Place, Problems
 from llm_headroom.config.kinds import Form
 from llm_headroom.config.yaml_nodes import Value
 
-__all__ = ["ClientAuth", "Pem", "RateLimit", "TlsServer", "WebConfig", "WebConfigError", "parse"]
-
-WebConfigError: TypeAlias = ConfigError
-"""The web configuration cannot be used; each problem names the file, the line and the key."""
-
 
 class ClientAuth(StrEnum):
     """How clients must identify themselves; the names are those of Go's crypto/tls ClientAuthType."""
@@ -258,7 +253,7 @@ def parse(path: Path) -> WebConfig:
     """Reads a web configuration file without opening the certificates that it names.
 
     Raises:
-        WebConfigError: the file cannot be read or is not of this format.
+        ConfigError: the file cannot be read or is not of this format.
     """
     problems = Problems()
     given = reader.read(path, WebFile, problems)

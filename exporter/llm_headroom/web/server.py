@@ -44,7 +44,7 @@ async def serve(  # noqa: PLR0913 - each is a choice of its own
 
     Raises:
         llm_headroom.net.listen.ListenError: an address is malformed, in use, or cannot be bound; none stays bound.
-        llm_headroom.web.config.WebConfigError: the web configuration cannot be used.
+        llm_headroom.config.errors.ConfigError: the web configuration cannot be used.
     """
     watched = Watched(web_config)
     limits = limits or Limits()

@@ -32,7 +32,7 @@ def server_context(tls: TlsServer) -> ssl.SSLContext:
     """The context that does what the configuration says, with certificates read again.
 
     Raises:
-        WebConfigError: a certificate or key cannot be read or used.
+        ConfigError: a certificate or key cannot be read or used.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.options |= ssl.OP_NO_RENEGOTIATION
