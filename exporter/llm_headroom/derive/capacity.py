@@ -317,11 +317,7 @@ def saturation(known: Known) -> float | None:
     Load is the arrivals of the last minutes, the last one above all, of which a new replica has taken its part; and
     what waits, as if it came within five minutes.
     """
-    return _saturation(known, known.headroom)
-
-
-def _saturation(known: Known, found: Mapping[str, Headroom]) -> float | None:
-    headroom = found.get("ttft")
+    headroom = known.headroom.get("ttft")
     if headroom is None:
         return None
     sustainable = headroom.ratio * known.traffic.rate * known.replicas
@@ -344,6 +340,6 @@ def points(known: Known, labels: Mapping[str, str]) -> Iterator[Point]:
     if found:
         against = "predicted against seen tokens per second"
         yield point(schema.LOAD_HEADROOM_SUSPECT, float(known.suspect), against, labels)
-    level = _saturation(known, found)
+    level = saturation(known)
     if level is not None:
         yield point(schema.SATURATION, level, "1 / load headroom, and the queue", labels, resource="max")

@@ -91,7 +91,7 @@ class Document:
     """Something to fetch from an engine.
 
     key: what the engine's functions call it.
-    path, method, body: the request.
+    path, body: the request, a POST where it has a body.
     text: True for an exposition, False for JSON.
     every: seconds between fetches; 0 with each poll.
     tolerated: status codes which are an answer too (a feature that is off), not a failure of the source.
@@ -107,7 +107,6 @@ class Document:
 
     key: str
     path: str
-    method: str = "GET"
     body: bytes | None = None
     text: bool = False
     every: float = 0.0

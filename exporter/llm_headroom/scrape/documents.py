@@ -210,7 +210,6 @@ class Documents:
             document.path,
             timeout=remaining,
             accept=TEXT if document.text else ANYTHING,
-            method=document.method,
             body=document.body,
         )
         if response.status in document.tolerated:

@@ -87,7 +87,6 @@ class Client:
         *,
         timeout: float,  # noqa: ASYNC109 - a deadline for the whole call is this method's promise
         accept: str = "text/plain;version=0.0.4,*/*;q=0.1",
-        method: str = "GET",
         body: bytes | None = None,
     ) -> Response:
         """The answer to a request for `path` below the endpoint's prefix, whatever its status.
@@ -95,7 +94,7 @@ class Client:
         Redirects are followed within the same origin. `timeout` in seconds covers everything from the name's
         resolution to the body's last byte; after it, as after a cancellation, the connection is gone, so that a late
         answer is never taken for that of the next request. A request may reach the engine twice where a reused
-        connection dies under it, so ask only what changes nothing. A `body` is JSON.
+        connection dies under it, so ask only what changes nothing. A `body` is JSON, and posted.
 
         Raises:
             FetchError: there is no complete answer.
@@ -110,7 +109,7 @@ class Client:
         answered = False
         try:
             async with asyncio.timeout(timeout):
-                response = await self._follow(method, path, accept, body)
+                response = await self._follow(path, accept, body)
             answered = True
         except TimeoutError:
             doing = "preparing the request" if self._transport is None else self._transport.doing
@@ -134,13 +133,13 @@ class Client:
         # A query is left out: filters make it long, and it may hold an API key.
         return FetchError(Failure(cause, f"{self._origin}{self._prefix}{path.partition('?')[0]}: {reason}"))
 
-    async def _follow(self, method: str, path: str, accept: str, body: bytes | None) -> Response:
+    async def _follow(self, path: str, accept: str, body: bytes | None) -> Response:
         # Where a path has moved to is remembered only as long as asking there succeeds.
         moved = self._moved.pop(path, None)
         target = moved or self._prefix + path
-        lasting = method == "GET"
+        lasting = body is None
         for _ in range(_MAX_REDIRECTS + 1):
-            response = await self._exchange(method, target, accept, body)
+            response = await self._exchange(target, accept, body)
             location = response.headers.get("location") if response.status in _REDIRECTS else None
             if location is None:
                 if moved is not None and response.status < 400:  # noqa: PLR2004 - errors begin there, RFC 9110, 15.5
@@ -152,8 +151,8 @@ class Client:
             lasting = lasting and (response.status in _PERMANENT or slash_added)
             if lasting:
                 moved = target
-            if response.status in _AS_GET and method != "HEAD":
-                method, body = "GET", None
+            if response.status in _AS_GET:
+                body = None
         raise Refusal(Cause.REDIRECT, f"more than {_MAX_REDIRECTS} redirects, the last one to {without_query(target)}")
 
     def _redirected(self, target: str, location: str) -> str:
@@ -167,7 +166,7 @@ class Client:
             raise Refusal(Cause.REDIRECT, f"redirects to another origin, {without_query(f'{origin}{moved}')}; {hint}")
         return moved or "/"
 
-    async def _exchange(self, method: str, target: str, accept: str, body: bytes | None) -> Response:
+    async def _exchange(self, target: str, accept: str, body: bytes | None) -> Response:
         headers = {
             "Host": self._origin.authority,
             "User-Agent": f"llm-headroom/{__version__}",
@@ -178,7 +177,7 @@ class Client:
             headers["Authorization"] = self._authorization.header()
         if body is not None:
             headers["Content-Type"] = "application/json"
-        request = self._request(method, target, headers, body)
+        request = self._request(target, headers, body)
         transport = await self._connection()
         try:
             return await self._converse(transport, request)
@@ -187,12 +186,13 @@ class Client:
                 raise
         return await self._converse(transport, request)
 
-    def _request(self, method: str, target: str, headers: dict[str, str], body: bytes | None) -> Prepared:
+    def _request(self, target: str, headers: dict[str, str], body: bytes | None) -> Prepared:
         # A poll asks what the last one asked, and making a request costs a fifth of what fetching the answer does.
-        parts = (method, headers, body)
+        parts = (headers, body)
         made = self._made.get(target)
         if made is None or made[0] != parts:
             try:
+                method = "GET" if body is None else "POST"
                 request = httpx.Request(method, self._address + target, headers=headers, content=body)
             except httpx.InvalidURL as error:
                 raise Refusal(Cause.UNREACHABLE, f"the host name cannot be resolved: {error}") from None
@@ -221,7 +221,7 @@ class Client:
         answer = await transport.ask(request)
         try:
             headers = answer.headers
-            if not request.bodiless and int(headers.get("content-length", "0")) > cap:
+            if int(headers.get("content-length", "0")) > cap:
                 raise _too_large(cap)
             body = await _collected(pieces(answer.body), cap, headers.get("content-encoding", "").strip().lower())
         finally:

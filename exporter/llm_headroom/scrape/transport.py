@@ -55,8 +55,6 @@ class Prepared(NamedTuple):
     host: str
     port: int
     sent: bytes
-    bodiless: bool
-    """Whether its answer has no body, whatever its head says."""
 
 
 def prepared(request: httpx.Request) -> Prepared:
@@ -65,7 +63,7 @@ def prepared(request: httpx.Request) -> Prepared:
     fields = b"".join([b"%s: %s\r\n" % field for field in request.headers.raw])
     sent = b"%s %s HTTP/1.1\r\n%s\r\n%s" % (request.method.encode(), url.raw_path, fields, request.content)
     port = url.port or (443 if url.scheme == "https" else 80)  # httpx leaves the usual ones out
-    return Prepared(url.raw_host.decode(), port, sent, request.method == "HEAD")
+    return Prepared(url.raw_host.decode(), port, sent)
 
 
 class Answer(NamedTuple):
@@ -102,7 +100,6 @@ class Transport:
         protocol = await self._connected(request)
         self.doing = "waiting for the answer"
         protocol.set_response_params(
-            skip_payload=request.bodiless,
             read_until_eof=True,
             auto_decompress=False,
             max_line_size=_LINE_BYTES,

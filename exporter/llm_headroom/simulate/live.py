@@ -12,7 +12,7 @@ import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from llm_headroom.simulate.batching import Engine
 from llm_headroom.simulate.engine_state import Outcome
@@ -35,35 +35,6 @@ _SLICE = 10.0  # virtual seconds of traffic that are handed over at once
 
 class QueueFullError(Exception):
     """Ollama answers 503."""
-
-
-class Live(Protocol):
-    """What the two kinds of engines have in common; times are virtual seconds of ``clock``."""
-
-    clock: Clock
-
-    @property
-    def alive(self) -> bool:
-        """Whether it answers."""
-        ...
-
-    @property
-    def busy_seconds(self) -> float:
-        """Seconds spent in steps, over all of its lives."""
-        ...
-
-    @property
-    def slowdown(self) -> float:
-        """By what factor its steps take longer than on a healthy GPU."""
-        ...
-
-    def catch_up(self) -> None:
-        """Do what was due until now."""
-        ...
-
-    def crash(self, seconds: float) -> None:
-        """Lose everything, and be back after so many seconds."""
-        ...
 
 
 class Feed:

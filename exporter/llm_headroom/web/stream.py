@@ -73,10 +73,6 @@ class Feed:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    def view(self) -> View:
-        """What to show now."""
-        return self._board.view()
-
     def parts(self, wanted: Look) -> Parts:
         """The page's parts now, for a reader who has chosen a look."""
         return self._painter.parts(self._shared(), wanted)
@@ -124,7 +120,7 @@ class Feed:
 
     def _shared(self) -> View:
         if self._view is None:
-            self._view = self.view()
+            self._view = self._board.view()
         return self._view
 
     def _whole(self) -> bytes:

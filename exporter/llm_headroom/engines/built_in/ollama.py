@@ -187,7 +187,6 @@ def _documents(known: Mapping[str, Any]) -> Iterator[Document]:
         yield Document(
             key=model.show,
             path="/api/show",
-            method="POST",
             body=json.dumps({"model": model.name}).encode(),
             every=ONCE,
             optional=True,
