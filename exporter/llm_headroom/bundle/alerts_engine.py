@@ -109,8 +109,8 @@ LATENCY: Final = (
             and max_over_time(llm_saturation_high_water_ratio[5m]) >= $high_water_risk""",
         kept="0s",
         summary=f"{_WHO} is close to saturation",
-        description="The peaks of the last ten minutes make high TTFT or KV cache exhaustion within five minutes "
-        "likely: {{ $value | humanizePercentage }}.",
+        description="The last ten minutes came close to slow first tokens or to a full KV cache, or reached them: "
+        '{{ printf "%.2f" $value }} on a scale from 0 to 1, which is no probability.',
     ),
     Alert(
         name="LLMLatencyBudgetBurnFast",
