@@ -268,6 +268,7 @@ def test_names_follow_the_conventions(metric: Metric) -> None:
         assert not stem.endswith(tuple(f"_{word}" for word in UNIT_WORDS.values()))
     assert not stem.endswith(HISTOGRAM_PARTS)
     assert metric.help.endswith(".")
+    assert not re.search(r"^(Those|These|They|It)\b|\bthat these\b|\bat which it\b", metric.help)  # it stands alone
     assert not set('\\\n"') & set(metric.help)  # expositions would have to escape them
     assert len(set(metric.labels)) == len(metric.labels)
     assert not {"le", "quantile", "job", "instance", "cluster", "namespace", "pod"} & set(metric.labels)

@@ -107,7 +107,7 @@ LORA_ADAPTER_ACTIVE: Final = _gauge(
 )
 LORA_SLOTS: Final = _gauge("lora_slots", "{adapter}", "LoRA adapters that fit into one batch.", across=Across.MAX)
 LORA_SLOTS_USED: Final = _gauge(
-    "lora_slots_used", "{adapter}", "LoRA adapters that are in these places.", across=Across.MAX
+    "lora_slots_used", "{adapter}", "LoRA adapters that are in the places of a batch.", across=Across.MAX
 )
 REQUESTS_RUNNING_LIMIT: Final = _gauge(
     "requests_running_limit", "{request}", "Maximum number of requests that the engine runs at once."
@@ -330,7 +330,9 @@ KV_CACHE_HOST_USED: Final = _gauge(
 MM_CACHE_QUERIES: Final = _counter(
     "mm_cache_queries_total", "{item}", "Images, sounds and videos looked up in the cache of multi-modal inputs."
 )
-MM_CACHE_HITS: Final = _counter("mm_cache_hits_total", "{item}", "Those found there.")
+MM_CACHE_HITS: Final = _counter(
+    "mm_cache_hits_total", "{item}", "Images, sounds and videos found in the cache of multi-modal inputs."
+)
 
 # KV cache on its way: disaggregated prefill and decode, offloading ---------------------------------------------------
 KV_TRANSFER_BYTES: Final = _counter(
@@ -343,7 +345,7 @@ KV_TRANSFER_BYTES: Final = _counter(
 KV_TRANSFER_SECONDS: Final = _counter(
     "kv_transfer_seconds_total",
     "s",
-    "Time that these transfers took, summed over those that ran at once.",
+    "Time that transfers of KV cache between engines or tiers took, summed over those that ran at once.",
     "connector",
     "operation",
 )
@@ -1004,7 +1006,8 @@ CERTIFICATE_NOT_AFTER: Final = _own(
     "certificate_not_after_timestamp_seconds",
     Kind.GAUGE,
     "s",
-    "Unix time at which it runs out; of several certificates in the file the first to do so.",
+    "Unix time at which a certificate runs out that llm-headroom shows to clients, engines or receivers; of several in "
+    "the file the first to do so.",
     "file",
 )
 NOTIFICATIONS: Final = _own(
