@@ -4,7 +4,7 @@
 
 Expositions are recorded from real exporters over simulated engines under traffic, and served again to a real
 Prometheus (Debian's) as if there were so many sidecars, each with a pod's name. Targets are named after their pods by
-the relabelling of the Helm chart's monitor, and that this keeps engines apart is checked. Linux only.
+relabelling, as sidecars name them in a pod, and that this keeps engines apart is checked. Linux only.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RELABEL: Final = {
     "target_label": "target",
     "replacement": "$1:$2",
 }
-"""As in deploy/helm/llm-headroom/templates/monitors.yaml."""
+"""What is recorded was outside of any pod, so that its target is 127.0.0.1."""
 
 
 @dataclass(frozen=True, slots=True)
