@@ -266,6 +266,7 @@ def changed(draw: st.DrawFn, engine: str) -> dict[str, Reply]:
     return routes
 
 
+@pytest.mark.works(3)
 @pytest.mark.parametrize("engine", CAPTURED)
 def test_whatever_the_bodies_there_is_a_cause_and_others_are_untouched(engine: str) -> None:
     other = next(name for name in ("vllm", "llamacpp") if name != engine)

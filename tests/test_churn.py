@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 import bounded
 import llm_headroom
 from captures import Capture
@@ -131,6 +133,7 @@ with open("/proc/self/status") as status:
 """Polls and renders so many times, and prints the peak of the resident memory in KiB."""
 
 
+@pytest.mark.works(8)
 def test_the_largest_body_stays_below_the_memory_limit_of_the_chart(tmp_path: Path) -> None:
     values = (Path(__file__).parents[1] / "deploy" / "helm" / "llm-headroom" / "values.yaml").read_text()
     (limit,) = {int(found) for found in re.findall(r"limits: \{memory: (\d+)Mi\}", values)}

@@ -405,6 +405,7 @@ def expected(page: str, states: list[State | None], scrape: int) -> bool | None:
     return None if any(there[max(0, scrape - fall) : scrape + outlasted + 1]) else False
 
 
+@pytest.mark.works(10)
 def test_a_page_fires_if_and_only_if_the_state_is_there(tmp_path: Path) -> None:
     checks = []
     fired: dict[str, set[State]] = {name: set() for name in HISTORIES}
@@ -431,6 +432,7 @@ def test_a_page_fires_if_and_only_if_the_state_is_there(tmp_path: Path) -> None:
     assert fired == wanted_states
 
 
+@pytest.mark.works(4)
 @pytest.mark.parametrize("seconds", [15.0, 150.0], ids=["restart", "upgrade"])
 def test_no_page_ends_because_the_exporter_restarts(seconds: float, tmp_path: Path) -> None:
     """The one that comes knows nothing of what the one that ended knew."""

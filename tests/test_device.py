@@ -74,6 +74,7 @@ def test_every_check_of_an_honest_card_passes_and_one_of_a_lying_peer_fails(tmp_
     assert len(list((tmp_path / "out").iterdir())) <= 8
 
 
+@pytest.mark.works(6)
 def test_memory_that_nvml_reports_wrongly_fails_its_rows(tmp_path: Path) -> None:
     status, rows = rows_of(tmp_path, "--parts", "memory", **{scripted.LIE: str(2**30)})
 

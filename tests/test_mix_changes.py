@@ -176,7 +176,7 @@ async def said(simulated: Engine) -> tuple[float, float]:
     return found[0], found[1]
 
 
-@pytest.mark.works(15)
+@pytest.mark.works(2.5)
 @pytest.mark.parametrize(
     ("rate", "before", "after", "true"),
     [

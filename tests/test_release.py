@@ -57,6 +57,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.umask(before)
 
 
+@pytest.mark.works(17)
 @pytest.mark.usefixtures("elsewhere")
 def test_two_builds_are_the_same_bytes(files: Path, tmp_path: Path) -> None:
     again = built(tmp_path)
