@@ -179,7 +179,7 @@ def test_the_changelog_has_this_version_with_its_date() -> None:
 @pytest.mark.parametrize("old", OLD, ids=lambda old: old.stem)
 def test_every_name_of_a_release_is_still_there_or_has_an_upgrade_note(old: Path) -> None:
     notes = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
-    rules = {rule.name for rule in (*ALERTS, *RECORDINGS)}
+    rules = {rule.name for rule in ALERTS} | {rule.name for rule in RECORDINGS}
     missing = []
     for line in old.read_text(encoding="ascii").splitlines()[1:]:
         name, *labels = line.split()
