@@ -378,6 +378,15 @@ def test_operator_and_grafana_get_the_same_expressions() -> None:
     }
 
 
+def test_buckets_that_fleets_are_advised_to_drop_are_read_by_no_rule() -> None:
+    page = (FOLDER.parent / "docs/fleet.md").read_text()
+    [dropped] = re.findall(r"source_labels: \[__name__\]\n    regex: (llm_\S+_bucket)\n    action: drop", page)
+    read = set(re.findall(r"\bllm_\w+_bucket\b", (FOLDER / RULES).read_text()))
+
+    assert read
+    assert not {name for name in read if re.fullmatch(dropped, name)}
+
+
 def queries() -> list[tuple[str, str]]:
     """Each query of a runbook with the runbook's name."""
     return [
