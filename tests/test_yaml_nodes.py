@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from llm_headroom.config.errors import ConfigError
-from llm_headroom.config.yaml_nodes import LARGEST_FILE
+from llm_headroom.config.errors import MOST_PROBLEMS, ConfigError, Problems
+from llm_headroom.config.yaml_nodes import LARGEST_FILE, MOST_PLAIN
 from llm_headroom.web.config import parse
 
 if TYPE_CHECKING:
@@ -79,3 +80,71 @@ def test_a_file_is_not_read_beyond_its_limit(tmp_path: Path) -> None:
 def test_an_escape_beyond_unicode_is_a_problem_of_the_file(tmp_path: Path) -> None:
     [problem] = complaint(tmp_path, 'tls_server_config: {cert_file: "\\Uffffffff"}')
     assert problem == "web.yml: is not valid YAML: invalid escape in a string"
+
+
+LARGE = "# and so on\n" * (MOST_PLAIN // 10)
+"""Makes a file one that libyaml reads, if it is there."""
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "part"),
+    [
+        ("tls_server_config:\n\tcert_file: x\n", 2, "indent with spaces, not with tabs"),
+        ("rate_limit:\n  burst: 1\n interval: 1s\n", 3, "is this line indented as its neighbours are?"),
+        ("rate_limit:\n  burst: 1: 2\n", 2, "and is a text with a colon in quotes?"),
+        ("rate_limit: {burst: 1\n", None, "expected ',' or '}'"),
+        ("tls_server_config: *hunter2\n", 1, "found undefined alias"),
+        ("tls_server_config: {cert_file: !hunter2!x y}\n", 1, "found undefined tag handle"),
+        ("rate_limit: {}\n---\nrate_limit: {}\n", 2, "expected a single document"),
+        ("# ä\n# ä\nrate_limit: \x01\n", 3, "characters are not allowed"),
+        ("rate_limit:\n  brst: 1\n", 2, "rate_limit.brst: unknown key; did you mean burst?"),
+        ("rate_limit: {}\nrate_limit: {}\n", 2, "duplicate key rate_limit; first defined on line 1"),
+        ("[" * 3000, None, "is nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("more", ["", LARGE], ids=["small", "large"])
+def test_what_is_wrong_is_said_of_a_file_of_any_size(
+    tmp_path: Path, more: str, text: str, line: int | None, part: str
+) -> None:
+    [problem] = complaint(tmp_path, text + more)
+    assert problem.startswith("web.yml:" if line is None else f"web.yml:{line}: ")
+    assert part in problem
+    assert "hunter2" not in problem
+
+
+def test_a_large_file_says_the_same_as_a_small_one(tmp_path: Path) -> None:
+    file = tmp_path / "web.yml"
+    text = (
+        f"basic_auth_users: {{<<: {{7: {HASH!r}, ü: &x {HASH!r}}}, 0x1f: *x}}\nrate_limit: {{interval: 2s, burst: 3}}\n"
+    )
+    file.write_text(text)
+    small = parse(file)
+    file.write_text(text + LARGE)
+    assert parse(file) == small
+    assert small.users == {"7": HASH, "ü": HASH, "0x1f": HASH}
+
+
+def test_a_large_file_has_a_limit_of_values(tmp_path: Path) -> None:
+    [problem] = complaint(tmp_path, f"tls_server_config: [{'a,' * 210_000}]")
+    assert problem == "web.yml: has more than 200,000 values, or its aliases expand to as many"
+
+
+def test_suggestions_are_looked_for_as_far_as_they_are_shown() -> None:
+    asked: list[int] = []
+    problems = Problems()
+
+    def hint(number: int) -> str:
+        asked.append(number)
+        return f"; hint {number}"
+
+    for number in range(3 * MOST_PROBLEMS):
+        problems.add(f"problem {number}", number, partial(hint, number))
+    with pytest.raises(ConfigError) as raised:
+        problems.check()
+    lines = str(raised.value).split("\n")
+    assert lines[0] == "problem 0; hint 0"
+    assert lines[MOST_PROBLEMS:] == [f"… and {2 * MOST_PROBLEMS} more"]
+    assert raised.value.problems[MOST_PROBLEMS:] == tuple(
+        f"problem {number}" for number in range(MOST_PROBLEMS, 3 * MOST_PROBLEMS)
+    )
+    assert asked == list(range(MOST_PROBLEMS))

@@ -6,24 +6,42 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 MOST_PROBLEMS: Final = 20
 """Problems that one error message lists."""
+MOST_VALUES: Final = 200_000
+"""Values that a file may expand to by its aliases and merge keys."""
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; `str(error)` is the whole message for the operator, one problem a line.
 
-    `key` is the key of the section with the problem, empty for the section as a whole. `problems` are all that were
-    found; the message may leave some out.
+    `message` is that without what `hint` finds, which may take a while: so it is asked of what is shown alone. `key` is
+    the key of the section with the problem, empty for the section as a whole.
     """
 
-    def __init__(self, message: str, key: str = "", problems: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, message: str, key: str = "", problems: tuple[str, ...] = (), hint: Callable[[], str] = str
+    ) -> None:
         super().__init__(message)
+        self.message = message
         self.key = key
-        self.problems = problems or (message,)
+        self.hint = hint
+        self._problems = problems
+
+    def __str__(self) -> str:
+        return self.message + self.hint()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All that were found; the message may leave some out."""
+        return self._problems or (str(self),)
+
+
+class OversizeError(Exception):
+    """A file has, or expands to, more values than any configuration has."""
 
 
 class UnreadError(ConfigError):
@@ -56,18 +74,22 @@ class Problems:
     __slots__ = ("_found",)
 
     def __init__(self) -> None:
-        self._found: list[tuple[float, str]] = []
+        self._found: list[tuple[float, str, Callable[[], str]]] = []
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def add(self, text: str, line: float = float("inf")) -> None:
-        """Adds a problem; they are listed in the order of their lines, those without one last."""
-        self._found.append((line, text))
+    def add(self, text: str, line: float = float("inf"), hint: Callable[[], str] = str) -> None:
+        """Adds a problem; they are listed in the order of their lines, those without one last.
+
+        What `hint` gives is added to those that are listed: a file may have many thousands.
+        """
+        self._found.append((line, text, hint))
 
     def check(self) -> None:
         """Raises all problems as one ConfigError, if there is any."""
-        lines = [text for _, text in sorted(self._found, key=lambda found: found[0])]
+        found = sorted(self._found, key=lambda found: found[0])
+        lines = [text + hint() if place < MOST_PROBLEMS else text for place, (_, text, hint) in enumerate(found)]
         more = [f"… and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
         if lines:
             raise ConfigError("\n".join(lines[:MOST_PROBLEMS] + more), problems=tuple(lines))

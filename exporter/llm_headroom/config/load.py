@@ -52,9 +52,11 @@ class _Names:
                 raise ConfigError(f"{name} is built in; give it extra rules under mappings.{name}")
             self.engines.add(name)
         elif name not in self.engines:
-            hint = near(name, self.engines)
-            other = "" if "did you mean" in hint else "; any other engine is described under `engines`"
-            raise ConfigError(f"unknown engine {shown(name)}{hint}{other}")
+            raise ConfigError(f"unknown engine {shown(name)}", hint=partial(self._near_engine, name))
+
+    def _near_engine(self, name: str) -> str:
+        hint = near(name, self.engines)
+        return hint if "did you mean" in hint else f"{hint}; any other engine is described under `engines`"
 
     def accept(self, value: Any, place: Place) -> None:  # noqa: ANN401 - any structure of the file
         """Takes notice of proxies, and of targets."""
@@ -177,7 +179,8 @@ def _behind(doors: Sequence[_Door], targets: Sequence[Target], problems: Problem
     for line_for, settings, own in doors:
         target = known.get(settings.target, own)
         if target is None:
-            problems.add(line_for(f"no target has the name {shown(settings.target)}{near(settings.target, known)}"))
+            unknown = line_for(f"no target has the name {shown(settings.target)}")
+            problems.add(unknown, hint=partial(near, settings.target, known))
         elif target.engine is None:
             problems.add(line_for(f"the engine of {target.name} is needed for a proxy; write it as in ollama=http://…"))
         elif urlsplit(url := settings.upstream or target.endpoint.url).path:

@@ -8,9 +8,9 @@ from functools import cache, partial
 from types import MappingProxyType, NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from llm_headroom.config.errors import ConfigError, Place, Problems, near
+from llm_headroom.config.errors import MOST_VALUES, ConfigError, OversizeError, Place, Problems, near
 from llm_headroom.config.kinds import Kind, kind_of, parsed
-from llm_headroom.config.yaml_nodes import MOST_VALUES, Document, OversizeError, ReportedError, Value, root
+from llm_headroom.config.yaml_nodes import Document, ReportedError, Value, root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,13 +148,16 @@ def _fields(value: Value, section: type) -> dict[str, Any]:
     entries = value.entries(keys if hidden else None)
     for key, one in entries.items():
         if key not in keys:
-            known = ", ".join(sorted(key for key, each in keys.items() if each.kind.base is not NoneType))
-            one.report("unknown key" + (f"; known: {known}" if hidden else near(key, keys)))
+            one.report("unknown key", partial(_known, keys) if hidden else partial(near, key, keys))
     given = {key: one for key, one in entries.items() if one.kind != "nothing"}
     for key, each in keys.items():
         if each.required and key not in given:
             value.report(f"missing key {key}")
     return _all({key: (given[key], each.kind) for key, each in keys.items() if key in given}, value, before)
+
+
+def _known(keys: Mapping[str, Key]) -> str:
+    return f"; known: {', '.join(sorted(key for key, each in keys.items() if each.kind.base is not NoneType))}"
 
 
 def _section(value: Value, section: type) -> Any:  # noqa: ANN401 - an instance of the class
@@ -168,6 +171,6 @@ def _section(value: Value, section: type) -> Any:  # noqa: ANN401 - an instance 
         built = section(**given)
         value.document.accept(built, value.place)
     except ConfigError as error:
-        value.entries().get(error.key, value).report(str(error))
+        value.entries().get(error.key, value).report(error.message, error.hint)
         raise ReportedError from None
     return built

@@ -7,6 +7,7 @@ structures. Equal values mean equal behaviour; all are immutable.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -90,7 +91,8 @@ def _our_label(text: str) -> str:
 
 def _canonical(text: str) -> str:
     if text not in ENGINE_METRICS:
-        raise ConfigError(f"{shown(text)} is not a metric that an engine can provide{near(text, ENGINE_METRICS)}")
+        hint = partial(near, text, ENGINE_METRICS)
+        raise ConfigError(f"{shown(text)} is not a metric that an engine can provide", hint=hint)
     return text
 
 
@@ -245,7 +247,7 @@ class RuleSettings:
         declared = metric.labels
         for label in self.labels.values():
             if label not in declared:
-                raise ConfigError(f"{self.metric} has no label {shown(label)}{near(label, declared)}")
+                raise ConfigError(f"{self.metric} has no label {shown(label)}", hint=partial(near, label, declared))
         if len(set(self.labels.values())) < len(self.labels):
             raise ConfigError("two labels must not be mapped to the same one")
 

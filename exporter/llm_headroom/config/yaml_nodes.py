@@ -6,7 +6,15 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from llm_headroom.config.errors import ConfigError, Place, Problems, UnreadError, shown
+from llm_headroom.config.errors import (
+    MOST_VALUES,
+    ConfigError,
+    OversizeError,
+    Place,
+    Problems,
+    UnreadError,
+    shown,
+)
 from llm_headroom.net.files import content, named
 
 if TYPE_CHECKING:
@@ -19,18 +27,20 @@ T = TypeVar("T")
 
 LARGEST_FILE: Final = 1024 * 1024
 """Bytes of a configuration file: what a Kubernetes ConfigMap can hold."""
-MOST_VALUES: Final = 200_000
-"""Values that a file may expand to by its aliases and merge keys."""
+MOST_PLAIN: Final = 64 * 1024
+"""Bytes of a file that PyYAML's own scanner reads, whose errors say more; it takes a second for 100 KiB."""
 
 _YAML: Final = "tag:yaml.org,2002:"
 _ADVICE: Final = {
     r"'\t'": "indent with spaces, not with tabs",
     "<block end>": "is this line indented as its neighbours are?",
+    "did not find expected key": "is this line indented as its neighbours are?",
+    "expected '-' indicator": "is this line indented as its neighbours are?",
     "mapping values": "is this line indented as its neighbours are, and is a text with a colon in quotes?",
     "expected ':'": "is a colon missing at the end of a key, here or in the line before?",
     "quoted scalar": "is a closing quote missing?",
 }
-"""Part of a complaint of PyYAML → what people most probably did."""
+"""Part of a complaint of PyYAML, or of libyaml → what people most probably did."""
 _KINDS: Final = {
     ("mapping", "map"): "a mapping",
     ("sequence", "seq"): "a list",
@@ -45,10 +55,6 @@ _KINDS: Final = {
 
 class ReportedError(Exception):
     """A value cannot be used, and the reason is among the problems already."""
-
-
-class OversizeError(Exception):
-    """The file expands to more values than any configuration has."""
 
 
 class Document:
@@ -86,16 +92,16 @@ class Value:
         name = self.node.tag.removeprefix(_YAML)
         return _KINDS.get((getattr(self.node, "id", ""), name), "a value of a YAML type that is not supported")
 
-    def report(self, message: str) -> None:
-        """Adds a problem of this value to those of the file."""
-        self.document.problems.add(self.place.line_for(message), self.place.line)
+    def report(self, message: str, hint: Callable[[], str] = str) -> None:
+        """Adds a problem of this value to those of the file; see `Problems.add`."""
+        self.document.problems.add(self.place.line_for(message), self.place.line, hint)
 
     def attempt(self, read: Callable[[Value], T]) -> T | None:
         """What the function reads; None if there is a problem, which is then among those of the file."""
         try:
             return read(self)
         except ConfigError as error:
-            self.report(str(error))
+            self.report(error.message, error.hint)
         except ReportedError:
             pass
         return None
@@ -191,17 +197,21 @@ def root(path: Path, document: Document) -> Value | None:
     data = _data(path)
     try:
         text = data.decode()
-        node = yaml.compose(text, yaml.SafeLoader)
+        loader = _loader(len(data))
+        node = yaml.compose(text, loader)
     except UnicodeDecodeError as error:
         raise Place(path, data.count(b"\n", 0, error.start) + 1).error("is not UTF-8") from None
     except yaml.MarkedYAMLError as error:
         # The names of anchors and tags are cut off: a secret that starts with * or ! looks like one.
         problem = ", ".join(part for part in (error.context, error.problem) if part)
         problem = re.sub(r"(undefined alias|undefined tag handle|duplicate anchor) '.*", r"\1", problem)
+        if error.problem == "found character that cannot start any token" and error.problem_mark:  # libyaml's
+            problem = problem.replace("character", f"character {text[error.problem_mark.index]!r}", 1)
         problem += "".join(f"; {advice}" for part, advice in _ADVICE.items() if part in problem)
         raise malformed(problem, error.problem_mark.line + 1 if error.problem_mark else 1) from None
     except yaml.reader.ReaderError as error:
-        raise malformed(error.reason, text.count("\n", 0, error.position) + 1) from None
+        before = text[: error.position].encode() if loader is yaml.SafeLoader else data[: error.position]
+        raise malformed(error.reason, before.count(b"\n") + 1) from None
     except (ValueError, OverflowError):  # what PyYAML makes of an escape beyond Unicode
         raise malformed("invalid escape in a string") from None
     if node is None:
@@ -209,6 +219,17 @@ def root(path: Path, document: Document) -> Value | None:
     if _expanded(node, {}) > MOST_VALUES:
         raise OversizeError
     return Value(document, node, Place(path, 1))
+
+
+def _loader(size: int) -> Any:  # noqa: ANN401 - PyYAML's loaders have no type in common
+    """What finds the nodes of a file of so many bytes."""
+    import yaml  # noqa: PLC0415 - see `root`
+
+    if size > MOST_PLAIN and yaml.__with_libyaml__:
+        from llm_headroom.config.fast_yaml import FastLoader  # noqa: PLC0415 - only there with libyaml
+
+        return FastLoader
+    return yaml.SafeLoader
 
 
 def _expanded(node: Node, known: dict[int, int]) -> int:
