@@ -50,6 +50,7 @@ def test_gates_and_tables_are_written() -> None:
     rows = [*at(0.6, 1.1), *at(1.0, 1.0), *(replace(row, kind="steady") for row in at(0.6, 1.0))]
     written = report.document(rows)
     assert "| median of the error | ≤ 0.18 | 0.048 | yes |" in written
+    assert "by a factor of 1.05 at the median (95 % interval 1.05 to\n1.05, over 1 traces), and of 1.11 " in written
     assert f"| {OURS} |" in written
 
 
