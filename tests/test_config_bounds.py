@@ -11,7 +11,16 @@ from msgspec import Meta
 
 from llm_headroom.config import kinds, reader
 from llm_headroom.config.endpoint import Basic, Bearer, Endpoint, Origin, Secret, Tls, check, parse_target, parse_url
-from llm_headroom.config.errors import MOST_PROBLEMS, ConfigError, Place, Problems, near, shown
+from llm_headroom.config.errors import (
+    MOST_PROBLEMS,
+    MOST_VALUES,
+    ConfigError,
+    OversizeError,
+    Place,
+    Problems,
+    near,
+    shown,
+)
 from llm_headroom.config.identity import VARIABLES, attributes, placed, pod
 from llm_headroom.config.kinds import kind_of, parsed, url, written
 from llm_headroom.config.load import load
@@ -28,7 +37,7 @@ from llm_headroom.config.settings import (
     RuleSettings,
     Target,
 )
-from llm_headroom.config.yaml_nodes import MOST_VALUES, Document, OversizeError, root
+from llm_headroom.config.yaml_nodes import Document, root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
