@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from engine_server import EngineServer, Reply, garbage
-from llm_headroom.commands.top import Exporter, Latest, Unusable, command, follow, running, show_once
+from llm_headroom.commands.top import MOST_LINE, Exporter, Latest, Unusable, command, follow, running, show_once
 from llm_headroom.config.endpoint import Tls
 from llm_headroom.model import Level
 from llm_headroom.view.values import Condition, EngineCard, GpuCard, Source, View, as_json, from_json
@@ -96,6 +97,35 @@ def test_what_cannot_be_heard_is_said(reply: Reply | Behaviour, problem: str) ->
     assert latest.view is None
     latest.show(VIEW)
     assert latest.problem == ""
+
+
+def endless(_server: EngineServer, connection: socket.socket) -> None:
+    """A stream whose line does not end."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: ")
+    with contextlib.suppress(OSError):  # the other side has had enough
+        while True:
+            connection.sendall(bytes(1024 * 1024))
+
+
+def test_a_line_without_an_end_is_not_read_on() -> None:
+    with EngineServer({"*": endless}) as server:
+        latest = heard(Exporter(server.url, Tls()))
+    assert (
+        latest.problem == f"{server.url}: a line of more than {MOST_LINE} bytes; an exporter of llm-headroom sends none"
+    )
+    assert latest.view is None
+
+
+def test_a_view_in_pieces_is_one() -> None:
+    stream = f"retry: 2000\r\ndata: {json.dumps(as_json(VIEW))}\r\n\r\n".encode()
+
+    def serve(_server: EngineServer, connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        for start in range(0, len(stream), 100):
+            connection.sendall(stream[start : start + 100])
+
+    with EngineServer({"*": serve}) as server:
+        assert heard(Exporter(server.url, Tls())).view == VIEW
 
 
 BAD = replace(ENGINE, state=Condition("down", Level.BAD, "gone"))

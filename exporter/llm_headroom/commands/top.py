@@ -63,6 +63,8 @@ TIMEOUT: Final = 20.0
 """Seconds without a word (a heartbeat comes every 15) after which an exporter is held to be gone."""
 RETRY: Final = 2.0
 REDRAW: Final = 0.5
+MOST_LINE: Final = 64 * 1024 * 1024
+"""Bytes of a line of an exporter's stream: a view of twenty thousand engines is one."""
 WIDEST: Final = 10_000
 """Columns of a pipe, which has no width of its own: lines must not break, and nothing is cut off."""
 
@@ -127,12 +129,29 @@ def follow(exporter: Exporter, latest: Latest) -> None:
 
 
 def _hear(stream: httpx.Response, latest: Latest) -> None:
-    for line in stream.iter_lines():
-        if line.startswith("data: "):
+    for line in _lines(stream):
+        if line.startswith(b"data: "):
             latest.show(from_json(json.loads(line[6:])))
             latest.settled.set()
         if latest.ended.is_set():
             return
+
+
+def _lines(stream: httpx.Response) -> Iterator[bytes]:
+    """The lines of a stream as they come, without their ends.
+
+    Raises:
+        ValueError: one does not end.
+    """
+    begun = bytearray()
+    for piece in stream.iter_bytes():
+        begun += piece
+        if b"\n" in piece:
+            *whole, last = bytes(begun).split(b"\n")
+            begun = bytearray(last)
+            yield from whole
+        if len(begun) > MOST_LINE:
+            raise ValueError(f"a line of more than {MOST_LINE} bytes; an exporter of llm-headroom sends none")
 
 
 def poll(config: Config, latest: Latest) -> None:
