@@ -18,6 +18,13 @@ HEAD: Final = """# How good the alerts and risks are
 For those who decide which alerts may page. At the end you know how often each is right, how early, and where it is no
 better than a simple threshold.
 
+**In short.** The page on slow first tokens is nearly always right. It comes half a minute after they begin, and misses
+what is brief. No shipped alert that is right so often warns of a first incident: what looks like a warning is on as
+incidents come in series, which the trivial rules show, too. As probabilities the risks are of use near saturation; on
+calm days the high water says too much.
+"""
+PROTOCOL: Final = """## How it was judged
+
 Written by `make evaluate`; do not edit. Traces of production traffic are replayed on simulated engines, polled every
 5 s (up to 0.2 s late) through the exporter's own derivation and scraped every 15 s (up to 1 s late). A real
 Prometheus then evaluates the shipped alerts (`alerts/llm-headroom.rules.yml`) and the usual rules
@@ -72,10 +79,13 @@ def text(results: Results, seeds: Sequence[int]) -> str:
     held, quiet = results.held_out, results.quiet
     incidents = sum(len(any_trouble(run)) for run in held)
     days = sum(run.span for run in held) / 86_400.0
+    goals = report.goals_table(results)
     sections = (
         HEAD,
         "## Goals\n",
-        report.goals_table(results),
+        f"{goals.count('**no**')} of {len(goals.splitlines()) - 2} are not met.\n",
+        goals,
+        PROTOCOL,
         "![Precision and recall](evaluation-alerts.svg)\n",
         f"## Alerts, {days:.1f} held-out days in {len(held)} runs, {incidents} incidents; {len(quiet)} quiet runs\n",
         INTERVALS,
