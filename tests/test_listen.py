@@ -17,6 +17,7 @@ import pytest
 import trustme
 
 from bounded import run
+from free_port import has_ipv6
 from llm_headroom.net.listen import BACKLOG, ListenError, bind, bind_all, bound_address, hold
 from llm_headroom.net.threads import in_thread
 from llm_headroom.net.tls import TlsFileError, client_context
@@ -70,7 +71,7 @@ def test_a_host_without_sockets_of_both_families_listens_on_every_address_of_the
     run(test())
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+@pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6")
 @pytest.mark.parametrize(
     ("address", "bound", "only"),
     [(":0", "[::]", 0), ("[::]:0", "[::]", 0), ("[::1]:0", "[::1]", 1), ("0.0.0.0:0", "0.0.0.0", None)],
@@ -193,7 +194,7 @@ def test_a_name_whose_addresses_are_not_all_free_is_not_listened_on() -> None:
     run(test())
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+@pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6")
 def test_a_port_that_one_family_has_taken_is_not_listened_on_by_the_other_alone() -> None:
     async def test() -> None:
         with socket.socket(socket.AF_INET6) as taken:

@@ -18,7 +18,7 @@ import scripted_server
 from captures import Capture
 from engine_server import EngineServer, hang, replayed
 from exporter_process import Exporter
-from free_port import free_port
+from free_port import free_port, has_ipv6
 from llm_headroom.config.endpoint import Bearer, Secret, Tls
 from llm_headroom.config.reach import literal, reach
 from llm_headroom.config.settings import Config, Module, ProbeSettings
@@ -132,7 +132,7 @@ def test_a_name_that_only_a_network_admits_must_lie_in_it(tmp_path: Path, vllm: 
     assert other_port[0] == 403
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+@pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6")
 def test_ipv6_in_brackets_is_probed(tmp_path: Path) -> None:
     with free_port("::1") as port:
         path = configured(tmp_path / "headroom.yml", f"{{allow: ['[::1]:{port}']}}")

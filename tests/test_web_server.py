@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bounded import run
-from free_port import free_port
+from free_port import free_port, has_ipv6
 from llm_headroom.net.http_connection import Limits, Request, Response
 from llm_headroom.net.listen import ListenError
 from llm_headroom.web.server import serve
@@ -627,7 +627,7 @@ def test_a_port_alone_is_every_address_of_both_families() -> None:
         server = await serve(page, [":0"])
         try:
             port = int(server.addresses[0].rpartition(":")[2])
-            hosts = ["127.0.0.1"] + (["::1"] if server.addresses[0].startswith("[") else [])
+            hosts = ["127.0.0.1"] + (["::1"] if has_ipv6() else [])
             for host in hosts:
                 await answered(host, port)
         finally:
@@ -651,7 +651,7 @@ def test_addresses_are_those_really_bound() -> None:
     run(test())
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+@pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6")
 def test_an_ipv6_address_stands_in_brackets() -> None:
     async def test() -> None:
         server = await serve(page, ["[::1]:0"])

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+def has_ipv6() -> bool:
+    """Whether this host has `::1`: containers often have sockets of IPv6, and no address."""
+    try:
+        hold(socket.AF_INET6, ("::1", 0)).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def free_port(host: str = "127.0.0.1") -> Iterator[int]:
     """A port that refuses connections until somebody listens who was told of it: nobody else is given it meanwhile.
