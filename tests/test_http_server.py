@@ -262,6 +262,11 @@ class Encrypted:
         return not certificate
 
 
+async def secured() -> Encrypted:
+    """For each connection."""
+    return Encrypted()
+
+
 def ask_and_stay(server: HttpServer, request: bytes, *, encrypted: bool) -> socket.socket:
     """A client's socket after the first of what the server says; it then neither speaks, reads nor closes.
 
@@ -291,7 +296,7 @@ def test_a_client_that_never_closes_keeps_nobody_out_and_no_server_from_ending(r
         limits = Limits(connections=1, body_bytes=5, grace_seconds=1000.0)
         listeners, clients = await bind("127.0.0.1:0"), list[socket.socket]()
         if encrypted:
-            server = HttpServer(echo, listeners, limits=limits, security=Encrypted)
+            server = HttpServer(echo, listeners, limits=limits, security=secured)
         else:
             server = HttpServer(echo, listeners, limits=limits)
         while len(clients) < 3:  # one after the other: there is one place
@@ -320,7 +325,7 @@ def test_a_cut_over_tls_is_no_end_that_a_client_could_take_for_the_whole() -> No
                 client.recv(1)
 
     async def test() -> None:
-        server = HttpServer(handler, await bind("127.0.0.1:0"), security=Encrypted)
+        server = HttpServer(handler, await bind("127.0.0.1:0"), security=secured)
         await asyncio.to_thread(asked, int(server.addresses[0].rpartition(":")[2]))
         await server.close()
 
@@ -342,7 +347,7 @@ def test_what_a_cancelled_handler_still_has_to_do_is_not_cancelled_once_more() -
                 await released.wait()
                 done.set()
 
-        server = HttpServer(handler, await bind("127.0.0.1:0"), security=Encrypted, needs_client=True)
+        server = HttpServer(handler, await bind("127.0.0.1:0"), security=secured, needs_client=True)
         trusting = ssl.create_default_context()
         AUTHORITY.configure_trust(trusting)
         host, _, port = server.addresses[0].rpartition(":")

@@ -8,8 +8,10 @@ import contextlib
 import http.client
 import logging
 import ssl
+import threading
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import PosixPath
+from typing import TYPE_CHECKING, ClassVar
 
 import bcrypt
 import pytest
@@ -571,5 +573,50 @@ def test_a_link_turned_to_another_file_is_noticed(tmp_path: Path) -> None:
             (tmp_path / "next").rename(link)
             assert (await ask(server, credentials="alice:two"))[0] == 200
             assert (await ask(server, credentials="alice:one"))[0] == 401
+
+    run(test())
+
+
+class Hanging(PosixPath):
+    """A file on a disk that may hang: whoever opens it, or looks at it, waits until it does no longer."""
+
+    answers: ClassVar = threading.Event()
+
+    def __fspath__(self) -> str:
+        self.answers.wait(60)
+        return super().__fspath__()
+
+
+def test_a_disk_that_hangs_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        Hanging.answers.set()
+        file = written(tmp_path, f"basic_auth_users:\n  alice: {hashed('x')}\n")
+        async with serving(Hanging(file)) as server:
+            Hanging.answers.clear()
+            for _ in range(3):
+                assert (await ask(server, credentials="alice:x"))[0] == 200
+                assert (await ask(server))[0] == 401
+            written(tmp_path, "# open\n")
+            assert (await ask(server))[0] == 401
+            Hanging.answers.set()
+            while (await ask(server))[0] != 200:
+                pass
+
+    run(test())
+    said = [each.getMessage() for each in caplog.records if each.getMessage().startswith("web configuration")]
+    assert len(said) == 1
+
+
+def test_a_client_that_leaves_while_a_disk_hangs_is_let_go(tmp_path: Path) -> None:
+    async def test() -> None:
+        Hanging.answers.set()
+        async with serving(Hanging(written(tmp_path, "# open\n"))) as server:
+            Hanging.answers.clear()
+            host, _, port = server.addresses[0].rpartition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            await server.close()
+            assert await reader.read() == b""
+            writer.close()
+            Hanging.answers.set()
 
     run(test())

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import __version__, clock
@@ -146,7 +147,10 @@ async def _watch(file: Watched, reload: asyncio.Event) -> None:
     known = file.identity
     while True:
         await asyncio.sleep(LOOK_AT_FILE)
-        now = stamp(file.path)
+        try:
+            now = await in_thread(partial(stamp, file.path), "watch")  # its disk may hang
+        except NoThreadError:
+            now = stamp(file.path)
         if now is not None and now != known:
             known = now
             reload.set()

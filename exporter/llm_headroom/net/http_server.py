@@ -19,7 +19,7 @@ from llm_headroom.net.listen import bound_address
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +48,10 @@ class _PlainHttp:
         return True
 
 
+async def _plain_http() -> Security:
+    return _PlainHttp()
+
+
 class HttpServer:
     """A server at work from its making on, inside a running event loop.
 
@@ -63,7 +67,7 @@ class HttpServer:
         listeners: Sequence[socket.socket],
         *,
         limits: Limits | None = None,
-        security: Callable[[], Security] = _PlainHttp,
+        security: Callable[[], Awaitable[Security]] = _plain_http,
         needs_client: bool = False,
     ) -> None:
         """`listeners` are closed with the server.
@@ -126,7 +130,11 @@ class HttpServer:
 
     async def _attend(self, client: socket.socket, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        security = self._security()
+        try:
+            security = await self._security()
+        except BaseException:
+            client.close()
+            raise
         reader = asyncio.StreamReader(limit=READ_BYTES)
         reading = _Reading(reader, connection.client_left)
         seconds = None if security.tls is None else self._limits.head_seconds

@@ -68,7 +68,7 @@ class _Guarded:
         self._handling: Counter[str] = Counter()
 
     async def answer(self, request: Request) -> Response:
-        access = self._watched.current()
+        access = await self._watched.current()
         response = await self._refusal(request, access)
         if response is None:
             budget = self._budget(request)
