@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.net.http_connection import Request, Response
+from llm_headroom.net.http_messages import Request, Response
 from llm_headroom.web.server import serve
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from llm_headroom.engines.answers import MOST_BYTES, MOST_VALUES, NotUnderstood,
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.rules import Absent, Document
 from llm_headroom.model import NOTHING, Cause, Health, Histogram, Point, Series, Snapshot
-from llm_headroom.net.http_connection import Request
+from llm_headroom.net.http_messages import Request
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
 from llm_headroom.render.prometheus import Format, Renderer, exposition

@@ -23,7 +23,7 @@ from engine_server import TEXT, EngineServer, replayed
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, Target
 from llm_headroom.model import Series
-from llm_headroom.net.http_connection import Request
+from llm_headroom.net.http_messages import Request
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
 from llm_headroom.scrape.documents import MOST_LINES
@@ -106,7 +106,7 @@ import asyncio, sys
 from dataclasses import replace
 from pathlib import Path
 from llm_headroom.config.load import load
-from llm_headroom.net.http_connection import Request
+from llm_headroom.net.http_messages import Request
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published
 from llm_headroom.web.app import App

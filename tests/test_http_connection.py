@@ -13,12 +13,13 @@ import pytest
 from bounded import run
 from llm_headroom.net import http_connection
 from llm_headroom.net.bodies import Bodies
-from llm_headroom.net.http_connection import Connection, Limits, Request, Response
+from llm_headroom.net.http_connection import Connection, Limits
+from llm_headroom.net.http_messages import Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from llm_headroom.net.http_connection import Handler
+    from llm_headroom.net.http_messages import Handler
 
 HEAD = b"GET / HTTP/1.1\r\nHost: h\r\n"
 KB = 1024

@@ -13,14 +13,15 @@ import pytest
 import trustme
 
 from bounded import run
-from llm_headroom.net.http_connection import CutError, Limits, Request, Response
+from llm_headroom.net.http_connection import Limits
+from llm_headroom.net.http_messages import CutError, Request, Response
 from llm_headroom.net.http_server import HttpServer
 from llm_headroom.net.listen import bind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
-    from llm_headroom.net.http_connection import Handler
+    from llm_headroom.net.http_messages import Handler
 
 LAST = b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 

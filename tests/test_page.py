@@ -22,7 +22,7 @@ from exporter_process import Exporter
 from free_port import free_port
 from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
-from llm_headroom.net.http_connection import Limits, Request, Response
+from llm_headroom.net.http_connection import Limits
 from llm_headroom.poll.poller import Poller, Slot
 from llm_headroom.schema import REQUESTS_RUNNING, REQUESTS_WAITING
 from llm_headroom.view.values import from_json
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine_server import Behaviour
+    from llm_headroom.net.http_messages import Request, Response
     from llm_headroom.net.http_server import HttpServer
 
 SATURATED = Capture("vllm", "0.32.0", "saturated")

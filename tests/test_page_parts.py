@@ -18,7 +18,7 @@ from llm_headroom import schema
 from llm_headroom.config.people import Links
 from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Level, Point, Series, Snapshot
-from llm_headroom.net.http_connection import Request, Response
+from llm_headroom.net.http_messages import Request, Response
 from llm_headroom.poll.poller import Poller, Slot
 from llm_headroom.poll.published import Published, Reload
 from llm_headroom.view.day import MINUTES, Minute

@@ -22,7 +22,7 @@ from free_port import free_port, has_ipv6
 from llm_headroom.config.endpoint import Bearer, Secret, Tls
 from llm_headroom.config.reach import literal, reach
 from llm_headroom.config.settings import Config, Module, ProbeSettings
-from llm_headroom.net.http_connection import Request, Response
+from llm_headroom.net.http_messages import Request, Response
 from llm_headroom.net.workers import Workers
 from llm_headroom.poll.poller import Poller
 from llm_headroom.web.probe import Probes

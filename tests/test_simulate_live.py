@@ -9,8 +9,8 @@ import time
 import pytest
 
 from hand_clock import Hands
-from llm_headroom.net.http_connection import CutError
-from llm_headroom.net.http_connection import Request as HttpRequest
+from llm_headroom.net.http_messages import CutError
+from llm_headroom.net.http_messages import Request as HttpRequest
 from llm_headroom.simulate.clock import Clock
 from llm_headroom.simulate.engine_state import EngineConfig, Outcome
 from llm_headroom.simulate.exposition import Exposition

@@ -19,7 +19,7 @@ import trustme
 
 from bounded import run
 from llm_headroom.config.errors import ConfigError
-from llm_headroom.net.http_connection import Request, Response
+from llm_headroom.net.http_messages import Request, Response
 from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of
 from llm_headroom.web.users import Proved, Users

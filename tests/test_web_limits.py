@@ -14,7 +14,8 @@ import trustme
 
 from bounded import run
 from llm_headroom.config.errors import ConfigError
-from llm_headroom.net.http_connection import Limits, Request, Response
+from llm_headroom.net.http_connection import Limits
+from llm_headroom.net.http_messages import Request, Response
 from llm_headroom.web.access import Access, TokenBucket
 from llm_headroom.web.app import accepts_gzip
 from llm_headroom.web.config import RateLimit, WebConfig, parse

@@ -15,7 +15,8 @@ import pytest
 
 from bounded import run
 from free_port import free_port, has_ipv6
-from llm_headroom.net.http_connection import Limits, Request, Response
+from llm_headroom.net.http_connection import Limits
+from llm_headroom.net.http_messages import Request, Response
 from llm_headroom.net.listen import ListenError
 from llm_headroom.web.server import serve
 

@@ -21,7 +21,7 @@ from captures import Capture
 from engine_server import EngineServer, Reply, replayed
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Config, GpuSettings, Target
-from llm_headroom.net.http_connection import Request
+from llm_headroom.net.http_messages import Request
 from llm_headroom.poll import pace
 from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published

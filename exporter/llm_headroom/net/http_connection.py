@@ -8,23 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import parse_qsl, unquote
 
 import h11
 
-from llm_headroom.frozen import frozen, frozen_named
+from llm_headroom.frozen import frozen_named
+from llm_headroom.net.http_messages import Request, answered, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from llm_headroom.net.bodies import Bodies
-
-_log = logging.getLogger(__name__)
+    from llm_headroom.net.http_messages import Handler, Response, Stream
 
 READ_BYTES: Final = 4096
 CLOSE_SECONDS: Final = 1.0
@@ -41,55 +39,6 @@ _NO_BODY: Final = frozenset({"GET", "HEAD", "DELETE", "CONNECT"})
 
 
 _Fields: TypeAlias = list[tuple[bytes, bytes]]
-
-
-@frozen
-class Request:
-    """A request: `path` and `query` percent-decoded, of each parameter its first value, header names in lower case.
-
-    `body` is empty where the method gives a body no meaning.
-    """
-
-    method: str
-    path: str
-    query: Mapping[str, str]
-    headers: Mapping[str, str]
-    body: bytes = b""
-
-
-class Stream(Protocol):
-    """A body sent in parts over any length of time. `aclose` is called once, whatever happens to the client."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """The parts, none of them empty."""
-        ...
-
-    async def aclose(self) -> None:
-        """No more parts are needed."""
-        ...
-
-
-@frozen
-class Response:
-    """A response; the server adds Content-Length and headers of its own, and leaves the body out where HTTP does.
-
-    With a `stream` the body is what that gives: it ends when the stream, the client or the server does. A stream that
-    raises cuts the connection, so that the client sees that the body is not whole.
-    """
-
-    body: bytes
-    status: int = 200
-    content_type: str = "text/plain; charset=utf-8"
-    headers: tuple[tuple[str, str], ...] = ()
-    stream: Stream | None = None
-
-
-Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
-"""Answers a request. What it raises becomes a response 500, its traceback in the log alone, but for `CutError`."""
-
-
-class CutError(Exception):
-    """Raised by a handler or a stream: the connection ends at once, without an answer or in the middle of it."""
 
 
 @frozen_named
@@ -423,23 +372,3 @@ def _request(head: h11.Request) -> Request:
         name, value = raw_name.decode("ascii"), raw_value.decode("latin-1")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return Request(head.method.decode("ascii"), unquote(path) or "/", query, headers)
-
-
-async def answered(handler: Handler, request: Request) -> Response:
-    """The handler's response, or a 500 where it fails.
-
-    Raises:
-        CutError: the handler wants the connection cut.
-    """
-    try:
-        return await handler(request)
-    except CutError:
-        raise
-    except Exception:  # noqa: BLE001 - whatever a handler does wrong is its own affair
-        _log.exception("handler failed", extra={"path": request.path})
-        return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error; see the log.")
-
-
-def plain(status: int, text: str, *headers: tuple[str, str]) -> Response:
-    """A response of one line of text."""
-    return Response(f"{text}\n".encode(), status, headers=headers)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from llm_headroom.net.accept import Accepting
 from llm_headroom.net.bodies import Bodies
-from llm_headroom.net.http_connection import CLOSE_SECONDS, READ_BYTES, Connection, CutError, Handler, Limits
+from llm_headroom.net.http_connection import CLOSE_SECONDS, READ_BYTES, Connection, Limits
+from llm_headroom.net.http_messages import CutError, Handler
 from llm_headroom.net.listen import bound_address
 
 if TYPE_CHECKING:

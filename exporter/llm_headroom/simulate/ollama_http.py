@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.net.http_connection import CutError, Response
+from llm_headroom.net.http_messages import CutError, Response
 from llm_headroom.simulate import ollama_api, prompts, replies
 from llm_headroom.simulate.engine_state import Outcome
 from llm_headroom.simulate.live import QueueFullError
@@ -20,7 +20,7 @@ from llm_headroom.simulate.ollama_model import BUSY_MESSAGE
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from llm_headroom.net.http_connection import Request
+    from llm_headroom.net.http_messages import Request
     from llm_headroom.simulate.live import Event, LiveOllama
     from llm_headroom.simulate.traffic import Request as Work
 

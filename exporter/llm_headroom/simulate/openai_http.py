@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.net.http_connection import CutError, Response
+from llm_headroom.net.http_messages import CutError, Response
 from llm_headroom.simulate import prompts, replies
 from llm_headroom.simulate.engine_state import Outcome
 from llm_headroom.simulate.exposition import renamed
@@ -20,7 +20,7 @@ from llm_headroom.simulate.exposition import renamed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from llm_headroom.net.http_connection import Request
+    from llm_headroom.net.http_messages import Request
     from llm_headroom.simulate.exposition import Exposition
     from llm_headroom.simulate.live import Event, LiveEngine
     from llm_headroom.simulate.traffic import Request as Work

@@ -6,12 +6,12 @@ import json
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-from llm_headroom.net.http_connection import Response
+from llm_headroom.net.http_messages import Response
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from llm_headroom.net.http_connection import Request
+    from llm_headroom.net.http_messages import Request
 
 JSON: Final = "application/json"
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from llm_headroom.net.http_connection import Request, Response
+    from llm_headroom.net.http_messages import Request, Response
     from llm_headroom.simulate.clock import Clock
     from llm_headroom.simulate.engine_state import Scheduler
     from llm_headroom.simulate.hardware import Gpu, Model

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
-from llm_headroom.net.http_connection import Request, Response
+from llm_headroom.net.http_messages import Request, Response
 from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate, pieces
 from llm_headroom.web import page

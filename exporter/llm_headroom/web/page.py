@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from llm_headroom.net.http_connection import Response, plain
+from llm_headroom.net.http_messages import Response, plain
 from llm_headroom.view.day import MINUTES
 from llm_headroom.view.values import GpuCard, standing, urgency
 from llm_headroom.web import cards, table

@@ -15,7 +15,7 @@ from llm_headroom.config.endpoint import parse_target as parse_url
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.config.reach import literal, reach
 from llm_headroom.config.settings import Module, parse_target
-from llm_headroom.net.http_connection import plain
+from llm_headroom.net.http_messages import plain
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points, labels_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llm_headroom.config.reach import Address
     from llm_headroom.config.settings import Target
     from llm_headroom.model import Point, Snapshot
-    from llm_headroom.net.http_connection import Request, Response
+    from llm_headroom.net.http_messages import Request, Response
     from llm_headroom.poll.poller import Poller
 
 MOST_PROBED: Final = 256

@@ -8,7 +8,8 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.net.http_connection import Limits, answered, plain
+from llm_headroom.net.http_connection import Limits
+from llm_headroom.net.http_messages import answered, plain
 from llm_headroom.net.http_server import HttpServer
 from llm_headroom.net.listen import bind_all
 from llm_headroom.web.access import Watched
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from llm_headroom.net.http_connection import Handler, Request, Response
+    from llm_headroom.net.http_messages import Handler, Request, Response
     from llm_headroom.web.access import Access
 
 PROBE: Final = "/probe"

@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llm_headroom.net.http_connection import Response, plain
+from llm_headroom.net.http_messages import Response, plain
 from llm_headroom.view.board import Board
 from llm_headroom.view.values import as_json
 from llm_headroom.web.look import look
