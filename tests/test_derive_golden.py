@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.model import Histogram
@@ -99,7 +100,12 @@ def lines() -> Iterator[str]:
         if at == 900:
             engine = Engine()
         memory, derived = advance(
-            memory, list(engine.poll(at)), float(at), base=BASE, objectives=slo.objectives(), queue_limit=100
+            memory,
+            list(engine.poll(at)),
+            float(at),
+            base=BASE,
+            objectives=slo.objectives(Objectives(request_duration=30.0)),
+            queue_limit=100,
         )
         if at % 60 == 0:
             yield f"# after {at} s, load {load(at):.2f}"

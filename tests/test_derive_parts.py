@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llm_headroom import schema
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import economy, lives, replicas, residency, slo
 from llm_headroom.derive.estimates import Mean
 from llm_headroom.derive.figures import figures
@@ -340,10 +341,10 @@ def test_counters_are_carried_over_polls_that_lack_them() -> None:
 
 # Objectives ----------------------------------------------------------------------------------------------------------
 def test_objectives_have_their_usual_thresholds() -> None:
-    assert [(each.field, each.seconds, each.ratio) for each in slo.OBJECTIVES] == [
-        ("ttft", 2.5, 0.95), ("inter_token", 0.2, 0.95), ("duration", 30.0, 0.95),
-    ]  # fmt: skip
-    assert [each.name for each in slo.objectives(request_duration=None)] == ["ttft", "inter_token_latency"]
+    usual = [("ttft", 2.5, 0.95), ("inter_token", 0.2, 0.95)]
+    assert [(each.field, each.seconds, each.ratio) for each in slo.USUAL] == usual
+    with_duration = slo.objectives(Objectives(request_duration=30.0))
+    assert [(each.field, each.seconds, each.ratio) for each in with_duration] == [*usual, ("duration", 30.0, 0.95)]
 
 
 def test_first_tokens_between_two_polls() -> None:

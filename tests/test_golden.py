@@ -25,7 +25,9 @@ from captures import Capture
 from engine_server import EngineServer, replayed
 from llm_headroom import schema
 from llm_headroom.config.endpoint import Endpoint
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.config.settings import Target
+from llm_headroom.derive import slo
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.model import Histogram, Point, Series
 from llm_headroom.render.families import families
@@ -52,7 +54,8 @@ def collected(capture: Capture) -> tuple[Point, ...]:
     async def collect() -> tuple[Point, ...]:
         with EngineServer(replayed(capture)) as server:
             target = Target(name="target", endpoint=Endpoint(url=server.url))
-            collector = Collector(target, BUILT_IN[capture.engine], timeout=30, label_limit=200)
+            every = slo.objectives(Objectives(request_duration=30.0))
+            collector = Collector(target, BUILT_IN[capture.engine], timeout=30, label_limit=200, objectives=every)
             snapshot = await collector.collect()
             await collector.close()
         assert snapshot.health.error is None

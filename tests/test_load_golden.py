@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import capacity, slo, twin
 from llm_headroom.derive.capacity import begun, targets
 from llm_headroom.derive.interval import Interval
@@ -208,7 +209,9 @@ NAMES: Final = ("ttft", "inter_token_latency", "request_duration")
 
 def estimates() -> Iterator[str]:
     """The headroom of two minutes' traffic: as first tokens were, and with so large a share of slow ones."""
-    objectives = targets(slo.objectives(ttft=1.0, inter_token_latency=0.05), dict.fromkeys(NAMES, slo.Tally()))
+    objectives = targets(
+        slo.objectives(Objectives(ttft=1.0, inter_token_latency=0.05)), dict.fromkeys(NAMES, slo.Tally())
+    )
     for engine, shares in (("vllm", (None, 0.0, 0.02, 0.5)), ("sglang", (0.2,)), ("llamacpp", (0.01,))):
         (known,) = known_of(engine, 20)
         waited = known.traffic.waited

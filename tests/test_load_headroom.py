@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from evaluate.replay import points as read
 from llm_headroom import schema
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import capacity, slo
 from llm_headroom.derive.capacity import Estimate, Headroom, Missing, begun, saturation, targets
 from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from llm_headroom.model import Metric
 
 LABELS = {"engine": "vllm", "target": "t", "model": "m"}
-OBJECTIVES = slo.objectives(ttft=2.5, inter_token_latency=5.0)
+OBJECTIVES = slo.objectives(Objectives(ttft=2.5, inter_token_latency=5.0))
 LIMIT = 2.05
 """Requests of 4,000 + 50 tokens per second at which 5 % of first tokens come after 2.5 s, by bisection."""
 LIMIT_OF_THREE = 0.71

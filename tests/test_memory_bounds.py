@@ -10,6 +10,7 @@ import pytest
 
 from captures import value, values
 from llm_headroom import schema
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import restart, slo
 from llm_headroom.derive.capacity import Estimate, Headroom
 from llm_headroom.derive.memory import MOST_MODELS, Memory, advance, with_estimate, with_kin
@@ -292,9 +293,7 @@ def test_a_model_that_appears_has_begun_unless_another_one_went() -> None:
     def counted(*timeline: list[Point]) -> dict[str, float]:
         memory, derived = Memory(), list[Point]()
         for at, points in enumerate(timeline):
-            memory, derived = advance(
-                memory, points, 5.0 * at, base=BASE, objectives=slo.OBJECTIVES[:1], reading=reading
-            )
+            memory, derived = advance(memory, points, 5.0 * at, base=BASE, objectives=slo.USUAL[:1], reading=reading)
         return {
             each.series.label("model"): float(each.value)  # type: ignore[arg-type]
             for each in derived
@@ -314,7 +313,7 @@ def test_objectives_with_other_bounds_begin_anew(seconds: float) -> None:
 
     def judged(memory: Memory, at: float, limit: float) -> tuple[Memory, list[Point]]:
         points = [*work(running=1.0), ttft(0.0, 0.0, at, at, at)]
-        return advance(memory, points, at, base=BASE, objectives=slo.objectives(ttft=limit))
+        return advance(memory, points, at, base=BASE, objectives=slo.objectives(Objectives(ttft=limit)))
 
     memory, _ = judged(Memory(), 0.0, 2.5)
     for at in range(5, 125, 5):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from evaluate.replay import points as read
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import slo
 from llm_headroom.derive.interval import Interval
 from llm_headroom.derive.memory import Memory, advance, with_estimate
@@ -144,7 +145,7 @@ def test_answers_that_seem_to_be_the_same_weigh_as_much_as_the_new_ones() -> Non
 
 # On a simulated engine ------------------------------------------------------------------------------------------------
 LABELS = {"engine": "vllm", "target": "t", "model": "m"}
-OBJECTIVES = slo.objectives(ttft=2.5, inter_token_latency=5.0)
+OBJECTIVES = slo.objectives(Objectives(ttft=2.5, inter_token_latency=5.0))
 CHANGED = 900.0
 CACHED, WHOLE, SHORT, ANSWERS = (2000, 150, 1696), (2000, 150, 0), (500, 150, 0), (500, 900, 0)
 """Tokens of a prompt, of an answer, and of the prompt's beginning that all share."""

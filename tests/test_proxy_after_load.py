@@ -10,7 +10,7 @@ import pytest
 from llm_headroom import schema
 from llm_headroom.derive import state
 from llm_headroom.derive.memory import Memory, advance
-from llm_headroom.derive.slo import objectives
+from llm_headroom.derive.slo import USUAL
 from llm_headroom.model import Health, Point, Series, Snapshot, State
 from llm_headroom.proxy import framing
 from llm_headroom.proxy.exchange import Exchange
@@ -31,7 +31,7 @@ class Box:
     def __init__(self) -> None:
         self.clock = Clock(0.0)
         loading = {"loads": True, "silent_loads": True}
-        self.measures = Measures(limit=4, untagged="", objectives=objectives(), clock=self.clock, **loading)
+        self.measures = Measures(limit=4, untagged="", objectives=USUAL, clock=self.clock, **loading)
         self.memory = Memory()
         self.judged: state.Memory | None = None
 
@@ -183,7 +183,7 @@ def test_a_model_that_no_poll_lists_may_be_loading_where_polls_say_nothing_of_lo
     *, silent: bool, overdue: int
 ) -> None:
     clock = Clock(0.0)
-    measures = Measures(limit=4, loads=True, silent_loads=silent, objectives=objectives(), clock=clock)
+    measures = Measures(limit=4, loads=True, silent_loads=silent, objectives=USUAL, clock=clock)
     measures.points(BASE, [Point(Series(schema.MODEL_LOADED, {**BASE, "model": "other"}), 1.0, "")])
     measures.begin("", 1.0, streams=True, wanted="m")
     clock.now = 10.0

@@ -196,7 +196,8 @@ def missed(measures: Measures, slo: str = "ttft") -> float:
 
 
 def measuring(clock: float = 100.0, *, loads: bool = False) -> Measures:
-    return Measures(limit=4, loads=loads, silent_loads=loads, objectives=slo.objectives(), clock=Clock(clock))
+    every = slo.objectives(Objectives(request_duration=30.0))
+    return Measures(limit=4, loads=loads, silent_loads=loads, objectives=every, clock=Clock(clock))
 
 
 @pytest.mark.parametrize(("at", "number"), [(3.5, 0), (3.6, 1)])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from llm_headroom import schema
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import slo, state
 from llm_headroom.derive.memory import Memory, advance
 from llm_headroom.model import Health, Point, Series, Snapshot, State
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 BASE: Final = {"engine": "vllm", "target": "a/proxy"}
 HEAD: Final = framing.ResponseHead(200, {"content-type": "text/event-stream"})
-OBJECTIVES: Final = slo.objectives(ttft=2.5, request_duration=None)
+OBJECTIVES: Final = slo.objectives(Objectives(ttft=2.5))
 
 
 @dataclass

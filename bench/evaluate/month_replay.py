@@ -16,6 +16,7 @@ from evaluate.prometheus import EPOCH
 from evaluate.replay import ITL_SLO, POLL_JITTER, POLL_SECONDS, SCRAPE_SECONDS, Firsts, points, samples
 from evaluate.scenarios import trace, traffic
 from llm_headroom import schema
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import memory as derivation
 from llm_headroom.derive import restart, slo, state
 from llm_headroom.model import Cause, Failure, Health, Point, SampleState, Series, Snapshot, series_of
@@ -147,7 +148,7 @@ class _Exporter:
         self._member, self._names = member, names
         self._base = {"engine": member.engine, "target": member.name}
         self._label = f'cluster="{CLUSTER}",job="{JOB}",instance="{member.name}:9836"'
-        objectives = slo.objectives(ttft=member.slo or 1.0, inter_token_latency=ITL_SLO, request_duration=None)
+        objectives = slo.objectives(Objectives(ttft=member.slo or 1.0, inter_token_latency=ITL_SLO))
         self._objectives = objectives if member.slo is not None else ()
         self._forget()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from evaluate.scenarios import calm_day, traffic
 from llm_headroom import schema
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import risk, slo
 from llm_headroom.derive.capacity import targets
 from llm_headroom.derive.memory import Memory, advance, with_estimate
@@ -190,7 +191,7 @@ class _Exporter:
         self._base = {"engine": "vllm", "target": "t"}
         self._run_label = f'cluster="{run.target}"'  # which shipped rules keep apart
         self._memory = Memory()
-        self._objectives = slo.objectives(ttft=run.slo, inter_token_latency=ITL_SLO)
+        self._objectives = slo.objectives(Objectives(ttft=run.slo, inter_token_latency=ITL_SLO, request_duration=30.0))
         self._chance = random.Random(run.seed)  # noqa: S311  simulation, not security
         self._due = SCRAPE_SECONDS
         self._estimate_due = 0.0

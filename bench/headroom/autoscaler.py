@@ -34,6 +34,7 @@ from headroom.loops import Outcome, section
 from headroom.peers import first_token_quantile
 from headroom.scenarios import Scenario
 from headroom.truth import ALLOWED, limit
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive import slo
 from llm_headroom.derive.capacity import Target, saturation
 from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
@@ -96,7 +97,7 @@ class Replica:
         while self.seen[0][0] < at - WINDOW:
             self.seen.popleft()
         if derives:
-            objectives = slo.objectives(ttft=self.objective, inter_token_latency=ITL_SLO)
+            objectives = slo.objectives(Objectives(ttft=self.objective, inter_token_latency=ITL_SLO))
             self.memory, _ = advance(self.memory, read, at, base=_BASE, objectives=objectives)
             self.memory = with_kin(self.memory, [each.memory for each in others if each is not self])
 

@@ -86,7 +86,7 @@ def advance(  # noqa: PLR0913 - each is a choice of its own
     at: float,
     *,
     base: Mapping[str, str],
-    objectives: Sequence[slo.Objective] = slo.OBJECTIVES,
+    objectives: Sequence[slo.Objective] = slo.USUAL,
     queue_limit: int | None = None,
     reading: restart.Reading = _NOTHING_READ,
 ) -> tuple[Memory, list[Point]]:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom.config.objectives import Objectives
 from llm_headroom.derive.observation import growth, histogram_growth
 from llm_headroom.frozen import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llm_headroom.config.objectives import Objectives
     from llm_headroom.config.settings import Target
     from llm_headroom.derive.observation import Observation
     from llm_headroom.model import Histogram
@@ -41,26 +41,25 @@ class Objective:
     ratio: float
 
 
-def objectives(
-    *, ttft: float = 2.5, inter_token_latency: float = 0.2, request_duration: float | None = 30.0, ratio: float = 0.95
-) -> tuple[Objective, ...]:
-    """The service levels, from their thresholds in seconds and the share wanted within each; None for none."""
+def objectives(wanted: Objectives) -> tuple[Objective, ...]:
+    """The service levels that there are thresholds for."""
     found = (
-        Objective("ttft", "ttft", ttft, ratio),
-        Objective("inter_token_latency", "inter_token", inter_token_latency, ratio),
+        Objective("ttft", "ttft", wanted.ttft, wanted.ratio),
+        Objective("inter_token_latency", "inter_token", wanted.inter_token_latency, wanted.ratio),
     )
-    if request_duration is None:
+    if wanted.request_duration is None:
         return found
-    return (*found, Objective("request_duration", "duration", request_duration, ratio))
+    return (*found, Objective("request_duration", "duration", wanted.request_duration, wanted.ratio))
 
 
-OBJECTIVES: Final = objectives()
+USUAL: Final = objectives(Objectives())
+"""Those of a configuration that names none."""
 
 
 def judging(target: Target, configured: Objectives) -> tuple[Objective, ...]:
     """What the latency of a target is judged by, its own objectives first: nobody waits for one for batches."""
     own = {name: value for name, value in asdict(target.objectives).items() if value is not None}
-    return () if target.purpose == "batch" else objectives(**asdict(configured) | own)
+    return () if target.purpose == "batch" else objectives(replace(configured, **own))
 
 
 @frozen

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from llm_headroom import clock, schema
 from llm_headroom.derive import replicas, restart
 from llm_headroom.derive.memory import Memory, advance, with_estimate, with_kin
-from llm_headroom.derive.slo import OBJECTIVES
+from llm_headroom.derive.slo import USUAL
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.engines.openai_api import MODELS, present
 from llm_headroom.engines.rules import Absent, Fact
@@ -78,7 +78,7 @@ class Collector:
         *,
         timeout: float,
         label_limit: int,
-        objectives: Sequence[Objective] = OBJECTIVES,
+        objectives: Sequence[Objective] = USUAL,
         measured: Callable[[Mapping[str, str], Sequence[Point]], Iterable[Point]] | None = None,
         layers: Sequence[Layer] = (),
         kin: Callable[[], Iterable[Memory]] = tuple,
