@@ -206,7 +206,7 @@ def _objectives(points: Sequence[Point], said: Said) -> tuple[Objective, ...]:
 
 
 def _kv_cache(said: Said, points: Sequence[Point]) -> KvCache | None:
-    found = said.named(_KV)
+    found = {name: said.get(metric) for name, metric in _KV.items()}
     if found["usage"] is None and found["used"] is None:
         return None
     usages = [value for _, value in numbers(points, schema.KV_CACHE_USAGE)]

@@ -5,21 +5,22 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING, Final
 
+from llm_headroom import schema
 from llm_headroom.model import Kind, Level
 from llm_headroom.thresholds import RISK_BAD, RISK_WARN
 from llm_headroom.view.values import Condition, Line, Risk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from llm_headroom.model import Metric, Point
     from llm_headroom.view.history import Reading
 
 RISKS: Final = {
-    "llm_kv_saturation_risk_ratio": "KV cache saturation within 5 min",
-    "llm_oom_risk_ratio": "running out of memory within 30 min",
-    "llm_spill_risk_ratio": "spilling to the CPU",
-    "llm_eviction_risk_ratio": "eviction within 5 min",
+    schema.KV_SATURATION_RISK.name: "KV cache saturation within 5 min",
+    schema.OOM_RISK.name: "running out of memory within 30 min",
+    schema.SPILL_RISK.name: "spilling to the CPU",
+    schema.EVICTION_RISK.name: "eviction within 5 min",
 }
 """Metrics that are probabilities of a trouble, and what a person calls the trouble, and until when."""
 
@@ -31,42 +32,30 @@ class Said:
     """Gauges of one model or GPU, replicas combined, by name of metric and the value of one further label."""
 
     def __init__(self, points: Iterable[Point]) -> None:
-        self._points = [
-            point
+        self._gauges = [
+            (point.series, point.value)
             for point in points
             if point.series.metric.kind is Kind.GAUGE and isinstance(point.value, float) and isfinite(point.value)
         ]
         self._first: dict[str, float] = {}
-        for point in self._points:
-            if isinstance(point.value, float):
-                self._first.setdefault(point.series.metric.name, point.value)
+        for series, value in self._gauges:
+            self._first.setdefault(series.metric.name, value)
 
-    def get(self, metric: Metric | str) -> float | None:
-        """The value of a metric by itself or by its name; None if it is absent."""
-        return self._first.get(metric if isinstance(metric, str) else metric.name)
+    def get(self, metric: Metric) -> float | None:
+        """The value of a metric; None if it is absent."""
+        return self._first.get(metric.name)
 
-    def named(self, metrics: Mapping[str, Metric]) -> dict[str, float | None]:
-        """The values of several metrics by names of their own."""
-        return {name: self.get(metric) for name, metric in metrics.items()}
-
-    def by(self, metric: Metric | str, label: str) -> dict[str, float]:
+    def by(self, metric: Metric, label: str) -> dict[str, float]:
         """The values of a metric by the value of a label, those without the label left out."""
-        name = metric if isinstance(metric, str) else metric.name
         return {
-            value: point.value
-            for point in self._points
-            if point.series.metric.name == name
-            and isinstance(point.value, float)
-            and (value := point.series.label(label))
+            said: value
+            for series, value in self._gauges
+            if series.metric.name == metric.name and (said := series.label(label))
         }
 
     def risks(self) -> tuple[Risk, ...]:
         """Every exported risk, the greatest first."""
-        found = [
-            Risk(point.series.metric.name, point.value)
-            for point in self._points
-            if point.series.metric.name in RISKS and isinstance(point.value, float)
-        ]
+        found = [Risk(series.metric.name, value) for series, value in self._gauges if series.metric.name in RISKS]
         return tuple(sorted(found, key=lambda risk: -risk.value))
 
 

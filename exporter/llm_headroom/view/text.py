@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 from unicodedata import category
 
+from llm_headroom import schema
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ UNKNOWN: Final = "–"
 STATE_MARKS: Final = {"good": "✓", "warn": "▲", "bad": "■", "unknown": "?"}
 """Marks of levels that differ by their shape."""
 OBJECTIVES: Final = {
-    "llm_time_to_first_token_seconds": "ttft",
-    "llm_inter_token_latency_seconds": "inter_token_latency",
-    "llm_time_per_output_token_seconds": "inter_token_latency",
+    schema.TIME_TO_FIRST_TOKEN.name: "ttft",
+    schema.INTER_TOKEN_LATENCY.name: "inter_token_latency",
+    schema.TIME_PER_OUTPUT_TOKEN.name: "inter_token_latency",
 }
 """The objectives that latencies are judged by."""
 MOST_TIMES: Final = 16.0
@@ -30,9 +31,9 @@ _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86400
 LATENCY_NAMES: Final = {
-    "llm_time_to_first_token_seconds": "TTFT",
-    "llm_inter_token_latency_seconds": "Inter-token",
-    "llm_time_per_output_token_seconds": "Per token",
+    schema.TIME_TO_FIRST_TOKEN.name: "TTFT",
+    schema.INTER_TOKEN_LATENCY.name: "Inter-token",
+    schema.TIME_PER_OUTPUT_TOKEN.name: "Per token",
 }
 
 
