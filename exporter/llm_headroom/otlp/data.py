@@ -85,18 +85,13 @@ def _data(stream: Stream, readings: Iterable[Reading]) -> Gauge | Sum | Histogra
     if stream.shape is Shape.HISTOGRAM:
         return Histograms([_histogram(each) for each in readings], _CUMULATIVE)
     numbers = [
-        NumberDataPoint(_attributes(labels), start, time, float(value))
+        NumberDataPoint(dict(labels), start, time, float(value))
         for _, labels, value, start, time in readings
         if not isinstance(value, Histogram)
     ]
     if stream.shape is Shape.GAUGE:
         return Gauge(numbers)
     return Sum(numbers, _CUMULATIVE, is_monotonic=stream.shape is Shape.COUNTER)
-
-
-def _attributes(labels: Labels) -> dict[str, str]:
-    # Lone surrogates, which UTF-8 has no bytes for, become `?`.
-    return {name: value if value.isascii() else value.encode(errors="replace").decode() for name, value in labels}
 
 
 def _histogram(reading: Reading) -> HistogramDataPoint:
@@ -106,7 +101,7 @@ def _histogram(reading: Reading) -> HistogramDataPoint:
     # The buckets must add up to the count, even where an engine's own are at odds by a scrape in mid-update.
     counts = [after - before for before, after in pairwise((0, *accumulate(map(int, value.counts), max)))]
     return HistogramDataPoint(
-        attributes=_attributes(labels),
+        attributes=dict(labels),
         start_time_unix_nano=start,
         time_unix_nano=time,
         count=sum(counts),
