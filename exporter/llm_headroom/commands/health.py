@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,7 @@ from llm_headroom.scrape.refusals import broken, root, unconnected
 
 ANY_ADDRESS: Final = frozenset({"", "0.0.0.0", "[::]"})
 PATH: Final = "/-/healthy"
-OK: Final = 200
-ANSWERED: Final = frozenset({401, 429})
+ANSWERED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS})
 """Statuses of a healthy exporter that requires a password, or that limits its rate."""
 
 
@@ -67,7 +67,7 @@ def _problem(address: str, tls: Tls) -> str | None:
     except httpx.HTTPError as error:
         hint = "" if encrypted else "; does it speak TLS (https://)?"
         return f"{address}: the response is not valid HTTP/1.1: {error}{hint}"
-    return None if status == OK or status in ANSWERED else f"{PATH} returned {status}"
+    return None if status == HTTPStatus.OK or status in ANSWERED else f"{PATH} returned {status}"
 
 
 @click.command("health")

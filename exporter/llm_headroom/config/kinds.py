@@ -17,15 +17,13 @@ import msgspec
 from msgspec import Meta
 
 from llm_headroom.config.errors import ConfigError, shown
-from llm_headroom.config.reach import reach
+from llm_headroom.config.reach import LAST_PORT, reach
 from llm_headroom.net.files import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from llm_headroom.config.yaml_nodes import Value
-
-LAST_PORT: Final = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # hashed by identity, as annotations in a union are

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from llm_headroom.config.reach import LAST_PORT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -35,7 +37,6 @@ _SLOTS_VARIABLE: Final = "LLAMA_ARG_N_PARALLEL"
 _UNIFIED_VARIABLE: Final = "LLAMA_ARG_KV_UNIFIED"
 _VARIABLES: Final = (_SLOTS_VARIABLE, _UNIFIED_VARIABLE)
 _DEFAULT_CACHE: Final = "f16"  # llama.cpp, common/common.h
-_LAST_PORT: Final = 65535
 _OWN_ENGINE: Final = "runner"
 
 
@@ -121,7 +122,7 @@ def command(words: Sequence[str]) -> Runner | None:
     if bare and _OWN_ENGINE not in words[1:2]:
         return None
     port = _number(given.get("port", ""))
-    if not given.get("model") or port is None or not 0 < port <= _LAST_PORT:
+    if not given.get("model") or port is None or not 0 < port <= LAST_PORT:
         return None
     keys = given.get("keys", _DEFAULT_CACHE)
     return Runner(
@@ -165,5 +166,5 @@ def find(proc: Proc, server_port: int) -> Seen:
 
 def candidates(proc: Proc, besides: int) -> dict[int, int]:
     """Inodes by port of what listens on the loopback addresses of this network alone, where a runner may hide."""
-    listeners = proc.listeners(range(1024, _LAST_PORT + 1))
+    listeners = proc.listeners(range(1024, LAST_PORT + 1))
     return {each.port: each.inode for each in listeners if each.address.is_loopback and each.port != besides}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom.engines.answers import NotUnderstood, decode
@@ -42,7 +43,7 @@ REST_OPTIONAL: Final = 300.0
 MOST_LINES: Final = 50_000
 """Lines of an exposition: more would take seconds to read, whoever sends them. So many new ones in 16 MiB take 130 MB,
 which the memory limit of the charts allows for; an engine of 64 replicas has 25,000."""
-OK: Final = 200
+_BARRED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _HINTS: Final = {
     401: HINT,
     403: HINT,
@@ -108,7 +109,7 @@ class Documents:
     @property
     def withheld(self) -> tuple[str, ...]:
         """Addresses of optional documents that want credentials."""
-        wanting = {key for key, value in self.held.items() if isinstance(value, Absent) and value.status in (401, 403)}
+        wanting = {key for key, value in self.held.items() if isinstance(value, Absent) and value.status in _BARRED}
         if not wanting:
             return ()
         return tuple(self._url(each) for each in self._engine.documents(self.held) if each.key in wanting)
@@ -133,7 +134,7 @@ class Documents:
             response = await self._client.get(MODELS.path, timeout=AT_ONCE, accept=ANYTHING)
         except FetchError:
             return False
-        return response.status in (OK, 401, 403)
+        return response.status == HTTPStatus.OK or response.status in _BARRED
 
     def release(self) -> None:
         """Forget the values of expositions that the next poll asks for anew: they were most of a target's memory."""
@@ -214,7 +215,7 @@ class Documents:
         )
         if response.status in document.tolerated:
             return Absent(response.status)
-        if response.status != OK:
+        if response.status != HTTPStatus.OK:
             raise FetchError(self._refused(document, response))
         try:
             if document.text:
@@ -230,7 +231,7 @@ class Documents:
     def _refused(self, document: Document, response: Response) -> Failure:
         own = {} if response.body.strip() else self._engine.hints
         hint = {**_HINTS, **own}.get(response.status, "")
-        cause = Cause.AUTH if response.status in (401, 403) else Cause.STATUS
+        cause = Cause.AUTH if response.status in _BARRED else Cause.STATUS
         return Failure(cause, f"{self._url(document)} answered {response.status}" + (f": {hint}" if hint else ""))
 
     async def _exposition(self, document: Document, response: Response, deadline: float) -> Exposition:

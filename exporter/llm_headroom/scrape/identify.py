@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from html import unescape
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from llm_headroom.engines.rules import Engine
     from llm_headroom.scrape.http import Response
 
-OK: Final = 200
-UNAUTHORIZED: Final = 401
-FORBIDDEN: Final = 403
 LONGEST_TITLE: Final = 60
 MOST_LOOKED_AT: Final = 1 << 19
 """Bytes of an exposition: its first names show whose it is."""
@@ -124,10 +122,10 @@ def without_port(url: str, engines: Iterable[Engine]) -> str:
 
 
 def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Failure:
-    if UNAUTHORIZED in found.statuses:
-        return Failure(Cause.AUTH, f"{endpoint.url} answered {UNAUTHORIZED}: {HINT}")
-    if set(found.statuses) == {FORBIDDEN}:
-        hint = next((engine.hints[FORBIDDEN] for engine in engines if FORBIDDEN in engine.hints), "")
+    if HTTPStatus.UNAUTHORIZED in found.statuses:
+        return Failure(Cause.AUTH, f"{endpoint.url} answered 401: {HINT}")
+    if set(found.statuses) == {HTTPStatus.FORBIDDEN}:
+        hint = next((hint for engine in engines if (hint := engine.hints.get(HTTPStatus.FORBIDDEN))), "")
         return Failure(Cause.AUTH, f"{endpoint.url} answered 403 to every path; {found.words or hint}")
     known = ", ".join(each.title for each in engines)
     return Failure(
@@ -140,7 +138,7 @@ def _stranger(endpoint: Endpoint, found: Look, engines: Iterable[Engine]) -> Fai
 
 
 def _names(response: Response) -> Collection[str]:
-    if response.status != OK:
+    if response.status != HTTPStatus.OK:
         return frozenset()
     return {key.name for key in Parser().parse(response.body[:MOST_LOOKED_AT]).layout.keys}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llm_headroom import schema
@@ -37,7 +38,6 @@ RUNNER_SECONDS: Final = 2.0
 ASK_TIMEOUT: Final = 1.0
 MOST_ASKED: Final = 8
 """Unknown ports that are asked at one poll whether a runner listens there."""
-OK: Final = 200
 
 
 class _Look(NamedTuple):
@@ -160,7 +160,7 @@ async def _identified(port: int, inode: int, until: float) -> Runner | None:
     try:
         timeout = min(ASK_TIMEOUT, until - time.monotonic())
         response = await client.get(llamacpp.PROPERTIES.path, timeout=timeout, accept="application/json")
-        if response.status != OK:
+        if response.status != HTTPStatus.OK:
             return None
         known: llamacpp.Properties = decode(llamacpp.PROPERTIES, response.body)
     except (FetchError, NotUnderstood):
