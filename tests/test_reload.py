@@ -11,7 +11,7 @@ import pytest
 import bounded
 from captures import Capture
 from engine_server import EngineServer, Reply, replayed
-from llm_headroom.commands import service
+from llm_headroom.commands.reload import Running, reload
 from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.objectives import Objectives
 from llm_headroom.config.settings import Config, Cost, EngineSettings, GpuSettings, RuleSettings, Target
@@ -218,8 +218,8 @@ def errors_of_reloads(times: int, read: Callable[[asyncio.AbstractEventLoop], Co
 
         pusher = Pusher(tally, sources=published.sources, changed=lambda: None, ready=ready, port="1")
         notifier = Notifier(poller.snapshots, dict)
-        beside = (published, Proxies(ALONE), pusher, notifier, applied.set)
-        reloading = here.create_task(service._reload(*beside, lambda: read(here), wanted))  # noqa: SLF001 - without the other services
+        running = Running(published, Proxies(ALONE), pusher, notifier)
+        reloading = here.create_task(reload(running, lambda: read(here), wanted, applied.set))
         for _ in range(times):
             applied.clear()
             wanted.set()

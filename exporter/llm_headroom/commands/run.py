@@ -12,6 +12,7 @@ import click
 from llm_headroom.commands import logs, service, variables
 from llm_headroom.commands.exits import fail
 from llm_headroom.commands.options import collecting, loaded
+from llm_headroom.commands.reload import watched
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.engines.built_in import BUILT_IN
 from llm_headroom.net import loop
@@ -69,7 +70,7 @@ def command(path: Path | None, **flags: Any) -> None:  # noqa: ANN401 - click's 
         return loaded(path, **flags)
 
     try:
-        file = None if path is None else service.watched(path)
+        file = None if path is None else watched(path)
         config = read()
         logs.set_up(config.log.level, config.log.format)
         for name, problem in variables.unknown(os.environ):
