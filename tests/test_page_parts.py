@@ -24,8 +24,9 @@ from llm_headroom.poll.published import Published, Reload
 from llm_headroom.view.day import MINUTES, Minute
 from llm_headroom.view.values import Absent, Condition, EngineCard, GpuCard, Source, View
 from llm_headroom.web import page
-from llm_headroom.web.app import WORTH_PACKING, App
+from llm_headroom.web.app import App
 from llm_headroom.web.look import Look, key
+from llm_headroom.web.packing import WORTH_PACKING
 from llm_headroom.web.page import Painter, Parts
 from llm_headroom.web.stream import Feed, Pace
 from silent_source import Silent

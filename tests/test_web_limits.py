@@ -17,8 +17,8 @@ from llm_headroom.config.errors import ConfigError
 from llm_headroom.net.http_connection import Limits
 from llm_headroom.net.http_messages import Request, Response
 from llm_headroom.web.access import Access, TokenBucket
-from llm_headroom.web.app import accepts_gzip
 from llm_headroom.web.config import RateLimit, WebConfig, parse
+from llm_headroom.web.packing import accepts_gzip
 from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of, server_context
 from llm_headroom.web.users import Proved, TooManyChecksError, Users
@@ -49,7 +49,7 @@ HASH = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG"
     ],
 )
 def test_gzip_is_for_those_who_say_so(encodings: str, *, accepted: bool) -> None:
-    assert accepts_gzip(encodings) is accepted
+    assert accepts_gzip(Request("GET", "/", {}, {"accept-encoding": encodings})) is accepted
 
 
 # Requests at once ----------------------------------------------------------------------------------------------------

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import zlib
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import __version__
@@ -15,6 +13,7 @@ from llm_headroom.render import json as as_json
 from llm_headroom.render.prometheus import Format, Lines, Renderer, exposition, negotiate, pieces
 from llm_headroom.web import page
 from llm_headroom.web.look import look
+from llm_headroom.web.packing import PACKED, accepts_gzip, gzip, packed
 from llm_headroom.web.probe import Probes
 from llm_headroom.web.stream import Feed
 
@@ -30,9 +29,6 @@ REUSED: Final = 1.0
 own series, such as `process_*`, can have."""
 log = logging.getLogger("llm_headroom")
 
-WORTH_PACKING: Final = 1024
-"""Bytes from which on an answer is compressed."""
-_GZIP: Final = 16 + zlib.MAX_WBITS
 JSON: Final = "application/json; charset=utf-8"
 
 
@@ -71,18 +67,18 @@ class App:
             case "/probe":
                 return await self._probe(request)
             case "/api/v1/snapshot":
-                return _packed(Response(self._snapshot(), content_type=JSON), request)
+                return packed(Response(self._snapshot(), content_type=JSON), request)
             case "/-/healthy":
                 return Response(b"llm-headroom is running.\n")
             case "/-/ready":
                 return self._ready()
             case "/":
                 parts = self._feed.parts(look(request.query))
-                return _packed(page.page(__version__, parts, self.poller.config.links), request)
+                return packed(page.page(__version__, parts, self.poller.config.links), request)
             case "/api/v1/stream":
-                return self._feed.subscribe(request.query, gzip=_wants_gzip(request))
+                return self._feed.subscribe(request.query, gzip=accepts_gzip(request))
             case path if path.startswith("/static/"):
-                return _packed(page.static(path.removeprefix("/static/")), request)
+                return packed(page.static(path.removeprefix("/static/")), request)
             case _:
                 return Response(b"Not found. See / for what is here.\n", status=404)
 
@@ -98,7 +94,7 @@ class App:
 
     def _metrics(self, request: Request) -> Response:
         form = negotiate(request.headers.get("accept", ""))
-        compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
+        compressed = accepts_gzip(request)
         now = time.monotonic()
         if not self._bodies or now - self._rendered > REUSED:
             self._bodies.clear()
@@ -106,9 +102,7 @@ class App:
         body = self._bodies.get((form, compressed))
         if body is None:
             lines = [*self._gathered(), self._own.lines(self._published.own())]
-            body = self._bodies[form, compressed] = (
-                _gzip(pieces(lines, form)) if compressed else exposition(lines, form)
-            )
+            body = self._bodies[form, compressed] = gzip(pieces(lines, form)) if compressed else exposition(lines, form)
         return _exposed(body, form, compressed=compressed)
 
     def _gathered(self) -> Iterable[Lines]:
@@ -126,9 +120,9 @@ class App:
         if isinstance(found, Response):
             return found
         form = negotiate(request.headers.get("accept", ""))
-        compressed = accepts_gzip(request.headers.get("accept-encoding", ""))
+        compressed = accepts_gzip(request)
         body = exposition([Renderer().lines(found)], form)
-        return _exposed(_gzip([body]) if compressed else body, form, compressed=compressed)
+        return _exposed(gzip([body]) if compressed else body, form, compressed=compressed)
 
 
 def _rendered(slot: Slot, renderer: Renderer) -> Lines:
@@ -149,32 +143,6 @@ def _as_json(snapshot: Snapshot) -> str:
         return ""
 
 
-def accepts_gzip(encodings: str) -> bool:
-    """Whether an Accept-Encoding header allows gzip."""
-    for part in encodings.split(","):
-        coding, _, parameters = part.partition(";")
-        if coding.strip().lower() in ("gzip", "*"):
-            return parameters.replace(" ", "").lower() not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
-    return False
-
-
-def _wants_gzip(request: Request) -> bool:
-    return accepts_gzip(request.headers.get("accept-encoding", ""))
-
-
-def _packed(response: Response, request: Request) -> Response:
-    """An answer that is compressed for a client that understands it, if it is worth it."""
-    vary = (*response.headers, ("Vary", "Accept-Encoding"))
-    if len(response.body) < WORTH_PACKING or not _wants_gzip(request):
-        return replace(response, headers=vary)
-    return replace(response, body=_gzip([response.body]), headers=(*vary, ("Content-Encoding", "gzip")))
-
-
-def _gzip(parts: Iterable[bytes]) -> bytes:
-    packer = zlib.compressobj(level=1, wbits=_GZIP)
-    return b"".join([*map(packer.compress, parts), packer.flush()])
-
-
 def _exposed(body: bytes, form: Format, *, compressed: bool) -> Response:
     vary = ("Vary", "Accept, Accept-Encoding")
-    return Response(body, content_type=form, headers=(vary, ("Content-Encoding", "gzip")) if compressed else (vary,))
+    return Response(body, content_type=form, headers=(vary, PACKED) if compressed else (vary,))

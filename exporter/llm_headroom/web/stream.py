@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +15,7 @@ from llm_headroom.net.http_messages import Response, plain
 from llm_headroom.view.board import Board
 from llm_headroom.view.values import as_json
 from llm_headroom.web.look import look
+from llm_headroom.web.packing import PACKED, gzip_stream
 from llm_headroom.web.page import Painter
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ HEADERS: Final = (
 
 REST: Final = 10.0
 """Times that an event took to make until the next one: of thousands of engines that is seconds of all CPU."""
-_GZIP: Final = 16 + zlib.MAX_WBITS
-_MEMORY: Final = 7
-"""Of zlib: 192 KiB for each stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +82,7 @@ class Feed:
         if self._streams >= self._pace.streams:
             return plain(503, f"Limit of concurrent streams reached ({self._pace.streams}), try again later.")
         subscription = _Subscription(self, look(query) if form == "page" else None, gzip=gzip)
-        headers = (*HEADERS, ("Content-Encoding", "gzip")) if gzip else HEADERS
+        headers = (*HEADERS, PACKED) if gzip else HEADERS
         return Response(b"", content_type="text/event-stream; charset=utf-8", headers=headers, stream=subscription)
 
     async def events(self, wanted: Look | None) -> AsyncGenerator[bytes]:
@@ -148,7 +145,7 @@ class _Subscription:
     def __init__(self, feed: Feed, wanted: Look | None, *, gzip: bool) -> None:
         self._feed = feed
         self._events = feed.events(wanted)
-        self._shown = _compressed(self._events) if gzip else self._events
+        self._shown = gzip_stream(self._events) if gzip else self._events
         feed._streams += 1  # noqa: SLF001 - two halves of one thing
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -158,11 +155,3 @@ class _Subscription:
         self._feed._streams -= 1  # noqa: SLF001 - two halves of one thing
         await self._shown.aclose()
         await self._events.aclose()
-
-
-async def _compressed(events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """Events as gzip that a client can read as far as each of them; what came before makes the next ones short."""
-    packer = zlib.compressobj(level=1, wbits=_GZIP, memLevel=_MEMORY)
-    async for event in events:
-        yield packer.compress(event) + packer.flush(zlib.Z_SYNC_FLUSH)
-    yield packer.flush()
