@@ -179,7 +179,7 @@ class Gpus:
                 lost.append(loss(card.name, refused))
         if len(lost) == len(self._cards):
             self.close()
-            raise GpuError(Failure(Cause.DEVICE, "; ".join(loss.message for loss in lost)))
+            raise GpuError(Failure(Cause.DEVICE, "; ".join(each.message for each in lost)))
         if lost:
             self._lossy_readings += 1
         else:

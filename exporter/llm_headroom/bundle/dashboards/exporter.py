@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.colours import BAD, GOOD, UNKNOWN
+from llm_headroom.bundle.dashboards.colours import BAD, GOOD
 from llm_headroom.bundle.dashboards.dashboard import Row
-from llm_headroom.bundle.dashboards.panel import UNPAINTED, Column, Kind, Panel, Query, above, below, fixed, thresholds
-from llm_headroom.bundle.dashboards.parts import lines, stat, table
+from llm_headroom.bundle.dashboards.panel import UNPAINTED, Column, Kind, Panel, Query, above, below, thresholds
+from llm_headroom.bundle.dashboards.parts import lines, responding, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import BY_TARGET, EXPORTER, SOURCE, Scope
 from llm_headroom.bundle.dashboards.words import EXPORTER_WORDS, UP_WORDS
@@ -55,18 +55,13 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             styles=(("^unreachable$", {"thresholds": thresholds(above(1, 1))}),),
             alert="LLMExporterDown",
         ),
-        stat(
+        responding(
             "Sources",
             "Engines, and NVML, that do not respond; those behind an unreachable exporter, of which nothing is known; "
             "and those whose last collection succeeded.",
-            Query(f"sum(1 - ({up} or {scope.behind(up)} == 0))", "down"),
-            Query(f"count({scope.behind(up)} == 1)", "unknown"),
-            Query(f"sum({up})", "up"),
-            steps=UNPAINTED,
-            styles=(("^down$", {"thresholds": thresholds(above(1, 1))}), ("^unknown$", fixed(UNKNOWN))),
+            scope,
+            up,
             width=6,
-            empty="where no exporter is unreachable",
-            alert="LLMEngineDown",
         ),
         stat(
             "Oldest age",

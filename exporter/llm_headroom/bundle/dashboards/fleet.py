@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.colours import BAD, DECODE, PREFILL, QUEUE, UNKNOWN, WARN
+from llm_headroom.bundle.dashboards.colours import BAD, DECODE, PREFILL, QUEUE, WARN
 from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import (
-    UNPAINTED,
     Column,
     Kind,
     Panel,
@@ -18,13 +17,13 @@ from llm_headroom.bundle.dashboards.panel import (
     above,
     below,
     fixed,
-    thresholds,
 )
 from llm_headroom.bundle.dashboards.parts import (
     failed_share,
     finished_requests_now,
     lines,
     load_headroom,
+    responding,
     stat,
     table,
 )
@@ -96,7 +95,6 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
     )
     p95 = scope.once().quantile(0.95, schema.TIME_TO_FIRST_TOKEN, where)
     objective = f"min by ({where}) ({scope.of(schema.SLO_THRESHOLD, slo='ttft')})"
-    worst = {"thresholds": thresholds(above(1, 1))}
     return (
         stat(
             "Unreachable",
@@ -106,18 +104,13 @@ def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...
             link=_TO_EXPORTER,
             alert="LLMExporterDown",
         ),
-        stat(
+        responding(
             "Engines",
             "Engines that do not respond, be they dead or still loading; those behind an unreachable exporter, of "
             "which nothing is known; and those that respond.",
-            Query(f"sum(1 - ({up} or {scope.behind(up)} == 0))", "down"),
-            Query(f"count({scope.behind(up)} == 1)", "unknown"),
-            Query(f"sum({up})", "up"),
-            steps=UNPAINTED,
-            styles=(("^down$", worst), ("^unknown$", {"color": {"mode": "fixed", "fixedColor": UNKNOWN}})),
-            empty="where no exporter is unreachable",
+            scope,
+            up,
             link=_TO_EXPORTER,
-            alert="LLMEngineDown",
         ),
         _firing("Pages firing", "page", alerts, above(1, 1)),
         load_headroom(scope, link=_TO_KV_ALL),

@@ -144,10 +144,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             Column(title="Instance", label="instance", width=125),
             Column(title="GPU", label="gpu", width=55),
             Column(title="Owner", label="target"),
-            (
-                f"{biggest}",
-                Column(title="Holds", unit="bytes", width=80),
-            ),
+            (biggest, Column(title="Holds", unit="bytes", width=80)),
             (
                 f"min by ({_GPU}) ({scope.of(schema.GPU_MEMORY_HEADROOM_RATIO)})",
                 Column(

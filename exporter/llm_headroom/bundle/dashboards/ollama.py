@@ -49,9 +49,6 @@ DASHBOARD: Final = Plan(
 
 
 def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
-    def exposed(expr: str) -> str:
-        return scope.exposed(expr)
-
     offload = scope.of(schema.MODEL_OFFLOAD, _OURS)
     wrong, answers = (
         f"sum by ({TARGET}) ({scope.rate(schema.HTTP_RESPONSES, _OURS, *more)})" for more in (('code="5xx"',), ())
@@ -61,7 +58,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         stat(
             "Loaded",
             "Models in memory, of all servers.",
-            exposed(f"sum({scope.of(schema.MODELS_LOADED, _OURS)})"),
+            scope.exposed(f"sum({scope.of(schema.MODELS_LOADED, _OURS)})"),
             whose="sum",
         ),
         stat(

@@ -7,7 +7,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import schema
-from llm_headroom.bundle.dashboards.panel import NOT_KNOWN, Column, Json, Kind, Panel, Query, above, below
+from llm_headroom.bundle.dashboards.colours import UNKNOWN
+from llm_headroom.bundle.dashboards.panel import (
+    NOT_KNOWN,
+    UNPAINTED,
+    Column,
+    Json,
+    Kind,
+    Panel,
+    Query,
+    above,
+    below,
+    fixed,
+    thresholds,
+)
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
@@ -54,6 +67,22 @@ def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:
     defaults = {"width": 3, "height": 4} | more
     shown = _queries(queries)
     return Panel(kind=Kind.STAT, title=_named(title, shown, "5m"), answers=answers, queries=shown, **defaults)
+
+
+def responding(title: str, answers: str, scope: Scope, up: str, **more: Any) -> Panel:  # noqa: ANN401 - the same
+    """Return of the sources of `up` those that do not respond, those that nobody asks, and those that respond."""
+    return stat(
+        title,
+        answers,
+        Query(f"sum(1 - ({up} or {scope.behind(up)} == 0))", "down"),
+        Query(f"count({scope.behind(up)} == 1)", "unknown"),
+        Query(f"sum({up})", "up"),
+        steps=UNPAINTED,
+        styles=(("^down$", {"thresholds": thresholds(above(1, 1))}), ("^unknown$", fixed(UNKNOWN))),
+        empty="where no exporter is unreachable",
+        alert="LLMEngineDown",
+        **more,
+    )
 
 
 def finished_requests_now(scope: Scope) -> Panel:
