@@ -88,7 +88,7 @@ _VARIABLES: Final = ("job", "instance", "engine", "model", "target", "gpu")
 
 
 def files(settings: BundleSettings) -> dict[str, str]:
-    """Return the texts of the alerts' files by relative path."""
+    """The texts of the alerts' files by relative path."""
     return {
         "alerts/llm-headroom.rules.yml": as_yaml({"groups": groups(settings)}),
         "alerts/grafana-alerting.yaml": as_yaml(_grafana(settings)),
@@ -103,7 +103,7 @@ _RECEIVER: Final = "http://127.0.0.1:5001/"
 
 
 def alertmanager(url: str | None = _RECEIVER) -> dict[str, Any]:
-    """Return Alertmanager's configuration: routes by severity, and what inhibits what.
+    """Alertmanager's configuration: routes by severity, and what inhibits what.
 
     Alerts are posted to `page` and `ticket` below the URL; to nobody if it is None.
     """
@@ -140,7 +140,7 @@ def alertmanager(url: str | None = _RECEIVER) -> dict[str, Any]:
 
 
 def groups(settings: BundleSettings) -> list[dict[str, Any]]:
-    """Return the groups of rules as Prometheus' rule file has them."""
+    """The groups of rules as Prometheus' rule file has them."""
     return [
         {
             "name": name,
@@ -168,7 +168,7 @@ def _rules(rules: Iterable[Recording | Alert], settings: BundleSettings) -> Iter
 
 
 def described(rule: Alert, settings: BundleSettings) -> dict[str, str]:
-    """Return what the alert says; links are left out where their base is not set."""
+    """What the alert says; links are left out where their base is not set."""
     notes = {
         "summary": words(rule.summary, settings),
         "description": words(rule.description, settings) + _WHERE,
@@ -183,7 +183,7 @@ def described(rule: Alert, settings: BundleSettings) -> dict[str, str]:
 
 
 def _grafana(settings: BundleSettings) -> dict[str, Any]:
-    """Return Grafana's provisioning of alerts; recording rules stay with Prometheus, which these read.
+    """Grafana's provisioning of alerts; recording rules stay with Prometheus, which these read.
 
     Grafana's templates have the value of the query in `$values`.
     """
@@ -204,7 +204,7 @@ def _grafana(settings: BundleSettings) -> dict[str, Any]:
 
 
 def _grafana_notifications() -> dict[str, Any]:
-    """Return Grafana's provisioning of notification policies, grouped as Alertmanager's, with examples of receivers.
+    """Grafana's provisioning of notification policies, grouped as Alertmanager's, with examples of receivers.
 
     It replaces the whole tree of policies. Inhibitions are not in it: Grafana applies them from 13 on alone, behind the
     experimental switch alertingMultiplePolicies (grafana.com/docs, alerting, Configure inhibition rules).

@@ -18,7 +18,7 @@ RULES: Final = "deploy/helm/llm-headroom/files/rules.yml"
 
 
 def rules() -> str:
-    """Return the groups with placeholders, and the thresholds' defaults."""
+    """The groups with placeholders, and the thresholds' defaults."""
     settings = BundleSettings(
         thresholds=Thresholds(**{field.name: _placeholder(field.name) for field in fields(Thresholds)}),
         exporter_job="@job@",

@@ -16,7 +16,7 @@ _LABELS: Final = {"app.kubernetes.io/name": "llm-headroom"}
 
 
 def files(settings: BundleSettings) -> dict[str, str]:
-    """Return the texts of the objects' files by relative path."""
+    """The texts of the objects' files by relative path."""
     rule = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -30,7 +30,7 @@ def files(settings: BundleSettings) -> dict[str, str]:
 
 
 def _sidecars(settings: BundleSettings) -> dict[str, Any]:
-    """Return the monitor of all pods with a sidecar."""
+    """The monitor of all pods with a sidecar."""
     endpoint = {
         "port": PORT,
         "path": "/metrics",

@@ -19,6 +19,6 @@ UP: Final = Recording(
 
 
 def groups(settings: BundleSettings) -> dict[str, Any]:
-    """Return a rule file for stores that are pushed to; beside scraped exporters it would give `up` twice."""
+    """A rule file for stores that are pushed to; beside scraped exporters it would give `up` twice."""
     rule = {"record": UP.name, "expr": expression(UP.expr, settings)}
     return {"groups": [{"name": "llm-headroom.pushed", "rules": [rule]}]}

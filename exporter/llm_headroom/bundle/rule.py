@@ -107,7 +107,7 @@ class Placeholder(float):
 
 
 def expression(expr: str, settings: BundleSettings) -> str:
-    """Return a rule's expression with the thresholds and the selector in it, on one line.
+    """A rule's expression with the thresholds and the selector in it, on one line.
 
     Raises:
         KeyError: the expression names a threshold that does not exist.
@@ -117,7 +117,7 @@ def expression(expr: str, settings: BundleSettings) -> str:
 
 
 def words(text: str, settings: BundleSettings) -> str:
-    """Return a summary or description with the thresholds in it, as people write them."""
+    """A summary or description with the thresholds in it, as people write them."""
     said = {
         each.name: _said(getattr(settings.thresholds, each.name), each.metadata["unit"])
         for each in dataclasses.fields(Thresholds)
@@ -147,7 +147,7 @@ def _said(value: float, unit: str) -> str:
 
 
 def scaled(duration: str, factor: float) -> str:
-    """Return a duration of Prometheus times a factor, to the millisecond."""
+    """A duration of Prometheus times a factor, to the millisecond."""
     if factor == 1:
         return duration
     return f"{round(_UNITS[duration[-1]] * float(duration[:-1]) * factor * 1000)}ms"

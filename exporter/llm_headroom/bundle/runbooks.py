@@ -21,7 +21,7 @@ _VALUE: Final = re.compile(rf"\*\*[^*]+\*\* \(`({_NAMES})`\)")
 
 
 def files(settings: BundleSettings) -> dict[str, str]:
-    """Return the runbooks' texts by relative path."""
+    """The runbooks' texts by relative path."""
     folder = next(place for place in _PLACES if place.is_dir())
     return {
         f"alerts/runbooks/{path.name}": _filled(path.read_text(encoding="utf-8"), settings)

@@ -21,7 +21,7 @@ _GROUP_RESTARTS: Final = """
 
 
 def container(targets: str, *, image: str = IMAGE) -> dict[str, Any]:
-    """Return the sidecar for such targets, as an entry of a pod's `initContainers`.
+    """The sidecar for such targets, as an entry of a pod's `initContainers`.
 
     It stays (Kubernetes 1.29 and newer): there before the engine starts and after it ends. No probe: an exporter that
     fails must neither take its engine out of service nor restart, which in a group restarts every pod.
@@ -58,7 +58,7 @@ def container(targets: str, *, image: str = IMAGE) -> dict[str, Any]:
 
 
 def files(_settings: BundleSettings) -> dict[str, str]:
-    """Return the texts of the component and of the examples by relative path; they depend on no setting."""
+    """The texts of the component and of the examples by relative path; they depend on no setting."""
     component = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

@@ -18,6 +18,6 @@ class _Plain(yaml.SafeDumper):
 
 
 def as_yaml(document: object) -> str:
-    """Return YAML under a header that says where it comes from."""
+    """YAML under a header that says where it comes from."""
     dumped: str = yaml.dump(document, Dumper=_Plain, sort_keys=False, width=4096, allow_unicode=True)
     return _HEADER + dumped

@@ -31,7 +31,7 @@ _SELECTOR: Final = re.compile(rf"{_MATCHER}(?:\s*,\s*{_MATCHER})*")
 
 
 def settings(thresholds: Iterable[str], selector: str, **others: Any) -> BundleSettings:  # noqa: ANN401 - fields
-    """Return the settings of a command line; each threshold is written `name=value`.
+    """The settings of a command line; each threshold is written `name=value`.
 
     Raises:
         ValueError: a threshold is unknown or not a number, or the selector or a URL is invalid.
@@ -51,7 +51,7 @@ def settings(thresholds: Iterable[str], selector: str, **others: Any) -> BundleS
 
 
 def files(chosen: BundleSettings, only: Iterable[str] = ()) -> dict[str, str]:
-    """Return the texts of the parts named, or of all, by relative path."""
+    """The texts of the parts named, or of all, by relative path."""
     found: dict[str, str] = {}
     for part in tuple(only) or PARTS:
         found |= importlib.import_module(f"llm_headroom.bundle.{part}").files(chosen)

@@ -86,7 +86,7 @@ class _Commands(click.Group):
             fail(f"cannot write: {error.strerror}")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands' names, most used first."""
+        """The commands' names, most used first."""
         del ctx
         return list(COMMANDS)
 

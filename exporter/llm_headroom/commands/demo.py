@@ -1,7 +1,7 @@
 """The demo: simulated vLLM, SGLang and Ollama on two simulated GPUs under replayed traffic, monitored by the exporter.
 
 All of it is one process, so that nothing is left when it ends, apart from Prometheus, Alertmanager and Grafana where
-they are installed (``demo_stack``).
+they are installed (`demo_stack`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LARGE: Final = "llama3:70b"
 
 
 def four_bit(model: Model) -> Model:
-    """Return a model as Ollama usually runs it."""
+    """A model as Ollama usually runs it."""
     return replace(model, bytes_per_parameter=0.58)  # llama.cpp's Q4_K_M: 4.6 to 4.9 bits per weight
 
 
@@ -115,7 +115,7 @@ class Settings:
 
 
 def engines(settings: Settings, clock: Clock) -> dict[str, EngineServer]:
-    """Return the demo's engines by name, under traffic, not yet listening."""
+    """The demo's engines by name, under traffic, not yet listening."""
     seed = settings.seed
     found = {
         "vllm": batching_server(
@@ -146,12 +146,12 @@ def engines(settings: Settings, clock: Clock) -> dict[str, EngineServer]:
 
 
 def chats(seed: int) -> Iterator[Request]:
-    """Return what Ollama's clients ask for; they come through the proxy, as Ollama has no metrics of its own."""
+    """What Ollama's clients ask for; they come through the proxy, as Ollama has no metrics of its own."""
     return Synthetic(0.3, Lengths(200, 0.6), Lengths(150, 0.6), day_swing=_SWING, day_seconds=DAY).requests(seed)
 
 
 def targets(servers: dict[str, EngineServer]) -> tuple[Target, ...]:
-    """Return the exporter's configuration for the engines.
+    """The exporter's configuration for the engines.
 
     The simulated GPUs list processes of vLLM and SGLang that /proc does not have, so their GPUs are configured.
     Ollama's process is this one.
@@ -173,7 +173,7 @@ def targets(servers: dict[str, EngineServer]) -> tuple[Target, ...]:
 
 
 def simulated_gpus(servers: dict[str, EngineServer], clock: Clock) -> SimulatedGpus:
-    """Return two A100: one with vLLM and a neighbour, one with SGLang and Ollama."""
+    """Two A100: one with vLLM and a neighbour, one with SGLang and Ollama."""
 
     def holder(name: str, pid: int) -> Holder:
         server = servers[name]
@@ -185,7 +185,7 @@ def simulated_gpus(servers: dict[str, EngineServer], clock: Clock) -> SimulatedG
 
 
 async def run(settings: Settings, say: Callable[[str], None]) -> None:
-    """Run the demo until SIGINT or SIGTERM; ``say`` gets lines of text to show.
+    """Run the demo until SIGINT or SIGTERM; `say` gets lines of text to show.
 
     Raises:
         llm_headroom.net.listen.ListenError: the exporter's address cannot be listened on.

@@ -27,9 +27,9 @@ _FOR_SCALE: Final = 0.1
 
 
 async def start(exporter: str, stack: AsyncExitStack, speed: float = 1.0) -> list[str]:
-    """Start what is installed, to watch the exporter at ``host:port``; return lines of text to show. ``stack`` ends it.
+    """Start what is installed, to watch the exporter at `host:port`; return lines of text to show. `stack` ends it.
 
-    ``speed`` is by what factor the monitored engines are faster than real ones.
+    `speed` is by what factor the monitored engines are faster than real ones.
     """
     if programs.installed(programs.PROMETHEUS) is None:
         return ["prometheus   not installed; Prometheus, Alertmanager and Grafana are not started"]

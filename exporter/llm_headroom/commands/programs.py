@@ -36,7 +36,7 @@ class Program:
     """A program that was started, as a context that waits until it is ready, and ends it.
 
     Attributes:
-        address: ``host:port`` where it listens.
+        address: `host:port` where it listens.
         process: it.
         patience: seconds within which it must be ready.
     """
@@ -51,9 +51,9 @@ class Program:
         log: Path,
         variables: Mapping[str, str] = _NO_VARIABLES,
     ) -> None:
-        """Start it; ``ready`` is the path that it answers with 200 once it is, ``log`` where its output goes.
+        """Start it; `ready` is the path that it answers with 200 once it is, `log` where its output goes.
 
-        ``place`` is bound to the address where it will listen, and is closed here: nobody else gets the port meanwhile.
+        `place` is bound to the address where it will listen, and is closed here: nobody else gets the port meanwhile.
         """
         self.address = bound_address(place)
         self._place = place
@@ -117,12 +117,12 @@ class Program:
 
 
 def installed(names: Sequence[str]) -> str | None:
-    """Return the path of a program that goes by one of these names, None if there is none."""
+    """The path of a program that goes by one of these names, None if there is none."""
     return next((found for name in names if (found := shutil.which(name)) is not None), None)
 
 
 def prometheus(folder: Path, config: Mapping[str, object], *flags: str) -> Program:
-    """Start Prometheus with a configuration, all of its files in a folder: its blocks in ``data`` there.
+    """Start Prometheus with a configuration, all of its files in a folder: its blocks in `data` there.
 
     Raises:
         NotStartedError: it is not installed.

@@ -1,4 +1,4 @@
-"""``llm-headroom simulate``: one simulated engine, until it is stopped."""
+"""`llm-headroom simulate`: one simulated engine, until it is stopped."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Settings:
     Attributes:
         engine: vllm, sglang or ollama.
         version: engine version whose metrics it serves; None: the newest known.
-        model: a key of ``hardware.MODELS``.
-        gpu: a key of ``hardware.GPUS``.
-        listen: ``[HOST]:PORT``; None: the engine's default port on 127.0.0.1.
+        model: a key of `hardware.MODELS`.
+        gpu: a key of `hardware.GPUS`.
+        listen: `[HOST]:PORT`; None: the engine's default port on 127.0.0.1.
         speed: virtual seconds per real second.
         trace: a bundled trace's name, or a file; None: none.
         rate: factor on the trace's rate; without a trace, requests per second.
@@ -77,7 +77,7 @@ class Settings:
 
 
 def make(settings: Settings, clock: Clock) -> EngineServer:
-    """Return the engine under its traffic, not yet listening.
+    """The engine under its traffic, not yet listening.
 
     Raises:
         ValueError: a setting is wrong.
@@ -119,7 +119,7 @@ def _one_of(what: str, name: str, known: Mapping[str, T]) -> T:
 
 
 async def run(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; ``say`` gets the address to show.
+    """Serve until SIGINT or SIGTERM; `say` gets the address to show.
 
     Raises:
         ValueError: a setting or the scenario is wrong.

@@ -38,7 +38,7 @@ _RETRACT_HEADROOM_STEPS = 20
 class Engine:
     """One simulated engine (one data-parallel replica).
 
-    Time is virtual and moves only in ``advance``. The same configuration, seed and calls give the same run.
+    Time is virtual and moves only in `advance`. The same configuration, seed and calls give the same run.
 
     Attributes:
         config: as given.
@@ -91,7 +91,7 @@ class Engine:
         """Hand over a request, now or for later; return its number.
 
         Args:
-            request: ``arrival`` may lie in the future; one in the past counts from its own time, but is seen now.
+            request: `arrival` may lie in the future; one in the past counts from its own time, but is seen now.
             on_token: called with the time and the index (from 1) of every token; may itself submit requests.
             on_end: called once, for rejected requests too; those that arrive now are rejected before this returns.
         """
@@ -141,7 +141,7 @@ class Engine:
         self._step_end += seconds
 
     def crash(self, restart_after: float) -> None:
-        """Die now and start again with empty state and counters; every request ends with the reason ``crash``."""
+        """Die now and start again with empty state and counters; every request ends with the reason `crash`."""
         lost = [*self._running.values(), *self._waiting]
         self._fresh(self.now + restart_after)
         self._restart_at = self.now + restart_after
@@ -167,10 +167,10 @@ class Engine:
         return min(self._step_end, arrival)
 
     def advance(self, until: float) -> None:
-        """Move virtual time to ``until``; a step that would end later is in flight then.
+        """Move virtual time to `until`; a step that would end later is in flight then.
 
         Raises:
-            ValueError: ``until`` is in the past.
+            ValueError: `until` is in the past.
         """
         if until < self.now:
             raise ValueError(f"virtual time is {self.now} s and cannot go back to {until} s")
@@ -190,7 +190,7 @@ class Engine:
         return self._restart_at is not None or self.now >= self._not_before
 
     def read(self) -> EngineReading:
-        """Return the state at ``now``, as of the last step that has ended (gauges: of the step in flight)."""
+        """The state at `now`, as of the last step that has ended (gauges: of the step in flight)."""
         pool, sglang = self._pool, self.config.scheduler == "sglang"
         used = pool.held / pool.blocks
         return EngineReading(
@@ -305,7 +305,7 @@ class Engine:
             budget -= tokens
 
     def _admit(self, sequence: Sequence, available: int) -> bool:
-        """Admit the head of the queue if its whole input fits into ``available`` blocks beside what the cache holds."""
+        """Admit the head of the queue if its whole input fits into `available` blocks beside what the cache holds."""
         pool, config = self._pool, self.config
         tokens = sequence.request.prompt_tokens + sequence.generated
         keys, per_segment = sequence.prefix_keys(config.block_tokens)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def chat(address: str, model: str, requests: Iterable[Request], clock: Clock) -> None:
-    """Send requests to Ollama's ``/api/chat`` at ``host:port``, streamed, each when its virtual second has come.
+    """Send requests to Ollama's `/api/chat` at `host:port`, streamed, each when its virtual second has come.
 
     Requests do not wait for one another. One that fails is given up, as by a client without retries.
     """

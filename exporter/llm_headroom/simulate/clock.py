@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """Virtual seconds since it was made: real seconds times ``speed``.
+    """Virtual seconds since it was made: real seconds times `speed`.
 
     Attributes:
         speed: virtual seconds per real second, above 0; 1.0 is real time.
@@ -22,9 +22,9 @@ class Clock:
         self._origin = time.monotonic()
 
     def now(self) -> float:
-        """Return the virtual second of this moment."""
+        """The virtual second of this moment."""
         return (time.monotonic() - self._origin) * self.speed
 
     def seconds_until(self, moment: float) -> float:
-        """Return the real seconds until a virtual second, 0 for one that has passed."""
+        """The real seconds until a virtual second, 0 for one that has passed."""
         return max(0.0, (moment - self.now()) / self.speed)

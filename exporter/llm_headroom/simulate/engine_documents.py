@@ -1,6 +1,6 @@
 """The JSON in which a simulated vLLM or SGLang server describes its load and size.
 
-Forms follow the captures of the versions named; ``/server_info`` of real servers holds every flag, here only those that
+Forms follow the captures of the versions named; `/server_info` of real servers holds every flag, here only those that
 the simulator has.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a server was started with; fields as the arguments of ``exposition.Exposition``."""
+    """What a server was started with; fields as the arguments of `exposition.Exposition`."""
 
     model: str
     config: EngineConfig
@@ -32,7 +32,7 @@ class Server:
     utilisation: float
 
     def unix(self, virtual: float) -> float:
-        """Return the unix time of a virtual second."""
+        """The unix time of a virtual second."""
         return self.start + virtual / self.speed
 
     @property
@@ -42,7 +42,7 @@ class Server:
 
 
 def documents(version: Template, server: Server, readings: Sequence[EngineReading]) -> dict[str, Any]:
-    """Return the documents that a server of that version serves, by path; one reading of each replica."""
+    """The documents that a server of that version serves, by path; one reading of each replica."""
     release = tuple(int(part) for part in version.release.split("."))
     if version.engine == "vllm":
         found = {"/version": {"version": version.release}, "/v1/models": _models(server, "vllm", readings)}
@@ -124,7 +124,7 @@ def _sglang_info(release: str, server: Server, readings: Sequence[EngineReading]
 
 
 def _static_share(server: Server) -> float:
-    """Return the share of weights and KV pool: SGLang's flag leaves out activations and graphs."""
+    """The share of weights and KV pool: SGLang's flag leaves out activations and graphs."""
     memory = server.memory
     if memory is None:
         return server.utilisation

@@ -14,12 +14,12 @@ Scheduler = Literal["vllm", "sglang"]
 
 
 class StepCost(Protocol):
-    """What one forward pass costs; ``hardware.Roofline`` is one."""
+    """What one forward pass costs; `hardware.Roofline` is one."""
 
     def step_seconds(
         self, prefill_tokens: int, decode_sequences: int, context_tokens: int, attention_pairs: int = 0
     ) -> float:
-        """Return the seconds of one step, above 0.
+        """The seconds of one step, above 0.
 
         Args:
             prefill_tokens: prompt tokens computed in the step.
@@ -36,12 +36,12 @@ class EngineConfig:
 
     Attributes:
         cost: what a step costs.
-        scheduler: ``vllm`` (V1: decode first, prompts share the rest of the step's budget, preemption of the last
-            admitted) or ``sglang`` (prefill first, reservation by ``new_token_ratio``, retraction).
+        scheduler: `vllm` (V1: decode first, prompts share the rest of the step's budget, preemption of the last
+            admitted) or `sglang` (prefill first, reservation by `new_token_ratio`, retraction).
         total_blocks: size of the KV pool in blocks. vLLM uses one of them as its null block.
         block_tokens: tokens per block; 1 for SGLang.
-        max_num_seqs: most running requests (SGLang: ``max_running_requests``).
-        max_step_tokens: token budget of a step (vLLM ``max_num_batched_tokens``, SGLang ``chunked_prefill_size``).
+        max_num_seqs: most running requests (SGLang: `max_running_requests`).
+        max_step_tokens: token budget of a step (vLLM `max_num_batched_tokens`, SGLang `chunked_prefill_size`).
         max_model_len: most tokens of prompt and output together; None: what the pool holds.
         prefix_caching: reuse of cached prefixes.
         max_queue: most waiting requests, more are rejected; None: no limit.
@@ -90,10 +90,10 @@ class Outcome:
     """How one request ended; all times in seconds of virtual time.
 
     Attributes:
-        number: what ``submit`` returned.
+        number: what `submit` returned.
         request: the request.
-        reason: ``stop``, ``length``, ``abort``, ``crash``, ``rejected_length`` (longer than the engine takes),
-            ``rejected_queue`` (queue full) or ``rejected_down`` (not running).
+        reason: `stop`, `length`, `abort`, `crash`, `rejected_length` (longer than the engine takes),
+            `rejected_queue` (queue full) or `rejected_down` (not running).
         ended: when.
         admitted: first admission; None if it never ran.
         first_token: None if there was none.

@@ -1,4 +1,4 @@
-"""What ``/metrics`` of a simulated vLLM or SGLang serves, in the words of a real engine of a chosen version.
+"""What `/metrics` of a simulated vLLM or SGLang serves, in the words of a real engine of a chosen version.
 
 A capture gives names, labels, texts, buckets and order; what the simulator models is filled in, and everything else
 reads as on an idle engine. One thing differs from the real ones: a series that an engine exposes only from its first
@@ -28,8 +28,8 @@ class Exposition:
     """The metrics and JSON documents of one engine.
 
     Attributes:
-        ranks: how many replicas the version has; ``render`` takes as many readings.
-        bounds: of its histograms, for ``EngineConfig.bounds``.
+        ranks: how many replicas the version has; `render` takes as many readings.
+        bounds: of its histograms, for `EngineConfig.bounds`.
     """
 
     def __init__(  # noqa: PLR0913 - what an engine is started with
@@ -46,9 +46,9 @@ class Exposition:
         """Prepare to render.
 
         Args:
-            version: one of ``templates.versions()``.
+            version: one of `templates.versions()`.
             model: name of the model, as served.
-            config: of each replica; its ``bounds`` do not matter.
+            config: of each replica; its `bounds` do not matter.
             start: unix seconds at virtual second 0.
             speed: virtual seconds per real second.
             memory: of one GPU, for SGLang's memory gauges; None leaves them at 0.
@@ -78,10 +78,10 @@ class Exposition:
         self._rates = [(0.0, 0, 0.0)] * self.ranks  # of each replica: time, generated tokens, tokens per second
 
     def render(self, readings: Sequence[EngineReading], *, now: float) -> bytes:
-        """Return the exposition (Prometheus text format 0.0.4).
+        """The exposition (Prometheus text format 0.0.4).
 
         Args:
-            readings: one of each replica, made with this object's ``bounds``.
+            readings: one of each replica, made with this object's `bounds`.
             now: unix seconds.
 
         Raises:
@@ -98,7 +98,7 @@ class Exposition:
         return "".join(parts).encode()
 
     def documents(self, readings: Sequence[EngineReading]) -> Mapping[str, Any]:
-        """Return the JSON documents by path: ``/version``, ``/v1/models``, ``/server_info``, ``/v1/loads``.
+        """The JSON documents by path: `/version`, `/v1/models`, `/server_info`, `/v1/loads`.
 
         Those that the version does not serve are not among them.
 
@@ -121,7 +121,7 @@ class Exposition:
             raise ValueError(f"{self._setting.version} has {self.ranks} replicas, not {len(readings)}")
 
     def _texts(self, readings: Sequence[EngineReading], now: float) -> list[str]:
-        """Return what each value reads as: the replicas' one after the other, then the whole server's."""
+        """What each value reads as: the replicas' one after the other, then the whole server's."""
         texts: list[str] = []
         scalars, counts, totals = [], [], []
         for rank, reading in enumerate(readings):
@@ -154,7 +154,7 @@ class Exposition:
             texts.append(written(total))
 
     def _rate(self, rank: int, reading: EngineReading) -> float:
-        """Return SGLang's throughput: generated tokens per second since the last scrape, at least a second ago."""
+        """SGLang's throughput: generated tokens per second since the last scrape, at least a second ago."""
         then, before, rate = self._rates[rank]
         generated = reading.counters.generated_tokens
         if then < reading.started_at or generated < before:
@@ -172,7 +172,7 @@ _TOTAL: Final = "_total"
 
 
 def renamed(body: bytes, names: Mapping[str, str]) -> bytes:
-    """Return an exposition with families under other names, as after an upgrade.
+    """An exposition with families under other names, as after an upgrade.
 
     Args:
         body: text format 0.0.4.

@@ -51,12 +51,12 @@ class Setting:
 
 
 class Compiled(NamedTuple):
-    """Lines with a ``%s`` in the place of each value.
+    """Lines with a `%s` in the place of each value.
 
     Attributes:
         format: all of them.
-        pick: takes the texts of the slots from the flat list that ``exposition.Exposition`` makes: per group the
-            ``SCALARS``, throughput, time of creation and now, then buckets and sum of each histogram of ``needed``.
+        pick: takes the texts of the slots from the flat list that `exposition.Exposition` makes: per group the
+            `SCALARS`, throughput, time of creation and now, then buckets and sum of each histogram of `needed`.
         rare: what is appended once its value is above 0: format and slots.
         needed: per group (one per replica, then the server), the histogram fields that are used.
     """
@@ -68,7 +68,7 @@ class Compiled(NamedTuple):
 
 
 def written(value: float) -> str:
-    """Return a number, which is not negative, as prometheus_client writes it."""
+    """A number, which is not negative, as prometheus_client writes it."""
     text = repr(float(value))
     point = text.find(".")
     if point > _POINT_AT_MOST:
@@ -79,7 +79,7 @@ def written(value: float) -> str:
 
 @lru_cache
 def bounds_of(version: str) -> HistogramBounds:
-    """Return the bounds of a version's histograms; the default ones of those that it lacks."""
+    """The bounds of a version's histograms; the default ones of those that it lacks."""
     source = template(version)
     found = {
         name: bounds
@@ -91,7 +91,7 @@ def bounds_of(version: str) -> HistogramBounds:
 
 @lru_cache
 def compiled(setting: Setting) -> Compiled:
-    """Return the lines of an engine."""
+    """The lines of an engine."""
     source = template(setting.version)
     bounds = bounds_of(setting.version)
     used = tuple(name for name in _FIELDS if any(source.bounds(f) for f, n in HISTOGRAMS.items() if n == name))
@@ -121,7 +121,7 @@ def compiled(setting: Setting) -> Compiled:
 
 
 def _slot(line: Line, bounds: HistogramBounds, offsets: Mapping[str, int]) -> int | None:
-    """Return where the value of a sample is among those of its group; None if it never moves."""
+    """Where the value of a sample is among those of its group; None if it never moves."""
     if line.name.endswith("_created") or line.name == "process_start_time_seconds":
         return CREATED
     if line.name == "vllm:lora_requests_info":
@@ -156,7 +156,7 @@ def _idle(line: Line) -> str:
 
 
 def _settled(setting: Setting) -> dict[str, str]:
-    """Return the gauges that follow from the configuration."""
+    """The gauges that follow from the configuration."""
     memory = setting.memory
     return {
         "sglang:max_total_num_tokens": written(setting.total_blocks * setting.block_tokens),
@@ -169,7 +169,7 @@ def _settled(setting: Setting) -> dict[str, str]:
 
 
 def _labelled(line: Line, setting: Setting, ranks: int) -> str:
-    """Return a line with the model's name, and with the configuration in the labels of info metrics."""
+    """A line with the model's name, and with the configuration in the labels of info metrics."""
     tokens = setting.total_blocks * setting.block_tokens
     shown = {"model_name": setting.model}
     if line.name == "vllm:cache_config_info":
@@ -200,7 +200,7 @@ def _escaped(value: str) -> str:
 
 
 def _rare(source: Template, setting: Setting, size: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return the families that appear with their first event and that the capture does not have."""
+    """The families that appear with their first event and that the capture does not have."""
     if source.engine != "sglang" or source.release in WITHOUT_FIRST_EVENTS:
         return ()
     present = {line.name for line in source.lines}

@@ -147,9 +147,9 @@ class _Device:
 
 
 class SimulatedGpus:
-    """Simulated GPUs in the place of ``llm_headroom.gpu.Gpus``: ``read`` may be called from any thread.
+    """Simulated GPUs in the place of `llm_headroom.gpu.Gpus`: `read` may be called from any thread.
 
-    They are sampled every second in the event loop in which the engines live, within ``async with``; a sample moves
+    They are sampled every second in the event loop in which the engines live, within `async with`; a sample moves
     the engines to now.
     """
 
@@ -188,7 +188,7 @@ class SimulatedGpus:
         self._reading = Reading(tuple(points), (), DRIVER, tuple(processes))
 
     def read(self) -> Reading:
-        """Return the latest sample."""
+        """The latest sample."""
         return self._reading
 
     def fail(self, index: int, xid: int) -> None:
@@ -197,7 +197,7 @@ class SimulatedGpus:
         device.xids[xid] = (device.xids.get(xid, (0, 0.0))[0] + 1, time.time())
 
     def xids(self) -> list[Point]:
-        """Return the Xid errors so far."""
+        """The Xid errors so far."""
         return [point for device in self._devices for point in device.xid_points()]
 
     def close(self) -> None:

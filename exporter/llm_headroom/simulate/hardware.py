@@ -46,10 +46,10 @@ class Model:
         name: its repository on the Hugging Face hub, where config.json holds these figures.
         layers: decoder layers.
         hidden: width of the residual stream.
-        heads: attention heads; ``kv_heads`` those that have keys and values.
+        heads: attention heads; `kv_heads` those that have keys and values.
         vocab: tokens.
         parameters: all of them, embeddings included.
-        head_width: width of a head; 0 means ``hidden`` / ``heads``.
+        head_width: width of a head; 0 means `hidden` / `heads`.
         bytes_per_parameter: 2 for bf16.
         bytes_per_element: of a cached key or value; 2 for bf16.
     """
@@ -90,7 +90,7 @@ MODELS = {
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """The cost of steps of one model on ``tensor_parallel`` equal GPUs; fits ``engine_state.StepCost``.
+    """The cost of steps of one model on `tensor_parallel` equal GPUs; fits `engine_state.StepCost`.
 
     Attributes:
         model: what runs.
@@ -115,7 +115,7 @@ class Roofline:
     def step_seconds(
         self, prefill_tokens: int, decode_sequences: int, context_tokens: int, attention_pairs: int = 0
     ) -> float:
-        """Return the seconds of one step; see ``engine_state.StepCost`` for the arguments."""
+        """The seconds of one step; see `engine_state.StepCost` for the arguments."""
         model, gpus = self.model, self.tensor_parallel
         read = model.weights_bytes + context_tokens * model.kv_bytes_per_token
         tokens = prefill_tokens + decode_sequences
@@ -136,7 +136,7 @@ class MemoryPlan:
         weights: its share of the weights.
         activations: peak of a profiled step.
         graphs: CUDA graphs and the CUDA context.
-        kv_pool: what is left of ``utilisation`` x memory.
+        kv_pool: what is left of `utilisation` x memory.
         kv_tokens: tokens that the pool holds.
     """
 
@@ -148,7 +148,7 @@ class MemoryPlan:
 
 
 def plan_memory(model: Model, gpu: Gpu, *, tensor_parallel: int = 1, utilisation: float = 0.9) -> MemoryPlan:
-    """Return how an engine that preallocates divides a GPU's memory.
+    """How an engine that preallocates divides a GPU's memory.
 
     Raises:
         ValueError: nothing is left for the KV cache.

@@ -17,7 +17,7 @@ _Key = tuple[int, ...]
 
 
 class KvPool:
-    """A pool of ``blocks`` usable blocks of ``block_tokens`` tokens each.
+    """A pool of `blocks` usable blocks of `block_tokens` tokens each.
 
     Attributes:
         blocks: usable blocks (without vLLM's null block).
@@ -45,7 +45,7 @@ class KvPool:
         return self.blocks - self.held
 
     def blocks_for(self, tokens: int) -> int:
-        """Return the blocks that so many tokens need."""
+        """The blocks that so many tokens need."""
         return -(-tokens // self.block_tokens)
 
     def take(self, blocks: int) -> bool:
@@ -78,7 +78,7 @@ class KvPool:
 
         Returns:
             whole shared segments found; blocks found, private ones included; how many of these nobody holds now (which
-            holding them would take from ``obtainable``).
+            holding them would take from `obtainable`).
         """
         found = blocks = idle = 0
         for key in shared:
@@ -94,7 +94,7 @@ class KvPool:
         return found, blocks + own, idle + own
 
     def hold(self, shared: Sequence[_Key], segment_blocks: int) -> None:
-        """Hold cached shared segments that ``match`` found."""
+        """Hold cached shared segments that `match` found."""
         for key in shared:
             holder = self._holders.get(key)
             if holder:

@@ -50,7 +50,7 @@ class Feed:
         return self._heads[0][0] if self._heads else math.inf
 
     def add(self, requests: Iterable[Request], begin: float, model: str = "") -> None:
-        """Have requests arrive, their second 0 at ``begin``."""
+        """Have requests arrive, their second 0 at `begin`."""
         self._push(next(self._numbers), model, iter(requests), begin)
 
     def _push(self, number: int, model: str, rest: Iterator[Request], begin: float) -> None:
@@ -115,7 +115,7 @@ class _Alarm:
 
     @contextmanager
     def listening(self, gone: Callable[[], None]) -> Iterator[None]:
-        """A client waits; ``gone`` drops its request, if there is still something of it, when it does no longer."""
+        """A client waits; `gone` drops its request, if there is still something of it, when it does no longer."""
         self._waiting += 1
         self.set()
         try:
@@ -162,7 +162,7 @@ class LiveEngine:
         return self.engine.slowdown
 
     def read(self) -> EngineReading:
-        """Return its state now."""
+        """Its state now."""
         self.catch_up()
         return self.engine.read()
 
@@ -264,7 +264,7 @@ class LiveOllama:
         return self.server.slowdown
 
     def read(self) -> OllamaReading:
-        """Return its state now."""
+        """Its state now."""
         self.catch_up()
         return self.server.read()
 
@@ -317,7 +317,7 @@ class LiveOllama:
         self.server.slowdown = factor
 
     def loaded_at(self, model: str) -> float | None:
-        """Return since when a model is ready, in virtual seconds; None if it is not."""
+        """Since when a model is ready, in virtual seconds; None if it is not."""
         return next((one.loaded_at for one in self.read().loaded if one.name == model), None)
 
     def crash(self, seconds: float) -> None:

@@ -65,8 +65,8 @@ class HistogramReading:
     """One histogram at one moment.
 
     Attributes:
-        bounds: finite upper bounds, ascending; an observation equal to a bound counts as below it (Prometheus' ``le``).
-        counts: observations per bucket, not cumulative; one more than ``bounds``, the last is ``+Inf``.
+        bounds: finite upper bounds, ascending; an observation equal to a bound counts as below it (Prometheus' `le`).
+        counts: observations per bucket, not cumulative; one more than `bounds`, the last is `+Inf`.
         total: the sum of all observations, in their unit.
     """
 
@@ -85,17 +85,17 @@ class HistogramReading:
         return self.total / self.count if self.count else None
 
     def cumulative(self) -> tuple[int, ...]:
-        """Return the counts as Prometheus exposes them, ``+Inf`` last."""
+        """The counts as Prometheus exposes them, `+Inf` last."""
         return tuple(accumulate(self.counts))
 
     def since(self, earlier: HistogramReading) -> HistogramReading:
-        """Return the observations made after an earlier reading of the same histogram, with no restart between."""
+        """The observations made after an earlier reading of the same histogram, with no restart between."""
         counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=True))
         return HistogramReading(self.bounds, counts, self.total - earlier.total)
 
 
 class Histogram:
-    """A histogram that grows; ``read`` freezes it."""
+    """A histogram that grows; `read` freezes it."""
 
     __slots__ = ("_bounds", "_counts", "_total")
 
@@ -105,18 +105,18 @@ class Histogram:
         self._total = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count ``times`` observations of the same value."""
+        """Count `times` observations of the same value."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._total += value * times
 
     def read(self) -> HistogramReading:
-        """Return what was observed so far."""
+        """What was observed so far."""
         return HistogramReading(self._bounds, tuple(self._counts), self._total)
 
 
 @dataclass(frozen=True, slots=True)
 class Histograms:
-    """Readings of every histogram of one engine; fields as in ``HistogramBounds``."""
+    """Readings of every histogram of one engine; fields as in `HistogramBounds`."""
 
     ttft: HistogramReading
     itl: HistogramReading
@@ -142,11 +142,11 @@ class Counters:
         steps: forward passes.
         busy_seconds: virtual seconds spent in them.
         prompt_tokens: whole prompts, booked at the first token (as vLLM does).
-        cached_tokens: the part of ``prompt_tokens`` that the prefix cache held.
+        cached_tokens: the part of `prompt_tokens` that the prefix cache held.
         prefill_tokens: tokens computed by prefill steps, recomputation after preemption included (SGLang's
-            ``realtime_tokens_total{mode="prefill_compute"}``).
+            `realtime_tokens_total{mode="prefill_compute"}`).
         generated_tokens: output tokens, booked step by step.
-        recomputed_tokens: the part of ``prefill_tokens`` that had been computed before a preemption.
+        recomputed_tokens: the part of `prefill_tokens` that had been computed before a preemption.
         finished_prompt_tokens: prompt tokens of finished requests (as SGLang books them).
         finished_generated_tokens: output tokens of finished requests (as SGLang books them).
         cache_queries: prompt tokens looked up in the prefix cache at first admission.
@@ -156,8 +156,8 @@ class Counters:
         retracted_input_tokens: prompt tokens of preempted requests, once per preemption.
         retracted_output_tokens: tokens generated before each preemption.
         submitted: requests that arrived, rejected ones included.
-        finished: ended requests by reason: ``stop``, ``length``, ``abort``, ``rejected_length``, ``rejected_queue``,
-            ``rejected_down``; a reason is there from its first request on.
+        finished: ended requests by reason: `stop`, `length`, `abort`, `rejected_length`, `rejected_queue`,
+            `rejected_down`; a reason is there from its first request on.
     """
 
     steps: int = 0
@@ -218,10 +218,10 @@ class Measures:
         self.finished: dict[str, int] = {}
 
     def counters(self) -> Counters:
-        """Return the totals so far."""
+        """The totals so far."""
         totals = {one.name: getattr(self, one.name) for one in fields(Counters)}
         return Counters(**{**totals, "finished": dict(self.finished)})
 
     def histograms(self) -> Histograms:
-        """Return the histograms so far."""
+        """The histograms so far."""
         return Histograms(**{one.name: getattr(self, f"h_{one.name}").read() for one in fields(Histograms)})

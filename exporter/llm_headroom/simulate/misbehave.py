@@ -1,4 +1,4 @@
-"""Faults of a simulated engine, as values: for the demo's incidents and ``POST /-/misbehave``."""
+"""Faults of a simulated engine, as values: for the demo's incidents and `POST /-/misbehave`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _POSITIVE: Final = ("stall_seconds", "slowdown", "crash_seconds")
 
 
 def parsed(document: Mapping[str, Any]) -> Misbehaviour:
-    """Return the misbehaviour that a JSON object or YAML mapping states, its keys the fields of ``Misbehaviour``.
+    """The misbehaviour that a JSON object or YAML mapping states, its keys the fields of `Misbehaviour`.
 
     Raises:
         ValueError: a key is unknown or a value is of another kind; the message names the key.

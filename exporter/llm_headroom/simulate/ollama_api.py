@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VERSION: Final = "0.33.0-rc2"
 _NANOSECONDS: Final = 1_000_000_000
 _LONGEST_DURATION: Final = (1 << 63) - 1  # nanoseconds; what a negative keep-alive becomes
-_TRAINED_CONTEXT: Final = 8192  # assumed, ``hardware.Model`` does not say
+_TRAINED_CONTEXT: Final = 8192  # assumed, `hardware.Model` does not say
 _QUANTIZATIONS: Final = ((4.0, "F32"), (2.0, "F16"), (1.0, "Q8_0"), (0.0, "Q4_K_M"))  # from so many bytes on
 _BILLION: Final = 1_000_000_000
 _MILLION: Final = 1_000_000
@@ -27,7 +27,7 @@ _THOUSAND: Final = 1_000
 
 
 def documents(reading: OllamaReading, config: OllamaConfig, *, start: float, speed: float = 1.0) -> dict[str, Any]:
-    """Return what ``GET`` answers, by path: ``/api/ps``, ``/api/tags``, ``/api/version``.
+    """What `GET` answers, by path: `/api/ps`, `/api/tags`, `/api/version`.
 
     Args:
         reading: the server's state.
@@ -47,7 +47,7 @@ def documents(reading: OllamaReading, config: OllamaConfig, *, start: float, spe
 
 
 def show(name: str, config: OllamaConfig) -> dict[str, Any]:
-    """Return what ``POST /api/show`` answers.
+    """What `POST /api/show` answers.
 
     Args:
         name: of the model, with its tag.
@@ -79,7 +79,7 @@ def show(name: str, config: OllamaConfig) -> dict[str, Any]:
 
 
 def timestamp(unix: float, nanoseconds: int = 0) -> str:
-    """Return a time as Go's RFC3339Nano writes it in UTC: up to nine decimals, without zeros at the end.
+    """A time as Go's RFC3339Nano writes it in UTC: up to nine decimals, without zeros at the end.
 
     Args:
         unix: seconds.
@@ -146,7 +146,7 @@ def _digest(name: str) -> str:
 
 
 def _human(number: int) -> str:
-    """Return a number of parameters in Ollama's words: 8.0B, 13.20M."""
+    """A number of parameters in Ollama's words: 8.0B, 13.20M."""
     if number >= _BILLION:
         return f"{number / _BILLION:.0f}B" if number % _BILLION == 0 else f"{number / _BILLION:.1f}B"
     if number >= _MILLION:

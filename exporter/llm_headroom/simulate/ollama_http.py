@@ -1,4 +1,4 @@
-"""Ollama's HTTP: ``/api/chat`` and ``/api/generate`` at the simulated speed, and documents about its models.
+"""Ollama's HTTP: `/api/chat` and `/api/generate` at the simulated speed, and documents about its models.
 
 Forms follow ollama/ollama docs/api.md and server/routes.go.
 """
@@ -94,7 +94,7 @@ class OllamaApi:
     async def _lines(
         self, form: _Form, name: str, event: Event, events: AsyncGenerator[Event, None]
     ) -> AsyncGenerator[bytes, None]:
-        """The tokens as they come, the first of which is ``event``."""
+        """The tokens as they come, the first of which is `event`."""
         while not isinstance(event, Outcome):
             yield form.line(_TEXT)
             event = await anext(events)
@@ -122,7 +122,7 @@ class _Form:
         self._model = model
 
     def line(self, text: str, last: Mapping[str, Any] | None = None) -> bytes:
-        """One line of a stream; ``last`` has the end's reason and timings."""
+        """One line of a stream; `last` has the end's reason and timings."""
         part = {"message": {"role": "assistant", "content": text}} if self._chat else {"response": text}
         moment = datetime.now(tz=UTC).isoformat().replace("+00:00", "Z")
         end = {"done": False} if last is None else {"done": True, **last}

@@ -1,6 +1,6 @@
 """An Ollama server in virtual time: models that load, spill, expire and queue.
 
-A loaded model is one ``batching.Engine`` without preemption: its cache is allocated whole at load, context times
+A loaded model is one `batching.Engine` without preemption: its cache is allocated whole at load, context times
 slots. Meanings follow ollama/ollama server/sched.go; figures of the hardware are assumptions stated here.
 """
 
@@ -76,7 +76,7 @@ class OllamaConfig:
         return -(-self.context_length // 256) * 256
 
     def size(self, model: Model) -> int:
-        """Return the bytes of a loaded model: weights, cache of all slots, compute buffer."""
+        """The bytes of a loaded model: weights, cache of all slots, compute buffer."""
         cache = self.cells * self.num_parallel * model.kv_bytes_per_token
         return model.weights_bytes + cache + _COMPUTE_BUFFER
 
@@ -100,7 +100,7 @@ class SpilledCost:
     def step_seconds(
         self, prefill_tokens: int, decode_sequences: int, context_tokens: int, attention_pairs: int = 0
     ) -> float:
-        """Return the seconds of one step; see ``engine_state.StepCost``."""
+        """The seconds of one step; see `engine_state.StepCost`."""
         work = (prefill_tokens, decode_sequences, context_tokens, attention_pairs)
         cpu = Gpu("CPU", 0, self.host.bandwidth, self.host.flops)
         on_cpu = Roofline(self.model, cpu).step_seconds(*work)
@@ -110,11 +110,11 @@ class SpilledCost:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """One row of ``/api/ps``.
+    """One row of `/api/ps`.
 
     Attributes:
         name: of the model.
-        size: bytes; ``size_vram`` those on the GPU, less than ``size`` when it spilled.
+        size: bytes; `size_vram` those on the GPU, less than `size` when it spilled.
         context_length: tokens per slot.
         expires_at: virtual seconds, as set when its last request ended; infinite if it is never unloaded.
         loaded_at: virtual seconds at which it became ready.
@@ -139,7 +139,7 @@ class OllamaReading:
         loaded: models that are ready, the last to expire first.
         loading: the model that loads; None if none does.
         pending: requests that wait for a model that is not ready.
-        loads: loads so far; ``evictions`` models unloaded for another one, ``expirations`` unloaded by keep-alive.
+        loads: loads so far; `evictions` models unloaded for another one, `expirations` unloaded by keep-alive.
         rejected: requests answered with 503 so far.
         truncated: requests whose prompt was longer than the context and lost its front.
         vram_used: bytes of the GPU that loaded models hold.
@@ -205,10 +205,10 @@ class OllamaServer:
         on_token: Callable[[float, int], None] | None = None,
         on_end: Callable[[Outcome], None] | None = None,
     ) -> int | None:
-        """Hand over a request that arrives now (``request.arrival`` is when it began to wait); callbacks as the Engine.
+        """Hand over a request that arrives now (`request.arrival` is when it began to wait); callbacks as the Engine.
 
         Returns:
-            Its number, from 1. None if the queue is full: HTTP 503 with ``BUSY_MESSAGE``; a model that is ready takes
+            Its number, from 1. None if the queue is full: HTTP 503 with `BUSY_MESSAGE`; a model that is ready takes
             any number of requests.
 
         Raises:
@@ -290,10 +290,10 @@ class OllamaServer:
         return max(min(moments, default=math.inf), self.now)
 
     def advance(self, until: float) -> None:
-        """Move virtual time to ``until``.
+        """Move virtual time to `until`.
 
         Raises:
-            ValueError: ``until`` is in the past.
+            ValueError: `until` is in the past.
         """
         if until < self.now:
             raise ValueError(f"virtual time is {self.now} s and cannot go back to {until} s")
@@ -363,7 +363,7 @@ class OllamaServer:
         return max(self.config.gpu.memory_bytes - self.config.gpu_reserved - held, 0)
 
     def read(self) -> OllamaReading:
-        """Return the state at ``now``."""
+        """The state at `now`."""
         loaded = [
             LoadedModel(
                 name=one.name,

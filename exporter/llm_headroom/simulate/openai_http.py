@@ -161,7 +161,7 @@ def _reason(work: Work) -> str:
 async def _parts(
     form: _Form, work: Work, events: AsyncGenerator[Event, None], *, usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    """The tokens as they come, the first of which has been taken from ``events``."""
+    """The tokens as they come, the first of which has been taken from `events`."""
     more = {"usage": None} if usage else {}
 
     def token(index: int) -> bytes:

@@ -15,10 +15,10 @@ _PREFIX_TOKENS: Final = 64
 
 
 def request_of(document: Mapping[str, Any], words: Sequence[str], allowed: int) -> Request:
-    """Return the request that a document makes, arriving at 0.
+    """The request that a document makes, arriving at 0.
 
-    Two fields of ours state lengths that words cannot: ``prompt_tokens`` (then nothing is shared with other requests)
-    and ``output_tokens``, after which the answer stops by itself before ``allowed`` is reached.
+    Two fields of ours state lengths that words cannot: `prompt_tokens` (then nothing is shared with other requests)
+    and `output_tokens`, after which the answer stops by itself before `allowed` is reached.
 
     Raises:
         ValueError: a length is no whole number, or below 1.
@@ -39,7 +39,7 @@ def _prefix(words: Sequence[str]) -> Iterator[int]:
 
 
 def words_of(prompt: object) -> list[str]:
-    """Return the words of a text, or the ids of a tokenised one.
+    """The words of a text, or the ids of a tokenised one.
 
     Raises:
         ValueError: it is neither.
@@ -52,7 +52,7 @@ def words_of(prompt: object) -> list[str]:
 
 
 def words_of_messages(messages: object) -> list[str]:
-    """Return the words of a conversation.
+    """The words of a conversation.
 
     Raises:
         ValueError: it is no list of messages.
@@ -69,7 +69,7 @@ def words_of_messages(messages: object) -> list[str]:
 
 
 def whole(name: str, value: object) -> int:
-    """Return a whole number of at least 1.
+    """A whole number of at least 1.
 
     Raises:
         ValueError: it is none; the message names the field.

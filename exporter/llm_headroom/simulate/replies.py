@@ -17,7 +17,7 @@ JSON: Final = "application/json"
 
 
 def document(request: Request) -> dict[str, Any]:
-    """Return a request's body as a JSON object.
+    """A request's body as a JSON object.
 
     Raises:
         ValueError: it is none.
@@ -29,12 +29,12 @@ def document(request: Request) -> dict[str, Any]:
 
 
 def as_json(value: object, status: int = HTTPStatus.OK) -> Response:
-    """Return a JSON document."""
+    """A JSON document."""
     return Response(json.dumps(value).encode(), status, JSON)
 
 
 def in_parts(content_type: str, parts: AsyncGenerator[bytes, None], events: AsyncGenerator[Any, None]) -> Response:
-    """Return a response in parts, made from an engine's events; both end with it."""
+    """A response in parts, made from an engine's events; both end with it."""
     headers = (("Cache-Control", "no-store"),)
     return Response(b"", content_type=content_type, headers=headers, stream=_Parts(parts, events))
 

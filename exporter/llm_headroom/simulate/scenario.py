@@ -67,9 +67,9 @@ class Incident:
 
 
 def read(path: Path) -> tuple[Incident, ...]:
-    """Return the incidents of a YAML file: a list of mappings with ``at``, ``engine``, and what to do.
+    """The incidents of a YAML file: a list of mappings with `at`, `engine`, and what to do.
 
-    ``every`` and ``what`` may be given; every other key is one of ``misbehave.Misbehaviour``.
+    `every` and `what` may be given; every other key is one of `misbehave.Misbehaviour`.
 
     Raises:
         ValueError: something is wrong; the message names the file and the place in its list.
@@ -131,7 +131,7 @@ async def play(incidents: Iterable[Incident], clock: Clock, begin: Callable[[Inc
 async def play_until(
     ended: asyncio.Event, incidents: Iterable[Incident], clock: Clock, begin: Callable[[Incident], None]
 ) -> None:
-    """Play the incidents, and return when ``ended`` is set, not before; what ``begin`` raises is raised at once."""
+    """Play the incidents, and return when `ended` is set, not before; what `begin` raises is raised at once."""
     playing = asyncio.create_task(play(incidents, clock, begin))
     ending = asyncio.create_task(ended.wait())
     try:

@@ -24,7 +24,7 @@ class State(Enum):
 
 
 class Sequence:
-    """One request's progress. While it decodes, ``generated`` and ``computed`` are those at ``entry_step``.
+    """One request's progress. While it decodes, `generated` and `computed` are those at `entry_step`.
 
     Attributes:
         number: of the request in its engine.
@@ -35,12 +35,12 @@ class Sequence:
         target: tokens that the present prefill computes: the prompt, and what was generated before a preemption.
         computed: tokens in the cache.
         generated: tokens generated.
-        shared: keys of the shared segments that it holds, and ``shared_blocks`` their blocks.
+        shared: keys of the shared segments that it holds, and `shared_blocks` their blocks.
         own_blocks: blocks that it alone holds; not updated while it decodes.
-        entry_step: the engine's count of decode steps when it began to decode; ``due`` that with which it ends.
+        entry_step: the engine's count of decode steps when it began to decode; `due` that with which it ends.
         phase: decode steps at which it needs a block, modulo the block size.
         admitted: time of the first admission.
-        first_token: time of it; ``last_token`` the latest known outside of decode.
+        first_token: time of it; `last_token` the latest known outside of decode.
         cached: prompt tokens that the cache held at first admission.
         preemptions: so far.
     """
@@ -85,7 +85,7 @@ class Sequence:
         return (-1, self.number)
 
     def prefix_keys(self, block_tokens: int) -> tuple[tuple[tuple[int, ...], ...], int]:
-        """Return the keys of the shared segments that the prompt holds whole, and the blocks of one of them."""
+        """The keys of the shared segments that the prompt holds whole, and the blocks of one of them."""
         request = self.request
         blocks = request.prefix_block_tokens // block_tokens
         whole = request.prompt_tokens // request.prefix_block_tokens if blocks else 0
@@ -109,7 +109,7 @@ class Sequence:
         self.generated += step - self.entry_step
 
     def generated_at(self, step: int) -> int:
-        """Return the tokens generated when the engine has done so many decode steps."""
+        """The tokens generated when the engine has done so many decode steps."""
         return self.generated + step - self.entry_step if self.state is State.DECODE else self.generated
 
     def tell_token(self, time: float, index: int) -> None:

@@ -49,13 +49,13 @@ class EngineServer:
     Attributes:
         name: for messages.
         live: the engine.
-        address: ``host:port`` where it listens, once it was started.
+        address: `host:port` where it listens, once it was started.
     """
 
     address: str
 
     def __init__(self, name: str, live: LiveEngine | LiveOllama, api: OpenAiApi | OllamaApi, memory: int = 0) -> None:
-        """``memory``: bytes of GPU memory that it holds from its start on, apart from Ollama's models."""
+        """`memory`: bytes of GPU memory that it holds from its start on, apart from Ollama's models."""
         self.name = name
         self.live = live
         self._api = api
@@ -70,7 +70,7 @@ class EngineServer:
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self, listen: str) -> None:
-        """Listen on ``[HOST]:PORT``.
+        """Listen on `[HOST]:PORT`.
 
         Raises:
             llm_headroom.net.listen.ListenError: the address cannot be listened on.
@@ -101,7 +101,7 @@ class EngineServer:
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def gpu_memory(self) -> int:
-        """Return the bytes of GPU memory that it holds now; none while it is down."""
+        """The bytes of GPU memory that it holds now; none while it is down."""
         if not self.live.alive:
             return 0
         models = self.live.read().vram_used if isinstance(self.live, LiveOllama) else 0
@@ -202,12 +202,12 @@ def batching_server(  # noqa: PLR0913 - what an engine is started with
     max_num_seqs: int = 256,
     seed: int,
 ) -> EngineServer:
-    """Return a vLLM or SGLang server, as started with default flags.
+    """A vLLM or SGLang server, as started with default flags.
 
     Args:
-        scheduler: ``vllm`` or ``sglang``.
+        scheduler: `vllm` or `sglang`.
         clock: that it follows.
-        version: engine version whose metrics it serves, one of ``exposition.versions()`` with one replica.
+        version: engine version whose metrics it serves, one of `exposition.versions()` with one replica.
         model: what it runs.
         gpu: on what.
         utilisation: share of the GPU's memory that it takes (vLLM's --gpu-memory-utilization).
@@ -244,6 +244,6 @@ def batching_server(  # noqa: PLR0913 - what an engine is started with
 
 
 def ollama_server(config: OllamaConfig, clock: Clock) -> EngineServer:
-    """Return an Ollama server."""
+    """An Ollama server."""
     live = LiveOllama(config, clock)
     return EngineServer("ollama", live, OllamaApi(live))

@@ -25,7 +25,7 @@ class Line(NamedTuple):
         text: the line without its value; of a comment, the line.
         name: of the sample; empty for a comment.
         labels: of the sample.
-        family: of the sample, with its ``type`` as the TYPE line spells it.
+        family: of the sample, with its `type` as the TYPE line spells it.
     """
 
     text: str
@@ -39,8 +39,8 @@ class Template(NamedTuple):
     """One capture.
 
     Attributes:
-        engine: ``vllm`` or ``sglang``.
-        release: the engine's version as it reports it: ``0.32.0``.
+        engine: `vllm` or `sglang`.
+        release: the engine's version as it reports it: `0.32.0`.
         lines: in their order.
         ranks: data-parallel replicas.
     """
@@ -51,7 +51,7 @@ class Template(NamedTuple):
     ranks: int
 
     def bounds(self, family: str) -> tuple[float, ...] | None:
-        """Return the finite bounds of a histogram; None if the capture does not have it."""
+        """The finite bounds of a histogram; None if the capture does not have it."""
         found = {
             float(line.labels["le"]): None
             for line in self.lines
@@ -62,14 +62,14 @@ class Template(NamedTuple):
 
 @cache
 def versions() -> tuple[str, ...]:
-    """Return the versions that can be imitated: ``vllm/0.32.0``; those that end in ``-dp2`` have two replicas."""
+    """The versions that can be imitated: `vllm/0.32.0`; those that end in `-dp2` have two replicas."""
     names = sorted(path.name for path in _DIRECTORY.iterdir() if path.name.endswith(_SUFFIX))
     return tuple(name.removesuffix(_SUFFIX).replace("-", "/", 1) for name in names)
 
 
 @cache
 def template(version: str) -> Template:
-    """Return a capture.
+    """A capture.
 
     Raises:
         ValueError: there is none of that version.
@@ -94,7 +94,7 @@ def template(version: str) -> Template:
 
 
 def rank_of(line: Line) -> int | None:
-    """Return the replica that a sample belongs to; None for the whole server."""
+    """The replica that a sample belongs to; None for the whole server."""
     for label in _RANK_LABELS:
         if label in line.labels:
             return int(line.labels[label])

@@ -32,11 +32,11 @@ class Request:
         arrival: seconds of virtual time.
         prompt_tokens: the whole prompt, at least 1.
         output_tokens: what the engine will generate for it, at least 1.
-        max_tokens: what the client allows; None means just ``output_tokens``. SGLang reserves by it, and a request that
-            ends before it has the finish reason ``stop``, else ``length``.
+        max_tokens: what the client allows; None means just `output_tokens`. SGLang reserves by it, and a request that
+            ends before it has the finish reason `stop`, else `length`.
         prefix: ids of the blocks that the prompt begins with; two requests share the cached tokens of equal leading
             ids. Empty means that nothing is shared.
-        prefix_block_tokens: tokens of each id in ``prefix``.
+        prefix_block_tokens: tokens of each id in `prefix`.
     """
 
     arrival: float
@@ -61,8 +61,8 @@ def read_trace(path: Path) -> Iterator[Request]:
     """Yield the requests of a trace file.
 
     Args:
-        path: CSV, or CSV in gzip, with the columns ``arrival_s``, ``prompt_tokens``, ``output_tokens`` and optionally
-            ``hash_ids_N`` (ids of prefix blocks of N tokens, separated by spaces; ``a-b`` is a run). Other columns are
+        path: CSV, or CSV in gzip, with the columns `arrival_s`, `prompt_tokens`, `output_tokens` and optionally
+            `hash_ids_N` (ids of prefix blocks of N tokens, separated by spaces; `a-b` is a run). Other columns are
             passed over. Rows lie in order of arrival.
 
     Raises:
@@ -73,7 +73,7 @@ def read_trace(path: Path) -> Iterator[Request]:
 
 
 def bundled_trace(name: str) -> Iterator[Request]:
-    """Yield the requests of a trace that ships with the package, ``azure_conv`` or ``azure_code``.
+    """Yield the requests of a trace that ships with the package, `azure_conv` or `azure_code`.
 
     Raises:
         ValueError: there is no such trace.
@@ -115,14 +115,14 @@ def _ids(text: str) -> tuple[int, ...]:
 
 
 def scaled(requests: Iterable[Request], rate: float) -> Iterator[Request]:
-    """Yield the same requests, arriving ``rate`` times as fast (2.0: in half the time)."""
+    """Yield the same requests, arriving `rate` times as fast (2.0: in half the time)."""
     if rate <= 0:
         raise ValueError(f"the rate factor must be above 0, not {rate}")
     return (replace(one, arrival=one.arrival / rate) for one in requests)
 
 
 def cut(requests: Iterable[Request], begin: float, end: float) -> Iterator[Request]:
-    """Yield the requests that arrive in [begin, end), with ``begin`` as the new time 0."""
+    """Yield the requests that arrive in [begin, end), with `begin` as the new time 0."""
     for one in requests:
         if one.arrival >= end:
             return
@@ -131,12 +131,12 @@ def cut(requests: Iterable[Request], begin: float, end: float) -> Iterator[Reque
 
 
 def repeated(requests: Iterable[Request], period: float, times: int | None = None) -> Iterator[Request]:
-    """Yield the requests again every ``period`` seconds, ``times`` times, or without end (None).
+    """Yield the requests again every `period` seconds, `times` times, or without end (None).
 
     They are held in memory. Prefix ids stay as they are: the second round finds what the first has left in the cache.
 
     Raises:
-        ValueError: the requests span more than ``period``.
+        ValueError: the requests span more than `period`.
     """
     rows = tuple(requests)
     if rows and rows[-1].arrival >= period:
@@ -149,7 +149,7 @@ def repeated(requests: Iterable[Request], period: float, times: int | None = Non
 
 
 def sharing(requests: Iterable[Request], prompts: int, tokens: int, seed: int = 0) -> Iterator[Request]:
-    """Yield the same requests, each beginning with one of so many system prompts of ``tokens``, if it is longer."""
+    """Yield the same requests, each beginning with one of so many system prompts of `tokens`, if it is longer."""
     chance = random.Random(seed)  # noqa: S311  simulation, not security
     for one in requests:
         prefix = (chance.randrange(prompts),) if one.prompt_tokens > tokens else ()
@@ -173,14 +173,14 @@ class Lengths:
     maximum: int = 1_000_000
 
     def draw(self, chance: random.Random) -> int:
-        """Return one length."""
+        """One length."""
         value = self.median * math.exp(chance.gauss(0.0, self.sigma)) if self.sigma else self.median
         return min(max(round(value), self.minimum), self.maximum)
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """Extra load: from ``begin`` for ``duration`` seconds, the rate is multiplied by ``factor``."""
+    """Extra load: from `begin` for `duration` seconds, the rate is multiplied by `factor`."""
 
     begin: float
     duration: float
@@ -224,7 +224,7 @@ class Synthetic:
             raise ValueError(f"day_swing must be at least 0 and less than 1, not {self.day_swing}")
 
     def rate_at(self, time: float) -> float:
-        """Return the expected requests per second at a time."""
+        """The expected requests per second at a time."""
         day = 1.0 - self.day_swing * math.cos(2.0 * math.pi * time / self.day_seconds)
         factor = math.prod(one.factor for one in self.bursts if one.begin <= time < one.begin + one.duration)
         return self.rate * day * factor
@@ -232,7 +232,7 @@ class Synthetic:
     def requests(self, seed: int) -> Iterator[Request]:
         """Yield requests without end.
 
-        Gaps are drawn at unit rate and stretched through the integral of ``rate_at``, so that bursts and the day shape
+        Gaps are drawn at unit rate and stretched through the integral of `rate_at`, so that bursts and the day shape
         keep the burstiness asked for.
         """
         chance = random.Random(seed)  # noqa: S311  simulation, not security
@@ -249,7 +249,7 @@ class Synthetic:
             yield Request(now, prompt, output, allowed, prefix, self.prefix_tokens)
 
     def _after(self, now: float, expected: float) -> float:
-        """Return the time by which ``expected`` requests are expected after ``now``, in slices of constant rate."""
+        """The time by which `expected` requests are expected after `now`, in slices of constant rate."""
         longest = self.day_seconds / 1000.0
         edges = sorted(edge for one in self.bursts for edge in (one.begin, one.begin + one.duration))
         while True:

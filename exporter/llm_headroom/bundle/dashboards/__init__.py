@@ -19,12 +19,12 @@ _PLANS: Final = tuple(module.DASHBOARD for module in (fleet, engine, kv, gpu, ol
 
 
 def dashboards(settings: BundleSettings) -> tuple[Dashboard, ...]:
-    """Return the dashboards as values."""
+    """The dashboards as values."""
     return tuple(plan.drawn(settings) for plan in _PLANS)
 
 
 def files(settings: BundleSettings) -> dict[str, str]:
-    """Return the text of each file by its path: classic JSON for Grafana 10.4 and newer."""
+    """The text of each file by its path: classic JSON for Grafana 10.4 and newer."""
     base = settings.runbook_base_url.rstrip("/")
     runbook = f"{base}/{{alert}}.md" if base else ""
     return {

@@ -35,7 +35,7 @@ GREY: Final = "#BFC3D1"
 
 
 def hue(engine: Engine) -> str:
-    """Return the colour of an engine.
+    """The colour of an engine.
 
     Raises:
         ValueError: it has none, or one that is not among HUES.
@@ -65,7 +65,7 @@ KINDS: Final = {
 
 
 def shades() -> dict[str, str]:
-    """Return the colour of an engine's memory by a pattern of names such as `vllm-0 (vllm) kv_used`."""
+    """The colour of an engine's memory by a pattern of names such as `vllm-0 (vllm) kv_used`."""
     return {
         rf"\({name}\) ({kinds})$": shade(ENGINES[name], lighter)
         for name, engine in BUILT_IN.items()
@@ -75,7 +75,7 @@ def shades() -> dict[str, str]:
 
 
 def shade(colour: str, lighter: float) -> str:
-    """Return a colour such as #aabbcc, mixed with as much white, or black below 0."""
+    """A colour such as #aabbcc, mixed with as much white, or black below 0."""
     towards = 255 if lighter > 0 else 0
     parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
     return "#" + "".join(f"{round(one + (towards - one) * abs(lighter)):02X}" for one in parts)

@@ -55,7 +55,7 @@ def _exposed(scope: Scope, expr: str) -> str:
 
 
 def _both(tokens: str, spent: str, *by: str) -> tuple[str, str]:
-    """Return what was generated, and what was spent on it, of the targets of which both are known.
+    """What was generated, and what was spent on it, of the targets of which both are known.
 
     One that counts no tokens must not lend its price to those that do, nor one without a price its tokens.
     """
@@ -69,18 +69,18 @@ def _both(tokens: str, spent: str, *by: str) -> tuple[str, str]:
 
 
 def _price(scope: Scope, *by: str) -> str:
-    """Return the cost per million tokens; nothing where none was generated."""
+    """The cost per million tokens; nothing where none was generated."""
     tokens, cost = _both(_tokens(scope), scope.rate(schema.ENGINE_COST, window=_RANGE), *by, "currency")
     return f"{cost} / ({tokens} > 0) * 1e6"
 
 
 def _per_joule(scope: Scope, *by: str) -> str:
-    """Return the generated tokens per joule."""
+    """The generated tokens per joule."""
     return " / ".join(_both(_tokens(scope), scope.rate(schema.ENGINE_ENERGY, window=_RANGE), *by))
 
 
 def _per_gpu(scope: Scope, window: str) -> str:
-    """Return the tokens that each engine generated per second and GPU."""
+    """The tokens that each engine generated per second and GPU."""
     tokens = scope.rate(schema.GENERATION_TOKENS, window=window)
     return " / ".join(_both(tokens, scope.of(schema.ENGINE_GPUS), "engine"))
 

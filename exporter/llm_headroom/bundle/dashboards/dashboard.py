@@ -64,7 +64,7 @@ class Variable:
     hidden: bool = False
 
     def to_json(self, source: Json) -> Json:
-        """Return Grafana's form of it."""
+        """Grafana's form of it."""
         found: Json = {
             "name": self.name,
             "label": self.label,
@@ -101,7 +101,7 @@ class Annotation:
     exact: bool = False
 
     def to_json(self, source: Json) -> Json:
-        """Return Grafana's form of it."""
+        """Grafana's form of it."""
         return {
             "name": self.name,
             "datasource": source,
@@ -126,7 +126,7 @@ class Link:
     whole: bool = True
 
     def to_json(self) -> Json:
-        """Return Grafana's form of it."""
+        """Grafana's form of it."""
         return {
             "title": self.title,
             "type": "link",
@@ -160,7 +160,7 @@ class Dashboard:
     beside: tuple[tuple[str, str], ...] = ()
 
     def to_json(self, runbook_url: str) -> Json:
-        """Return Grafana's form of it, each alert's runbook at `runbook_url` with `{alert}` replaced."""
+        """Grafana's form of it, each alert's runbook at `runbook_url` with `{alert}` replaced."""
         source = {"type": self.source, "uid": "${datasource}"}
         sources = [_source("datasource", "Data source", self.source)]
         sources += [_source(name, name.capitalize(), kind) for name, kind in self.beside]
@@ -242,7 +242,7 @@ class Dashboard:
 
 
 def _source(name: str, label: str, kind: str) -> Json:
-    """Return a variable for a data source of a type."""
+    """A variable for a data source of a type."""
     return {
         "name": name,
         "label": label,

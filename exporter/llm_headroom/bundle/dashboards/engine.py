@@ -124,7 +124,7 @@ def _states(scope: Scope) -> Panel:
 
 
 def _anatomy(scope: Scope) -> tuple[Panel, ...]:
-    """Return where the mean request's time goes; what an engine has no histogram of follows from the others."""
+    """Where the mean request's time goes; what an engine has no histogram of follows from the others."""
     mean = {metric: scope.mean(metric, "") for metric in (schema.TIME_TO_FIRST_TOKEN, schema.REQUEST_DURATION)}
     queue = scope.mean(schema.REQUEST_QUEUE, "")
     first, whole = mean.values()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def rows(scope: Scope) -> tuple[Row, ...]:
-    """Return collapsed rows."""
+    """Collapsed rows."""
     return (
         Row("Where is the cache?", _tiers(scope), optional="for engines with several tiers of KV cache"),
         Row("Does KV cache move fast enough?", _transfers(scope), optional="for disaggregated serving and connectors"),

@@ -87,7 +87,7 @@ def _numbers(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]
 
 
 def _incident(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, ...]:
-    """Return the tiles of the first line: instant, and silent rather than fine where nothing is known."""
+    """The tiles of the first line: instant, and silent rather than fine where nothing is known."""
     up = scope.once().of(schema.UP, ENGINES)
     where = "cluster, engine, model"
     good, every = (
@@ -174,7 +174,7 @@ def _limits_now(scope: Scope, limits: Thresholds, alerts: str) -> tuple[Panel, .
 
 
 def _firing(title: str, severity: str, alerts: str, steps: Steps) -> Panel:
-    """Return how many alerts fire: 0 only where the rules were evaluated within the last hour."""
+    """How many alerts fire: 0 only where the rules were evaluated within the last hour."""
     fires = f'count(ALERTS{{alertstate="firing", severity="{severity}", {alerts}}})'
     return stat(
         title,

@@ -227,7 +227,7 @@ def _room(scope: Scope) -> tuple[Panel, ...]:
 
 
 def _in_words(expr: str) -> str:
-    """Return the expression with resources as people call them."""
+    """The expression with resources as people call them."""
     for name, words in (("kv_cache", "KV cache"), ("gpu_memory", "GPU memory")):
         expr = f'label_replace({expr}, "resource", "{words}", "resource", "{name}")'
     return expr

@@ -96,7 +96,7 @@ class Column:
     words: Words = ()
 
     def field(self, queries: int) -> str:
-        """Return what Grafana calls it in a table of so many queries, before it is renamed."""
+        """What Grafana calls it in a table of so many queries, before it is renamed."""
         return self.label or (f"Value #{chr(ord('A') + self.query)}" if queries > 1 else "Value")
 
 
@@ -156,7 +156,7 @@ class Panel:
         return "\n\n".join([*parts, "Metrics: " + ", ".join(f"`{name}`" for name in names)])
 
     def to_json(self, number: int, place: tuple[int, int], runbook_url: str, source: Json) -> Json:
-        """Return Grafana's form of it, `number` its id, `place` its left upper corner in the grid."""
+        """Grafana's form of it, `number` its id, `place` its left upper corner in the grid."""
         left, top = place
         found: Json = {
             "id": number,
@@ -383,7 +383,7 @@ _MISSING: Final[Json] = {
 
 
 def thresholds(steps: Steps) -> Json:
-    """Return Grafana's form of the colours. Its base is also the colour of no data, which is neither good nor bad."""
+    """Grafana's form of the colours. Its base is also the colour of no data, which is neither good nor bad."""
     judged = ((_LOWEST, steps.base), *steps.bounds) if steps.bounds else ()
     base = UNKNOWN if judged else steps.base
     bounds = [{"color": base, "value": None}, *({"color": name, "value": at} for at, name in judged)]
@@ -413,7 +413,7 @@ def _worded(words: Words) -> Json:
 
 
 def fixed(colour: str) -> Json:
-    """Return the style of a thing that has one colour wherever it is drawn."""
+    """The style of a thing that has one colour wherever it is drawn."""
     return {"color": {"mode": "fixed", "fixedColor": colour}}
 
 

@@ -37,7 +37,7 @@ def _queries(what: tuple[Query | str, ...]) -> tuple[Query, ...]:
 
 
 def _named(title: str, queries: tuple[Query, ...], window: str = "5 min") -> str:
-    """Return the title with the window of its rates, which is one everywhere."""
+    """The title with the window of its rates, which is one everywhere."""
     between = ", " if "," in title else " "
     return f"{title}{between}{window}" if any(_RECENT.search(one.expr) for one in queries) else title
 
@@ -48,13 +48,13 @@ def _without_nan(expr: str) -> str:
 
 
 def lines(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return curves over time, with gaps where there is nothing to divide by."""
+    """Curves over time, with gaps where there is nothing to divide by."""
     drawn = tuple(Query(_without_nan(one.expr), one.legend) for one in _queries(queries))
     return Panel(kind=Kind.TIMESERIES, title=_named(title, drawn), answers=answers, queries=drawn, **more)
 
 
 def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return parts of a whole over time, one on another, from 0."""
+    """Parts of a whole over time, one on another, from 0."""
     drawn = _queries(queries)
     shown = {"lowest": 0.0} | more
     return Panel(
@@ -63,14 +63,14 @@ def areas(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel
 
 
 def stat(title: str, answers: str, *queries: Query | str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return current values; several of them need names."""
+    """Current values; several of them need names."""
     defaults = {"width": 3, "height": 4} | more
     shown = _queries(queries)
     return Panel(kind=Kind.STAT, title=_named(title, shown, "5m"), answers=answers, queries=shown, **defaults)
 
 
 def responding(title: str, answers: str, scope: Scope, up: str, **more: Any) -> Panel:  # noqa: ANN401 - the same
-    """Return of the sources of `up` those that do not respond, those that nobody asks, and those that respond."""
+    """Of the sources of `up` those that are down, those behind an unreachable exporter, and those that respond."""
     return stat(
         title,
         answers,
@@ -86,7 +86,7 @@ def responding(title: str, answers: str, scope: Scope, up: str, **more: Any) -> 
 
 
 def finished_requests_now(scope: Scope) -> Panel:
-    """Return the current rate of finished requests, over all that is selected."""
+    """The current rate of finished requests, over all that is selected."""
     return stat(
         "Traffic",
         "Finished requests per second, added up.",
@@ -97,7 +97,7 @@ def finished_requests_now(scope: Scope) -> Panel:
 
 
 def load_headroom(scope: Scope, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return the present load headroom within the objective of first tokens, of the target that has least."""
+    """The present load headroom within the objective of first tokens, of the target that has least."""
     shown = {"whose": "worst"} | more
     return stat(
         "Headroom",
@@ -112,7 +112,7 @@ def load_headroom(scope: Scope, **more: Any) -> Panel:  # noqa: ANN401 - fields 
 
 
 def failed_share(scope: Scope, limits: Thresholds) -> Panel:
-    """Return the current share of failed requests."""
+    """The current share of failed requests."""
     return stat(
         "Failed",
         "Of the target where most fail: requests that did not complete, responses of class 5xx, or requests that a "
@@ -126,18 +126,18 @@ def failed_share(scope: Scope, limits: Thresholds) -> Panel:
 
 
 def bars(title: str, answers: str, query: Query, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return one bar for the current value of each series."""
+    """One bar for the current value of each series."""
     return Panel(kind=Kind.BARS, title=title, answers=answers, queries=(query,), **more)
 
 
 def heatmap(title: str, answers: str, query: str, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """Return how a histogram's observations are spread over time."""
+    """How a histogram's observations are spread over time."""
     shown = (Query(query, "{{le}}"),)
     return Panel(kind=Kind.HEATMAP, title=_named(title, shown), answers=answers, queries=shown, **more)
 
 
 def table(title: str, answers: str, columns: tuple[tuple[str, Column] | Column, ...], **more: Any) -> Panel:  # noqa: ANN401
-    """Return a table; each column is of a label, or comes with the query that fills it."""
+    """A table; each column is of a label, or comes with the query that fills it."""
     queries: list[Query] = []
     found: list[Column] = []
     for one in columns:
@@ -159,7 +159,7 @@ def table(title: str, answers: str, columns: tuple[tuple[str, Column] | Column, 
 
 
 def dashed(colour: str = "") -> Json:
-    """Return the style of a curve that bounds others: a limit, a capacity."""
+    """The style of a curve that bounds others: a limit, a capacity."""
     found: Json = {
         "custom.lineStyle": {"fill": "dash", "dash": [8, 6]},
         "custom.lineWidth": 1,
@@ -176,10 +176,10 @@ OBJECTIVE: Final = ("^objective$", dashed("text"))
 
 
 def objective(scope: Scope, slo: str) -> Query:
-    """Return an objective's threshold, the strictest of all that is selected."""
+    """An objective's threshold, the strictest of all that is selected."""
     return Query(f"min({scope.of(schema.SLO_THRESHOLD, slo=slo)})", "objective")
 
 
 def quiet() -> Json:
-    """Return the style of a curve that stays in the background."""
+    """The style of a curve that stays in the background."""
     return {"custom.lineStyle": {"fill": "dash", "dash": [4, 4]}, "custom.fillOpacity": 0}

@@ -63,7 +63,7 @@ class Plan:
     since: str = "now-1h"
 
     def drawn(self, settings: BundleSettings) -> Dashboard:
-        """Return the dashboard as the user wants it."""
+        """The dashboard as the user wants it."""
         scope = Scope(settings.selector, settings.exporter_job, self.choices)
         alerts = ", ".join(filter(None, (_OURS, settings.selector)))
         return Dashboard(
@@ -85,7 +85,7 @@ def _uid(name: str) -> str:
 
 
 def _links(name: str) -> tuple[Link, ...]:
-    """Return the ways to the other pages. The engine's page has its own target, since it shows one."""
+    """The ways to the other pages. The engine's page has its own target, since it shows one."""
     found = {other: Link(title, f"/d/{_uid(other)}") for other, title in TITLES.items() if other != name}
     if name != "engine":
         url = f"/d/{_uid('engine')}?{KEPT}&${{engine:queryparam}}&${{model:queryparam}}"

@@ -51,7 +51,7 @@ class Scope:
     choices: tuple[str, ...] = ("engine", "model", "target")
 
     def once(self) -> Scope:
-        """Return the scope in which each request is counted once where all targets are selected.
+        """The scope in which each request is counted once where all targets are selected.
 
         What the measuring proxy saw of an engine with metrics of its own is left out. With all targets the pattern fits
         such a name; with some it fits none, so that these are as they were chosen.
@@ -60,27 +60,27 @@ class Scope:
         return replace(self, extra=f"{self.extra}, {own}" if self.extra else own)
 
     def matchers(self, labels: tuple[str, ...], *more: str) -> str:
-        """Return the matchers for series with such labels."""
+        """The matchers for series with such labels."""
         chosen = [*_PLACE, *(name for name in self.choices if name in labels)]
         own = [f'{name}=~"${name}"' for name in chosen]
         return ", ".join([*own, *([self.extra] if self.extra else []), *more])
 
     def of(self, metric: Metric, *more: str, suffix: str = "", **exact: str) -> str:
-        """Return the metric's selected series; `exact` are further labels and the values that they must have."""
+        """The metric's selected series; `exact` are further labels and the values that they must have."""
         more += tuple(f'{name}="{value}"' for name, value in exact.items())
         return f"{metric.name}{suffix}{{{self.matchers(metric.labels, *more)}}}"
 
     def rate(self, metric: Metric, *more: str, suffix: str = "", window: str = WINDOW, **exact: str) -> str:
-        """Return the growth per second of the metric's selected series."""
+        """The growth per second of the metric's selected series."""
         return f"rate({self.of(metric, *more, suffix=suffix, **exact)}[{window}])"
 
     def quantile(self, share: float, metric: Metric, by: str = MODEL, *more: str, window: str = WINDOW) -> str:
-        """Return a quantile of a histogram. `by` holds `engine`: the buckets of different engines do not add up."""
+        """A quantile of a histogram. `by` holds `engine`: the buckets of different engines do not add up."""
         buckets = self.rate(metric, *more, suffix="_bucket", window=window)
         return f"histogram_quantile({share}, sum by ({by}, le) ({buckets}))"
 
     def recorded_quantile(self, share: float, metric: Metric) -> str:
-        """Return a quantile over a whole fleet, from buckets that a recording rule has added up by engine and model.
+        """A quantile over a whole fleet, from buckets that a recording rule has added up by engine and model.
 
         They have no instance and no target; the user's own matchers are in the rule.
         """
@@ -88,12 +88,12 @@ class Scope:
         return f"histogram_quantile({share}, sum by ({MODEL}, le) ({buckets}))"
 
     def recorded(self, name: str, *more: str) -> str:
-        """Return series that a recording rule has made by engine and model, by their name without its level."""
+        """Series that a recording rule has made by engine and model, by their name without its level."""
         chosen = [f'{label}=~"${label}"' for label in ("cluster", "namespace", "job", "engine", "model")]
         return f"engine_model:{name}{{{', '.join([*chosen, *more])}}}"
 
     def engines_quantile(self, share: float, metric: Metric, window: str = WINDOW) -> str:
-        """Return a quantile of each engine: of a whole fleet from what is recorded, of chosen targets from their own.
+        """A quantile of each engine: of a whole fleet from what is recorded, of chosen targets from their own.
 
         Series of which one selector reads nothing cost nothing. No series has the label `narrowed`, so that a pattern
         fits it if it fits nothing at all: `.*.*` does, which is all instances and all targets; a name does not.
@@ -105,37 +105,37 @@ class Scope:
         return f"histogram_quantile({share}, sum by (engine, le) ({whole}) or sum by (engine, le) ({chosen}))"
 
     def worst(self, metric: Metric, by: str = SOURCE, highest: bool = True, **exact: str) -> str:  # noqa: FBT001, FBT002 - which end
-        """Return a gauge of the few series that had the worst value within the time range: the same at every step."""
+        """A gauge of the few series that had the worst value within the time range: the same at every step."""
         kind, first = ("max", "topk") if highest else ("min", "bottomk")
         series = self.of(metric, **exact)
         ever = f"{kind} by ({by}) ({kind}_over_time({series}[$__range] @ end()))"
         return f"{kind} by ({by}) ({series}) and {first}({MOST}, {ever})"
 
     def worst_mean(self, metric: Metric, by: str = SOURCE) -> str:
-        """Return the means over five minutes of the few gauges that were highest on average within the time range."""
+        """The means over five minutes of the few gauges that were highest on average within the time range."""
         series = self.of(metric)
         ever = f"max by ({by}) (avg_over_time({series}[$__range] @ end()))"
         return f"max by ({by}) (avg_over_time({series}[{WINDOW}])) and topk({MOST}, {ever})"
 
     def worst_rate(self, metric: Metric, by: str = SOURCE) -> str:
-        """Return the growth per second of the few counters that grew most within the time range."""
+        """The growth per second of the few counters that grew most within the time range."""
         ever = f"sum by ({by}) (rate({self.of(metric)}[$__range] @ end()))"
         return f"sum by ({by}) ({self.rate(metric)}) and topk({MOST}, {ever})"
 
     def mean(self, metric: Metric, by: str = MODEL, *more: str) -> str:
-        """Return the mean of a histogram's observations; of engines with different buckets, too."""
+        """The mean of a histogram's observations; of engines with different buckets, too."""
         total, count = (self.rate(metric, *more, suffix=suffix) for suffix in ("_sum", "_count"))
         grouping = f" by ({by})" if by else ""
         return f"sum{grouping} ({total}) / sum{grouping} ({count})"
 
     def share(self, part: Metric, whole: Metric, by: str, window: str = WINDOW, **exact: str) -> str:
-        """Return the rate of one counter as a share of another's."""
+        """The rate of one counter as a share of another's."""
         grouping = f" by ({by})" if by else ""
         rates = (f"sum{grouping} ({self.rate(one, window=window, **exact)})" for one in (part, whole))
         return " / ".join(rates)
 
     def failed(self) -> str:
-        """Return the greatest share of requests that failed on any target; nothing where no failure is counted.
+        """The greatest share of requests that failed on any target; nothing where no failure is counted.
 
         The alert on errors takes the same three shares.
         """
@@ -152,16 +152,16 @@ class Scope:
         return f"max({' or '.join(apart(share, place) for place, share in enumerate(shares))})"
 
     def exporters(self) -> str:
-        """Return 1 for each exporter that Prometheus reaches and 0 for each other one."""
+        """1 for each exporter that Prometheus reaches and 0 for each other one."""
         own = f'job="{self.job}"'
         return f"up{{{self.matchers((), own)}}}"
 
     def behind(self, series: str) -> str:
-        """Return the series' last values of the last hour whose exporters are unreachable."""
+        """The series' last values of the last hour whose exporters are unreachable."""
         return f"(last_over_time({series}[1h]) and on ({EXPORTER}) {self.exporters()} == 0)"
 
     def state(self, metric: Metric, states: Sequence[State], by: str, *more: str, among: str = "") -> str:
-        """Return the place of the worst state from the end of `ranked(states)`: 1 is the best.
+        """The place of the worst state from the end of `ranked(states)`: 1 is the best.
 
         Those behind an unreachable exporter are unknown, unless they were in the worst state. `among` are the only ones
         to be shown, with the labels `by`. What is not in a state is left out before the states are united, and the best
@@ -179,18 +179,18 @@ class Scope:
         return f"max by ({by}) ({f'({every}) and on ({by}) {among}' if among else every})"
 
     def exposed(self, expr: str, by: str = "", absent: int = NOT_EXPOSED) -> str:
-        """Return the expression, or `absent` if it has no series although a source is up; nothing if none is."""
+        """The expression, or `absent` if it has no series although a source is up; nothing if none is."""
         grouping = f" by ({by})" if by else ""
         alive = self.of(schema.UP, ENGINES)
         return f"({expr}) or (group{grouping} ({alive} == 1) * 0 - {-absent})"
 
     def exposed_gpu(self, expr: str) -> str:
-        """Return `exposed` for what NVML provides."""
+        """`exposed` for what NVML provides."""
         alive = f'llm_up{{{self.matchers(())}, engine="nvml"}}'
         return f"({expr}) or (group({alive} == 1) * 0 - {-NOT_EXPOSED})"
 
     def variables(self, *, single: bool) -> tuple[Variable, ...]:
-        """Return what can be chosen, each narrowed by those before it; with `single` one instance and one target."""
+        """What can be chosen, each narrowed by those before it; with `single` one instance and one target."""
         extra = f", {self.extra}" if self.extra else ""
         place = 'job=~"$job", cluster=~"$cluster", namespace=~"$namespace"'
         some = f'{place}, instance=~"$instance"{extra}'
@@ -220,7 +220,7 @@ class Scope:
         )
 
     def annotations(self, alerts: str) -> tuple[Annotation, ...]:
-        """Return the events that explain a curve; `alerts` selects our alerts in ALERTS."""
+        """The events that explain a curve; `alerts` selects our alerts in ALERTS."""
         loaded = self.of(schema.MODEL_LOADED)
         xid = self.of(schema.GPU_XID_LAST)
         return (
@@ -250,7 +250,7 @@ class Scope:
 
 
 def ranked(states: Sequence[State]) -> list[State | None]:
-    """Return states, the worst first, and None for one behind an unreachable exporter: after all known trouble.
+    """States, the worst first, and None for one behind an unreachable exporter: after all known trouble.
 
     Somebody suffers from that now; for unreachable exporters there are a tile and an alert.
     """
@@ -259,5 +259,5 @@ def ranked(states: Sequence[State]) -> list[State | None]:
 
 
 def apart(expr: str, place: int) -> str:
-    """Return the expression with a label of its own, so that `or` unites it with others of the same labels."""
+    """The expression with a label of its own, so that `or` unites it with others of the same labels."""
     return f'label_replace({expr}, "part", "{place}", "", "")'

@@ -19,7 +19,7 @@ _UNREACHABLE: Final = f"{STATE_MARKS[Level.UNKNOWN]} exporter unreachable"
 
 
 def _words(states: Sequence[State]) -> Words:
-    """Return each state's place from the end, its mark and word, and its colour; worst first, as `Scope.state` does."""
+    """Each state's place from the end, its mark and word, and its colour; worst first, as `Scope.state` does."""
     order = ranked(states)
     return tuple((float(len(order) - place), *_named(state)) for place, state in enumerate(order))
 
