@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
+
 import pytest
 
 from llm_headroom.proxy import documents, framing
@@ -108,6 +111,17 @@ def test_a_head_ends_at_the_first_empty_line_after_its_first_one(
     assert [end for end, _ in ends] == taken
     assert [head for _, head in ends] == [None] * (len(pieces) - 1) + [found]
     assert reader.empty
+
+
+def test_every_mix_of_line_ends_ends_a_head_alike_whole_and_byte_by_byte() -> None:
+    for rest in product(b"a\r\n", repeat=6):
+        data = b"A" + bytes(rest)
+        found = re.search(rb"\r?\n\r?\n", data)
+        head = None if found is None else data[: found.end()]
+        assert HeadReader().take(data, 0) == (len(head or data), head)
+        reader = HeadReader()
+        heads = (reader.take(data[at : at + 1], 0)[1] for at in range(len(data)))
+        assert next(filter(None, heads), None) == head
 
 
 # Bodies --------------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def _parsed(text: bytes) -> Any:  # noqa: ANN401 - JSON
 class Lines:
     """One document a line; a last line need not end."""
 
+    __slots__ = ("_held",)
+
     def __init__(self) -> None:
         self._held = bytearray()
 
@@ -94,6 +96,8 @@ class Lines:
 
 class Events(Lines):
     """Server-sent events (WHATWG HTML, section 9.2): `data:` lines up to an empty one; the rest is of no use here."""
+
+    __slots__ = ("_data", "_size")
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,6 +142,8 @@ def _event(data: bytes) -> Sequence[Any]:
 
 class Whole:
     """One document."""
+
+    __slots__ = ("_held",)
 
     def __init__(self) -> None:
         self._held = bytearray()

@@ -141,14 +141,14 @@ class Exchange:
 
         False if they are not, and nothing has been done with them.
         """
-        reader, request = self._reader, self._request
-        if reader is None or request is None or self._form is None:
+        reader, request, form = self._reader, self._request, self._form
+        if reader is None or request is None or form is None:
             return False
         document = reader.alone(data, start, end)
         if document is None or len(document) > _MOST_FORM_BYTES:
             return False
         try:
-            part = self._form(document)
+            part = form(document)
             if not document.isascii():
                 document.decode()  # what a form does not name is not looked at for that
         except OTHER:
@@ -207,11 +207,12 @@ class Exchange:
             self._output(request, now)
 
     def _output(self, request: UnderWay, now: float) -> None:
-        self._outputs.append(now)
-        if request.first is None:
+        outputs = self._outputs
+        outputs.append(now)
+        if len(outputs) == 1:
             request.first = now
             request.traffic.unserved = 0
-        elif len(self._outputs) > 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
+        elif len(outputs) > 64:  # noqa: PLR2004 - in lots: the model may be named late, memory is bounded
             self._expose_latest(request)
 
     def _expose_first(self, request: UnderWay) -> None:

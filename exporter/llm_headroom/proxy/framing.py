@@ -17,7 +17,6 @@ NOT_MODIFIED: Final = 304
 SWITCHING: Final = 101
 FIRST_FINAL: Final = 200
 
-_END: Final = re.compile(rb"\r?\n\r?\n")
 _REQUEST: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ \r\n]+) HTTP/1\.([01])\r\n")
 _FIELDS: Final = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*\r\n)*\r\n")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [^\r\n]*)?\r?\n")
@@ -73,6 +72,8 @@ class Body(Protocol):
 class Length:
     """A body of so many bytes."""
 
+    __slots__ = ("_left",)
+
     def __init__(self, size: int) -> None:
         self._left = size
 
@@ -87,6 +88,8 @@ class Length:
 
 class UntilClose:
     """A body that the connection's end ends."""
+
+    __slots__ = ()
 
     def take(self, data: bytes, start: int, payload: list[bytes]) -> tuple[int, bool]:
         """See `Body`."""
@@ -180,6 +183,8 @@ def size_line(size: int) -> bytes:
 class HeadReader:
     """Gathers the bytes of a head."""
 
+    __slots__ = ("_held",)
+
     def __init__(self) -> None:
         self._held = bytearray()
 
@@ -197,24 +202,32 @@ class HeadReader:
         if not self._held:
             while data[start : start + 1] in (b"\r", b"\n") and start < len(data):
                 start += 1  # RFC 9112, section 2.2: empty lines before a request are ignored
-            match = _END.search(data, start)
-            if match is not None:
-                return match.end(), data[start : match.end()]
+            if end := _end(data, start):
+                return end, data[start:end]
         held = len(self._held)
         self._held += data[start:]
-        match = _END.search(self._held, max(0, held - 3))
-        if match is None:
+        end = _end(self._held, max(0, held - 3))
+        if not end:
             if len(self._held) > MOST_HEAD_BYTES:
                 raise FramingError(f"a head is longer than {MOST_HEAD_BYTES} bytes")
             return len(data), None
-        head = bytes(self._held[: match.end()])
+        head = bytes(self._held[:end])
         self._held = bytearray()
         return start + len(head) - held, head
 
 
+def _end(data: bytes | bytearray, start: int) -> int:
+    """Where the first empty line after one that ends at `start` or later ends, 0 if there is none."""
+    found = data.find(b"\n\r\n", start)
+    bare = data.find(b"\n\n", start, found + 1 or len(data))
+    if bare >= 0:
+        return bare + 2
+    return found + 3 if found >= 0 else 0
+
+
 def _headers(raw: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
-    for line in raw.decode("latin-1").split("\n")[1:]:
+    for line in raw.decode("latin-1").split("\n")[1:-2]:  # without the first line, the empty one and what is behind
         name, _, value = line.partition(":")
         name, value = name.strip(_BLANKS).lower(), value.strip(_BLANKS)
         found[name] = f"{found[name]}, {value}" if name in found else value

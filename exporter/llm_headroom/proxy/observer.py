@@ -5,7 +5,6 @@ Seeing is fenced from relaying: whatever goes wrong here ends the seeing of this
 
 from __future__ import annotations
 
-from collections import deque
 from functools import wraps
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,8 +44,10 @@ class Observer:
     `blind` has become true.
     """
 
+    __slots__ = ("_asking", "_body", "_head", "_measures", "_streaming", "answered", "blind", "pending", "progressed")
+
     def __init__(self, measures: Measures, progressed: Callable[[], None]) -> None:
-        self.pending: deque[Exchange] = deque()
+        self.pending: list[Exchange] = []
         self.answered = 0
         self.blind = False
         self._measures = measures
@@ -54,8 +55,8 @@ class Observer:
         self._asking: Exchange | None = None
         self._head = framing.HeadReader()
         self._body: framing.Body | None = None
-        self._part: Callable[[bytes, int, int, float], bool] | None = None
-        """What may read the next piece at once, if that is one whole chunk; see `Exchange.part`."""
+        self._streaming: Exchange | None = None
+        """Whose answer the next piece belongs to, if a chunk may begin with it."""
 
     @property
     def until_close(self) -> bool:
@@ -86,14 +87,15 @@ class Observer:
 
     def answer(self, data: bytes, now: float) -> None:
         """The next bytes that the engine has sent, and when they came; fenced by itself, as it sees every piece."""
-        part = self._part
+        exchange = self._streaming
         try:
-            if part is not None:
+            if exchange is not None:
                 size = size_line(len(data))
-                if data.startswith(size) and data.endswith(b"\r\n") and part(data, len(size), len(data) - 2, now):
+                whole = data.startswith(size) and data.endswith(b"\r\n")
+                if whole and exchange.part(data, len(size), len(data) - 2, now):
                     return
             if not self.blind:
-                self._part = None
+                self._streaming = None
                 self._read(data, now)
         except Exception as error:  # noqa: BLE001 - measuring must not cost anybody the answer
             self._give_up(error)
@@ -123,7 +125,7 @@ class Observer:
                 exchange.received(piece, now)
             if not done:
                 if isinstance(self._body, framing.Chunked) and self._body.between:
-                    self._part = exchange.part
+                    self._streaming = exchange
                 return
             self._finish(now)
 
@@ -155,7 +157,7 @@ class Observer:
         self.progressed()
 
     def _pass(self) -> None:
-        self.pending.popleft()
+        self.pending.pop(0)
         self.answered += 1
 
     def _give_up(self, error: Exception) -> None:
@@ -165,6 +167,6 @@ class Observer:
     def _drop(self) -> None:
         self.blind = True
         while self.pending:
-            self.pending.popleft().drop()
-        self._asking = self._body = self._part = None
+            self.pending.pop(0).drop()
+        self._asking = self._body = self._streaming = None
         self.progressed()

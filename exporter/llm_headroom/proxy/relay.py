@@ -407,7 +407,6 @@ class _Engine(asyncio.Protocol):
         "_backlog",
         "_client",
         "_look",
-        "_note",
         "_observer",
         "_passed",
         "_stopped",
@@ -422,7 +421,6 @@ class _Engine(asyncio.Protocol):
         self._observer = client.observer
         self._look = client.observer.answer
         self._passed = client.backlog.passed
-        self._note = self._passed.append
         self._transport: asyncio.Transport | None = None
         self._stopped = False
         self.deliver: Callable[[bytes], None] = _nobody
@@ -435,9 +433,10 @@ class _Engine(asyncio.Protocol):
         self._client.connected(self)
 
     def data_received(self, data: bytes) -> None:
-        self.deliver(data)
-        self._note((self._look, data, monotonic()))
-        if len(self._passed) >= self.most or len(data) > LARGE:
+        deliver, passed = self.deliver, self._passed
+        deliver(data)
+        passed.append((self._look, data, monotonic()))
+        if len(passed) >= self.most or len(data) > LARGE:
             self._backlog.look()
             if len(data) >= TURN:
                 self._read_on(going=False)
