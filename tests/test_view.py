@@ -683,3 +683,16 @@ def test_a_view_with_a_wrong_level_is_refused() -> None:
 )
 def test_numbers_are_written_for_people(written: str, expected: str) -> None:
     assert written == expected
+
+
+def test_the_least_load_is_that_of_the_objective_that_is_left_first() -> None:
+    def takes(**headrooms: float) -> str:
+        points = [of_model(schema.LOAD_HEADROOM, value, objective=name) for name, value in headrooms.items()]
+        load = engine(snapshot(100.0, *points)).least_load
+        assert load is not None
+        return text.takes(load)
+
+    assert takes(ttft=3.0, inter_token_latency=1.2) == "takes 1.2 × its traffic; inter-token latency is late first"
+    assert takes(ttft=1.2, inter_token_latency=3.0) == "takes 1.2 × its traffic"
+    assert takes(inter_token_latency=2.0) == "takes 2.0 × its traffic; inter-token latency is late first"
+    assert engine(snapshot(100.0, of_model(schema.REQUESTS_RUNNING, 1.0))).least_load is None

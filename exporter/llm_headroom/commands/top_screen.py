@@ -44,7 +44,7 @@ n, p     next and previous page; so do PgDn, PgUp, space, b and the arrows
 q        quit
 
 STATE    as on the status page and in the alerts, worst first
-TAKES    load headroom: how many times its present traffic the engine can take within the TTFT objective;
+TAKES    load headroom: how many times its present traffic the engine can take within its objectives;
          known after ten minutes with requests
 TTFT, ITL time to first token, inter-token latency; P95: 95 of 100 are faster
 KV FITS  how many more typical requests fit into the KV cache
@@ -257,7 +257,7 @@ def _order(card: EngineCard | GpuCard, name: str) -> tuple[Any, ...] | None:
         return standing(card)
     match name:
         case "takes":
-            load = card.first_token_load
+            load = card.least_load
             return None if load is None else (load.headroom,)
         case "target":
             return (card.source.target,)
@@ -354,7 +354,7 @@ def _engine_row(card: EngineCard, bar: int) -> tuple[Text | str, ...]:
         plain(source.target),
         plain(card.model),
         Text(plain(f"{source.title} {source.version}".strip()), "dim"),
-        _takes(card.first_token_load),
+        _takes(card.least_load),
         text.count(card.running if router is None else router.active),
         text.count(card.queued),
         text.rate(card.generation_rate),

@@ -66,7 +66,13 @@ def times(value: float | None) -> str:
 
 def takes(load: Load) -> str:
     """How much more an engine takes, and what binds then."""
-    return f"takes {times(load.headroom)} its traffic{f'; {binds(load)}' if load.binding else ''}"
+    ends = "; ".join(part for part in (ends_at(load), binds(load) if load.binding else "") if part)
+    return f"takes {times(load.headroom)} its traffic{f'; {ends}' if ends else ''}"
+
+
+def ends_at(load: Load) -> str:
+    """The objective that it leaves first, unless that is the usual one of first tokens."""
+    return "" if load.objective == "ttft" else f"{load.objective.replace('_', '-', 1).replace('_', ' ')} is late first"
 
 
 def binds(load: Load) -> str:

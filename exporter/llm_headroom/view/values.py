@@ -224,9 +224,9 @@ class EngineCard:
         return {each.name: each.threshold for each in self.objectives}
 
     @property
-    def first_token_load(self) -> Load | None:
-        """The load beside the objective of first tokens, which is what a row of a table has room for."""
-        return next((load for load in self.load if load.objective == "ttft"), None)
+    def least_load(self) -> Load | None:
+        """The load beside the objective that it leaves first, which is what a row of a table has room for."""
+        return min(self.load, key=lambda load: load.headroom, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +286,7 @@ def standing(card: EngineCard | GpuCard) -> tuple[float, ...]:
     level, place = urgency(card.state)
     if isinstance(card, GpuCard) or card.level is not Level.GOOD:
         return level, place
-    load = card.first_token_load
+    load = card.least_load
     return level, math.inf if load is None else round(2.0 * math.log2(load.headroom)), place
 
 

@@ -75,7 +75,7 @@ def _fine(view: View) -> str:
 
 def _least(view: View, look: Look) -> str:
     """The engine that takes least more, of those of which it is known."""
-    known = [(load.headroom, card, load) for card in view.engines if (load := card.first_token_load) is not None]
+    known = [(load.headroom, card, load) for card in view.engines if (load := card.least_load) is not None]
     if not known:
         return ""
     _, card, load = min(known, key=lambda each: each[0])

@@ -31,7 +31,7 @@ ENGINE_COLUMNS: Final = (
     Column("State"),
     Column("Target"),
     Column("Model"),
-    Column("Takes", number=True, hint="How many times its traffic the engine can take within the TTFT objective"),
+    Column("Takes", number=True, hint="How many times its traffic the engine can take within its objectives"),
     Column("Waiting", number=True, hint="Requests in the queue"),
     Column("First token", number=True, hint="95th percentile of the time to first token, last 2 minutes"),
     Column("KV cache", number=True, hint="Share of the KV cache that requests hold"),
@@ -92,7 +92,7 @@ def engine_row(card: EngineCard, look: Look, opened: str) -> str:
         _state(card),
         Cell(_link(card, source.target, look) + (f" <small>{labels}</small>" if labels else ""), source.target),
         Cell(f"{escape(card.model)} <small>{escape(source.title)} {escape(source.version)}</small>", card.model),
-        _takes(card.first_token_load),
+        _takes(card.least_load),
         Cell(text.count(card.queued), card.queued),
         Cell(
             "–" if first is None else "no traffic" if p95 is None else text.quantile(p95),
@@ -135,7 +135,8 @@ def _takes(load: Load | None) -> Cell:
     """How much more an engine takes, with a question mark where that is suspect; what binds is in the tooltip."""
     if load is None:
         return Cell(text.UNKNOWN, None)
-    words = [*([text.binds(load)] if load.binding else []), *(["suspect"] if load.suspect else [])]
+    said = (text.ends_at(load), text.binds(load) if load.binding else "", "suspect" if load.suspect else "")
+    words = [word for word in said if word]
     hint = f' title="{escape("; ".join(words))}"' if words else ""
     shown = f"{'? ' if load.suspect else ''}{text.times(load.headroom)}"
     return Cell(f"<span{hint}>{shown}</span>", load.headroom, text.urgency_of(load))

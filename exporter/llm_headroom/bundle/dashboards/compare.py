@@ -94,7 +94,7 @@ def _manager(scope: Scope, every_target: Scope) -> tuple[Panel, ...]:
     target = f"max by (slo) ({every_target.of(schema.SLO_OBJECTIVE)})"
     spent = scope.rate(schema.ENGINE_COST, window=_RANGE)
     fits = f"sum({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})"
-    room = scope.of(schema.LOAD_HEADROOM, objective="ttft")
+    room = scope.of(schema.LOAD_HEADROOM)
     return (
         stat(
             "Budget left",
@@ -160,7 +160,7 @@ def _manager(scope: Scope, every_target: Scope) -> tuple[Panel, ...]:
         ),
         stat(
             "Headroom",
-            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks its objective.",
+            "How many times its traffic the target takes that is nearest its limit; below 1 it breaks an objective.",
             scope.exposed(f"min({room})", absent=NOT_KNOWN),
             whose="worst",
             unit="suffix: ×",

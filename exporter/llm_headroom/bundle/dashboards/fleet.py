@@ -190,7 +190,7 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
     good, every = (
         f"sum by ({TARGET}) ({scope.rate(one, slo='ttft')})" for one in (schema.SLO_REQUESTS_GOOD, schema.SLO_REQUESTS)
     )
-    room = scope.of(schema.LOAD_HEADROOM, objective="ttft")
+    room = scope.of(schema.LOAD_HEADROOM)
     saturation = scope.of(schema.SATURATION, resource="max")
     return table(
         "Engines, worst first",

@@ -109,14 +109,19 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
     )
 
 
+def _where_least(scope: Scope) -> str:
+    """Return what keeps one series of each target: of the objective that it leaves first."""
+    return f"and on ({TARGET}, replica, objective) bottomk by ({TARGET}) (1, {scope.of(schema.LOAD_HEADROOM)})"
+
+
 def _table(scope: Scope, limits: Thresholds) -> Panel:
     def of(resource: str, number: int) -> str:
-        return f"{scope.of(schema.LOAD_HEADROOM_BINDING, objective='ttft', resource=resource)} * {number} > 0"
+        return f"({scope.of(schema.LOAD_HEADROOM_BINDING, resource=resource)} * {number} > 0) {_where_least(scope)}"
 
     binding = f"max by ({TARGET}) ({' or '.join(of(name, number) for name, (number, _, _) in _BINDING.items())})"
     return table(
         "Targets, least headroom first",
-        "Headroom: how many times the traffic of 15 minutes fits within the objective of first tokens; 16 is 16 or "
+        "Headroom: how many times the traffic of 15 minutes fits within the objectives of latency; 16 is 16 or "
         "more. Fits: requests per second like those. Binds: the resource that tokens wait for where the headroom ends. "
         "A dash: until ten busy minutes were seen, or not exposed.",
         (
@@ -126,11 +131,11 @@ def _table(scope: Scope, limits: Thresholds) -> Panel:
             Column(title="Target", label="target", link=_TO_ENGINE, width=105),
             Column(title="Model", label="model"),
             (
-                f"sort(min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM, objective='ttft')}))",
+                f"sort(min by ({TARGET}) ({scope.of(schema.LOAD_HEADROOM)}))",
                 Column(title="Headroom", unit="suffix: ×", decimals=1, steps=below(LOAD_HEADROOM_LOW, 1), width=80),
             ),
             (
-                f"max by ({TARGET}) ({scope.of(schema.SUSTAINABLE_REQUESTS, objective='ttft')})",
+                f"min by ({TARGET}) ({scope.of(schema.SUSTAINABLE_REQUESTS)})",
                 Column(title="Fits, req/s", decimals=1, width=90),
             ),
             (
@@ -176,9 +181,9 @@ def _room(scope: Scope) -> tuple[Panel, ...]:
     return (
         lines(
             "Load headroom",
-            f"{_WORST} How many times its traffic of 15 minutes each target takes before its first tokens leave their "
-            "objective; 16 is 16 or more.",
-            Query(scope.worst(schema.LOAD_HEADROOM, highest=False, objective="ttft"), BY_TARGET),
+            f"{_WORST} How many times its traffic of 15 minutes each target takes before it leaves an objective of "
+            "latency; 16 is 16 or more.",
+            Query(scope.worst(schema.LOAD_HEADROOM, highest=False), BY_TARGET),
             unit="suffix: ×",
             width=12,
             steps=below(LOAD_HEADROOM_LOW, 1),
@@ -200,7 +205,9 @@ def _room(scope: Scope) -> tuple[Panel, ...]:
         areas(
             "What binds",
             "Targets by the resource that tokens wait for where their load headroom ends.",
-            Query(f"sum by (resource) ({scope.of(schema.LOAD_HEADROOM_BINDING, objective='ttft')})", "{{resource}}"),
+            Query(
+                f"sum by (resource) ({scope.of(schema.LOAD_HEADROOM_BINDING)} {_where_least(scope)})", "{{resource}}"
+            ),
             unit="suffix: targets",
             decimals=0,
             width=12,

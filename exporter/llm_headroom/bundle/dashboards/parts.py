@@ -97,13 +97,13 @@ def finished_requests_now(scope: Scope) -> Panel:
 
 
 def load_headroom(scope: Scope, **more: Any) -> Panel:  # noqa: ANN401 - fields of Panel
-    """The present load headroom within the objective of first tokens, of the target that has least."""
+    """The present load headroom within the objectives, of the target that has least."""
     shown = {"whose": "worst"} | more
     return stat(
         "Headroom",
-        "How many times its traffic of 15 minutes the target takes that is nearest its limit; below 1 it breaks its "
-        "objective of first tokens. Known after ten minutes with requests, of engines that report their KV cache.",
-        scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM, objective='ttft')})", absent=NOT_KNOWN),
+        "How many times its traffic of 15 minutes the target takes that is nearest its limit; below 1 it breaks an "
+        "objective of latency. Known after ten minutes with requests, of engines that report their KV cache.",
+        scope.exposed(f"min({scope.of(schema.LOAD_HEADROOM)})", absent=NOT_KNOWN),
         unit="suffix: ×",
         decimals=1,
         steps=below(LOAD_HEADROOM_LOW, 1),
