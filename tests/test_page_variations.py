@@ -363,6 +363,16 @@ def test_the_summary_is_as_bad_as_the_worst(shown: View, level: Level, title: st
     assert ("wrong" in made.html) == any(each.level is not Level.GOOD for each in shown.engines)
 
 
+def test_what_could_not_be_read_is_not_fine_although_its_state_waits_for_the_next_poll() -> None:
+    lost = replace(card(1, Level.GOOD), source=replace(SOURCE, target="t1", up=False, error="refused"))
+    made = summary(view(lost, lost, ENGINE), Look())
+    assert (made.level, made.title) == (Level.UNKNOWN, "t1 could not be read at its last poll, and was fine before")
+    more = replace(lost, source=replace(lost.source, target="t2"))
+    made = summary(view(lost, more, notices=("a",)), Look())
+    words = "2 sources could not be read at their last poll, and were fine before"
+    assert (made.level, made.title) == (Level.WARN, words)
+
+
 def test_the_summary_names_the_engine_that_takes_least_more() -> None:
     def taking(at: int, *headroom: float, level: Level = Level.GOOD) -> EngineCard:
         loads = tuple(Load("ttft", each, "kv_cache", None, suspect=False) for each in headroom)

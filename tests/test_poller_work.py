@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from typing import TYPE_CHECKING
 
@@ -82,3 +83,34 @@ def test_work_that_ends_by_a_defect_is_logged_and_the_poller_goes_on(
 def test_what_is_tried_again_and_again_is_late_by_a_small_part_of_a_minute() -> None:
     assert 1.0 <= ESTIMATE_PAUSE <= ESTIMATE_SECONDS / 10.0
     assert 10.0 * LOOK_TIMEOUT <= LOOK_AGAIN <= 60.0
+
+
+def test_others_have_their_turn_between_two_sources_that_have_nothing_to_estimate() -> None:
+    class Estimating(Beside):
+        def __init__(self, name: str) -> None:
+            super().__init__("")
+            self.name = name
+
+        async def estimate(self) -> None:
+            """Note how many turns the event loop has taken until now."""
+            turns.append(passed[0])
+
+    def turn() -> None:
+        passed[0] += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    turns: list[int] = []
+    passed = [0]
+
+    async def test() -> None:
+        sources = [Estimating(f"e{number}") for number in range(50)]
+        poller = Poller(Config(gpu=GpuSettings(enabled=False), host=False, discover=False), beside=sources)
+        poller.start()
+        asyncio.get_running_loop().call_soon(turn)
+        while len(turns) < len(sources):  # noqa: ASYNC110 - nobody tells when an estimate is made
+            await asyncio.sleep(0)
+        await poller.stop()
+
+    bounded.run(test())
+    first = turns[:50]
+    assert all(later > earlier for earlier, later in itertools.pairwise(first))

@@ -217,12 +217,17 @@ class Known:
         """Whether too little was seen of the engine for a step cost of its own."""
         return self.traffic.busy < QUIET_SECONDS and not self.learner.inherited
 
+    @property
+    def elder(self) -> bool:
+        """Whether enough was seen of the engine for others to take over its step cost."""
+        return self.traffic.busy >= BUSY_SECONDS and bool(self.learner.cost)
+
     def heir_of(self, kin: Iterable[Known]) -> Known:
         """What is known with the step cost of the longest known of `kin` that is of the same kind.
 
         An engine, with its KV cache and running limit, stands for the GPUs and arguments that nobody reports.
         """
-        elders = [each for each in kin if each.traffic.busy >= BUSY_SECONDS and each.learner.cost and self._like(each)]
+        elders = [each for each in kin if each.elder and self._like(each)]
         if not elders:
             return self
         return replace(self, learner=max(elders, key=lambda each: each.traffic.busy).learner.heir())

@@ -150,6 +150,11 @@ def with_estimate(memory: Memory, model: str, estimate: capacity.Estimate) -> Me
     return replace(memory, models={**memory.models, model: replace(known, load=known.load.with_estimate(estimate))})
 
 
+def has_elders(memory: Memory) -> bool:
+    """Whether new models may take over something of it."""
+    return any(known.load.elder for known in memory.models.values())
+
+
 def with_kin(memory: Memory, others: Iterable[Memory]) -> Memory:
     """The memory in which models that are new have the step cost of the same model on `others` of the same kind."""
     new = {model: known for model, known in memory.models.items() if known.load.new}

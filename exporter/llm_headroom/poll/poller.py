@@ -22,6 +22,7 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.identity import placed
 from llm_headroom.config.settings import Config, Target
 from llm_headroom.derive import economy
+from llm_headroom.derive.memory import has_elders
 from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.model import Cause, Common, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import EngineSource
@@ -38,7 +39,7 @@ from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import identify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
     from llm_headroom.config.kinds import Detail
     from llm_headroom.derive.memory import Memory
@@ -157,6 +158,8 @@ class Poller:
         self._explain = explain
         self._changed: Callable[[], None] = lambda: None
         self._fresh: dict[str, Snapshot] = {}
+        self._elders: list[Memory] = []
+        """What is remembered of engines whose step cost new ones may take over, while estimates are made."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._round = asyncio.Event()
         self._finder = Finder()
@@ -279,10 +282,6 @@ class Poller:
     def _engine_slots(self) -> list[tuple[EngineSource, Slot]]:
         return [(slot.source, slot) for slot in self.slots.values() if isinstance(slot.source, EngineSource)]
 
-    def _memories(self) -> Iterator[Memory]:
-        for source, _ in self._engine_slots():
-            yield source.memory
-
     def _watched(self) -> list[Watched]:
         """Engines with their latest collections, for what is read of them on this host."""
         return [
@@ -344,7 +343,7 @@ class Poller:
                 self.config,
                 measured,
                 explain=self._explain,
-                kin=self._memories,
+                kin=lambda: self._elders,
                 identified=identified if identified in self.engines else None,
             )
             before = None if known is None else before
@@ -409,10 +408,13 @@ class Poller:
     async def _estimate(self) -> None:
         """Let one source after another estimate, so that never more than one core is busy with it."""
         while True:
+            self._elders = [source.memory for source, _ in self._engine_slots() if has_elders(source.memory)]
             for name in tuple(self.slots):
                 # Only the name is held while others are awaited: a target that has gone must leave memory.
                 if name in self.slots:
                     await self.slots[name].source.estimate()
+                    await asyncio.sleep(0)  # most have nothing to estimate, and thousands would let nobody in between
+            self._elders = []
             await asyncio.sleep(max(ESTIMATE_PAUSE, self.config.interval))  # before a poll there is nothing new
 
     def _ports(self) -> list[int]:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom.model import Level
 from llm_headroom.view import text
-from llm_headroom.view.values import EngineCard, GpuCard, urgency
+from llm_headroom.view.values import ORDER, EngineCard, GpuCard, urgency
 from llm_headroom.web.look import escape, key
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_headroom.view.values import View
     from llm_headroom.web.look import Look
 
@@ -36,7 +38,10 @@ def summary(view: View, look: Look) -> Summary:
     level = wrong[0].level if wrong else Level.WARN if view.notices else Level.GOOD if cards else Level.UNKNOWN
     least = _least(view, look)
     if not wrong:
-        what = _fine(view) if cards else "No engine and no GPU yet."
+        silent = _silent(cards)
+        if silent:
+            level = min(level, Level.UNKNOWN, key=ORDER.__getitem__)
+        what = silent or (_fine(view) if cards else "No engine and no GPU yet.")
         return Summary(level, what, _paragraph(level, what, least) + notices)
     rest = len(wrong) - MOST_NAMED
     more = f"<li>and {rest} more</li>" if rest > 0 else ""
@@ -63,6 +68,16 @@ def ago(at: float, now: float) -> str:
 def mark(level: str) -> str:
     """The mark of a level: its shape says what its colour says."""
     return f'<span class="mark {level}" aria-hidden="true">{text.STATE_MARKS[level]}</span>'
+
+
+def _silent(cards: Sequence[EngineCard | GpuCard]) -> str:
+    """Who could not be read at the last poll, which may be an outage: states wait for the next one."""
+    missed = list(dict.fromkeys(card.source.target for card in cards if not card.source.up))
+    if not missed:
+        return ""
+    if len(missed) == 1:
+        return f"{missed[0]} could not be read at its last poll, and was fine before"
+    return f"{len(missed)} sources could not be read at their last poll, and were fine before"
 
 
 def _fine(view: View) -> str:
