@@ -158,6 +158,7 @@ class Poller:
         self._explain = explain
         self._changed: Callable[[], None] = lambda: None
         self._fresh: dict[str, Snapshot] = {}
+        self._read = 0  # so many of the configured targets, in their order, were collected
         self._elders: list[Memory] = []
         """What is remembered of engines whose step cost new ones may take over, while estimates are made."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -220,6 +221,7 @@ class Poller:
     async def apply(self, config: Config) -> None:
         """Take over a new configuration: sources that it does not change go on undisturbed."""
         old, self.config = self.config, config
+        self._read = 0
         remade = _made_of(old) != _made_of(config)
         shared = (old.interval, old.gpu, self._discovers(old)) != (config.interval, config.gpu, self._discovers())
         if remade or shared:
@@ -399,9 +401,11 @@ class Poller:
             held = economy.held_gpus(snapshot.points)
             for source, engine in self._engine_slots():
                 source.gpus = held.get(engine.name, economy.Gpus(0) if snapshot.health.up else None)
-        if not self._round.is_set() and all(
-            target.name in self.slots and self.slots[target.name].snapshot is not None for target in self.config.targets
-        ):
+        targets = self.config.targets
+        # Begun where the last look ended: to ask for all of thousands at each one's first poll takes seconds.
+        while self._read < len(targets) and getattr(self.slots.get(targets[self._read].name), "snapshot", None):
+            self._read += 1
+        if self._read == len(targets):
             self._round.set()
         self._changed()
 
