@@ -110,7 +110,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
 
 
 def _where_least(scope: Scope) -> str:
-    """Return what keeps one series of each target: of the objective that it leaves first."""
+    """What keeps one series of each target: of the objective that it leaves first."""
     return f"and on ({TARGET}, replica, objective) bottomk by ({TARGET}) (1, {scope.of(schema.LOAD_HEADROOM)})"
 
 
