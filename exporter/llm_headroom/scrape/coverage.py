@@ -107,7 +107,7 @@ def _load_headroom(metric: Metric, snapshot: Snapshot, engine: Engine | None) ->
         return f"derived: {capacity.Missing.STALLED}"
     models = observe(snapshot.points)
     if not models:
-        return _proxy(engine) if engine is not None and engine.proxy_flag else f"derived: {capacity.Missing.REQUESTS}"
+        return _proxy(engine) if _proxy_flag(engine) else f"derived: {capacity.Missing.REQUESTS}"
     reasons = (capacity.begun(now, 0.0, snapshot.engine).missing for now in models.values())
     return next((f"derived: {reason}" for reason in reasons if reason is not None), "")
 
@@ -120,10 +120,15 @@ def by_reason(missing: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
+def _proxy_flag(engine: Engine | None) -> str:
+    """The flag for a measuring proxy, empty if the engine reports requests by itself."""
+    return "" if engine is None else engine.proxy_flag
+
+
 def _proxy(engine: Engine | None) -> str:
     seen = "seen only by a measuring proxy in front of the engine"
-    if engine is not None and engine.proxy_flag:
-        return f"{seen}; run with `{engine.proxy_flag}` to get it"
+    if flag := _proxy_flag(engine):
+        return f"{seen}; run with `{flag}` to get it"
     return f"{seen}; name one under `proxies` to get it"
 
 
@@ -155,7 +160,7 @@ def _reason(
         return why
     if metric.subject in _GIVEN_BY_OTHERS:
         return _GIVEN_BY_OTHERS[metric.subject]
-    if metric.subject is Subject.PROXY or (metric in BY_PROXY and engine is not None and engine.proxy_flag):
+    if metric.subject is Subject.PROXY or (metric in BY_PROXY and _proxy_flag(engine)):
         return _proxy(engine)
     if engine is None:
         return "not supported by these devices or this driver"
