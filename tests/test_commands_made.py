@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+import bounded
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.commands import bundle, simulate
 from llm_headroom.commands.certificates import Certificates
@@ -154,7 +155,9 @@ def certificate(path: Path, days: float, *, whole: float = 1000.0) -> Path:
 def test_what_runs_out_soon_is_said(tmp_path: Path, days: float, whole: float, said: str | None) -> None:
     file = certificate(tmp_path / "a.pem", days, whole=whole)
     target = Target(name="a", endpoint=Endpoint(url="https://a", tls=Tls(cert_file=file)))
-    found = [*Certificates(lambda: Config(targets=(target,))).problems()]
+    certificates = Certificates(lambda: Config(targets=(target,)))
+    bounded.run(certificates.look())
+    found = [*certificates.problems()]
     assert [each.startswith(f"The certificate in {file} {said}") for each in found] == ([] if said is None else [True])
 
 
@@ -174,6 +177,7 @@ def test_every_certificate_that_is_shown_is_looked_at_once(tmp_path: Path) -> No
     certificates = Certificates(lambda: config)
 
     def files() -> list[str]:
+        bounded.run(certificates.look())
         names = [point.series.label("file") for point in certificates.points()]
         assert names[::2] == names[1::2], "a begin and an end of each"
         return names[::2]
@@ -183,4 +187,5 @@ def test_every_certificate_that_is_shown_is_looked_at_once(tmp_path: Path) -> No
     assert files()[0] == str(shown)
     web.write_text("basic_auth_users: {}\n")
     assert files()[0] == str(shown)
-    assert [*Certificates(Config).points()] == []
+    config = Config()
+    assert files() == []

@@ -25,7 +25,7 @@ from llm_headroom.config.yaml_nodes import Document, root
 from llm_headroom.net.files import content
 from llm_headroom.net.threads import in_thread
 from llm_headroom.net.tls import client_context
-from llm_headroom.scrape.credentials import Authorization
+from llm_headroom.scrape.credentials import authorization
 from llm_headroom.web.access import Access
 from llm_headroom.web.config import parse
 from llm_headroom.web.users import Proved
@@ -78,8 +78,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "web.yml": web,
     "cert": web,
     "key": web,
-    "token": lambda path: Authorization(Bearer(Secret(file=path))).header(),
-    "password": lambda path: Authorization(Basic("name", Secret(file=path))).header(),
+    "token": lambda path: authorization(Bearer(Secret(file=path))),
+    "password": lambda path: authorization(Basic("name", Secret(file=path))),
     "ca": lambda path: client_context(Tls(ca_file=path)),
     "shown": lambda path: client_context(Tls(cert_file=path, key_file=path.parent / "key")),
 }

@@ -78,7 +78,7 @@ class Exporter:
 
     `descriptors` are the most that it may have. `strict`: a warning of Python's is an error; otherwise it is started as
     users start it, never forked. `tls`: how to ask one that serves with TLS. `refused`: the number of a system call
-    that the kernel refuses to it.
+    that the kernel refuses to it. `through`: a program of Python that runs it.
     """
 
     def __init__(  # noqa: PLR0913 - a process has many sides
@@ -91,10 +91,13 @@ class Exporter:
         strict: bool = True,
         tls: ssl.SSLContext | None = None,
         refused: int | None = None,
+        through: str | None = None,
     ) -> None:
         self._tls = tls
         self._prefix: tuple[str, ...] | None = None
-        if refused is not None:
+        if through is not None:
+            self._prefix = (sys.executable, through, "llm_headroom")
+        elif refused is not None:
             self._prefix = (sys.executable, refused_calls.__file__, str(refused), *COMMAND)
         elif descriptors is not None:
             self._prefix = ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *COMMAND)

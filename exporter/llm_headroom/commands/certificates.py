@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from llm_headroom import schema
 from llm_headroom.config.errors import ConfigError, UnreadError
@@ -11,6 +13,7 @@ from llm_headroom.derive.words import span
 from llm_headroom.model import Point, Series
 from llm_headroom.net.certificate import validity
 from llm_headroom.net.files import content, stamp
+from llm_headroom.net.made_of import beside
 from llm_headroom.thresholds import DEFAULT
 from llm_headroom.web import config as web_config
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 
 _Found = TypeVar("_Found")
+
+LOOK_AGAIN: Final = 5.0
+"""Seconds between looks at the files."""
 
 
 class _Files(Generic[_Found]):
@@ -44,16 +50,35 @@ class _Files(Generic[_Found]):
 
 
 class Certificates:
-    """Looks at the files of the configuration in force; one that cannot be read, or holds no certificate, is absent."""
+    """Those of the configuration in force; one whose file cannot be read, or holds no certificate, is absent.
+
+    A look at the files is made in a thread, since a disk may hang; meanwhile holds what was seen before.
+    """
 
     def __init__(self, config: Callable[[], Config]) -> None:
         self._config = config
         self._validity = _Files(_validity)
         self._served = _Files(_served)
+        self._valid: tuple[tuple[Path, Validity], ...] = ()
+
+    async def watch(self) -> None:
+        """Look again and again; never returns."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN)
+            await self.look()
+
+    async def look(self) -> None:
+        """See what the files hold now."""
+        config = self._config()
+        if config.web_config is None and not any(_shown(config)):
+            self._valid = ()
+            return
+        with contextlib.suppress(OSError):  # too many others wait
+            self._valid = await beside(self._seen, config.web_config, tuple(_shown(config)))
 
     def points(self) -> Iterator[Point]:
         """Begin and end of the validity of each file's first certificate to run out."""
-        for file, valid in self._valid():
+        for file, valid in self._valid:
             labels = {"file": str(file)}
             yield Point(Series(schema.CERTIFICATE_NOT_BEFORE, labels), valid.begin, "")
             yield Point(Series(schema.CERTIFICATE_NOT_AFTER, labels), valid.end, "")
@@ -61,7 +86,7 @@ class Certificates:
     def problems(self) -> Iterable[str]:
         """What runs out soon, has run out or is not valid yet, in words, by the alert's thresholds."""
         now = time.time()
-        for file, (begin, end) in self._valid():
+        for file, (begin, end) in self._valid:
             if begin > now:
                 yield f"The certificate in {file} is not valid before {span(begin - now)} have passed"
             elif end - now < min(DEFAULT.certificate_soon, DEFAULT.certificate_share * (end - begin)):
@@ -69,20 +94,18 @@ class Certificates:
                     f"ran out {span(now - end)} ago" if end <= now else f"runs out in {span(end - now)}"
                 )
 
-    def _valid(self) -> Iterator[tuple[Path, Validity]]:
-        for file in dict.fromkeys(self._files()):
-            valid = self._validity.of(file)
-            if valid is not None:
-                yield file, valid
+    def _seen(self, web: Path | None, shown: tuple[Path, ...]) -> tuple[tuple[Path, Validity], ...]:
+        served = None if web is None else self._served.of(web)
+        files = dict.fromkeys(shown if served is None else (served, *shown))
+        return tuple((file, valid) for file in files if (valid := self._validity.of(file)) is not None)
 
-    def _files(self) -> Iterator[Path]:
-        config = self._config()
-        if config.web_config is not None and (served := self._served.of(config.web_config)) is not None:
-            yield served
-        clients = [target.endpoint.tls for target in config.targets] + [each.tls for each in config.notify]
-        if config.otlp is not None:
-            clients.append(config.otlp.tls)
-        yield from (tls.cert_file for tls in clients if tls.cert_file is not None)
+
+def _shown(config: Config) -> Iterator[Path]:
+    """Files of certificates that are shown to others."""
+    clients = [target.endpoint.tls for target in config.targets] + [each.tls for each in config.notify]
+    if config.otlp is not None:
+        clients.append(config.otlp.tls)
+    yield from (tls.cert_file for tls in clients if tls.cert_file is not None)
 
 
 def _validity(file: Path) -> Validity | None:

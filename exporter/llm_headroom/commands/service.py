@@ -78,6 +78,7 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     poller.on_change(changed)
     notifier.apply(config.notify)
     proxies.know_engines_by(poller.models, poller.polled)
+    await certificates.look()
     limits = Limits(connections=room.own, grace_seconds=GRACE_SECONDS)
     server = await serve(app.handle, config.listen, web_config=config.web_config, limits=limits)
     try:
@@ -102,17 +103,18 @@ async def run(config: Config, *, file: Watched | None, read: Callable[[], Config
     log.info("listening", extra={"version": __version__, "addresses": ",".join(server.addresses)})
     poller.start()
     await pusher.apply(config.otlp)
-    watching = loop.create_task(watch(file, reload_wanted)) if file is not None else None
-    reloading = loop.create_task(
-        reload(Running(published, proxies, pusher, notifier), read, reload_wanted, app.changed)
-    )
+    tasks = [
+        loop.create_task(reload(Running(published, proxies, pusher, notifier), read, reload_wanted, app.changed)),
+        loop.create_task(certificates.watch()),
+    ]
+    if file is not None:
+        tasks.append(loop.create_task(watch(file, reload_wanted)))
     try:
         await ended.wait()
     finally:
         log.info("ending")
-        for task in (watching, reloading):
-            if task is not None:
-                task.cancel()
+        for task in tasks:
+            task.cancel()
         await proxies.close()
         await _end(server, poller, app, pusher, notifier)
 

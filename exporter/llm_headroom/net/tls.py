@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import ssl
-from typing import TYPE_CHECKING, Final, Protocol
+from pathlib import Path
+from typing import Final, Protocol
 
 from llm_headroom.net.files import content, named
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
 _MOST_BYTES: Final = 16 * 1024 * 1024
 """Of a file of certificates: some have all that anybody trusts."""
+
+
+_SYSTEM: Final = ssl.get_default_verify_paths()  # here, as it looks at them
 
 
 class TlsFileError(OSError):
@@ -34,6 +35,16 @@ class ClientTls(Protocol):
     def key_file(self) -> Path | None: ...  # noqa: D102
     @property
     def insecure_skip_verify(self) -> bool: ...  # noqa: D102
+
+
+def client_files(tls: ClientTls) -> tuple[Path, ...]:
+    """What its context is made of; the system's authorities, where these are trusted."""
+    given = tuple(dict.fromkeys(file for file in (tls.ca_file, tls.cert_file, tls.key_file) if file is not None))
+    if tls.ca_file is not None or tls.insecure_skip_verify:
+        return given
+    file = os.environ.get(_SYSTEM.openssl_cafile_env, _SYSTEM.openssl_cafile)
+    folder = os.environ.get(_SYSTEM.openssl_capath_env, _SYSTEM.openssl_capath)
+    return *given, Path(file), Path(folder)
 
 
 def client_context(tls: ClientTls) -> ssl.SSLContext:

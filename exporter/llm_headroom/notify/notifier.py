@@ -14,14 +14,16 @@ from llm_headroom import schema
 from llm_headroom.model import Point, Series
 from llm_headroom.net.echoes import hidden, of_url
 from llm_headroom.net.lean_httpx import httpx
-from llm_headroom.net.tls import TlsFileError, client_context
+from llm_headroom.net.made_of import beside
+from llm_headroom.net.tls import client_context
 from llm_headroom.notify.incidents import Incidents, judgements, step
 from llm_headroom.notify.messages import request, title
-from llm_headroom.scrape.credentials import Authorization, secret_text
+from llm_headroom.scrape.credentials import authorization, secret_text
 from llm_headroom.scrape.refusals import Refusal, root
 from llm_headroom.view.text import plain
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from llm_headroom.config.people import Receiver
@@ -33,6 +35,8 @@ log = logging.getLogger("llm_headroom")
 PAUSES: Final = (1.0, 5.0, 15.0, 60.0, 120.0)
 """Seconds before each further try; after the last one a message is given up."""
 TIMEOUT: Final = 10.0
+READING: Final = 10.0
+"""Seconds for which a receiver's files are waited for."""
 MOST_WAITING: Final = 100
 """Messages that wait for a receiver; further ones are dropped."""
 REST: Final = 20.0
@@ -172,11 +176,14 @@ class _Door:
         """What went wrong, if anything did, and whether it is worth another try; no words of it hold a secret."""
         receiver = self._receiver
         try:
-            given = _url(receiver)
+            async with asyncio.timeout(READING):
+                given, headers, context = await beside(_read, receiver)
+        except TimeoutError:
+            return f"its files were not read within {READING:g} s: does their disk hang?", True
+        except (Refusal, OSError) as error:
+            return str(error), True
+        try:
             url, body = request(receiver, given, message)
-            credentials = receiver.credentials
-            headers = {} if credentials is None else {"Authorization": Authorization(credentials).header()}
-            context = client_context(receiver.tls)
             async with (
                 asyncio.timeout(TIMEOUT),
                 # Through the host's proxy variables, which engines are not: receivers are often outside.
@@ -191,8 +198,6 @@ class _Door:
                 return f"status {answer.status_code}: {words}".rstrip(": "), answer.status_code in _AGAIN
         except TimeoutError:
             return f"no answer within {TIMEOUT:g} s", True
-        except (Refusal, TlsFileError) as error:
-            return str(error), True
         except (httpx.InvalidURL, httpx.UnsupportedProtocol):
             return "its URL is not one of http:// or https://", False
         except httpx.HTTPError as error:
@@ -200,13 +205,13 @@ class _Door:
             return str(getattr(first, "strerror", None) or str(first) or type(error).__name__), True
 
 
-def _url(receiver: Receiver) -> str:
-    """The receiver's URL; one that is a secret is read now.
+def _read(receiver: Receiver) -> tuple[str, dict[str, str], ssl.SSLContext]:
+    """The receiver's URL, headers and TLS, whose files are read now.
 
     Raises:
-        Refusal: it cannot be read.
+        Refusal, OSError: one cannot be.
     """
     secret = receiver.url_file or receiver.url_env
-    if secret is None:
-        return receiver.url
-    return secret_text(secret).strip()
+    url = receiver.url if secret is None else secret_text(secret).strip()
+    headers = {} if receiver.credentials is None else {"Authorization": authorization(receiver.credentials)}
+    return url, headers, client_context(receiver.tls)

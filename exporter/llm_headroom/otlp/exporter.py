@@ -19,7 +19,7 @@ from llm_headroom.otlp.data import metrics_data, reading
 from llm_headroom.otlp.options import GRPC
 from llm_headroom.otlp.outcome import Drop, Outcome
 from llm_headroom.otlp.resource import resource
-from llm_headroom.scrape.credentials import Authorization, secret_text
+from llm_headroom.scrape.credentials import authorization, secret_text
 from llm_headroom.scrape.refusals import Refusal
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ class Exporter:
         self._options = options
         self._resource = resource(options.settings.resource, port)
         self._starts = Starts(began)
-        credentials = options.settings.credentials
-        self._authorization = Authorization(credentials) if credentials else None
         self._headers: dict[str, str] = {}
         self._sdk: MetricExporter | None = None
         self._why: Callable[[Sequence[logging.LogRecord]], Outcome]
@@ -176,8 +174,8 @@ class Exporter:
         text = next((os.environ[name] for name in variables if name in os.environ), "")
         given = {**self._options.settings.headers}
         given |= {name: _value(secret) for name, secret in self._options.settings.secrets.items()}
-        if self._authorization is not None:
-            given["Authorization"] = self._authorization.header()
+        if (credentials := self._options.settings.credentials) is not None:
+            given["Authorization"] = authorization(credentials)
         return {**parse_env_headers(text, liberal=True), **{name.lower(): value for name, value in given.items()}}
 
 

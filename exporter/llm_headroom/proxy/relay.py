@@ -453,7 +453,7 @@ class _Engine(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._backlog.add(self._observer.end_of_answers, b"", monotonic())
         self._client.end_of_answers()
-        return True
+        return self._transport is not None and self._transport.can_write_eof()  # TLS cannot be closed by half
 
     def pause_writing(self) -> None:
         self._client.stop_reading("engine")

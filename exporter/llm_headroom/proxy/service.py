@@ -22,7 +22,8 @@ from llm_headroom.model import Health, Snapshot
 from llm_headroom.net.accept import Accepting
 from llm_headroom.net.dial import dialled
 from llm_headroom.net.listen import bind, bound_address
-from llm_headroom.net.tls import client_context
+from llm_headroom.net.made_of import MadeOf
+from llm_headroom.net.tls import client_context, client_files
 from llm_headroom.proxy.circle import LEADS_BACK, MOST_WAITING, Circle
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import AVAILABILITY, Measures
@@ -31,6 +32,7 @@ from llm_headroom.scrape import catalog
 from llm_headroom.scrape.load_estimates import LoadEstimates
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from llm_headroom.config.endpoint import Endpoint
@@ -51,7 +53,6 @@ class _Address:
         self, endpoint: Endpoint, names: Collection[str], circle: Circle, listeners: Sequence[socket.socket] = ()
     ) -> None:
         self.circle = circle
-        self._endpoint = endpoint
         self._listeners = listeners
         self._origin, self._host, _ = parse_target(endpoint.url)
         self.authority = self._origin.authority
@@ -59,6 +60,10 @@ class _Address:
         self._literal = address is not None
         self._local = self._host == "localhost" or (address is not None and address.is_loopback)
         self._names = {"localhost", *names}
+        self._secured: MadeOf[ssl.SSLContext] | None = None
+        if self._origin.scheme == "https":
+            self._secured = MadeOf(client_files(endpoint.tls), client_context, endpoint.tls)
+            self._server_name = endpoint.tls.server_name or self._origin.host
 
     def addressed(self, head: RequestHead) -> bytes:
         """The head with the engine's own Host.
@@ -75,16 +80,16 @@ class _Address:
         return name.lower().rstrip(".") in self._names or _address(name.strip("[]")) is not None
 
     def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> Awaitable[object]:
-        secured: dict[str, Any] = {}
-        if self._origin.scheme == "https":
-            secured["ssl"] = client_context(self._endpoint.tls)
-            secured["server_hostname"] = self._endpoint.tls.server_name or self._origin.host
-        if self._literal:
+        if self._literal and self._secured is None:
             self._refuse_own(self._host, self._origin.port)
-            return asyncio.get_running_loop().create_connection(made, self._host, self._origin.port, **secured)
-        return self._by_name(made, secured)
+            return asyncio.get_running_loop().create_connection(made, self._host, self._origin.port)
+        return self._connected(made)
 
-    async def _by_name(self, made: Callable[[], asyncio.BaseProtocol], secured: dict[str, Any]) -> None:
+    async def _connected(self, made: Callable[[], asyncio.BaseProtocol]) -> None:
+        secured: dict[str, Any] = {}
+        if self._secured is not None:
+            secured["ssl"] = await self._secured.now()
+            secured["server_hostname"] = self._server_name
         connected = await dialled(self._host, self._origin.port)
         try:
             self._refuse_own(*connected.getpeername()[:2])

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from llm_headroom.config.endpoint import VISIBLE, Basic, Bearer
 from llm_headroom.model import Cause
-from llm_headroom.net.files import content, stamp
+from llm_headroom.net.files import content
 from llm_headroom.scrape.refusals import Refusal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llm_headroom.config.endpoint import Secret
-    from llm_headroom.net.files import Stamp
 
 
 HINT: Final = (
@@ -38,37 +39,32 @@ def secret_text(secret: Secret) -> str:
         raise Refusal(Cause.CREDENTIALS, f"file {secret.file} is not text in UTF-8") from None
 
 
-class Authorization:
-    """Credentials whose secret is read again whenever its file changes."""
+def secret_files(credentials: Bearer | Basic) -> tuple[Path, ...]:
+    """The file of its secret, if it is in one."""
+    secret = _secret(credentials)
+    return () if secret.file is None else (secret.file,)
 
-    def __init__(self, credentials: Bearer | Basic) -> None:
-        self._credentials = credentials
-        self._secret = credentials.token if isinstance(credentials, Bearer) else credentials.password
-        self._read: tuple[Stamp | None, str] | None = None
 
-    def header(self) -> str:
-        """The header's value now.
+def authorization(credentials: Bearer | Basic) -> str:
+    """The header's value, its secret read now.
 
-        Raises:
-            Refusal: the secret cannot be read or used; the message names its place and shows nothing of it.
-        """
-        file = self._secret.file
-        if file is None:
-            return self._value(secret_text(self._secret), f"environment variable {self._secret.env}")
-        now = stamp(file)
-        if self._read is None or self._read[0] != now:
-            self._read = now, self._value(secret_text(self._secret), f"file {file}")
-        return self._read[1]
+    Raises:
+        Refusal: the secret cannot be read or used; the message names its place and shows nothing of it.
+    """
+    given = _secret(credentials)
+    place = f"environment variable {given.env}" if given.file is None else f"file {given.file}"
+    secret = secret_text(given).rstrip("\r\n")
+    if not secret:
+        raise Refusal(Cause.CREDENTIALS, f"{place} is empty or not set")
+    if "\r" in secret or "\n" in secret:
+        raise Refusal(Cause.CREDENTIALS, f"{place} holds more than one line")
+    if isinstance(credentials, Basic):
+        pair = f"{credentials.username}:{secret}".encode(errors="surrogateescape")
+        return f"Basic {base64.b64encode(pair).decode()}"
+    if not VISIBLE.fullmatch(secret):
+        raise Refusal(Cause.CREDENTIALS, f"{place} holds blanks or other characters that a token cannot have")
+    return f"Bearer {secret}"
 
-    def _value(self, text: str, place: str) -> str:
-        secret = text.rstrip("\r\n")
-        if not secret:
-            raise Refusal(Cause.CREDENTIALS, f"{place} is empty or not set")
-        if "\r" in secret or "\n" in secret:
-            raise Refusal(Cause.CREDENTIALS, f"{place} holds more than one line")
-        if isinstance(self._credentials, Basic):
-            pair = f"{self._credentials.username}:{secret}".encode(errors="surrogateescape")
-            return f"Basic {base64.b64encode(pair).decode()}"
-        if not VISIBLE.fullmatch(secret):
-            raise Refusal(Cause.CREDENTIALS, f"{place} holds blanks or other characters that a token cannot have")
-        return f"Bearer {secret}"
+
+def _secret(credentials: Bearer | Basic) -> Secret:
+    return credentials.token if isinstance(credentials, Bearer) else credentials.password

@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urljoin
 
 from llm_headroom import __version__
 from llm_headroom.config.endpoint import VISIBLE, check, parse_target, parse_url, without_query
 from llm_headroom.frozen import frozen
 from llm_headroom.model import Cause, Failure
-from llm_headroom.net.files import stamp
+from llm_headroom.net.files import named
 from llm_headroom.net.lean_httpx import httpx
-from llm_headroom.net.tls import TlsFileError, client_context
-from llm_headroom.scrape.credentials import Authorization
+from llm_headroom.net.made_of import MadeOf
+from llm_headroom.net.tls import client_context, client_files
+from llm_headroom.scrape.credentials import authorization, secret_files
 from llm_headroom.scrape.refusals import Refusal
 from llm_headroom.scrape.transport import Died, Prepared, Transport, pieces, prepared
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterable, Mapping
 
     from llm_headroom.config.endpoint import Endpoint
-    from llm_headroom.net.files import Stamp
+
+T = TypeVar("T")
 
 _MAX_REDIRECTS: Final = 3
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -71,12 +74,14 @@ class Client:
         check(endpoint)
         tls = endpoint.tls
         self._address = f"{self._origin.scheme}://{f'[{host}]' if ':' in host else host}:{self._origin.port}"
-        self._encrypted = self._origin.scheme == "https"
-        self._authorization = None if endpoint.credentials is None else Authorization(endpoint.credentials)
+        self._secured: MadeOf[ssl.SSLContext] | None = None
+        if self._origin.scheme == "https":
+            self._secured = MadeOf(client_files(tls), client_context, tls)
+        self._authorized: MadeOf[str] | None = None
+        if (credentials := endpoint.credentials) is not None:
+            self._authorized = MadeOf(secret_files(credentials), authorization, credentials)
         self._server_name = tls.server_name or self._origin.host
         self._transport: Transport | None = None
-        self._files = (tls.ca_file, tls.cert_file, tls.key_file)
-        self._stamps: tuple[Stamp | None, ...] = ()
         self._made: dict[str, tuple[tuple[object, ...], Prepared]] = {}
         self._moved: dict[str, str] = {}
         self._busy = False
@@ -112,8 +117,8 @@ class Client:
                 response = await self._follow(path, accept, body)
             answered = True
         except TimeoutError:
-            doing = "preparing the request" if self._transport is None else self._transport.doing
-            raise self._error(path, Cause.TIMEOUT, f"no answer within {_rounded(timeout)} s ({doing})") from None
+            reason = f"no answer within {_rounded(timeout)} s ({self._doing()})"
+            raise self._error(path, Cause.TIMEOUT, reason) from None
         except Refusal as refusal:
             raise self._error(path, refusal.cause, str(refusal)) from None
         else:
@@ -128,6 +133,13 @@ class Client:
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
+
+    def _doing(self) -> str:
+        for made in (self._authorized, self._secured):
+            if made is not None and made.reading:
+                files = ", ".join(named(file, "a file whose name is not shown") for file in made.files)
+                return f"reading {files}: does its disk hang?"
+        return "preparing the request" if self._transport is None else self._transport.doing
 
     def _error(self, path: str, cause: Cause, reason: str) -> FetchError:
         # A query is left out: filters make it long, and it may hold an API key.
@@ -173,8 +185,8 @@ class Client:
             "Accept": accept,
             "Accept-Encoding": "gzip" if self._endpoint.gzip else "identity",
         }
-        if self._authorization is not None:
-            headers["Authorization"] = self._authorization.header()
+        if self._authorized is not None:
+            headers["Authorization"] = await _read(self._authorized, Cause.CREDENTIALS)
         if body is not None:
             headers["Content-Type"] = "application/json"
         request = self._request(target, headers, body)
@@ -203,17 +215,12 @@ class Client:
 
     async def _connection(self) -> Transport:
         """The connection to use, by certificates as they are now."""
-        if self._encrypted:
-            stamps = tuple(None if file is None else stamp(file) for file in self._files)
-            if self._transport is None or self._stamps != stamps:
-                await self.close()  # it was vouched for by the old certificates
-                try:
-                    self._transport = Transport(client_context(self._endpoint.tls), self._server_name)
-                except TlsFileError as error:
-                    raise Refusal(Cause.TLS, str(error)) from None
-                self._stamps = stamps
-        elif self._transport is None:
-            self._transport = Transport(None, None)
+        context: ssl.SSLContext | None = None
+        if self._secured is not None:
+            context = await _read(self._secured, Cause.TLS)
+        if self._transport is None or self._transport.context is not context:
+            await self.close()  # it was vouched for by the old certificates
+            self._transport = Transport(context, None if context is None else self._server_name)
         return self._transport
 
     async def _converse(self, transport: Transport, request: Prepared) -> Response:
@@ -227,6 +234,14 @@ class Client:
         finally:
             transport.done()
         return Response(answer.status, headers, body)
+
+
+async def _read(made: MadeOf[T], cause: Cause) -> T:
+    """What is made of files; Refusal where it cannot be."""
+    try:
+        return await made.now()
+    except OSError as error:
+        raise Refusal(cause, error.strerror or str(error)) from None
 
 
 async def _collected(parts: AsyncIterable[bytes], cap: int, coding: str) -> bytes:

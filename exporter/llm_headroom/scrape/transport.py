@@ -80,12 +80,13 @@ class Transport:
     Attributes:
         doing: what the last request has come to, in words.
         reused: whether it found the connection open.
+        context: what judges the server, None where nothing is encrypted.
     """
 
     def __init__(self, context: ssl.SSLContext | None, server_name: str | None) -> None:
         self.doing = "preparing the request"
         self.reused = False
-        self._context = context
+        self.context = context
         self._server_name = server_name and server_name.rstrip(".")
         self._protocol: _Answers | None = None
 
@@ -122,10 +123,10 @@ class Transport:
         try:
             connected = await dialled(request.host, request.port)
             _, self._protocol = await loop.create_connection(
-                lambda: _Answers(loop), sock=connected, ssl=self._context, server_hostname=self._server_name
+                lambda: _Answers(loop), sock=connected, ssl=self.context, server_hostname=self._server_name
             )
         except (OSError, UnicodeError) as error:
-            raise unconnected(root(error), encrypted=self._context is not None) from None
+            raise unconnected(root(error), encrypted=self.context is not None) from None
         return self._protocol
 
     async def _answer(self, protocol: _Answers) -> Answer:
@@ -136,7 +137,7 @@ class Transport:
         except aiohttp.ServerDisconnectedError as error:
             if not isinstance(error.message, str):  # but what there is of a head
                 raise Refusal(Cause.TRUNCATED, "the connection was closed too early, within the header") from None
-            refusal = unanswered(encrypted=self._context is not None)
+            refusal = unanswered(encrypted=self.context is not None)
             raise Died(refusal.cause, str(refusal)) from None
         except aiohttp.ClientOSError as error:
             refusal = broken(root(error))
