@@ -440,6 +440,7 @@ def test_the_name_of_llama_cpp_s_model_and_its_build() -> None:
 
 def test_a_router_of_llama_cpp_is_asked_for_each_model_that_is_loaded() -> None:
     states = [("a b", None), ("n", {"value": "loaded"}), ("gone", {"value": "unloaded"}), ("z", {"value": "sleeping"})]
+    states += [("plain", {})]
     models = {"data": [{"id": name, "status": status} for name, status in states]}
     answers = ROUTER | {
         "/v1/models": models,
@@ -459,11 +460,12 @@ def test_a_router_of_llama_cpp_is_asked_for_each_model_that_is_loaded() -> None:
         "model_loaded gone": 0,
         "model_loaded z": 0,
         "model_asleep z": 1,
+        "model_loaded plain": 1,
     }
     documents = {each.path: each for each in LLAMACPP.documents(known)}
     assert list(documents) == [
         *("/props", "/v1/models", "/props?model=a%20b", "/slots?model=a%20b", "/metrics?model=a%20b"),
-        "/props?model=n",
+        *("/props?model=n", "/props?model=plain", "/slots?model=plain", "/metrics?model=plain"),
     ]
     assert [documents[path].every for path in ("/props", "/v1/models", "/props?model=n")] == [0, 0, 0]
     assert [documents[path].leads for path in ("/props", "/v1/models", "/slots?model=a%20b")] == [True, True, False]
