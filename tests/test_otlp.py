@@ -665,6 +665,14 @@ def test_an_export_that_is_under_way_at_the_end_is_waited_for() -> None:
     assert push.told() == {"accepted": 2.0}, "and the last interval is flushed"
 
 
+def test_an_export_that_waits_to_try_again_is_not_waited_for_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_headroom.otlp.push.PATIENCE", 0.0)
+    with HttpReceiver(*[NOW] * 9) as collector:
+        push = Pushing(collector.url, timeout=60.0)
+        assert push.until(lambda: bool(collector.attempts)) == {}
+    assert push.told() == {"dropped": 1.0, "unavailable": 1.0}, "and is counted"
+
+
 def test_a_reload_begins_to_push_and_ends_it(tmp_path: Path) -> None:
     path = tmp_path / "headroom.yml"
     path.write_text("gpu: false\ndiscover: false\n")
