@@ -124,7 +124,7 @@ def _exporters(scope: Scope) -> Panel:
             Column(title="Instance", label="instance"),
             Column(title="Version", label="version", width=120),
             (f"time() - {of(read)}", Column(title="Last reading", unit="s", decimals=0, width=110)),
-            (f"sum by ({EXPORTER}) ({up})", Column(title="Sources up", width=100)),
+            (f"sum by ({EXPORTER}) ({scope.reached(up)})", Column(title="Sources up", width=100)),
             (
                 f"count by ({EXPORTER}) ({scope.behind(up)}) or {of(scope.exporters())} * 0",
                 Column(title="Sources unknown", steps=above(1), width=130),
@@ -147,7 +147,7 @@ def _sources(scope: Scope, limits: Thresholds) -> Panel:
 
     version = f"group by ({SOURCE}, version) ({scope.of(schema.ENGINE_INFO)}) * 0"
     up = scope.of(schema.UP)
-    known = f"(min by ({SOURCE}) ({up}) or group by ({SOURCE}) ({scope.behind(up)}) + 1)"
+    known = f"(group by ({SOURCE}) ({scope.behind(up)}) + 1 or min by ({SOURCE}) ({up}))"
     state = f"({version} + on ({SOURCE}) group_left () {known})"
     return table(
         "Sources",

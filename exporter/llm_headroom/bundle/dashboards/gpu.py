@@ -61,7 +61,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             "GPUs",
             "GPUs behind an unreachable exporter, of which nothing is known; and those that can be read.",
             Query(f"count({scope.behind(total)})", "unknown"),
-            Query(scope.exposed_gpu(f"count({total})"), "read"),
+            Query(scope.exposed_gpu(f"count({scope.reached(total)})"), "read"),
             steps=UNPAINTED,
             styles=(("^unknown$", fixed(UNKNOWN)),),
             empty="where no exporter is unreachable",

@@ -8,7 +8,7 @@ from llm_headroom import schema
 from llm_headroom.bundle.dashboards.colours import BAD, DECODE, GOOD, PREFILL, QUEUE, UNKNOWN, WARN
 from llm_headroom.bundle.dashboards.dashboard import Row
 from llm_headroom.bundle.dashboards.panel import Column, Query, above, below, fixed
-from llm_headroom.bundle.dashboards.parts import OBJECTIVE, areas, lines, objective, quiet, stat, table
+from llm_headroom.bundle.dashboards.parts import OBJECTIVE, areas, lines, objective, quiet, responding, stat, table
 from llm_headroom.bundle.dashboards.plan import Plan
 from llm_headroom.bundle.dashboards.scope import TARGET, Scope
 from llm_headroom.bundle.dashboards.words import ENGINE_WORDS
@@ -54,7 +54,13 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
         f"sum by ({TARGET}) ({scope.rate(schema.HTTP_RESPONSES, _OURS, *more)})" for more in (('code="5xx"',), ())
     )
     return (
-        stat("Servers", "Ollama servers that respond.", f"sum({scope.of(schema.UP, _OURS)})"),
+        responding(
+            "Servers",
+            "Ollama servers that do not respond; those behind an unreachable exporter, of which nothing is known; and "
+            "those that respond.",
+            scope,
+            scope.of(schema.UP, _OURS),
+        ),
         stat(
             "Loaded",
             "Models in memory, of all servers.",
@@ -106,6 +112,7 @@ def _numbers(scope: Scope, limits: Thresholds) -> tuple[Panel, ...]:
             f"max({scope.of(schema.PROXY_FIRST_TOKEN_WAIT, _OURS)})",
             whose="worst",
             unit="s",
+            steps=above(limits.blocked_seconds, limits.blocked_seconds),
             no_value="No proxy",
             empty=_NO_PROXY,
             alert="LLMQueueStarved",

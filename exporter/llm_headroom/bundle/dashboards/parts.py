@@ -76,7 +76,7 @@ def responding(title: str, answers: str, scope: Scope, up: str, **more: Any) -> 
         answers,
         Query(f"sum(1 - ({up} or {scope.behind(up)} == 0))", "down"),
         Query(f"count({scope.behind(up)} == 1)", "unknown"),
-        Query(f"sum({up})", "up"),
+        Query(f"sum({scope.reached(up)})", "up"),
         steps=UNPAINTED,
         styles=(("^down$", {"thresholds": thresholds(above(1, 1))}), ("^unknown$", fixed(UNKNOWN))),
         empty="where no exporter is unreachable",

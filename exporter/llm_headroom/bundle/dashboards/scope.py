@@ -160,6 +160,10 @@ class Scope:
         """The series' last values of the last hour whose exporters are unreachable."""
         return f"(last_over_time({series}[1h]) and on ({EXPORTER}) {self.exporters()} == 0)"
 
+    def reached(self, series: str) -> str:
+        """The series of all other exporters: some stores keep what an unreachable one has said last for minutes."""
+        return f"({series} unless on ({EXPORTER}) {self.exporters()} == 0)"
+
     def state(self, metric: Metric, states: Sequence[State], by: str, *more: str, among: str = "") -> str:
         """The place of the worst state from the end of `ranked(states)`: 1 is the best.
 
