@@ -20,6 +20,7 @@ import trustme
 from bounded import run
 from llm_headroom.config.errors import ConfigError
 from llm_headroom.net.http_messages import Request, Response
+from llm_headroom.web import access
 from llm_headroom.web.server import serve
 from llm_headroom.web.tls import names_one_of
 from llm_headroom.web.users import Proved, Users
@@ -35,6 +36,12 @@ TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
 
 async def page(_: Request) -> Response:
     return Response(b"page", headers=(("Content-Security-Policy", "default-src 'self'"),))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a look at the files may take longer than a request waits for it."""
+    monkeypatch.setattr(access, "PATIENCE", 60.0)
 
 
 @contextlib.asynccontextmanager
@@ -587,7 +594,11 @@ class Hanging(PosixPath):
         return super().__fspath__()
 
 
-def test_a_disk_that_hangs_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_hangs_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "PATIENCE", 0.1)
+
     async def test() -> None:
         Hanging.answers.set()
         file = written(tmp_path, f"basic_auth_users:\n  alice: {hashed('x')}\n")

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from tempfile import TemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryFile
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -69,8 +69,13 @@ def ran(
 
 
 def check(*arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """`llm-headroom check` with some arguments."""
-    return ran("check", *arguments, extra=extra)
+    """`llm-headroom check` with some arguments, that waits for engines and GPUs also on a busy machine."""
+    if "--config" in arguments:
+        return ran("check", *arguments, extra=extra)
+    with NamedTemporaryFile("w", suffix=".yaml") as config:
+        config.write("timeout: 60s\n")
+        config.flush()
+        return ran("check", *arguments, "--config", config.name, extra=extra)
 
 
 class Exporter:
