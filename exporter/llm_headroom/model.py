@@ -274,6 +274,8 @@ class Cause(StrEnum):
     TIMEOUT = "timeout"
     SLOW = "slow"
     """It answers, but what is read of it does not come in time."""
+    STALE = "stale"
+    """It answers, but with figures of before."""
     TLS = "tls"
     AUTH = "auth"
     STATUS = "status"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from llm_headroom import clock, schema
 from llm_headroom.derive import economy, slo
@@ -27,14 +28,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm_headroom")
 
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
 
 class EngineSource:
     """A configured or discovered target. Finds out which engine it is, if nobody said so, and then collects it.
 
     `here` has what this host knows of the engine's process and memory, if it runs here, `measured` what a proxy in
-    front of it has measured; `gpus` are the devices that it was seen to hold memory of. `explain`: warn of what a
-    richer layer lacks, in a report to people. `kin` gives what is remembered of all targets. `identified` names the
-    engine that was found here before.
+    front of it has measured where it has no metrics of its own, `proxied` where it has; `gpus` are the devices that it
+    was seen to hold memory of. `explain`: warn of what a richer layer lacks, in a report to people. `kin` gives what is
+    remembered of all targets. `identified` names the engine that was found here before.
     `config` may be replaced while polled: its interval and cost count from then on, the rest needs another source.
     """
 
@@ -47,10 +50,12 @@ class EngineSource:
         *,
         explain: bool = False,
         kin: Callable[[], Iterable[Memory]] = tuple,
+        proxied: Callable[[], Sequence[Point]] = tuple,
         identified: str | None = None,
     ) -> None:
         self._explain = explain
         self._kin = kin
+        self._proxied = proxied
         self.target = target
         self.here: Sequence[Point] = ()
         self._measured = measured
@@ -114,7 +119,14 @@ class EngineSource:
             measured=None if self._measured is None else self._measured.points,
             layers=self._layers(engine),
             kin=self._kin,
+            proxied=self._proxied if self._direct() else tuple,
         )
+
+    def _direct(self) -> bool:
+        """Whether a proxy forwards to the very engine that is polled: on loopback, where nobody balances in between."""
+        url, name = self.target.endpoint.url, self.target.name
+        upstreams = [each.upstream or url for each in self.config.proxies if each.target == name]
+        return upstreams == [url] and urlsplit(url).hostname in LOOPBACK
 
     def _layers(self, engine: Engine) -> Sequence[Layer]:
         """Sources of the target beside its own API, the richest first."""

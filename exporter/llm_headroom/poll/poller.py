@@ -25,7 +25,7 @@ from llm_headroom.derive import economy
 from llm_headroom.derive.memory import has_elders
 from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.model import Cause, Common, Failure, Snapshot, Subject
-from llm_headroom.poll.engine import EngineSource
+from llm_headroom.poll.engine import LOOPBACK, EngineSource
 from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points, labels_of
 from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
@@ -54,7 +54,6 @@ ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
-LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
 
 _Work: TypeAlias = "Callable[[], Coroutine[None, None, None]]"
@@ -338,14 +337,14 @@ class Poller:
             before = former.get(target.name)
             known = None if before is None else _of_same(target, before.source)
             identified = None if known is None or known.engine is None else known.engine.name
-            measured = self._measured.get(target.name)
             source = EngineSource(
                 target,
                 self.engines,
                 self.config,
-                measured,
+                self._measured.get(target.name),
                 explain=self._explain,
                 kin=lambda: self._elders,
+                proxied=partial(self.polled, proxied(target.name)),
                 identified=identified if identified in self.engines else None,
             )
             before = None if known is None else before
@@ -424,7 +423,7 @@ class Poller:
     def _ports(self) -> list[int]:
         """This host's usual ports of engines where no target is yet."""
         urls = [urlsplit(target.endpoint.url) for target in self.config.targets]
-        taken = {url.port for url in urls if url.hostname in LOCAL}
+        taken = {url.port for url in urls if url.hostname in LOOPBACK}
         ports = frozenset[int]().union(*(engine.ports for engine in self.engines.values())) - taken
         return [port for port in sorted(ports) if placed(f"127.0.0.1:{port}", os.environ) not in self.slots]
 

@@ -20,6 +20,7 @@ from llm_headroom.model import Cause, Common, Failure, Health, SampleState, Snap
 from llm_headroom.net.workers import Heavy
 from llm_headroom.scrape import kv_cache
 from llm_headroom.scrape.documents import Documents
+from llm_headroom.scrape.doubts import Doubts
 from llm_headroom.scrape.http import FetchError
 from llm_headroom.scrape.identify import without_port
 from llm_headroom.scrape.label_cap import LabelCap
@@ -68,7 +69,8 @@ class Collector:
 
     `timeout` is the deadline in seconds of one collection, all of its requests together. `layers` are other places that
     describe the target, the richest first; its own API is the last. `measured` gives what a proxy has measured, with
-    the target's labels, and gets what the engine itself exposes. `kin` gives what is remembered of other targets.
+    the target's labels, and gets what the engine itself exposes. `kin` gives what is remembered of other targets,
+    `proxied` what the latest poll of a proxy before this very engine has shown, nothing where there is none.
     """
 
     def __init__(  # noqa: PLR0913 - what it is made of
@@ -82,6 +84,7 @@ class Collector:
         measured: Callable[[Mapping[str, str], Sequence[Point]], Iterable[Point]] | None = None,
         layers: Sequence[Layer] = (),
         kin: Callable[[], Iterable[Memory]] = tuple,
+        proxied: Callable[[], Sequence[Point]] = tuple,
     ) -> None:
         self.target = target
         self.engine = engine
@@ -103,6 +106,7 @@ class Collector:
         self._own: frozenset[str] = frozenset()
         self._layers = tuple(layers)
         self._kin = kin
+        self._doubts = Doubts(target.endpoint.url, proxied)
         self._layer_warnings: tuple[Failure, ...] = ()
 
     async def collect(self) -> Snapshot:
@@ -113,12 +117,14 @@ class Collector:
         error: Failure | None = None
         try:
             reading = await self.read(started + self._timeout)
-            await self._work(lambda: self._derive(reading, started), started + self._timeout)
-            self._documents.release()
+            made = self._doubts.made(self._documents.held, self._documents.age, started)
+            await self._work(lambda: self._derive(reading, made), started + self._timeout)
+            self._doubts.check(reading.points, self.memory, started)
             self._last_success = taken
         except FetchError as failed:
-            error = failed.failure
+            error, reading = failed.failure, Reading([], {}, ())
             self.memory = replace(self.memory, gap=True)
+        self._documents.release()
         version = self._version()
         if error is None and version and schema.ENGINE_INFO.name not in self._own:
             reading.points.append(point(schema.ENGINE_INFO, 1.0, "version", self._base, version=version))

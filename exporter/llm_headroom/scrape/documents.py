@@ -75,6 +75,7 @@ class Documents:
         self.models: dict[str, str] = {}
         self.expositions: frozenset[str] = frozenset()
         self.warnings: dict[str, Failure] = {}
+        self.age = 0.0
         self._target = target
         self._engine = engine
         self._timeout = timeout
@@ -148,6 +149,7 @@ class Documents:
 
     async def _fetch(self, deadline: float) -> None:
         asked: set[str] = set()
+        self.age = 0.0
         while True:
             documents = tuple(self._engine.documents(self.held))
             due = [document for document in documents if document.key not in asked and self._due(document)]
@@ -237,6 +239,8 @@ class Documents:
     async def _exposition(self, document: Document, response: Response, deadline: float) -> Exposition:
         parser = self._parsers.setdefault(document.key, Parser(MOST_LINES))
         openmetrics = response.headers.get("content-type", "").startswith("application/openmetrics-text")
+        age = response.headers.get("age", "")
+        self.age = max(self.age, float(age) if age.isascii() and age.isdecimal() else 0.0)
         try:
             if len(response.body) < LARGE_BODY:
                 exposition = parser.parse(response.body, openmetrics=openmetrics)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from llm_headroom.simulate.hardware import MemoryPlan
 
 
+_SPENT: Final = 0.004
+"""CPU time of a server process per second, in hundredths: it answers also while the engine behind it stands still."""
+
+
 class Exposition:
     """The metrics and JSON documents of one engine.
 
@@ -126,7 +130,9 @@ class Exposition:
         scalars, counts, totals = [], [], []
         for rank, reading in enumerate(readings):
             numbers = [value(reading) for value in SCALARS.values()]
-            numbers += [self._rate(rank, reading), self._start + reading.started_at / self._speed, now]
+            started = self._start + reading.started_at / self._speed
+            spent = round(_SPENT * max(now - started, 0.0), 2)
+            numbers += [self._rate(rank, reading), started, now, spent]
             scalars.append(numbers)
             found = [getattr(reading.histograms, name) for name in self._compiled.needed[rank]]
             counts.append([tuple(accumulate(one.counts)) for one in found])

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from llm_headroom.simulate.hardware import MemoryPlan
 
 _SCALAR_AT: Final = {name: index for index, name in enumerate(SCALARS)}
-THROUGHPUT, CREATED, NOW = (len(SCALARS) + index for index in range(3))
-_HISTOGRAMS_AT: Final = len(SCALARS) + 3
+THROUGHPUT, CREATED, NOW, SPENT = (len(SCALARS) + index for index in range(4))
+_HISTOGRAMS_AT: Final = len(SCALARS) + 4
 _FIELDS: Final = tuple(one.name for one in fields(HistogramBounds))
 
 _POINT_AT_MOST: Final = 6
@@ -126,6 +126,8 @@ def _slot(line: Line, bounds: HistogramBounds, offsets: Mapping[str, int]) -> in
         return CREATED
     if line.name == "vllm:lora_requests_info":
         return NOW
+    if line.name == "process_cpu_seconds_total":
+        return SPENT
     if line.type == "histogram":
         return _histogram_slot(line, bounds, offsets)
     for wanted, name in SAMPLES.get(line.name, ()):
