@@ -246,7 +246,7 @@ AVAILABILITY: Final = (
         expr=f'{DOWN} and on (job, instance, target) llm_engine_state{{state="unknown"}} == 1',
         wait="10m",
         summary=f"{SOURCE} cannot be read",
-        description="Credentials, certificates, metrics that take longer than the timeout, or a defect keep "
+        description="Credentials, certificates, metrics that take longer than the timeout or are old, or a defect keep "
         "llm-headroom from reading it, so nothing is known of it.",
     ),
     Alert(
