@@ -193,7 +193,12 @@ def waits(at: float, waiting: float, first_tokens: float = 4.0) -> Poll:
         ([waits(0.0, 0), waits(5.0, 4), waits(7.5, 4)], 4.0),
         ([waits(0.0, 0), waits(5.0, 4), waits(7.5, 3)], 3.0),
         ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 9), waits(12.5, 8)], 8.0),  # what came later is late now, too
-        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 9, 5), waits(12.4, 9, 5)], None),  # one got through
+        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 9, 5), waits(12.4, 9, 5)], 3.0),  # one got through, whoever it was
+        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 9, 7), waits(12.4, 9, 7)], 1.0),
+        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 9, 8), waits(12.4, 9, 8)], None),
+        ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 9, 8), waits(12.5, 7, 10)], 7.0),  # of the 9 of before
+        ([waits(0.0, 0), waits(5.0, 9), waits(10.0, 9, 5), waits(10.5, 9, 7), waits(12.4, 9, 8)], 5.0),
+        ([waits(0.0, 0), waits(5.0, 9), waits(10.0, 2, 5), waits(12.4, 9, 5)], 2.0),  # the others have left
         ([waits(0.0, 0), waits(5.0, 4), waits(10.0, 0), waits(12.4, 4)], None),
         ([waits(0.0, 0), waits(5.0, 4), waits(5.5, 2), waits(7.5, 4)], 2.0),  # within a second they are one poll
         ([waits(0.0, 0), waits(5.0, 4), waits(65.0, 4)], 4.0),  # counters do not lie over a gap
@@ -204,6 +209,16 @@ def test_what_waits_while_no_first_token_comes_is_overdue(timeline: list[Poll], 
     _, derived = polls(timeline)
     assert value(derived, "llm_first_tokens_overdue") == overdue
     assert (value(derived, "llm_saturation_high_water_ratio") == 0.95) is ((overdue or 0.0) >= 3)
+
+
+@pytest.mark.parametrize(("preempted", "overdue"), [(0.0, 3.0), (1.0, None)])
+def test_those_that_were_preempted_wait_for_no_first_token(preempted: float, overdue: float | None) -> None:
+    timeline = [waits(0.0, 0), waits(5.0, 4), waits(10.0, 9, 5), waits(12.4, 9, 5)]
+    counts = [0.0, preempted, preempted, preempted]
+    timeline = [
+        (at, [*points, point(schema.PREEMPTIONS, count)]) for (at, points), count in zip(timeline, counts, strict=True)
+    ]
+    assert number(timeline, "llm_first_tokens_overdue") == overdue
 
 
 def unmeasured(at: float, waiting: float, prompts: float, *more: Point) -> Poll:

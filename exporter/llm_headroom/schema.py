@@ -488,8 +488,8 @@ TTFT_WINDOW_REQUESTS: Final = _derived_gauge(
 FIRST_TOKENS_OVERDUE: Final = _derived_gauge(
     "first_tokens_overdue",
     "{request}",
-    "Waiting requests that have missed the TTFT objective already: they have waited for longer than that, and nobody "
-    "got a first token meanwhile. Absent where there are none, and where a measuring proxy counts for the engine.",
+    "Waiting requests that have missed the TTFT objective already: as many as waited for longer than that, less the "
+    "first tokens since. Absent where there are none, and where a measuring proxy counts for the engine.",
 )
 KV_SATURATION_RISK: Final = _derived_gauge(
     "kv_saturation_risk_ratio",

@@ -41,7 +41,7 @@ class ModelMemory:
     `counts` is `last` with the latest values of the counters that it lacks. `hottest` is `last` with the KV
     cache and queue of the fullest of its `replicas`. `moved` is when its steps or tokens last moved, `restarts` how
     often its counters were reset, `preempted` when requests were last seen to be preempted, `load` what its load
-    headroom follows from. `queue` is what has waited since the last first token.
+    headroom follows from. `queue` is what waits for a first token.
     """
 
     at: float
@@ -222,12 +222,17 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
         firsts = slo.first_tokens(firsts, ttft, before, now, at)
     estimates = known.estimates.after(before, now, elapsed)
     threshold = None if ttft is None else tallies[ttft.name].boundary
-    patience = threshold
-    moved_on = histogram_growth(before.ttft, now.ttft) is not None
+    preempted = at if growth(before.preemptions, now.preemptions) > 0 else known.preempted
+    patience, queue = threshold, known.queue
+    came = histogram_growth(before.ttft, now.ttft)
+    firsts_came = 0.0 if came is None else came.count
     if ttft is not None and now.ttft is None and now.generation_tokens is not None:
         # Of an engine that does not measure first tokens, such as llama.cpp, prompts that are worked off show them.
         patience = ttft.seconds
-        moved_on = growth(before.prompt_tokens, now.prompt_tokens) > 0
+        if growth(before.prompt_tokens, now.prompt_tokens) > 0:
+            queue = slo.Queue()
+    elif firsts_came and at - preempted < HAPPENING_SECONDS:  # those that were preempted wait for no first token
+        queue = slo.Queue()
     own = estimates.of_one(replicas)
     return ModelMemory(
         at=at,
@@ -243,11 +248,11 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
             elapsed,
         ),
         firsts=firsts,
-        queue=(slo.Queue() if moved_on else known.queue).after(now.waiting or 0.0, at, patience),
+        queue=queue.after(now.waiting or 0.0, at, patience, firsts_came),
         tallies=tallies,
         moved=at if moving else known.moved,
         restarts=known.restarts,
-        preempted=at if growth(before.preemptions, now.preemptions) > 0 else known.preempted,
+        preempted=preempted,
         load=known.load.after(now, at, replicas),
     )
 
@@ -326,7 +331,7 @@ def _signals(
         say(schema.TOKEN_THROUGHPUT, rate, origin, phase="generation")
     _service_levels(known, at, objectives, say)
     awaited = known.queue.overdue if now.overdue is None else 0.0
-    say(schema.FIRST_TOKENS_OVERDUE, awaited or None, "waits while no first token comes")
+    say(schema.FIRST_TOKENS_OVERDUE, awaited or None, "waits, whoever gets first tokens")
     return found
 
 

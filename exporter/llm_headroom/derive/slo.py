@@ -89,27 +89,35 @@ _NONE: Final = Firsts(-math.inf, 0.0, 0.0)
 
 @frozen
 class Queue:
-    """What has waited since the last first token: the polls of the objective's last seconds, and how many are overdue.
+    """What waits for a first token: the polls of the objective's last seconds, and how many requests are overdue.
 
-    None has got through meanwhile, so that the fewest of those polls have waited all the while.
+    Of a poll: when, how many waited, and how many first tokens had been `given` until then. Of those that waited at a
+    poll, as many wait still as there were more of them than first tokens since, whoever got these.
     """
 
-    polls: tuple[tuple[float, float], ...] = ()
+    polls: tuple[tuple[float, float, float], ...] = ()
+    given: float = 0.0
     overdue: float = 0.0
 
-    def after(self, waiting: float, at: float, seconds: float | None) -> Queue:
-        """The queue with a poll at `at`, for an objective of so many seconds; without one nothing is overdue."""
+    def after(self, waiting: float, at: float, seconds: float | None, came: float) -> Queue:
+        """The queue with a poll at `at`, before which so many first tokens `came`, for an objective of so many seconds.
+
+        Without an objective nothing is overdue.
+        """
         if seconds is None or not waiting:
             return Queue()
-        polls = self.polls
+        polls, given = self.polls, self.given + came
         if polls and at - polls[-1][0] < FINEST_SECONDS:
-            polls = (*polls[:-1], (polls[-1][0], min(polls[-1][1], waiting)))
+            polls = (*polls[:-1], (polls[-1][0], min(polls[-1][1], waiting), polls[-1][2]))
         else:
-            polls = (*polls, (at, waiting))
+            polls = (*polls, (at, waiting, given))
         while len(polls) > 1 and at - polls[1][0] >= seconds:
             polls = polls[1:]
-        waited = at - polls[0][0] >= seconds
-        return Queue(polls, min(number for _, number in polls) if waited else 0.0)
+        then, waited, before = polls[0]
+        if at - then < seconds:
+            return Queue(polls, given)
+        still = min(waited - (given - before), *(number for _, number, _ in polls), waiting)
+        return Queue(polls, given, max(still, 0.0))
 
 
 def boundary(seconds: float, bounds: Sequence[float]) -> int | None:
