@@ -175,6 +175,24 @@ def test_credentials_become_the_header_authorization(
     assert collector.received[0].headers["authorization"] == header
 
 
+def test_a_file_of_passwords_of_other_programs_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine localhost login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("TOKEN", "hunter2")
+    with HttpReceiver() as collector:
+        Pushing(collector.url, credentials=Bearer(Secret(env="TOKEN"))).until(lambda: bool(collector.received))
+        assert {each.headers["authorization"] for each in collector.received} == {"Bearer hunter2"}
+        before = len(collector.received)
+        Pushing(collector.url).until(lambda: len(collector.received) > before)
+    assert "authorization" not in collector.received[-1].headers
+
+
+def test_a_collector_s_cookies_are_not_kept() -> None:
+    with HttpReceiver(Reply(headers={"Set-Cookie": "a=b"})) as collector:
+        Pushing(collector.url, interval=0.05).until(lambda: len(collector.received) > 1)
+    assert "cookie" not in collector.received[-1].headers
+
+
 def test_headers_are_metadata_in_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-words=two words,X-Tenant=1")
     with GrpcReceiver() as collector:

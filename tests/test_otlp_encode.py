@@ -119,6 +119,8 @@ def test_a_label_that_is_no_unicode_does_not_break_the_rest() -> None:
         ("7", 7.0), (" 7 ", 7.0), ("0", 0.0), ("", 0.0), ("soon", 0.0), ("-1", 0.0), ("²", 0.0),
         ("Thu, 01 Jan 1970 00:16:50 GMT", 10.0), ("Thu, 01 Jan 1970 00:16:50 -0000", 10.0),
         ("Thu, 01 Jan 1970 01:16:50 +0100", 10.0), ("Thu, 01 Jan 1970 00:16:30 GMT", 0.0),
+        (f"Mon, 01 Jan 2026 00:00:00 +{'9' * 400}", 0.0),
+        (f"Mon, {'9' * 20} Jan 2026 00:00:00 GMT", 0.0),
     ],
 )  # fmt: skip
 def test_retry_after_is_a_number_or_a_date(value: str, seconds: float) -> None:

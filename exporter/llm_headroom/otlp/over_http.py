@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
+from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
@@ -52,6 +53,8 @@ class Session(requests.Session):
     def __init__(self, tls: Tls) -> None:
         super().__init__()
         self.last = Outcome()
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))  # they would be kept without end
+        self.auth = _as_it_is  # else what `~/.netrc` has of the host would take the place of what is configured
         self._tls = tls
         if tls.insecure_skip_verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # asked for in so many words
@@ -76,6 +79,10 @@ class Session(requests.Session):
         if self.last.pause < _SOONEST:
             response.headers.pop("Retry-After", None)
         return response
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
 
 
 class _Named(HTTPAdapter):
@@ -116,13 +123,14 @@ def judged(response: requests.Response, body: bytes) -> Outcome:
     kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     status = response.status_code
     if status in _REDIRECT or (status in _OK and kind == "text/html"):
-        return Outcome(Drop.PROTOCOL, f"HTTP status {status} {kind}: the endpoint is not an OTLP receiver")
+        said = f"HTTP status {status} {kind}".rstrip()
+        return Outcome(Drop.PROTOCOL, f"{said}: the endpoint is not an OTLP receiver")
     if status in _OK:
         answer = ExportMetricsServiceResponse()
         with suppress(DecodeError):  # taken, but by something that has its own words for it
             answer.ParseFromString(body if kind in {_PROTOBUF, ""} else b"")
         partial = answer.partial_success
-        return Outcome(message=partial.error_message, rejected=max(partial.rejected_data_points, 0))
+        return Outcome(message=partial.error_message[:200], rejected=max(partial.rejected_data_points, 0))
     message = f"HTTP status {status}: {_message(kind, body)[:200]}".rstrip(": ")
     if status in _RETRYABLE:
         return Outcome(Drop.UNAVAILABLE, message, retry_after(response.headers.get("Retry-After", ""), time.time()))
@@ -160,6 +168,6 @@ def retry_after(text: str, now: float) -> float:
         return float(text)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now, 0.0)
