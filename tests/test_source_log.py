@@ -81,6 +81,16 @@ def test_what_changes_is_logged_and_failures_are_counted(caplog: pytest.LogCaptu
     assert slot.errors == {Cause.TIMEOUT: 3, Cause.REFUSED: 1, Cause.STATUS: 2}  # remembered ones count once
 
 
+def test_a_line_of_an_engine_that_is_another_at_each_poll_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    slot = Slot("a", Quiet(), {})
+    texts = [f"line {number}: malformed: 'it\\'s {number * 'x'} {number}.5'" for number in range(8, 12)]
+    first, *later = [published(slot, caplog, warnings=(Failure(Cause.FORMAT, text),)) for text in texts]
+    assert [row[-1] for row in first if row[0] == "source incomplete"] == [texts[0]]
+    assert later == [[], [], []]
+    other = Failure(Cause.FORMAT, "line 12: no name: 'x'")
+    assert [row[-1] for row in published(slot, caplog, warnings=(other,))] == [other.message]
+
+
 def exported(slot: Slot) -> dict[str, set[tuple[str, str]]]:
     """What is exported of a source: the metrics, with all of their labels."""
     found: dict[str, set[tuple[str, str]]] = {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom import clock
 from llm_headroom.derive import gpu_state, state
@@ -13,7 +14,7 @@ from llm_headroom.model import Level
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from llm_headroom.model import Judged, Point, Snapshot
+    from llm_headroom.model import Cause, Failure, Judged, Point, Snapshot
 
 log = logging.getLogger("llm_headroom")
 
@@ -52,6 +53,14 @@ class GpuJudge:
     def points(self, snapshot: Snapshot, _labels: Mapping[str, str]) -> Iterable[Point]:
         """The states to export."""
         return gpu_state.state_points(snapshot.states)
+
+
+_QUOTED: Final = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[0-9]+""")
+
+
+def gist(failure: Failure) -> tuple[Cause, str]:
+    """A failure without numbers and what it quotes, which may be others at each poll: so it is not logged again."""
+    return failure.cause, _QUOTED.sub("", failure.message)
 
 
 def log_changes(snapshot: Snapshot, before: Iterable[Judged]) -> None:

@@ -14,7 +14,7 @@ import os
 import time
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from llm_headroom import clock
@@ -28,7 +28,7 @@ from llm_headroom.model import Cause, Common, Failure, Snapshot, Subject
 from llm_headroom.poll.engine import LOOPBACK, EngineSource
 from llm_headroom.poll.essential import essential
 from llm_headroom.poll.health import health_points, labels_of
-from llm_headroom.poll.judging import EngineJudge, GpuJudge, log_changes
+from llm_headroom.poll.judging import EngineJudge, GpuJudge, gist, log_changes
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, joined
 from llm_headroom.poll.pace import MOST_AT_ONCE, START_SPACING, Pace, Strain, host_pause, paces
 from llm_headroom.poll.sought import FREE, SOUGHT_GPUS, Sought
@@ -74,7 +74,7 @@ class Slot:
         self.snapshot: Snapshot | None = None
         self.errors: Counter[Cause] = Counter()
         self.task: asyncio.Task[None] | None = None
-        self._logged: tuple[object, ...] = ()
+        self._logged: tuple[Any, ...] = ()
         if former is not None:
             self.snapshot, self.errors = former.snapshot, former.errors
             self._judge, self._logged = former._judge, former._logged  # noqa: SLF001 - of its own class
@@ -109,9 +109,9 @@ class Slot:
             log.warning("source down", extra={**fields, "cause": health.error.cause, "error": health.error.message})
         elif not self._logged or not self._logged[0] or self._logged[3] != health.version:
             log.info("source up", extra={**fields, "version": health.version, "points": len(snapshot.points)})
-        known = self._logged[2] if self._logged else ()
+        known = set(map(gist, self._logged[2])) if self._logged else set()
         for warning in health.warnings:
-            if not isinstance(known, tuple) or warning not in known:
+            if gist(warning) not in known:
                 log.warning("source incomplete", extra={**fields, "cause": warning.cause, "error": warning.message})
         self._logged = state
 
