@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Final
 
 from evaluate import report
-from evaluate.incidents import any_trouble
+from evaluate.incidents import USUAL, any_trouble, slow_firsts
 from evaluate.scenarios import CALM as CALM_LOAD
+from evaluate.scoring import HORIZON, WARM_UP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from evaluate.incidents import Span
     from evaluate.results import Results
 
+PAGE: Final = "LLMFirstTokensSlow"
 HEAD: Final = """# How good the alerts and risks are
 
 For those who decide which alerts may page. At the end you know how often each is right, how early, and where it is no
@@ -74,6 +78,40 @@ better than knowing that rate. The last columns show how well plain gauges rank 
 """
 
 
+def why(results: Results) -> str:
+    """Which incidents have no page, and what a page's seconds are made of."""
+    rule = next(each for each in results.rules if each.name == PAGE)
+    missed = late = caught = count = 0
+    thirds: list[float] = []
+    for run in results.held_out:
+        fired = results.fired.get((PAGE, run.target), [])
+        for span in (each for each in any_trouble(run) if each.begin >= WARM_UP and not _met(each, fired)):
+            missed += 1
+            late += sum(each.slow for each in run.firsts if span.begin - 60.0 <= each.at <= span.end) >= USUAL.least
+        for span in slow_firsts(run.firsts):
+            slow = [each.at for each in run.firsts if each.slow and each.at >= span.begin][: USUAL.least]
+            thirds.append(slow[-1] - slow[0])
+        scored = results.score(rule, [run], lambda run: slow_firsts(run.firsts))
+        caught, count = caught + scored.caught, count + scored.incidents
+    if not missed or not thirds:
+        return ""
+    few, first = missed - late, f"{statistics.median(thirds):.1f} s"
+    return f"""**Which incidents have no page.** The page caught {caught} of {count} incidents of first tokens. Of the
+{missed} incidents of either kind that it missed, {few} had fewer than {USUAL.least} late first tokens: requests were
+preempted or waited for room in the KV cache, and got their first tokens in time. Nobody has to be called for that;
+`LLMSaturationRisk` and `LLMKVHeadroomLow` are tickets.
+
+**Why half a minute.** Until the third late first token {first} pass at the median. A poll every 5 s, a scrape and a
+look at the rules every 15 s take 17.5 s more on average, and the shipped groups of rules are looked at every 30 s. So
+15 s are out of reach of whoever scrapes every 15 s; and a page on fewer late first tokens would call for single ones.
+The state on the [status page](status-page.md) waits for no scrape and no rule.
+"""
+
+
+def _met(span: Span, fired: Sequence[Span]) -> bool:
+    return any(each.begin <= span.end and each.end >= span.begin - HORIZON for each in fired)
+
+
 def text(results: Results, seeds: Sequence[int]) -> str:
     """The whole document."""
     held, quiet = results.held_out, results.quiet
@@ -85,6 +123,7 @@ def text(results: Results, seeds: Sequence[int]) -> str:
         "## Goals\n",
         f"{goals.count('**no**')} of {len(goals.splitlines()) - 2} are not met.\n",
         goals,
+        why(results),
         PROTOCOL,
         "![Precision and recall](evaluation-alerts.svg)\n",
         f"## Alerts, {days:.1f} held-out days in {len(held)} runs, {incidents} incidents; {len(quiet)} quiet runs\n",
