@@ -580,7 +580,7 @@ def test_what_a_receiver_cannot_take_now_is_sent_again_in_its_turn(tmp_path: Pat
             engine.routes = {}
             first, second = receiver.post(0), receiver.post(1)
             failed = exporter.logged("notification failed")
-            exporter.logged("notification sent")
+            exporter.logged("notification sent", **{key: failed[key] for key in ("receiver", "message_title")})
             exporter.until(lambda: exporter.value("llm_notifications_total", receiver="webhook", result="sent") == 1)
             assert exporter.value("llm_notifications_total", receiver="webhook", result="failed") == 0
 

@@ -60,6 +60,12 @@ def test_user_names_need_no_quotes_and_merge_keys_bring_in_others(tmp_path: Path
     assert parse(file).users == {"7": HASH, "on": HASH}
 
 
+@pytest.mark.parametrize("merged", ["{burst: x}", "[{burst: x}]", "[{interval: 1s}, {burst: x}]"])
+def test_a_mistake_that_was_merged_in_is_one_of_the_mapping_that_has_it_now(tmp_path: Path, merged: str) -> None:
+    [problem] = complaint(tmp_path, f"rate_limit:\n  <<: {merged}")
+    assert problem.startswith("web.yml:2: rate_limit.burst: ")
+
+
 def test_a_mapping_is_no_key(tmp_path: Path) -> None:
     assert complaint(tmp_path, "basic_auth_users: {{a: b}: c}") == [
         "web.yml:1: basic_auth_users: expected strings as keys, got a mapping: put it in quotes"
