@@ -19,10 +19,65 @@ from llm_headroom.derive.observation import Observation, growth, histogram_growt
 from llm_headroom.derive.restart import Between, Reading, begun, carried, restarted, since
 from llm_headroom.derive.restart import between as readings_between
 from llm_headroom.derive.words import span
-from llm_headroom.model import Histogram, Point, Series
+from llm_headroom.model import Histogram, Kind, Point, Series, Subject
 
 if TYPE_CHECKING:
     from llm_headroom.model import Metric
+
+LARGEST = {
+    "llm_engine_gpu_memory_reservation_ratio",
+    "llm_engine_stalled",
+    "llm_eviction_risk_ratio",
+    "llm_forward_seconds",
+    "llm_kv_cache_usage_peak_ratio",
+    "llm_kv_saturation_risk_ratio",
+    "llm_load_headroom_suspect",
+    "llm_lora_adapter_active",
+    "llm_lora_slots",
+    "llm_lora_slots_used",
+    "llm_model_asleep",
+    "llm_pressure_ratio",
+    "llm_proxy_first_token_wait_seconds",
+    "llm_proxy_silence_seconds",
+    "llm_queue_overflow_risk_ratio",
+    "llm_saturation_high_water_ratio",
+    "llm_saturation_ratio",
+    "llm_spec_decode_acceptance_ratio",
+    "llm_spill_risk_ratio",
+}
+"""Metrics of which the largest value of a target's replicas is the target's own."""
+OWN = {
+    "llm_cost_per_million_tokens",
+    "llm_energy_per_token_joules",
+    "llm_engine_cost_total",
+    "llm_engine_energy_joules_total",
+    "llm_engine_gpus",
+    "llm_engine_info",
+    "llm_engine_role",
+    "llm_engine_start_time_seconds",
+    "llm_engine_state",
+    "llm_kv_cache_exhaustion_seconds",
+    "llm_load_headroom_binding",
+    "llm_load_headroom_ratio",
+    "llm_model_context_tokens",
+    "llm_model_expiry_timestamp_seconds",
+    "llm_model_info",
+    "llm_model_loaded",
+    "llm_model_offload_ratio",
+    "llm_model_parameters",
+    "llm_model_trained_context_tokens",
+    "llm_models_installed",
+    "llm_models_installed_bytes",
+    "llm_models_loaded",
+    "llm_oom_risk_ratio",
+    "llm_prefix_cache_hit_ratio",
+    "llm_router_worker_circuit_state",
+    "llm_router_worker_healthy",
+    "llm_slo_objective_ratio",
+    "llm_slo_threshold_seconds",
+    "llm_ttft_slow_ratio",
+}
+"""Metrics whose replicas are alone where they differ: what is known of a model or an engine, quotients and times."""
 
 
 def point(metric: Metric, value: float | Histogram, **labels: str) -> Point:
@@ -142,6 +197,19 @@ def test_each_metric_combines_over_replicas_in_its_own_way() -> None:
     assert combined(schema.TIME_TO_FIRST_TOKEN, first, other) is None
     alike = next(metric for metric in schema.ALL if metric.across.name not in {"SUM", "MAX", "CAPACITY_WEIGHTED"})
     assert (combined(alike, 4.0, 4.0), combined(alike, 4.0, 5.0)) == (4.0, None)
+
+
+def test_what_each_metric_is_over_replicas() -> None:
+    subjects = {Subject.ENGINE, Subject.DERIVED, Subject.PROXY, Subject.ROUTER}
+    plain = [each for each in schema.ALL if each.subject in subjects and each.kind is not Kind.HISTOGRAM]
+    weighted = {"llm_kv_cache_usage_ratio", "llm_kv_cache_headroom_ratio"}
+    found = {
+        each.name: combined(each, 1.0, 3.0, capacities=(3.0, 1.0) if each.name in weighted else ()) for each in plain
+    }
+    assert {name for name, value in found.items() if value == 1.5} == weighted
+    assert {name for name, value in found.items() if value == 3.0} == LARGEST, "the worst one speaks for all"
+    assert {name for name, value in found.items() if value is None} == OWN
+    assert set(found.values()) == {1.5, 3.0, None, 4.0}, "and the others add up"
 
 
 def test_points_of_no_replica_are_those_that_they_were() -> None:
