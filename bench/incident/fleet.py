@@ -61,13 +61,17 @@ class Wrong:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Machines with so many vLLM and SGLang each, and an Ollama, and what happens to them in so many seconds."""
+    """Machines with so many vLLM and SGLang each, and an Ollama, and what happens to them in so many seconds.
+
+    `interval` is that of the exporters' polls, in seconds.
+    """
 
     hosts: tuple[Host, ...]
     vllm: int
     sglang: int
     seconds: float
     incidents: tuple[Wrong, ...]
+    interval: float = 5.0
 
     def gpu(self, engine: str) -> int:
         """The GPU of an engine. Ollama shares the last one."""
@@ -107,8 +111,9 @@ FEW: Final = Stage(
         Wrong(580.0, "gpu-c", "vllm-1", Misbehaviour(crash_seconds=3600.0)),
         Wrong(590.0, "gpu-c", "vllm-2", Misbehaviour(stall_seconds=600.0)),
     ),
+    interval=15.0,
 )
-"""Enough for every kind of trouble, in a tenth of the time.
+"""Enough for every kind of trouble, in a tenth of the time: it is polled as often as it is scraped.
 
 The crash and the stall come before these engines are known well enough for an estimate of their load headroom, which
 takes seconds of CPU.
@@ -179,6 +184,7 @@ def config(stage: Stage, servers: dict[str, EngineServer]) -> Config:
     return Config(
         targets=targets,
         discover=False,
+        interval=stage.interval,
         gpu=GpuSettings(enabled=True),
         host=False,
         cost=Cost(gpu_hour=1.8),
