@@ -23,6 +23,10 @@ with warnings.catch_warnings():
     import jsonschema
     import kubernetes_validate
 
+# For each object it reads 2 MB of definitions, and looks which versions there are: both stay as they are.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
+kubernetes_validate.utils.all_versions = cache(kubernetes_validate.utils.all_versions)
+
 ROOT: Final = Path(__file__).parents[2]
 VERSIONS: Final = ("1.37.0", "1.29.0")
 """Of Kubernetes: the newest with schemas, and the oldest with sidecars as init containers that stay."""
@@ -51,7 +55,7 @@ def ran(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.CSafeLoader):
     """Refuses a key that stands twice, as API servers with strict validation do; PyYAML takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's own signature
