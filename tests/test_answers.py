@@ -269,7 +269,7 @@ def changed(draw: st.DrawFn, engine: str) -> dict[str, Reply]:
 @pytest.mark.works(3)
 @pytest.mark.parametrize("engine", CAPTURED)
 def test_whatever_the_bodies_there_is_a_cause_and_others_are_untouched(engine: str) -> None:
-    other = next(name for name in ("vllm", "llamacpp") if name != engine)
+    other = next(name for name in ("llamacpp", "vllm") if name != engine)  # the one with less to say, if it can be
 
     with EngineServer(replayed(CAPTURED[other])) as beside:
 
