@@ -33,6 +33,7 @@ def told(engine: Engine, known: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for fact in engine.facts(known):
         assert fact.metric.subject is engine.subject
+        assert fact.origin, "people are told where it is from"
         labels = " ".join(text for name, text in fact.labels.items() if text and name != "model")
         name = f"{fact.metric.name.removeprefix('llm_')} {fact.labels.get('model', '')} {labels}".strip()
         assert name not in found
