@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import bounded
+from llm_headroom.proxy import relay
 from llm_headroom.proxy.circle import Circle
 from llm_headroom.proxy.gate import Gate
 from llm_headroom.proxy.measures import Measures
@@ -298,6 +299,40 @@ def test_a_client_with_many_requests_under_way_is_not_read_from() -> None:
                     await asyncio.sleep(0)
             assert sent < 200, "what fits into the sockets' buffers, and little more"
             writer.transport.abort()
+
+    bounded.run(test())
+
+
+def test_a_head_is_not_too_late_while_it_is_the_proxy_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "HEAD_SECONDS", 0.0)
+
+    async def test() -> None:
+        begun, gate, get = asyncio.Semaphore(0), asyncio.Event(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            for _ in range(MOST_PIPELINED):
+                await head(reader)
+                begun.release()
+            await gate.wait()
+            writer.write(EMPTY * MOST_PIPELINED)
+            await head(reader)
+            writer.write(EMPTY)
+
+        engine = Engine()
+        engine.go_on.set()
+        async with relaying(engine, serve) as door:
+            reader, writer = await door.connect()
+            writer.write(get * MOST_PIPELINED + get[:9])
+            for _ in range(MOST_PIPELINED):
+                await begun.acquire()
+            monkeypatch.undo()
+            for _ in range(20):  # what is due by now comes to pass
+                await asyncio.sleep(0)
+            gate.set()
+            writer.write(get[9:])
+            wanted = EMPTY * (MOST_PIPELINED + 1)
+            assert await reader.readexactly(len(wanted)) == wanted
+            writer.close()
 
     bounded.run(test())
 

@@ -195,7 +195,7 @@ class Client(asyncio.Protocol):
 
     def _head_begins(self) -> None:
         if self._deadline is None and not self._head.empty:
-            self._deadline = self._loop.call_later(HEAD_SECONDS, self.head_too_late)
+            self._deadline = self._loop.call_later(HEAD_SECONDS, self._still_no_head)
             self._gate.head_begins(self)
 
     def _head_came(self) -> None:
@@ -203,6 +203,11 @@ class Client(asyncio.Protocol):
             self._deadline.cancel()
             self._deadline = None
             self._gate.head_came(self)
+
+    def _still_no_head(self) -> None:
+        self._deadline = self._loop.call_later(HEAD_SECONDS, self._still_no_head)
+        if not self._stops:  # else it may have come, and it is we who do not read
+            self.head_too_late()
 
     def head_too_late(self) -> None:
         """Stop waiting for the head that has started to arrive."""
@@ -423,7 +428,7 @@ class _Engine(asyncio.Protocol):
         self._passed = client.backlog.passed
         self._transport: asyncio.Transport | None = None
         self._stopped = False
-        self.deliver: Callable[[bytes], None] = _nobody
+        self.deliver: Callable[[bytes], None] = _nothing
         self.most = MOST_PIECES
         """Pieces that may wait until they are looked at."""
 
@@ -486,14 +491,10 @@ class _Engine(asyncio.Protocol):
         self._read_on(going=True)
 
     def abort(self) -> None:
-        self.deliver = _nobody
+        self.deliver = _nothing
         if self._transport is not None:
             self._transport.abort()
 
 
-def _nobody(_: bytes) -> None:
-    """The client has left."""
-
-
-def _nothing() -> None:
-    """Nothing depends on an answer's progress any more."""
+def _nothing(*_: object) -> None:
+    """The client has left, or nothing depends on an answer's progress any more."""
