@@ -23,7 +23,8 @@ from free_port import free_port
 from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Point, Series, Snapshot
 from llm_headroom.net.http_connection import Limits
-from llm_headroom.poll.poller import Poller, Slot
+from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.slot import Slot
 from llm_headroom.schema import REQUESTS_RUNNING, REQUESTS_WAITING
 from llm_headroom.view.values import from_json
 from llm_headroom.web.server import serve

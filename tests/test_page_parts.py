@@ -19,8 +19,9 @@ from llm_headroom.config.people import Links
 from llm_headroom.config.settings import Config
 from llm_headroom.model import Health, Level, Point, Series, Snapshot
 from llm_headroom.net.http_messages import Request, Response
-from llm_headroom.poll.poller import Poller, Slot
+from llm_headroom.poll.poller import Poller
 from llm_headroom.poll.published import Published, Reload
+from llm_headroom.poll.slot import Slot
 from llm_headroom.view.day import MINUTES, Minute
 from llm_headroom.view.values import Absent, Condition, EngineCard, GpuCard, Source, View
 from llm_headroom.web import page

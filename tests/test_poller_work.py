@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bounded
+from llm_headroom.config.kinds import Timeout, kind_of
 from llm_headroom.config.settings import Config, GpuSettings
 from llm_headroom.derive.capacity import ESTIMATE_SECONDS
 from llm_headroom.model import Health, Snapshot
 from llm_headroom.poll.poller import ESTIMATE_PAUSE, LOOK_AGAIN, LOOK_TIMEOUT, Poller
+from llm_headroom.poll.slot import OVERDUE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,3 +116,47 @@ def test_others_have_their_turn_between_two_sources_that_have_nothing_to_estimat
     bounded.run(test())
     first = turns[:50]
     assert all(later > earlier for earlier, later in itertools.pairwise(first))
+
+
+class Hanging(Beside):
+    """One whose second collection never ends."""
+
+    name = "hanging"
+    asked = 0
+
+    async def collect(self) -> Snapshot:
+        """Once."""
+        self.asked += 1
+        if self.asked > 1:
+            await asyncio.Event().wait()
+        return await super().collect()
+
+
+def test_what_should_have_been_read_again_long_ago_is_shown_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = Hanging("")
+    config = Config(gpu=GpuSettings(enabled=False), host=False, discover=False)
+    poller = Poller(config, beside=[hanging, Sound("")])
+
+    def shown(name: str) -> bool:
+        return bool(poller.slots[name].points())
+
+    async def test() -> None:
+        poller.start()
+        try:
+            while hanging.asked < 2:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.005)
+            assert shown("hanging"), "it may yet come"
+            monkeypatch.setattr("llm_headroom.poll.slot.OVERDUE", 0.5)
+            while shown("hanging"):  # noqa: ASYNC110 - time passes
+                await asyncio.sleep(0.005)
+            while not shown("sound"):  # noqa: ASYNC110 - on a machine that is busy for as long
+                await asyncio.sleep(0.005)
+        finally:
+            await poller.stop()
+
+    bounded.run(test())
+
+
+def test_a_collection_that_is_overdue_has_had_all_the_time_that_it_may_take() -> None:
+    assert kind_of(Timeout).meta.le is not None
+    assert float(kind_of(Timeout).meta.le) < OVERDUE < 120.0  # type: ignore[arg-type]  # some number

@@ -15,7 +15,8 @@ from llm_headroom.config.settings import Config, GpuSettings, Target
 from llm_headroom.model import Cause, Common, Failure, Health, Judged, Point, Series, Snapshot, State
 from llm_headroom.poll.judging import EngineJudge, log_changes
 from llm_headroom.poll.local import GPU_TARGET
-from llm_headroom.poll.poller import Poller, Slot
+from llm_headroom.poll.poller import Poller
+from llm_headroom.poll.slot import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

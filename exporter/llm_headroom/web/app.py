@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from llm_headroom.model import Snapshot
-    from llm_headroom.poll.poller import Slot
     from llm_headroom.poll.published import Published
+    from llm_headroom.poll.slot import Slot
 
 REUSED: Final = 1.0
 """Seconds for which a rendering answers further scrapes, if nothing is published meanwhile: the age that the exporter's
