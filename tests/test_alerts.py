@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pytest
 import yaml
@@ -19,10 +19,7 @@ from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.model import Kind
 from llm_headroom.thresholds import Thresholds
 from programs import program
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from collections.abc import Set as AbstractSet
+from rules_read import document, metrics, needed
 
 ROOT: Final = Path(__file__).parents[1]
 FOLDER: Final = ROOT / "alerts"
@@ -53,17 +50,11 @@ FLAGS: Final = frozenset(
 EVERY: Final[tuple[Alert | Recording, ...]] = (*alerts.ALERTS, *alerts.RECORDINGS)
 MEMORY: Final = 2 * 3600
 """Seconds that Prometheus has in its memory at least."""
-_WORD: Final = re.compile(r"(?<![\w:.])[a-z_]+:llm_\w+:\w+|(?<![\w:])(?:llm_\w+|process_\w+|up)(?=\s*[{\[)]|\s|$)")
 
 
 def duration(text: str) -> int:
     """Seconds of one of Prometheus' durations."""
     return int(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[text[-1]]
-
-
-def metrics(expr: str) -> set[str]:
-    """Names of the series that a query reads."""
-    return set(_WORD.findall(re.sub(r'"[^"]*"', '""', expr)))
 
 
 def known(name: str) -> bool:
@@ -77,20 +68,7 @@ def known(name: str) -> bool:
 @functools.cache
 def timelines() -> dict[str, dict[str, Any]]:
     """The unit tests of the rules by the name of their file."""
-    return {path.name: yaml.safe_load(path.read_text()) for path in sorted((FOLDER / "tests").glob("*.yml"))}
-
-
-def needed(groups: Sequence[dict[str, Any]], tested: AbstractSet[str], asked: Sequence[str]) -> set[str]:
-    """The recorded series that some alerts and queries read, and those that these are made of."""
-    rules = [rule for group in groups for rule in group["rules"]]
-    records = {rule["record"]: rule["expr"] for rule in rules if "record" in rule}
-    found: set[str] = set()
-    new = [*asked, *(rule["expr"] for rule in rules if rule.get("alert") in tested)]
-    while new:
-        names = {name for expr in new for name in metrics(expr)} & records.keys() - found
-        found |= names
-        new = [records[name] for name in names]
-    return found
+    return {path.name: document(path) for path in sorted((FOLDER / "tests").glob("*.yml"))}
 
 
 def test_what_is_committed_is_what_is_generated() -> None:
@@ -119,15 +97,15 @@ def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
     They are evaluated no more often than there are new samples: a timeline of a day took as long as fifty others.
     """
     promtool = program("promtool", "prometheus")
-    groups = yaml.safe_load((FOLDER / RULES).read_text())["groups"]
+    groups = document(FOLDER / RULES)["groups"]
     for group in groups:
         for rule in group["rules"]:
             rule.pop("annotations", None)
     names = []
-    for name, document in timelines().items():
-        written = [each for case in document["tests"] for each in case["input_series"]]
+    for name, timeline in timelines().items():
+        written = [each for case in timeline["tests"] for each in case["input_series"]]
         assert not [each for each in written if not isinstance(each["values"], str)], "without quotes 0x60 is 96"
-        for number, case in enumerate(document["tests"]):
+        for number, case in enumerate(timeline["tests"]):
             tested = {test["alertname"] for test in case.get("alert_rule_test", ())}
             read = tested | needed(groups, tested, [test["expr"] for test in case.get("promql_expr_test", ())])
             kept = [
@@ -138,10 +116,10 @@ def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
             order = [group["name"] for group in kept]  # else promtool draws one
             own = f"{name}-{number}"
             (tmp_path / f"{own}.rules").write_text(json.dumps({"groups": kept}))  # JSON is YAML, written in no time
-            every = max(document["evaluation_interval"], case["interval"], key=duration)
+            every = max(timeline["evaluation_interval"], case["interval"], key=duration)
             alone = {"rule_files": [f"{own}.rules"], "group_eval_order": order, "tests": [case]}
             alone |= {"evaluation_interval": every}
-            (tmp_path / own).write_text(json.dumps(document | alone))
+            (tmp_path / own).write_text(json.dumps(timeline | alone))
             names.append(own)
 
     done = subprocess.run(
@@ -153,8 +131,8 @@ def test_every_timeline_ends_as_it_should(tmp_path: Path) -> None:
 
 def test_every_alert_has_a_firing_and_a_quiet_timeline() -> None:
     firing, quiet = set(), set()
-    for name, document in timelines().items():
-        for case in document["tests"]:
+    for name, timeline in timelines().items():
+        for case in timeline["tests"]:
             for test in case.get("alert_rule_test", ()):
                 if test["exp_alerts"]:
                     firing.add(test["alertname"])

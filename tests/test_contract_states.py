@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-import yaml
 
 from llm_headroom import schema
 from llm_headroom.derive import memory as derivation
@@ -25,6 +24,7 @@ from llm_headroom.derive import state
 from llm_headroom.model import Cause, Failure, Health, Histogram, Metric, Point, Series, Snapshot, State
 from llm_headroom.poll.health import health_points
 from programs import program
+from rules_read import document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -334,7 +334,7 @@ def needed() -> list[dict[str, Any]]:
     """The shipped groups, with the rules alone that make these pages."""
     groups = [
         {"name": group["name"], "rules": [rule for rule in group["rules"] if _needed(rule)]}
-        for group in yaml.safe_load(RULES.read_text())["groups"]
+        for group in document(RULES)["groups"]
     ]
     return [group for group in groups if group["rules"]]
 
@@ -392,13 +392,13 @@ def wrong(folder: Path, series: Iterable[Scrapes], checks: list[dict[str, Any]])
         "input_series": [written(each, values) for one in series for each, values in one.items()],
         "promql_expr_test": checks,
     }
-    document = {
+    file = {
         "rule_files": ["rules.yml"],
         "evaluation_interval": f"{SCRAPE}s",
         "group_eval_order": [group["name"] for group in needed()],  # else promtool draws one
         "tests": [test],
     }
-    (folder / "test.yml").write_text(json.dumps(document))
+    (folder / "test.yml").write_text(json.dumps(file))
     done = subprocess.run(
         [program("promtool", "prometheus"), "test", "rules", "test.yml"],
         cwd=folder,

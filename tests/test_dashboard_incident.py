@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -15,6 +16,7 @@ from llm_headroom.bundle.dashboards.colours import GOOD
 from llm_headroom.bundle.dashboards.panel import NOT_EXPOSED, above
 from llm_headroom.bundle.settings import BundleSettings
 from programs import program
+from rules_read import document, needed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +57,13 @@ def host(name: str) -> Iterator[tuple[str, str]]:
         yield f"{metric}{where}, {TARGET_LABELS}}}", values.replace("x60", "x30 _x30") if last else values
 
 
+@functools.cache
+def groups() -> list[dict[str, Any]]:
+    """The shipped rules."""
+    found: list[dict[str, Any]] = document(RULES)["groups"]
+    return found
+
+
 def tiles() -> dict[str, Panel]:
     """The tiles of Fleet by title."""
     fleet = next(one for one in dashboards(BundleSettings()) if one.uid == "llm-headroom-fleet")
@@ -83,14 +92,30 @@ def judged(tmp_path: Path, hosts: Sequence[str], expected: Mapping[str, bool], p
 
 
 def evaluate(tmp_path: Path, hosts: Sequence[str], cases: Sequence[Mapping[str, object]]) -> None:
-    """Let promtool run the shipped rules over the series of some hosts, and compare what it finds."""
+    """Let promtool run the shipped rules over the series of some hosts, and compare what it finds.
+
+    It runs the pages' rules, and those that record what these and the cases read.
+    """
+    pages = {rule["alert"] for group in groups() for rule in group["rules"] if _is_page(rule)}
+    read = pages | needed(groups(), pages, [str(case["expr"]) for case in cases])
+    kept = [group | {"rules": [rule for rule in group["rules"] if _name(rule) in read]} for group in groups()]
+    rules = tmp_path / "rules.yml"
+    rules.write_text(json.dumps({"groups": [group for group in kept if group["rules"]]}))  # JSON is YAML
     series = [{"series": name, "values": values} for one in hosts for name, values in host(one)]
     test = {"interval": "1m", "input_series": series, "promql_expr_test": cases}
     file = tmp_path / "incident.yml"
-    file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": [test]}))
+    file.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [test]}))
     promtool = program("promtool", "prometheus")
     done = subprocess.run([promtool, "test", "rules", file], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _name(rule: Mapping[str, str]) -> str:
+    return rule.get("alert") or rule["record"]
+
+
+def _is_page(rule: Mapping[str, Any]) -> bool:
+    return "alert" in rule and rule["labels"]["severity"] == "page"
 
 
 def test_calm_tiles_are_good(tmp_path: Path) -> None:
