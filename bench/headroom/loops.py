@@ -39,7 +39,8 @@ and caches, these loops took 9.48 hours, with 0.47 % slow.
 **Which target to take.** 0.8 is for a router that sends to the engine with the fewest open requests, such as nginx
 with `least_conn`, in front of engines that start within a minute. Over the four workloads and four seeds together it
 takes 9.07 hours, as many as fixed sizes that are known for each workload (9.0), and less than one size for all (10).
-The 0.52 % slow are 0.02 % more than the goal allows. Two of the seeds alone have more than 0.5 %, and three of the
+The 0.52 % slow are 0.02 % more than the goal allows, and on four other seeds it had 0.74 % at 9.37 hours
+([below](#on-other-seeds-and-what-else-was-tried)). Two of the seeds alone have more than 0.5 %, and three of the
 workloads do not meet the goal: in servegen_mlarge_day6 traffic becomes a multiple within a minute, for which nobody is
 in time (engines that are added three times as fast, or twice as often looked for, made no difference),
 azure_llm_2023_conv gets more engines than it needs, and azure_llm_2023_code by a hundredth of an hour. Take 0.65 where
@@ -93,6 +94,80 @@ between 0.62 and 0.83 (with ten requests at the rate of 5 between 0.56 and 0.87)
 limit above those at 80 % or less with an AUC of 0.946 (0.916); at 8 a second with one of 1. Where traffic swings it
 follows: on the [evaluation's](evaluation.md) calm days it crosses 0.8 without an incident 24.8 times a day, where that
 of five minutes did 6.4 times, and that with ten requests 23.4 times. It is for autoscalers, and no alarm.
+
+### On other seeds, and what else was tried
+
+Played with a copy of these loops in C++, nearly a hundred times as quick. For seeds 1 to 4 it has the figures of the
+tables above, to every digit shown there. Compared minute by minute with two loops of Python, all loads and estimates
+are the same to four digits until the 39th and 79th minute, in which one estimate is a step or two of the search away;
+from there loops differ by chance. Fewest open requests, 60 s; in brackets 95 % intervals over seeds alone, paired
+where they are of a difference.
+
+**The goal is not met on other seeds either, and a little lower target does not do it.** Over the four workloads:
+
+| target | seeds | slow | replica-hours | fixed size that does as well | goal met |
+| --- | --- | --- | --- | --- | --- |
+| 0.8 | 1 to 4 | 0.52% | 9.07 | 9.00 hours | **no** |
+| 0.8 | 5 to 8 | 0.74% | 9.37 | 9.50 hours | **no** |
+| 0.8 | 1 to 8 | 0.63% [0.50%, 0.78%] | 9.22 | 9.25 hours | **no** |
+| 0.769 (`headroom: 1.3`) | 1 to 4 | 0.47% | 9.45 | 9.00 hours | yes, by nothing |
+| 0.769 | 5 to 8 | 0.62% | 9.52 | 9.50 hours | **no** |
+| 0.769 | 1 to 8 | 0.54% [0.42%, 0.70%] | 9.48 | 9.25 hours | **no** |
+
+Of all that is slow at 0.8 on seeds 1 to 8 four fifths are of servegen_mlarge_day6: 2.02 % at 8.7 hours there, where
+five engines have 0.45 % at 10.0. The other three have 0.08 to 0.23 %.
+
+**A longer wait before shrinking buys less than a lower target.** On the tuning workloads, 20 fresh seeds of each,
+beside 0.8 and a wait of 600 s:
+
+| policy | slow | replica-hours | difference in slow | in hours |
+| --- | --- | --- | --- | --- |
+| as shipped | 0.82% | 8.81 | | |
+| `scaleDownSeconds: 900` | 0.77% | 9.08 | -0.05% [-0.15%, +0.06%] | +0.27 [+0.18, +0.36] |
+| `scaleDownSeconds: 1200` | 0.74% | 9.42 | -0.08% [-0.18%, +0.04%] | +0.61 [+0.53, +0.69] |
+| target 0.76 | 0.70% | 9.18 | -0.13% [-0.27%, +0.02%] | +0.38 [+0.25, +0.50] |
+| target 0.72 | 0.53% | 9.62 | -0.29% [-0.41%, -0.18%] | +0.81 [+0.69, +0.94] |
+
+**Why estimates fall after a burst.** At each of 1,364 estimates of six loops of servegen_mlarge_day6 the same engine
+was also estimated otherwise: without what was seen of first tokens; with its traffic thinned by how many more engines
+share it now; and with arrivals that are as many in each interval. Requests per second that it sustains, beside the
+median of all:
+
+| first tokens seen slow | estimates | as exported | waits left out | by the fleet's size | even arrivals |
+| --- | --- | --- | --- | --- | --- |
+| none | 545 | 1.07 | 1.07 | 1.07 | 1.21 |
+| up to 1.25 % | 467 | 1.00 | 1.02 | 1.03 | 1.20 |
+| 1.25 to 5 % | 271 | 0.79 | 0.89 | 0.81 | 1.17 |
+| 5 to 20 % | 80 | 0.61 | 0.71 | 0.70 | 1.20 |
+
+So it is the burst: with even arrivals nothing falls. It is replayed for as long as it is in the window, and that first
+tokens were slow counts besides. That the fleet has grown since is a quarter of it, and to allow for it made no
+difference to the loops: -0.02 % at +0.1 hours beside other draws of the same, on 8 seeds of each tuning workload.
+Besides, engines of one fleet differ by chance. In a quarter of an hour each gets some 160 prompts: where these are
+longest (the highest quarter of estimates, 1,600 tokens on average) it sustains 0.71, where they are shortest (1,070)
+1.28. New engines have the step cost of others but traffic of their own, and are the most hopeful: 1.16 in their first
+ten busy minutes.
+
+**The load of now over what the fleet has sustained for some time** helps where constants were tuned, and not
+elsewhere. The mean of each engine's ratio is replaced by the mean load over the mean of
+`llm_sustainable_requests_per_second`, the latter over so many minutes too. Ten fresh seeds of each tuning workload:
+
+| figure, target | slow | replica-hours | servegen_mlarge_day6 | azure_llm_2023_conv |
+| --- | --- | --- | --- | --- |
+| as shipped, 0.8 | 0.79% | 8.79 | 1.48% at 8.6 | 0.09% at 9.0 |
+| as shipped, 0.72 | 0.45% | 9.58 | 0.86% at 9.1 | 0.03% at 10.0 |
+| means of now, 0.7 | 0.51% | 9.55 | 0.99% at 9.1 | 0.03% at 10.1 |
+| sustained over 15 min, 0.7 | 0.44% | 9.34 | 0.83% at 8.6 | 0.04% at 10.1 |
+| sustained over 30 min, 0.7 | 0.46% | 9.19 | 0.86% at 8.6 | 0.05% at 9.8 |
+
+On all four workloads, seeds 1 to 8, at 0.741 (`headroom: 1.35`) over 15 min it has 0.50 % [0.32 %, 0.72 %] at 9.51
+hours, where fixed sizes that do as well have 9.25: within the goal, by nothing. Beside the shipped figure at 0.769,
+which has as many hours, that is -0.05 % [-0.20 %, +0.10 %] at +0.02 hours: what it gains in servegen_mlarge_day6
+(1.52 for 1.77 %) it does not in the two held-out ones, +0.05 % [-0.04 %, +0.15 %] at +0.30 hours [+0.05, +0.54]. So
+it was not taken over. And a mix of requests that is three times as heavy would be believed only after these minutes,
+where now it is after two.
+
+### What knobs give
 
 An autoscaler's own knobs give little. Minute by minute, on two more seeds of servegen_mlarge_day6 at 0.8 (fewest open,
 60 s), 106 of 153 slow first tokens came in a minute with 1.5 times the requests of the five before it or more. Of the
