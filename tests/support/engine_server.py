@@ -81,18 +81,18 @@ def huge(megabytes: int) -> Behaviour:
 _VLLM_AT_WORK = r"vllm:(?:time_to_first_token_seconds|iteration_tokens_total)_(?:bucket|count)"
 
 
-def going_on(metrics: bytes, counters: str = _VLLM_AT_WORK) -> Behaviour:
-    """The metrics of an engine that goes on: each answer has one more of these counters (a pattern) than the last.
+def going_on(metrics: bytes, counters: str, by: int = 1) -> Behaviour:
+    """The metrics of an engine that goes on: each answer has `by` more of these counters (a pattern) than the last.
 
-    Of a vLLM one more step and one more quick first token. A capture that is served as it is stands still: with
-    requests in it the engine is `slow` after seconds and `stalled` after a minute, and without any it is left alone.
+    A capture that is served as it is stands still: with requests in it the engine is `slow` after seconds and `stalled`
+    after a minute, and without any it is left alone.
     """
     answers = itertools.count()
     sample = re.compile(rb"^(%s\S* )(\S+)$" % counters.encode(), re.MULTILINE)
 
     def answer(_server: EngineServer, connection: socket.socket) -> None:
         number = next(answers)
-        body = sample.sub(lambda line: b"%s%f" % (line[1], float(line[2]) + number), metrics)
+        body = sample.sub(lambda line: b"%s%f" % (line[1], float(line[2]) + number * by), metrics)
         connection.sendall(_head(len(body)) + body)
 
     return answer
@@ -176,8 +176,11 @@ class EngineServer:
 
 
 def at_work(capture: Capture) -> dict[str, Reply | Behaviour]:
-    """The routes of a vLLM that goes on, as it was when the capture was taken."""
-    return {**replayed(capture), "/metrics": going_on(capture.exposition.read_bytes())}
+    """The routes of a vLLM that goes on, as it was when the capture was taken.
+
+    So many more steps and quick first tokens at each poll that nobody has waited for long, however seldom it is polled.
+    """
+    return {**replayed(capture), "/metrics": going_on(capture.exposition.read_bytes(), _VLLM_AT_WORK, by=100)}
 
 
 def replayed(capture: Capture) -> dict[str, Reply | Behaviour]:
