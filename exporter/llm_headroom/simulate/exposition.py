@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _SPENT: Final = 0.004
-"""CPU time of a server process per second, in hundredths: it answers also while the engine behind it stands still."""
+"""CPU seconds of a server process per second: it answers also while the engine behind it stands still."""
 
 
 class Exposition:
