@@ -63,8 +63,8 @@ class Copies:
         that fetches anew now and then gives copies in between.
         """
         before = self.last
-        known = before is not None and before.cpu is not None and answer.cpu is not None
-        ticks = self.ticks or (known and answer.cpu > before.cpu)  # type: ignore[operator, union-attr]
+        spent = None if before is None else before.cpu
+        ticks = self.ticks or (spent is not None and answer.cpu is not None and answer.cpu > spent)
         telling = (ticks and answer.cpu is not None) or answer.age > 0.0
         same = before is not None and telling and answer.content == before.content
         since, again = (self.since, self.again + 1) if same else (at, 0)
