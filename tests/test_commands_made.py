@@ -6,7 +6,9 @@ import dataclasses
 import datetime as dt
 import hashlib
 import math
+import threading
 from itertools import takewhile
+from pathlib import PosixPath
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ import trustme
 
 import bounded
 from llm_headroom.bundle.settings import BundleSettings
-from llm_headroom.commands import bundle, simulate
+from llm_headroom.commands import bundle, certificates, simulate
 from llm_headroom.commands.certificates import Certificates
 from llm_headroom.config.endpoint import Endpoint, Tls
 from llm_headroom.config.people import Receiver
@@ -159,6 +161,28 @@ def test_what_runs_out_soon_is_said(tmp_path: Path, days: float, whole: float, s
     bounded.run(certificates.look())
     found = [*certificates.problems()]
     assert [each.startswith(f"The certificate in {file} {said}") for each in found] == ([] if said is None else [True])
+
+
+def test_a_look_at_a_disk_that_hangs_ends_and_the_next_one_finds_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    class Hanging(PosixPath):
+        def __fspath__(self) -> str:
+            answers.wait(bounded.LIMIT)
+            return super().__fspath__()
+
+    file = Hanging(certificate(tmp_path / "a.pem", 90.0))
+    target = Target(name="a", endpoint=Endpoint(url="https://a", tls=Tls(cert_file=file)))
+    looking = Certificates(lambda: Config(targets=(target,)))
+    monkeypatch.setattr(certificates, "LOOK_AGAIN", 0.01)
+    bounded.run(looking.look())
+    assert [*looking.points()] == []
+    answers.set()
+    monkeypatch.setattr(certificates, "LOOK_AGAIN", bounded.LIMIT)
+    bounded.run(looking.look())
+    assert len([*looking.points()]) == 2
 
 
 def test_every_certificate_that_is_shown_is_looked_at_once(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _Found = TypeVar("_Found")
 
 LOOK_AGAIN: Final = 5.0
-"""Seconds between looks at the files."""
+"""Seconds between looks at the files, and for which one is waited for: the service begins with one."""
 
 
 class _Files(Generic[_Found]):
@@ -73,8 +73,9 @@ class Certificates:
         if config.web_config is None and not any(_shown(config)):
             self._valid = ()
             return
-        with contextlib.suppress(OSError):  # too many others wait
-            self._valid = await beside(self._seen, config.web_config, tuple(_shown(config)))
+        with contextlib.suppress(OSError):  # too many others wait, or this takes too long: the next look joins it
+            async with asyncio.timeout(LOOK_AGAIN):
+                self._valid = await beside(self._seen, config.web_config, tuple(_shown(config)))
 
     def points(self) -> Iterator[Point]:
         """Begin and end of the validity of each file's first certificate to run out."""
