@@ -16,7 +16,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
+
+from live.server import free_port
 
 PACE: Final = 0.1
 ROUNDS: Final = 2
@@ -140,13 +141,6 @@ async def measure(port: int, processes: list[int], streams: int, seen: Seen, chu
     seen.rss = max(seen.rss, rss)
 
 
-def free() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def listening(port: int) -> None:
     """Wait for a server."""
     for _ in range(200):
@@ -177,7 +171,7 @@ async def main(levels: list[int], chunks: int) -> None:
             stack.callback(process.terminate)
             return process
 
-        behind, front, door = free(), free(), free()
+        behind, front, door = free_port(), free_port(), free_port()
         start(sys.executable, __file__, "--serve", str(behind), "--chunks", str(chunks))
         await listening(behind)
         listen, upstream = f"127.0.0.1:{door}", f"ollama=http://127.0.0.1:{behind}"
