@@ -484,7 +484,17 @@ def test_a_tally_is_of_one_bound() -> None:
 # Words and money -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(-5.0, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7199.0, "120 min"), (7200.0, "2 h"), (86_400.0, "24 h")],
+    [
+        (-5.0, "0 s"),
+        (119.0, "119 s"),
+        (120.0, "2 min"),
+        (3600.0, "1 h"),
+        (7199.0, "1 h 59 min"),
+        (7200.0, "2 h"),
+        (86_400.0, "24 h"),
+        (172_800.0, "2 d"),
+        (30 * 86_400.0, "30 d"),
+    ],
 )
 def test_a_duration_in_words(seconds: float, words: str) -> None:
     assert span(seconds) == words

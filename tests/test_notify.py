@@ -74,7 +74,14 @@ def test_one_message_for_an_incident_and_one_for_its_end() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(-3.0, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7199.0, "120 min"), (7200.0, "2 h"), (100_000.0, "28 h")],
+    [
+        (-3.0, "0 s"),
+        (119.0, "119 s"),
+        (120.0, "2 min"),
+        (7199.0, "1 h 59 min"),
+        (7200.0, "2 h"),
+        (100_000.0, "27 h 46 min"),
+    ],
 )
 def test_how_long_it_was(seconds: float, words: str) -> None:
     _, (_, end) = told(rounds((State.SLOW, 5), (State.OK, 10)))

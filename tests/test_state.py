@@ -464,7 +464,7 @@ def test_a_model_that_is_loaded_again_and_again_is_tight_although_it_is_away_in_
 
     tight = [poll for poll, each in enumerate(judged) if each.state is State.TIGHT]
     assert 42 <= tight[0] <= 48, "from the seventh load that was seen on"
-    assert judged[tight[0]].reason.startswith("it was loaded 7 times within 60 min, the last time ")
+    assert judged[tight[0]].reason.startswith("it was loaded 7 times within 1 h, the last time ")
     assert judged[tight[0]].reason.endswith(" ago; requests wait for each load")
     assert 190 <= tight[-1] <= 215, "until a quarter of an hour after the last one, and a minute"
     assert judged[-1].state is State.OK

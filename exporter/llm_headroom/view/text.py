@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from unicodedata import category
 
 from llm_headroom import schema
+from llm_headroom.derive import words
 from llm_headroom.thresholds import LOAD_HEADROOM_LOW
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ OBJECTIVES: Final = {
 MOST_TIMES: Final = 16.0
 RESOURCE_NAMES: Final = {"kv_cache": "KV cache", "compute": "compute", "concurrency": "the running limit"}
 _LEAST_SHARE: Final = 1e-6
-_MINUTE: Final = 60
-_HOUR: Final = 3600
-_DAY: Final = 86400
 LATENCY_NAMES: Final = {
     schema.TIME_TO_FIRST_TOKEN.name: "TTFT",
     schema.INTER_TOKEN_LATENCY.name: "Inter-token",
@@ -132,17 +130,8 @@ def celsius(value: float | None) -> str:
 
 
 def span(value: float | None) -> str:
-    """A duration in the two units that matter: 45 s, 3 min, 2 h 5 min, 3 d."""
-    if value is None:
-        return UNKNOWN
-    if value < 2 * _MINUTE:
-        return f"{max(value, 0):.0f} s"
-    if value < _HOUR:
-        return f"{value / _MINUTE:.0f} min"
-    if value < _DAY:
-        hours, rest = divmod(value, _HOUR)
-        return f"{hours:.0f} h {rest // _MINUTE:.0f} min"
-    return f"{value / _DAY:.0f} d"
+    """A duration in the units that matter: 45 s, 3 min, 2 h 5 min, 3 d."""
+    return UNKNOWN if value is None else words.span(value)
 
 
 def quantile(value: Quantile) -> str:

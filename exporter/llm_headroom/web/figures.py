@@ -99,17 +99,13 @@ def _figure(
     top = 1.0 if figure.unit == "ratio" else tops.get(figure.unit) or rounded_up(max(known))
     names = "".join(f'<span class="key {curve.kind}">{curve.name}</span>' for curve in drawn) if len(drawn) > 1 else ""
     most = amount(max(known), figure.unit)
-    label = f"{figure.title}: at most {most} in the last {_span(span)}"
+    label = f"{figure.title}: at most {most} in the last {text.span(span)}"
     return (
         f'<figure data-top="{top:g}" data-unit="{figure.unit}"><figcaption>{figure.title} {names}</figcaption>'
         f'<div class="plot"><span class="top">{amount(top, figure.unit)}</span><span class="zero">0</span>'
         f"{chart(drawn, ages, top=top, span=span, label=label)}"
-        f'<span class="then">{_span(span)} ago</span><span class="now">now</span></div></figure>'
+        f'<span class="then">{text.span(span)} ago</span><span class="now">now</span></div></figure>'
     )
-
-
-def _span(seconds: float) -> str:
-    return "24 h" if seconds == DAY else text.span(seconds)
 
 
 def amount(value: float, unit: str) -> str:

@@ -23,7 +23,8 @@ const filters = {};
 function span(seconds) {
   if (seconds < 120) return `${Math.max(Math.round(seconds), 0)}\u00a0s`;
   if (seconds < 3600) return `${Math.round(seconds / 60)}\u00a0min`;
-  if (seconds < 86400) return `${Math.floor(seconds / 3600)}\u00a0h ${Math.floor((seconds % 3600) / 60)}\u00a0min`;
+  const minutes = Math.floor((seconds % 3600) / 60);
+  if (seconds < 172800) return `${Math.floor(seconds / 3600)}\u00a0h${minutes ? ` ${minutes}\u00a0min` : ""}`;
   return `${Math.round(seconds / 86400)}\u00a0d`;
 }
 
