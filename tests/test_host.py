@@ -19,9 +19,10 @@ from llm_headroom.config.endpoint import Endpoint
 from llm_headroom.config.settings import Target
 from llm_headroom.host import cgroup
 from llm_headroom.host.engines import EngineProcess, Finder, How, Watched, runs_here
-from llm_headroom.host.proc import Listener, Proc, addresses_of, reaches
+from llm_headroom.host.proc import Listener, Proc, reaches
 from llm_headroom.host.reading import HostMemory
 from llm_headroom.model import Health, Snapshot
+from llm_headroom.net.addresses import addresses_of, on_loopback
 from proc_tree import BOOT, FIXTURES, ProcTree, ticks
 
 if TYPE_CHECKING:
@@ -65,6 +66,24 @@ def own_address() -> str:
 )
 def test_a_hosts_addresses_without_asking_a_name_server(host: str, addresses: list[str]) -> None:
     assert [str(each) for each in addresses_of(host)] == addresses
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("192.0.2.7", False),
+        ("0.0.0.0", False),
+        ("2001:db8::7", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
+def test_whether_nobody_else_reaches_a_host(host: str, *, loopback: bool) -> None:
+    assert on_loopback(host) is loopback
 
 
 @pytest.mark.parametrize(

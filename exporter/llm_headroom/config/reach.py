@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final, TypeAlias
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import TYPE_CHECKING, Final
 
 from llm_headroom.config.errors import ConfigError
+from llm_headroom.net import addresses
 
-Address: TypeAlias = IPv4Address | IPv6Address
+if TYPE_CHECKING:
+    from llm_headroom.net.addresses import Address
 
 LAST_PORT: Final = 65535
 _RULE: Final = re.compile(r"(?:\[(?P<inside>[^\[\]]+)\]|(?P<host>[^:\[\]\s@]+))(?::(?P<port>[0-9]{1,5}|\*))?")
@@ -66,9 +68,6 @@ def reach(text: str) -> Reach:
 
 def literal(host: str) -> Address | None:
     """The address that a host is written as, None for a name; IPv4 within IPv6 is IPv4."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
+    address = addresses.literal(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address

@@ -8,14 +8,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from llm_headroom.host.proc import Proc, addresses_of, reaches
+from llm_headroom.host.proc import Proc, reaches
+from llm_headroom.net.addresses import addresses_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from llm_headroom.config.settings import Target
-    from llm_headroom.host.proc import Address, Stat
+    from llm_headroom.host.proc import Stat
     from llm_headroom.model import Snapshot
+    from llm_headroom.net.addresses import Address
 
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for the process of an engine that answers but was not found."""

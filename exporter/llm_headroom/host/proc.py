@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from llm_headroom import clock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-Address: TypeAlias = IPv4Address | IPv6Address
+    from llm_headroom.net.addresses import Address
 
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"  # PROC_PID_INIT_INO (linux/proc_ns.h)
 _LISTEN: Final = "0A"  # TCP_LISTEN (linux/tcp_states.h)
@@ -253,18 +252,6 @@ def text_of(path: Path | str) -> str:
     except OSError:
         return ""
     return b"".join(parts).decode(errors="replace")
-
-
-def addresses_of(host: str) -> tuple[Address, ...]:
-    """The addresses of a URL's host, without asking a name server."""
-    if host == "localhost":
-        return (IPv4Address("127.0.0.1"), IPv6Address("::1"))
-    if host and host == socket.gethostname():
-        return (IPv4Address("127.0.0.1"),)
-    try:
-        return (ip_address(host),)
-    except ValueError:
-        return ()
 
 
 def reaches(address: Address, listener: Listener) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from llm_headroom import clock, schema
 from llm_headroom.derive import economy, slo
 from llm_headroom.derive.memory import Memory
 from llm_headroom.host.engines import runs_here
+from llm_headroom.net.addresses import on_loopback
 from llm_headroom.poll.source import failed
 from llm_headroom.scrape.collect import Collector
 from llm_headroom.scrape.http import FetchError
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from llm_headroom.scrape.layers import Layer
 
 log = logging.getLogger("llm_headroom")
-
-LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class EngineSource:
@@ -126,7 +125,7 @@ class EngineSource:
         """Whether a proxy forwards to the very engine that is polled: on loopback, where nobody balances in between."""
         url, name = self.target.endpoint.url, self.target.name
         upstreams = [each.upstream or url for each in self.config.proxies if each.target == name]
-        return upstreams == [url] and urlsplit(url).hostname in LOOPBACK
+        return upstreams == [url] and on_loopback(urlsplit(url).hostname or "")
 
     def _layers(self, engine: Engine) -> Sequence[Layer]:
         """Sources of the target beside its own API, the richest first."""

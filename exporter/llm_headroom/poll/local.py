@@ -164,7 +164,7 @@ class GpuSource:
         visible = os.environ.get("NVIDIA_VISIBLE_DEVICES", "")
         sidecar = attribution.may_eliminate(
             len(devices), visible=visible, initial_namespace=proc.initial_namespace
-        ) and all(_on_loopback(each) for each in watched)
+        ) and all(_in_this_network(each) for each in watched)
         holdings = attribution.attribute(devices, owners, proc, sidecar=sidecar)
         return holdings, attribution.unexplained(devices, holdings, owners, proc)
 
@@ -242,7 +242,8 @@ class HostWatch:
         return readings
 
 
-def _on_loopback(engine: Watched) -> bool:
+def _in_this_network(engine: Watched) -> bool:
+    """Whether only this host's loopback leads to it, or this host's own name: in a pod, a process of the same pod."""
     found = addresses(engine.target)
     return bool(found) and all(address.is_loopback for address in found)
 

@@ -24,7 +24,7 @@ from llm_headroom.derive import economy
 from llm_headroom.derive.memory import has_elders
 from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.model import Cause, Failure, Snapshot, Subject
-from llm_headroom.poll.engine import LOOPBACK, EngineSource
+from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, joined
 from llm_headroom.poll.pace import MOST_AT_ONCE, START_SPACING, Pace, Strain, host_pause, paces
 from llm_headroom.poll.slot import Slot
@@ -50,6 +50,8 @@ ESTIMATE_PAUSE: Final = 2.0
 LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
+_WHERE_DISCOVERED: Final = ("localhost", "127.0.0.1", "::1")
+"""Hosts that lead to the same engine as where it is looked: behind 127.0.0.2 there may be another."""
 
 
 _Work: TypeAlias = "Callable[[], Coroutine[None, None, None]]"
@@ -351,7 +353,7 @@ class Poller:
     def _ports(self) -> list[int]:
         """This host's usual ports of engines where no target is yet."""
         urls = [urlsplit(target.endpoint.url) for target in self.config.targets]
-        taken = {url.port for url in urls if url.hostname in LOOPBACK}
+        taken = {url.port for url in urls if url.hostname in _WHERE_DISCOVERED}
         ports = frozenset[int]().union(*(engine.ports for engine in self.engines.values())) - taken
         return [port for port in sorted(ports) if placed(f"127.0.0.1:{port}", os.environ) not in self.slots]
 

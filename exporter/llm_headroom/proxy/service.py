@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import math
 import socket
@@ -20,6 +19,7 @@ from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.model import Health, Snapshot
 from llm_headroom.net.accept import Accepting
+from llm_headroom.net.addresses import literal, on_loopback
 from llm_headroom.net.dial import dialled
 from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.net.made_of import MadeOf
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llm_headroom")
 
-_EVERY: Final = frozenset({ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")})
+_EVERY: Final = frozenset({literal("0.0.0.0"), literal("::")})
 _IPV4: Final = 4
 
 
@@ -56,9 +56,8 @@ class _Address:
         self._listeners = listeners
         self._origin, self._host, _ = parse_target(endpoint.url)
         self.authority = self._origin.authority
-        address = _address(self._host)
-        self._literal = address is not None
-        self._local = self._host == "localhost" or (address is not None and address.is_loopback)
+        self._literal = literal(self._host) is not None
+        self._local = on_loopback(self._host)
         self._names = {"localhost", *names}
         self._secured: MadeOf[ssl.SSLContext] | None = None
         if self._origin.scheme == "https":
@@ -77,7 +76,7 @@ class _Address:
 
     def _is_here(self, host: str) -> bool:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        return name.lower().rstrip(".") in self._names or _address(name.strip("[]")) is not None
+        return name.lower().rstrip(".") in self._names or literal(name.strip("[]")) is not None
 
     def connect(self, made: Callable[[], asyncio.BaseProtocol]) -> Awaitable[object]:
         if self._literal and self._secured is None:
@@ -104,17 +103,17 @@ class _Address:
         Raises:
             OSError: so it is.
         """
-        there = _address(host)
+        there = literal(host)
         for listener in self._listeners:
             own, listening = listener.getsockname()[:2]
-            if listening == port and (_address(own) == there or (_address(own) in _EVERY and _is_local(host))):
+            if listening == port and (literal(own) == there or (literal(own) in _EVERY and _is_local(host))):
                 raise OSError(errno.ELOOP, LEADS_BACK)
 
 
 @lru_cache(maxsize=256)
 def _is_local(host: str) -> bool:
     """Whether an address is one of this host's own: packets to it would leave from it. None is sent."""
-    here = _address(host)
+    here = literal(host)
     if here is None or here.is_loopback:
         return here is not None
     with socket.socket(socket.AF_INET if here.version == _IPV4 else socket.AF_INET6, socket.SOCK_DGRAM) as trial:
@@ -122,16 +121,7 @@ def _is_local(host: str) -> bool:
             trial.connect((host, 9))
         except OSError:
             return False
-        return _address(trial.getsockname()[0]) == here
-
-
-@lru_cache(maxsize=256)
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is written as, None for a name."""
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
+        return literal(trial.getsockname()[0]) == here
 
 
 class ProxySource:

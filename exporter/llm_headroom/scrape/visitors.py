@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from llm_headroom.host.proc import Proc, addresses_of
+from llm_headroom.host.proc import Proc
+from llm_headroom.net.addresses import addresses_of
 
 if TYPE_CHECKING:
     from llm_headroom.config.endpoint import Endpoint

@@ -23,9 +23,9 @@ from llm_headroom.poll.health import health_points, labels_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from llm_headroom.config.reach import Address
     from llm_headroom.config.settings import Target
     from llm_headroom.model import Point, Snapshot
+    from llm_headroom.net.addresses import Address
     from llm_headroom.net.http_messages import Request, Response
     from llm_headroom.poll.poller import Poller
 
