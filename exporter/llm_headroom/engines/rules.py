@@ -140,6 +140,15 @@ class Fact(NamedTuple):
     origin: str
 
 
+class Beside(StrEnum):
+    """What the engine's host shows of it that its own endpoint does not."""
+
+    RUNNERS = "runners"
+    """It starts a `llama-server` for each model that it has loaded, with endpoints of its own."""
+    COMMAND_LINE = "command line"
+    """It is a `llama-server`: how its process was started says whether its slots share one KV cache."""
+
+
 ENOUGH_BARE_NAMES: Final = 4
 """Names without a prefix that together identify an engine."""
 
@@ -204,6 +213,7 @@ class Engine:
     hides_loads: True if it does not show that a model is being loaded, so that any silence may be just that.
     default_tag: what it adds to a model's name that has no tag.
     reserves: True if it prefills first, and reserves room for an answer before it admits the request.
+    beside: what is looked at beside its endpoint where it runs on this host, None for nothing.
     vocabulary: every name that its rules use, in every spelling.
     """
 
@@ -244,6 +254,7 @@ class Engine:
     default_tag: str = ""
     slotted: bool = False
     reserves: bool = False
+    beside: Beside | None = None
     vocabulary: frozenset[str] = field(init=False)
     _bare: frozenset[str] = field(init=False)
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from llm_headroom import clock, schema
 from llm_headroom.derive import economy, slo
 from llm_headroom.derive.memory import Memory
+from llm_headroom.engines.rules import Beside
 from llm_headroom.host.engines import runs_here
 from llm_headroom.net.addresses import on_loopback
 from llm_headroom.poll.source import failed
@@ -131,15 +132,17 @@ class EngineSource:
         """Sources of the target beside its own API, the richest first."""
         if not self.config.host or not runs_here(self.target):
             return ()
-        if engine.name == "ollama":
-            from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where Ollama runs here
+        match engine.beside:
+            case Beside.RUNNERS:
+                from llm_headroom.scrape.ollama_runners import RunnerLayer  # noqa: PLC0415 - only where it runs here
 
-            return (RunnerLayer(self.target, label_limit=self.config.label_limit, explain=self._explain),)
-        if engine.name == "llamacpp":
-            from llm_headroom.scrape.llama_server import ServerLayer  # noqa: PLC0415 - only where llama.cpp runs here
+                return (RunnerLayer(self.target, label_limit=self.config.label_limit, explain=self._explain),)
+            case Beside.COMMAND_LINE:
+                from llm_headroom.scrape.llama_server import ServerLayer  # noqa: PLC0415 - only where it runs here
 
-            return (ServerLayer(self.target),)
-        return ()
+                return (ServerLayer(self.target),)
+            case None:
+                return ()
 
     async def collect(self) -> Snapshot:
         """One collection; failures are in its health, never raised."""

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct, field
 from llm_headroom import schema
 from llm_headroom.engines.answers import Text, Whole
 from llm_headroom.engines.openai_api import SLOWLY, present
-from llm_headroom.engines.rules import Document, Engine, Fact, Rule, always
+from llm_headroom.engines.rules import Beside, Document, Engine, Fact, Rule, always
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -185,6 +185,7 @@ ENGINE: Final = Engine(
     colour="purple",
     loads_on_demand=True,
     slotted=True,
+    beside=Beside.COMMAND_LINE,
     prefixes=("llamacpp:", "llamacpp_"),
     model_label="model",
     documents=_documents,

@@ -16,7 +16,7 @@ from llm_headroom import schema
 from llm_headroom.engines.answers import Text, Versioned, Whole
 from llm_headroom.engines.ollama_geometry import cells, geometry
 from llm_headroom.engines.openai_api import MOST_NAMED, SLOWLY, present, whole
-from llm_headroom.engines.rules import Document, Engine, Fact, Rule
+from llm_headroom.engines.rules import Beside, Document, Engine, Fact, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -314,6 +314,7 @@ ENGINE: Final = Engine(
     default_tag="latest",
     queue_limit=512,  # OLLAMA_MAX_QUEUE (ollama/ollama, envconfig/config.go)
     slotted=True,
+    beside=Beside.RUNNERS,
     fact_sources={
         "llm_models_loaded": "`/api/ps`",
         "llm_model_loaded": "`/api/ps`, and `/api/tags` for those that are not loaded",
