@@ -1,6 +1,22 @@
 """`python -m llm_headroom` is `llm-headroom`."""
 
-from llm_headroom.commands.cli import main
+from __future__ import annotations
+
+import sys
+
+from llm_headroom.commands import huge_pages
+
+
+def main() -> None:
+    """Runs the command line; a service finds room in huge pages for what it imports."""
+    room = huge_pages.begin(next((each for each in sys.argv[1:] if not each.startswith("-")), ""))
+    from llm_headroom.commands.cli import main as run  # noqa: PLC0415 - into that room
+
+    try:
+        run(prog_name="llm-headroom")
+    finally:
+        del room
+
 
 if __name__ == "__main__":
-    main(prog_name="llm-headroom")
+    main()

@@ -16,6 +16,7 @@ import click
 
 from llm_headroom import __version__
 from llm_headroom.commands.exits import fail
+from llm_headroom.commands.huge_pages import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,7 @@ COMMANDS: Final = {
     "completion": "Print the completion script of a shell.",
 }
 """The summary of each command in `--help`, here so that `--help` imports none of them."""
-_SERVICES: Final = frozenset({"run", "proxy"})
+
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -95,7 +96,7 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in _SERVICES:  # SIGHUP is a wish to reload, which must not end what is only beginning
+        if cmd_name in SERVICES:  # SIGHUP is a wish to reload, which must not end what is only beginning
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with _quick():
             command = import_module(f"llm_headroom.commands.{cmd_name.replace('-', '_')}").command
