@@ -145,42 +145,55 @@ def judge(
     batches has none. `beside` is what this host, or a proxy, shows of the engine while it does not answer.
     """
     memory = memory or Memory(at)
-    seen: dict[str, dict[str, float]] = {}
+    seen = figures(snapshot.points) if snapshot.health.up else {}
     if snapshot.health.up:
-        seen = figures(snapshot.points)
-        models = {
-            model: _seen(memory.models.get(model) or _back(memory.away.get(model), at), own, at)
-            for model, own in seen.items()
-        }
-        remedy = _REMEDIES.get(snapshot.engine, _REMEDY)
-        found = {model: _findings(models[model], own, at, remedy) for model, own in seen.items()}
-        working = any(_at_work(models[model], own, at) for model, own in seen.items())
-        replaced = _replaced(memory, seen, at)
-        for model, since in replaced.items():
-            models[model] = memory.models[model]
-            instead = f"{', '.join(seen)} is served here instead since {span(at - since)}"
-            found[model] = [Finding(State.MISREAD, f"{instead}, and this model had requests then")]
-        away = {
-            model: known
-            for model, known in {**memory.away, **memory.models}.items()
-            if model not in models and known.samples and at - known.samples[-1].at < LOADS_SECONDS
-        }
-        memory = Memory(memory.began, ever_up=True, at_work=working, models=models, replaced=replaced, away=away)
+        memory, found = _answered(memory, seen, snapshot.engine, at)
     else:
-        models = dict(memory.models) or {"": Known()}
-        finished = sum(value for _, value in numbers(beside, schema.REQUESTS_FINISHED))
-        answered = at if finished > memory.finished else memory.answered
-        memory = replace(memory, finished=finished, answered=answered)
-        unread = _unread(memory, snapshot, at, beside)
-        found = {model: [unread] for model in models}
-        memory = replace(memory, models=models)
-    judged = []
-    for model, known in models.items():
+        memory, found = _unanswered(memory, snapshot, at, beside)
+    judged, models = [], {}
+    for model, known in memory.models.items():
         clear = _UNSURE if model in seen and _unsure(known, seen[model], at) else CLEAR
         settled = settle(known.settled, found[model], at, snapshot.taken, ENGINE_STATES, RISE, clear)
         models[model] = replace(known, settled=settled)
         judged.append(settled.judged(model=model))
-    return memory, tuple(judged)
+    return replace(memory, models=models), tuple(judged)
+
+
+def _answered(
+    memory: Memory, seen: Mapping[str, Mapping[str, float]], engine: str, at: float
+) -> tuple[Memory, dict[str, Sequence[Finding]]]:
+    """The memory after a collection that succeeded, and what is found of each model."""
+    models = {
+        model: _seen(memory.models.get(model) or _back(memory.away.get(model), at), own, at)
+        for model, own in seen.items()
+    }
+    remedy = _REMEDIES.get(engine, _REMEDY)
+    found: dict[str, Sequence[Finding]] = {
+        model: _findings(models[model], own, at, remedy) for model, own in seen.items()
+    }
+    working = any(_at_work(models[model], own, at) for model, own in seen.items())
+    replaced = _replaced(memory, seen, at)
+    for model, since in replaced.items():
+        models[model] = memory.models[model]
+        instead = f"{', '.join(seen)} is served here instead since {span(at - since)}"
+        found[model] = [Finding(State.MISREAD, f"{instead}, and this model had requests then")]
+    away = {
+        model: known
+        for model, known in {**memory.away, **memory.models}.items()
+        if model not in models and known.samples and at - known.samples[-1].at < LOADS_SECONDS
+    }
+    return Memory(memory.began, ever_up=True, at_work=working, models=models, replaced=replaced, away=away), found
+
+
+def _unanswered(
+    memory: Memory, snapshot: Snapshot, at: float, beside: Sequence[Point]
+) -> tuple[Memory, dict[str, Sequence[Finding]]]:
+    """The memory after a collection that failed, and the one finding, the same of each model."""
+    models = memory.models or {"": Known()}
+    finished = sum(value for _, value in numbers(beside, schema.REQUESTS_FINISHED))
+    answered = at if finished > memory.finished else memory.answered
+    memory = replace(memory, models=models, finished=finished, answered=answered)
+    return memory, dict.fromkeys(models, (_unread(memory, snapshot, at, beside),))
 
 
 def state_points(judged: Iterable[Judged], labels: Mapping[str, str]) -> Iterator[Point]:
