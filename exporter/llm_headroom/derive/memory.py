@@ -210,12 +210,6 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
     # What was not read for a while has grown in a time that nobody knows: it is counted, but makes no rate.
     before = restart.since(known.last, known.counts, begun)
     elapsed = at - known.at
-    moving = (
-        growth(before.steps, now.steps) > 0
-        or growth(before.generation_tokens, now.generation_tokens) > 0
-        or growth(before.prompt_tokens, now.prompt_tokens) > 0
-        or not _busy(now)
-    )
     firsts = known.firsts
     ttft = next((each for each in objectives if each.field == "ttft"), None)
     if ttft is not None and elapsed <= slo.LONGEST_GAP:
@@ -223,16 +217,6 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
     estimates = known.estimates.after(before, now, elapsed)
     threshold = None if ttft is None else tallies[ttft.name].boundary
     preempted = at if growth(before.preemptions, now.preemptions) > 0 else known.preempted
-    patience, queue = threshold, known.queue
-    came = histogram_growth(before.ttft, now.ttft)
-    firsts_came = 0.0 if came is None else came.count
-    if ttft is not None and now.ttft is None and now.generation_tokens is not None:
-        # Of an engine that does not measure first tokens, such as llama.cpp, prompts that are worked off show them.
-        patience = ttft.seconds
-        if growth(before.prompt_tokens, now.prompt_tokens) > 0:
-            queue = slo.Queue()
-    elif firsts_came and at - preempted < HAPPENING_SECONDS:  # those that were preempted wait for no first token
-        queue = slo.Queue()
     own = estimates.of_one(replicas)
     return ModelMemory(
         at=at,
@@ -248,13 +232,46 @@ def _remembered(  # noqa: PLR0913, PLR0917 - each is of one poll
             elapsed,
         ),
         firsts=firsts,
-        queue=queue.after(now.waiting or 0.0, at, patience, firsts_came),
+        queue=_queue(known.queue, before, now, at, ttft, threshold, preempted=at - preempted < HAPPENING_SECONDS),
         tallies=tallies,
-        moved=at if moving else known.moved,
+        moved=at if _moving(before, now) else known.moved,
         restarts=known.restarts,
         preempted=preempted,
         load=known.load.after(now, at, replicas),
     )
+
+
+def _moving(before: Observation, now: Observation) -> bool:
+    """Whether the engine gets on with its requests, or has none."""
+    return (
+        growth(before.steps, now.steps) > 0
+        or growth(before.generation_tokens, now.generation_tokens) > 0
+        or growth(before.prompt_tokens, now.prompt_tokens) > 0
+        or not _busy(now)
+    )
+
+
+def _queue(  # noqa: PLR0913, PLR0917 - each is of one poll
+    queue: slo.Queue,
+    before: Observation,
+    now: Observation,
+    at: float,
+    ttft: slo.Objective | None,
+    threshold: float | None,
+    *,
+    preempted: bool,
+) -> slo.Queue:
+    """What waits for its first token, as far as those that came tell; `preempted`: requests were, just before."""
+    came = histogram_growth(before.ttft, now.ttft)
+    firsts = 0.0 if came is None else came.count
+    if ttft is not None and now.ttft is None and now.generation_tokens is not None:
+        # Of an engine that does not measure first tokens, such as llama.cpp, prompts that are worked off show them.
+        threshold = ttft.seconds
+        if growth(before.prompt_tokens, now.prompt_tokens) > 0:
+            queue = slo.Queue()
+    elif firsts and preempted:  # those that were preempted wait for no first token
+        queue = slo.Queue()
+    return queue.after(now.waiting or 0.0, at, threshold, firsts)
 
 
 def _tallies(
