@@ -13,7 +13,7 @@ from llm_headroom.model import Subject, numbers
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from llm_headroom.engines.rules import Engine
+    from llm_headroom.engines.rules import Engine, Rule
     from llm_headroom.model import Metric, Snapshot
 
 GPUS: Final = "nvml"
@@ -170,15 +170,20 @@ def _reason(
         if engine.name not in BUILT_IN:
             return f"no rule under `engines.{engine.name}` gives it"
         return _proxy(engine) if metric in BY_PROXY else f"{engine.title} does not expose this metric"
-    parts = []
+    return "; ".join(_not_found(rules, where, read, withheld))
+
+
+def _not_found(
+    rules: Sequence[Rule], where: str | None, read: Collection[str], withheld: Collection[str]
+) -> Iterator[str]:
+    """Why neither the engine's rules nor its documents gave a metric which they could."""
     if rules:
         names = _few([*dict.fromkeys(name for rule in rules for name in rule.names)], " or ")
         needs = _few([*dict.fromkeys(rule.needs for rule in rules if rule.needs)], "; ")
         there = next((name for rule in rules for name in rule.names if name in read), "")
         lacking = f"{there} of the engine does not say it" if there else f"the engine exposes no {names}"
-        parts.append(f"{lacking}{f' (needs: {needs})' if needs else ''}")
+        yield f"{lacking}{f' (needs: {needs})' if needs else ''}"
     if where is not None:
-        parts.append(f"not found in {where.replace('`', '')}")
+        yield f"not found in {where.replace('`', '')}"
         if withheld:
-            parts.append(f"{', '.join(withheld)} wants credentials: give the target auth.bearer_token_file")
-    return "; ".join(parts)
+            yield f"{', '.join(withheld)} wants credentials: give the target auth.bearer_token_file"
