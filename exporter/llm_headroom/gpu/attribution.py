@@ -156,18 +156,7 @@ def _of_device(device: Device, owners: Sequence[Owner], kin: _Kin, proc: Proc, *
     reported if they belong to one engine; otherwise, like the memory of processes that /proc does not show, to the only
     engine that can hold it. If NVML reports every process, the rest stays unattributed.
     """
-    held: dict[tuple[str, Method], float] = {}
-    unreported: set[tuple[str, Method] | str] = set()
-    foreign = dict.fromkeys((_UNSEEN, _STRANGER), 0.0)
-    for process in device.processes or ():
-        lineage = proc.lineage(process.pid)
-        owner = kin.owner(lineage)
-        if process.memory is None:
-            unreported.add(owner or (_STRANGER if lineage else _UNSEEN))
-        elif owner is not None:
-            held[owner] = held.get(owner, 0.0) + process.memory
-        else:
-            foreign[_STRANGER if lineage else _UNSEEN] += process.memory
+    held, foreign, unreported = _listed(device.processes or (), kin, proc)
     rest = max(0.0, device.used - sum(held.values()) - sum(foreign.values()))
     if proc.is_wsl and not any(device.named(owner.gpus) for owner in owners):
         rest, unreported = 0.0, set()  # Windows and its programs use the device, too, and nobody lists them
@@ -182,6 +171,30 @@ def _of_device(device: Device, owners: Sequence[Owner], kin: _Kin, proc: Proc, *
         if memory:
             held[claimant.target, method] = memory
     return [Holding(device.gpu, device.uuid, target, memory, method) for (target, method), memory in held.items()]
+
+
+class _Listed(NamedTuple):
+    """Memory that NVML reports by process: engines' by owner, others' by kind; and whose it does not report."""
+
+    held: dict[tuple[str, Method], float]
+    foreign: dict[str, float]
+    unreported: set[tuple[str, Method] | str]
+
+
+def _listed(processes: Iterable[GpuProcess], kin: _Kin, proc: Proc) -> _Listed:
+    held: dict[tuple[str, Method], float] = {}
+    foreign = dict.fromkeys((_UNSEEN, _STRANGER), 0.0)
+    unreported: set[tuple[str, Method] | str] = set()
+    for process in processes:
+        lineage = proc.lineage(process.pid)
+        owner = kin.owner(lineage)
+        if process.memory is None:
+            unreported.add(owner or (_STRANGER if lineage else _UNSEEN))
+        elif owner is not None:
+            held[owner] = held.get(owner, 0.0) + process.memory
+        else:
+            foreign[_STRANGER if lineage else _UNSEEN] += process.memory
+    return _Listed(held, foreign, unreported)
 
 
 def _last(device: Device, owners: Sequence[Owner], matched: set[str], *, sidecar: bool) -> tuple[Owner, Method] | None:
