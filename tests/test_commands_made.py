@@ -150,8 +150,8 @@ def certificate(path: Path, days: float, *, whole: float = 1000.0) -> Path:
         (DEFAULT.certificate_soon / DAY - 0.1, 1000.0, "runs out in "),
         (10 * DEFAULT.certificate_share + 0.5, 10.0, None),
         (10 * DEFAULT.certificate_share - 0.5, 10.0, "runs out in "),
-        (-3.001, 1000.0, "ran out 72 h ago"),
-        (1003.001, 1000.0, "is not valid before 72 h have passed"),
+        (-3.001, 1000.0, "ran out 3 d ago"),
+        (1003.001, 1000.0, "is not valid before 3 d have passed"),
     ],
 )
 def test_what_runs_out_soon_is_said(tmp_path: Path, days: float, whole: float, said: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,10 +14,11 @@ import yaml
 from exporter_process import check
 from kubernetes_objects import ROOT, built, objects, only, pod_of, program, ran, validate
 from llm_headroom import __version__, schema
+from llm_headroom.bundle import alerts, sidecars
 from llm_headroom.bundle import kubernetes as bundled
-from llm_headroom.bundle import sidecars
 from llm_headroom.bundle.settings import BundleSettings
 from llm_headroom.config.load import load
+from llm_headroom.thresholds import DEFAULT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,14 +185,18 @@ def test_the_chart_s_rules_and_dashboards_are_those_of_the_tree(chart: Path) -> 
     shipped = yaml.safe_load((ROOT / "alerts/llm-headroom.rules.yml").read_text())
     assert only(found, "PrometheusRule")["spec"] == shipped
 
-    values = {"mode": "none", "prometheusRule": {"enabled": True, "thresholds": {"ttft_slow_share": 0.125}}}
-    (slow,) = [
-        rule
-        for group in only(rendered(copy, values=values), "PrometheusRule")["spec"]["groups"]
-        for rule in group["rules"]
-        if rule.get("alert") == "LLMFirstTokensSlow"
-    ]
-    assert "a share of 12.5% and" in slow["annotations"]["description"]
+    own = {
+        "ttft_slow_share": 0.125,
+        "gpu_temperature_high": 77.5,
+        "gpu_growth_bytes": 600 * 1024 * 1024,
+        "source_stale": 90,
+        "kv_exhaustion_soon": 7200,
+        "blocked_seconds": 3900,
+        "gpu_oom_horizon": 259_200,
+    }
+    found = rendered(copy, values={"mode": "none", "prometheusRule": {"enabled": True, "thresholds": own}})
+    bundled_rules = alerts.files(BundleSettings(thresholds=dataclasses.replace(DEFAULT, **own)))
+    assert only(found, "PrometheusRule")["spec"] == yaml.safe_load(bundled_rules["alerts/llm-headroom.rules.yml"])
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
