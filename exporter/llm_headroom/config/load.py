@@ -17,7 +17,7 @@ from llm_headroom.config.kinds import Address, ExistingFile, Interval, LogFormat
 from llm_headroom.config.settings import Config, GpuSettings, Log, ProxySettings, Target, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from llm_headroom.config.errors import Place
@@ -140,12 +140,8 @@ def load(  # noqa: PLR0913 - one argument for each flag
     }
     addresses = _flags("listen", partial(parsed, Address), listen, problems)
     own = (*values.get("targets", ()), *added)
-    for option, fronts in (("ollama-proxy", ollama_proxy), ("listen", proxy)):
-        behind = own[0] if option == "listen" and own else _ollama(own)
-        names.doors += [
-            _Door(f"--{option}: {{}}".format, ProxySettings(listen=address, target=behind.name), behind)
-            for address in _flags(option, partial(parsed, Address), fronts, problems)
-        ]
+    names.doors += _flagged_doors("ollama-proxy", ollama_proxy, _ollama(own), problems)
+    names.doors += _flagged_doors("listen", proxy, own[0] if own else _ollama(own), problems)
     values["otlp"] = config_otlp.settled(values.get("otlp"), otlp_endpoint, os.environ, problems)
     values["targets"] = tuple(
         replace(target, name=placed(target.name, os.environ)) for target in _behind(names.doors, own, problems)
@@ -154,18 +150,31 @@ def load(  # noqa: PLR0913 - one argument for each flag
         replace(door.settings, target=placed(door.settings.target, os.environ)) for door in names.doors
     )
     problems.check()
-    logged = {key: value for key in ("level", "format") if (value := given.pop(f"log-{key}", None))}
-    values["log"] = replace(values.get("log", Log()), **logged)
-    values |= {key.replace("-", "_"): value for key, value in given.items()}
     if addresses:
-        values["listen"] = addresses
-    if gpu is not None:
-        values["gpu"] = replace(values.get("gpu", GpuSettings()), enabled=gpu)
+        given["listen"] = addresses
     if discover is not None:
-        values["discover"] = discover
+        given["discover"] = discover
     elif values["targets"] and not own:
         values.setdefault("discover", True)  # a proxy's engine alone is no reason to look for no other
-    return Config(**values)
+    return Config(**_overridden(values, given, gpu=gpu))
+
+
+def _overridden(values: Mapping[str, Any], given: Mapping[str, Any], *, gpu: bool | None) -> dict[str, Any]:
+    """The settings of the file by name, with those that flags gave in their place."""
+    logged = {key: given[f"log-{key}"] for key in ("level", "format") if f"log-{key}" in given}
+    plain = {key.replace("-", "_"): value for key, value in given.items() if not key.startswith("log-")}
+    parts: dict[str, Any] = {"log": replace(values.get("log", Log()), **logged)}
+    if gpu is not None:
+        parts["gpu"] = replace(values.get("gpu", GpuSettings()), enabled=gpu)
+    return {**values, **plain, **parts}
+
+
+def _flagged_doors(option: str, fronts: Iterable[str], behind: Target, problems: Problems) -> list[_Door]:
+    """The proxies that an option asks for at so many addresses, in front of one target."""
+    return [
+        _Door(f"--{option}: {{}}".format, ProxySettings(listen=address, target=behind.name), behind)
+        for address in _flags(option, partial(parsed, Address), fronts, problems)
+    ]
 
 
 def _ollama(targets: Sequence[Target]) -> Target:
