@@ -71,7 +71,11 @@ class _Found(NamedTuple):
 
 
 class Watched:
-    """The web configuration in force: read again when one of its files changes; unchanged as long as that fails."""
+    """The web configuration in force: read again when one of its files changes; unchanged as long as that fails.
+
+    It is no `net.made_of.MadeOf`: which files it is made of stands in one of them, what fails leaves the former one in
+    force, and its thread is its own, so that no disk of a target keeps pages from anybody.
+    """
 
     __slots__ = ("_access", "_again", "_files", "_late", "_path", "_problem", "_proved", "_thread", "_turn")
 
