@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +24,6 @@ from llm_headroom.poll.poller import Poller
 from one_card import Card
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Coroutine, Mapping
     from pathlib import Path
 
@@ -206,10 +206,27 @@ def test_the_models_of_a_target_are_known_once_it_was_asked() -> None:
         polling(poller, test)
 
 
+def outside_address() -> str:
+    """The address from which packets to others leave this host; one of loopback where it has no other."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
+        try:
+            trial.connect(("198.51.100.1", 9))  # nothing is sent
+        except OSError:
+            return "127.0.0.1"
+        return str(trial.getsockname()[0])
+
+
 @pytest.mark.parametrize(
-    ("host", "found"), [("localhost", False), ("127.0.0.1", False), ("[::1]", False), ("127.0.0.2", True)]
+    ("host", "found"),
+    [
+        *((host, False) for host in ("localhost", "127.0.0.1", "[::1]", "gpu-box", outside_address())),
+        *((host, True) for host in ("127.0.0.2", "198.51.100.1", "gpu-box-2")),
+    ],
 )
-def test_a_usual_port_is_looked_at_where_no_target_of_this_host_has_it(host: str, *, found: bool) -> None:
+def test_a_usual_port_is_looked_at_where_no_target_of_this_host_has_it(
+    monkeypatch: pytest.MonkeyPatch, host: str, *, found: bool
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "GPU-box")
     with EngineServer(ROUTES) as engine:
         looking = replace(ONE, engines={"one": replace(ONE.engines["one"], port=engine.port)}, discover=True)
         mine = Target(name="mine", endpoint=Endpoint(url=f"http://{host}:{engine.port}"), engine="one")

@@ -24,6 +24,7 @@ from llm_headroom.derive import economy
 from llm_headroom.derive.memory import has_elders
 from llm_headroom.host.engines import Finder, Watched
 from llm_headroom.model import Cause, Failure, Snapshot, Subject
+from llm_headroom.net.addresses import of_this_host, on_loopback
 from llm_headroom.poll.engine import EngineSource
 from llm_headroom.poll.local import GPU_TARGET, GpuSource, HostWatch, joined
 from llm_headroom.poll.pace import MOST_AT_ONCE, START_SPACING, Pace, Strain, host_pause, paces
@@ -51,7 +52,7 @@ LOOK_AGAIN: Final = 30.0
 """Seconds between looks for engines (on this host's usual ports) and for NVML where there was none."""
 LOOK_TIMEOUT: Final = 2.0
 _WHERE_DISCOVERED: Final = ("localhost", "127.0.0.1", "::1")
-"""Hosts that lead to the same engine as where it is looked: behind 127.0.0.2 there may be another."""
+"""Where engines are looked for: behind another address of loopback, such as 127.0.0.2, there may be another one."""
 
 
 _Work: TypeAlias = "Callable[[], Coroutine[None, None, None]]"
@@ -353,7 +354,7 @@ class Poller:
     def _ports(self) -> list[int]:
         """This host's usual ports of engines where no target is yet."""
         urls = [urlsplit(target.endpoint.url) for target in self.config.targets]
-        taken = {url.port for url in urls if url.hostname in _WHERE_DISCOVERED}
+        taken = {url.port for url in urls if _leads_here(url.hostname or "")}
         ports = frozenset[int]().union(*(engine.ports for engine in self.engines.values())) - taken
         return [port for port in sorted(ports) if placed(f"127.0.0.1:{port}", os.environ) not in self.slots]
 
@@ -406,6 +407,11 @@ class Poller:
             raise
         self.absent.pop(SOUGHT_GPUS, None)
         self._start(Slot(GPU_TARGET, source, {}, self.config.detail, former), Pace())
+
+
+def _leads_here(host: str) -> bool:
+    """Whether a target of this host's is what would be found where engines are looked for, on the same port."""
+    return host in _WHERE_DISCOVERED or (of_this_host(host) and not on_loopback(host))
 
 
 def _made_of(config: Config) -> tuple[object, ...]:

@@ -7,10 +7,9 @@ import contextlib
 import errno
 import logging
 import math
-import socket
 import time
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from llm_headroom import clock, schema
@@ -19,7 +18,7 @@ from llm_headroom.derive import slo
 from llm_headroom.derive.memory import Memory, advance, with_estimate
 from llm_headroom.model import Health, Snapshot
 from llm_headroom.net.accept import Accepting
-from llm_headroom.net.addresses import literal, on_loopback
+from llm_headroom.net.addresses import literal, of_this_host, on_loopback, own_name
 from llm_headroom.net.dial import dialled
 from llm_headroom.net.listen import bind, bound_address
 from llm_headroom.net.made_of import MadeOf
@@ -32,6 +31,7 @@ from llm_headroom.scrape import catalog
 from llm_headroom.scrape.load_estimates import LoadEstimates
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("llm_headroom")
 
 _EVERY: Final = frozenset({literal("0.0.0.0"), literal("::")})
-_IPV4: Final = 4
 
 
 class _Address:
@@ -106,22 +105,8 @@ class _Address:
         there = literal(host)
         for listener in self._listeners:
             own, listening = listener.getsockname()[:2]
-            if listening == port and (literal(own) == there or (literal(own) in _EVERY and _is_local(host))):
+            if listening == port and (literal(own) == there or (literal(own) in _EVERY and of_this_host(host))):
                 raise OSError(errno.ELOOP, LEADS_BACK)
-
-
-@lru_cache(maxsize=256)
-def _is_local(host: str) -> bool:
-    """Whether an address is one of this host's own: packets to it would leave from it. None is sent."""
-    here = literal(host)
-    if here is None or here.is_loopback:
-        return here is not None
-    with socket.socket(socket.AF_INET if here.version == _IPV4 else socket.AF_INET6, socket.SOCK_DGRAM) as trial:
-        try:
-            trial.connect((host, 9))
-        except OSError:
-            return False
-        return literal(trial.getsockname()[0]) == here
 
 
 class ProxySource:
@@ -316,5 +301,5 @@ class Proxies:
 
 def _names_here() -> set[str]:
     """This host's name, with its domain and without."""
-    name = socket.gethostname().lower()
+    name = own_name()
     return {name, name.partition(".")[0]}
