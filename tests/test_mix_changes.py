@@ -59,8 +59,11 @@ OLD = (poll(),) * 54
         ((*OLD[:30], *(poll(0.0),) * 24, *(poll(2.0, 9000.0),) * 5, poll(0.0)), None, 30.0),
         ((*OLD[:30], *(poll(0.0),) * 24, *(poll(1.9, 9000.0),) * 5, poll(0.0)), None, 300.0),
         ((*(poll(2.0, 0.0),) * 54, *(poll(2.0, 9000.0),) * 6), None, 300.0),  # of a length that is not known
-        ((*(poll(10.0),) * 54, *(poll(10.0, 220.0),) * 6), None, 30.0),  # 780 are 6.04 times 1,000 over the root of 60
-        ((*(poll(10.0),) * 54, *(poll(10.0, 230.0),) * 6), None, 300.0),
+        # of shorter prompts fewer are needed: sixty of 411 are as unlikely as those that lie 6 times away, 589 or not
+        ((*(poll(10.0),) * 54, *(poll(10.0, 411.0),) * 6), None, 30.0),
+        ((*(poll(10.0),) * 54, *(poll(10.0, 412.0),) * 6), None, 300.0),
+        ((*OLD, *(poll(2.2, 1.0),) * 6), None, 30.0),  # a thousandth says no more than a tenth
+        ((*OLD, *(poll(2.1, 1.0),) * 6), None, 300.0),
         # however sure, a little is no change
         ((*(poll(900.0),) * 54, *(poll(900.0, 1299.0),) * 6), None, 300.0),
         ((*(poll(900.0),) * 54, *(poll(900.0, 1301.0),) * 6), None, 30.0),

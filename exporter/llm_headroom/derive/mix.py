@@ -21,6 +21,8 @@ LIKE_SECONDS: Final = 60.0
 """Requests of so many seconds are taken to be alike, as far as they are."""
 _CHANGED: Final = 6.0
 """Standard errors by which the mean of a new mix lies away."""
+_LEAST_RATIO: Final = 0.1
+"""Means of new requests that are a smaller part of the old mean say no more: all of a few may be cached by chance."""
 _LEAST_FACTOR: Final = 1.3
 """Means that are closer are of one mix: more requests are known of it then, which is worth more."""
 
@@ -84,7 +86,7 @@ class _Sums:
         if old_seconds < self._part.old_seconds or mean <= 0 or 1.0 / _LEAST_FACTOR < now / mean < _LEAST_FACTOR:
             return 0.0
         own = variation() * mean
-        apart, chance = abs(now - mean) / _CHANGED, own**2 / requests
+        apart, chance = mean * _distance(now / mean) / _CHANGED, own**2 / requests
         if apart <= math.sqrt(chance):
             return 0.0  # what minutes differ by, which takes long to find, would only make it less
         minutes = max(1.0, self._seconds[count - 1] / LIKE_SECONDS)
@@ -99,6 +101,18 @@ class _Sums:
             return float((now - mean) ** 2 * requests * (1.0 - requests / self._requests[-1]))
 
         return max(range(1, count + 1), key=evidence)
+
+
+def _distance(ratio: float) -> float:
+    """How unlikely a mean of so many times the expected one is, in deviations that are as large as what is expected.
+
+    Sizes are skewed: many short ones are rarer by chance than one that is very long. So a smaller mean is as unlikely
+    as one of gamma variates, a larger one, of which that would say less than was seen, as one of a normal variate.
+    """
+    if ratio >= 1.0:
+        return ratio - 1.0
+    least = max(ratio, _LEAST_RATIO)
+    return math.sqrt(2.0 * (least - 1.0 - math.log(least)))
 
 
 def by_minute(intervals: Sequence[Interval], part: Part, mean: float) -> Iterator[tuple[list[int], float, float]]:
