@@ -244,7 +244,7 @@ minutes were, over this draw and nearly four others, with 95 % intervals, paired
 | those above | 562 | 8.7% | 4.3% [2.7%, 6.0%] | -4.4% [-6.2%, -2.8%] |
 | 8B on L4 | 103 | 47.6% | 40.8% [32.0%, 50.5%] | -6.8% [-12.6%, -1.0%] |
 
-Of the 24 that are left 15 are a batch job that ended, in whose place 21 to 222 requests have come, and four are long
+Of the 24 that are left 15 are a batch job that ended, in whose place 21 to 222 requests came, and four are long
 prompts that ended, with three to eight. Another five were seen, but the requests of these two minutes were a burst, or
 waited. On the L4 no change to shorter answers was seen in time, nor any end of a batch job. What is not seen in two
 minutes often stays so for the quarter of an hour, since the first of the new requests count as old ones by then. To
