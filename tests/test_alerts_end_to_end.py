@@ -65,7 +65,7 @@ MAY_FIRE: Final = {
     "leaky": {"LLMEngineDown", "LLMOomRisk"},
     "crashed": {"LLMEngineDown"},
     "renamed": {"LLMSignalLost"},
-    "stalled": {"LLMEngineStalled"},
+    "stalled": {"LLMEngineStalled", "LLMFirstTokensSlow"},  # the latter once it goes on: who waited, waited too long
     "loading": {"LLMEngineLoadingLong"},
     "ollama": {"LLMModelSpilledToCPU"},
     "gpu 1": {"LLMGpuMemoryHeadroomLow", "LLMGpuMemoryExhausted", "LLMOomRisk"},
