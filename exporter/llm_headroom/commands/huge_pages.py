@@ -28,7 +28,7 @@ PAGE: Final = 2 * 1024 * 1024
 """Bytes of a huge page. Larger ones, such as those of 512 MiB of some kernels for ARM, hold more than we need."""
 SMALL: Final = 24 * 1024 * 1024
 LARGE: Final = 12 * 1024 * 1024
-"""Bytes in objects that Python keeps in arenas, and in larger ones, which malloc has. A service's modules take 19 and 10;
+"""Bytes in objects that Python keeps in arenas, and in larger ones, which malloc has. Modules take 19 and 10;
 the rest is for what hundreds of streams or a few targets need, which is touched most."""
 _SMALL_OBJECT: Final = 512
 """Bytes of the largest object that is in an arena."""
