@@ -50,6 +50,30 @@ def test_a_system_that_does_not_know_of_huge_pages_gives_none(tmp_path: Path) ->
     assert not huge_pages.given({}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("limit", "spare"), [("max", True), (str(128 * 1024 * 1024), True), (str(64 * 1024 * 1024), False), ("0", False)]
+)
+def test_no_room_is_made_where_a_container_has_little_memory(tmp_path: Path, limit: str, *, spare: bool) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n", encoding="ascii")
+    limits = (tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes")
+    assert huge_pages.given({}, kernel(tmp_path), limits) is spare
+
+
+def test_a_service_begins_where_there_is_no_memory_for_more_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def room() -> tuple[bytes, ...]:
+        raise MemoryError
+
+    monkeypatch.setattr(huge_pages, "given", lambda _: True)
+    monkeypatch.setattr(huge_pages, "room", room)
+    assert huge_pages.begin("run") == ()
+
+
+@pytest.mark.parametrize("command", ["", "check", "top", "demo", "health"])
+def test_only_a_service_takes_more_memory(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr(huge_pages, "given", lambda _: True)
+    assert huge_pages.begin(command) == ()
+
+
 def mapping(start: int, end: int, resident: int, what: str = "rw-p 00000000 00:00 0") -> list[str]:
     """Lines of a mapping in /proc/<pid>/smaps; `resident` in KiB."""
     return [

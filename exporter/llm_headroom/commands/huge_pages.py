@@ -12,6 +12,7 @@ arena, with which it stays.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from contextlib import suppress
@@ -19,11 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 SERVICES: Final = frozenset({"run", "proxy"})
 """The commands that go on until they are ended."""
 KERNEL: Final = Path("/sys/kernel/mm/transparent_hugepage")
+LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Of a container, in control groups of version 2 and 1."""
+SPARE: Final = 128 * 1024 * 1024
+"""Bytes of a limit below which no memory is to spare."""
 PAGE: Final = 2 * 1024 * 1024
 """Bytes of a huge page. Larger ones, such as those of 512 MiB of some kernels for ARM, hold more than we need."""
 SMALL: Final = 24 * 1024 * 1024
@@ -40,13 +45,16 @@ _COLLAPSE: Final = 25
 """At once; known to Linux from 6.1 on."""
 
 
-def given(environment: Mapping[str, str], kernel: Path = KERNEL) -> bool:
-    """Whether the kernel gives huge pages to who asks, and Python's memory is where we look for it.
+def given(environment: Mapping[str, str], kernel: Path = KERNEL, limits: Sequence[Path] = LIMITS) -> bool:
+    """Whether the kernel gives huge pages to who asks, there is memory to spare, and Python's is where we look for it.
 
     Args:
         environment: In which `PYTHONMALLOC` names another allocator.
         kernel: Where the kernel says which huge pages it gives.
+        limits: Files with the most bytes that the container may have; `max`, or none, for no limit.
     """
+    if any(_limit(each) < SPARE for each in limits):
+        return False
     try:
         mode = (kernel / "enabled").read_text(encoding="ascii")
         size = int((kernel / "hpage_pmd_size").read_text(encoding="ascii"))
@@ -54,6 +62,13 @@ def given(environment: Mapping[str, str], kernel: Path = KERNEL) -> bool:
         return False
     usual = environment.get("PYTHONMALLOC", "pymalloc") == "pymalloc" and "t" not in getattr(sys, "abiflags", "")
     return usual and size == PAGE and "[never]" not in mode
+
+
+def _limit(file: Path) -> float:
+    try:
+        return int(file.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return math.inf
 
 
 def room() -> tuple[bytes, ...]:
@@ -106,4 +121,9 @@ def whole_pages(mappings: Iterable[str]) -> Iterator[tuple[int, int]]:
 
 def begin(command: str) -> tuple[bytes, ...]:
     """Room for a service, see `room`; none for a command that ends before it pays, or where there are no huge pages."""
-    return room() if command in SERVICES and given(os.environ) else ()
+    if command not in SERVICES or not given(os.environ):
+        return ()
+    try:
+        return room()
+    except MemoryError:  # as with `ulimit -v`: then in small pages, as far as they go
+        return ()
