@@ -9,13 +9,11 @@ from llm_headroom.commands import huge_pages
 
 def main() -> None:
     """Runs the command line; a service finds room in huge pages for what it imports."""
-    room = huge_pages.begin(next((each for each in sys.argv[1:] if not each.startswith("-")), ""))
+    command = next((each for each in sys.argv[1:] if not each.startswith("-")), "")
+    _room = huge_pages.begin(command)  # kept for as long as the command runs
     from llm_headroom.commands.cli import main as run  # noqa: PLC0415 - into that room
 
-    try:
-        run(prog_name="llm-headroom")
-    finally:
-        del room
+    run(prog_name="llm-headroom")
 
 
 if __name__ == "__main__":

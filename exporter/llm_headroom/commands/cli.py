@@ -35,7 +35,6 @@ COMMANDS: Final = {
     "completion": "Print the completion script of a shell.",
 }
 """The summary of each command in `--help`, here so that `--help` imports none of them."""
-
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 

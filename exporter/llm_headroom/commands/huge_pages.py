@@ -65,6 +65,7 @@ def given(environment: Mapping[str, str], kernel: Path = KERNEL, limits: Sequenc
 
 
 def _limit(file: Path) -> float:
+    """Bytes; read here and not by `host.cgroup`, with which much would be imported before there is room for it."""
     try:
         return int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):
